@@ -1,0 +1,538 @@
+/* cqrs_outbox 1.0 */
+
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION cqrs_outbox" to load this file. \quit
+
+-- ----------------------------------------------------------------------
+-- Schemas
+--
+-- cqrs         tables, sequences and functions of the extension's own, and
+--              the segments of every topic; nobody needs USAGE on it
+-- cqrs_topics  one view for each topic, named like the topic: what people
+--              read, and what carries a topic's privileges
+-- ----------------------------------------------------------------------
+
+CREATE SCHEMA cqrs;
+CREATE SCHEMA cqrs_topics;
+GRANT USAGE ON SCHEMA cqrs_topics TO PUBLIC;
+COMMENT ON SCHEMA cqrs IS 'internals of cqrs_outbox';
+COMMENT ON SCHEMA cqrs_topics IS
+'one view for each topic; GRANT INSERT on it allows to emit, GRANT SELECT to read';
+
+-- ----------------------------------------------------------------------
+-- cqrs.topic: the topics
+--
+-- topic_id         names the segments: cqrs.topic_<topic_id>_<0|1|2>
+-- topic            name, at most 63 bytes; also the name of the view in
+--                  cqrs_topics
+-- retention        how long delivered events are kept at least
+-- current_segment  the segment that emitters write to
+-- created_at       when the topic was created
+-- ----------------------------------------------------------------------
+CREATE SEQUENCE cqrs.topic_id AS integer;
+CREATE TABLE cqrs.topic (
+	topic_id		integer		PRIMARY KEY DEFAULT nextval('cqrs.topic_id'),
+	topic			text		NOT NULL UNIQUE,
+	retention		interval	NOT NULL,
+	current_segment	smallint	NOT NULL DEFAULT 0,
+	created_at		timestamptz	NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE cqrs.topic IS 'topics';
+
+-- ----------------------------------------------------------------------
+-- cqrs.event_type: the registered event names
+--
+-- event_name     name, at most 63 bytes
+-- topic_id       the default topic of its events
+-- payload_type   jsonb, or the composite type that a payload must fit
+-- registered_at  when it was registered
+-- ----------------------------------------------------------------------
+CREATE TABLE cqrs.event_type (
+	event_name		text		PRIMARY KEY,
+	topic_id		integer		NOT NULL REFERENCES cqrs.topic,
+	payload_type	regtype		NOT NULL,
+	registered_at	timestamptz	NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE cqrs.event_type IS 'registered event types';
+
+-- ----------------------------------------------------------------------
+-- cqrs.command: the registered commands
+--
+-- command_name   name, at most 63 bytes
+-- handler        the function called, as schema.name(argument types): text,
+--                because pg_upgrade refuses regprocedure columns
+-- registered_at  when it was registered
+-- ----------------------------------------------------------------------
+CREATE TABLE cqrs.command (
+	command_name	text		PRIMARY KEY,
+	handler			text		NOT NULL,
+	registered_at	timestamptz	NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE cqrs.command IS 'registered commands';
+
+-- ----------------------------------------------------------------------
+-- cqrs.subscription: the consumers
+--
+-- subscription_id  names its cursor and its lock
+-- subscription     name, at most 63 bytes
+-- handler          the function that gets the events, as text (see
+--                  cqrs.command), or NULL: read with cqrs_receive()
+-- owner            whose privileges the delivery has
+-- created_at       when it was created
+-- ----------------------------------------------------------------------
+CREATE SEQUENCE cqrs.subscription_id AS integer;
+CREATE TABLE cqrs.subscription (
+	subscription_id	integer		PRIMARY KEY DEFAULT nextval('cqrs.subscription_id'),
+	subscription	text		NOT NULL UNIQUE,
+	handler			text,
+	owner			regrole		NOT NULL,
+	created_at		timestamptz	NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE cqrs.subscription IS 'subscriptions';
+
+-- ----------------------------------------------------------------------
+-- cqrs.subscription_topic: which topics a subscription reads
+-- ----------------------------------------------------------------------
+CREATE TABLE cqrs.subscription_topic (
+	subscription_id	integer		REFERENCES cqrs.subscription,
+	topic_id		integer		REFERENCES cqrs.topic,
+	PRIMARY KEY (subscription_id, topic_id)
+);
+COMMENT ON TABLE cqrs.subscription_topic IS 'topics of each subscription';
+
+-- ----------------------------------------------------------------------
+-- cqrs.tick: durably recorded snapshots, appended and deleted behind
+--
+-- tick_id        rises with the snapshot
+-- ticked_at      when the snapshot was taken
+-- snapshot       what had committed then
+-- last_position  the last position drawn before the snapshot was taken
+-- ----------------------------------------------------------------------
+CREATE SEQUENCE cqrs.tick_id;
+CREATE TABLE cqrs.tick (
+	tick_id			bigint		PRIMARY KEY,
+	ticked_at		timestamptz	NOT NULL,
+	snapshot		pg_snapshot	NOT NULL,
+	last_position	bigint		NOT NULL
+);
+COMMENT ON TABLE cqrs.tick IS 'snapshots between which events are delivered';
+
+-- ----------------------------------------------------------------------
+-- cqrs.cursor: how far each subscription is, appended and deleted behind;
+-- the row with the highest seq counts
+--
+-- subscription_id, partition, seq
+--                 key, and the fence between two movers of one cursor
+-- tick_id         everything visible in this tick has been delivered ...
+-- snapshot        ... which is what this snapshot shows
+-- until_tick      the window being delivered ends with this tick, or NULL:
+--                 none is
+-- until_snapshot  ... and with this snapshot
+-- position        of that window, delivered up to this position
+-- received        of that window, handed out by cqrs_receive() up to this
+--                 position, but not acknowledged
+-- last_position   an estimate of what had been emitted when the cursor
+--                 moved; only for showing the lag
+-- moved_at        when the cursor moved
+-- ----------------------------------------------------------------------
+CREATE TABLE cqrs.cursor (
+	subscription_id	integer		NOT NULL,
+	partition		integer		NOT NULL,
+	seq				bigint		NOT NULL,
+	tick_id			bigint		NOT NULL,
+	snapshot		pg_snapshot	NOT NULL,
+	until_tick		bigint,
+	until_snapshot	pg_snapshot,
+	position		bigint,
+	received		bigint,
+	last_position	bigint		NOT NULL,
+	moved_at		timestamptz	NOT NULL,
+	PRIMARY KEY (subscription_id, partition, seq)
+);
+COMMENT ON TABLE cqrs.cursor IS 'cursors of subscriptions, newest row by seq';
+
+-- ----------------------------------------------------------------------
+-- cqrs.failure: the event that a subscription cannot get past just now
+--
+-- subscription_id  the subscription
+-- position         position of the event
+-- attempts         how often it was tried
+-- failed_at        when it was last tried
+-- retry_at         when it is tried next
+-- sqlstate         of the last error
+-- message          of the last error
+-- ----------------------------------------------------------------------
+CREATE TABLE cqrs.failure (
+	subscription_id	integer		PRIMARY KEY,
+	position		bigint		NOT NULL,
+	attempts		integer		NOT NULL,
+	failed_at		timestamptz	NOT NULL,
+	retry_at		timestamptz	NOT NULL,
+	sqlstate		text		NOT NULL,
+	message			text		NOT NULL
+);
+COMMENT ON TABLE cqrs.failure IS 'events whose delivery failed last';
+
+-- Positions of events. CACHE 1: a backend must not draw ahead, or an event
+-- emitted after another's commit could get the lower position.
+CREATE SEQUENCE cqrs.position CACHE 1;
+COMMENT ON SEQUENCE cqrs.position IS 'positions of events, in order of emission';
+
+SELECT pg_catalog.pg_extension_config_dump('cqrs.topic_id', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.topic', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.event_type', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.command', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.subscription_id', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.subscription', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.subscription_topic', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.tick_id', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.tick', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.cursor', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.failure', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.position', '');
+
+-- ----------------------------------------------------------------------
+-- cqrs.registry_changed(): statement trigger of the registry's tables. Has
+-- every backend reload its copy of the registry, from the commit on. ALWAYS,
+-- so that replication and session_replication_role do not pass it by.
+-- ----------------------------------------------------------------------
+CREATE FUNCTION cqrs.registry_changed() RETURNS trigger
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'cqrs_registry_changed';
+COMMENT ON FUNCTION cqrs.registry_changed() IS 'has the registry reloaded everywhere';
+
+CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.topic
+	EXECUTE FUNCTION cqrs.registry_changed();
+ALTER TABLE cqrs.topic ENABLE ALWAYS TRIGGER registry_changed;
+CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.event_type
+	EXECUTE FUNCTION cqrs.registry_changed();
+ALTER TABLE cqrs.event_type ENABLE ALWAYS TRIGGER registry_changed;
+CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.command
+	EXECUTE FUNCTION cqrs.registry_changed();
+ALTER TABLE cqrs.command ENABLE ALWAYS TRIGGER registry_changed;
+CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.subscription
+	EXECUTE FUNCTION cqrs.registry_changed();
+ALTER TABLE cqrs.subscription ENABLE ALWAYS TRIGGER registry_changed;
+CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.subscription_topic
+	EXECUTE FUNCTION cqrs.registry_changed();
+ALTER TABLE cqrs.subscription_topic ENABLE ALWAYS TRIGGER registry_changed;
+
+-- ----------------------------------------------------------------------
+-- cqrs_event: one event, as consumers see it
+--
+-- position    orders the events of one outbox; identifies nothing
+-- event_id    UUID v7; deduplicate on this
+-- event_name  registered name
+-- topic       topic it was emitted to
+-- key         events of one key are delivered in order
+-- payload     JSON object; NULL is a tombstone
+-- headers     JSON object or NULL
+-- status      new: not delivered to every subscription of its topic yet;
+--             not_produced: the same, and the last delivery failed;
+--             produced: delivered to every subscription
+-- attempts    how often the delivery that failed was tried
+-- emitted_at  when it was emitted
+-- ----------------------------------------------------------------------
+CREATE TYPE cqrs_event AS (
+	position	bigint,
+	event_id	uuid,
+	event_name	text,
+	topic		text,
+	key			text,
+	payload		jsonb,
+	headers		jsonb,
+	status		text,
+	attempts	integer,
+	emitted_at	timestamptz
+);
+COMMENT ON TYPE cqrs_event IS 'an event of the outbox';
+
+-- ----------------------------------------------------------------------
+-- Topics and event types
+-- ----------------------------------------------------------------------
+
+-- Creates a topic and its storage: three segments in schema cqrs and the
+-- view cqrs_topics.<topic>. Its creator gets SELECT and INSERT on the view,
+-- with grant option.
+--   topic      name, 1 to 63 bytes
+--   retention  how long events are kept after delivery, not negative
+-- Errors: 42710 exists; 42602, 42622, 22004 name; 22023 retention; 42P07 a
+-- relation of that name is in schema cqrs_topics.
+-- Locks: SHARE ROW EXCLUSIVE on cqrs.topic until the end of the transaction.
+-- Privileges: EXECUTE, not granted to PUBLIC.
+CREATE FUNCTION cqrs_create_topic(topic text, retention interval DEFAULT '1 day') RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_create_topic(text, interval) IS 'creates a topic';
+
+-- Drops a topic and its events; with force also undelivered events, and the
+-- event types that have it as their default.
+-- Errors: 42704 does not exist; 55006 holds undelivered events; 2BP01 event
+-- types use it; 42501 neither its creator nor the extension's owner.
+-- Locks: ACCESS EXCLUSIVE on its segments and view; as cqrs_create_topic().
+-- Privileges: EXECUTE, not granted to PUBLIC, and SELECT and INSERT with
+-- grant option on the topic.
+CREATE FUNCTION cqrs_drop_topic(topic text, force boolean DEFAULT false) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_drop_topic(text, boolean) IS 'drops a topic';
+
+-- Registers an event type. Creates the topic, with the default retention,
+-- when there is none of that name.
+--   event_name    name, 1 to 63 bytes
+--   topic         where its events go, unless cqrs_emit() says otherwise
+--   payload_type  jsonb: any JSON object; a composite type: an object with
+--                 these keys and values that convert to their types
+-- Errors: 42710 registered already; 42804 another kind of type; 22004,
+-- 42602, 42622 names.
+-- Locks: SHARE ROW EXCLUSIVE on cqrs.event_type; those of cqrs_create_topic().
+-- Privileges: EXECUTE, not granted to PUBLIC.
+CREATE FUNCTION cqrs_register_event(event_name text, topic text, payload_type regtype DEFAULT 'jsonb') RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_register_event(text, text, regtype) IS 'registers an event type';
+
+-- Removes an event type; its events stay. Errors: 42704 not registered.
+-- Locks and privileges: as cqrs_register_event().
+CREATE FUNCTION cqrs_unregister_event(event_name text) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_unregister_event(text) IS 'removes an event type';
+
+-- ----------------------------------------------------------------------
+-- Commands
+-- ----------------------------------------------------------------------
+
+-- Binds a command to its handler.
+--   command_name  name, 1 to 63 bytes
+--   handler       a function with one argument, jsonb or composite, that
+--                 returns void, jsonb, a scalar or a composite, not a set
+-- Errors: 42710 registered already; 42883 no such function; 42P13 a function
+-- of another form; 42501 the caller may not execute it; 22004, 42602, 42622
+-- name.
+-- Locks: SHARE ROW EXCLUSIVE on cqrs.command until the end of the transaction.
+-- Privileges: EXECUTE, not granted to PUBLIC.
+CREATE FUNCTION cqrs_register_command(command_name text, handler regprocedure) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_register_command(text, regprocedure) IS 'binds a command to its handler';
+
+-- Removes a command. Errors: 42704 not registered.
+-- Locks and privileges: as cqrs_register_command().
+CREATE FUNCTION cqrs_unregister_command(command_name text) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_unregister_command(text) IS 'removes a command';
+
+-- Dispatches a command: calls its handler in the caller's transaction and
+-- returns its answer (void and SQL NULL: NULL).
+--   command_name  a registered command
+--   payload       JSON object; converted when the handler takes a composite
+-- Errors: 42883 not registered, or its handler is gone; 42501 the caller may
+-- not execute the handler; 22023 and those of the types' input functions for
+-- the payload; 54001 commands nested too deeply
+-- (cqrs_outbox.max_command_depth); whatever the handler raises.
+-- Privileges: EXECUTE on the handler.
+CREATE FUNCTION cqrs_send(command_name text, payload jsonb DEFAULT '{}') RETURNS jsonb
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_send(text, jsonb) IS 'dispatches a command to its handler';
+
+-- The same with the handler's composite argument itself: dispatches on its
+-- type.
+-- Errors: as above; 42883 no command takes that type; 42725 several do.
+CREATE FUNCTION cqrs_send(command record) RETURNS jsonb
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_send_composite';
+COMMENT ON FUNCTION cqrs_send(record) IS 'dispatches a command given as a composite value';
+
+-- ----------------------------------------------------------------------
+-- The outbox
+-- ----------------------------------------------------------------------
+
+-- Adds one event to the outbox. It exists if and only if the transaction
+-- commits.
+--   event_name  a registered event type
+--   payload     JSON object that fits the payload type; NULL is a tombstone
+--   key         events of one key are delivered in order
+--   headers     JSON object, or NULL
+--   topic       NULL: the event type's
+--   event_id    NULL: a new UUID v7
+-- Returns the event id.
+-- Errors: 42704 not registered, no such topic; 22023 and those of the types'
+-- input functions for the payload; 42501; 25006 read-only transaction or
+-- standby; 25000 parallel operation; 55000 the topic's tables were altered.
+-- Locks: ROW EXCLUSIVE on the topic's current segment.
+-- Privileges: INSERT on cqrs_topics.<topic>.
+CREATE FUNCTION cqrs_emit(event_name text, payload jsonb, key text DEFAULT NULL, headers jsonb DEFAULT NULL,
+	topic text DEFAULT NULL, event_id uuid DEFAULT NULL) RETURNS uuid
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_emit(text, jsonb, text, jsonb, text, uuid) IS 'adds an event to the outbox';
+
+-- Adds many events of one type, in the order of the array.
+--   payloads  one element an event
+--   keys      NULL, or as many as payloads
+-- Returns how many. Errors, locks, privileges: as cqrs_emit(); 2202E for
+-- arrays of more than one dimension or of different lengths.
+CREATE FUNCTION cqrs_emit_many(event_name text, payloads jsonb[], keys text[] DEFAULT NULL) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_emit_many(text, jsonb[], text[]) IS 'adds many events to the outbox';
+
+-- The outbox in delivery order.
+--   topic           NULL: every topic that the caller may read
+--   batch_size      at most so many events, at least 1
+--   status          NULL: what is not delivered to every subscription yet (of
+--                   a topic without subscriptions: everything); 'new',
+--                   'not_produced', 'produced'; 'all'
+--   event_name      only these
+--   after_position  only events with a higher position
+-- Errors: 42704 no such topic; 22023 batch_size, status; 42501; 55000.
+-- Locks: ACCESS SHARE on the topics' segments.
+-- Privileges: SELECT on cqrs_topics.<topic>.
+CREATE FUNCTION cqrs_events(topic text DEFAULT NULL, batch_size integer DEFAULT 100, status text DEFAULT NULL,
+	event_name text DEFAULT NULL, after_position bigint DEFAULT NULL) RETURNS SETOF cqrs_event
+LANGUAGE C STABLE PARALLEL UNSAFE ROWS 100 AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_events(text, integer, text, text, bigint) IS 'events of the outbox in delivery order';
+
+-- ----------------------------------------------------------------------
+-- Subscriptions
+-- ----------------------------------------------------------------------
+
+-- Subscribes to topics. The caller becomes the subscription's owner.
+--   subscription  name, 1 to 63 bytes
+--   topics        one or more topics
+--   handler       a function with one argument of type cqrs_event, called
+--                 for each event in the transaction that moves the cursor;
+--                 NULL: read with cqrs_receive() and cqrs_ack()
+--   start         'earliest': from the oldest event retained; 'latest': from
+--                 what commits after this call
+-- Errors: 42710 exists; 42704 no such topic; 42883, 42P13 handler; 42501 no
+-- SELECT on a topic, no EXECUTE on the handler, a handler that belongs
+-- neither to the caller nor to a superuser, or a caller without LOGIN (before
+-- PostgreSQL 17); 22023 no topics, start; 22004, 42602, 42622 names.
+-- Locks: SHARE ROW EXCLUSIVE on cqrs.subscription until the end of the
+-- transaction. Privileges: EXECUTE, not granted to PUBLIC, and the above.
+CREATE FUNCTION cqrs_subscribe(subscription text, topics text[], handler regprocedure DEFAULT NULL,
+	start text DEFAULT 'earliest') RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_subscribe(text, text[], regprocedure, text) IS 'subscribes to topics';
+
+-- Removes a subscription. Waits for the batch being delivered.
+-- Errors: 42704 does not exist; 42501 not its owner.
+-- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
+CREATE FUNCTION cqrs_unsubscribe(subscription text) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_unsubscribe(text) IS 'removes a subscription';
+
+-- The next events of a subscription without handler. They are received again
+-- until acknowledged.
+--   batch_size  at most so many events, at least 1; a batch may be shorter
+--               although more is waiting, also to stay within 16 MB
+-- Errors: 42704 does not exist; 42501 not its owner; 55000 it has a handler;
+-- 22023 batch_size; 25006 read-only transaction or standby.
+-- Locks: the subscription's lock until the end of the transaction: another
+-- receiver waits for it.
+-- Privileges: membership in the subscription's owner, who must have SELECT on
+-- its topics.
+CREATE FUNCTION cqrs_receive(subscription text, batch_size integer DEFAULT 100) RETURNS SETOF cqrs_event
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100 AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_receive(text, integer) IS 'next events of a subscription';
+
+-- Acknowledges received events: they are not received again.
+--   position  up to and with this event of the batch last received; NULL: all
+--             of the batch
+-- Returns the position acknowledged up to, or NULL if there was nothing to
+-- acknowledge. Errors, locks, privileges: as cqrs_receive(); 22023 a position
+-- that was not received.
+CREATE FUNCTION cqrs_ack(subscription text, "position" bigint DEFAULT NULL) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_ack(text, bigint) IS 'acknowledges received events';
+
+-- Records a snapshot: what has committed can be delivered from then on. The
+-- worker does this by itself.
+-- Returns the tick id. Errors: 25001 in a transaction block (it would hold
+-- up every delivery until its end); 25006 read-only transaction or standby.
+-- Privileges: EXECUTE, not granted to PUBLIC.
+CREATE FUNCTION cqrs_tick() RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_tick() IS 'records a snapshot that delivery reaches up to';
+
+-- Delivers to a subscription's handler what was ticked, in the caller's
+-- transaction. The worker does this by itself.
+-- Returns the number of events. Errors: 42704 does not exist; 55000 it has no
+-- handler; 42501 the caller is not its owner; 55006 called by its own
+-- handler; 25006 read-only transaction or standby; whatever the handler
+-- raises.
+-- Locks: the subscription's lock until the end of the transaction.
+-- Privileges: EXECUTE, not granted to PUBLIC, and being the owner.
+CREATE FUNCTION cqrs_drain(subscription text) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_drain(text) IS 'delivers to a subscription''s handler by hand';
+
+-- ----------------------------------------------------------------------
+-- Status
+-- ----------------------------------------------------------------------
+
+-- How far a subscription is, seen by the caller's snapshot.
+--   lag_events   committed events not delivered: exact up to 10,000, an upper
+--                bound beyond
+--   lag_seconds  age of the oldest of them, in seconds; 0 if there is none
+--   pid          of the process that delivers, or NULL
+--   state        idle, delivering, waiting to retry, or no worker
+CREATE FUNCTION cqrs.subscription_progress(subscription_id integer,
+	OUT lag_events bigint, OUT lag_seconds double precision, OUT pid integer, OUT state text)
+LANGUAGE C STABLE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_subscription_progress';
+COMMENT ON FUNCTION cqrs.subscription_progress(integer) IS 'progress of a subscription';
+
+-- Subscriptions that the reader owns or, as a member of pg_monitor, all.
+CREATE VIEW cqrs_subscription_status AS
+SELECT s.subscription,
+	   ARRAY(SELECT t.topic
+			 FROM cqrs.subscription_topic st JOIN cqrs.topic t USING (topic_id)
+			 WHERE st.subscription_id = s.subscription_id
+			 ORDER BY t.topic) AS topics,
+	   CASE WHEN s.handler IS NULL THEN 'pull' ELSE 'handler' END AS kind,
+	   s.handler,
+	   pg_get_userbyid(s.owner) AS owner,
+	   p.lag_events,
+	   p.lag_seconds,
+	   p.pid,
+	   p.state,
+	   f.attempts AS failed_attempts,
+	   f.position AS failed_position,
+	   f.failed_at AS last_error_at,
+	   f.sqlstate AS last_error_sqlstate,
+	   f.message AS last_error,
+	   f.retry_at
+FROM cqrs.subscription s
+CROSS JOIN LATERAL cqrs.subscription_progress(s.subscription_id) p
+LEFT JOIN cqrs.failure f USING (subscription_id)
+WHERE pg_has_role(current_user, s.owner, 'USAGE')
+   OR pg_has_role(current_user, 'pg_monitor', 'USAGE');
+GRANT SELECT ON cqrs_subscription_status TO PUBLIC;
+COMMENT ON VIEW cqrs_subscription_status IS 'lag, last error and worker of each subscription';
+
+-- The processes of cqrs_outbox in the whole cluster.
+--   kind          launcher, manager (one a database) or worker
+--   pid           process id
+--   database      NULL for the launcher
+--   subscription  id of the subscription that a worker serves
+--   state         starting, idle, delivering or stopping
+--   started_at    when it started
+-- Errors: 55000 cqrs_outbox is not in shared_preload_libraries.
+-- Privileges: EXECUTE, granted to pg_monitor, not to PUBLIC.
+CREATE FUNCTION cqrs_worker_status(OUT kind text, OUT pid integer, OUT database name, OUT subscription_id integer,
+	OUT state text, OUT started_at timestamptz) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_worker_status() IS 'processes of cqrs_outbox';
+
+-- ----------------------------------------------------------------------
+-- Privileges: what changes configuration is not for everybody
+-- ----------------------------------------------------------------------
+REVOKE EXECUTE ON FUNCTION
+	cqrs_create_topic(text, interval), cqrs_drop_topic(text, boolean),
+	cqrs_register_event(text, text, regtype), cqrs_unregister_event(text),
+	cqrs_register_command(text, regprocedure), cqrs_unregister_command(text),
+	cqrs_subscribe(text, text[], regprocedure, text), cqrs_unsubscribe(text),
+	cqrs_tick(), cqrs_drain(text), cqrs_worker_status()
+FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION cqrs_worker_status() TO pg_monitor;
+
+-- At commit, tell the launcher that this database has the extension now.
+CREATE FUNCTION cqrs.announce() RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_announce';
+COMMENT ON FUNCTION cqrs.announce() IS 'asks the launcher to serve this database';
+REVOKE EXECUTE ON FUNCTION cqrs.announce() FROM PUBLIC;
+SELECT cqrs.announce();

@@ -1,0 +1,341 @@
+/*-------------------------------------------------------------------------
+ *
+ * catalog.c
+ *	  The extension's own relations: where they are, how they are locked, and
+ *	  how SQL that changes them is run.
+ *
+ * The relations are found by name once a backend, and again when the relation
+ * that marks registry changes (cqrs.topic) is invalidated: DROP EXTENSION
+ * does that too.
+ *
+ * Locking
+ *
+ * 1. Background processes take ACCESS SHARE on the extension itself at the
+ *	  start of each transaction (cqrs_extension_lock). DROP EXTENSION takes
+ *	  ACCESS EXCLUSIVE on it before it locks anything of ours, so it waits for
+ *	  one batch at most and never deadlocks with us.
+ * 2. A subscription and the ticker are locked as objects: class is the table,
+ *	  object the id. Such locks show in pg_locks, and belong to the
+ *	  transaction, not to the session.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "cqrs_outbox.h"
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_extension.h"
+#include "commands/extension.h"
+#include "funcapi.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+#include "utils/fmgroids.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+#include "utils/tuplestore.h"
+#include "utils/varlena.h"
+
+#include "catalog.h"
+
+static const char *const relation_names[CQRS_RELATIONS] = {
+	[CQRS_REL_TOPIC] = "topic",
+	[CQRS_REL_EVENT_TYPE] = "event_type",
+	[CQRS_REL_COMMAND] = "command",
+	[CQRS_REL_SUBSCRIPTION] = "subscription",
+	[CQRS_REL_SUBSCRIPTION_TOPIC] = "subscription_topic",
+	[CQRS_REL_TICK] = "tick",
+	[CQRS_REL_TICK_PKEY] = "tick_pkey",
+	[CQRS_REL_CURSOR] = "cursor",
+	[CQRS_REL_CURSOR_PKEY] = "cursor_pkey",
+	[CQRS_REL_FAILURE] = "failure",
+	[CQRS_REL_FAILURE_PKEY] = "failure_pkey",
+	[CQRS_REL_POSITION_SEQ] = "position",
+	[CQRS_REL_TICK_SEQ] = "tick_id",
+};
+
+/* InvalidOid: not looked up yet. */
+static Oid	relation_oids[CQRS_RELATIONS];
+
+/*
+ * The relation that marks registry changes. Not forgotten with the others, so
+ * that no invalidation passes unseen until it is looked up again.
+ */
+static Oid	marker_oid = InvalidOid;
+
+static Oid	extension_owner(void);
+
+/*
+ * The OID of one of our relations. Raises 55000 if the extension, or the
+ * relation, is not in this database.
+ */
+Oid
+cqrs_relation_oid(CqrsRelation relation)
+{
+	Oid			relid = relation_oids[relation];
+
+	if (OidIsValid(relid))
+		return relid;
+
+	relid = get_relname_relid(relation_names[relation],
+							  get_namespace_oid(CQRS_SCHEMA, true));
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("relation \"%s.%s\" does not exist",
+						CQRS_SCHEMA, relation_names[relation]),
+				 errhint("Run CREATE EXTENSION %s.", CQRS_EXTENSION)));
+	relation_oids[relation] = relid;
+	if (relation == CQRS_REL_TOPIC)
+		marker_oid = relid;
+	return relid;
+}
+
+/*
+ * Is the extension in this database, as far as committed and as far as this
+ * transaction sees?
+ */
+bool
+cqrs_extension_exists(void)
+{
+	return OidIsValid(get_extension_oid(CQRS_EXTENSION, true));
+}
+
+/*
+ * Keep the extension from being dropped until the end of the transaction.
+ * Returns false if it is not there (any more).
+ */
+bool
+cqrs_extension_lock(void)
+{
+	Oid			extoid = get_extension_oid(CQRS_EXTENSION, true);
+
+	if (!OidIsValid(extoid))
+		return false;
+	LockDatabaseObject(ExtensionRelationId, extoid, 0, AccessShareLock);
+
+	/* It may have been dropped, or even made anew, while we waited. */
+	AcceptInvalidationMessages();
+	return get_extension_oid(CQRS_EXTENSION, true) == extoid;
+}
+
+/*
+ * Forget where the relations are. Called when the marker is invalidated.
+ */
+void
+cqrs_catalog_reset(void)
+{
+	memset(relation_oids, 0, sizeof(relation_oids));
+}
+
+/*
+ * Does an invalidation of this relation mean that the registry changed?
+ */
+bool
+cqrs_catalog_is_marker(Oid relid)
+{
+	return relid == InvalidOid || relid == marker_oid;
+}
+
+/*
+ * Have every backend reload its registry once this transaction commits, and
+ * this one at the next command.
+ */
+void
+cqrs_catalog_invalidate_registry(void)
+{
+	CacheInvalidateRelcacheByRelid(cqrs_relation_oid(CQRS_REL_TOPIC));
+}
+
+/*
+ * Take the exclusive lock of an object of ours until the end of the
+ * transaction: (CQRS_REL_SUBSCRIPTION, id) for moving a subscription's
+ * cursors, (CQRS_REL_TICK, 0) for ticking.
+ */
+void
+cqrs_object_lock(CqrsRelation relation, int32 id)
+{
+	LockDatabaseObject(cqrs_relation_oid(relation), (Oid) id, 0,
+					   ExclusiveLock);
+}
+
+/*
+ * Refuse what cannot write: a read-only transaction or a standby (25006), a
+ * parallel operation (25000).
+ */
+void
+cqrs_require_writable(const char *function)
+{
+	PreventCommandDuringRecovery(function);
+	PreventCommandIfReadOnly(function);
+	PreventCommandIfParallelMode(function);
+}
+
+/*
+ * Is this a name that can be registered? Raises 42602 for an empty one, 42622
+ * for one longer than CQRS_MAX_NAME bytes.
+ */
+void
+cqrs_name_check(const char *kind, const char *name)
+{
+	if (name[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("%s name must not be empty", kind)));
+	if (strlen(name) > CQRS_MAX_NAME)
+		ereport(ERROR,
+				(errcode(ERRCODE_NAME_TOO_LONG),
+				 errmsg("%s name \"%s\" is too long", kind, name),
+				 errdetail("It has %zu bytes.", strlen(name)),
+				 errhint("Names have at most %d bytes.", CQRS_MAX_NAME)));
+}
+
+/*
+ * The name given as an argument of a SQL function, palloc'd. Raises 22004 for
+ * NULL.
+ */
+char *
+cqrs_name_arg(FunctionCallInfo fcinfo, int argno, const char *kind)
+{
+	if (PG_ARGISNULL(argno))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s name must not be null", kind)));
+	return text_to_cstring(PG_GETARG_TEXT_PP(argno));
+}
+
+/*
+ * Start running SQL as the extension's owner, with a search_path that the
+ * caller has no say in. The caller has checked what the user may do, and ends
+ * it with cqrs_admin_end(); an error ends it too.
+ */
+void
+cqrs_admin_begin(CqrsAdmin *admin)
+{
+	GetUserIdAndSecContext(&admin->save_userid, &admin->save_sec_context);
+	SetUserIdAndSecContext(extension_owner(),
+						   admin->save_sec_context |
+						   SECURITY_LOCAL_USERID_CHANGE);
+	admin->save_nestlevel = NewGUCNestLevel();
+	(void) set_config_option("search_path", "pg_catalog, pg_temp",
+							 PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+}
+
+/*
+ * Run one statement with parameters; results are in SPI_tuptable. Returns how
+ * many rows it touched. Sees what is committed now, also in a REPEATABLE READ
+ * transaction's older snapshot only for what it locks; callers lock first.
+ */
+uint64
+cqrs_admin_execute(const char *sql, int nargs, Oid *types, Datum *values,
+				   const char *nulls)
+{
+	int			rc = SPI_execute_with_args(sql, nargs, types, values, nulls,
+										   false, 0);
+
+	if (rc < 0)
+		elog(ERROR, "SPI_execute_with_args failed: %s",
+			 SPI_result_code_string(rc));
+	return SPI_processed;
+}
+
+/*
+ * Run one utility statement. Identifiers in it are quoted by the caller.
+ */
+void
+cqrs_admin_ddl(const char *fmt,...)
+{
+	StringInfoData sql;
+	int			rc;
+
+	initStringInfo(&sql);
+	for (;;)
+	{
+		va_list		args;
+		int			needed;
+
+		va_start(args, fmt);
+		needed = appendStringInfoVA(&sql, fmt, args);
+		va_end(args);
+		if (needed == 0)
+			break;
+		enlargeStringInfo(&sql, needed);
+	}
+
+	rc = SPI_execute(sql.data, false, 0);
+	if (rc < 0)
+		elog(ERROR, "SPI_execute failed: %s", SPI_result_code_string(rc));
+	pfree(sql.data);
+}
+
+/*
+ * Go back to the caller's identity and settings.
+ */
+void
+cqrs_admin_end(CqrsAdmin *admin)
+{
+	SPI_finish();
+	AtEOXact_GUC(true, admin->save_nestlevel);
+	SetUserIdAndSecContext(admin->save_userid, admin->save_sec_context);
+}
+
+/*
+ * Start a result of many rows, collected in a tuplestore. *tupdesc gets the
+ * row type. The caller puts rows and returns NULL.
+ */
+Tuplestorestate *
+cqrs_srf_begin(FunctionCallInfo fcinfo, TupleDesc *tupdesc)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	MemoryContext oldcontext;
+	Tuplestorestate *store;
+
+	if (rsinfo == NULL || !IsA(rsinfo, ReturnSetInfo) ||
+		(rsinfo->allowedModes & SFRM_Materialize) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("set-valued function called in context that cannot accept a set")));
+
+	oldcontext = MemoryContextSwitchTo(rsinfo->econtext->ecxt_per_query_memory);
+	if (get_call_result_type(fcinfo, NULL, tupdesc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	*tupdesc = BlessTupleDesc(CreateTupleDescCopy(*tupdesc));
+	store = tuplestore_begin_heap((rsinfo->allowedModes & SFRM_Materialize_Random) != 0,
+								  false, work_mem);
+	rsinfo->returnMode = SFRM_Materialize;
+	rsinfo->setResult = store;
+	rsinfo->setDesc = *tupdesc;
+	MemoryContextSwitchTo(oldcontext);
+	return store;
+}
+
+/*
+ * Who owns the extension.
+ */
+static Oid
+extension_owner(void)
+{
+	Oid			extoid = get_extension_oid(CQRS_EXTENSION, false);
+	SysScanDesc scan;
+	ScanKeyData key;
+	Relation	rel;
+	HeapTuple	tuple;
+	Oid			owner;
+
+	rel = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(extoid));
+	scan = systable_beginscan(rel, ExtensionOidIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "could not find tuple for extension %u", extoid);
+	owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return owner;
+}

@@ -1,0 +1,70 @@
+/*-------------------------------------------------------------------------
+ *
+ * catalog.h
+ *	  The extension's own relations: where they are, how rows are read and
+ *	  written.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_CATALOG_H
+#define CQRS_CATALOG_H
+
+#include "cqrs_outbox.h"
+
+#include "executor/spi.h"
+#include "utils/rel.h"
+#include "utils/snapshot.h"
+
+typedef enum CqrsRelation
+{
+	CQRS_REL_TOPIC,
+	CQRS_REL_EVENT_TYPE,
+	CQRS_REL_COMMAND,
+	CQRS_REL_SUBSCRIPTION,
+	CQRS_REL_SUBSCRIPTION_TOPIC,
+	CQRS_REL_TICK,
+	CQRS_REL_TICK_PKEY,
+	CQRS_REL_CURSOR,
+	CQRS_REL_CURSOR_PKEY,
+	CQRS_REL_FAILURE,
+	CQRS_REL_FAILURE_PKEY,
+	CQRS_REL_POSITION_SEQ,
+	CQRS_REL_TICK_SEQ
+} CqrsRelation;
+
+#define CQRS_RELATIONS	(CQRS_REL_TICK_SEQ + 1)
+
+extern Oid	cqrs_relation_oid(CqrsRelation relation);
+extern bool cqrs_extension_exists(void);
+extern bool cqrs_extension_lock(void);
+extern void cqrs_catalog_reset(void);
+extern bool cqrs_catalog_is_marker(Oid relid);
+extern void cqrs_catalog_invalidate_registry(void);
+
+/* What a lock on an object of ours is about; see cqrs_object_lock(). */
+extern void cqrs_object_lock(CqrsRelation relation, int32 id);
+extern void cqrs_require_writable(const char *function);
+
+extern void cqrs_name_check(const char *kind, const char *name);
+extern char *cqrs_name_arg(FunctionCallInfo fcinfo, int argno,
+						   const char *kind);
+
+/* SQL as the extension's owner, for what changes the registry. */
+typedef struct CqrsAdmin
+{
+	Oid			save_userid;
+	int			save_sec_context;
+	int			save_nestlevel;
+} CqrsAdmin;
+
+extern void cqrs_admin_begin(CqrsAdmin *admin);
+extern uint64 cqrs_admin_execute(const char *sql, int nargs, Oid *types,
+								 Datum *values, const char *nulls);
+extern void cqrs_admin_ddl(const char *fmt,...) pg_attribute_printf(1, 2);
+extern void cqrs_admin_end(CqrsAdmin *admin);
+
+/* Rows for a set-returning function. */
+extern Tuplestorestate *cqrs_srf_begin(FunctionCallInfo fcinfo,
+									   TupleDesc *tupdesc);
+
+#endif							/* CQRS_CATALOG_H */

@@ -1,0 +1,93 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *	  What differs between the server versions 14 to 19. No other file looks
+ *	  at PG_VERSION_NUM; a wrapper has the newest server's signature.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_COMPAT_H
+#define CQRS_COMPAT_H
+
+#include "access/genam.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_proc.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "postmaster/bgworker.h"
+#include "utils/acl.h"
+#include "utils/guc.h"
+
+#if PG_VERSION_NUM < 140000
+#error "cqrs_outbox needs PostgreSQL 14 or newer"
+#endif
+
+/* 16 merged the pg_<catalog>_aclcheck() and _ownercheck() functions. */
+#if PG_VERSION_NUM < 160000
+static inline AclResult
+object_aclcheck(Oid classid, Oid objectid, Oid roleid, AclMode mode)
+{
+	Assert(classid == ProcedureRelationId);
+	return pg_proc_aclcheck(objectid, roleid, mode);
+}
+
+static inline bool
+object_ownercheck(Oid classid, Oid objectid, Oid roleid)
+{
+	Assert(classid == DatabaseRelationId);
+	return pg_database_ownercheck(objectid, roleid);
+}
+#endif
+
+/* 16 added onlySummarizing to ExecInsertIndexTuples(). */
+static inline List *
+cqrs_exec_insert_index_tuples(ResultRelInfo *relinfo, TupleTableSlot *slot,
+							  EState *estate)
+{
+#if PG_VERSION_NUM >= 190000
+	return ExecInsertIndexTuples(relinfo, estate, 0, slot, NIL, NULL);
+#elif PG_VERSION_NUM >= 160000
+	return ExecInsertIndexTuples(relinfo, slot, estate, false, false, NULL,
+								 NIL, false);
+#else
+	return ExecInsertIndexTuples(relinfo, slot, estate, false, false, NULL,
+								 NIL);
+#endif
+}
+
+/* 15 replaced EmitWarningsOnPlaceholders(). */
+#if PG_VERSION_NUM < 150000
+#define MarkGUCPrefixReserved(prefix) EmitWarningsOnPlaceholders(prefix)
+#endif
+
+/* 15 has extensions ask for shared memory in a hook. */
+#define CQRS_HAVE_SHMEM_REQUEST_HOOK	(PG_VERSION_NUM >= 150000)
+
+/* 17 lets a background worker connect as a role without LOGIN. */
+#ifdef BGWORKER_BYPASS_ROLELOGINCHECK
+#define CQRS_ROLE_NEEDS_LOGIN	false
+#define CQRS_WORKER_CONNECT_FLAGS	BGWORKER_BYPASS_ROLELOGINCHECK
+#else
+#define CQRS_ROLE_NEEDS_LOGIN	true
+#define CQRS_WORKER_CONNECT_FLAGS	0
+#endif
+
+/* 17 names an extension's wait events. */
+#if PG_VERSION_NUM >= 170000
+#include "utils/wait_event.h"
+#define CQRS_WAIT_EVENT(var, name) \
+	((var) == 0 ? ((var) = WaitEventExtensionNew(name)) : (var))
+#else
+#define CQRS_WAIT_EVENT(var, name) \
+	((var) = PG_WAIT_EXTENSION)
+#endif
+
+/* 18 replaced PG_MODULE_MAGIC by a form that carries name and version. */
+#ifdef PG_MODULE_MAGIC_EXT
+#define CQRS_MODULE_MAGIC \
+	PG_MODULE_MAGIC_EXT(.name = "cqrs_outbox", .version = "1.0")
+#else
+#define CQRS_MODULE_MAGIC	PG_MODULE_MAGIC
+#endif
+
+#endif							/* CQRS_COMPAT_H */

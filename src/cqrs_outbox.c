@@ -1,0 +1,40 @@
+/*-------------------------------------------------------------------------
+ *
+ * cqrs_outbox.c
+ *	  Loading.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "cqrs_outbox.h"
+
+#include "fmgr.h"
+
+#include "handler.h"
+#include "launcher.h"
+#include "registry.h"
+#include "shmem.h"
+#include "utility.h"
+
+CQRS_MODULE_MAGIC;
+
+void		_PG_init(void);
+
+/*
+ * Preloaded, this runs in the postmaster; otherwise in each backend that
+ * first calls one of our functions. Without preloading there is no shared
+ * memory and no background worker; all else works.
+ */
+void
+_PG_init(void)
+{
+	cqrs_guc_define();
+	cqrs_registry_init();
+	cqrs_handler_init_process();
+	if (process_shared_preload_libraries_in_progress)
+	{
+		cqrs_shmem_init();
+		cqrs_utility_init();
+		cqrs_launcher_register();
+	}
+	cqrs_shmem_init_process();
+}

@@ -1,0 +1,35 @@
+/*-------------------------------------------------------------------------
+ *
+ * cqrs_outbox.h
+ *	  What every file of cqrs_outbox shares: names, limits and settings.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_OUTBOX_H
+#define CQRS_OUTBOX_H
+
+#include "postgres.h"
+
+#include "compat.h"
+
+#define CQRS_EXTENSION		"cqrs_outbox"
+#define CQRS_SCHEMA			"cqrs"			/* tables of our own */
+#define CQRS_TOPIC_SCHEMA	"cqrs_topics"	/* the topics' views */
+
+/* A topic's events lie in this many tables. */
+#define CQRS_SEGMENTS		3
+
+/* Names are at most this many bytes, so that a topic can name its view. */
+#define CQRS_MAX_NAME		(NAMEDATALEN - 1)
+
+/* Settings; described in guc.c. */
+extern bool cqrs_deliver;
+extern int	cqrs_tick_interval;
+extern int	cqrs_poll_interval;
+extern int	cqrs_max_databases;
+extern int	cqrs_max_workers;
+extern int	cqrs_max_command_depth;
+
+extern void cqrs_guc_define(void);
+
+#endif							/* CQRS_OUTBOX_H */

@@ -1,0 +1,38 @@
+/*-------------------------------------------------------------------------
+ *
+ * cursor.h
+ *	  How far a subscription is.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_CURSOR_H
+#define CQRS_CURSOR_H
+
+#include "cqrs_outbox.h"
+
+#include "tick.h"
+
+typedef struct CqrsCursor
+{
+	int32		subscription_id;
+	int64		seq;			/* of the row that was read; 0: none yet */
+
+	/* Everything that this snapshot shows has been delivered. */
+	int64		tick_id;
+	CqrsSnapshot *snapshot;
+
+	/* The window being delivered ends here; until_tick 0: none is. */
+	int64		until_tick;
+	CqrsSnapshot *until_snapshot;
+	int64		position;		/* of it, delivered up to here */
+	int64		received;		/* of it, handed out up to here; >= position */
+
+	int64		last_position;	/* see cqrs.cursor */
+} CqrsCursor;
+
+extern bool cqrs_cursor_read(int32 subscription_id, Snapshot snapshot,
+							 CqrsCursor *cursor);
+extern void cqrs_cursor_append(CqrsCursor *cursor);
+extern void cqrs_cursor_delete_all(int32 subscription_id);
+
+#endif							/* CQRS_CURSOR_H */

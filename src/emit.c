@@ -1,0 +1,340 @@
+/*-------------------------------------------------------------------------
+ *
+ * emit.c
+ *	  The write path: events into the outbox, in the caller's transaction.
+ *
+ * An event is a row of the topic's current segment. It is written past the
+ * executor, so that the caller needs no privilege on the table, forges
+ * neither xid nor position, and pays half of what an INSERT through SPI
+ * costs.
+ *
+ * Which segment is the current one may have changed since the registry was
+ * loaded. That is harmless: readers read all of them.
+ *
+ * Locking
+ *
+ * The lock on the segment stays until the end of the transaction. If it went
+ * earlier, TRUNCATE could pass under the uncommitted row.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "cqrs_outbox.h"
+
+#include "access/heapam.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/transam.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/sequence.h"
+#include "executor/executor.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/timestamp.h"
+#include "utils/uuid.h"
+#include "utils/xid8.h"
+
+#include "catalog.h"
+#include "event_id.h"
+#include "payload.h"
+#include "registry.h"
+#include "segment.h"
+#include "shmem.h"
+#include "topic.h"
+
+/* So many events are written at once, as COPY does. */
+#define MULTI_INSERT_ROWS	1000
+#define MULTI_INSERT_BYTES	65536
+
+/* A segment open for writing. */
+typedef struct Writer
+{
+	Relation	rel;
+	EState	   *estate;
+	ResultRelInfo *relinfo;
+	Oid			position_seq;
+	FullTransactionId xid;
+} Writer;
+
+static CqrsTopic *check_topic(CqrsEventType *event_type, text *topic_name);
+static void check_payload(CqrsEventType *event_type, Datum payload);
+static void writer_open(Writer *writer, CqrsTopic *topic);
+static void writer_close(Writer *writer);
+static void fill_slot(Writer *writer, TupleTableSlot *slot, TimestampTz now,
+					  Datum event_name, const pg_uuid_t *event_id,
+					  NullableDatum key, NullableDatum headers,
+					  NullableDatum payload);
+static void insert_many(Writer *writer, TupleTableSlot **slots, int nslots,
+						BulkInsertState bistate);
+
+PG_FUNCTION_INFO_V1(cqrs_emit);
+PG_FUNCTION_INFO_V1(cqrs_emit_many);
+
+/*
+ * cqrs_emit(event_name, payload, key, headers, topic, event_id)
+ */
+Datum
+cqrs_emit(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
+	CqrsEventType *event_type;
+	CqrsTopic  *topic;
+	Writer		writer;
+	TupleTableSlot *slot;
+	TimestampTz now;
+	pg_uuid_t  *event_id;
+
+	cqrs_require_writable("cqrs_emit()");
+	event_type = cqrs_event_type_get(name);
+	topic = check_topic(event_type,
+						PG_ARGISNULL(4) ? NULL : PG_GETARG_TEXT_PP(4));
+	if (!PG_ARGISNULL(1))
+		check_payload(event_type, PG_GETARG_DATUM(1));
+	if (!PG_ARGISNULL(3) && !JB_ROOT_IS_OBJECT(PG_GETARG_JSONB_P(3)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("headers of event \"%s\" are not a JSON object",
+						name)));
+
+	now = GetCurrentTimestamp();
+	if (PG_ARGISNULL(5))
+	{
+		event_id = palloc(sizeof(pg_uuid_t));
+		cqrs_event_id_generate(now, event_id);
+	}
+	else
+		event_id = PG_GETARG_UUID_P(5);
+
+	writer_open(&writer, topic);
+	slot = ExecInitExtraTupleSlot(writer.estate, RelationGetDescr(writer.rel),
+								  table_slot_callbacks(writer.rel));
+	fill_slot(&writer, slot, now, PG_GETARG_DATUM(0), event_id,
+			  fcinfo->args[2], fcinfo->args[3], fcinfo->args[1]);
+	table_tuple_insert(writer.rel, slot, GetCurrentCommandId(true), 0, NULL);
+	cqrs_exec_insert_index_tuples(writer.relinfo, slot, writer.estate);
+	writer_close(&writer);
+
+	PG_RETURN_UUID_P(event_id);
+}
+
+/*
+ * cqrs_emit_many(event_name, payloads, keys)
+ */
+Datum
+cqrs_emit_many(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
+	CqrsEventType *event_type;
+	CqrsTopic  *topic;
+	ArrayType  *array;
+	Datum	   *payloads;
+	bool	   *payload_nulls;
+	int			npayloads;
+	Datum	   *keys = NULL;
+	bool	   *key_nulls = NULL;
+	int			nkeys;
+	Writer		writer;
+	BulkInsertState bistate;
+	TupleTableSlot *slots[MULTI_INSERT_ROWS];
+	int			nslots = 0;
+	int			used = 0;
+	Size		bytes = 0;
+	int			i;
+
+	cqrs_require_writable("cqrs_emit_many()");
+	event_type = cqrs_event_type_get(name);
+	topic = check_topic(event_type, NULL);
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("payloads of event \"%s\" must not be null", name)));
+
+	array = PG_GETARG_ARRAYTYPE_P(1);
+	deconstruct_array(array, JSONBOID, -1, false, TYPALIGN_INT,
+					  &payloads, &payload_nulls, &npayloads);
+	if (ARR_NDIM(array) > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
+				 errmsg("payloads of event \"%s\" are not a one-dimensional array",
+						name)));
+	if (!PG_ARGISNULL(2))
+	{
+		array = PG_GETARG_ARRAYTYPE_P(2);
+		deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT,
+						  &keys, &key_nulls, &nkeys);
+		if (ARR_NDIM(array) > 1 || nkeys != npayloads)
+			ereport(ERROR,
+					(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
+					 errmsg("keys of event \"%s\" do not match its payloads",
+							name),
+					 errdetail("There are %d payloads and %d keys.",
+							   npayloads, nkeys)));
+	}
+	if (npayloads == 0)
+		PG_RETURN_INT64(0);
+
+	writer_open(&writer, topic);
+	bistate = GetBulkInsertState();
+	for (i = 0; i < npayloads; i++)
+	{
+		NullableDatum key = {.isnull = true};
+		NullableDatum headers = {.isnull = true};
+		NullableDatum payload = {.isnull = payload_nulls[i]};
+		pg_uuid_t	event_id;
+		TimestampTz now = GetCurrentTimestamp();
+
+		CHECK_FOR_INTERRUPTS();
+		if (!payload.isnull)
+		{
+			check_payload(event_type, payloads[i]);
+			payload.value = payloads[i];
+			bytes += VARSIZE_ANY(DatumGetPointer(payload.value));
+		}
+		if (keys != NULL && !key_nulls[i])
+		{
+			key.isnull = false;
+			key.value = keys[i];
+		}
+		cqrs_event_id_generate(now, &event_id);
+
+		if (used == nslots)
+			slots[nslots++] = table_slot_create(writer.rel, NULL);
+		else
+			ExecClearTuple(slots[used]);
+		fill_slot(&writer, slots[used], now, PG_GETARG_DATUM(0), &event_id,
+				  key, headers, payload);
+
+		/* event_id is a local variable; have the slot own its values. */
+		ExecMaterializeSlot(slots[used]);
+		used++;
+
+		if (used == MULTI_INSERT_ROWS || bytes >= MULTI_INSERT_BYTES)
+		{
+			insert_many(&writer, slots, used, bistate);
+			used = 0;
+			bytes = 0;
+		}
+	}
+	if (used > 0)
+		insert_many(&writer, slots, used, bistate);
+	for (i = 0; i < nslots; i++)
+		ExecDropSingleTupleTableSlot(slots[i]);
+	FreeBulkInsertState(bistate);
+	writer_close(&writer);
+
+	PG_RETURN_INT64(npayloads);
+}
+
+/*
+ * The topic that the event goes to. Raises 42704 or 42501.
+ */
+static CqrsTopic *
+check_topic(CqrsEventType *event_type, text *topic_name)
+{
+	CqrsTopic  *topic = event_type->topic;
+
+	if (topic_name != NULL)
+		topic = cqrs_topic_get(text_to_cstring(topic_name));
+	cqrs_topic_require(topic, ACL_INSERT);
+	return topic;
+}
+
+/*
+ * Does the payload fit the event type? Raises what payload.c says.
+ */
+static void
+check_payload(CqrsEventType *event_type, Datum payload)
+{
+	Jsonb	   *object = DatumGetJsonbP(payload);
+
+	cqrs_payload_check_object(object, "event", event_type->name);
+	if (event_type->payload_type != JSONBOID)
+	{
+		if (!cqrs_payload_type_is_composite(event_type->payload_type))
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("payload type of event \"%s\" does not exist",
+							event_type->name),
+					 errhint("Register the event again with another type.")));
+		cqrs_payload_to_composite(object, event_type->payload_type, "event",
+								  event_type->name);
+	}
+}
+
+/*
+ * Open the topic's current segment for writing, and give the transaction its
+ * xid.
+ */
+static void
+writer_open(Writer *writer, CqrsTopic *topic)
+{
+	writer->xid = GetTopFullTransactionId();
+	writer->position_seq = cqrs_relation_oid(CQRS_REL_POSITION_SEQ);
+	writer->rel = cqrs_segment_open(topic, topic->current_segment,
+									RowExclusiveLock);
+	writer->estate = CreateExecutorState();
+	writer->relinfo = makeNode(ResultRelInfo);
+	InitResultRelInfo(writer->relinfo, writer->rel, 1, NULL, 0);
+	ExecOpenIndices(writer->relinfo, false);
+}
+
+/*
+ * Close it, keep the lock, and have the ticker woken at commit.
+ */
+static void
+writer_close(Writer *writer)
+{
+	ExecCloseIndices(writer->relinfo);
+	ExecResetTupleTable(writer->estate->es_tupleTable, false);
+	FreeExecutorState(writer->estate);
+	table_close(writer->rel, NoLock);
+	cqrs_shmem_emitted();
+}
+
+/*
+ * Put one event into a slot of the segment, with the next position.
+ */
+static void
+fill_slot(Writer *writer, TupleTableSlot *slot, TimestampTz now,
+		  Datum event_name, const pg_uuid_t *event_id, NullableDatum key,
+		  NullableDatum headers, NullableDatum payload)
+{
+	Datum	   *values = slot->tts_values;
+	bool	   *nulls = slot->tts_isnull;
+
+	memset(nulls, 0, sizeof(bool) * CQRS_SEG_COLUMNS);
+	values[CQRS_SEG_POSITION - 1] =
+		Int64GetDatum(nextval_internal(writer->position_seq, false));
+	values[CQRS_SEG_XID - 1] = FullTransactionIdGetDatum(writer->xid);
+	values[CQRS_SEG_EMITTED_AT - 1] = TimestampTzGetDatum(now);
+	values[CQRS_SEG_EVENT_ID - 1] = UUIDPGetDatum(event_id);
+	values[CQRS_SEG_NATIVE - 1] = BoolGetDatum(true);
+	values[CQRS_SEG_EVENT_NAME - 1] = event_name;
+	values[CQRS_SEG_KEY - 1] = key.value;
+	nulls[CQRS_SEG_KEY - 1] = key.isnull;
+	values[CQRS_SEG_HEADERS - 1] = headers.value;
+	nulls[CQRS_SEG_HEADERS - 1] = headers.isnull;
+	values[CQRS_SEG_PAYLOAD - 1] = payload.value;
+	nulls[CQRS_SEG_PAYLOAD - 1] = payload.isnull;
+	ExecStoreVirtualTuple(slot);
+}
+
+/*
+ * Write what COPY would call a buffer of rows.
+ */
+static void
+insert_many(Writer *writer, TupleTableSlot **slots, int nslots,
+			BulkInsertState bistate)
+{
+	int			i;
+
+	table_multi_insert(writer->rel, slots, nslots, GetCurrentCommandId(true),
+					   0, bistate);
+	for (i = 0; i < nslots; i++)
+	{
+		cqrs_exec_insert_index_tuples(writer->relinfo, slots[i],
+									  writer->estate);
+		ResetPerTupleExprContext(writer->estate);
+	}
+}

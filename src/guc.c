@@ -1,0 +1,64 @@
+/*-------------------------------------------------------------------------
+ *
+ * guc.c
+ *	  Settings.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "cqrs_outbox.h"
+
+#include <limits.h>
+
+#include "utils/guc.h"
+
+bool		cqrs_deliver = true;
+int			cqrs_tick_interval = 2;
+int			cqrs_poll_interval = 1000;
+int			cqrs_max_databases = 64;
+int			cqrs_max_workers = 4;
+int			cqrs_max_command_depth = 64;
+
+/*
+ * Define the settings, once a process. Those of the background workers exist
+ * only if there can be background workers: preloaded.
+ */
+void
+cqrs_guc_define(void)
+{
+	DefineCustomIntVariable("cqrs_outbox.max_command_depth",
+							"Sets how many commands can be handled one within the other.",
+							NULL, &cqrs_max_command_depth,
+							64, 1, 10000, PGC_USERSET, 0, NULL, NULL, NULL);
+	if (process_shared_preload_libraries_in_progress)
+	{
+		DefineCustomBoolVariable("cqrs_outbox.deliver",
+								 "Has the background workers tick and deliver.",
+								 "Turn it off in a copy of a production database.",
+								 &cqrs_deliver, true, PGC_SIGHUP, 0,
+								 NULL, NULL, NULL);
+		DefineCustomIntVariable("cqrs_outbox.tick_interval",
+								"Sets the shortest time between two ticks of a database.",
+								NULL, &cqrs_tick_interval,
+								2, 0, 60000, PGC_SIGHUP, GUC_UNIT_MS,
+								NULL, NULL, NULL);
+		DefineCustomIntVariable("cqrs_outbox.poll_interval",
+								"Sets how often to look for events that nobody announced.",
+								"Events announce themselves when their transaction commits, except if it was prepared and is committed by a session without this library.",
+								&cqrs_poll_interval,
+								1000, 10, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS,
+								NULL, NULL, NULL);
+		DefineCustomIntVariable("cqrs_outbox.max_databases",
+								"Sets how many databases can have the extension.",
+								"Each needs one of max_worker_processes.",
+								&cqrs_max_databases,
+								64, 1, 10000, PGC_POSTMASTER, 0,
+								NULL, NULL, NULL);
+		DefineCustomIntVariable("cqrs_outbox.max_workers",
+								"Sets how many subscriptions can be delivered at the same time.",
+								"Each needs one of max_worker_processes.",
+								&cqrs_max_workers,
+								4, 1, 1000, PGC_POSTMASTER, 0,
+								NULL, NULL, NULL);
+	}
+	MarkGUCPrefixReserved("cqrs_outbox");
+}

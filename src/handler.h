@@ -1,0 +1,43 @@
+/*-------------------------------------------------------------------------
+ *
+ * handler.h
+ *	  A registered SQL function: found, checked and called.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_HANDLER_H
+#define CQRS_HANDLER_H
+
+#include "cqrs_outbox.h"
+
+#include "fmgr.h"
+
+typedef struct CqrsHandler
+{
+	char	   *signature;		/* schema.name(argument type) */
+	MemoryContext parent;		/* what the rest is allocated below */
+
+	/* The rest is valid while generation is that of pg_proc. */
+	uint64		generation;
+	Oid			funcid;
+	Oid			argtype;
+	Oid			rettype;
+	MemoryContext context;		/* of flinfo */
+	FmgrInfo	flinfo;
+	bool		busy;			/* flinfo is in use up the stack */
+	bool		stale;			/* ... and is to be thrown away after that */
+} CqrsHandler;
+
+extern void cqrs_handler_init_process(void);
+extern void cqrs_handler_init(CqrsHandler *handler, const char *signature,
+							  MemoryContext parent);
+extern bool cqrs_handler_find(CqrsHandler *handler);
+extern uint64 cqrs_handler_generation(void);
+extern void cqrs_handler_check(CqrsHandler *handler, const char *kind,
+							   const char *name);
+extern Datum cqrs_handler_call(CqrsHandler *handler, Datum arg, bool *isnull);
+
+/* For registering one. */
+extern char *cqrs_handler_describe(Oid funcid, Oid *argtype, Oid *rettype);
+
+#endif							/* CQRS_HANDLER_H */

@@ -1,0 +1,438 @@
+/*-------------------------------------------------------------------------
+ *
+ * registry.c
+ *	  The backend's copy of what is registered: topics, event types, commands
+ *	  and subscriptions.
+ *
+ * Protocol
+ *
+ * 1. The registry is in ordinary tables. DML on them sends no invalidation by
+ *	  itself; a statement trigger of theirs (cqrs_registry_changed) sends a
+ *	  relcache invalidation of one of them, the marker. It travels with the
+ *	  commit, and comes back to the sender at its own next command, and again
+ *	  if it aborts.
+ * 2. The copy is loaded whole, when it is first asked after an invalidation.
+ *	  The callback only counts; a load that sees another count at its end than
+ *	  at its start leaves the copy marked stale.
+ * 3. The load reads with the latest snapshot, after opening the tables. With
+ *	  the transaction's snapshot, a REPEATABLE READ transaction would leave
+ *	  the past behind for the session's later transactions.
+ *
+ * Memory
+ *
+ * The copy lives in one context. A stale one is hung below the transaction's
+ * context instead of being freed: callers up the stack may hold entries of
+ * it. So an entry may be used until the end of the transaction, not longer.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "cqrs_outbox.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "commands/trigger.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "catalog.h"
+#include "registry.h"
+
+typedef void (*RowCallback) (Datum *values, bool *nulls);
+
+static MemoryContext registry_context = NULL;
+static HTAB *topics = NULL;
+static HTAB *event_types = NULL;
+static HTAB *commands = NULL;
+static HTAB *subscriptions = NULL;
+
+/* Counts invalidations; the copy is good while it is loaded_count. */
+static uint64 invalidation_count = 1;
+static uint64 loaded_count = 0;
+
+static void invalidate(Datum arg, Oid relid);
+static void load_if_stale(void);
+static HTAB *new_table(const char *name, Size entrysize);
+static void load_rows(CqrsRelation relation, Snapshot snapshot,
+					  RowCallback add);
+static void add_topic(Datum *values, bool *nulls);
+static void add_event_type(Datum *values, bool *nulls);
+static void add_command(Datum *values, bool *nulls);
+static void add_subscription(Datum *values, bool *nulls);
+static void add_subscription_topic(Datum *values, bool *nulls);
+static CqrsTopic *topic_by_id(int32 topic_id);
+static void *lookup(HTAB **table, const char *name);
+
+PG_FUNCTION_INFO_V1(cqrs_registry_changed);
+
+/*
+ * Once a process.
+ */
+void
+cqrs_registry_init(void)
+{
+	CacheRegisterRelcacheCallback(invalidate, (Datum) 0);
+}
+
+/*
+ * cqrs.registry_changed(): statement trigger of the registry's tables.
+ */
+Datum
+cqrs_registry_changed(PG_FUNCTION_ARGS)
+{
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"registry_changed\" was not called by trigger manager")));
+	cqrs_catalog_invalidate_registry();
+	return PointerGetDatum(NULL);
+}
+
+/*
+ * Another number means that the registry may have changed, and that entries
+ * got before are of the past.
+ */
+uint64
+cqrs_registry_generation(void)
+{
+	load_if_stale();
+	return loaded_count;
+}
+
+CqrsTopic *
+cqrs_registry_topic(const char *name)
+{
+	return lookup(&topics, name);
+}
+
+CqrsEventType *
+cqrs_registry_event_type(const char *name)
+{
+	return lookup(&event_types, name);
+}
+
+CqrsCommand *
+cqrs_registry_command(const char *name)
+{
+	return lookup(&commands, name);
+}
+
+CqrsSubscription *
+cqrs_registry_subscription(const char *name)
+{
+	return lookup(&subscriptions, name);
+}
+
+CqrsSubscription *
+cqrs_registry_subscription_by_id(int32 subscription_id)
+{
+	HASH_SEQ_STATUS status;
+	CqrsSubscription *subscription;
+
+	cqrs_registry_subscriptions(&status);
+	while ((subscription = hash_seq_search(&status)) != NULL)
+	{
+		if (subscription->subscription_id == subscription_id)
+		{
+			hash_seq_term(&status);
+			return subscription;
+		}
+	}
+	return NULL;
+}
+
+/*
+ * The topic, or 42704.
+ */
+CqrsTopic *
+cqrs_topic_get(const char *name)
+{
+	CqrsTopic  *topic = cqrs_registry_topic(name);
+
+	if (topic == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("topic \"%s\" does not exist", name),
+				 errhint("Create it with cqrs_create_topic().")));
+	return topic;
+}
+
+/*
+ * The event type, or 42704.
+ */
+CqrsEventType *
+cqrs_event_type_get(const char *name)
+{
+	CqrsEventType *event_type = cqrs_registry_event_type(name);
+
+	if (event_type == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("event \"%s\" is not registered", name),
+				 errhint("Register it with cqrs_register_event().")));
+	return event_type;
+}
+
+/*
+ * The subscription, or 42704.
+ */
+CqrsSubscription *
+cqrs_subscription_get(const char *name)
+{
+	CqrsSubscription *subscription = cqrs_registry_subscription(name);
+
+	if (subscription == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("subscription \"%s\" does not exist", name),
+				 errhint("Create it with cqrs_subscribe().")));
+	return subscription;
+}
+
+void
+cqrs_registry_topics(HASH_SEQ_STATUS *status)
+{
+	load_if_stale();
+	hash_seq_init(status, topics);
+}
+
+void
+cqrs_registry_event_types(HASH_SEQ_STATUS *status)
+{
+	load_if_stale();
+	hash_seq_init(status, event_types);
+}
+
+void
+cqrs_registry_commands(HASH_SEQ_STATUS *status)
+{
+	load_if_stale();
+	hash_seq_init(status, commands);
+}
+
+void
+cqrs_registry_subscriptions(HASH_SEQ_STATUS *status)
+{
+	load_if_stale();
+	hash_seq_init(status, subscriptions);
+}
+
+/*
+ * Relcache callback. May come at any time, also in the middle of a load.
+ */
+static void
+invalidate(Datum arg, Oid relid)
+{
+	if (cqrs_catalog_is_marker(relid))
+	{
+		invalidation_count++;
+		cqrs_catalog_reset();
+	}
+}
+
+/*
+ * Have a copy that was right when this was called.
+ */
+static void
+load_if_stale(void)
+{
+	MemoryContext context;
+	MemoryContext oldcontext;
+	Snapshot	snapshot;
+	uint64		count;
+
+	if (loaded_count == invalidation_count)
+		return;
+
+	if (registry_context != NULL)
+	{
+		MemoryContextSetParent(registry_context, TopTransactionContext);
+		registry_context = NULL;
+		topics = event_types = commands = subscriptions = NULL;
+	}
+
+	/* Until the load is over, the context goes with the transaction. */
+	context = AllocSetContextCreate(TopTransactionContext, "cqrs registry",
+									ALLOCSET_DEFAULT_SIZES);
+	oldcontext = MemoryContextSwitchTo(context);
+	topics = new_table("cqrs topics", sizeof(CqrsTopic));
+	event_types = new_table("cqrs event types", sizeof(CqrsEventType));
+	commands = new_table("cqrs commands", sizeof(CqrsCommand));
+	subscriptions = new_table("cqrs subscriptions", sizeof(CqrsSubscription));
+
+	/* Opening the marker takes in what has been committed by now. */
+	relation_close(relation_open(cqrs_relation_oid(CQRS_REL_TOPIC),
+								 AccessShareLock), NoLock);
+	count = invalidation_count;
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	load_rows(CQRS_REL_TOPIC, snapshot, add_topic);
+	load_rows(CQRS_REL_EVENT_TYPE, snapshot, add_event_type);
+	load_rows(CQRS_REL_COMMAND, snapshot, add_command);
+	load_rows(CQRS_REL_SUBSCRIPTION, snapshot, add_subscription);
+	load_rows(CQRS_REL_SUBSCRIPTION_TOPIC, snapshot, add_subscription_topic);
+	UnregisterSnapshot(snapshot);
+
+	MemoryContextSwitchTo(oldcontext);
+	MemoryContextSetParent(context, CacheMemoryContext);
+	registry_context = context;
+	loaded_count = count;
+}
+
+static HTAB *
+new_table(const char *name, Size entrysize)
+{
+	HASHCTL		ctl;
+
+	ctl.keysize = NAMEDATALEN;
+	ctl.entrysize = entrysize;
+	ctl.hcxt = CurrentMemoryContext;
+	return hash_create(name, 64, &ctl, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+}
+
+/*
+ * Call add for each row of one of our tables.
+ */
+static void
+load_rows(CqrsRelation relation, Snapshot snapshot, RowCallback add)
+{
+	Relation	rel = table_open(cqrs_relation_oid(relation), AccessShareLock);
+	TupleDesc	desc = RelationGetDescr(rel);
+	Datum	   *values = palloc(sizeof(Datum) * desc->natts);
+	bool	   *nulls = palloc(sizeof(bool) * desc->natts);
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		heap_deform_tuple(tuple, desc, values, nulls);
+		add(values, nulls);
+	}
+	systable_endscan(scan);
+
+	/* Not held: DROP EXTENSION and TRUNCATE need not wait for readers. */
+	table_close(rel, AccessShareLock);
+	pfree(values);
+	pfree(nulls);
+}
+
+static void
+add_topic(Datum *values, bool *nulls)
+{
+	char	   *name = TextDatumGetCString(values[1]);
+	CqrsTopic  *topic = hash_search(topics, name, HASH_ENTER, NULL);
+	Oid			schema = get_namespace_oid(CQRS_SCHEMA, true);
+	char		relname[NAMEDATALEN];
+	int			i;
+
+	topic->topic_id = DatumGetInt32(values[0]);
+	topic->current_segment = DatumGetInt16(values[3]);
+	topic->view = get_relname_relid(name,
+									get_namespace_oid(CQRS_TOPIC_SCHEMA, true));
+	for (i = 0; i < CQRS_SEGMENTS; i++)
+	{
+		snprintf(relname, sizeof(relname), "topic_%d_%d", topic->topic_id, i);
+		topic->segments[i] = get_relname_relid(relname, schema);
+	}
+}
+
+static void
+add_event_type(Datum *values, bool *nulls)
+{
+	CqrsEventType *event_type;
+
+	event_type = hash_search(event_types, TextDatumGetCString(values[0]),
+							 HASH_ENTER, NULL);
+	event_type->topic = topic_by_id(DatumGetInt32(values[1]));
+	event_type->payload_type = DatumGetObjectId(values[2]);
+}
+
+static void
+add_command(Datum *values, bool *nulls)
+{
+	CqrsCommand *command;
+
+	command = hash_search(commands, TextDatumGetCString(values[0]),
+						  HASH_ENTER, NULL);
+	cqrs_handler_init(&command->handler, TextDatumGetCString(values[1]),
+					  CurrentMemoryContext);
+}
+
+static void
+add_subscription(Datum *values, bool *nulls)
+{
+	CqrsSubscription *subscription;
+
+	subscription = hash_search(subscriptions, TextDatumGetCString(values[1]),
+							   HASH_ENTER, NULL);
+	subscription->subscription_id = DatumGetInt32(values[0]);
+	subscription->has_handler = !nulls[2];
+	if (!nulls[2])
+		cqrs_handler_init(&subscription->handler,
+						  TextDatumGetCString(values[2]),
+						  CurrentMemoryContext);
+	subscription->owner = DatumGetObjectId(values[3]);
+	subscription->ntopics = 0;
+	subscription->topics = NULL;
+}
+
+static void
+add_subscription_topic(Datum *values, bool *nulls)
+{
+	int32		subscription_id = DatumGetInt32(values[0]);
+	CqrsTopic  *topic = topic_by_id(DatumGetInt32(values[1]));
+	HASH_SEQ_STATUS status;
+	CqrsSubscription *subscription;
+
+	if (topic == NULL)
+		return;
+	hash_seq_init(&status, subscriptions);
+	while ((subscription = hash_seq_search(&status)) != NULL)
+	{
+		if (subscription->subscription_id != subscription_id)
+			continue;
+		if (subscription->topics == NULL)
+			subscription->topics = palloc(sizeof(CqrsTopic *));
+		else
+			subscription->topics = repalloc(subscription->topics,
+											sizeof(CqrsTopic *) *
+											(subscription->ntopics + 1));
+		subscription->topics[subscription->ntopics++] = topic;
+	}
+}
+
+static CqrsTopic *
+topic_by_id(int32 topic_id)
+{
+	HASH_SEQ_STATUS status;
+	CqrsTopic  *topic;
+
+	hash_seq_init(&status, topics);
+	while ((topic = hash_seq_search(&status)) != NULL)
+	{
+		if (topic->topic_id == topic_id)
+		{
+			hash_seq_term(&status);
+			return topic;
+		}
+	}
+	return NULL;
+}
+
+/*
+ * A longer name cannot be registered, and the hash would cut it.
+ */
+static void *
+lookup(HTAB **table, const char *name)
+{
+	load_if_stale();
+	if (strlen(name) > CQRS_MAX_NAME)
+		return NULL;
+	return hash_search(*table, name, HASH_FIND, NULL);
+}

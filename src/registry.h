@@ -1,0 +1,71 @@
+/*-------------------------------------------------------------------------
+ *
+ * registry.h
+ *	  The backend's copy of what is registered.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_REGISTRY_H
+#define CQRS_REGISTRY_H
+
+#include "cqrs_outbox.h"
+
+#include "utils/hsearch.h"
+
+#include "handler.h"
+
+typedef struct CqrsTopic
+{
+	char		name[NAMEDATALEN];	/* hash key */
+	int32		topic_id;
+	int			current_segment;
+	Oid			view;			/* InvalidOid: somebody dropped it */
+	Oid			segments[CQRS_SEGMENTS];	/* the same */
+} CqrsTopic;
+
+typedef struct CqrsEventType
+{
+	char		name[NAMEDATALEN];	/* hash key */
+	CqrsTopic  *topic;
+	Oid			payload_type;
+} CqrsEventType;
+
+typedef struct CqrsCommand
+{
+	char		name[NAMEDATALEN];	/* hash key */
+	CqrsHandler handler;
+} CqrsCommand;
+
+typedef struct CqrsSubscription
+{
+	char		name[NAMEDATALEN];	/* hash key */
+	int32		subscription_id;
+	Oid			owner;
+	bool		has_handler;
+	CqrsHandler handler;		/* only with has_handler */
+	int			ntopics;
+	CqrsTopic **topics;			/* may be none, after cqrs_drop_topic() */
+} CqrsSubscription;
+
+extern void cqrs_registry_init(void);
+extern uint64 cqrs_registry_generation(void);
+
+/* NULL if there is none of that name. */
+extern CqrsTopic *cqrs_registry_topic(const char *name);
+extern CqrsEventType *cqrs_registry_event_type(const char *name);
+extern CqrsCommand *cqrs_registry_command(const char *name);
+extern CqrsSubscription *cqrs_registry_subscription(const char *name);
+extern CqrsSubscription *cqrs_registry_subscription_by_id(int32 subscription_id);
+
+/* The same, or an error with the SQLSTATE that the name says. */
+extern CqrsTopic *cqrs_topic_get(const char *name);
+extern CqrsEventType *cqrs_event_type_get(const char *name);
+extern CqrsSubscription *cqrs_subscription_get(const char *name);
+
+/* To walk them all; the walk must be run to its end or hash_seq_term'd. */
+extern void cqrs_registry_topics(HASH_SEQ_STATUS *status);
+extern void cqrs_registry_event_types(HASH_SEQ_STATUS *status);
+extern void cqrs_registry_commands(HASH_SEQ_STATUS *status);
+extern void cqrs_registry_subscriptions(HASH_SEQ_STATUS *status);
+
+#endif							/* CQRS_REGISTRY_H */

@@ -1,0 +1,33 @@
+/*-------------------------------------------------------------------------
+ *
+ * segment.h
+ *	  The tables that hold a topic's events.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_SEGMENT_H
+#define CQRS_SEGMENT_H
+
+#include "cqrs_outbox.h"
+
+#include "utils/rel.h"
+
+#include "registry.h"
+
+/* Columns of a segment; cqrs_create_topic() makes them. */
+#define CQRS_SEG_POSITION	1
+#define CQRS_SEG_XID		2
+#define CQRS_SEG_EMITTED_AT	3
+#define CQRS_SEG_EVENT_ID	4
+#define CQRS_SEG_NATIVE		5
+#define CQRS_SEG_EVENT_NAME	6
+#define CQRS_SEG_KEY		7
+#define CQRS_SEG_HEADERS	8
+#define CQRS_SEG_PAYLOAD	9
+#define CQRS_SEG_COLUMNS	9
+
+extern Relation cqrs_segment_open(const CqrsTopic *topic, int segment,
+								  LOCKMODE lockmode);
+extern Oid	cqrs_segment_xid_index(Relation segment);
+
+#endif							/* CQRS_SEGMENT_H */

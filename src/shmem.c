@@ -1,0 +1,375 @@
+/*-------------------------------------------------------------------------
+ *
+ * shmem.c
+ *	  What the processes share, and what emitters tell the managers.
+ *
+ * A transaction that emitted tells its database's manager after its commit
+ * has become visible. One that created the extension, or a database that may
+ * have it, tells the launcher. So does one that emitted in a database without
+ * a slot: CREATE DATABASE may have copied the extension there.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "cqrs_outbox.h"
+
+#include "access/xact.h"
+#include "libpq/pqsignal.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+
+#include "shmem.h"
+#include "utility.h"
+
+CqrsShared *cqrs_shared = NULL;
+
+static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
+#if CQRS_HAVE_SHMEM_REQUEST_HOOK
+static shmem_request_hook_type prev_shmem_request_hook = NULL;
+#endif
+
+/* What this transaction will tell when it commits. */
+static bool emitted = false;
+static Oid	announced = InvalidOid;
+
+/* Our database's slot, when it was last found. */
+static CqrsDatabaseSlot *my_database = NULL;
+
+/* SIGTERM may end the process quietly: it only waits. */
+static volatile sig_atomic_t waiting = false;
+
+static Size shmem_size(void);
+static void shmem_request(void);
+static void shmem_startup(void);
+static void at_xact_end(XactEvent event, void *arg);
+static void handle_sigterm(SIGNAL_ARGS);
+
+PG_FUNCTION_INFO_V1(cqrs_announce);
+
+/*
+ * Ask for shared memory; in the postmaster, while it preloads us.
+ */
+void
+cqrs_shmem_init(void)
+{
+#if CQRS_HAVE_SHMEM_REQUEST_HOOK
+	prev_shmem_request_hook = shmem_request_hook;
+	shmem_request_hook = shmem_request;
+#else
+	shmem_request();
+#endif
+	prev_shmem_startup_hook = shmem_startup_hook;
+	shmem_startup_hook = shmem_startup;
+}
+
+/*
+ * Once a process, preloaded or not.
+ */
+void
+cqrs_shmem_init_process(void)
+{
+	RegisterXactCallback(at_xact_end, NULL);
+}
+
+/*
+ * cqrs.announce(): the extension's script calls it.
+ */
+Datum
+cqrs_announce(PG_FUNCTION_ARGS)
+{
+	cqrs_shmem_announce(MyDatabaseId);
+	PG_RETURN_VOID();
+}
+
+/*
+ * This transaction emitted, or changed who gets events: when it commits, have
+ * the manager tick.
+ */
+void
+cqrs_shmem_emitted(void)
+{
+	emitted = true;
+}
+
+/*
+ * When this transaction commits, have the launcher look for the extension in
+ * this database.
+ */
+void
+cqrs_shmem_announce(Oid dboid)
+{
+	announced = dboid;
+}
+
+/*
+ * The slot of a database, or NULL. The lock is held.
+ */
+CqrsDatabaseSlot *
+cqrs_database_find(Oid dboid)
+{
+	int			i;
+
+	Assert(LWLockHeldByMe(cqrs_shared->lock));
+	for (i = 0; i < cqrs_shared->ndatabases; i++)
+		if (cqrs_shared->databases[i].state != CQRS_DATABASE_FREE &&
+			cqrs_shared->databases[i].dboid == dboid)
+			return &cqrs_shared->databases[i];
+	return NULL;
+}
+
+/*
+ * The slot of a database, made if there is none; NULL if all are taken. The
+ * lock is held exclusively.
+ */
+CqrsDatabaseSlot *
+cqrs_database_request(Oid dboid)
+{
+	CqrsDatabaseSlot *slot = cqrs_database_find(dboid);
+	int			i;
+
+	Assert(LWLockHeldByMeInMode(cqrs_shared->lock, LW_EXCLUSIVE));
+	for (i = 0; slot == NULL && i < cqrs_shared->ndatabases; i++)
+	{
+		if (cqrs_shared->databases[i].state != CQRS_DATABASE_FREE)
+			continue;
+		slot = &cqrs_shared->databases[i];
+		slot->dboid = dboid;
+		slot->state = CQRS_DATABASE_REQUESTED;
+		slot->announced = false;
+		slot->held = 0;
+		slot->failures = 0;
+		slot->start_after = 0;
+		slot->manager_pid = 0;
+		slot->manager_latch = NULL;
+	}
+	return slot;
+}
+
+/*
+ * Something was committed in this database: wake its manager, if it sleeps.
+ * Needs no lock; if the slot is another's by now, that one wakes in vain.
+ */
+void
+cqrs_shmem_wake(CqrsDatabaseSlot *slot)
+{
+	pg_atomic_write_u32(&slot->pending, 1);
+	pg_memory_barrier();
+	if (pg_atomic_read_u32(&slot->asleep) != 0 &&
+		pg_atomic_exchange_u32(&slot->asleep, 0) != 0)
+	{
+		Latch	   *latch = slot->manager_latch;
+
+		if (latch != NULL)
+			SetLatch(latch);
+	}
+}
+
+/*
+ * A worker slot became free, or something else changed that any manager may
+ * be waiting for. The lock is held.
+ */
+void
+cqrs_shmem_wake_all_managers(void)
+{
+	int			i;
+
+	for (i = 0; i < cqrs_shared->ndatabases; i++)
+		if (cqrs_shared->databases[i].manager_pid != 0)
+			SetLatch(cqrs_shared->databases[i].manager_latch);
+}
+
+void
+cqrs_shmem_wake_launcher(void)
+{
+	Latch	   *latch = cqrs_shared->launcher_latch;
+
+	if (latch != NULL)
+		SetLatch(latch);
+}
+
+/*
+ * Signal handling of managers and workers. To be called first in their main
+ * functions.
+ */
+void
+cqrs_process_signals(void)
+{
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, handle_sigterm);
+	BackgroundWorkerUnblockSignals();
+}
+
+/*
+ * Settings of managers and workers: nothing that ALTER ROLE or ALTER DATABASE
+ * may have set for ordinary sessions.
+ */
+void
+cqrs_process_settings(void)
+{
+	static const char *const settings[][2] = {
+		{"search_path", "pg_catalog"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"session_replication_role", "origin"},
+		{"statement_timeout", "0"},
+		{"lock_timeout", "0"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"transaction_timeout", "0"},
+		{"row_security", "on"},
+	};
+	int			i;
+
+	for (i = 0; i < lengthof(settings); i++)
+		if (GetConfigOption(settings[i][0], true, false) != NULL)
+			SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET,
+							PGC_S_OVERRIDE);
+}
+
+/*
+ * Wait until the latch is set or the time is over; -1: no time. Exits if
+ * SIGTERM came, rereads the configuration if SIGHUP did.
+ */
+void
+cqrs_process_wait(long timeout_ms)
+{
+	static uint32 wait_event = 0;
+
+	waiting = true;
+	if (!ShutdownRequestPending)
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_EXIT_ON_PM_DEATH |
+						 (timeout_ms >= 0 ? WL_TIMEOUT : 0),
+						 timeout_ms,
+						 CQRS_WAIT_EVENT(wait_event, "CqrsOutboxIdle"));
+	ResetLatch(MyLatch);
+	waiting = false;
+	if (ShutdownRequestPending)
+		proc_exit(0);
+	CHECK_FOR_INTERRUPTS();
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+}
+
+static Size
+shmem_size(void)
+{
+	Size		size = MAXALIGN(sizeof(CqrsShared));
+
+	size = add_size(size, mul_size(cqrs_max_databases,
+								   MAXALIGN(sizeof(CqrsDatabaseSlot))));
+	return add_size(size, mul_size(cqrs_max_workers,
+								   MAXALIGN(sizeof(CqrsWorkerSlot))));
+}
+
+static void
+shmem_request(void)
+{
+#if CQRS_HAVE_SHMEM_REQUEST_HOOK
+	if (prev_shmem_request_hook)
+		prev_shmem_request_hook();
+#endif
+	RequestAddinShmemSpace(shmem_size());
+	RequestNamedLWLockTranche("cqrs_outbox", 1);
+}
+
+static void
+shmem_startup(void)
+{
+	bool		found;
+	int			i;
+
+	if (prev_shmem_startup_hook)
+		prev_shmem_startup_hook();
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	cqrs_shared = ShmemInitStruct("cqrs_outbox", shmem_size(), &found);
+	if (!found)
+	{
+		memset(cqrs_shared, 0, shmem_size());
+		cqrs_shared->lock = &(GetNamedLWLockTranche("cqrs_outbox"))->lock;
+		ConditionVariableInit(&cqrs_shared->exited);
+		pg_atomic_init_u32(&cqrs_shared->contended, 0);
+		cqrs_shared->ndatabases = cqrs_max_databases;
+		cqrs_shared->nworkers = cqrs_max_workers;
+		cqrs_shared->databases = (CqrsDatabaseSlot *)
+			((char *) cqrs_shared + MAXALIGN(sizeof(CqrsShared)));
+		cqrs_shared->workers = (CqrsWorkerSlot *)
+			(cqrs_shared->databases + cqrs_max_databases);
+		for (i = 0; i < cqrs_max_databases; i++)
+		{
+			pg_atomic_init_u32(&cqrs_shared->databases[i].pending, 0);
+			pg_atomic_init_u32(&cqrs_shared->databases[i].asleep, 0);
+		}
+	}
+	LWLockRelease(AddinShmemInitLock);
+}
+
+/*
+ * The transaction's end. At XACT_EVENT_COMMIT, the commit is visible.
+ */
+static void
+at_xact_end(XactEvent event, void *arg)
+{
+	bool		tell_manager = emitted;
+	Oid			tell_launcher = announced;
+	CqrsDatabaseSlot *slot;
+
+	/* Most transactions are not ours. */
+	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT &&
+		event != XACT_EVENT_PREPARE)
+		return;
+	cqrs_utility_at_xact_end();
+	emitted = false;
+	announced = InvalidOid;
+	if (event != XACT_EVENT_COMMIT || cqrs_shared == NULL)
+		return;
+
+	if (tell_manager)
+	{
+		if (my_database == NULL || my_database->dboid != MyDatabaseId)
+		{
+			LWLockAcquire(cqrs_shared->lock, LW_SHARED);
+			my_database = cqrs_database_find(MyDatabaseId);
+			LWLockRelease(cqrs_shared->lock);
+		}
+		if (my_database != NULL)
+			cqrs_shmem_wake(my_database);
+		else if (!OidIsValid(tell_launcher))
+			tell_launcher = MyDatabaseId;
+	}
+
+	if (OidIsValid(tell_launcher))
+	{
+		LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
+		slot = cqrs_database_request(tell_launcher);
+		if (slot != NULL)
+			slot->announced = true;
+		LWLockRelease(cqrs_shared->lock);
+		cqrs_shmem_wake_launcher();
+	}
+}
+
+/*
+ * While it only waits, a process exits by itself, and says nothing of it;
+ * otherwise like any backend.
+ */
+static void
+handle_sigterm(SIGNAL_ARGS)
+{
+	int			save_errno = errno;
+
+	ShutdownRequestPending = true;
+	if (waiting)
+		SetLatch(MyLatch);
+	else
+		die(postgres_signal_arg);
+	errno = save_errno;
+}

@@ -1,0 +1,113 @@
+/*-------------------------------------------------------------------------
+ *
+ * shmem.h
+ *	  What the processes share: who serves which database and subscription.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_SHMEM_H
+#define CQRS_SHMEM_H
+
+#include "cqrs_outbox.h"
+
+#include "port/atomics.h"
+#include "storage/condition_variable.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "utils/timestamp.h"
+
+typedef enum CqrsDatabaseState
+{
+	CQRS_DATABASE_FREE,			/* nobody's slot */
+	CQRS_DATABASE_REQUESTED,	/* to be served: has no process */
+	CQRS_DATABASE_STARTING,		/* a manager was asked for, or is probing */
+	CQRS_DATABASE_RUNNING		/* a manager serves it */
+} CqrsDatabaseState;
+
+/*
+ * A database that has, or may have, the extension. The lock protects all but
+ * the atomics.
+ *
+ * pending and asleep let a committing emitter wake the manager without a
+ * lock, and not more often than needed. The emitter sets pending, and then
+ * wakes if asleep is set, clearing it. The manager sets asleep, and then looks
+ * at pending before it waits. Both have a full barrier between the two steps,
+ * so that one of them sees the other.
+ */
+typedef struct CqrsDatabaseSlot
+{
+	Oid			dboid;			/* InvalidOid if FREE */
+	CqrsDatabaseState state;
+	bool		announced;		/* a CREATE EXTENSION committed since probed */
+	int			held;			/* > 0: let nobody connect; see utility.c */
+	int			failures;		/* in a row */
+	TimestampTz start_after;
+	TimestampTz started_at;
+	pid_t		manager_pid;	/* 0: none */
+	Latch	   *manager_latch;	/* may be somebody else's by now */
+	pg_atomic_uint32 pending;
+	pg_atomic_uint32 asleep;
+} CqrsDatabaseSlot;
+
+typedef enum CqrsWorkerState
+{
+	CQRS_WORKER_FREE,			/* nobody's slot */
+	CQRS_WORKER_STARTING,
+	CQRS_WORKER_DELIVERING,
+	CQRS_WORKER_IDLE
+} CqrsWorkerState;
+
+/*
+ * A process that delivers, for one owner of subscriptions in one database.
+ * All under the lock.
+ */
+typedef struct CqrsWorkerSlot
+{
+	CqrsWorkerState state;
+	Oid			dboid;
+	Oid			owner;
+	pid_t		pid;			/* 0: not attached yet */
+	Latch	   *latch;
+	TimestampTz started_at;
+	bool		stop;			/* asked to exit */
+
+	/* What its database's manager asks for, and what became of that. */
+	int32		subscription_id;
+	int64		wanted_tick;	/* deliver up to here */
+	int64		drained_tick;	/* delivered up to here */
+	TimestampTz retry_at;		/* 0, or failed: not again before */
+} CqrsWorkerSlot;
+
+typedef struct CqrsShared
+{
+	LWLock	   *lock;
+	pid_t		launcher_pid;
+	Latch	   *launcher_latch;
+	TimestampTz launcher_started_at;
+	ConditionVariable exited;	/* a manager or worker exited */
+	pg_atomic_uint32 contended; /* a subscription waits for a worker */
+	int			ndatabases;
+	int			nworkers;
+	CqrsDatabaseSlot *databases;
+	CqrsWorkerSlot *workers;
+} CqrsShared;
+
+/* NULL if not preloaded. */
+extern CqrsShared *cqrs_shared;
+
+extern void cqrs_shmem_init(void);
+extern void cqrs_shmem_init_process(void);
+extern void cqrs_shmem_emitted(void);
+extern void cqrs_shmem_announce(Oid dboid);
+extern CqrsDatabaseSlot *cqrs_database_find(Oid dboid);
+extern CqrsDatabaseSlot *cqrs_database_request(Oid dboid);
+extern void cqrs_shmem_wake(CqrsDatabaseSlot *slot);
+extern void cqrs_shmem_wake_all_managers(void);
+extern void cqrs_shmem_wake_launcher(void);
+
+/* What managers and workers do alike. */
+extern void cqrs_process_signals(void);
+extern void cqrs_process_settings(void);
+extern void cqrs_process_wait(long timeout_ms);
+
+#endif							/* CQRS_SHMEM_H */

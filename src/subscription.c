@@ -1,0 +1,283 @@
+/*-------------------------------------------------------------------------
+ *
+ * subscription.c
+ *	  Subscriptions: created and removed.
+ *
+ * A subscription starts with a cursor of its own: at the snapshot that shows
+ * nothing, or at one taken now. See tick.c for why the latter needs no lock.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "cqrs_outbox.h"
+
+#include "access/htup_details.h"
+#include "catalog/dependency.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+
+#include "catalog.h"
+#include "cursor.h"
+#include "handler.h"
+#include "registry.h"
+#include "relay.h"
+#include "shmem.h"
+#include "subscription.h"
+#include "topic.h"
+
+static char *check_handler(const char *subscription, Oid funcid);
+static bool is_event_type(Oid typid);
+static List *check_topics(const char *subscription, ArrayType *array);
+static bool parse_start(const char *subscription, const char *start);
+
+PG_FUNCTION_INFO_V1(cqrs_subscribe);
+PG_FUNCTION_INFO_V1(cqrs_unsubscribe);
+
+/*
+ * cqrs_subscribe(subscription, topics, handler, start)
+ */
+Datum
+cqrs_subscribe(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
+	Oid			owner = GetUserId();
+	bool		latest;
+	List	   *topics;
+	ListCell   *lc;
+	CqrsAdmin	admin;
+	Oid			types[3] = {TEXTOID, TEXTOID, OIDOID};
+	Datum		values[3];
+	char		nulls[3] = {' ', ' ', ' '};
+	bool		isnull;
+	int32		subscription_id;
+	CqrsCursor	cursor = {0};
+
+	cqrs_require_writable("cqrs_subscribe()");
+	cqrs_name_check("subscription", name);
+	topics = check_topics(name, PG_ARGISNULL(1) ? NULL :
+						  PG_GETARG_ARRAYTYPE_P(1));
+	latest = parse_start(name, PG_ARGISNULL(3) ? NULL :
+						 text_to_cstring(PG_GETARG_TEXT_PP(3)));
+	values[0] = CStringGetTextDatum(name);
+	if (PG_ARGISNULL(2))
+		nulls[1] = 'n';
+	else
+		values[1] = CStringGetTextDatum(check_handler(name, PG_GETARG_OID(2)));
+	values[2] = ObjectIdGetDatum(owner);
+
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl("LOCK TABLE cqrs.subscription IN SHARE ROW EXCLUSIVE MODE");
+	if (cqrs_registry_subscription(name) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("subscription \"%s\" already exists", name)));
+	cqrs_admin_execute("INSERT INTO cqrs.subscription (subscription, handler, owner) VALUES ($1, $2, $3) RETURNING subscription_id",
+					   3, types, values, nulls);
+	subscription_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
+												  SPI_tuptable->tupdesc, 1,
+												  &isnull));
+	foreach(lc, topics)
+	{
+		Oid			link_types[2] = {INT4OID, INT4OID};
+		Datum		link_values[2];
+
+		link_values[0] = Int32GetDatum(subscription_id);
+		link_values[1] = Int32GetDatum(lfirst_int(lc));
+		cqrs_admin_execute("INSERT INTO cqrs.subscription_topic (subscription_id, topic_id) VALUES ($1, $2)",
+						   2, link_types, link_values, NULL);
+	}
+	cqrs_admin_end(&admin);
+
+	cursor.subscription_id = subscription_id;
+	if (latest)
+	{
+		cursor.last_position = cqrs_last_position();
+		cursor.snapshot = cqrs_snapshot_take();
+		cursor.tick_id = cqrs_tick_next_id();
+	}
+	else
+		cursor.snapshot = cqrs_snapshot_empty();
+	cqrs_cursor_append(&cursor);
+	cqrs_shmem_emitted();
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_unsubscribe(subscription)
+ */
+Datum
+cqrs_unsubscribe(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
+	CqrsSubscription *subscription;
+	int32		subscription_id;
+	CqrsAdmin	admin;
+	Oid			types[1] = {INT4OID};
+	Datum		values[1];
+
+	cqrs_require_writable("cqrs_unsubscribe()");
+	subscription = cqrs_subscription_get(name);
+	cqrs_subscription_require_owner(subscription);
+	cqrs_relay_lock(subscription);
+	subscription_id = subscription->subscription_id;
+	values[0] = Int32GetDatum(subscription_id);
+
+	cqrs_admin_begin(&admin);
+	cqrs_admin_execute("DELETE FROM cqrs.subscription_topic WHERE subscription_id = $1",
+					   1, types, values, NULL);
+	cqrs_admin_execute("DELETE FROM cqrs.failure WHERE subscription_id = $1",
+					   1, types, values, NULL);
+	cqrs_admin_execute("DELETE FROM cqrs.subscription WHERE subscription_id = $1",
+					   1, types, values, NULL);
+	cqrs_admin_end(&admin);
+	cqrs_cursor_delete_all(subscription_id);
+	cqrs_shmem_emitted();
+	PG_RETURN_VOID();
+}
+
+/*
+ * Is the current user the subscription's owner, or a member of it? If not,
+ * 42501.
+ */
+void
+cqrs_subscription_require_owner(const CqrsSubscription *subscription)
+{
+	if (!has_privs_of_role(GetUserId(), subscription->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be owner of subscription \"%s\"",
+						subscription->name)));
+}
+
+/*
+ * Can this function be the handler, and may it be the current user's? Returns
+ * the text it is registered by.
+ */
+static char *
+check_handler(const char *subscription, Oid funcid)
+{
+	Oid			argtype;
+	Oid			rettype;
+	char	   *signature = cqrs_handler_describe(funcid, &argtype, &rettype);
+	HeapTuple	tuple;
+	Oid			funcowner;
+
+	if (!is_event_type(argtype))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
+				 errmsg("function %s cannot be a handler of a subscription",
+						signature),
+				 errdetail("Its argument is of type %s.",
+						   format_type_be(argtype)),
+				 errhint("The argument of a subscription's handler is of type cqrs_event.")));
+
+	/* The owner's delivery must not run the code of just anybody. */
+	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", funcid);
+	funcowner = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
+	ReleaseSysCache(tuple);
+	if (funcowner != GetUserId() && !superuser_arg(funcowner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("function %s cannot be the handler of subscription \"%s\"",
+						signature, subscription),
+				 errdetail("It belongs to role \"%s\".",
+						   GetUserNameFromId(funcowner, true)),
+				 errhint("A handler belongs to the subscription's owner or to a superuser.")));
+
+	if (CQRS_ROLE_NEEDS_LOGIN)
+	{
+		bool		can_login;
+
+		tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+		if (!HeapTupleIsValid(tuple))
+			elog(ERROR, "cache lookup failed for role %u", GetUserId());
+		can_login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
+		ReleaseSysCache(tuple);
+		if (!can_login)
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("role \"%s\" cannot own subscription \"%s\"",
+							GetUserNameFromId(GetUserId(), true),
+							subscription),
+					 errdetail("The worker connects as the owner, who is not permitted to log in."),
+					 errhint("ALTER ROLE ... LOGIN; it needs no password for this.")));
+	}
+	return signature;
+}
+
+/*
+ * Is it the extension's type cqrs_event?
+ */
+static bool
+is_event_type(Oid typid)
+{
+	HeapTuple	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(typid));
+	bool		named;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	named = strcmp(NameStr(((Form_pg_type) GETSTRUCT(tuple))->typname),
+				   "cqrs_event") == 0;
+	ReleaseSysCache(tuple);
+	return named && getExtensionOfObject(TypeRelationId, typid) ==
+		get_extension_oid(CQRS_EXTENSION, false);
+}
+
+/*
+ * The ids of the topics to subscribe to. Raises 22023 if there are none,
+ * 42704, or 42501.
+ */
+static List *
+check_topics(const char *subscription, ArrayType *array)
+{
+	List	   *ids = NIL;
+	Datum	   *names = NULL;
+	bool	   *nulls = NULL;
+	int			nnames = 0;
+	int			i;
+
+	if (array != NULL)
+		deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT,
+						  &names, &nulls, &nnames);
+	if (nnames == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" has no topics", subscription),
+				 errhint("Name at least one topic.")));
+	for (i = 0; i < nnames; i++)
+	{
+		CqrsTopic  *topic;
+
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("topic name must not be null")));
+		topic = cqrs_topic_get(TextDatumGetCString(names[i]));
+		cqrs_topic_require(topic, ACL_SELECT);
+		ids = list_append_unique_int(ids, topic->topic_id);
+	}
+	return ids;
+}
+
+/*
+ * Is it 'latest', or 'earliest'?
+ */
+static bool
+parse_start(const char *subscription, const char *start)
+{
+	if (start != NULL && strcmp(start, "latest") == 0)
+		return true;
+	if (start == NULL || strcmp(start, "earliest") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" cannot start at \"%s\"",
+						subscription, start ? start : "NULL"),
+				 errhint("Valid values are \"earliest\" and \"latest\".")));
+	return false;
+}

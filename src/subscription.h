@@ -1,0 +1,17 @@
+/*-------------------------------------------------------------------------
+ *
+ * subscription.h
+ *	  Subscriptions.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_SUBSCRIPTION_H
+#define CQRS_SUBSCRIPTION_H
+
+#include "cqrs_outbox.h"
+
+#include "registry.h"
+
+extern void cqrs_subscription_require_owner(const CqrsSubscription *subscription);
+
+#endif							/* CQRS_SUBSCRIPTION_H */

@@ -1,0 +1,306 @@
+/*-------------------------------------------------------------------------
+ *
+ * tick.c
+ *	  Ticks: durably recorded snapshots. The window between two of them is
+ *	  the set of events that became visible between them.
+ *
+ * Protocol
+ *
+ * 1. Tick ids rise with the snapshots. Whoever ticks holds the ticker's lock
+ *	  from before the id is drawn until the commit.
+ * 2. A snapshot of ours that is not a tick (where a new subscription starts)
+ *	  needs no lock: its id is drawn after the snapshot was taken, a tick's id
+ *	  before. So a tick with a higher id has a later snapshot.
+ * 3. The transaction that ticks commits with synchronous_commit at least on.
+ *	  Every transaction that the snapshot shows has its commit record before
+ *	  the tick's. So whoever sees the tick may deliver all that it shows: no
+ *	  crash takes it back.
+ * 4. last_position is read before the snapshot is taken: what emits later
+ *	  draws a higher one.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "cqrs_outbox.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "commands/sequence.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "catalog.h"
+#include "tick.h"
+
+/* Columns of cqrs.tick. */
+enum
+{
+	TICK_ID = 1,
+	TICK_TICKED_AT,
+	TICK_SNAPSHOT,
+	TICK_LAST_POSITION,
+	TICK_COLUMNS = TICK_LAST_POSITION
+};
+
+/* Every so many ticks, those behind are deleted. */
+#define TICKS_KEPT	64
+
+static void delete_before(Relation rel, int64 tick_id);
+
+PG_FUNCTION_INFO_V1(cqrs_tick);
+
+/*
+ * cqrs_tick()
+ */
+Datum
+cqrs_tick(PG_FUNCTION_ARGS)
+{
+	cqrs_require_writable("cqrs_tick()");
+	if (IsTransactionBlock())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("cqrs_tick() cannot run inside a transaction block"),
+				 errdetail("It would hold up all delivery until the transaction ends."),
+				 errhint("Call it in a transaction of its own (autocommit).")));
+	PG_RETURN_INT64(cqrs_tick_record());
+}
+
+/*
+ * What is committed now, in the current memory context. Leaves our own
+ * transaction out, committed it is not.
+ */
+CqrsSnapshot *
+cqrs_snapshot_take(void)
+{
+	FullTransactionId own;
+	CqrsSnapshot *snapshot;
+	CqrsSnapshot *result;
+	uint32		i;
+
+	PushActiveSnapshot(GetLatestSnapshot());
+	snapshot = cqrs_snapshot_from_datum(DirectFunctionCall1(pg_current_snapshot,
+															(Datum) 0));
+	PopActiveSnapshot();
+
+	/* A snapshot does not list its own transaction as in progress. */
+	own = GetTopFullTransactionIdIfAny();
+	if (!FullTransactionIdIsValid(own) ||
+		!FullTransactionIdPrecedes(own, snapshot->xmax))
+		return snapshot;
+
+	result = palloc(VARSIZE(snapshot) + sizeof(FullTransactionId));
+	memcpy(result, snapshot, VARSIZE(snapshot));
+	SET_VARSIZE(result, VARSIZE(snapshot) + sizeof(FullTransactionId));
+	for (i = snapshot->nxip;
+		 i > 0 && FullTransactionIdFollows(snapshot->xip[i - 1], own);
+		 i--)
+		result->xip[i] = snapshot->xip[i - 1];
+	result->xip[i] = own;
+	result->nxip++;
+	if (FullTransactionIdPrecedes(own, result->xmin))
+		result->xmin = own;
+	pfree(snapshot);
+	return result;
+}
+
+/*
+ * The snapshot that shows nothing.
+ */
+CqrsSnapshot *
+cqrs_snapshot_empty(void)
+{
+	CqrsSnapshot *snapshot = palloc(offsetof(CqrsSnapshot, xip));
+
+	SET_VARSIZE(snapshot, offsetof(CqrsSnapshot, xip));
+	snapshot->nxip = 0;
+	snapshot->xmin = FullTransactionIdFromEpochAndXid(0, FirstNormalTransactionId);
+	snapshot->xmax = snapshot->xmin;
+	return snapshot;
+}
+
+/*
+ * A copy of a pg_snapshot value.
+ */
+CqrsSnapshot *
+cqrs_snapshot_from_datum(Datum value)
+{
+	return (CqrsSnapshot *) PG_DETOAST_DATUM_COPY(value);
+}
+
+/*
+ * Had this top-level transaction ended? (Whether it committed, its rows
+ * tell.)
+ */
+bool
+cqrs_snapshot_shows(const CqrsSnapshot *snapshot, FullTransactionId xid)
+{
+	uint32		low = 0;
+	uint32		high = snapshot->nxip;
+
+	if (FullTransactionIdPrecedes(xid, snapshot->xmin))
+		return true;
+	if (!FullTransactionIdPrecedes(xid, snapshot->xmax))
+		return false;
+	while (low < high)
+	{
+		uint32		middle = low + (high - low) / 2;
+
+		if (FullTransactionIdEquals(snapshot->xip[middle], xid))
+			return false;
+		if (FullTransactionIdPrecedes(snapshot->xip[middle], xid))
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return true;
+}
+
+/*
+ * Record a tick and return its id. It counts once the transaction commits,
+ * which the caller should have do nothing else for long: the ticker's lock is
+ * held until then.
+ *
+ * Only the newest tick is read, and cursors hold the snapshots they need, so
+ * older ones are deleted now and then.
+ */
+int64
+cqrs_tick_record(void)
+{
+	Relation	rel;
+	Datum		values[TICK_COLUMNS];
+	bool		nulls[TICK_COLUMNS] = {0};
+	int64		tick_id;
+	int64		last_position;
+
+	cqrs_object_lock(CQRS_REL_TICK, 0);
+	last_position = cqrs_last_position();
+	tick_id = cqrs_tick_next_id();
+
+	values[TICK_ID - 1] = Int64GetDatum(tick_id);
+	values[TICK_TICKED_AT - 1] = TimestampTzGetDatum(GetCurrentTimestamp());
+	values[TICK_SNAPSHOT - 1] = PointerGetDatum(cqrs_snapshot_take());
+	values[TICK_LAST_POSITION - 1] = Int64GetDatum(last_position);
+	rel = table_open(cqrs_relation_oid(CQRS_REL_TICK), RowExclusiveLock);
+	CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values,
+											nulls));
+	if (tick_id % TICKS_KEPT == 0)
+		delete_before(rel, tick_id);
+	table_close(rel, NoLock);
+
+	if (synchronous_commit < SYNCHRONOUS_COMMIT_REMOTE_FLUSH)
+		(void) set_config_option("synchronous_commit", "on",
+								 PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
+	return tick_id;
+}
+
+/*
+ * The newest tick that the snapshot shows, in the current memory context.
+ * Returns false if there is none.
+ */
+bool
+cqrs_tick_newest(Snapshot snapshot, CqrsTick *tick)
+{
+	Relation	rel;
+	Relation	index;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		found;
+
+	rel = table_open(cqrs_relation_oid(CQRS_REL_TICK), AccessShareLock);
+	index = index_open(cqrs_relation_oid(CQRS_REL_TICK_PKEY), AccessShareLock);
+	scan = systable_beginscan_ordered(rel, index, snapshot, 0, NULL);
+	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
+	found = HeapTupleIsValid(tuple);
+	if (found)
+	{
+		Datum		values[TICK_COLUMNS];
+		bool		nulls[TICK_COLUMNS];
+
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		tick->tick_id = DatumGetInt64(values[TICK_ID - 1]);
+		tick->ticked_at = DatumGetTimestampTz(values[TICK_TICKED_AT - 1]);
+		tick->snapshot = cqrs_snapshot_from_datum(values[TICK_SNAPSHOT - 1]);
+		tick->last_position = DatumGetInt64(values[TICK_LAST_POSITION - 1]);
+	}
+	systable_endscan_ordered(scan);
+	index_close(index, AccessShareLock);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/*
+ * The next tick id; see point 2 of the protocol for when to draw it.
+ */
+int64
+cqrs_tick_next_id(void)
+{
+	return nextval_internal(cqrs_relation_oid(CQRS_REL_TICK_SEQ), false);
+}
+
+/*
+ * The position drawn last, by whomever; 0 if none was.
+ */
+int64
+cqrs_last_position(void)
+{
+	Relation	rel;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	int64		position = 0;
+
+	rel = relation_open(cqrs_relation_oid(CQRS_REL_POSITION_SEQ),
+						AccessShareLock);
+	scan = systable_beginscan(rel, InvalidOid, false, SnapshotAny, 0, NULL);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		Form_pg_sequence_data data = (Form_pg_sequence_data) GETSTRUCT(tuple);
+
+		if (data->is_called)
+			position = data->last_value;
+	}
+	systable_endscan(scan);
+	relation_close(rel, AccessShareLock);
+	return position;
+}
+
+/*
+ * Delete the ticks with lower ids. The bound that this process deleted up to
+ * before is remembered: looked up, it would mean a walk over the dead entries
+ * that a long transaction keeps in the index. The ticker's lock is held.
+ */
+static void
+delete_before(Relation rel, int64 tick_id)
+{
+	static int64 deleted_before = 0;
+	Relation	index;
+	SysScanDesc scan;
+	ScanKeyData keys[2];
+	Snapshot	snapshot;
+	HeapTuple	tuple;
+
+	index = index_open(cqrs_relation_oid(CQRS_REL_TICK_PKEY), AccessShareLock);
+	ScanKeyInit(&keys[0], TICK_ID, BTGreaterEqualStrategyNumber, F_INT8GE,
+				Int64GetDatum(deleted_before));
+	ScanKeyInit(&keys[1], TICK_ID, BTLessStrategyNumber, F_INT8LT,
+				Int64GetDatum(tick_id));
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
+	while (HeapTupleIsValid(tuple = systable_getnext_ordered(scan,
+															 ForwardScanDirection)))
+		simple_heap_delete(rel, &tuple->t_self);
+	systable_endscan_ordered(scan);
+	UnregisterSnapshot(snapshot);
+	index_close(index, AccessShareLock);
+
+	/* If we abort, what is left waits for another process. */
+	deleted_before = tick_id;
+}

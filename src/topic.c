@@ -1,0 +1,300 @@
+/*-------------------------------------------------------------------------
+ *
+ * topic.c
+ *	  Topics and event types: created, registered, dropped.
+ *
+ * A topic is a row of cqrs.topic, CQRS_SEGMENTS tables of equal shape in
+ * schema cqrs, and a view of all of them in schema cqrs_topics, which is what
+ * privileges are granted on. All belong to the extension's owner; whoever
+ * creates a topic gets the view's privileges with grant option.
+ *
+ * The tables are not members of the extension, or a dump would skip them.
+ * Being in schemas that are members, they still keep DROP EXTENSION from
+ * passing without CASCADE.
+ *
+ * Column native is true in the rows that cqrs_emit() writes, past the
+ * executor, and false in whatever comes by way of it: restored from a dump,
+ * copied, replicated or inserted by hand. The xids of such rows mean nothing.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "cqrs_outbox.h"
+
+#include "catalog/pg_type.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "catalog.h"
+#include "events.h"
+#include "payload.h"
+#include "registry.h"
+#include "topic.h"
+
+static void create_topic(const char *name, Interval *retention);
+
+PG_FUNCTION_INFO_V1(cqrs_create_topic);
+PG_FUNCTION_INFO_V1(cqrs_drop_topic);
+PG_FUNCTION_INFO_V1(cqrs_register_event);
+PG_FUNCTION_INFO_V1(cqrs_unregister_event);
+
+/*
+ * cqrs_create_topic(topic, retention)
+ */
+Datum
+cqrs_create_topic(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "topic");
+
+	cqrs_require_writable("cqrs_create_topic()");
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("retention of topic \"%s\" must not be null", name)));
+	create_topic(name, PG_GETARG_INTERVAL_P(1));
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_drop_topic(topic, force)
+ */
+Datum
+cqrs_drop_topic(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "topic");
+	bool		force = !PG_ARGISNULL(1) && PG_GETARG_BOOL(1);
+	CqrsTopic  *topic;
+	CqrsAdmin	admin;
+	Oid			types[1] = {INT4OID};
+	Datum		values[1];
+	int			i;
+
+	cqrs_require_writable("cqrs_drop_topic()");
+	topic = cqrs_topic_get(name);
+	if (OidIsValid(topic->view) &&
+		pg_class_aclcheck(topic->view, GetUserId(),
+						  ACL_GRANT_OPTION_FOR(ACL_INSERT)) != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to drop topic \"%s\"", name),
+				 errdetail("Only who created it, or has INSERT on it with grant option, may drop it.")));
+
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl("LOCK TABLE cqrs.topic, cqrs.event_type, cqrs.subscription_topic IN SHARE ROW EXCLUSIVE MODE");
+
+	/* From here on nobody emits, so what is undelivered stays as it is. */
+	for (i = 0; i < CQRS_SEGMENTS; i++)
+		if (OidIsValid(topic->segments[i]))
+			cqrs_admin_ddl("LOCK TABLE cqrs.topic_%d_%d IN ACCESS EXCLUSIVE MODE",
+						   topic->topic_id, i);
+
+	/* Another backend may have dropped it while we waited. */
+	topic = cqrs_topic_get(name);
+	values[0] = Int32GetDatum(topic->topic_id);
+	if (!force)
+	{
+		if (cqrs_admin_execute("SELECT event_name FROM cqrs.event_type WHERE topic_id = $1 ORDER BY 1 LIMIT 1",
+							   1, types, values, NULL) > 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+					 errmsg("cannot drop topic \"%s\" because event \"%s\" is registered on it",
+							name, SPI_getvalue(SPI_tuptable->vals[0],
+											   SPI_tuptable->tupdesc, 1)),
+					 errhint("Use cqrs_unregister_event() first, or force => true.")));
+		if (cqrs_events_pending(topic))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("topic \"%s\" holds undelivered events", name),
+					 errhint("Have them delivered first, or use force => true.")));
+	}
+	cqrs_admin_execute("DELETE FROM cqrs.event_type WHERE topic_id = $1",
+					   1, types, values, NULL);
+	cqrs_admin_execute("DELETE FROM cqrs.subscription_topic WHERE topic_id = $1",
+					   1, types, values, NULL);
+	cqrs_admin_execute("DELETE FROM cqrs.topic WHERE topic_id = $1",
+					   1, types, values, NULL);
+	cqrs_admin_ddl("DROP VIEW IF EXISTS %s.%s", CQRS_TOPIC_SCHEMA,
+				   quote_identifier(name));
+	for (i = 0; i < CQRS_SEGMENTS; i++)
+		cqrs_admin_ddl("DROP TABLE IF EXISTS cqrs.topic_%d_%d",
+					   topic->topic_id, i);
+	cqrs_admin_end(&admin);
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_register_event(event_name, topic, payload_type)
+ */
+Datum
+cqrs_register_event(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
+	char	   *topic_name = cqrs_name_arg(fcinfo, 1, "topic");
+	Oid			payload_type;
+	CqrsAdmin	admin;
+	Oid			types[3] = {TEXTOID, INT4OID, REGTYPEOID};
+	Datum		values[3];
+
+	cqrs_require_writable("cqrs_register_event()");
+	cqrs_name_check("event", name);
+	if (PG_ARGISNULL(2))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("payload type of event \"%s\" must not be null",
+						name)));
+	payload_type = PG_GETARG_OID(2);
+	if (payload_type != JSONBOID &&
+		!cqrs_payload_type_is_composite(payload_type))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("payload of event \"%s\" cannot be of type %s", name,
+						format_type_be(payload_type)),
+				 errhint("The payload type is jsonb or a composite type.")));
+
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl("LOCK TABLE cqrs.event_type IN SHARE ROW EXCLUSIVE MODE");
+	cqrs_admin_end(&admin);
+	if (cqrs_registry_event_type(name) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("event \"%s\" is already registered", name)));
+	if (cqrs_registry_topic(topic_name) == NULL)
+	{
+		Interval	retention = {.day = 1};
+
+		create_topic(topic_name, &retention);
+	}
+
+	values[0] = CStringGetTextDatum(name);
+	values[1] = Int32GetDatum(cqrs_topic_get(topic_name)->topic_id);
+	values[2] = ObjectIdGetDatum(payload_type);
+	cqrs_admin_begin(&admin);
+	cqrs_admin_execute("INSERT INTO cqrs.event_type (event_name, topic_id, payload_type) VALUES ($1, $2, $3)",
+					   3, types, values, NULL);
+	cqrs_admin_end(&admin);
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_unregister_event(event_name)
+ */
+Datum
+cqrs_unregister_event(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
+	CqrsAdmin	admin;
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1];
+
+	cqrs_require_writable("cqrs_unregister_event()");
+	cqrs_admin_begin(&admin);
+	values[0] = CStringGetTextDatum(name);
+	if (cqrs_admin_execute("DELETE FROM cqrs.event_type WHERE event_name = $1",
+						   1, types, values, NULL) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("event \"%s\" is not registered", name)));
+	cqrs_admin_end(&admin);
+	PG_RETURN_VOID();
+}
+
+/*
+ * May the current user do this (ACL_SELECT, ACL_INSERT) with the topic?
+ */
+bool
+cqrs_topic_allows(const CqrsTopic *topic, AclMode mode)
+{
+	return OidIsValid(topic->view) &&
+		pg_class_aclcheck(topic->view, GetUserId(), mode) == ACLCHECK_OK;
+}
+
+/*
+ * The same, or 42501; 55000 if somebody dropped the view.
+ */
+void
+cqrs_topic_require(const CqrsTopic *topic, AclMode mode)
+{
+	if (!OidIsValid(topic->view))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("view of topic \"%s\" does not exist", topic->name),
+				 errhint("Drop the topic with cqrs_drop_topic().")));
+	if (!cqrs_topic_allows(topic, mode))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for topic \"%s\"", topic->name),
+				 errhint("The privilege needed is %s on %s.",
+						 mode == ACL_INSERT ? "INSERT" : "SELECT",
+						 quote_qualified_identifier(CQRS_TOPIC_SCHEMA,
+													topic->name))));
+}
+
+/*
+ * Make the row, the tables and the view of a topic.
+ */
+static void
+create_topic(const char *name, Interval *retention)
+{
+	Interval	zero = {0};
+	Oid			creator = GetUserId();
+	Oid			types[2] = {TEXTOID, INTERVALOID};
+	Datum		values[2];
+	CqrsAdmin	admin;
+	int32		topic_id;
+	bool		isnull;
+	StringInfoData view;
+	int			i;
+
+	cqrs_name_check("topic", name);
+	if (DatumGetInt32(DirectFunctionCall2(interval_cmp,
+										  IntervalPGetDatum(retention),
+										  IntervalPGetDatum(&zero))) < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("retention of topic \"%s\" must not be negative",
+						name)));
+
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl("LOCK TABLE cqrs.topic IN SHARE ROW EXCLUSIVE MODE");
+	if (cqrs_registry_topic(name) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("topic \"%s\" already exists", name)));
+
+	values[0] = CStringGetTextDatum(name);
+	values[1] = IntervalPGetDatum(retention);
+	cqrs_admin_execute("INSERT INTO cqrs.topic (topic, retention) VALUES ($1, $2) RETURNING topic_id",
+					   2, types, values, NULL);
+	topic_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
+										   SPI_tuptable->tupdesc, 1, &isnull));
+
+	initStringInfo(&view);
+	for (i = 0; i < CQRS_SEGMENTS; i++)
+	{
+		/* segment.c knows this shape. */
+		cqrs_admin_ddl("CREATE TABLE cqrs.topic_%d_%d ("
+					   "position bigint NOT NULL,"
+					   "xid xid8 NOT NULL,"
+					   "emitted_at timestamptz NOT NULL,"
+					   "event_id uuid NOT NULL,"
+					   "native boolean GENERATED ALWAYS AS (false) STORED,"
+					   "event_name text NOT NULL,"
+					   "key text,"
+					   "headers jsonb,"
+					   "payload jsonb"
+					   ") WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false)",
+					   topic_id, i);
+		cqrs_admin_ddl("CREATE INDEX topic_%d_%d_xid ON cqrs.topic_%d_%d (xid)",
+					   topic_id, i, topic_id, i);
+		appendStringInfo(&view,
+						 "%sSELECT position, event_id, event_name, key, payload, headers, emitted_at FROM cqrs.topic_%d_%d",
+						 i > 0 ? " UNION ALL " : "", topic_id, i);
+	}
+	cqrs_admin_ddl("CREATE VIEW %s.%s AS %s", CQRS_TOPIC_SCHEMA,
+				   quote_identifier(name), view.data);
+	if (creator != GetUserId())
+		cqrs_admin_ddl("GRANT SELECT, INSERT ON %s.%s TO %s WITH GRANT OPTION",
+					   CQRS_TOPIC_SCHEMA, quote_identifier(name),
+					   quote_identifier(GetUserNameFromId(creator, false)));
+	cqrs_admin_end(&admin);
+}

@@ -1,0 +1,581 @@
+/*-------------------------------------------------------------------------
+ *
+ * window.c
+ *	  The events that became visible between two snapshots, in order of
+ *	  position. Everything that reads events reads through here.
+ *
+ * The window (lower, upper] of a topic is what upper shows and lower does
+ * not: of the transactions that were in progress in lower, those that upper
+ * shows; and of those from lower's xmax to before upper's xmax, those that
+ * upper shows. An index on xid finds both, in all segments of the topic.
+ * Whether the transaction committed, and what of it was rolled back to a
+ * savepoint, the rows' own visibility says, under an MVCC snapshot that is at
+ * least as late as upper.
+ *
+ * Within a window, events are ordered by position. That is enough: who saw
+ * another's commit before emitting drew a higher position, and is visible in
+ * no snapshot that does not show the other.
+ *
+ * Protocol
+ *
+ * A window is read in chunks: all its rows are visited, and references to the
+ * max_entries lowest positions are kept, sorted, outliving the transaction.
+ * When they are used up, the next chunk is read after the last position. So
+ * memory is bounded, and a window of any size costs a few visits.
+ *
+ * A reference that does not lead to the same row any more (the table was
+ * rewritten since) has the chunk read again.
+ *
+ * A window is attached to the topics' tables for the time of one transaction
+ * at most. An error leaves it attached: it can only be freed then.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "cqrs_outbox.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/tableam.h"
+#include "catalog/pg_type.h"
+#include "executor/tuptable.h"
+#include "storage/bufmgr.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/xid8.h"
+
+#include "segment.h"
+#include "window.h"
+
+/* Where an event is. */
+typedef struct Entry
+{
+	int64		position;
+	FullTransactionId xid;
+	ItemPointerData tid;
+	uint16		source;			/* topic and segment: index into sources */
+} Entry;
+
+/* A segment of a topic, open while attached. */
+typedef struct Source
+{
+	const CqrsTopic *topic;
+	Relation	rel;
+	Oid			xid_index;
+	TupleTableSlot *slot;
+} Source;
+
+struct CqrsWindow
+{
+	MemoryContext context;
+	CqrsSnapshot *lower;
+	CqrsSnapshot *upper;		/* NULL: whatever the MVCC snapshot shows */
+	char	   *event_name;		/* NULL: all */
+	int			max_entries;
+
+	/* While attached. */
+	int			nsources;
+	Source	   *sources;
+	Snapshot	snapshot;
+
+	/* The chunk. */
+	Entry	   *entries;
+	int			capacity;
+	int			nentries;
+	int			next;
+	bool		loaded;
+	bool		complete;		/* nothing of the window is behind it */
+	int64		after_position; /* what was read last */
+	int64		highest;		/* while loading: what is not worth keeping */
+};
+
+/* Gets each row of a window; returns false to stop. */
+typedef bool (*RowCallback) (void *arg, HeapTuple tuple, TupleDesc desc,
+							 FullTransactionId xid);
+
+/* What cqrs_window_count() collects. */
+typedef struct Count
+{
+	int64		after_position;
+	int64		limit;
+	int64		count;
+	TimestampTz oldest;
+} Count;
+
+/* What load_chunk() passes to load_row(). */
+typedef struct Load
+{
+	CqrsWindow *window;
+	int			source;
+} Load;
+
+static void copy_snapshot(CqrsSnapshot **to, const CqrsSnapshot *from);
+static void load_chunk(CqrsWindow *window);
+static bool load_row(void *arg, HeapTuple tuple, TupleDesc desc,
+					 FullTransactionId xid);
+static void keep_lowest(CqrsWindow *window);
+static int	compare_entries(const void *a, const void *b);
+static bool fetch(CqrsWindow *window, const Entry *entry, CqrsEvent *event);
+static bool scan_window(Relation rel, Oid xid_index,
+						const CqrsSnapshot *lower, const CqrsSnapshot *upper,
+						Snapshot snapshot, RowCallback callback, void *arg);
+static bool scan_xids(Relation rel, Relation index, FullTransactionId from,
+					  FullTransactionId to, const CqrsSnapshot *upper,
+					  Snapshot snapshot, RowCallback callback, void *arg);
+static bool stop_at_first(void *arg, HeapTuple tuple, TupleDesc desc,
+						  FullTransactionId xid);
+static bool count_row(void *arg, HeapTuple tuple, TupleDesc desc,
+					  FullTransactionId xid);
+static void scan_topic(const CqrsTopic *topic, const CqrsSnapshot *lower,
+					   const CqrsSnapshot *upper, Snapshot snapshot,
+					   RowCallback callback, void *arg);
+
+/*
+ * A window, below context parent.
+ *	lower			events that it shows are left out
+ *	upper			events that it does not show are left out; NULL: none
+ *	after_position	events up to this position are left out
+ *	max_entries		how many references are kept at once, 24 bytes each
+ */
+CqrsWindow *
+cqrs_window_create(MemoryContext parent, const CqrsSnapshot *lower,
+				   const CqrsSnapshot *upper, int64 after_position,
+				   int max_entries)
+{
+	MemoryContext context;
+	MemoryContext oldcontext;
+	CqrsWindow *window;
+
+	context = AllocSetContextCreate(parent, "cqrs window",
+									ALLOCSET_DEFAULT_SIZES);
+	oldcontext = MemoryContextSwitchTo(context);
+	window = palloc0(sizeof(CqrsWindow));
+	window->context = context;
+	copy_snapshot(&window->lower, lower);
+	copy_snapshot(&window->upper, upper);
+	window->after_position = after_position;
+	window->max_entries = max_entries;
+	MemoryContextSwitchTo(oldcontext);
+	return window;
+}
+
+/*
+ * Free a detached window, or one that an error left attached.
+ */
+void
+cqrs_window_free(CqrsWindow *window)
+{
+	MemoryContextDelete(window->context);
+}
+
+/*
+ * Put a window below another context.
+ */
+void
+cqrs_window_move(CqrsWindow *window, MemoryContext parent)
+{
+	MemoryContextSetParent(window->context, parent);
+}
+
+/*
+ * Open the topics' tables, until cqrs_window_detach(). The snapshot must show
+ * all that upper shows, and stay registered. The topics must be the same each
+ * time.
+ */
+void
+cqrs_window_attach(CqrsWindow *window, int ntopics, CqrsTopic *const *topics,
+				   Snapshot snapshot)
+{
+	int			i;
+	int			j;
+
+	Assert(window->nsources == 0);
+	window->snapshot = snapshot;
+	window->sources = palloc(sizeof(Source) * Max(ntopics, 1) * CQRS_SEGMENTS);
+	for (i = 0; i < ntopics; i++)
+	{
+		for (j = 0; j < CQRS_SEGMENTS; j++)
+		{
+			Source	   *source = &window->sources[window->nsources];
+
+			source->topic = topics[i];
+			source->rel = cqrs_segment_open(topics[i], j, AccessShareLock);
+			source->xid_index = cqrs_segment_xid_index(source->rel);
+			source->slot = NULL;
+			window->nsources++;
+		}
+	}
+}
+
+/*
+ * Close them. The locks stay until the end of the transaction.
+ */
+void
+cqrs_window_detach(CqrsWindow *window)
+{
+	int			i;
+
+	for (i = 0; i < window->nsources; i++)
+	{
+		if (window->sources[i].slot != NULL)
+			ExecDropSingleTupleTableSlot(window->sources[i].slot);
+		relation_close(window->sources[i].rel, NoLock);
+	}
+	window->nsources = 0;
+	pfree(window->sources);
+	window->sources = NULL;
+	window->snapshot = NULL;
+}
+
+/*
+ * Leave out events with other names.
+ */
+void
+cqrs_window_filter_name(CqrsWindow *window, const char *event_name)
+{
+	window->event_name = MemoryContextStrdup(window->context, event_name);
+}
+
+/*
+ * The next event. Returns false at the end of the window.
+ */
+bool
+cqrs_window_next(CqrsWindow *window, CqrsEvent *event)
+{
+	for (;;)
+	{
+		Entry	   *entry;
+
+		if (!window->loaded)
+			load_chunk(window);
+		if (window->next == window->nentries)
+		{
+			if (window->complete)
+				return false;
+			window->loaded = false;
+			continue;
+		}
+		entry = &window->entries[window->next];
+		if (!fetch(window, entry, event))
+		{
+			/* The table was rewritten since; a fresh chunk leads there. */
+			window->loaded = false;
+			continue;
+		}
+		window->next++;
+		window->after_position = entry->position;
+		return true;
+	}
+}
+
+/*
+ * Is it known that cqrs_window_next() would return false?
+ */
+bool
+cqrs_window_at_end(CqrsWindow *window)
+{
+	return window->loaded && window->complete &&
+		window->next == window->nentries;
+}
+
+/*
+ * Is anything in this window of the topic?
+ */
+bool
+cqrs_window_has_events(const CqrsTopic *topic, const CqrsSnapshot *lower,
+					   const CqrsSnapshot *upper, Snapshot snapshot)
+{
+	bool		found = false;
+
+	scan_topic(topic, lower, upper, snapshot, stop_at_first, &found);
+	return found;
+}
+
+/*
+ * How many events of the topic are in this window after a position, counting
+ * no further than limit. *oldest gets when the earliest of them was emitted,
+ * if that is before its value.
+ */
+int64
+cqrs_window_count(const CqrsTopic *topic, const CqrsSnapshot *lower,
+				  const CqrsSnapshot *upper, int64 after_position,
+				  Snapshot snapshot, int64 limit, TimestampTz *oldest)
+{
+	Count		count = {after_position, limit, 0, *oldest};
+
+	if (limit > 0)
+		scan_topic(topic, lower, upper, snapshot, count_row, &count);
+	*oldest = count.oldest;
+	return count.count;
+}
+
+static void
+copy_snapshot(CqrsSnapshot **to, const CqrsSnapshot *from)
+{
+	*to = NULL;
+	if (from != NULL)
+	{
+		*to = palloc(VARSIZE(from));
+		memcpy(*to, from, VARSIZE(from));
+	}
+}
+
+/*
+ * Read the references to the next max_entries events.
+ */
+static void
+load_chunk(CqrsWindow *window)
+{
+	Load		load = {window, 0};
+
+	if (window->entries == NULL)
+	{
+		window->capacity = 64;
+		window->entries = MemoryContextAlloc(window->context,
+											 sizeof(Entry) * window->capacity);
+	}
+	window->nentries = 0;
+	window->next = 0;
+	window->complete = true;
+	window->highest = PG_INT64_MAX;
+	for (; load.source < window->nsources; load.source++)
+		scan_window(window->sources[load.source].rel,
+					window->sources[load.source].xid_index,
+					window->lower, window->upper, window->snapshot,
+					load_row, &load);
+	keep_lowest(window);
+	window->loaded = true;
+}
+
+static bool
+load_row(void *arg, HeapTuple tuple, TupleDesc desc, FullTransactionId xid)
+{
+	Load	   *load = (Load *) arg;
+	CqrsWindow *window = load->window;
+	bool		isnull;
+	int64		position;
+	Entry	   *entry;
+
+	position = DatumGetInt64(heap_getattr(tuple, CQRS_SEG_POSITION, desc,
+										  &isnull));
+	if (position <= window->after_position)
+		return true;
+	if (window->event_name != NULL)
+	{
+		text	   *name = DatumGetTextPP(heap_getattr(tuple,
+													   CQRS_SEG_EVENT_NAME,
+													   desc, &isnull));
+
+		if (VARSIZE_ANY_EXHDR(name) != strlen(window->event_name) ||
+			memcmp(VARDATA_ANY(name), window->event_name,
+				   VARSIZE_ANY_EXHDR(name)) != 0)
+			return true;
+	}
+	if (position >= window->highest)
+	{
+		window->complete = false;
+		return true;
+	}
+
+	if (window->nentries == window->capacity)
+	{
+		if (window->capacity < 2 * window->max_entries)
+		{
+			window->capacity *= 2;
+			window->entries = repalloc_huge(window->entries,
+											sizeof(Entry) * window->capacity);
+		}
+		else
+			keep_lowest(window);
+	}
+	entry = &window->entries[window->nentries++];
+	entry->position = position;
+	entry->xid = xid;
+	entry->tid = tuple->t_self;
+	entry->source = load->source;
+	return true;
+}
+
+/*
+ * Sort what was collected, and drop what is above max_entries.
+ */
+static void
+keep_lowest(CqrsWindow *window)
+{
+	qsort(window->entries, window->nentries, sizeof(Entry), compare_entries);
+	if (window->nentries > window->max_entries)
+	{
+		window->nentries = window->max_entries;
+		window->highest = window->entries[window->nentries - 1].position;
+		window->complete = false;
+	}
+}
+
+static int
+compare_entries(const void *a, const void *b)
+{
+	int64		left = ((const Entry *) a)->position;
+	int64		right = ((const Entry *) b)->position;
+
+	return (left > right) - (left < right);
+}
+
+/*
+ * Get the event that an entry refers to. Returns false if it is not there.
+ */
+static bool
+fetch(CqrsWindow *window, const Entry *entry, CqrsEvent *event)
+{
+	Source	   *source = &window->sources[entry->source];
+	ItemPointerData tid = entry->tid;
+	Datum	   *values;
+	bool	   *nulls;
+
+	if (source->slot == NULL)
+		source->slot = table_slot_create(source->rel, NULL);
+	if (ItemPointerGetBlockNumber(&tid) >= RelationGetNumberOfBlocks(source->rel) ||
+		!table_tuple_fetch_row_version(source->rel, &tid, window->snapshot,
+									   source->slot))
+		return false;
+	slot_getallattrs(source->slot);
+	values = source->slot->tts_values;
+	nulls = source->slot->tts_isnull;
+
+	event->topic = source->topic;
+	event->position = DatumGetInt64(values[CQRS_SEG_POSITION - 1]);
+	event->xid = DatumGetFullTransactionId(values[CQRS_SEG_XID - 1]);
+	if (event->position != entry->position ||
+		!FullTransactionIdEquals(event->xid, entry->xid))
+		return false;
+	event->emitted_at = DatumGetTimestampTz(values[CQRS_SEG_EMITTED_AT - 1]);
+	event->event_id = values[CQRS_SEG_EVENT_ID - 1];
+	event->event_name = values[CQRS_SEG_EVENT_NAME - 1];
+	event->key.value = values[CQRS_SEG_KEY - 1];
+	event->key.isnull = nulls[CQRS_SEG_KEY - 1];
+	event->headers.value = values[CQRS_SEG_HEADERS - 1];
+	event->headers.isnull = nulls[CQRS_SEG_HEADERS - 1];
+	event->payload.value = values[CQRS_SEG_PAYLOAD - 1];
+	event->payload.isnull = nulls[CQRS_SEG_PAYLOAD - 1];
+	return true;
+}
+
+/*
+ * Call callback for each row of a segment in the window (lower, upper], in no
+ * particular order. Returns false if it stopped.
+ */
+static bool
+scan_window(Relation rel, Oid xid_index, const CqrsSnapshot *lower,
+			const CqrsSnapshot *upper, Snapshot snapshot,
+			RowCallback callback, void *arg)
+{
+	FullTransactionId end;
+	Relation	index;
+	bool		go_on = true;
+	uint32		i;
+
+	end = upper ? upper->xmax : FullTransactionIdFromU64(PG_UINT64_MAX);
+	index = index_open(xid_index, AccessShareLock);
+	for (i = 0; go_on && i < lower->nxip; i++)
+	{
+		FullTransactionId xid = lower->xip[i];
+		FullTransactionId next = xid;
+
+		if (upper && !cqrs_snapshot_shows(upper, xid))
+			continue;
+		next.value++;
+		go_on = scan_xids(rel, index, xid, next, NULL, snapshot, callback,
+						  arg);
+	}
+	if (go_on && FullTransactionIdPrecedes(lower->xmax, end))
+		go_on = scan_xids(rel, index, lower->xmax, end, upper, snapshot,
+						  callback, arg);
+	index_close(index, NoLock);
+	return go_on;
+}
+
+/*
+ * The same for from <= xid < to, of which upper, if given, shows some.
+ */
+static bool
+scan_xids(Relation rel, Relation index, FullTransactionId from,
+		  FullTransactionId to, const CqrsSnapshot *upper, Snapshot snapshot,
+		  RowCallback callback, void *arg)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		go_on = true;
+
+	ScanKeyInit(&keys[0], CQRS_SEG_XID, BTGreaterEqualStrategyNumber,
+				F_XID8GE, FullTransactionIdGetDatum(from));
+	ScanKeyInit(&keys[1], CQRS_SEG_XID, BTLessStrategyNumber,
+				F_XID8LT, FullTransactionIdGetDatum(to));
+	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
+	while (go_on &&
+		   HeapTupleIsValid(tuple = systable_getnext_ordered(scan,
+															 ForwardScanDirection)))
+	{
+		FullTransactionId xid;
+		bool		isnull;
+
+		CHECK_FOR_INTERRUPTS();
+		if (!DatumGetBool(heap_getattr(tuple, CQRS_SEG_NATIVE, desc, &isnull)))
+			continue;
+		xid = DatumGetFullTransactionId(heap_getattr(tuple, CQRS_SEG_XID,
+													 desc, &isnull));
+		if (upper && !cqrs_snapshot_shows(upper, xid))
+			continue;
+		go_on = callback(arg, tuple, desc, xid);
+	}
+	systable_endscan_ordered(scan);
+	return go_on;
+}
+
+static bool
+stop_at_first(void *arg, HeapTuple tuple, TupleDesc desc,
+			  FullTransactionId xid)
+{
+	*(bool *) arg = true;
+	return false;
+}
+
+static bool
+count_row(void *arg, HeapTuple tuple, TupleDesc desc, FullTransactionId xid)
+{
+	Count	   *count = (Count *) arg;
+	bool		isnull;
+	TimestampTz emitted_at;
+
+	if (DatumGetInt64(heap_getattr(tuple, CQRS_SEG_POSITION, desc, &isnull)) <=
+		count->after_position)
+		return true;
+	emitted_at = DatumGetTimestampTz(heap_getattr(tuple, CQRS_SEG_EMITTED_AT,
+												  desc, &isnull));
+	count->oldest = Min(count->oldest, emitted_at);
+	return ++count->count < count->limit;
+}
+
+/*
+ * scan_window() over all segments of a topic.
+ */
+static void
+scan_topic(const CqrsTopic *topic, const CqrsSnapshot *lower,
+		   const CqrsSnapshot *upper, Snapshot snapshot,
+		   RowCallback callback, void *arg)
+{
+	bool		go_on = true;
+	int			i;
+
+	for (i = 0; go_on && i < CQRS_SEGMENTS; i++)
+	{
+		Relation	rel = cqrs_segment_open(topic, i, AccessShareLock);
+
+		go_on = scan_window(rel, cqrs_segment_xid_index(rel), lower, upper,
+							snapshot, callback, arg);
+		relation_close(rel, NoLock);
+	}
+}

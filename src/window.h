@@ -1,0 +1,61 @@
+/*-------------------------------------------------------------------------
+ *
+ * window.h
+ *	  The events that became visible between two snapshots, in order.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_WINDOW_H
+#define CQRS_WINDOW_H
+
+#include "cqrs_outbox.h"
+
+#include "access/transam.h"
+#include "utils/snapshot.h"
+#include "utils/timestamp.h"
+#include "utils/uuid.h"
+
+#include "registry.h"
+#include "tick.h"
+
+/* One event. Values point into the window's slot until the next is read. */
+typedef struct CqrsEvent
+{
+	const CqrsTopic *topic;
+	int64		position;
+	FullTransactionId xid;
+	TimestampTz emitted_at;
+	Datum		event_id;
+	Datum		event_name;
+	NullableDatum key;
+	NullableDatum headers;
+	NullableDatum payload;
+} CqrsEvent;
+
+typedef struct CqrsWindow CqrsWindow;
+
+extern CqrsWindow *cqrs_window_create(MemoryContext parent,
+									  const CqrsSnapshot *lower,
+									  const CqrsSnapshot *upper,
+									  int64 after_position, int max_entries);
+extern void cqrs_window_free(CqrsWindow *window);
+extern void cqrs_window_move(CqrsWindow *window, MemoryContext parent);
+extern void cqrs_window_attach(CqrsWindow *window, int ntopics,
+							   CqrsTopic *const *topics, Snapshot snapshot);
+extern void cqrs_window_detach(CqrsWindow *window);
+extern void cqrs_window_filter_name(CqrsWindow *window,
+									const char *event_name);
+extern bool cqrs_window_next(CqrsWindow *window, CqrsEvent *event);
+extern bool cqrs_window_at_end(CqrsWindow *window);
+
+extern bool cqrs_window_has_events(const CqrsTopic *topic,
+								   const CqrsSnapshot *lower,
+								   const CqrsSnapshot *upper,
+								   Snapshot snapshot);
+extern int64 cqrs_window_count(const CqrsTopic *topic,
+							   const CqrsSnapshot *lower,
+							   const CqrsSnapshot *upper,
+							   int64 after_position, Snapshot snapshot,
+							   int64 limit, TimestampTz *oldest);
+
+#endif							/* CQRS_WINDOW_H */
