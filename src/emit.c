@@ -303,7 +303,9 @@ fill_slot(Writer *writer, TupleTableSlot *slot, TimestampTz now,
 	Datum	   *values = slot->tts_values;
 	bool	   *nulls = slot->tts_isnull;
 
-	memset(nulls, 0, sizeof(bool) * CQRS_SEG_COLUMNS);
+	/* Columns behind ours were dropped. */
+	memset(nulls, true, sizeof(bool) * slot->tts_tupleDescriptor->natts);
+	memset(nulls, false, sizeof(bool) * CQRS_SEG_COLUMNS);
 	values[CQRS_SEG_POSITION - 1] =
 		Int64GetDatum(nextval_internal(writer->position_seq, false));
 	values[CQRS_SEG_XID - 1] = FullTransactionIdGetDatum(writer->xid);

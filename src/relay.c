@@ -128,8 +128,10 @@ cqrs_drain(PG_FUNCTION_ARGS)
 		MemoryContextSwitchTo(oldcontext);
 		do
 		{
-			/* The registry may change between batches. */
-			subscription = cqrs_subscription_get(name);
+			/* A handler may change the registry, even remove this one. */
+			subscription = cqrs_registry_subscription_by_id(subscription_id);
+			if (subscription == NULL)
+				break;
 			cqrs_relay_deliver(subscription, CQRS_BATCH_EVENTS, &delivery);
 			total += delivery.nevents;
 		} while (delivery.nevents > 0);

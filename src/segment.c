@@ -132,11 +132,15 @@ what_was_altered(Relation rel)
 		return "It has a trigger.";
 	if (rel->rd_rel->relhassubclass || rel->rd_rel->relispartition)
 		return "It is part of an inheritance tree.";
-	if (desc->natts != CQRS_SEG_COLUMNS)
-		return "It has other columns.";
-	for (i = 0; i < CQRS_SEG_COLUMNS; i++)
-		if (TupleDescAttr(desc, i)->atttypid != column_types[i])
+	for (i = 0; i < Max(desc->natts, CQRS_SEG_COLUMNS); i++)
+	{
+		/* A column that was added and dropped again does no harm. */
+		if (i >= CQRS_SEG_COLUMNS && TupleDescAttr(desc, i)->attisdropped)
+			continue;
+		if (i >= desc->natts || i >= CQRS_SEG_COLUMNS ||
+			TupleDescAttr(desc, i)->atttypid != column_types[i])
 			return "It has other columns.";
+	}
 	if (desc->constr == NULL || !desc->constr->has_generated_stored)
 		return "Its column native is not generated.";
 	if (desc->constr->num_check > 0)

@@ -1,0 +1,212 @@
+-- Events: registering and emitting.
+CREATE EXTENSION cqrs_outbox;
+
+SELECT cqrs_create_topic('orders');
+SELECT cqrs_register_event('order_placed', 'orders');
+SELECT cqrs_register_event('order_paid', 'payments');
+SELECT topic, retention FROM cqrs.topic ORDER BY topic;
+
+-- registering
+SELECT cqrs_register_event('order_placed', 'orders');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_register_event(NULL, 'orders');
+SELECT cqrs_register_event('x', NULL);
+SELECT cqrs_register_event('x', 'orders', NULL);
+SELECT cqrs_register_event('', 'orders');
+SELECT cqrs_register_event(repeat('x', 64), 'orders');
+SELECT cqrs_register_event('x', repeat('t', 64));
+SELECT cqrs_register_event('x', '');
+SELECT cqrs_register_event('x', 'orders', 'text');
+SELECT cqrs_register_event('x', 'orders', 'record');
+SELECT cqrs_unregister_event('x');
+SELECT cqrs_unregister_event(NULL);
+
+-- topics
+SELECT cqrs_create_topic('orders');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_create_topic(NULL);
+SELECT cqrs_create_topic('');
+SELECT cqrs_create_topic(repeat('t', 64));
+SELECT cqrs_create_topic('t', NULL);
+SELECT cqrs_create_topic('t', '-1 hour');
+SELECT cqrs_create_topic('Or"ders, it''s; "quoted".name', '0');
+SELECT cqrs_register_event('ev"ent; it''s', 'Or"ders, it''s; "quoted".name');
+SELECT cqrs_emit('ev"ent; it''s', '{}') IS NOT NULL;
+SELECT event_name, topic FROM cqrs_events('Or"ders, it''s; "quoted".name');
+SELECT cqrs_create_topic(repeat('t', 63));
+SELECT cqrs_drop_topic(repeat('t', 63));
+SELECT cqrs_drop_topic('no such topic');
+SELECT cqrs_drop_topic(NULL);
+
+-- emitting
+SELECT cqrs_emit('order_placed', '{"id": 1}') IS NOT NULL;
+SELECT cqrs_emit('order_placed', '{"id": 2}', key => 'k', headers => '{"traceparent": "00-1"}') IS NOT NULL;
+SELECT cqrs_emit('order_placed', '{"id": 3}', topic => 'payments') IS NOT NULL;
+SELECT cqrs_emit('order_placed', '{"id": 4}', event_id => '01890a5d-ac96-774b-bcce-b302099a8057');
+SELECT cqrs_emit('order_placed', NULL, key => 'gone') IS NOT NULL;
+SELECT cqrs_emit('order_placed', '{}', key => '') IS NOT NULL;
+SELECT event_name, topic, key, payload, headers FROM cqrs_events('orders');
+SELECT event_name, topic, payload FROM cqrs_events('payments');
+SELECT event_id FROM cqrs_events('orders') WHERE payload->>'id' = '4';
+
+SELECT cqrs_emit('order_shipped', '{}');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_emit(NULL, '{}');
+SELECT cqrs_emit('order_placed', '[]');
+SELECT cqrs_emit('order_placed', '1');
+SELECT cqrs_emit('order_placed', 'null');
+SELECT cqrs_emit('order_placed', '{}', headers => '[]');
+SELECT cqrs_emit('order_placed', '{}', topic => 'no such topic');
+SELECT cqrs_emit('order_placed', '{}', topic => '');
+
+-- a typed payload
+CREATE DOMAIN quantity AS int CHECK (VALUE > 0);
+CREATE DOMAIN sku AS text NOT NULL;
+CREATE TYPE order_line AS (sku sku, quantity quantity);
+CREATE TYPE order_changed AS (id int, placed date, lines order_line[]);
+SELECT cqrs_register_event('order_changed', 'orders', 'order_changed');
+SELECT cqrs_emit('order_changed', '{"id": 1, "placed": "2024-02-29", "lines": [{"sku": "a", "quantity": 2}]}') IS NOT NULL;
+SELECT cqrs_emit('order_changed', '{}') IS NOT NULL;
+SELECT cqrs_emit('order_changed', NULL) IS NOT NULL;
+SELECT cqrs_emit('order_changed', '{"id": 1, "color": "red"}');
+SELECT cqrs_emit('order_changed', '{"id": "one"}');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_emit('order_changed', '{"id": 1.5}');
+SELECT cqrs_emit('order_changed', '{"id": 99999999999}');
+SELECT cqrs_emit('order_changed', '{"placed": "2023-02-29"}');
+SELECT cqrs_emit('order_changed', '{"lines": [{"sku": "a", "quantity": 0}]}');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_emit('order_changed', '{"lines": [{"quantity": 1}]}');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_emit('order_changed', '{"lines": [{"sku": "a", "price": 1}]}');
+SELECT cqrs_emit('order_changed', '{"lines": {"sku": "a"}}');
+ALTER TYPE order_changed ADD ATTRIBUTE color text;
+SELECT cqrs_emit('order_changed', '{"id": 1, "color": "red"}') IS NOT NULL;
+DROP TYPE order_changed;
+SELECT cqrs_emit('order_changed', '{}');
+
+-- many at once
+SELECT cqrs_register_event('bulk', 'bulk');
+SELECT cqrs_emit_many('bulk', ARRAY['{"n": 1}', NULL, '{"n": 3}']::jsonb[]);
+SELECT cqrs_emit_many('bulk', ARRAY['{"n": 4}', '{"n": 5}']::jsonb[], ARRAY['k', NULL]);
+SELECT cqrs_emit_many('bulk', '{}');
+SELECT key, payload FROM cqrs_events('bulk');
+SELECT cqrs_emit_many('bulk', NULL);
+SELECT cqrs_emit_many('bulk', ARRAY['{}', '[]']::jsonb[]);
+SELECT cqrs_emit_many('bulk', ARRAY['{}']::jsonb[], ARRAY['a', 'b']);
+SELECT cqrs_emit_many('bulk', ARRAY[ARRAY['{}'], ARRAY['{}']]::jsonb[]);
+SELECT cqrs_emit_many('nothing', ARRAY['{}']::jsonb[]);
+SELECT cqrs_emit_many('bulk', array_agg(jsonb_build_object('n', n) ORDER BY n)) FROM generate_series(1, 5000) n;
+SELECT count(*), bool_and((payload->>'n')::int = n) AS in_order, count(DISTINCT event_id) AS ids
+FROM cqrs_events('bulk', 10000, after_position => (SELECT max(position) - 5000 FROM cqrs_topics.bulk))
+	 WITH ORDINALITY AS e(position, event_id, event_name, topic, key, payload, headers, status, attempts, emitted_at, n);
+
+-- a huge payload
+SELECT cqrs_emit('bulk', jsonb_build_object('blob', repeat('x', 100 * 1024 * 1024))) IS NOT NULL;
+SELECT length(payload->>'blob') FROM cqrs_events('bulk', 1, after_position => (SELECT max(position) - 1 FROM cqrs_topics.bulk));
+
+-- savepoints
+BEGIN;
+SELECT cqrs_emit('order_paid', '{"n": 1}') IS NOT NULL;
+SAVEPOINT a;
+SELECT cqrs_emit('order_paid', '{"n": 2}') IS NOT NULL;
+ROLLBACK TO a;
+SAVEPOINT b;
+SELECT cqrs_emit('order_paid', '{"n": 3}') IS NOT NULL;
+RELEASE b;
+COMMIT;
+SELECT payload FROM cqrs_events('payments', event_name => 'order_paid');
+
+-- where it cannot be done
+BEGIN READ ONLY;
+SELECT cqrs_emit('order_placed', '{}');
+ROLLBACK;
+\echo :LAST_ERROR_SQLSTATE
+BEGIN READ ONLY;
+SELECT cqrs_emit_many('order_placed', '{}');
+ROLLBACK;
+BEGIN READ ONLY;
+SELECT count(*) FROM cqrs_events('payments');
+SELECT cqrs_register_event('x', 'x');
+ROLLBACK;
+CREATE FUNCTION pretends(jsonb) RETURNS uuid LANGUAGE sql PARALLEL SAFE AS $$SELECT cqrs_emit('order_placed', $1)$$;
+CREATE FUNCTION pretends_plpgsql(payload jsonb) RETURNS uuid LANGUAGE plpgsql PARALLEL SAFE COST 100000 AS $$
+BEGIN
+	RETURN cqrs_emit('order_placed', payload);
+END $$;
+CREATE TABLE many AS SELECT '{}'::jsonb AS payload FROM generate_series(1, 1000);
+BEGIN;
+SET LOCAL min_parallel_table_scan_size = 0;
+SET LOCAL parallel_setup_cost = 0;
+SET LOCAL parallel_tuple_cost = 0;
+SET LOCAL max_parallel_workers_per_gather = 2;
+\set VERBOSITY terse
+SELECT count(pretends_plpgsql(payload)) FROM many;
+\echo :LAST_ERROR_SQLSTATE
+\set VERBOSITY default
+ROLLBACK;
+
+-- a topic's table altered by hand
+SELECT format('cqrs.topic_%s_0', topic_id) AS segment FROM cqrs.topic WHERE topic = 'payments' \gset
+\set VERBOSITY terse
+ALTER TABLE :segment ADD COLUMN x int;
+SELECT cqrs_emit('order_paid', '{}');
+\echo :LAST_ERROR_SQLSTATE
+SELECT count(*) FROM cqrs_events('payments');
+ALTER TABLE :segment DROP COLUMN x;
+SELECT cqrs_emit('order_paid', '{"n": 4}') IS NOT NULL;
+SELECT cqrs_emit_many('order_paid', ARRAY['{"n": 5}']::jsonb[]);
+SELECT payload FROM cqrs_events('payments', event_name => 'order_paid');
+ALTER TABLE :segment SET UNLOGGED;
+SELECT cqrs_emit('order_paid', '{}');
+ALTER TABLE :segment SET LOGGED;
+ALTER TABLE :segment ENABLE ROW LEVEL SECURITY;
+SELECT cqrs_emit('order_paid', '{}');
+ALTER TABLE :segment DISABLE ROW LEVEL SECURITY;
+CREATE TRIGGER t AFTER INSERT ON :segment EXECUTE FUNCTION cqrs.registry_changed();
+SELECT cqrs_emit('order_paid', '{}');
+DROP TRIGGER t ON :segment;
+SELECT cqrs_drop_topic('payments', force => true);
+SELECT cqrs_emit('order_paid', '{}');
+\set VERBOSITY default
+
+-- rows that did not come through cqrs_emit() are not events
+SELECT format('cqrs.topic_%s_0', topic_id) AS segment FROM cqrs.topic WHERE topic = 'orders' \gset
+SELECT count(*) AS before FROM cqrs_events('orders') \gset
+INSERT INTO :segment (position, xid, emitted_at, event_id, event_name, payload)
+	SELECT position, xid, emitted_at, event_id, event_name, payload FROM :segment;
+SELECT count(*) - :before AS more FROM cqrs_events('orders');
+INSERT INTO :segment (position, xid, emitted_at, event_id, native, event_name)
+	VALUES (1, '1', now(), '01890a5d-ac96-774b-bcce-b302099a8057', true, 'forged');
+INSERT INTO cqrs_topics.orders (position, event_name) VALUES (1, 'forged');
+
+-- an index of the user's own is kept up
+CREATE INDEX by_name ON :segment (event_name);
+SELECT cqrs_emit('order_placed', '{"indexed": true}') IS NOT NULL;
+SELECT cqrs_emit_many('order_placed', ARRAY['{"indexed": true}', '{"indexed": true}']::jsonb[]);
+SET enable_seqscan = off;
+SET enable_bitmapscan = off;
+SELECT count(*) FROM :segment WHERE event_name = 'order_placed' AND payload->'indexed' IS NOT NULL;
+RESET enable_seqscan;
+RESET enable_bitmapscan;
+
+-- dropping a topic
+SELECT cqrs_drop_topic('orders');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_unregister_event('order_placed');
+SELECT cqrs_unregister_event('order_changed');
+SELECT cqrs_drop_topic('orders');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_drop_topic('orders', force => true);
+SELECT cqrs_drop_topic('orders');
+SELECT cqrs_drop_topic('bulk', force => true);
+SELECT cqrs_emit('bulk', '{}');
+SELECT cqrs_create_topic('empty');
+SELECT cqrs_drop_topic('empty');
+
+DROP TABLE many;
+\set VERBOSITY terse
+DROP EXTENSION cqrs_outbox CASCADE;
+DROP FUNCTION pretends, pretends_plpgsql;
+DROP TYPE order_line;
+DROP DOMAIN quantity, sku;

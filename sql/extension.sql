@@ -1,0 +1,58 @@
+-- The extension itself: its schema, its privileges, what depends on it.
+CREATE SCHEMA app;
+CREATE EXTENSION cqrs_outbox SCHEMA app;
+SELECT app.cqrs_register_event('a', 'topic_a');
+SELECT app.cqrs_emit('a', '{}') IS NOT NULL;
+SELECT count(*) FROM app.cqrs_events('topic_a');
+CREATE TABLE got (payload jsonb);
+CREATE FUNCTION on_event(event app.cqrs_event) RETURNS void LANGUAGE sql AS 'INSERT INTO public.got VALUES (event.payload)';
+SELECT app.cqrs_subscribe('s', ARRAY['topic_a'], 'on_event(app.cqrs_event)');
+SELECT app.cqrs_tick() > 0 AS ticked;
+SELECT app.cqrs_drain('s');
+SELECT * FROM got;
+
+-- a type of the same name is not the extension's
+CREATE TYPE cqrs_event AS (x int);
+CREATE FUNCTION on_other(cqrs_event) RETURNS void LANGUAGE sql AS '';
+\set VERBOSITY terse
+SELECT app.cqrs_subscribe('other', ARRAY['topic_a'], 'on_other(cqrs_event)');
+\set VERBOSITY default
+DROP FUNCTION on_other;
+DROP TYPE cqrs_event;
+
+-- nothing that changes configuration is for everybody
+SELECT p.oid::regprocedure AS for_everybody
+FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid
+WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+	  AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'cqrs_outbox')
+	  AND has_function_privilege('public', p.oid, 'EXECUTE')
+ORDER BY 1;
+
+-- everything is commented, and is volatile or stable for a reason
+SELECT d.objid::regprocedure AS uncommented
+FROM pg_depend d
+WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+	  AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'cqrs_outbox')
+	  AND obj_description(d.objid, 'pg_proc') IS NULL;
+
+-- it cannot go while topics exist
+\set VERBOSITY terse
+DROP EXTENSION cqrs_outbox;
+DROP FUNCTION on_event;
+DROP EXTENSION cqrs_outbox;
+DROP EXTENSION cqrs_outbox CASCADE;
+
+-- functions of an extension that is gone, and one that is made anew
+CREATE EXTENSION cqrs_outbox;
+SELECT cqrs_register_event('a', 'topic_a');
+SELECT cqrs_emit('a', '{}') IS NOT NULL;
+SELECT cqrs_drop_topic('topic_a', true);
+DROP EXTENSION cqrs_outbox;
+CREATE EXTENSION cqrs_outbox;
+SELECT cqrs_emit('a', '{}');
+SELECT cqrs_register_event('a', 'topic_a');
+SELECT cqrs_emit('a', '{}') IS NOT NULL;
+SELECT count(*) FROM cqrs_events();
+DROP EXTENSION cqrs_outbox CASCADE;
+DROP TABLE got;
+DROP SCHEMA app;

@@ -1,0 +1,240 @@
+-- Subscriptions: handlers drained by hand, and pull consumers.
+CREATE EXTENSION cqrs_outbox;
+SELECT cqrs_register_event('a', 'topic_a');
+SELECT cqrs_register_event('b', 'topic_b');
+
+-- like the model's outbox: add three, read three, mark one, read two
+SELECT cqrs_subscribe('reader', ARRAY['topic_a']);
+SELECT count(cqrs_emit('a', jsonb_build_object('n', n))) FROM generate_series(1, 3) n;
+SELECT count(*) AS before_tick FROM cqrs_receive('reader');
+SELECT cqrs_tick() > 0 AS ticked;
+SELECT event_name, payload FROM cqrs_events('topic_a');
+SELECT payload, status FROM cqrs_receive('reader', 1);
+SELECT payload AS again FROM cqrs_receive('reader', 1);
+SELECT cqrs_ack('reader') = min(position) AS acked FROM cqrs_topics.topic_a;
+SELECT payload FROM cqrs_events('topic_a');
+SELECT payload, status FROM cqrs_events('topic_a', status => 'all');
+SELECT cqrs_ack('reader') IS NULL AS nothing_to_ack;
+SELECT payload FROM cqrs_receive('reader');
+SELECT lag_events, kind, state, pid FROM cqrs_subscription_status;
+
+-- by position, repeated, wrong
+SELECT min(position) AS first, max(position) AS last FROM cqrs_topics.topic_a \gset
+SELECT cqrs_ack('reader', :last - 1) = :last - 1 AS acked;
+SELECT cqrs_ack('reader', :last - 1) = :last - 1 AS acked_again;
+SELECT cqrs_ack('reader', :first) = :first AS acked_long_ago;
+\set VERBOSITY terse
+SELECT cqrs_ack('reader', 9223372036854775807);
+\echo :LAST_ERROR_SQLSTATE
+\set VERBOSITY default
+SELECT payload FROM cqrs_receive('reader');
+SELECT cqrs_ack('reader', :last) = :last AS acked;
+SELECT count(*) FROM cqrs_receive('reader');
+SELECT count(*) FROM cqrs_events('topic_a');
+
+-- receive, work and acknowledge in one transaction
+SELECT count(cqrs_emit('a', jsonb_build_object('n', n))) FROM generate_series(4, 5) n;
+SELECT cqrs_tick() > 0 AS ticked;
+BEGIN;
+SELECT payload FROM cqrs_receive('reader');
+SELECT cqrs_ack('reader') > 0 AS acked;
+SELECT count(*) AS behind FROM cqrs_receive('reader');
+ROLLBACK;
+BEGIN;
+SELECT payload FROM cqrs_receive('reader');
+SAVEPOINT s;
+SELECT cqrs_ack('reader') > 0 AS acked;
+ROLLBACK TO s;
+SELECT payload AS not_acked FROM cqrs_receive('reader');
+SELECT cqrs_ack('reader') > 0 AS acked;
+COMMIT;
+SELECT count(*) FROM cqrs_receive('reader');
+
+-- one after the other, over several windows
+DO $$
+BEGIN
+	FOR n IN 6 .. 8 LOOP
+		PERFORM cqrs_emit('a', jsonb_build_object('n', n));
+		COMMIT;
+		PERFORM cqrs_tick();
+		COMMIT;
+	END LOOP;
+END $$;
+DO $$
+DECLARE
+	e cqrs_event;
+BEGIN
+	LOOP
+		SELECT * INTO e FROM cqrs_receive('reader', 1);
+		EXIT WHEN e.position IS NULL;
+		RAISE NOTICE '%', e.payload;
+		PERFORM cqrs_ack('reader');
+		COMMIT;
+	END LOOP;
+END $$;
+
+-- a handler for two topics: exactly once, in the transaction that moves the cursor
+CREATE TABLE got (n serial, event_name text, key text, payload jsonb);
+CREATE FUNCTION on_event(event cqrs_event) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	IF event.payload ? 'fail' THEN
+		RAISE EXCEPTION 'cannot handle %', event.payload;
+	END IF;
+	INSERT INTO public.got (event_name, key, payload) VALUES (event.event_name, event.key, event.payload);
+END $$;
+SELECT cqrs_subscribe('handler', ARRAY['topic_a', 'topic_b', 'topic_a'], 'on_event(cqrs_event)', 'latest');
+SELECT cqrs_drain('handler');
+SELECT cqrs_emit('a', '{"n": 1}', 'k1') IS NOT NULL;
+SELECT cqrs_emit('b', '{"n": 2}', 'k2') IS NOT NULL;
+SELECT cqrs_emit('a', NULL, 'k1') IS NOT NULL;
+SELECT cqrs_tick() > 0 AS ticked;
+BEGIN;
+SELECT cqrs_drain('handler');
+SELECT event_name, key, payload FROM got ORDER BY n;
+ROLLBACK;
+SELECT cqrs_drain('handler');
+SELECT event_name, key, payload FROM got ORDER BY n;
+SELECT cqrs_drain('handler');
+
+-- an error is the drainer's, and says where it was
+SELECT cqrs_emit('a', '{"fail": true}') IS NOT NULL;
+SELECT cqrs_tick() > 0 AS ticked;
+SELECT max(position) AS last FROM cqrs_topics.topic_a \gset
+\set VERBOSITY terse
+SELECT cqrs_drain('handler');
+\echo :LAST_ERROR_SQLSTATE
+\set VERBOSITY default
+SELECT subscription, lag_events, state FROM cqrs_subscription_status ORDER BY 1;
+
+-- more events than a batch
+SELECT cqrs_unsubscribe('handler');
+SELECT cqrs_subscribe('handler', ARRAY['topic_b'], 'on_event(cqrs_event)', 'latest');
+TRUNCATE got;
+SELECT cqrs_emit_many('b', array_agg(jsonb_build_object('n', n) ORDER BY n)) FROM generate_series(1, 2500) n;
+SELECT cqrs_tick() > 0 AS ticked;
+SELECT cqrs_drain('handler');
+SELECT count(*), bool_and((payload->>'n')::int = rank) AS in_order
+FROM (SELECT payload, row_number() OVER (ORDER BY n) AS rank FROM got) g;
+
+-- a handler that emits: the follow-ups come with the next tick
+CREATE FUNCTION on_chain(event cqrs_event) RETURNS void LANGUAGE plpgsql SET search_path = public AS $$
+BEGIN
+	IF (event.payload->>'depth')::int > 0 THEN
+		PERFORM cqrs_emit('chain', jsonb_build_object('depth', (event.payload->>'depth')::int - 1));
+	END IF;
+END $$;
+SELECT cqrs_register_event('chain', 'chain');
+SELECT cqrs_subscribe('chain', ARRAY['chain'], 'on_chain(cqrs_event)');
+SELECT cqrs_emit('chain', '{"depth": 2}') IS NOT NULL;
+SELECT cqrs_tick() > 0 AS ticked;
+SELECT cqrs_drain('chain');
+SELECT cqrs_drain('chain');
+SELECT cqrs_tick() > 0 AS ticked;
+SELECT cqrs_drain('chain');
+SELECT cqrs_tick() > 0 AS ticked;
+SELECT cqrs_drain('chain');
+
+-- a handler must not drain its own subscription; another's it may
+CREATE FUNCTION on_nested(event cqrs_event) RETURNS void LANGUAGE plpgsql SET search_path = public AS $$
+BEGIN
+	PERFORM cqrs_drain(event.payload->>'drain');
+END $$;
+SELECT cqrs_register_event('nested', 'nested');
+SELECT cqrs_subscribe('nested', ARRAY['nested'], 'on_nested(cqrs_event)');
+SELECT cqrs_emit('nested', '{"drain": "chain"}') IS NOT NULL;
+SELECT cqrs_emit('chain', '{"depth": 0}') IS NOT NULL;
+SELECT cqrs_tick() > 0 AS ticked;
+SELECT cqrs_drain('nested');
+SELECT lag_events FROM cqrs_subscription_status WHERE subscription = 'chain';
+SELECT cqrs_emit('nested', '{"drain": "nested"}') IS NOT NULL;
+SELECT cqrs_tick() > 0 AS ticked;
+\set VERBOSITY terse
+SELECT cqrs_drain('nested');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_drain('nested');
+\set VERBOSITY default
+
+-- a handler that removes its own subscription
+CREATE FUNCTION on_last(event cqrs_event) RETURNS void LANGUAGE plpgsql SET search_path = public AS $$
+BEGIN
+	PERFORM cqrs_unsubscribe('once');
+END $$;
+SELECT cqrs_subscribe('once', ARRAY['topic_a'], 'on_last(cqrs_event)', 'latest');
+SELECT cqrs_emit('a', '{}') IS NOT NULL;
+SELECT cqrs_tick() > 0 AS ticked;
+SELECT cqrs_drain('once');
+SELECT count(*) FROM cqrs.cursor c WHERE NOT EXISTS (SELECT FROM cqrs.subscription s WHERE s.subscription_id = c.subscription_id);
+
+-- cursors and ticks are deleted behind
+DO $$
+BEGIN
+	FOR n IN 1 .. 200 LOOP
+		PERFORM cqrs_emit('chain', '{"depth": 0}');
+		COMMIT;
+		PERFORM cqrs_tick();
+		COMMIT;
+		PERFORM cqrs_drain('chain');
+		COMMIT;
+	END LOOP;
+END $$;
+SELECT count(*) < 70 AS few_cursors FROM cqrs.cursor JOIN cqrs.subscription USING (subscription_id) WHERE subscription = 'chain';
+SELECT count(*) < 70 AS few_ticks FROM cqrs.tick;
+
+-- subscribing
+SELECT cqrs_subscribe('reader', ARRAY['topic_a']);
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_subscribe(NULL, ARRAY['topic_a']);
+SELECT cqrs_subscribe('', ARRAY['topic_a']);
+SELECT cqrs_subscribe(repeat('s', 64), ARRAY['topic_a']);
+SELECT cqrs_subscribe('x', NULL);
+SELECT cqrs_subscribe('x', '{}');
+SELECT cqrs_subscribe('x', ARRAY[NULL]::text[]);
+SELECT cqrs_subscribe('x', ARRAY['no such topic']);
+SELECT cqrs_subscribe('x', ARRAY['topic_a'], start => 'yesterday');
+SELECT cqrs_subscribe('x', ARRAY['topic_a'], start => NULL);
+CREATE FUNCTION on_jsonb(jsonb) RETURNS void LANGUAGE sql AS '';
+SELECT cqrs_subscribe('x', ARRAY['topic_a'], 'on_jsonb(jsonb)');
+SELECT cqrs_subscribe('x', ARRAY['topic_a'], 'no_such_function(cqrs_event)');
+SELECT cqrs_subscribe('a "quoted"; it''s', ARRAY['topic_a']);
+SELECT cqrs_unsubscribe('a "quoted"; it''s');
+
+-- the wrong kind, and what does not exist
+SELECT cqrs_receive('no such subscription');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_ack('no such subscription');
+SELECT cqrs_drain('no such subscription');
+SELECT cqrs_unsubscribe('no such subscription');
+SELECT cqrs_receive(NULL);
+SELECT cqrs_receive('handler');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_ack('handler');
+SELECT cqrs_drain('reader');
+SELECT cqrs_receive('reader', 0);
+SELECT cqrs_receive('reader', NULL);
+SELECT cqrs_events(batch_size => 0);
+SELECT cqrs_events(status => 'done');
+SELECT cqrs_events('no such topic');
+BEGIN READ ONLY;
+SELECT cqrs_receive('reader');
+ROLLBACK;
+BEGIN;
+SELECT cqrs_tick();
+ROLLBACK;
+\echo :LAST_ERROR_SQLSTATE
+
+-- a handler that is dropped
+DROP FUNCTION on_event(cqrs_event);
+SELECT cqrs_emit('b', '{}') IS NOT NULL;
+SELECT cqrs_tick() > 0 AS ticked;
+\set VERBOSITY terse
+SELECT cqrs_drain('handler');
+\echo :LAST_ERROR_SQLSTATE
+
+-- a topic that is dropped leaves its subscriptions
+SELECT cqrs_drop_topic('topic_a', force => true);
+SELECT count(*) FROM cqrs_receive('reader');
+SELECT subscription, topics, lag_events FROM cqrs_subscription_status WHERE subscription = 'reader';
+
+DROP TABLE got;
+DROP EXTENSION cqrs_outbox CASCADE;
+DROP FUNCTION on_jsonb;
