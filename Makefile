@@ -1,0 +1,82 @@
+# cqrs_outbox: a CQRS mediator and a transactional outbox for PostgreSQL.
+#
+#   make, make install    build and install, for the server of $(PG_CONFIG)
+#   make demo             show the main job in a temporary cluster
+#   make test             run every test in temporary clusters
+#   make bench            measure against what a user would pick instead
+#   make indent           format the C source
+
+MODULE_big = cqrs_outbox
+OBJS = \
+	src/catalog.o \
+	src/cqrs_outbox.o \
+	src/cursor.o \
+	src/emit.o \
+	src/event_id.o \
+	src/events.o \
+	src/guc.o \
+	src/handler.o \
+	src/launcher.o \
+	src/manager.o \
+	src/mediator.o \
+	src/payload.o \
+	src/pull.o \
+	src/registry.o \
+	src/relay.o \
+	src/retry.o \
+	src/segment.o \
+	src/shmem.o \
+	src/status.o \
+	src/subscription.o \
+	src/tick.o \
+	src/topic.o \
+	src/utility.o \
+	src/window.o \
+	src/worker.o
+
+EXTENSION = cqrs_outbox
+DATA = sql/cqrs_outbox--1.0.sql
+
+REGRESS = meeting command emit subscription privileges extension
+
+ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
+ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation
+
+# The server's own headers are not clean under -Wextra.
+PG_CPPFLAGS = -I$(srcdir)/src
+PG_CFLAGS = -Wextra -Wno-unused-parameter -Wno-sign-compare \
+	-Wno-missing-field-initializers
+ifdef WERROR
+PG_CFLAGS += -Werror
+endif
+SHLIB_LINK = -luuid
+
+# The module is not worth inlining by the JIT compiler.
+override with_llvm = no
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+$(OBJS): $(wildcard $(srcdir)/src/*.h)
+
+.PHONY: demo test bench indent
+
+demo:
+	$(srcdir)/demo/run
+
+test:
+	$(srcdir)/test/run
+
+bench:
+	$(srcdir)/bench/run
+
+# pgindent's settings.
+indent:
+	pg_bsd_indent -bad -bap -bbb -bc -bl -cli1 -cp33 -cdb -nce -d0 -di12 -nfc1 \
+		-i4 -l79 -lp -lpl -nip -npro -sac -tpg -ts4 -U$(srcdir)/typedefs.list \
+		$(srcdir)/src/*.c $(srcdir)/src/*.h
+
+# For scripts: what a variable holds.
+print-%:
+	@echo $($*)

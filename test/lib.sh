@@ -1,0 +1,116 @@
+# Shared by the scripts that need a built extension and a cluster of their own.
+# To be sourced with bash; $top is the checkout.
+
+PG_CONFIG=${PG_CONFIG:-pg_config}
+
+die()
+{
+	echo "$*" >&2
+	exit 1
+}
+
+# Install what is missing, from Debian's packages, if we may.
+install_missing()
+{
+	local packages=() major=15
+
+	command -v "$PG_CONFIG" >/dev/null && major=$("$PG_CONFIG" --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
+	command -v gcc >/dev/null || packages+=(gcc libc6-dev)
+	command -v make >/dev/null || packages+=(make)
+	[ -e /usr/include/uuid/uuid.h ] || packages+=(uuid-dev)
+	perl -MIPC::Run -e 1 2>/dev/null || packages+=(libipc-run-perl)
+	if ! command -v "$PG_CONFIG" >/dev/null ||
+		[ ! -e "$("$PG_CONFIG" --includedir-server)/postgres.h" ] ||
+		[ ! -e "$("$PG_CONFIG" --pgxs)" ]; then
+		packages+=("postgresql-server-dev-$major")
+	fi
+	if ! command -v "$PG_CONFIG" >/dev/null || [ ! -x "$("$PG_CONFIG" --bindir)/initdb" ]; then
+		packages+=("postgresql-$major")
+	fi
+	[ ${#packages[@]} -gt 0 ] || return 0
+
+	[ "$(id -u)" = 0 ] && command -v apt-get >/dev/null ||
+		die "Missing; install as root: apt-get install ${packages[*]}"
+	echo "Installing ${packages[*]}"
+	local clusters_before
+	clusters_before=$(pg_lsclusters -h 2>/dev/null | awk '$4 == "online" {print $1, $2}')
+	{
+		apt-get -q update &&
+			DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "${packages[@]}"
+	} >/tmp/cqrs_outbox_apt.$$ 2>&1 ||
+		{ cat /tmp/cqrs_outbox_apt.$$; die "could not install ${packages[*]}"; }
+	rm -f /tmp/cqrs_outbox_apt.$$
+
+	# The server's package starts a cluster; nobody asked for it.
+	pg_lsclusters -h 2>/dev/null | awk '$4 == "online" {print $1, $2}' | while read -r version name; do
+		grep -qx "$version $name" <<<"$clusters_before" || pg_ctlcluster "$version" "$name" stop
+	done
+}
+
+# Build and install for the server of $PG_CONFIG.
+build_and_install()
+{
+	local log=$scratch/build.log
+
+	[ -w "$("$PG_CONFIG" --pkglibdir)" ] ||
+		die "Cannot install into $("$PG_CONFIG" --pkglibdir); run as root, or set PG_CONFIG."
+	make -C "$top" PG_CONFIG="$PG_CONFIG" "$@" >"$log" 2>&1 || { cat "$log"; die "could not build"; }
+	make -C "$top" PG_CONFIG="$PG_CONFIG" install >"$log" 2>&1 || { cat "$log"; die "could not install"; }
+}
+
+# Servers refuse to run as root.
+if [ "$(id -u)" = 0 ]; then
+	as_user() { (cd "$scratch" && runuser -u postgres -- "$@"); }
+else
+	as_user() { (cd "$scratch" && "$@"); }
+fi
+
+# A folder of our own, and nothing left behind.
+make_scratch()
+{
+	scratch=$(mktemp -d "${TMPDIR:-/tmp}/cqrs_outbox.XXXXXX")
+	chmod 755 "$scratch"
+	trap clean_up EXIT
+	trap 'exit 130' INT TERM
+}
+
+clean_up()
+{
+	stop_clusters
+	rm -rf "$scratch"
+}
+
+stop_clusters()
+{
+	local data
+
+	for data in "$scratch"/cluster*/data; do
+		[ -e "$data/postmaster.pid" ] && as_user "$bindir/pg_ctl" -D "$data" -m immediate -w stop >/dev/null 2>&1
+	done
+	return 0
+}
+
+own_scratch()
+{
+	[ "$(id -u)" != 0 ] || chown -R postgres "$scratch"
+}
+
+# start_cluster NAME [CONFIGURATION FILE]: on a socket in $scratch/cluster_NAME
+start_cluster()
+{
+	local dir=$scratch/cluster_$1
+
+	mkdir "$dir"
+	own_scratch
+	as_user "$bindir/initdb" -D "$dir/data" -A trust -U postgres --no-sync -E UTF8 --locale=C >"$dir.initdb" 2>&1 ||
+		{ cat "$dir.initdb"; die "could not make a cluster"; }
+	{
+		echo "listen_addresses = ''"
+		echo "unix_socket_directories = '$dir'"
+		echo "fsync = off"
+		[ $# -lt 2 ] || cat "$2"
+	} >>"$dir/data/postgresql.conf"
+	as_user "$bindir/pg_ctl" -D "$dir/data" -l "$dir/log" -w start >/dev/null ||
+		{ cat "$dir/log"; die "could not start a cluster"; }
+	export PGHOST=$dir PGUSER=postgres PGPORT=5432 PGDATABASE=postgres
+}
