@@ -107,13 +107,16 @@ COMMENT ON TABLE cqrs.subscription_topic IS 'topics of each subscription';
 -- ticked_at      when the snapshot was taken
 -- snapshot       what had committed then
 -- last_position  the last position drawn before the snapshot was taken
+-- native         true as we write it; false in a row that was restored from
+--                a dump, whose transaction ids are another cluster's
 -- ----------------------------------------------------------------------
 CREATE SEQUENCE cqrs.tick_id;
 CREATE TABLE cqrs.tick (
 	tick_id			bigint		PRIMARY KEY,
 	ticked_at		timestamptz	NOT NULL,
 	snapshot		pg_snapshot	NOT NULL,
-	last_position	bigint		NOT NULL
+	last_position	bigint		NOT NULL,
+	native			boolean		GENERATED ALWAYS AS (false) STORED
 );
 COMMENT ON TABLE cqrs.tick IS 'snapshots between which events are delivered';
 
@@ -134,6 +137,8 @@ COMMENT ON TABLE cqrs.tick IS 'snapshots between which events are delivered';
 -- last_position   an estimate of what had been emitted when the cursor
 --                 moved; only for showing the lag
 -- moved_at        when the cursor moved
+-- native          see cqrs.tick; a restored cursor starts at what is emitted
+--                 after the restore
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.cursor (
 	subscription_id	integer		NOT NULL,
@@ -147,6 +152,7 @@ CREATE TABLE cqrs.cursor (
 	received		bigint,
 	last_position	bigint		NOT NULL,
 	moved_at		timestamptz	NOT NULL,
+	native			boolean		GENERATED ALWAYS AS (false) STORED,
 	PRIMARY KEY (subscription_id, partition, seq)
 );
 COMMENT ON TABLE cqrs.cursor IS 'cursors of subscriptions, newest row by seq';

@@ -47,7 +47,8 @@ enum
 	CURSOR_RECEIVED,
 	CURSOR_LAST_POSITION,
 	CURSOR_MOVED_AT,
-	CURSOR_COLUMNS = CURSOR_MOVED_AT
+	CURSOR_NATIVE,
+	CURSOR_COLUMNS = CURSOR_NATIVE
 };
 
 /* Every so many moves, the rows behind are deleted. */
@@ -89,10 +90,19 @@ cqrs_cursor_read(int32 subscription_id, Snapshot snapshot, CqrsCursor *cursor)
 
 		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
 		cursor->seq = DatumGetInt64(values[CURSOR_SEQ - 1]);
-		cursor->tick_id = DatumGetInt64(values[CURSOR_TICK_ID - 1]);
-		cursor->snapshot =
-			cqrs_snapshot_from_datum(values[CURSOR_SNAPSHOT - 1]);
-		if (!nulls[CURSOR_UNTIL_TICK - 1])
+		if (!DatumGetBool(values[CURSOR_NATIVE - 1]))
+		{
+			/* Restored: its snapshots mean nothing here, all events are new. */
+			cursor->snapshot = cqrs_snapshot_empty();
+		}
+		else
+		{
+			cursor->tick_id = DatumGetInt64(values[CURSOR_TICK_ID - 1]);
+			cursor->snapshot =
+				cqrs_snapshot_from_datum(values[CURSOR_SNAPSHOT - 1]);
+		}
+		if (DatumGetBool(values[CURSOR_NATIVE - 1]) &&
+			!nulls[CURSOR_UNTIL_TICK - 1])
 		{
 			cursor->until_tick = DatumGetInt64(values[CURSOR_UNTIL_TICK - 1]);
 			cursor->until_snapshot =
@@ -144,6 +154,7 @@ cqrs_cursor_append(CqrsCursor *cursor)
 	}
 	values[CURSOR_LAST_POSITION - 1] = Int64GetDatum(cursor->last_position);
 	values[CURSOR_MOVED_AT - 1] = TimestampTzGetDatum(GetCurrentTimestamp());
+	values[CURSOR_NATIVE - 1] = BoolGetDatum(true);
 
 	rel = table_open(cqrs_relation_oid(CQRS_REL_CURSOR), RowExclusiveLock);
 	CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values,

@@ -52,11 +52,10 @@ typedef struct Scheduled
 {
 	int32		subscription_id;
 	Oid			owner;
-	int			ntopics;
-	int32	   *topic_ids;
 	int64		due_tick;		/* has events up to this tick */
 	int64		drained_tick;	/* and none up to this one */
 	TimestampTz retry_at;
+	int			failures;		/* of its workers, in a row */
 	int64		served;			/* when a worker was assigned last: a count */
 } Scheduled;
 
@@ -82,6 +81,7 @@ static bool said_exhausted = false;
 
 static void manager_attach(int index);
 static void manager_exit(int code, Datum arg);
+static long restart_wait(int failures);
 static bool begin_cycle(void);
 static void end_cycle(void);
 static bool time_to_tick(TimestampTz now, bool *poll);
@@ -195,8 +195,7 @@ manager_exit(int code, Datum arg)
 		if (!nothing_here)
 			my_slot->start_after =
 				TimestampTzPlusMilliseconds(now,
-											Min(FIRST_RESTART_WAIT << Min(my_slot->failures, 10),
-												LONGEST_RESTART_WAIT));
+											restart_wait(my_slot->failures));
 	}
 
 	if (nothing_here)
@@ -205,17 +204,24 @@ manager_exit(int code, Datum arg)
 		{
 			CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
 
-			if (worker->state == CQRS_WORKER_FREE ||
-				worker->dboid != MyDatabaseId)
+			if (worker->pid == 0 || worker->dboid != MyDatabaseId)
 				continue;
 			worker->stop = true;
-			if (worker->latch != NULL)
-				SetLatch(worker->latch);
+			SetLatch(worker->latch);
 		}
 	}
 	ConditionVariableBroadcast(&cqrs_shared->exited);
 	LWLockRelease(cqrs_shared->lock);
 	cqrs_shmem_wake_launcher();
+}
+
+/*
+ * How long to wait after so many failures in a row, in milliseconds.
+ */
+static long
+restart_wait(int failures)
+{
+	return Min(FIRST_RESTART_WAIT << Min(failures, 10), LONGEST_RESTART_WAIT);
 }
 
 /*
@@ -437,10 +443,22 @@ assign_workers(void)
 
 			if (scheduled->subscription_id != worker->subscription_id)
 				continue;
-			scheduled->drained_tick = Max(scheduled->drained_tick,
-										  worker->drained_tick);
+			if (worker->state == CQRS_WORKER_FAILED)
+			{
+				scheduled->retry_at =
+					TimestampTzPlusMilliseconds(now,
+												restart_wait(scheduled->failures++));
+				continue;
+			}
+			if (worker->drained_tick > scheduled->drained_tick)
+			{
+				scheduled->drained_tick = worker->drained_tick;
+				scheduled->failures = 0;
+			}
 			scheduled->retry_at = worker->retry_at;
 		}
+		if (worker->state == CQRS_WORKER_FAILED)
+			worker->state = CQRS_WORKER_FREE;
 	}
 
 	list_sort(schedule, compare_served);
@@ -500,7 +518,8 @@ assign_worker(Scheduled *scheduled, TimestampTz now)
 	{
 		CqrsWorkerSlot *slot = &cqrs_shared->workers[i];
 
-		if (slot->state == CQRS_WORKER_FREE)
+		if (slot->state == CQRS_WORKER_FREE ||
+			slot->state == CQRS_WORKER_FAILED)
 			unused = slot;
 		else if (slot->stop)
 			continue;

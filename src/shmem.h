@@ -52,6 +52,7 @@ typedef struct CqrsDatabaseSlot
 typedef enum CqrsWorkerState
 {
 	CQRS_WORKER_FREE,			/* nobody's slot */
+	CQRS_WORKER_FAILED,			/* the same; its manager is to note it */
 	CQRS_WORKER_STARTING,
 	CQRS_WORKER_DELIVERING,
 	CQRS_WORKER_IDLE

@@ -192,7 +192,7 @@ worker_of(int32 subscription_id, int *pid)
 	{
 		CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
 
-		if (worker->state == CQRS_WORKER_FREE ||
+		if (worker->state < CQRS_WORKER_STARTING ||
 			worker->dboid != MyDatabaseId ||
 			worker->subscription_id != subscription_id)
 			continue;

@@ -46,7 +46,8 @@ enum
 	TICK_TICKED_AT,
 	TICK_SNAPSHOT,
 	TICK_LAST_POSITION,
-	TICK_COLUMNS = TICK_LAST_POSITION
+	TICK_NATIVE,
+	TICK_COLUMNS = TICK_NATIVE
 };
 
 /* Every so many ticks, those behind are deleted. */
@@ -187,6 +188,7 @@ cqrs_tick_record(void)
 	values[TICK_TICKED_AT - 1] = TimestampTzGetDatum(GetCurrentTimestamp());
 	values[TICK_SNAPSHOT - 1] = PointerGetDatum(cqrs_snapshot_take());
 	values[TICK_LAST_POSITION - 1] = Int64GetDatum(last_position);
+	values[TICK_NATIVE - 1] = BoolGetDatum(true);
 	rel = table_open(cqrs_relation_oid(CQRS_REL_TICK), RowExclusiveLock);
 	CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values,
 											nulls));
@@ -203,7 +205,7 @@ cqrs_tick_record(void)
 
 /*
  * The newest tick that the snapshot shows, in the current memory context.
- * Returns false if there is none.
+ * Returns false if there is none, or only restored ones.
  */
 bool
 cqrs_tick_newest(Snapshot snapshot, CqrsTick *tick)
@@ -225,6 +227,7 @@ cqrs_tick_newest(Snapshot snapshot, CqrsTick *tick)
 		bool		nulls[TICK_COLUMNS];
 
 		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		found = DatumGetBool(values[TICK_NATIVE - 1]);
 		tick->tick_id = DatumGetInt64(values[TICK_ID - 1]);
 		tick->ticked_at = DatumGetTimestampTz(values[TICK_TICKED_AT - 1]);
 		tick->snapshot = cqrs_snapshot_from_datum(values[TICK_SNAPSHOT - 1]);

@@ -80,7 +80,7 @@ cqrs_drop_topic(PG_FUNCTION_ARGS)
 				 errdetail("Only who created it, or has INSERT on it with grant option, may drop it.")));
 
 	cqrs_admin_begin(&admin);
-	cqrs_admin_ddl("LOCK TABLE cqrs.topic, cqrs.event_type, cqrs.subscription_topic IN SHARE ROW EXCLUSIVE MODE");
+	cqrs_admin_ddl("LOCK TABLE cqrs.event_type, cqrs.topic, cqrs.subscription_topic IN SHARE ROW EXCLUSIVE MODE");
 
 	/* From here on nobody emits, so what is undelivered stays as it is. */
 	for (i = 0; i < CQRS_SEGMENTS; i++)

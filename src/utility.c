@@ -232,7 +232,7 @@ ask_to_exit(Oid dboid)
 	{
 		CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
 
-		if (worker->state == CQRS_WORKER_FREE || worker->dboid != dboid)
+		if (worker->state < CQRS_WORKER_STARTING || worker->dboid != dboid)
 			continue;
 		any = true;
 		if (worker->pid != 0)

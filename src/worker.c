@@ -56,6 +56,9 @@ typedef enum Outcome
 
 static CqrsWorkerSlot *my_slot = NULL;
 
+/* The subscription that failed last: its next attempt is not made in a batch. */
+static int32 failed_subscription_id = 0;
+
 static void worker_attach(int index);
 static void worker_exit(int code, Datum arg);
 static void deliver(int32 subscription_id, int64 wanted_tick);
@@ -130,14 +133,14 @@ worker_attach(int index)
 }
 
 /*
- * Free the slot. Whoever waits for one is told.
+ * Free the slot. Whoever waits for one is told. If this was not meant to be,
+ * the manager is to wait before it starts another for the subscription.
  */
 static void
 worker_exit(int code, Datum arg)
 {
 	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
-	my_slot->state = CQRS_WORKER_FREE;
-	my_slot->dboid = InvalidOid;
+	my_slot->state = code == 0 ? CQRS_WORKER_FREE : CQRS_WORKER_FAILED;
 	my_slot->pid = 0;
 	my_slot->latch = NULL;
 	cqrs_shmem_wake_all_managers();
@@ -154,10 +157,12 @@ deliver(int32 subscription_id, int64 wanted_tick)
 	TimestampTz start = GetCurrentTimestamp();
 	TimestampTz retry_at = 0;
 	int64		drained_tick = 0;
-	int			one_by_one = 0;
+	int			one_by_one;
 	Outcome		outcome;
 
 	pgstat_report_activity(STATE_RUNNING, "delivering events");
+	one_by_one = subscription_id == failed_subscription_id ?
+		CQRS_BATCH_EVENTS : 0;
 	do
 	{
 		int			nevents;
@@ -183,6 +188,10 @@ deliver(int32 subscription_id, int64 wanted_tick)
 			break;
 		}
 	} while (outcome == DELIVERED && cqrs_deliver);
+	if (outcome == FAILED)
+		failed_subscription_id = subscription_id;
+	else if (subscription_id == failed_subscription_id)
+		failed_subscription_id = 0;
 	pgstat_report_stat(false);
 	pgstat_report_activity(STATE_IDLE, NULL);
 
