@@ -9,10 +9,11 @@ die()
 	exit 1
 }
 
-# Install what is missing, from Debian's packages, if we may.
+# install_missing [PACKAGE...]: what is missing to build and run, and these,
+# from Debian's packages, if we may.
 install_missing()
 {
-	local packages=() major=15
+	local packages=() major=15 package
 
 	command -v "$PG_CONFIG" >/dev/null && major=$("$PG_CONFIG" --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
 	command -v gcc >/dev/null || packages+=(gcc libc6-dev)
@@ -27,6 +28,9 @@ install_missing()
 	if ! command -v "$PG_CONFIG" >/dev/null || [ ! -x "$("$PG_CONFIG" --bindir)/initdb" ]; then
 		packages+=("postgresql-$major")
 	fi
+	for package; do
+		dpkg -s "$package" >/dev/null 2>&1 || packages+=("$package")
+	done
 	[ ${#packages[@]} -gt 0 ] || return 0
 
 	[ "$(id -u)" = 0 ] && command -v apt-get >/dev/null ||

@@ -1,0 +1,44 @@
+-- What every figure is measured on.
+\set QUIET on
+SET client_min_messages = warning;
+CREATE EXTENSION cqrs_outbox;
+CREATE EXTENSION pgq;
+
+-- what a team would write instead: an outbox table with its key
+CREATE TABLE plain (
+	position	bigserial	PRIMARY KEY,
+	xid			xid8		NOT NULL DEFAULT pg_current_xact_id(),
+	emitted_at	timestamptz	NOT NULL DEFAULT clock_timestamp(),
+	event_id	uuid		NOT NULL DEFAULT gen_random_uuid(),
+	native		boolean		NOT NULL DEFAULT true,
+	event_name	text		NOT NULL,
+	key			text,
+	headers		jsonb,
+	payload		jsonb
+);
+ALTER TABLE plain SET (autovacuum_enabled = false);
+CREATE TABLE plain_copy (LIKE plain INCLUDING ALL);
+
+-- 300 arrays of 1,000 payloads: the input of cqrs_emit_many(), uncompressed
+-- as COPY's is
+CREATE TABLE batch (payloads jsonb[]);
+ALTER TABLE batch ALTER COLUMN payloads SET STORAGE EXTERNAL;
+INSERT INTO batch
+SELECT array_agg(jsonb_build_object('user_id', n::text, 'meeting_id', b::text))
+FROM generate_series(1, 300) b, generate_series(1, 1000) n
+GROUP BY b;
+
+-- trivial handlers
+CREATE FUNCTION sql_handler(command jsonb) RETURNS void LANGUAGE sql AS 'SELECT';
+CREATE FUNCTION plpgsql_handler(command jsonb) RETURNS void LANGUAGE plpgsql AS 'BEGIN END';
+SELECT cqrs_register_command('SqlCommand', 'sql_handler(jsonb)');
+SELECT cqrs_register_command('PlpgsqlCommand', 'plpgsql_handler(jsonb)');
+
+-- milliseconds that a statement takes
+CREATE FUNCTION ms(statement text) RETURNS double precision LANGUAGE plpgsql AS $$
+DECLARE
+	started timestamptz := clock_timestamp();
+BEGIN
+	EXECUTE statement;
+	RETURN extract(epoch FROM clock_timestamp() - started) * 1000;
+END $$;
