@@ -55,6 +55,18 @@ cqrs_exec_insert_index_tuples(ResultRelInfo *relinfo, TupleTableSlot *slot,
 #endif
 }
 
+/* 18 added the instrumentation argument of index_beginscan(). */
+static inline IndexScanDesc
+cqrs_index_beginscan(Relation rel, Relation index, Snapshot snapshot,
+					 int nkeys)
+{
+#if PG_VERSION_NUM >= 180000
+	return index_beginscan(rel, index, snapshot, NULL, nkeys, 0);
+#else
+	return index_beginscan(rel, index, snapshot, nkeys, 0);
+#endif
+}
+
 /* 15 replaced EmitWarningsOnPlaceholders(). */
 #if PG_VERSION_NUM < 150000
 #define MarkGUCPrefixReserved(prefix) EmitWarningsOnPlaceholders(prefix)

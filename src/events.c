@@ -29,8 +29,8 @@
 #include "retry.h"
 #include "topic.h"
 
-/* References to events kept at once, 24 bytes each. */
-#define WINDOW_ENTRIES	65536
+/* References to events kept at once, at most; 32 MB with room to sort. */
+#define WINDOW_ENTRIES	(1024 * 1024)
 
 typedef enum StatusFilter
 {

@@ -47,7 +47,7 @@
 #include "retry.h"
 #include "topic.h"
 
-/* References kept at once: 24 MB of them. */
+/* References kept at once, at most: 32 MB with room to sort. */
 #define WINDOW_ENTRIES	(1024 * 1024)
 
 /* The cursor of a subscription without events moves every so many ticks. */

@@ -65,10 +65,10 @@ cqrs_segment_open(const CqrsTopic *topic, int segment, LOCKMODE lockmode)
 }
 
 /*
- * The index on xid of an open segment. Raises 55000 if it was dropped.
+ * The index on (xid, position) of an open segment. Raises 55000 if it was dropped.
  */
 Oid
-cqrs_segment_xid_index(Relation segment)
+cqrs_segment_index(Relation segment)
 {
 	ListCell   *lc;
 
@@ -83,8 +83,9 @@ cqrs_segment_xid_index(Relation segment)
 		if (!HeapTupleIsValid(tuple))
 			continue;
 		index = (Form_pg_index) GETSTRUCT(tuple);
-		ours = index->indisvalid && index->indnatts == 1 &&
+		ours = index->indisvalid && index->indnatts == 2 &&
 			index->indkey.values[0] == CQRS_SEG_XID &&
+			index->indkey.values[1] == CQRS_SEG_POSITION &&
 			heap_attisnull(tuple, Anum_pg_index_indpred, NULL) &&
 			is_btree(indexid);
 		ReleaseSysCache(tuple);
@@ -93,9 +94,9 @@ cqrs_segment_xid_index(Relation segment)
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("table \"%s\" has no index on xid",
+			 errmsg("table \"%s\" has no index on (xid, position)",
 					RelationGetRelationName(segment)),
-			 errhint("CREATE INDEX ON %s.%s (xid).", CQRS_SCHEMA,
+			 errhint("CREATE INDEX ON %s.%s (xid, position).", CQRS_SCHEMA,
 					 RelationGetRelationName(segment))));
 	return InvalidOid;			/* keep the compiler quiet */
 }
@@ -126,6 +127,8 @@ what_was_altered(Relation rel)
 		return "It is not a table.";
 	if (rel->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT)
 		return "It is unlogged.";
+	if (rel->rd_rel->relhasrules)
+		return "It has a rule.";
 	if (rel->rd_rel->relrowsecurity)
 		return "It has row-level security.";
 	if (rel->trigdesc != NULL)
@@ -140,6 +143,8 @@ what_was_altered(Relation rel)
 		if (i >= desc->natts || i >= CQRS_SEG_COLUMNS ||
 			TupleDescAttr(desc, i)->atttypid != column_types[i])
 			return "It has other columns.";
+		if (i >= CQRS_SEG_KEY - 1 && TupleDescAttr(desc, i)->attnotnull)
+			return "A column that may be null has NOT NULL.";
 	}
 	if (desc->constr == NULL || !desc->constr->has_generated_stored)
 		return "Its column native is not generated.";

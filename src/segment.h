@@ -28,6 +28,6 @@
 
 extern Relation cqrs_segment_open(const CqrsTopic *topic, int segment,
 								  LOCKMODE lockmode);
-extern Oid	cqrs_segment_xid_index(Relation segment);
+extern Oid	cqrs_segment_index(Relation segment);
 
 #endif							/* CQRS_SEGMENT_H */

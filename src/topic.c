@@ -284,7 +284,7 @@ create_topic(const char *name, Interval *retention)
 					   "payload jsonb"
 					   ") WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false)",
 					   topic_id, i);
-		cqrs_admin_ddl("CREATE INDEX topic_%d_%d_xid ON cqrs.topic_%d_%d (xid)",
+		cqrs_admin_ddl("CREATE INDEX topic_%d_%d_xid ON cqrs.topic_%d_%d (xid, position)",
 					   topic_id, i, topic_id, i);
 		appendStringInfo(&view,
 						 "%sSELECT position, event_id, event_name, key, payload, headers, emitted_at FROM cqrs.topic_%d_%d",

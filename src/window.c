@@ -7,7 +7,7 @@
  * The window (lower, upper] of a topic is what upper shows and lower does
  * not: of the transactions that were in progress in lower, those that upper
  * shows; and of those from lower's xmax to before upper's xmax, those that
- * upper shows. An index on xid finds both, in all segments of the topic.
+ * upper shows. The index finds both, in all segments of the topic.
  * Whether the transaction committed, and what of it was rolled back to a
  * savepoint, the rows' own visibility says, under an MVCC snapshot that is at
  * least as late as upper.
@@ -18,13 +18,17 @@
  *
  * Protocol
  *
- * A window is read in chunks: all its rows are visited, and references to the
- * max_entries lowest positions are kept, sorted, outliving the transaction.
- * When they are used up, the next chunk is read after the last position. So
- * memory is bounded, and a window of any size costs a few visits.
- *
- * A reference that does not lead to the same row any more (the table was
- * rewritten since) has the chunk read again.
+ * 1. A window is read in chunks. The index on (xid, position) is walked alone,
+ *	  without the table, and references to the lowest positions are kept,
+ *	  sorted; they outlive the transaction. When they are used up, the next
+ *	  chunk is read after the last position, eight times as large, up to
+ *	  max_entries. So memory is bounded; a few events of a large window cost
+ *	  a walk over its transactions, not over their events; and a window of any
+ *	  size costs a few walks.
+ * 2. A reference may lead to a row that is not there for us: it aborted, or it
+ *	  is not native (see topic.c). It is passed by.
+ * 3. If a table was rewritten since the chunk was read, or truncated, the chunk
+ *	  is read again.
  *
  * A window is attached to the topics' tables for the time of one transaction
  * at most. An error leaves it attached: it can only be freed then.
@@ -39,7 +43,6 @@
 #include "access/tableam.h"
 #include "catalog/pg_type.h"
 #include "executor/tuptable.h"
-#include "storage/bufmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
@@ -50,11 +53,16 @@
 #include "segment.h"
 #include "window.h"
 
+/* The first chunk has at most so many references. */
+#define FIRST_ENTRIES	128
+
+/* After so many useless entries of one transaction, skip to the next one. */
+#define ENTRIES_BEFORE_SKIP	64
+
 /* Where an event is. */
 typedef struct Entry
 {
 	int64		position;
-	FullTransactionId xid;
 	ItemPointerData tid;
 	uint16		source;			/* topic and segment: index into sources */
 } Entry;
@@ -64,7 +72,7 @@ typedef struct Source
 {
 	const CqrsTopic *topic;
 	Relation	rel;
-	Oid			xid_index;
+	Oid			index;			/* on (xid, position) */
 	TupleTableSlot *slot;
 } Source;
 
@@ -75,6 +83,7 @@ struct CqrsWindow
 	CqrsSnapshot *upper;		/* NULL: whatever the MVCC snapshot shows */
 	char	   *event_name;		/* NULL: all */
 	int			max_entries;
+	int			chunk_entries;	/* for the next chunk; at most max_entries */
 
 	/* While attached. */
 	int			nsources;
@@ -87,6 +96,7 @@ struct CqrsWindow
 	int			nentries;
 	int			next;
 	bool		loaded;
+	Oid		   *filenodes;		/* of each source, when it was loaded */
 	bool		complete;		/* nothing of the window is behind it */
 	int64		after_position; /* what was read last */
 	int64		highest;		/* while loading: what is not worth keeping */
@@ -105,22 +115,21 @@ typedef struct Count
 	TimestampTz oldest;
 } Count;
 
-/* What load_chunk() passes to load_row(). */
-typedef struct Load
-{
-	CqrsWindow *window;
-	int			source;
-} Load;
-
 static void copy_snapshot(CqrsSnapshot **to, const CqrsSnapshot *from);
 static void load_chunk(CqrsWindow *window);
-static bool load_row(void *arg, HeapTuple tuple, TupleDesc desc,
-					 FullTransactionId xid);
+static void load_source(CqrsWindow *window, int source);
+static void load_xids(CqrsWindow *window, int source, IndexScanDesc scan,
+					  FullTransactionId from, FullTransactionId to,
+					  const CqrsSnapshot *upper);
+static void set_range(ScanKeyData *keys, AttrNumber attno,
+					  FullTransactionId from, FullTransactionId to);
+static bool add_entry(CqrsWindow *window, int source, int64 position,
+					  ItemPointer tid);
 static void keep_lowest(CqrsWindow *window);
 static int	compare_entries(const void *a, const void *b);
 static bool fetch(CqrsWindow *window, const Entry *entry, CqrsEvent *event);
-static bool scan_window(Relation rel, Oid xid_index,
-						const CqrsSnapshot *lower, const CqrsSnapshot *upper,
+static bool has_name(const CqrsWindow *window, Datum event_name);
+static bool scan_window(Relation rel, const CqrsSnapshot *lower, const CqrsSnapshot *upper,
 						Snapshot snapshot, RowCallback callback, void *arg);
 static bool scan_xids(Relation rel, Relation index, FullTransactionId from,
 					  FullTransactionId to, const CqrsSnapshot *upper,
@@ -138,7 +147,8 @@ static void scan_topic(const CqrsTopic *topic, const CqrsSnapshot *lower,
  *	lower			events that it shows are left out
  *	upper			events that it does not show are left out; NULL: none
  *	after_position	events up to this position are left out
- *	max_entries		how many references are kept at once, 24 bytes each
+ *	max_entries		how many references are kept at once; there is room for
+ *					twice as many, of 16 bytes each
  */
 CqrsWindow *
 cqrs_window_create(MemoryContext parent, const CqrsSnapshot *lower,
@@ -158,6 +168,7 @@ cqrs_window_create(MemoryContext parent, const CqrsSnapshot *lower,
 	copy_snapshot(&window->upper, upper);
 	window->after_position = after_position;
 	window->max_entries = max_entries;
+	window->chunk_entries = Min(FIRST_ENTRIES, max_entries);
 	MemoryContextSwitchTo(oldcontext);
 	return window;
 }
@@ -203,8 +214,11 @@ cqrs_window_attach(CqrsWindow *window, int ntopics, CqrsTopic *const *topics,
 
 			source->topic = topics[i];
 			source->rel = cqrs_segment_open(topics[i], j, AccessShareLock);
-			source->xid_index = cqrs_segment_xid_index(source->rel);
+			source->index = cqrs_segment_index(source->rel);
 			source->slot = NULL;
+			if (window->loaded && window->filenodes[window->nsources] !=
+				source->rel->rd_rel->relfilenode)
+				window->loaded = false;
 			window->nsources++;
 		}
 	}
@@ -258,21 +272,16 @@ cqrs_window_next(CqrsWindow *window, CqrsEvent *event)
 			window->loaded = false;
 			continue;
 		}
-		entry = &window->entries[window->next];
-		if (!fetch(window, entry, event))
-		{
-			/* The table was rewritten since; a fresh chunk leads there. */
-			window->loaded = false;
-			continue;
-		}
-		window->next++;
+		entry = &window->entries[window->next++];
 		window->after_position = entry->position;
-		return true;
+		if (fetch(window, entry, event))
+			return true;
 	}
 }
 
 /*
- * Is it known that cqrs_window_next() would return false?
+ * Is it known that cqrs_window_next() would return false? It may do so without
+ * this being known, if all that is left are rows that aborted.
  */
 bool
 cqrs_window_at_end(CqrsWindow *window)
@@ -324,91 +333,175 @@ copy_snapshot(CqrsSnapshot **to, const CqrsSnapshot *from)
 }
 
 /*
- * Read the references to the next max_entries events.
+ * Read the references to the next events.
  */
 static void
 load_chunk(CqrsWindow *window)
 {
-	Load		load = {window, 0};
+	int			i;
 
 	if (window->entries == NULL)
 	{
-		window->capacity = 64;
-		window->entries = MemoryContextAlloc(window->context,
-											 sizeof(Entry) * window->capacity);
+		window->capacity = 2 * window->chunk_entries;
+		window->entries = MemoryContextAllocHuge(window->context,
+												 sizeof(Entry) * window->capacity);
+		window->filenodes = MemoryContextAlloc(window->context,
+											   sizeof(Oid) * Max(window->nsources, 1));
+	}
+	else if (window->chunk_entries < window->max_entries)
+	{
+		window->chunk_entries = Min(8 * window->chunk_entries,
+									window->max_entries);
+		window->capacity = 2 * window->chunk_entries;
+		window->entries = repalloc_huge(window->entries,
+										sizeof(Entry) * window->capacity);
 	}
 	window->nentries = 0;
 	window->next = 0;
 	window->complete = true;
 	window->highest = PG_INT64_MAX;
-	for (; load.source < window->nsources; load.source++)
-		scan_window(window->sources[load.source].rel,
-					window->sources[load.source].xid_index,
-					window->lower, window->upper, window->snapshot,
-					load_row, &load);
+	for (i = 0; i < window->nsources; i++)
+	{
+		window->filenodes[i] = window->sources[i].rel->rd_rel->relfilenode;
+		load_source(window, i);
+	}
 	keep_lowest(window);
 	window->loaded = true;
 }
 
-static bool
-load_row(void *arg, HeapTuple tuple, TupleDesc desc, FullTransactionId xid)
+/*
+ * Add one segment's share of the chunk.
+ */
+static void
+load_source(CqrsWindow *window, int source)
 {
-	Load	   *load = (Load *) arg;
-	CqrsWindow *window = load->window;
-	bool		isnull;
-	int64		position;
+	const CqrsSnapshot *lower = window->lower;
+	const CqrsSnapshot *upper = window->upper;
+	FullTransactionId end;
+	Relation	index;
+	IndexScanDesc scan;
+	uint32		i;
+
+	end = upper ? upper->xmax : FullTransactionIdFromU64(PG_UINT64_MAX);
+	index = index_open(window->sources[source].index, AccessShareLock);
+	scan = cqrs_index_beginscan(window->sources[source].rel, index,
+								window->snapshot, 2);
+	scan->xs_want_itup = true;
+	for (i = 0; i < lower->nxip; i++)
+	{
+		FullTransactionId next = lower->xip[i];
+
+		if (upper && !cqrs_snapshot_shows(upper, lower->xip[i]))
+			continue;
+		next.value++;
+		load_xids(window, source, scan, lower->xip[i], next, NULL);
+	}
+	if (FullTransactionIdPrecedes(lower->xmax, end))
+		load_xids(window, source, scan, lower->xmax, end, upper);
+	index_endscan(scan);
+	index_close(index, NoLock);
+}
+
+/*
+ * The same for from <= xid < to, of which upper, if given, shows some.
+ *
+ * The index has a transaction's positions in order. So once one of them is
+ * too high, the rest are; and those up to after_position come first.
+ */
+static void
+load_xids(CqrsWindow *window, int source, IndexScanDesc scan,
+		  FullTransactionId from, FullTransactionId to,
+		  const CqrsSnapshot *upper)
+{
+	ScanKeyData keys[2];
+	ItemPointer tid;
+	uint64		last_xid = 0;
+	int			useless = 0;
+
+	set_range(keys, 1, from, to);
+	index_rescan(scan, keys, 2, NULL, 0);
+	while ((tid = index_getnext_tid(scan, ForwardScanDirection)) != NULL)
+	{
+		FullTransactionId xid;
+		int64		position;
+		bool		isnull;
+
+		CHECK_FOR_INTERRUPTS();
+		xid = DatumGetFullTransactionId(index_getattr(scan->xs_itup, 1,
+													  scan->xs_itupdesc,
+													  &isnull));
+		position = DatumGetInt64(index_getattr(scan->xs_itup, 2,
+											   scan->xs_itupdesc, &isnull));
+		if (position > window->after_position &&
+			(upper == NULL || cqrs_snapshot_shows(upper, xid)) &&
+			add_entry(window, source, position, tid))
+		{
+			useless = 0;
+			continue;
+		}
+
+		if (U64FromFullTransactionId(xid) != last_xid)
+		{
+			last_xid = U64FromFullTransactionId(xid);
+			useless = 0;
+		}
+		if (position > window->after_position &&
+			++useless == ENTRIES_BEFORE_SKIP)
+		{
+			FullTransactionId next = xid;
+
+			next.value++;
+			set_range(keys, 1, next, to);
+			index_rescan(scan, keys, 2, NULL, 0);
+		}
+	}
+}
+
+/*
+ * Keys for from <= xid < to; attno is xid's place in what is scanned.
+ */
+static void
+set_range(ScanKeyData *keys, AttrNumber attno, FullTransactionId from,
+		  FullTransactionId to)
+{
+	ScanKeyInit(&keys[0], attno, BTGreaterEqualStrategyNumber,
+				F_XID8GE, FullTransactionIdGetDatum(from));
+	ScanKeyInit(&keys[1], attno, BTLessStrategyNumber,
+				F_XID8LT, FullTransactionIdGetDatum(to));
+}
+
+/*
+ * Add a reference to the chunk. Returns false if its position is too high.
+ */
+static bool
+add_entry(CqrsWindow *window, int source, int64 position, ItemPointer tid)
+{
 	Entry	   *entry;
 
-	position = DatumGetInt64(heap_getattr(tuple, CQRS_SEG_POSITION, desc,
-										  &isnull));
-	if (position <= window->after_position)
-		return true;
-	if (window->event_name != NULL)
-	{
-		text	   *name = DatumGetTextPP(heap_getattr(tuple,
-													   CQRS_SEG_EVENT_NAME,
-													   desc, &isnull));
-
-		if (VARSIZE_ANY_EXHDR(name) != strlen(window->event_name) ||
-			memcmp(VARDATA_ANY(name), window->event_name,
-				   VARSIZE_ANY_EXHDR(name)) != 0)
-			return true;
-	}
+	if (window->nentries == window->capacity)
+		keep_lowest(window);
 	if (position >= window->highest)
 	{
 		window->complete = false;
-		return true;
-	}
-
-	if (window->nentries == window->capacity)
-	{
-		if (window->capacity < 2 * window->max_entries)
-		{
-			window->capacity *= 2;
-			window->entries = repalloc_huge(window->entries,
-											sizeof(Entry) * window->capacity);
-		}
-		else
-			keep_lowest(window);
+		return false;
 	}
 	entry = &window->entries[window->nentries++];
 	entry->position = position;
-	entry->xid = xid;
-	entry->tid = tuple->t_self;
-	entry->source = load->source;
+	entry->tid = *tid;
+	entry->source = source;
 	return true;
 }
 
 /*
- * Sort what was collected, and drop what is above max_entries.
+ * Sort what was collected, and drop what is above chunk_entries.
  */
 static void
 keep_lowest(CqrsWindow *window)
 {
 	qsort(window->entries, window->nentries, sizeof(Entry), compare_entries);
-	if (window->nentries > window->max_entries)
+	if (window->nentries > window->chunk_entries)
 	{
-		window->nentries = window->max_entries;
+		window->nentries = window->chunk_entries;
 		window->highest = window->entries[window->nentries - 1].position;
 		window->complete = false;
 	}
@@ -424,7 +517,8 @@ compare_entries(const void *a, const void *b)
 }
 
 /*
- * Get the event that an entry refers to. Returns false if it is not there.
+ * Get the event that an entry refers to. Returns false if it is none, or one
+ * that is filtered out.
  */
 static bool
 fetch(CqrsWindow *window, const Entry *entry, CqrsEvent *event)
@@ -436,20 +530,20 @@ fetch(CqrsWindow *window, const Entry *entry, CqrsEvent *event)
 
 	if (source->slot == NULL)
 		source->slot = table_slot_create(source->rel, NULL);
-	if (ItemPointerGetBlockNumber(&tid) >= RelationGetNumberOfBlocks(source->rel) ||
-		!table_tuple_fetch_row_version(source->rel, &tid, window->snapshot,
+	if (!table_tuple_fetch_row_version(source->rel, &tid, window->snapshot,
 									   source->slot))
 		return false;
 	slot_getallattrs(source->slot);
 	values = source->slot->tts_values;
 	nulls = source->slot->tts_isnull;
+	if (!DatumGetBool(values[CQRS_SEG_NATIVE - 1]) ||
+		!has_name(window, values[CQRS_SEG_EVENT_NAME - 1]))
+		return false;
 
 	event->topic = source->topic;
 	event->position = DatumGetInt64(values[CQRS_SEG_POSITION - 1]);
 	event->xid = DatumGetFullTransactionId(values[CQRS_SEG_XID - 1]);
-	if (event->position != entry->position ||
-		!FullTransactionIdEquals(event->xid, entry->xid))
-		return false;
+	Assert(event->position == entry->position);
 	event->emitted_at = DatumGetTimestampTz(values[CQRS_SEG_EMITTED_AT - 1]);
 	event->event_id = values[CQRS_SEG_EVENT_ID - 1];
 	event->event_name = values[CQRS_SEG_EVENT_NAME - 1];
@@ -462,12 +556,25 @@ fetch(CqrsWindow *window, const Entry *entry, CqrsEvent *event)
 	return true;
 }
 
+static bool
+has_name(const CqrsWindow *window, Datum event_name)
+{
+	text	   *name;
+
+	if (window->event_name == NULL)
+		return true;
+	name = DatumGetTextPP(event_name);
+	return VARSIZE_ANY_EXHDR(name) == strlen(window->event_name) &&
+		memcmp(VARDATA_ANY(name), window->event_name,
+			   VARSIZE_ANY_EXHDR(name)) == 0;
+}
+
 /*
  * Call callback for each row of a segment in the window (lower, upper], in no
  * particular order. Returns false if it stopped.
  */
 static bool
-scan_window(Relation rel, Oid xid_index, const CqrsSnapshot *lower,
+scan_window(Relation rel, const CqrsSnapshot *lower,
 			const CqrsSnapshot *upper, Snapshot snapshot,
 			RowCallback callback, void *arg)
 {
@@ -477,7 +584,7 @@ scan_window(Relation rel, Oid xid_index, const CqrsSnapshot *lower,
 	uint32		i;
 
 	end = upper ? upper->xmax : FullTransactionIdFromU64(PG_UINT64_MAX);
-	index = index_open(xid_index, AccessShareLock);
+	index = index_open(cqrs_segment_index(rel), AccessShareLock);
 	for (i = 0; go_on && i < lower->nxip; i++)
 	{
 		FullTransactionId xid = lower->xip[i];
@@ -510,10 +617,7 @@ scan_xids(Relation rel, Relation index, FullTransactionId from,
 	HeapTuple	tuple;
 	bool		go_on = true;
 
-	ScanKeyInit(&keys[0], CQRS_SEG_XID, BTGreaterEqualStrategyNumber,
-				F_XID8GE, FullTransactionIdGetDatum(from));
-	ScanKeyInit(&keys[1], CQRS_SEG_XID, BTLessStrategyNumber,
-				F_XID8LT, FullTransactionIdGetDatum(to));
+	set_range(keys, CQRS_SEG_XID, from, to);
 	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
 	while (go_on &&
 		   HeapTupleIsValid(tuple = systable_getnext_ordered(scan,
@@ -574,8 +678,7 @@ scan_topic(const CqrsTopic *topic, const CqrsSnapshot *lower,
 	{
 		Relation	rel = cqrs_segment_open(topic, i, AccessShareLock);
 
-		go_on = scan_window(rel, cqrs_segment_xid_index(rel), lower, upper,
-							snapshot, callback, arg);
+		go_on = scan_window(rel, lower, upper, snapshot, callback, arg);
 		relation_close(rel, NoLock);
 	}
 }
