@@ -147,7 +147,9 @@ SELECT count(pretends_plpgsql(payload)) FROM many;
 ROLLBACK;
 
 -- a topic's table altered by hand
-SELECT format('cqrs.topic_%s_0', topic_id) AS segment FROM cqrs.topic WHERE topic = 'payments' \gset
+SELECT cqrs_create_topic('empty');
+SELECT format('cqrs.topic_%s_0', topic_id) AS empty FROM cqrs.topic WHERE topic = 'empty' \gset
+SELECT format('cqrs.topic_%s_0', topic_id) AS segment, format('topic_%s_0_xid', topic_id) AS index FROM cqrs.topic WHERE topic = 'payments' \gset
 \set VERBOSITY terse
 ALTER TABLE :segment ADD COLUMN x int;
 SELECT cqrs_emit('order_paid', '{}');
@@ -166,6 +168,16 @@ ALTER TABLE :segment DISABLE ROW LEVEL SECURITY;
 CREATE TRIGGER t AFTER INSERT ON :segment EXECUTE FUNCTION cqrs.registry_changed();
 SELECT cqrs_emit('order_paid', '{}');
 DROP TRIGGER t ON :segment;
+ALTER TABLE :empty ALTER COLUMN key SET NOT NULL;
+SELECT cqrs_emit('order_paid', '{}', topic => 'empty');
+ALTER TABLE :empty ALTER COLUMN key DROP NOT NULL;
+SELECT cqrs_emit('order_paid', '{}', topic => 'empty') IS NOT NULL;
+CREATE RULE r AS ON DELETE TO :segment DO INSTEAD NOTHING;
+SELECT cqrs_emit('order_paid', '{}');
+DROP RULE r ON :segment;
+DROP INDEX cqrs.:index;
+SELECT cqrs_emit('order_paid', '{}') IS NOT NULL;
+SELECT count(*) FROM cqrs_events('payments');
 SELECT cqrs_drop_topic('payments', force => true);
 SELECT cqrs_emit('order_paid', '{}');
 \set VERBOSITY default
@@ -201,6 +213,7 @@ SELECT cqrs_drop_topic('orders', force => true);
 SELECT cqrs_drop_topic('orders');
 SELECT cqrs_drop_topic('bulk', force => true);
 SELECT cqrs_emit('bulk', '{}');
+SELECT cqrs_drop_topic('empty', force => true);
 SELECT cqrs_create_topic('empty');
 SELECT cqrs_drop_topic('empty');
 

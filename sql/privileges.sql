@@ -120,6 +120,26 @@ SET ROLE regress_cqrs_app;
 SELECT subscription, owner, lag_events FROM cqrs_subscription_status ORDER BY 1;
 RESET ROLE;
 
+-- a handler that was dropped, and made anew by somebody else
+SET ROLE regress_cqrs_admin;
+CREATE FUNCTION regress_cqrs_taken(event cqrs_event) RETURNS void LANGUAGE sql AS 'SELECT';
+SELECT cqrs_subscribe('taken', ARRAY['mine'], 'regress_cqrs_taken(cqrs_event)');
+DROP FUNCTION regress_cqrs_taken;
+RESET ROLE;
+GRANT CREATE ON SCHEMA public TO regress_cqrs_app;
+SET ROLE regress_cqrs_app;
+CREATE FUNCTION regress_cqrs_taken(event cqrs_event) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	RAISE NOTICE 'taken over as %', current_user;
+END $$;
+SET ROLE regress_cqrs_admin;
+SELECT cqrs_drain('taken');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_unsubscribe('taken');
+RESET ROLE;
+DROP FUNCTION regress_cqrs_taken;
+REVOKE CREATE ON SCHEMA public FROM regress_cqrs_app;
+
 -- a handler cannot get at what the drainer's session was before SET ROLE
 CREATE FUNCTION regress_cqrs_escape(event cqrs_event) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN

@@ -34,6 +34,7 @@
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/tuplestore.h"
 #include "utils/varlena.h"
@@ -228,18 +229,29 @@ cqrs_admin_begin(CqrsAdmin *admin)
 
 /*
  * Run one statement with parameters; results are in SPI_tuptable. Returns how
- * many rows it touched. Sees what is committed now, also in a REPEATABLE READ
- * transaction's older snapshot only for what it locks; callers lock first.
+ * many rows it touched.
+ *
+ * It sees what is committed now, as the registry's copy does: with the
+ * snapshot of a REPEATABLE READ transaction, it would leave undone what the
+ * copy has led the caller to do.
  */
 uint64
 cqrs_admin_execute(const char *sql, int nargs, Oid *types, Datum *values,
 				   const char *nulls)
 {
-	int			rc = SPI_execute_with_args(sql, nargs, types, values, nulls,
-										   false, 0);
+	SPIPlanPtr	plan = SPI_prepare(sql, nargs, types);
+	Snapshot	snapshot;
+	int			rc;
 
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s",
+			 SPI_result_code_string(SPI_result));
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	rc = SPI_execute_snapshot(plan, values, nulls, snapshot, InvalidSnapshot,
+							  false, true, 0);
+	UnregisterSnapshot(snapshot);
 	if (rc < 0)
-		elog(ERROR, "SPI_execute_with_args failed: %s",
+		elog(ERROR, "SPI_execute_snapshot failed: %s",
 			 SPI_result_code_string(rc));
 	return SPI_processed;
 }

@@ -106,6 +106,7 @@ cqrs_handler_find(CqrsHandler *handler)
 		handler->funcid = DatumGetObjectId(funcid);
 		handler->argtype = proc->proargtypes.values[0];
 		handler->rettype = proc->prorettype;
+		handler->owner = proc->proowner;
 	}
 	ReleaseSysCache(tuple);
 	return OidIsValid(handler->funcid);

@@ -22,6 +22,7 @@ typedef struct CqrsHandler
 	Oid			funcid;
 	Oid			argtype;
 	Oid			rettype;
+	Oid			owner;
 	MemoryContext context;		/* of flinfo */
 	FmgrInfo	flinfo;
 	bool		busy;			/* flinfo is in use up the stack */

@@ -45,6 +45,7 @@
 #include "events.h"
 #include "relay.h"
 #include "retry.h"
+#include "subscription.h"
 #include "topic.h"
 
 /* References kept at once, at most: 32 MB with room to sort. */
@@ -310,6 +311,12 @@ cqrs_relay_deliver(CqrsSubscription *subscription, int max_events,
 		{
 			cqrs_handler_check(&subscription->handler, "subscription",
 							   subscription->name);
+
+			/* It may have been dropped, and made anew by somebody else. */
+			cqrs_subscription_check_handler_owner(subscription->name,
+												  subscription->owner,
+												  subscription->handler.signature,
+												  subscription->handler.owner);
 			desc = lookup_rowtype_tupdesc(subscription->handler.argtype, -1);
 		}
 		oldcontext = MemoryContextSwitchTo(per_event);

@@ -127,7 +127,7 @@ what_was_altered(Relation rel)
 		return "It is not a table.";
 	if (rel->rd_rel->relpersistence != RELPERSISTENCE_PERMANENT)
 		return "It is unlogged.";
-	if (rel->rd_rel->relhasrules)
+	if (rel->rd_rules != NULL)
 		return "It has a rule.";
 	if (rel->rd_rel->relrowsecurity)
 		return "It has row-level security.";

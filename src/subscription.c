@@ -154,6 +154,24 @@ cqrs_subscription_require_owner(const CqrsSubscription *subscription)
 }
 
 /*
+ * Raises 42501 if a function of this owner may not be the handler: the
+ * subscription's owner must not run the code of just anybody.
+ */
+void
+cqrs_subscription_check_handler_owner(const char *subscription, Oid owner,
+									  const char *signature, Oid funcowner)
+{
+	if (funcowner != owner && !superuser_arg(funcowner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("function %s cannot be the handler of subscription \"%s\"",
+						signature, subscription),
+				 errdetail("It belongs to role \"%s\".",
+						   GetUserNameFromId(funcowner, true)),
+				 errhint("A handler belongs to the subscription's owner or to a superuser.")));
+}
+
+/*
  * Can this function be the handler, and may it be the current user's? Returns
  * the text it is registered by.
  */
@@ -175,20 +193,13 @@ check_handler(const char *subscription, Oid funcid)
 						   format_type_be(argtype)),
 				 errhint("The argument of a subscription's handler is of type cqrs_event.")));
 
-	/* The owner's delivery must not run the code of just anybody. */
 	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid));
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for function %u", funcid);
 	funcowner = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
 	ReleaseSysCache(tuple);
-	if (funcowner != GetUserId() && !superuser_arg(funcowner))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("function %s cannot be the handler of subscription \"%s\"",
-						signature, subscription),
-				 errdetail("It belongs to role \"%s\".",
-						   GetUserNameFromId(funcowner, true)),
-				 errhint("A handler belongs to the subscription's owner or to a superuser.")));
+	cqrs_subscription_check_handler_owner(subscription, GetUserId(),
+										  signature, funcowner);
 
 	if (CQRS_ROLE_NEEDS_LOGIN)
 	{

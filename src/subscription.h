@@ -13,5 +13,9 @@
 #include "registry.h"
 
 extern void cqrs_subscription_require_owner(const CqrsSubscription *subscription);
+extern void cqrs_subscription_check_handler_owner(const char *subscription,
+												  Oid owner,
+												  const char *signature,
+												  Oid funcowner);
 
 #endif							/* CQRS_SUBSCRIPTION_H */

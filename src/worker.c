@@ -5,7 +5,9 @@
  *
  * A worker is connected as the owner of the subscriptions it delivers: their
  * handlers run in an ordinary session of the owner's, and can gain nothing by
- * leaving it.
+ * leaving it. What a handler set is undone before the next delivery; what else
+ * it left in the session (temporary tables, advisory locks) stays, for the
+ * other handlers of the same owner to meet.
  *
  * Protocol
  *
@@ -31,6 +33,7 @@
 #include "postmaster/bgworker.h"
 #include "storage/ipc.h"
 #include "tcop/tcopprot.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
@@ -62,6 +65,7 @@ static int32 failed_subscription_id = 0;
 static void worker_attach(int index);
 static void worker_exit(int code, Datum arg);
 static void deliver(int32 subscription_id, int64 wanted_tick);
+static void reset_session(void);
 static Outcome deliver_batch(int32 subscription_id, int max_events,
 							 int64 *drained_tick, int *nevents,
 							 bool record_failure, TimestampTz *retry_at);
@@ -161,6 +165,7 @@ deliver(int32 subscription_id, int64 wanted_tick)
 	Outcome		outcome;
 
 	pgstat_report_activity(STATE_RUNNING, "delivering events");
+	reset_session();
 	one_by_one = subscription_id == failed_subscription_id ?
 		CQRS_BATCH_EVENTS : 0;
 	do
@@ -217,6 +222,20 @@ deliver(int32 subscription_id, int64 wanted_tick)
 			SetLatch(database->manager_latch);
 	}
 	LWLockRelease(cqrs_shared->lock);
+}
+
+/*
+ * Undo what a handler set for the session, be it the role: it was meant for
+ * that handler, and the next one may be another subscription's.
+ */
+static void
+reset_session(void)
+{
+	StartTransactionCommand();
+	SetPGVariable("session_authorization", NIL, false);
+	SetPGVariable("role", NIL, false);
+	ResetAllOptions();
+	CommitTransactionCommand();
 }
 
 /*
