@@ -71,11 +71,14 @@ test:
 bench:
 	$(srcdir)/bench/run
 
-# pgindent's settings.
+# As pgindent does it; typedefs.list names the types that the source uses.
+INDENT = pg_bsd_indent -bad -bap -bbb -bc -bl -cli1 -cp33 -cdb -nce -d0 -di12 -nfc1 \
+	-i4 -l79 -lp -lpl -nip -npro -sac -tpg -ts4 -U$(srcdir)/typedefs.list -st
+
 indent:
-	pg_bsd_indent -bad -bap -bbb -bc -bl -cli1 -cp33 -cdb -nce -d0 -di12 -nfc1 \
-		-i4 -l79 -lp -lpl -nip -npro -sac -tpg -ts4 -U$(srcdir)/typedefs.list \
-		$(srcdir)/src/*.c $(srcdir)/src/*.h
+	for file in $(srcdir)/src/*.[ch]; do \
+		$(INDENT) <$$file | sed -E 's/^([A-Za-z][^ \t]*)[ \t]+\*$$/\1 */' >$$file.tmp && cat $$file.tmp >$$file; rm -f $$file.tmp; \
+	done
 
 # For scripts: what a variable holds.
 print-%:

@@ -13,7 +13,7 @@
 #include "compat.h"
 
 #define CQRS_EXTENSION		"cqrs_outbox"
-#define CQRS_SCHEMA			"cqrs"			/* tables of our own */
+#define CQRS_SCHEMA			"cqrs"	/* tables of our own */
 #define CQRS_TOPIC_SCHEMA	"cqrs_topics"	/* the topics' views */
 
 /* A topic's events lie in this many tables. */

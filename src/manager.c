@@ -382,9 +382,11 @@ refresh_schedule(void)
 		scheduled->subscription_id = subscription->subscription_id;
 		scheduled->due_tick = PG_INT64_MAX;
 		foreach(lc, old)
+		{
 			if (((Scheduled *) lfirst(lc))->subscription_id ==
 				subscription->subscription_id)
 				*scheduled = *(Scheduled *) lfirst(lc);
+		}
 		scheduled->owner = subscription->owner;
 		schedule = lappend(schedule, scheduled);
 	}
@@ -408,9 +410,11 @@ any_events(const CqrsSnapshot *lower, Snapshot snapshot)
 	while ((topic = hash_seq_search(&status)) != NULL)
 		topics = lappend(topics, topic);
 	foreach(lc, topics)
+	{
 		if (cqrs_window_has_events((CqrsTopic *) lfirst(lc), lower, NULL,
 								   snapshot))
 			return true;
+	}
 	return false;
 }
 

@@ -76,7 +76,7 @@ cqrs_segment_index(Relation segment)
 	{
 		Oid			indexid = lfirst_oid(lc);
 		HeapTuple	tuple = SearchSysCache1(INDEXRELID,
-											  ObjectIdGetDatum(indexid));
+											ObjectIdGetDatum(indexid));
 		Form_pg_index index;
 		bool		ours;
 
