@@ -55,17 +55,26 @@ cqrs_exec_insert_index_tuples(ResultRelInfo *relinfo, TupleTableSlot *slot,
 #endif
 }
 
-/* 18 added the instrumentation argument of index_beginscan(). */
+/* 18 gave index_beginscan() instrument, 19 flags. */
 static inline IndexScanDesc
 cqrs_index_beginscan(Relation rel, Relation index, Snapshot snapshot,
 					 int nkeys)
 {
-#if PG_VERSION_NUM >= 180000
+#if PG_VERSION_NUM >= 190000
+	return index_beginscan(rel, index, snapshot, NULL, nkeys, 0, 0);
+#elif PG_VERSION_NUM >= 180000
 	return index_beginscan(rel, index, snapshot, NULL, nkeys, 0);
 #else
 	return index_beginscan(rel, index, snapshot, nkeys, 0);
 #endif
 }
+
+/* 19 hands signal handlers a second argument. */
+#if PG_VERSION_NUM >= 190000
+#define CQRS_PASS_SIGNAL_ARGS	postgres_signal_arg, pg_siginfo
+#else
+#define CQRS_PASS_SIGNAL_ARGS	postgres_signal_arg
+#endif
 
 /* 15 replaced EmitWarningsOnPlaceholders(). */
 #if PG_VERSION_NUM < 150000

@@ -370,6 +370,6 @@ handle_sigterm(SIGNAL_ARGS)
 	if (waiting)
 		SetLatch(MyLatch);
 	else
-		die(postgres_signal_arg);
+		die(CQRS_PASS_SIGNAL_ARGS);
 	errno = save_errno;
 }
