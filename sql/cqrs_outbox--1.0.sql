@@ -446,16 +446,17 @@ CREATE FUNCTION cqrs_ack(subscription text, "position" bigint DEFAULT NULL) RETU
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_ack(text, bigint) IS 'acknowledges received events';
 
--- Records a snapshot: what has committed can be delivered from then on. The
--- worker does this by itself.
+-- Records a snapshot: what has committed can be received from then on. The
+-- worker does this by itself, where there is a subscription without handler.
 -- Returns the tick id. Errors: 25001 in a transaction block (it would hold
 -- up every delivery until its end); 25006 read-only transaction or standby.
 -- Privileges: EXECUTE, not granted to PUBLIC.
 CREATE FUNCTION cqrs_tick() RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION cqrs_tick() IS 'records a snapshot that delivery reaches up to';
+COMMENT ON FUNCTION cqrs_tick() IS 'records a snapshot, up to which cqrs_receive() reaches';
 
--- Delivers to a subscription's handler what was ticked, in the caller's
+-- Delivers to a subscription's handler what is committed (in a REPEATABLE
+-- READ transaction: what the newest tick that it sees shows), in the caller's
 -- transaction. The worker does this by itself.
 -- Returns the number of events. Errors: 42704 does not exist; 55000 it has no
 -- handler; 42501 the caller is not its owner; 55006 called by its own

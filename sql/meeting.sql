@@ -68,8 +68,6 @@ CREATE FUNCTION count_member(event cqrs_event) RETURNS void LANGUAGE sql AS $$
 	ON CONFLICT (meeting_id) DO UPDATE SET members = meeting.members + 1
 $$;
 SELECT cqrs_subscribe('meetings', ARRAY['user_ecst_events'], 'count_member(cqrs_event)');
-SELECT cqrs_drain('meetings') AS before_tick;
-SELECT cqrs_tick() > 0 AS ticked;
 SELECT subscription, topics, kind, handler, lag_events, lag_seconds > 0 AS lags FROM cqrs_subscription_status;
 SELECT cqrs_drain('meetings');
 SELECT * FROM meeting;

@@ -225,6 +225,7 @@ collect(CqrsTopic *topic, const Search *query, TupleDesc desc, List *found)
 	CqrsSnapshot *bounds[4] = {NULL};
 	int			nbounds = 0;
 	CqrsTick	tick;
+	int64		bound_tick = 0;
 	int			nfound = 0;
 	int			i;
 
@@ -242,8 +243,9 @@ collect(CqrsTopic *topic, const Search *query, TupleDesc desc, List *found)
 		bounds[nbounds++] = last->snapshot;
 		if (last->until_tick != 0)
 			bounds[nbounds++] = last->until_snapshot;
+		bound_tick = Max(last->tick_id, last->until_tick);
 	}
-	if (cqrs_tick_newest(query->snapshot, &tick))
+	if (cqrs_tick_newest(query->snapshot, &tick) && tick.tick_id > bound_tick)
 		bounds[nbounds++] = tick.snapshot;
 	bounds[nbounds++] = NULL;
 

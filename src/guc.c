@@ -37,7 +37,7 @@ cqrs_guc_define(void)
 								 &cqrs_deliver, true, PGC_SIGHUP, 0,
 								 NULL, NULL, NULL);
 		DefineCustomIntVariable("cqrs_outbox.tick_interval",
-								"Sets the shortest time between two ticks of a database.",
+								"Sets the shortest time between two looks at what was committed in a database.",
 								NULL, &cqrs_tick_interval,
 								2, 0, 60000, PGC_SIGHUP, GUC_UNIT_MS,
 								NULL, NULL, NULL);

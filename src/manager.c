@@ -1,20 +1,23 @@
 /*-------------------------------------------------------------------------
  *
  * manager.c
- *	  Ticks one database, and has workers deliver its subscriptions.
+ *	  Looks after one database: ticks, and has workers deliver.
  *
  * Protocol
  *
  * 1. Attach to the slot; connect; if the extension is not there, free the
  *	  slot and exit.
- * 2. Tick first, before anything is scheduled: what the newest tick in the
- *	  table shows may be of a time before a crash or a promotion, and its
- *	  commit may not have been waited for.
- * 3. Each cycle: if something was committed, and the last tick is
- *	  tick_interval ago, tick; find out which topics have something in the
- *	  window up to it; their subscriptions are due up to this tick. If nobody
- *	  announced anything for poll_interval, look for events by way of the
- *	  index, and tick if there are any. Then assign workers to what is due.
+ * 2. Each cycle: if something was committed, and the last look is
+ *	  tick_interval ago, look: take a snapshot, and find out which topics have
+ *	  something in the window from the last look's to it. Their subscriptions
+ *	  are due up to this look, which gets a number of its own. If
+ *	  nobody announced anything for poll_interval, look whether there is
+ *	  something by way of the index. Then assign workers to what is due.
+ * 3. Clients that pull need a tick (see tick.c). If there are such
+ *	  subscriptions, tick after a look that found out about a commit; the
+ *	  workers, who need none, do not wait for it. The first look of a manager
+ *	  is followed by a tick in any case: what the newest tick in the table
+ *	  shows may be of a time before a crash or a promotion.
  * 4. The manager looks at the extension in each cycle. If it was dropped, or
  *	  made anew, it exits, and takes the database's workers with it.
  *
@@ -53,8 +56,8 @@ typedef struct Scheduled
 {
 	int32		subscription_id;
 	Oid			owner;
-	int64		due_tick;		/* has events up to this tick */
-	int64		drained_tick;	/* and none up to this one */
+	int64		due_look;		/* has events up to this look */
+	int64		drained_look;	/* and none up to this one */
 	TimestampTz retry_at;
 	int			failures;		/* of its workers, in a row */
 	int64		served;			/* when a worker was assigned last: a count */
@@ -72,11 +75,16 @@ static List *schedule = NIL;
 static uint64 schedule_generation = 0;
 static int64 assignments = 0;
 
-/* The newest tick. */
-static MemoryContext tick_context = NULL;
-static CqrsTick newest = {0};
-static TimestampTz ticked = 0;
+/* The last look. */
+static MemoryContext look_context = NULL;
+static CqrsSnapshot *seen = NULL;
+static int64 seen_look = 0;
+static TimestampTz looked = 0;
 static TimestampTz polled = 0;
+
+/* There are subscriptions that need a tick, and something to tick for. */
+static bool any_pull = false;
+static bool tick_due = false;
 
 static bool said_exhausted = false;
 
@@ -85,8 +93,10 @@ static void manager_exit(int code, Datum arg);
 static long restart_wait(int failures);
 static bool begin_cycle(void);
 static void end_cycle(void);
-static bool time_to_tick(TimestampTz now, bool *poll);
-static void tick(bool poll);
+static bool time_to_look(TimestampTz now, bool *poll);
+static void look(bool poll);
+static void find_due(const CqrsSnapshot *lower, Snapshot snapshot);
+static void tick(void);
 static void refresh_schedule(void);
 static bool any_events(const CqrsSnapshot *lower, Snapshot snapshot);
 static long assign_workers(void);
@@ -104,7 +114,7 @@ cqrs_manager_main(Datum arg)
 	cqrs_process_settings();
 	pgstat_report_appname("cqrs_outbox manager");
 
-	tick_context = AllocSetContextCreate(TopMemoryContext, "cqrs tick",
+	look_context = AllocSetContextCreate(TopMemoryContext, "cqrs look",
 										 ALLOCSET_SMALL_SIZES);
 	schedule_context = AllocSetContextCreate(TopMemoryContext, "cqrs schedule",
 											 ALLOCSET_DEFAULT_SIZES);
@@ -126,9 +136,11 @@ cqrs_manager_main(Datum arg)
 
 		if (cqrs_deliver)
 		{
-			if (time_to_tick(now, &poll))
-				tick(poll);
+			if (time_to_look(now, &poll))
+				look(poll);
 			wait = assign_workers();
+			if (tick_due)
+				tick();
 		}
 
 		/*
@@ -265,36 +277,35 @@ end_cycle(void)
 }
 
 /*
- * Has anything been announced, tick_interval after the last tick? Or is it
+ * Has anything been announced, tick_interval after the last look? Or is it
  * time to look whether there is something all the same (*poll)?
  */
 static bool
-time_to_tick(TimestampTz now, bool *poll)
+time_to_look(TimestampTz now, bool *poll)
 {
 	*poll = false;
-	if (newest.snapshot == NULL)
+	if (seen == NULL)
 		return true;
 	if (pg_atomic_read_u32(&my_slot->pending) != 0)
-		return TimestampDifferenceExceeds(ticked, now, cqrs_tick_interval);
+		return TimestampDifferenceExceeds(looked, now, cqrs_tick_interval);
 	*poll = TimestampDifferenceExceeds(polled, now, cqrs_poll_interval);
 	return *poll;
 }
 
 /*
- * Tick, and note which subscriptions have something up to this tick. With
- * poll, only if there is something.
+ * Look at what is committed now, and note which subscriptions have something
+ * up to here. With poll, only if there is something.
  */
 static void
-tick(bool poll)
+look(bool poll)
 {
-	CqrsTick	previous = newest;
+	CqrsSnapshot *previous = seen;
 	Snapshot	snapshot;
 	MemoryContext oldcontext;
-	ListCell   *lc;
-	bool		first = previous.snapshot == NULL;
 
 	/* What is committed from here on is announced again. */
 	(void) pg_atomic_exchange_u32(&my_slot->pending, 0);
+	pg_memory_barrier();
 
 	if (!begin_cycle())
 		proc_exit(0);
@@ -302,23 +313,44 @@ tick(bool poll)
 	refresh_schedule();
 	if (poll)
 	{
+		bool		found;
+
 		snapshot = RegisterSnapshot(GetLatestSnapshot());
-		if (!any_events(previous.snapshot, snapshot))
+		found = any_events(previous, snapshot);
+		UnregisterSnapshot(snapshot);
+		if (!found)
 		{
-			UnregisterSnapshot(snapshot);
 			end_cycle();
 			return;
 		}
-		UnregisterSnapshot(snapshot);
 	}
 
-	cqrs_tick_record();
-	CommandCounterIncrement();
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	oldcontext = MemoryContextSwitchTo(tick_context);
-	if (!cqrs_tick_newest(snapshot, &newest))
-		elog(ERROR, "tick not found");
+	/*
+	 * Workers are told the number before they take their snapshots. So what
+	 * this one shows, theirs will.
+	 */
+	oldcontext = MemoryContextSwitchTo(look_context);
+	seen = cqrs_snapshot_take();
 	MemoryContextSwitchTo(oldcontext);
+	seen_look = pg_atomic_add_fetch_u64(&cqrs_shared->looks, 1);
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	find_due(previous, snapshot);
+	UnregisterSnapshot(snapshot);
+	end_cycle();
+	looked = GetCurrentTimestamp();
+	tick_due = any_pull || previous == NULL;
+	if (previous != NULL)
+		pfree(previous);
+}
+
+/*
+ * Note which subscriptions have something in the window from lower, or NULL:
+ * not known, to the last look.
+ */
+static void
+find_due(const CqrsSnapshot *lower, Snapshot snapshot)
+{
+	ListCell   *lc;
 
 	foreach(lc, schedule)
 	{
@@ -326,29 +358,36 @@ tick(bool poll)
 		CqrsSubscription *subscription;
 		int			i;
 
-		/* If it is due already, the tick just goes along. */
-		if (scheduled->due_tick > scheduled->drained_tick || first)
+		/* If it is due already, the look just goes along. */
+		if (scheduled->due_look > scheduled->drained_look || lower == NULL)
 		{
-			scheduled->due_tick = newest.tick_id;
+			scheduled->due_look = seen_look;
 			continue;
 		}
 		subscription = cqrs_registry_subscription_by_id(scheduled->subscription_id);
 		for (i = 0; subscription != NULL && i < subscription->ntopics; i++)
 		{
-			if (cqrs_window_has_events(subscription->topics[i],
-									   previous.snapshot, newest.snapshot,
+			if (cqrs_window_has_events(subscription->topics[i], lower, seen,
 									   snapshot))
 			{
-				scheduled->due_tick = newest.tick_id;
+				scheduled->due_look = seen_look;
 				break;
 			}
 		}
 	}
-	UnregisterSnapshot(snapshot);
+}
+
+/*
+ * Tick, for those who pull.
+ */
+static void
+tick(void)
+{
+	if (!begin_cycle())
+		proc_exit(0);
+	cqrs_tick_record();
 	end_cycle();
-	ticked = GetCurrentTimestamp();
-	if (!first)
-		pfree(previous.snapshot);
+	tick_due = false;
 }
 
 /*
@@ -372,16 +411,20 @@ refresh_schedule(void)
 											 ALLOCSET_DEFAULT_SIZES);
 	oldcontext = MemoryContextSwitchTo(schedule_context);
 	schedule = NIL;
+	any_pull = false;
 	cqrs_registry_subscriptions(&status);
 	while ((subscription = hash_seq_search(&status)) != NULL)
 	{
 		Scheduled  *scheduled;
 
 		if (!subscription->has_handler)
+		{
+			any_pull = true;
 			continue;
+		}
 		scheduled = palloc0(sizeof(Scheduled));
 		scheduled->subscription_id = subscription->subscription_id;
-		scheduled->due_tick = PG_INT64_MAX;
+		scheduled->due_look = PG_INT64_MAX;
 		foreach(lc, old)
 		{
 			if (((Scheduled *) lfirst(lc))->subscription_id ==
@@ -455,9 +498,9 @@ assign_workers(void)
 												restart_wait(scheduled->failures++));
 				continue;
 			}
-			if (worker->drained_tick > scheduled->drained_tick)
+			if (worker->drained_look > scheduled->drained_look)
 			{
-				scheduled->drained_tick = worker->drained_tick;
+				scheduled->drained_look = worker->drained_look;
 				scheduled->failures = 0;
 			}
 			scheduled->retry_at = worker->retry_at;
@@ -471,9 +514,9 @@ assign_workers(void)
 	{
 		Scheduled  *scheduled = (Scheduled *) lfirst(lc);
 
-		if (scheduled->due_tick == PG_INT64_MAX)
-			scheduled->due_tick = newest.tick_id;
-		if (scheduled->due_tick <= scheduled->drained_tick)
+		if (scheduled->due_look == PG_INT64_MAX)
+			scheduled->due_look = seen_look;
+		if (scheduled->due_look <= scheduled->drained_look)
 			continue;
 		if (scheduled->retry_at > now)
 		{
@@ -567,13 +610,13 @@ assign_worker(Scheduled *scheduled, TimestampTz now)
 	if (worker->subscription_id != scheduled->subscription_id)
 	{
 		worker->subscription_id = scheduled->subscription_id;
-		worker->drained_tick = scheduled->drained_tick;
+		worker->drained_look = scheduled->drained_look;
 		worker->retry_at = 0;
 	}
-	if (worker->wanted_tick != scheduled->due_tick || worker->retry_at != 0)
+	if (worker->wanted_look != scheduled->due_look || worker->retry_at != 0)
 	{
 		scheduled->served = ++assignments;
-		worker->wanted_tick = scheduled->due_tick;
+		worker->wanted_look = scheduled->due_look;
 		worker->retry_at = 0;
 		if (worker->latch != NULL)
 			SetLatch(worker->latch);
@@ -617,8 +660,8 @@ start_worker(CqrsWorkerSlot *worker)
 }
 
 /*
- * How long to wait, in milliseconds: until the next tick may be made if one
- * is pending, or the next poll, or what assign_workers() said.
+ * How long to wait, in milliseconds: until the next look if something is
+ * pending, or the next poll, or what assign_workers() said.
  */
 static long
 next_wakeup(long wait)
@@ -630,7 +673,7 @@ next_wakeup(long wait)
 		return -1;
 	if (pg_atomic_read_u32(&my_slot->pending) != 0)
 		until = TimestampDifferenceMilliseconds(now,
-												TimestampTzPlusMilliseconds(ticked,
+												TimestampTzPlusMilliseconds(looked,
 																			cqrs_tick_interval));
 	else
 		until = TimestampDifferenceMilliseconds(now,

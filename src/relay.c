@@ -10,14 +10,18 @@
  *	  the cursor, the newest tick, and the events. With snapshots of different
  *	  times, a cursor could meet events it does not count yet: they would be
  *	  skipped.
- * 2. If the cursor is inside a window, go on with that window: another end
+ * 2. What is handed to a handler need not be durable before: the handler's
+ *	  transaction commits later in the WAL than all that its snapshots show.
+ *	  So its windows end at a snapshot taken now, and wait for no tick. What
+ *	  leaves the database ends at a tick.
+ * 3. If the cursor is inside a window, go on with that window: another end
  *	  would let lower positions in behind the cursor. If not, or if nothing is
- *	  left of it, the next window goes from its end to the newest tick.
- * 3. Append the cursor, in the same transaction as what was done with the
+ *	  left of it, the next window goes from its end to the new one.
+ * 4. Append the cursor, in the same transaction as what was done with the
  *	  events.
  *
- * In a transaction that keeps its snapshot (REPEATABLE READ), the newest tick
- * is the newest that this snapshot shows. So whoever gets an event also sees
+ * In a transaction that keeps its snapshot (REPEATABLE READ), all windows end
+ * at a tick, the newest that this snapshot shows. So whoever gets an event also sees
  * what its transaction did. The cursor is read with the latest snapshot all
  * the same; if it is ahead of that tick, nothing is delivered.
  *
@@ -173,7 +177,7 @@ cqrs_relay_lock(const CqrsSubscription *subscription)
 void
 cqrs_relay_begin(CqrsRelay *relay, CqrsSubscription *subscription)
 {
-	Snapshot	tick_snapshot;
+	bool		found;
 	int			i;
 
 	memset(relay, 0, sizeof(*relay));
@@ -185,15 +189,26 @@ cqrs_relay_begin(CqrsRelay *relay, CqrsSubscription *subscription)
 	for (i = 0; i < subscription->ntopics; i++)
 		cqrs_topic_require(subscription->topics[i], ACL_SELECT);
 
-	relay->snapshot = RegisterSnapshot(GetLatestSnapshot());
+	if (subscription->has_handler && !IsolationUsesXactSnapshot())
+	{
+		relay->tick.snapshot = cqrs_snapshot_take();
+		relay->tick.tick_id = cqrs_tick_next_id();
+		relay->snapshot = RegisterSnapshot(GetLatestSnapshot());
+		found = true;
+	}
+	else
+	{
+		relay->snapshot = RegisterSnapshot(GetLatestSnapshot());
+		found = cqrs_tick_newest(IsolationUsesXactSnapshot() ?
+								 GetTransactionSnapshot() : relay->snapshot,
+								 &relay->tick);
+	}
 	if (!cqrs_cursor_read(subscription->subscription_id, relay->snapshot,
 						  &relay->cursor))
 		elog(ERROR, "subscription %d has no cursor",
 			 subscription->subscription_id);
 	relay->start_tick = relay->cursor.tick_id;
-	tick_snapshot = IsolationUsesXactSnapshot() ? GetTransactionSnapshot() :
-		relay->snapshot;
-	if (!cqrs_tick_newest(tick_snapshot, &relay->tick))
+	if (!found)
 		return;
 	if (relay->tick.tick_id < Max(relay->cursor.tick_id,
 								  relay->cursor.until_tick))
@@ -202,7 +217,7 @@ cqrs_relay_begin(CqrsRelay *relay, CqrsSubscription *subscription)
 }
 
 /*
- * The batch's next event. Returns false at its end: of what is ticked, at
+ * The batch's next event. Returns false at its end: of what there is, at
  * max_events, or at CQRS_BATCH_BYTES.
  */
 bool
@@ -289,7 +304,6 @@ cqrs_relay_deliver(CqrsSubscription *subscription, int max_events,
 
 	delivery->nevents = 0;
 	delivery->position = 0;
-	delivery->tick_id = 0;
 	errcallback.callback = delivery_error_callback;
 	errcallback.arg = &context;
 	errcallback.previous = error_context_stack;
@@ -339,12 +353,11 @@ cqrs_relay_deliver(CqrsSubscription *subscription, int max_events,
 	MemoryContextDelete(per_event);
 
 	delivery->nevents = relay.nevents;
-	delivery->tick_id = relay.tick.tick_id;
 	error_context_stack = errcallback.previous;
 }
 
 /*
- * Attach the window that the cursor is in, or the one up to the newest tick.
+ * Attach the window that the cursor is in, or the one up to the relay's tick.
  * None if there is nothing beyond the cursor.
  */
 static void

@@ -23,7 +23,7 @@ typedef struct CqrsRelay
 {
 	CqrsSubscription *subscription;
 	CqrsCursor	cursor;
-	CqrsTick	tick;			/* the newest that may be delivered */
+	CqrsTick	tick;			/* what may be delivered; only id and snapshot */
 	Snapshot	snapshot;
 	CqrsWindow *window;			/* NULL: nothing to deliver */
 	int64		start_tick;		/* the cursor's tick as it was read */
@@ -45,7 +45,6 @@ typedef struct CqrsDelivery
 {
 	int			nevents;		/* delivered */
 	int64		position;		/* of the event handled last, or 0 */
-	int64		tick_id;		/* with no events: none up to this tick */
 } CqrsDelivery;
 
 extern void cqrs_relay_deliver(CqrsSubscription *subscription, int max_events,

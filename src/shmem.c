@@ -297,6 +297,7 @@ shmem_startup(void)
 		cqrs_shared->lock = &(GetNamedLWLockTranche("cqrs_outbox"))->lock;
 		ConditionVariableInit(&cqrs_shared->exited);
 		pg_atomic_init_u32(&cqrs_shared->contended, 0);
+		pg_atomic_init_u64(&cqrs_shared->looks, 0);
 		cqrs_shared->ndatabases = cqrs_max_databases;
 		cqrs_shared->nworkers = cqrs_max_workers;
 		cqrs_shared->databases = (CqrsDatabaseSlot *)

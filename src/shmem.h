@@ -74,8 +74,8 @@ typedef struct CqrsWorkerSlot
 
 	/* What its database's manager asks for, and what became of that. */
 	int32		subscription_id;
-	int64		wanted_tick;	/* deliver up to here */
-	int64		drained_tick;	/* delivered up to here */
+	int64		wanted_look;	/* deliver what the manager saw then */
+	int64		drained_look;	/* that was delivered */
 	TimestampTz retry_at;		/* 0, or failed: not again before */
 } CqrsWorkerSlot;
 
@@ -87,6 +87,7 @@ typedef struct CqrsShared
 	TimestampTz launcher_started_at;
 	ConditionVariable exited;	/* a manager or worker exited */
 	pg_atomic_uint32 contended; /* a subscription waits for a worker */
+	pg_atomic_uint64 looks;		/* of all managers; see manager.c */
 	int			ndatabases;
 	int			nworkers;
 	CqrsDatabaseSlot *databases;

@@ -50,9 +50,10 @@ enum
 	TICK_COLUMNS = TICK_NATIVE
 };
 
-/* Every so many ticks, those behind are deleted. */
+/* Every so many ids, the ticks behind are deleted. */
 #define TICKS_KEPT	64
 
+static int64 newest_id(void);
 static void delete_before(Relation rel, int64 tick_id);
 
 PG_FUNCTION_INFO_V1(cqrs_tick);
@@ -178,9 +179,11 @@ cqrs_tick_record(void)
 	Datum		values[TICK_COLUMNS];
 	bool		nulls[TICK_COLUMNS] = {0};
 	int64		tick_id;
+	int64		newest;
 	int64		last_position;
 
 	cqrs_object_lock(CQRS_REL_TICK, 0);
+	newest = newest_id();
 	last_position = cqrs_last_position();
 	tick_id = cqrs_tick_next_id();
 
@@ -192,7 +195,7 @@ cqrs_tick_record(void)
 	rel = table_open(cqrs_relation_oid(CQRS_REL_TICK), RowExclusiveLock);
 	CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values,
 											nulls));
-	if (tick_id % TICKS_KEPT == 0)
+	if (tick_id / TICKS_KEPT != newest / TICKS_KEPT)
 		delete_before(rel, tick_id);
 	table_close(rel, NoLock);
 
@@ -273,6 +276,20 @@ cqrs_last_position(void)
 	systable_endscan(scan);
 	relation_close(rel, AccessShareLock);
 	return position;
+}
+
+/*
+ * The id of the newest tick, or 0. The ticker's lock is held.
+ */
+static int64
+newest_id(void)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	CqrsTick	tick;
+	bool		found = cqrs_tick_newest(snapshot, &tick);
+
+	UnregisterSnapshot(snapshot);
+	return found ? tick.tick_id : 0;
 }
 
 /*

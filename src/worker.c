@@ -11,9 +11,10 @@
  *
  * Protocol
  *
- * 1. The manager writes a subscription and a tick into the slot, and sets the
- *	  latch. The worker delivers up to that tick or beyond, says so in the
- *	  slot, and waits.
+ * 1. The manager writes a subscription and the number of a look (see manager.c)
+ *	  into the slot, and sets the latch. The worker delivers all that is
+ *	  committed, which is all that the manager saw by then and maybe more,
+ *	  says so in the slot, and waits.
  * 2. A batch is one transaction: the cursor moves with what the handler did.
  * 3. If a batch fails, it is done again event by event, each in a transaction
  *	  of its own. The one that fails again is recorded, and the subscription
@@ -64,10 +65,9 @@ static int32 failed_subscription_id = 0;
 
 static void worker_attach(int index);
 static void worker_exit(int code, Datum arg);
-static void deliver(int32 subscription_id, int64 wanted_tick);
+static void deliver(int32 subscription_id, int64 wanted_look);
 static void reset_session(void);
 static Outcome deliver_batch(int32 subscription_id, int max_events,
-							 int64 *drained_tick, int *nevents,
 							 bool record_failure, TimestampTz *retry_at);
 static TimestampTz record(int32 subscription_id, int64 position,
 						  ErrorData *error);
@@ -88,16 +88,16 @@ cqrs_worker_main(Datum arg)
 	for (;;)
 	{
 		int32		subscription_id;
-		int64		wanted_tick;
+		int64		wanted_look;
 		bool		stop;
 		bool		work;
 
 		LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
 		subscription_id = my_slot->subscription_id;
-		wanted_tick = my_slot->wanted_tick;
+		wanted_look = my_slot->wanted_look;
 		stop = my_slot->stop;
 		work = cqrs_deliver && !stop && my_slot->retry_at == 0 &&
-			wanted_tick > my_slot->drained_tick;
+			wanted_look > my_slot->drained_look;
 		my_slot->state = work ? CQRS_WORKER_DELIVERING : CQRS_WORKER_IDLE;
 		LWLockRelease(cqrs_shared->lock);
 
@@ -107,7 +107,7 @@ cqrs_worker_main(Datum arg)
 			proc_exit(0);
 		if (work)
 		{
-			deliver(subscription_id, wanted_tick);
+			deliver(subscription_id, wanted_look);
 			idle_since = GetCurrentTimestamp();
 		}
 		else
@@ -153,14 +153,13 @@ worker_exit(int code, Datum arg)
 }
 
 /*
- * Deliver a subscription up to a tick, and say in the slot how far it came.
+ * Deliver a subscription, and say in the slot how far it came.
  */
 static void
-deliver(int32 subscription_id, int64 wanted_tick)
+deliver(int32 subscription_id, int64 wanted_look)
 {
 	TimestampTz start = GetCurrentTimestamp();
 	TimestampTz retry_at = 0;
-	int64		drained_tick = 0;
 	int			one_by_one;
 	Outcome		outcome;
 
@@ -170,12 +169,9 @@ deliver(int32 subscription_id, int64 wanted_tick)
 		CQRS_BATCH_EVENTS : 0;
 	do
 	{
-		int			nevents;
-
 		outcome = deliver_batch(subscription_id,
 								one_by_one > 0 ? 1 : CQRS_BATCH_EVENTS,
-								&drained_tick, &nevents, one_by_one > 0,
-								&retry_at);
+								one_by_one > 0, &retry_at);
 		if (outcome == FAILED && one_by_one == 0)
 		{
 			one_by_one = CQRS_BATCH_EVENTS;
@@ -204,9 +200,9 @@ deliver(int32 subscription_id, int64 wanted_tick)
 	if (my_slot->subscription_id == subscription_id)
 	{
 		if (outcome == DRAINED)
-			my_slot->drained_tick = Max(drained_tick, wanted_tick);
+			my_slot->drained_look = wanted_look;
 		else if (outcome == DELIVERED)
-			my_slot->wanted_tick = my_slot->drained_tick;	/* to be asked again */
+			my_slot->wanted_look = my_slot->drained_look;	/* to be asked again */
 		my_slot->retry_at = retry_at;
 	}
 	my_slot->state = CQRS_WORKER_IDLE;
@@ -241,13 +237,12 @@ reset_session(void)
 /*
  * One transaction.
  *	max_events		at most so many events
- *	*drained_tick	DRAINED: up to here
  *	record_failure	FAILED: say so in cqrs.failure and in the log, and put
  *					the time of the next attempt into *retry_at
  */
 static Outcome
-deliver_batch(int32 subscription_id, int max_events, int64 *drained_tick,
-			  int *nevents, bool record_failure, TimestampTz *retry_at)
+deliver_batch(int32 subscription_id, int max_events, bool record_failure,
+			  TimestampTz *retry_at)
 {
 	MemoryContext context = CurrentMemoryContext;
 	volatile Outcome outcome = DRAINED;
@@ -255,7 +250,6 @@ deliver_batch(int32 subscription_id, int max_events, int64 *drained_tick,
 	CqrsSubscription *subscription;
 	ErrorData  *volatile error = NULL;
 
-	*nevents = 0;
 	PG_TRY();
 	{
 		subscription = begin_delivery(subscription_id);
@@ -287,8 +281,6 @@ deliver_batch(int32 subscription_id, int max_events, int64 *drained_tick,
 		*retry_at = record(subscription_id, delivery.position, error);
 	if (error != NULL)
 		FreeErrorData(error);
-	*drained_tick = delivery.tick_id;
-	*nevents = delivery.nevents;
 	return outcome;
 }
 
