@@ -80,8 +80,18 @@ cqrs_relation_oid(CqrsRelation relation)
 	if (OidIsValid(relid))
 		return relid;
 
-	relid = get_relname_relid(relation_names[relation],
-							  get_namespace_oid(CQRS_SCHEMA, true));
+	/*
+	 * The marker first: a relation that is remembered without it would never
+	 * be forgotten. Again, if the marker was invalidated during the look-up.
+	 */
+	do
+	{
+		if (relation != CQRS_REL_TOPIC)
+			(void) cqrs_relation_oid(CQRS_REL_TOPIC);
+		relid = get_relname_relid(relation_names[relation],
+								  get_namespace_oid(CQRS_SCHEMA, true));
+	} while (relation != CQRS_REL_TOPIC &&
+			 !OidIsValid(relation_oids[CQRS_REL_TOPIC]));
 	if (!OidIsValid(relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
