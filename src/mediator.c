@@ -4,6 +4,10 @@
  *	  Commands: registered, and dispatched to their handlers in the caller's
  *	  transaction.
  *
+ * A dispatch on a warm cache takes no lock on a relation, so in an open
+ * transaction it would not learn of what others committed: it asks for
+ * invalidations itself. So the handler called is the one that is there now.
+ *
  *-------------------------------------------------------------------------
  */
 #include "cqrs_outbox.h"
@@ -12,6 +16,7 @@
 #include "catalog/pg_type.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 
@@ -120,8 +125,10 @@ Datum
 cqrs_send(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "command");
-	CqrsCommand *command = cqrs_registry_command(name);
+	CqrsCommand *command;
 
+	AcceptInvalidationMessages();
+	command = cqrs_registry_command(name);
 	if (command == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
@@ -156,6 +163,7 @@ cqrs_send_composite(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("command is an anonymous record"),
 				 errhint("Cast it to the composite type that its handler takes.")));
+	AcceptInvalidationMessages();
 	command = command_by_type(typid);
 	check_dispatch(command);
 	return dispatch(fcinfo, command, PG_GETARG_DATUM(0));
