@@ -9,7 +9,8 @@
  * started until the transaction ends.
  *
  * COMMIT PREPARED does not run the callbacks of the transaction that emitted;
- * the manager is woken here instead.
+ * the manager is woken here instead. So it is by DROP EXTENSION, to find out
+ * that there is nothing to manage any more.
  *
  *-------------------------------------------------------------------------
  */
@@ -44,6 +45,7 @@ static void process_utility(PlannedStmt *pstmt, const char *queryString,
 							ProcessUtilityContext context,
 							ParamListInfo params, QueryEnvironment *queryEnv,
 							DestReceiver *dest, QueryCompletion *qc);
+static bool concerns_manager(Node *stmt);
 static const char *database_to_hold(Node *stmt);
 static bool may_create_databases(void);
 static void hold_database(Oid dboid);
@@ -87,11 +89,10 @@ process_utility(PlannedStmt *pstmt, const char *queryString,
 	Node	   *stmt = pstmt->utilityStmt;
 	const char *name = database_to_hold(stmt);
 	char	   *created = NULL;
-	bool		commit_prepared;
+	bool		wake_manager;
 
 	/* Looked at before: the tree may not outlive the command. */
-	commit_prepared = IsA(stmt, TransactionStmt) &&
-		((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED;
+	wake_manager = concerns_manager(stmt);
 	if (IsA(stmt, CreatedbStmt))
 		created = pstrdup(((CreatedbStmt *) stmt)->dbname);
 	if (name != NULL && !OidIsValid(held_database))
@@ -114,8 +115,27 @@ process_utility(PlannedStmt *pstmt, const char *queryString,
 	/* A new database may be a copy of one that has the extension. */
 	if (created != NULL)
 		cqrs_shmem_announce(get_database_oid(created, true));
-	if (commit_prepared)
+	if (wake_manager)
 		cqrs_shmem_emitted();
+}
+
+/*
+ * Is this a command that the manager is to be woken after?
+ */
+static bool
+concerns_manager(Node *stmt)
+{
+	ListCell   *lc;
+
+	if (IsA(stmt, TransactionStmt))
+		return ((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED;
+	if (!IsA(stmt, DropStmt) ||
+		((DropStmt *) stmt)->removeType != OBJECT_EXTENSION)
+		return false;
+	foreach(lc, ((DropStmt *) stmt)->objects)
+		if (strcmp(strVal(lfirst(lc)), CQRS_EXTENSION) == 0)
+			return true;
+	return false;
 }
 
 /*
