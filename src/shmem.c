@@ -15,6 +15,7 @@
 #include "access/xact.h"
 #include "libpq/pqsignal.h"
 #include "pgstat.h"
+#include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/proc.h"
@@ -233,6 +234,9 @@ cqrs_process_settings(void)
 /*
  * Wait until the latch is set or the time is over; -1: no time. Exits if
  * SIGTERM came, rereads the configuration if SIGHUP did.
+ *
+ * What the postmaster is to start again exits with 1: 0 would tell it that
+ * this is over for good.
  */
 void
 cqrs_process_wait(long timeout_ms)
@@ -249,7 +253,7 @@ cqrs_process_wait(long timeout_ms)
 	ResetLatch(MyLatch);
 	waiting = false;
 	if (ShutdownRequestPending)
-		proc_exit(0);
+		proc_exit(MyBgworkerEntry->bgw_restart_time == BGW_NEVER_RESTART ? 0 : 1);
 	CHECK_FOR_INTERRUPTS();
 	if (ConfigReloadPending)
 	{
