@@ -1,0 +1,53 @@
+# Without preloading all works but the worker: what it does is done by hand.
+
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+use CqrsTest;
+
+my $node = PostgreSQL::Test::Cluster->new('main');
+
+$node->init;
+$node->append_conf('postgresql.conf', "max_prepared_transactions = 10\n");
+$node->start;
+set_up_recording($node, 'postgres');
+$node->safe_psql('postgres', "SELECT cqrs_subscribe('puller', ARRAY['things'])");
+
+my ($rc, $out, $err) = $node->psql('postgres', "\\set VERBOSITY verbose\nSELECT * FROM cqrs_worker_status()");
+like($err, qr/ERROR:  55000: .*cqrs_outbox is not preloaded.*shared_preload_libraries/s, 'cqrs_worker_status() says why there are none');
+is($node->safe_psql('postgres', 'SELECT subscription, kind, state, pid FROM cqrs_subscription_status ORDER BY 1'),
+	"puller|pull||\nrecorder|handler|no worker|", 'the subscription has no worker');
+
+$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 1}')");
+$node->safe_psql('postgres', "BEGIN; SELECT cqrs_emit('happened', '{\"n\": 2}'); PREPARE TRANSACTION 'two'");
+is($node->safe_psql('postgres', "SELECT cqrs_drain('recorder')"), '0', 'nothing is delivered before a tick');
+like($node->safe_psql('postgres', 'SELECT cqrs_tick()'), qr/^\d+$/, 'which is made by hand');
+is($node->safe_psql('postgres', "SELECT cqrs_drain('recorder')"), '1', 'delivered by hand');
+$node->safe_psql('postgres', "COMMIT PREPARED 'two'");
+$node->safe_psql('postgres', 'SELECT cqrs_tick()');
+is($node->safe_psql('postgres', "SELECT cqrs_drain('recorder')"), '1', 'what was prepared, too');
+is($node->safe_psql('postgres', "SELECT cqrs_drain('recorder')"), '0', 'but once');
+is(recorded($node, 'postgres'), '1 2', 'to the handler');
+is($node->safe_psql('postgres', "SELECT payload->>'n' FROM cqrs_receive('puller')"), "1\n2", 'and received');
+isnt($node->safe_psql('postgres', "SELECT cqrs_ack('puller')"), '', 'and acknowledged');
+is($node->safe_psql('postgres', "SELECT count(*) FROM cqrs_receive('puller')"), '0', 'for good');
+is($node->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'cqrs%'"), '0', 'no process of ours runs');
+
+# Utility commands are not ours to look at.
+$node->safe_psql('postgres', 'CREATE DATABASE copy TEMPLATE template1');
+$node->safe_psql('postgres', 'ALTER DATABASE copy RENAME TO renamed');
+$node->safe_psql('postgres', 'DROP DATABASE renamed');
+
+# Preloaded from now on, the worker takes over where it was left.
+$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 3}')");
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'cqrs_outbox'\n");
+$node->restart;
+ok(wait_recorded($node, 'postgres', 3), 'once preloaded, the worker delivers');
+is(recorded($node, 'postgres'), '1 2 3', 'what is left');
+$node->stop;
+
+done_testing();
