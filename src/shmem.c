@@ -212,6 +212,7 @@ void
 cqrs_process_settings(void)
 {
 	static const char *const settings[][2] = {
+		{"role", "none"},
 		{"search_path", "pg_catalog"},
 		{"default_transaction_isolation", "read committed"},
 		{"default_transaction_read_only", "off"},
