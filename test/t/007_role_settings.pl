@@ -1,0 +1,143 @@
+# Handlers run in a session of the subscription's owner, whatever ALTER ROLE
+# and ALTER DATABASE set for ordinary sessions; and one owner's handler that
+# fails or blocks concerns nobody else.
+
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+use CqrsTest;
+
+my $node = new_server('main');
+
+$node->start;
+$node->safe_psql('postgres', q(
+	CREATE EXTENSION cqrs_outbox;
+	CREATE ROLE alice LOGIN;
+	CREATE ROLE bob LOGIN;
+	CREATE ROLE mallory;
+	GRANT mallory TO alice, bob, postgres;
+	GRANT CREATE ON SCHEMA public TO alice, bob;
+	GRANT EXECUTE ON FUNCTION cqrs_subscribe(text, text[], regprocedure, text) TO alice, bob;
+	SELECT cqrs_register_event('happened', 'things');
+	SELECT cqrs_register_event('failed', 'failures');
+	GRANT SELECT ON cqrs_topics.things, cqrs_topics.failures TO alice, bob;
+	CREATE TABLE recorded (seq serial, n int, who text, settings text);
+	GRANT INSERT ON recorded TO alice, bob;
+	GRANT USAGE ON SEQUENCE recorded_seq_seq TO alice, bob;
+	CREATE TABLE broken (yes bool);
+	GRANT SELECT ON broken TO alice;
+));
+
+# What would be in the way of the worker, one after the other in each place.
+my %setting = (
+	default_transaction_read_only => 'on',
+	default_transaction_isolation => 'serializable',
+	default_transaction_deferrable => 'on',
+	search_path => 'public, nowhere',
+	statement_timeout => '1ms',
+	lock_timeout => '1ms',
+	idle_in_transaction_session_timeout => '1ms',
+	row_security => 'off',
+	role => 'mallory');
+
+# Our own sessions do without them.
+$ENV{PGOPTIONS} = '-c default_transaction_read_only=off -c default_transaction_isolation=read\ committed'
+  . ' -c default_transaction_deferrable=off -c search_path=public -c statement_timeout=0 -c lock_timeout=0'
+  . ' -c idle_in_transaction_session_timeout=0 -c row_security=on -c role=none';
+
+for my $name (sort keys %setting)
+{
+	my $value = $name eq 'search_path' ? $setting{$name} : "'$setting{$name}'";
+
+	$node->safe_psql('postgres', "ALTER ROLE $_ SET $name = $value") for qw(alice bob);
+	next if $name eq 'role';
+	$node->safe_psql('postgres', "ALTER DATABASE postgres SET $name = $value");
+}
+
+sub as_role
+{
+	my ($role, $sql) = @_;
+
+	return $node->safe_psql('postgres', $sql, extra_params => [ '-U', $role ]);
+}
+
+my $record = q(
+	INSERT INTO public.recorded (n, who, settings)
+	SELECT (event.payload->>'n')::int, session_user || ' as ' || current_user,
+		string_agg(name || '=' || setting, ' ' ORDER BY name)
+	FROM pg_settings WHERE name IN ('search_path', 'statement_timeout', 'lock_timeout', 'transaction_isolation', 'transaction_read_only', 'row_security')
+);
+
+for my $role (qw(alice bob))
+{
+	as_role($role, qq(
+		CREATE FUNCTION ${role}_record(event cqrs_event) RETURNS void LANGUAGE plpgsql AS \$\$
+		BEGIN
+			PERFORM pg_sleep(0.01);
+			PERFORM pg_advisory_xact_lock_shared(@{[ $role eq 'alice' ? 1 : 2 ]});
+			$record;
+		END \$\$;
+		SELECT cqrs_subscribe('${role}_sub', ARRAY['things'], '${role}_record(cqrs_event)');
+	));
+}
+$node->restart;
+wait_managers($node, 'postgres');
+$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 1}')");
+ok($node->poll_query_until('postgres', 'SELECT count(*) = 2 FROM recorded'), 'settings of roles and database do not stop the worker');
+my $expected = 'lock_timeout=0 row_security=on search_path=pg_catalog statement_timeout=0 transaction_isolation=read committed transaction_read_only=off';
+is($node->safe_psql('postgres', 'SELECT who, settings FROM recorded ORDER BY who'),
+	"alice as alice|$expected\nbob as bob|$expected", "a handler runs as the owner, and the worker's settings are its own");
+
+# The manager's, too: it ticks.
+is($node->safe_psql('postgres', 'SELECT count(*) FROM cqrs.failure'), '0', 'nothing has failed');
+
+# One that blocks, of one owner; the other's goes on.
+my $holder = new_session($node, 'postgres');
+$holder->query('SELECT pg_advisory_lock(1)');
+$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": $_}')") for 2 .. 4;
+ok($node->poll_query_until('postgres', "SELECT count(*) = 4 FROM recorded WHERE who LIKE 'bob%'"), 'a blocked handler holds up nobody else');
+is($node->safe_psql('postgres', "SELECT count(*) FROM recorded WHERE who LIKE 'alice%'"), '1', 'while it is blocked');
+is($node->safe_psql('postgres', 'SELECT subscription, lag_events, state FROM cqrs_subscription_status ORDER BY 1'),
+	"alice_sub|3|delivering\nbob_sub|0|idle", 'which the status shows');
+$holder->quit;
+ok($node->poll_query_until('postgres', "SELECT count(*) = 4 FROM recorded WHERE who LIKE 'alice%'"), 'it goes on when it may');
+
+# One that fails: retried, with its error to be seen, until it works.
+as_role('alice', q(
+	CREATE FUNCTION alice_fails(event cqrs_event) RETURNS void LANGUAGE plpgsql SET search_path = public AS $$
+	BEGIN
+		IF event.payload->>'n' = '12' AND EXISTS (SELECT FROM broken) THEN
+			RAISE EXCEPTION 'cannot do %', event.payload->>'n' USING ERRCODE = 'P0042';
+		END IF;
+		INSERT INTO recorded (n, who) VALUES ((event.payload->>'n')::int, format('%s attempt %s', event.status, event.attempts));
+	END $$;
+	SELECT cqrs_subscribe('alice_fails', ARRAY['failures'], 'alice_fails(cqrs_event)');
+));
+$node->safe_psql('postgres', 'TRUNCATE recorded; INSERT INTO broken VALUES (true)');
+my $offset = -s $node->logfile;
+$node->safe_psql('postgres', "SELECT cqrs_emit_many('failed', ARRAY(SELECT jsonb_build_object('n', n) FROM generate_series(11, 13) n))");
+ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM cqrs_subscription_status WHERE subscription = 'alice_fails' AND failed_attempts >= 2"),
+	'a handler that fails is called again');
+is($node->safe_psql('postgres', "SELECT last_error, last_error_sqlstate, state, lag_events, retry_at > last_error_at, failed_position = (SELECT position FROM cqrs_events('failures') WHERE payload->>'n' = '12') FROM cqrs_subscription_status WHERE subscription = 'alice_fails'"),
+	'cannot do 12|P0042|waiting to retry|2|t|t', 'the status shows the error');
+is($node->safe_psql('postgres', "SELECT string_agg(payload->>'n' || ' ' || status, ', ' ORDER BY position) FROM cqrs_events('failures')"),
+	'12 not_produced, 13 new', 'so does the outbox');
+my $position = $node->safe_psql('postgres', "SELECT position FROM cqrs_events('failures', status => 'not_produced')");
+ok($node->wait_for_log(qr/ERROR:  cannot do 12\n.*CONTEXT:  .*delivering position $position of topic "failures" to subscription "alice_fails"/s, $offset),
+	'and the log, with what was being delivered');
+is($node->safe_psql('postgres', 'SELECT n, who FROM recorded'), '11|new attempt 0', 'what came before is delivered, and what comes behind waits');
+$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 5}')");
+ok($node->poll_query_until('postgres', 'SELECT count(*) = 2 FROM recorded WHERE n = 5'), 'other subscriptions go on');
+$node->safe_psql('postgres', 'DELETE FROM recorded WHERE n = 5; TRUNCATE broken');
+ok($node->poll_query_until('postgres', 'SELECT count(*) = 3 FROM recorded'), 'once it works, delivery goes on');
+like($node->safe_psql('postgres', "SELECT string_agg(n || ' ' || who, ', ' ORDER BY seq) FROM recorded"),
+	qr/^11 new attempt 0, 12 not_produced attempt [2-9]\d*, 13 new attempt 0$/, 'in order, and the handler knows that it failed before');
+is($node->safe_psql('postgres', "SELECT last_error, failed_attempts, state, lag_events FROM cqrs_subscription_status WHERE subscription = 'alice_fails'"),
+	'||idle|0', 'the error is over');
+$node->stop;
+
+done_testing();
