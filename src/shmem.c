@@ -4,7 +4,8 @@
  *	  What the processes share, and what emitters tell the managers.
  *
  * A transaction that emitted tells its database's manager after its commit
- * has become visible. One that created the extension, or a database that may
+ * has become visible, and after its invalidations were sent: it may have
+ * changed the registry. That is later than XACT_EVENT_COMMIT. One that created the extension, or a database that may
  * have it, tells the launcher. So does one that emitted in a database without
  * a slot: CREATE DATABASE may have copied the extension there.
  *
@@ -22,6 +23,7 @@
 #include "storage/shmem.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
+#include "utils/resowner.h"
 
 #include "shmem.h"
 #include "utility.h"
@@ -37,6 +39,10 @@ static shmem_request_hook_type prev_shmem_request_hook = NULL;
 static bool emitted = false;
 static Oid	announced = InvalidOid;
 
+/* What the transaction that is just committing tells. */
+static bool tell_manager = false;
+static Oid	tell_launcher = InvalidOid;
+
 /* Our database's slot, when it was last found. */
 static CqrsDatabaseSlot *my_database = NULL;
 
@@ -47,6 +53,8 @@ static Size shmem_size(void);
 static void shmem_request(void);
 static void shmem_startup(void);
 static void at_xact_end(XactEvent event, void *arg);
+static void at_release(ResourceReleasePhase phase, bool is_commit,
+					   bool is_top_level, void *arg);
 static void handle_sigterm(SIGNAL_ARGS);
 
 PG_FUNCTION_INFO_V1(cqrs_announce);
@@ -74,6 +82,7 @@ void
 cqrs_shmem_init_process(void)
 {
 	RegisterXactCallback(at_xact_end, NULL);
+	RegisterResourceReleaseCallback(at_release, NULL);
 }
 
 /*
@@ -324,18 +333,31 @@ shmem_startup(void)
 static void
 at_xact_end(XactEvent event, void *arg)
 {
-	bool		tell_manager = emitted;
-	Oid			tell_launcher = announced;
-	CqrsDatabaseSlot *slot;
-
 	/* Most transactions are not ours. */
 	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT &&
 		event != XACT_EVENT_PREPARE)
 		return;
 	cqrs_utility_at_xact_end();
+	if (event == XACT_EVENT_COMMIT && cqrs_shared != NULL)
+	{
+		tell_manager = emitted;
+		tell_launcher = announced;
+	}
 	emitted = false;
 	announced = InvalidOid;
-	if (event != XACT_EVENT_COMMIT || cqrs_shared == NULL)
+}
+
+/*
+ * Tell what is to be told, once the transaction has released its locks.
+ */
+static void
+at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level,
+		   void *arg)
+{
+	CqrsDatabaseSlot *slot;
+
+	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !is_top_level ||
+		(!tell_manager && !OidIsValid(tell_launcher)))
 		return;
 
 	if (tell_manager)
@@ -361,6 +383,8 @@ at_xact_end(XactEvent event, void *arg)
 		LWLockRelease(cqrs_shared->lock);
 		cqrs_shmem_wake_launcher();
 	}
+	tell_manager = false;
+	tell_launcher = InvalidOid;
 }
 
 /*

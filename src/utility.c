@@ -134,7 +134,7 @@ concerns_manager(Node *stmt)
 		return false;
 	foreach(lc, ((DropStmt *) stmt)->objects)
 		if (strcmp(strVal(lfirst(lc)), CQRS_EXTENSION) == 0)
-			return true;
+		return true;
 	return false;
 }
 

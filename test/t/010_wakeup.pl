@@ -15,6 +15,9 @@ my $node = new_server('main');
 $node->start;
 set_up_recording($node, 'postgres');
 
+# Ticks are made for who pulls.
+$node->safe_psql('postgres', "SELECT cqrs_subscribe('puller', ARRAY['things'])");
+
 sub ticks
 {
 	return $node->safe_psql('postgres', 'SELECT max(tick_id) FROM cqrs.tick');
