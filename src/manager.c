@@ -69,6 +69,9 @@ static CqrsDatabaseSlot *my_slot = NULL;
 static bool nothing_here = false;
 static Oid	my_extension = InvalidOid;
 
+/* Does not change under us: who renames a database has us exit. */
+static char *my_database_name = NULL;
+
 /* What is scheduled, in a context of its own, as of a registry generation. */
 static MemoryContext schedule_context = NULL;
 static List *schedule = NIL;
@@ -120,6 +123,8 @@ cqrs_manager_main(Datum arg)
 											 ALLOCSET_DEFAULT_SIZES);
 	if (!begin_cycle())
 		proc_exit(0);
+	my_database_name = MemoryContextStrdup(TopMemoryContext,
+										   get_database_name(MyDatabaseId));
 	end_cycle();
 	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
 	my_slot->state = CQRS_DATABASE_RUNNING;
@@ -653,7 +658,7 @@ start_worker(CqrsWorkerSlot *worker)
 		ereport(LOG,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("out of background worker slots for cqrs_outbox in database \"%s\"",
-						get_database_name(MyDatabaseId)),
+						my_database_name),
 				 errhint("Raise max_worker_processes.")));
 	said_exhausted = true;
 	return false;
