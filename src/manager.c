@@ -533,13 +533,13 @@ assign_workers(void)
 		else if (!assign_worker(scheduled, now))
 			contended = true;
 	}
-	LWLockRelease(cqrs_shared->lock);
-
 	if (contended)
 	{
+		/* Before a worker is done: it wakes us only if it sees this. */
 		pg_atomic_write_u32(&cqrs_shared->contended, 1);
 		wait = wait < 0 ? EXHAUSTED_WAIT : Min(wait, EXHAUSTED_WAIT);
 	}
+	LWLockRelease(cqrs_shared->lock);
 	return wait;
 }
 
@@ -579,8 +579,11 @@ assign_worker(Scheduled *scheduled, TimestampTz now)
 		else if (slot->dboid == MyDatabaseId &&
 				 slot->subscription_id == scheduled->subscription_id)
 			worker = slot;
-		else if (slot->state == CQRS_WORKER_IDLE)
+		else if (slot->state == CQRS_WORKER_IDLE &&
+				 (slot->wanted_look <= slot->drained_look ||
+				  slot->retry_at != 0))
 		{
+			/* Not one that has been given work, and is waking up. */
 			if (slot->dboid == MyDatabaseId && slot->owner == scheduled->owner)
 				idle = slot;
 			else
@@ -616,6 +619,7 @@ assign_worker(Scheduled *scheduled, TimestampTz now)
 	{
 		worker->subscription_id = scheduled->subscription_id;
 		worker->drained_look = scheduled->drained_look;
+		worker->wanted_look = scheduled->drained_look;
 		worker->retry_at = 0;
 	}
 	if (worker->wanted_look != scheduled->due_look || worker->retry_at != 0)
