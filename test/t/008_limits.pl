@@ -1,0 +1,119 @@
+# Out of processes, the server's or ours: said once and not spun on; what runs
+# goes on, and the rest has its turn. And delivery can be switched off.
+
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+use CqrsTest;
+
+# The server's own launcher of logical replication takes one, ours one, and
+# two are left: for a manager and a worker.
+my $node = new_server('main', q(
+max_worker_processes = 4
+max_parallel_workers = 0
+cqrs_outbox.max_workers = 3
+cqrs_outbox.max_databases = 3
+));
+my $full = qr/out of background worker slots for cqrs_outbox/;
+
+$node->start;
+$node->safe_psql('postgres', "CREATE DATABASE $_") for qw(two three four);
+set_up_recording($node, 'postgres');
+$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 1}')");
+ok(wait_recorded($node, 'postgres', 1), 'one database has what it needs');
+
+# No manager for the second.
+my $offset = -s $node->logfile;
+$node->safe_psql('two', 'CREATE EXTENSION cqrs_outbox');
+ok($node->wait_for_log($full, $offset), 'no manager can be had for another');
+$offset = -s $node->logfile;
+for my $n (2 .. 10)
+{
+	# Each wakes the manager and, being many, they outlast some attempts.
+	$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": $n}')");
+	ok(wait_recorded($node, 'postgres', $n), 'delivery goes on') if $n == 2 or $n == 10;
+}
+unlike(slurp_file($node->logfile, $offset), $full, 'which is said once');
+
+# Room for the other, when the first is gone.
+$node->safe_psql('postgres', 'DROP EXTENSION cqrs_outbox CASCADE; DROP TABLE recorded');
+ok(wait_managers($node, 'two'), 'the other has its manager when there is room');
+
+# No worker: the manager says it, once, and goes on ticking.
+$node->safe_psql('three', 'CREATE EXTENSION cqrs_outbox');
+ok(wait_managers($node, 'three', 'two'), 'two managers leave no worker');
+$offset = -s $node->logfile;
+set_up_recording($node, 'two');
+$node->safe_psql('two', "SELECT cqrs_emit('happened', '{\"n\": 1}')");
+ok($node->wait_for_log(qr/$full in database "two"/, $offset), 'which is said');
+$offset = -s $node->logfile;
+my $tick = $node->safe_psql('two', 'SELECT max(tick_id) FROM cqrs.tick');
+for my $n (2 .. 10)
+{
+	$node->safe_psql('two', "SELECT cqrs_emit('happened', '{\"n\": $n}')");
+	ok($node->poll_query_until('two', "SELECT max(tick_id) > $tick FROM cqrs.tick"), 'the manager still ticks') if $n == 2;
+}
+is($node->safe_psql('two', 'SELECT lag_events, state FROM cqrs_subscription_status'), '10|no worker', 'and events wait');
+unlike(slurp_file($node->logfile, $offset), $full, 'which is said once');
+$node->safe_psql('three', 'DROP EXTENSION cqrs_outbox');
+ok(wait_recorded($node, 'two', 10), 'until there is a worker');
+is(recorded($node, 'two'), join(' ', 1 .. 10), 'each once, in order');
+
+# More databases than slots.
+$node->safe_psql('three', 'CREATE EXTENSION cqrs_outbox');
+$node->safe_psql('four', 'CREATE EXTENSION cqrs_outbox');
+$node->append_conf('postgresql.conf', "max_worker_processes = 20\ncqrs_outbox.max_databases = 2\ncqrs_outbox.max_workers = 1\n");
+$offset = -s $node->logfile;
+$node->restart;
+ok($node->wait_for_log(qr/cqrs_outbox cannot serve more than 2 databases/, $offset), 'more databases than max_databases: said');
+ok($node->poll_query_until('postgres', "SELECT count(*) = 2 FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager'"), 'those there is room for are served');
+$node->safe_psql('postgres', 'DROP DATABASE three; ');
+$node->safe_psql('four', 'DROP EXTENSION cqrs_outbox');
+ok(wait_managers($node, 'two'), 'and those that are left');
+
+# One worker for all.
+$node->safe_psql('two', 'CREATE ROLE alice LOGIN; GRANT ALL ON SCHEMA public TO alice; GRANT EXECUTE ON FUNCTION cqrs_subscribe(text, text[], regprocedure, text) TO alice; GRANT SELECT ON cqrs_topics.things TO alice; GRANT ALL ON recorded, recorded_seq_seq TO alice');
+for my $n (1 .. 3)
+{
+	$node->safe_psql('two', "SELECT cqrs_subscribe('more $n', ARRAY['things'], 'record_event(cqrs_event)', 'latest')");
+	$node->safe_psql('two', "SELECT cqrs_subscribe('alice $n', ARRAY['things'], 'record_event(cqrs_event)', 'latest')", extra_params => [ '-U', 'alice' ]);
+}
+$node->safe_psql('two', 'TRUNCATE recorded');
+$node->safe_psql('two', "SELECT cqrs_emit_many('happened', ARRAY(SELECT jsonb_build_object('n', n) FROM generate_series(1, 100) n))");
+ok(wait_recorded($node, 'two', 700), 'one worker delivers seven subscriptions of two owners');
+is($node->safe_psql('two', "SELECT payload->>'n', count(*) FROM recorded GROUP BY 1 HAVING count(*) <> 7"), '', 'each event once to each');
+
+# Off and on. Once a new session has the setting, our processes have been told
+# to read it before they do anything else.
+$node->append_conf('postgresql.conf', "cqrs_outbox.deliver = off\n");
+$node->reload;
+$node->poll_query_until('postgres', "SELECT current_setting('cqrs_outbox.deliver') = 'off'");
+
+$node->safe_psql('two', 'TRUNCATE recorded');
+$tick = $node->safe_psql('two', 'SELECT max(tick_id) FROM cqrs.tick');
+$node->safe_psql('two', join "; ", map { "SELECT cqrs_emit('happened', '{\"n\": $_}')" } 1 .. 20);
+is($node->safe_psql('two', "SELECT max(tick_id) - $tick FROM cqrs.tick"), '0', 'deliver = off: nothing is ticked');
+is(recorded($node, 'two'), '', 'nor delivered');
+$node->append_conf('postgresql.conf', "cqrs_outbox.deliver = on\n");
+$node->reload;
+ok(wait_recorded($node, 'two', 140), 'a reload resumes it');
+is($node->safe_psql('two', "SELECT count(*), count(DISTINCT (event_id)) FROM recorded"), '140|20', 'each event once to each');
+
+# Also across a restart.
+$node->append_conf('postgresql.conf', "cqrs_outbox.deliver = off\n");
+$node->restart;
+ok(wait_managers($node, 'two'), 'deliver = off: the manager is there after a restart');
+$node->safe_psql('two', 'TRUNCATE recorded');
+$tick = $node->safe_psql('two', 'SELECT max(tick_id) FROM cqrs.tick');
+$node->safe_psql('two', join "; ", map { "SELECT cqrs_emit('happened', '{\"n\": $_}')" } 1 .. 5);
+is($node->safe_psql('two', "SELECT max(tick_id) - $tick FROM cqrs.tick"), '0', 'and does nothing');
+$node->append_conf('postgresql.conf', "cqrs_outbox.deliver = on\n");
+$node->reload;
+ok(wait_recorded($node, 'two', 35), 'until it is told to');
+$node->stop;
+
+done_testing();
