@@ -32,7 +32,7 @@ $node->safe_psql('postgres', q(
 	GRANT SELECT ON broken TO alice;
 ));
 
-# What would be in the way of the worker, one after the other in each place.
+# What would be in the way of the worker.
 my %setting = (
 	default_transaction_read_only => 'on',
 	default_transaction_isolation => 'serializable',
@@ -77,7 +77,6 @@ for my $role (qw(alice bob))
 	as_role($role, qq(
 		CREATE FUNCTION ${role}_record(event cqrs_event) RETURNS void LANGUAGE plpgsql AS \$\$
 		BEGIN
-			PERFORM pg_sleep(0.01);
 			PERFORM pg_advisory_xact_lock_shared(@{[ $role eq 'alice' ? 1 : 2 ]});
 			$record;
 		END \$\$;

@@ -36,7 +36,6 @@ $session->query(q(
 			COMMIT;
 		END LOOP;
 	END $$));
-my $start = time;
 is($session->query("SET statement_timeout = '60s'; CALL emit_and_wait($_)"), '', "round $_") for 1 .. 200;
 is(recorded($node, 'postgres'), join(' ', 1 .. 200), '200 events were waited for, one after the other');
 
