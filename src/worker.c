@@ -67,6 +67,7 @@ static void worker_attach(int index);
 static void worker_exit(int code, Datum arg);
 static void deliver(int32 subscription_id, int64 wanted_look);
 static void reset_session(void);
+static void reset_role(void);
 static Outcome deliver_batch(int32 subscription_id, int max_events,
 							 bool record_failure, TimestampTz *retry_at);
 static TimestampTz record(int32 subscription_id, int64 position,
@@ -228,10 +229,16 @@ static void
 reset_session(void)
 {
 	StartTransactionCommand();
-	SetPGVariable("session_authorization", NIL, false);
-	SetPGVariable("role", NIL, false);
+	reset_role();
 	ResetAllOptions();
 	CommitTransactionCommand();
+}
+
+static void
+reset_role(void)
+{
+	SetPGVariable("session_authorization", NIL, false);
+	SetPGVariable("role", NIL, false);
 }
 
 /*
@@ -319,6 +326,11 @@ begin_delivery(int32 subscription_id)
 	StartTransactionCommand();
 	if (!cqrs_extension_lock())
 		return NULL;
+
+	/* The handler of the batch before may have left another one. */
+	if (GetUserId() != my_slot->owner)
+		reset_role();
+
 	subscription = cqrs_registry_subscription_by_id(subscription_id);
 	if (subscription == NULL || !subscription->has_handler ||
 		subscription->owner != GetUserId())

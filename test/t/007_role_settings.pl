@@ -21,7 +21,7 @@ $node->safe_psql('postgres', q(
 	CREATE ROLE mallory;
 	GRANT mallory TO alice, bob, postgres;
 	GRANT CREATE ON SCHEMA public TO alice, bob;
-	GRANT EXECUTE ON FUNCTION cqrs_subscribe(text, text[], regprocedure, text) TO alice, bob;
+	GRANT EXECUTE ON FUNCTION cqrs_subscribe(text, text[], regprocedure, text), cqrs_unsubscribe(text) TO alice, bob;
 	SELECT cqrs_register_event('happened', 'things');
 	SELECT cqrs_register_event('failed', 'failures');
 	GRANT SELECT ON cqrs_topics.things, cqrs_topics.failures TO alice, bob;
@@ -137,6 +137,28 @@ like($node->safe_psql('postgres', "SELECT string_agg(n || ' ' || who, ', ' ORDER
 	qr/^11 new attempt 0, 12 not_produced attempt [2-9]\d*, 13 new attempt 0$/, 'in order, and the handler knows that it failed before');
 is($node->safe_psql('postgres', "SELECT last_error, failed_attempts, state, lag_events FROM cqrs_subscription_status WHERE subscription = 'alice_fails'"),
 	'||idle|0', 'the error is over');
+
+# What a handler sets for its session is over when it has been called.
+as_role('alice', q(
+	CREATE FUNCTION alice_leaves(event cqrs_event) RETURNS void LANGUAGE plpgsql AS $$
+	BEGIN
+		INSERT INTO public.recorded (n, who, settings)
+		VALUES ((event.payload->>'n')::int, current_user, current_setting('search_path'));
+		PERFORM set_config('search_path', 'nowhere', false), set_config('default_transaction_read_only', 'on', false);
+		SET ROLE mallory;
+	END $$;
+	SELECT cqrs_unsubscribe('alice_sub');
+	SELECT cqrs_unsubscribe('alice_fails');
+	SELECT cqrs_subscribe('alice_leaves', ARRAY['things'], 'alice_leaves(cqrs_event)', 'latest');
+));
+$node->safe_psql('postgres', 'TRUNCATE recorded');
+for my $n (21 .. 23)
+{
+	$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": $n}')");
+	ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM recorded WHERE n = $n AND settings IS NOT NULL AND who = 'alice'"),
+		"event $n finds the session as it was");
+}
+is($node->safe_psql('postgres', "SELECT string_agg(DISTINCT settings, ' ') FROM recorded WHERE who = 'alice'"), 'pg_catalog', 'with its settings');
 $node->stop;
 
 done_testing();
