@@ -39,21 +39,13 @@ object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 }
 #endif
 
-/* 16 added onlySummarizing to ExecInsertIndexTuples(). */
-static inline List *
-cqrs_exec_insert_index_tuples(ResultRelInfo *relinfo, TupleTableSlot *slot,
-							  EState *estate)
-{
-#if PG_VERSION_NUM >= 190000
-	return ExecInsertIndexTuples(relinfo, estate, 0, slot, NIL, NULL);
-#elif PG_VERSION_NUM >= 160000
-	return ExecInsertIndexTuples(relinfo, slot, estate, false, false, NULL,
-								 NIL, false);
+/* 17 added index_insert_cleanup(). */
+#if PG_VERSION_NUM >= 170000
+#define cqrs_index_insert_cleanup(index, info) \
+	index_insert_cleanup(index, info)
 #else
-	return ExecInsertIndexTuples(relinfo, slot, estate, false, false, NULL,
-								 NIL);
+#define cqrs_index_insert_cleanup(index, info) ((void) 0)
 #endif
-}
 
 /* 18 gave index_beginscan() instrument, 19 flags. */
 static inline IndexScanDesc

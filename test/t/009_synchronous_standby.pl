@@ -1,0 +1,59 @@
+# With synchronous replication, nothing is received before the standby has it:
+# be the emitter's commit local, the tick that shows it waits.
+
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+use CqrsTest;
+
+my $primary = new_server('primary', '', allows_streaming => 1);
+
+$primary->start;
+set_up_recording($primary, 'postgres');
+$primary->safe_psql('postgres', "SELECT cqrs_subscribe('puller', ARRAY['things'])");
+$primary->backup('backup');
+my $standby = PostgreSQL::Test::Cluster->new('standby');
+$standby->init_from_backup($primary, 'backup', has_streaming => 1);
+$standby->start;
+$primary->safe_psql('postgres', "ALTER SYSTEM SET synchronous_standby_names = 'standby'");
+$primary->reload;
+$primary->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_replication WHERE sync_state = 'sync'")
+  or die 'no synchronous standby';
+
+# Our own sessions wait for nobody.
+$ENV{PGOPTIONS} = '-c synchronous_commit=local';
+
+sub received
+{
+	return $primary->safe_psql('postgres', "SELECT payload->>'n' FROM cqrs_receive('puller'); SELECT cqrs_ack('puller') > 0");
+}
+
+sub received_in_time
+{
+	return $primary->poll_query_until('postgres', "SELECT count(*) = 1 FROM cqrs_receive('puller')");
+}
+
+$primary->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 1}')");
+ok(received_in_time(), 'with the standby, an event can be received');
+is(received(), "1\nt", 'which was emitted');
+
+$standby->stop;
+$primary->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 2}')");
+is($primary->safe_psql('postgres', "SELECT payload->>'n' FROM cqrs_events('things') WHERE payload->>'n' = '2'"), '2',
+	'without it, an event may be committed here');
+ok($primary->poll_query_until('postgres', "SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager' AND datname = 'postgres'"),
+	'but its tick waits');
+is(received(), '', 'and it cannot be received');
+
+$standby->start;
+ok(received_in_time(), 'until the standby has it');
+is(received(), "2\nt", 'once');
+is($standby->safe_psql('postgres', "SELECT count(*) FROM cqrs_events('things', status => 'all')"), '2', 'as the standby shows');
+$standby->stop;
+$primary->stop('immediate');
+
+done_testing();
