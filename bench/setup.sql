@@ -4,13 +4,18 @@ SET client_min_messages = warning;
 CREATE EXTENSION cqrs_outbox;
 CREATE EXTENSION pgq;
 
+-- a server that has been up for a while has touched its shared buffers
+CREATE UNLOGGED TABLE filler (x text);
+ALTER TABLE filler ALTER COLUMN x SET STORAGE PLAIN;
+INSERT INTO filler SELECT repeat('x', 7000) FROM generate_series(1, 135000);
+DROP TABLE filler;
+
 -- what a team would write instead: an outbox table with its key
 CREATE TABLE plain (
 	position	bigserial	PRIMARY KEY,
 	xid			xid8		NOT NULL DEFAULT pg_current_xact_id(),
 	emitted_at	timestamptz	NOT NULL DEFAULT clock_timestamp(),
 	event_id	uuid		NOT NULL DEFAULT gen_random_uuid(),
-	native		boolean		NOT NULL DEFAULT true,
 	event_name	text		NOT NULL,
 	key			text,
 	headers		jsonb,

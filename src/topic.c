@@ -12,9 +12,10 @@
  * Being in schemas that are members, they still keep DROP EXTENSION from
  * passing without CASCADE.
  *
- * Column native is true in the rows that cqrs_emit() writes, past the
- * executor, and false in whatever comes by way of it: restored from a dump,
- * copied, replicated or inserted by hand. The xids of such rows mean nothing.
+ * Column xid is generated, as 0, in whatever comes by way of the executor:
+ * restored from a dump, copied, replicated or inserted by hand. Only
+ * cqrs_emit(), which writes past the executor, puts a transaction id there;
+ * and rows without one are in no window.
  *
  *-------------------------------------------------------------------------
  */
@@ -274,10 +275,9 @@ create_topic(const char *name, Interval *retention)
 		/* segment.c knows this shape. */
 		cqrs_admin_ddl("CREATE TABLE cqrs.topic_%d_%d ("
 					   "position bigint NOT NULL,"
-					   "xid xid8 NOT NULL,"
+					   "xid xid8 NOT NULL GENERATED ALWAYS AS ('0'::pg_catalog.xid8) STORED,"
 					   "emitted_at timestamptz NOT NULL,"
 					   "event_id uuid NOT NULL,"
-					   "native boolean GENERATED ALWAYS AS (false) STORED,"
 					   "event_name text NOT NULL,"
 					   "key text,"
 					   "headers jsonb,"

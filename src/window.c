@@ -25,8 +25,8 @@
  *	  max_entries. So memory is bounded; a few events of a large window cost
  *	  a walk over its transactions, not over their events; and a window of any
  *	  size costs a few walks.
- * 2. A reference may lead to a row that is not there for us: it aborted, or it
- *	  is not native (see topic.c). It is passed by.
+ * 2. A reference may lead to a row that is not there for us: it aborted. It is
+ *	  passed by.
  * 3. If a table was rewritten since the chunk was read, or truncated, the chunk
  *	  is read again.
  *
@@ -536,8 +536,7 @@ fetch(CqrsWindow *window, const Entry *entry, CqrsEvent *event)
 	slot_getallattrs(source->slot);
 	values = source->slot->tts_values;
 	nulls = source->slot->tts_isnull;
-	if (!DatumGetBool(values[CQRS_SEG_NATIVE - 1]) ||
-		!has_name(window, values[CQRS_SEG_EVENT_NAME - 1]))
+	if (!has_name(window, values[CQRS_SEG_EVENT_NAME - 1]))
 		return false;
 
 	event->topic = source->topic;
@@ -627,8 +626,6 @@ scan_xids(Relation rel, Relation index, FullTransactionId from,
 		bool		isnull;
 
 		CHECK_FOR_INTERRUPTS();
-		if (!DatumGetBool(heap_getattr(tuple, CQRS_SEG_NATIVE, desc, &isnull)))
-			continue;
 		xid = DatumGetFullTransactionId(heap_getattr(tuple, CQRS_SEG_XID,
 													 desc, &isnull));
 		if (upper && !cqrs_snapshot_shows(upper, xid))
