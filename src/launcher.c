@@ -80,6 +80,7 @@ void
 cqrs_launcher_main(Datum arg)
 {
 	List	   *to_probe;
+	int			i;
 
 	cqrs_process_signals();
 	before_shmem_exit(launcher_exit, (Datum) 0);
@@ -87,6 +88,18 @@ cqrs_launcher_main(Datum arg)
 	cqrs_shared->launcher_pid = MyProcPid;
 	cqrs_shared->launcher_latch = MyLatch;
 	cqrs_shared->launcher_started_at = GetCurrentTimestamp();
+
+	/*
+	 * What the launcher before us had just asked for may never come. If it
+	 * does, it or ours is the second to attach, and exits.
+	 */
+	for (i = 0; i < cqrs_shared->ndatabases; i++)
+	{
+		CqrsDatabaseSlot *slot = &cqrs_shared->databases[i];
+
+		if (slot->state == CQRS_DATABASE_STARTING && slot->manager_pid == 0)
+			slot->state = CQRS_DATABASE_REQUESTED;
+	}
 	LWLockRelease(cqrs_shared->lock);
 
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);

@@ -51,6 +51,9 @@
 /* How often to look whether a worker can be had, in milliseconds. */
 #define EXHAUSTED_WAIT	1000
 
+/* A worker that has not attached after so long never will, in milliseconds. */
+#define LONGEST_START	60000
+
 /* A subscription with a handler, as the manager sees it. */
 typedef struct Scheduled
 {
@@ -490,6 +493,10 @@ assign_workers(void)
 		if (worker->state == CQRS_WORKER_FREE ||
 			worker->dboid != MyDatabaseId)
 			continue;
+		if (worker->state == CQRS_WORKER_STARTING && worker->pid == 0 &&
+			TimestampDifferenceExceeds(worker->started_at, now,
+									   LONGEST_START))
+			worker->state = CQRS_WORKER_FAILED;
 		foreach(lc, schedule)
 		{
 			Scheduled  *scheduled = (Scheduled *) lfirst(lc);
