@@ -66,6 +66,9 @@ static Oid	relation_oids[CQRS_RELATIONS];
  */
 static Oid	marker_oid = InvalidOid;
 
+/* The extension, or InvalidOid: not looked up yet. */
+static Oid	extension_oid = InvalidOid;
+
 static Oid	extension_owner(void);
 
 /*
@@ -105,31 +108,33 @@ cqrs_relation_oid(CqrsRelation relation)
 }
 
 /*
- * Is the extension in this database, as far as committed and as far as this
- * transaction sees?
- */
-bool
-cqrs_extension_exists(void)
-{
-	return OidIsValid(get_extension_oid(CQRS_EXTENSION, true));
-}
-
-/*
  * Keep the extension from being dropped until the end of the transaction.
- * Returns false if it is not there (any more).
+ * Returns its OID, or InvalidOid if it is not there (any more).
+ *
+ * If we knew it already, and have learnt of nothing else once we have the
+ * lock, it is the one: DROP EXTENSION has the marker invalidated before it
+ * lets go of its lock.
  */
-bool
+Oid
 cqrs_extension_lock(void)
 {
-	Oid			extoid = get_extension_oid(CQRS_EXTENSION, true);
+	Oid			extoid = extension_oid;
 
 	if (!OidIsValid(extoid))
-		return false;
+		extoid = get_extension_oid(CQRS_EXTENSION, true);
+	if (!OidIsValid(extoid))
+		return InvalidOid;
 	LockDatabaseObject(ExtensionRelationId, extoid, 0, AccessShareLock);
+	AcceptInvalidationMessages();
+	if (extension_oid == extoid)
+		return extoid;
 
 	/* It may have been dropped, or even made anew, while we waited. */
-	AcceptInvalidationMessages();
-	return get_extension_oid(CQRS_EXTENSION, true) == extoid;
+	if (get_extension_oid(CQRS_EXTENSION, true) != extoid)
+		return InvalidOid;
+	(void) cqrs_relation_oid(CQRS_REL_TOPIC);
+	extension_oid = extoid;
+	return extoid;
 }
 
 /*
@@ -139,6 +144,7 @@ void
 cqrs_catalog_reset(void)
 {
 	memset(relation_oids, 0, sizeof(relation_oids));
+	extension_oid = InvalidOid;
 }
 
 /*

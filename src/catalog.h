@@ -35,8 +35,7 @@ typedef enum CqrsRelation
 #define CQRS_RELATIONS	(CQRS_REL_TICK_SEQ + 1)
 
 extern Oid	cqrs_relation_oid(CqrsRelation relation);
-extern bool cqrs_extension_exists(void);
-extern bool cqrs_extension_lock(void);
+extern Oid	cqrs_extension_lock(void);
 extern void cqrs_catalog_reset(void);
 extern bool cqrs_catalog_is_marker(Oid relid);
 extern void cqrs_catalog_invalidate_registry(void);

@@ -152,11 +152,17 @@ cqrs_manager_main(Datum arg)
 		}
 
 		/*
-		 * From here to the wait, emitters set our latch. What they committed
-		 * before, pending tells.
+		 * Emitters set our latch from here on, until one has. There is no
+		 * need for it if something is pending already: then we only wait for
+		 * the time to look.
 		 */
-		pg_atomic_write_u32(&my_slot->asleep, 1);
-		pg_memory_barrier();
+		if (cqrs_deliver)
+		{
+			pg_atomic_write_u32(&my_slot->asleep, 1);
+			pg_memory_barrier();
+			if (pg_atomic_read_u32(&my_slot->pending) != 0)
+				pg_atomic_write_u32(&my_slot->asleep, 0);
+		}
 		cqrs_process_wait(next_wakeup(wait));
 		pg_atomic_write_u32(&my_slot->asleep, 0);
 	}
@@ -256,9 +262,9 @@ begin_cycle(void)
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	if (cqrs_extension_lock())
+	extension = cqrs_extension_lock();
+	if (OidIsValid(extension))
 	{
-		extension = get_extension_oid(CQRS_EXTENSION, false);
 		if (!OidIsValid(my_extension) || my_extension == extension)
 		{
 			my_extension = extension;

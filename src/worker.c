@@ -324,7 +324,7 @@ begin_delivery(int32 subscription_id)
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	if (!cqrs_extension_lock())
+	if (!OidIsValid(cqrs_extension_lock()))
 		return NULL;
 
 	/* The handler of the batch before may have left another one. */
