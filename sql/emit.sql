@@ -186,7 +186,7 @@ SELECT cqrs_emit('order_paid', '{}');
 SELECT format('cqrs.topic_%s_0', topic_id) AS segment FROM cqrs.topic WHERE topic = 'orders' \gset
 SELECT count(*) AS before FROM cqrs_events('orders') \gset
 INSERT INTO :segment (position, emitted_at, event_id, event_name, payload)
-	SELECT position, emitted_at, event_id, event_name, payload FROM :segment;
+	SELECT position, emitted_at, gen_random_uuid(), event_name, payload FROM :segment;
 SELECT count(*) - :before AS more FROM cqrs_events('orders');
 INSERT INTO :segment (position, xid, emitted_at, event_id, event_name)
 	VALUES (1, '1', now(), '01890a5d-ac96-774b-bcce-b302099a8057', 'forged');
@@ -201,6 +201,17 @@ SET enable_bitmapscan = off;
 SELECT count(*) FROM :segment WHERE event_name = 'order_placed' AND payload->'indexed' IS NOT NULL;
 RESET enable_seqscan;
 RESET enable_bitmapscan;
+CREATE UNIQUE INDEX by_id ON :segment (event_id);
+SELECT cqrs_emit('order_placed', '{}', event_id => '01890a5d-ac96-774b-bcce-b302099a8058') IS NOT NULL;
+SELECT cqrs_emit('order_placed', '{}', event_id => '01890a5d-ac96-774b-bcce-b302099a8058');
+\echo :LAST_ERROR_SQLSTATE
+CREATE INDEX by_lower ON :segment (lower(event_name));
+SELECT cqrs_emit('order_placed', '{}');
+DROP INDEX cqrs.by_lower;
+CREATE INDEX partly ON :segment (event_name) WHERE key IS NOT NULL;
+SELECT cqrs_emit('order_placed', '{}');
+DROP INDEX cqrs.partly;
+SELECT cqrs_emit('order_placed', '{}') IS NOT NULL;
 
 -- dropping a topic
 SELECT cqrs_drop_topic('orders');
