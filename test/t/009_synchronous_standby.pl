@@ -1,5 +1,5 @@
 # With synchronous replication, nothing is received before the standby has it:
-# be the emitter's commit local, the tick that shows it waits.
+# let everybody's synchronous_commit be local, the tick waits all the same.
 
 use strict;
 use warnings;
@@ -10,7 +10,7 @@ use Test::More;
 
 use CqrsTest;
 
-my $primary = new_server('primary', '', allows_streaming => 1);
+my $primary = new_server('primary', "synchronous_commit = local\n", allows_streaming => 1);
 
 $primary->start;
 set_up_recording($primary, 'postgres');
@@ -23,9 +23,6 @@ $primary->safe_psql('postgres', "ALTER SYSTEM SET synchronous_standby_names = 's
 $primary->reload;
 $primary->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_replication WHERE sync_state = 'sync'")
   or die 'no synchronous standby';
-
-# Our own sessions wait for nobody.
-$ENV{PGOPTIONS} = '-c synchronous_commit=local';
 
 sub received
 {
