@@ -55,8 +55,15 @@ SHLIB_LINK = -luuid
 override with_llvm = no
 
 PG_CONFIG ?= pg_config
-PGXS := $(shell $(PG_CONFIG) --pgxs)
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+ifneq ($(PGXS),)
 include $(PGXS)
+else
+# "make demo" and "make test" install what is missing, and come back.
+srcdir = .
+all install:
+	@echo "$(PG_CONFIG) not found: install the server's development package" >&2; exit 1
+endif
 
 $(OBJS): $(wildcard $(srcdir)/src/*.h)
 
