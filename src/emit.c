@@ -5,7 +5,7 @@
  *
  * An event is a row of the topic's current segment. It is written past the
  * executor, so that the caller needs no privilege on the table, forges
- * neither xid nor position, and pays half of what an INSERT through SPI
+ * neither xid nor position, and pays about half of what an INSERT
  * costs.
  *
  * Which segment is the current one may have changed since the registry was
