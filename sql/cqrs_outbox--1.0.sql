@@ -27,6 +27,8 @@ COMMENT ON SCHEMA cqrs_topics IS
 --                  cqrs_topics
 -- retention        how long delivered events are kept at least
 -- current_segment  the segment that emitters write to
+-- opened_at        for each segment, when it last became the current one, or
+--                  NULL
 -- created_at       when the topic was created
 -- ----------------------------------------------------------------------
 CREATE SEQUENCE cqrs.topic_id AS integer;
@@ -35,6 +37,7 @@ CREATE TABLE cqrs.topic (
 	topic			text		NOT NULL UNIQUE,
 	retention		interval	NOT NULL,
 	current_segment	smallint	NOT NULL DEFAULT 0,
+	opened_at		timestamptz[] NOT NULL DEFAULT ARRAY[now(), NULL, NULL],
 	created_at		timestamptz	NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE cqrs.topic IS 'topics';
@@ -73,20 +76,46 @@ COMMENT ON TABLE cqrs.command IS 'registered commands';
 -- ----------------------------------------------------------------------
 -- cqrs.subscription: the consumers
 --
--- subscription_id  names its cursor and its lock
--- subscription     name, at most 63 bytes
--- handler          the function that gets the events, as text (see
---                  cqrs.command), or NULL: read with cqrs_receive()
--- owner            whose privileges the delivery has
--- created_at       when it was created
+-- subscription_id    names its cursors and their locks
+-- subscription       name, at most 63 bytes
+-- handler            the function that gets the events, as text (see
+--                    cqrs.command), or NULL: read with cqrs_receive()
+-- owner              whose privileges the delivery has
+-- partitions         over how many cursors the events are spread, by key
+-- max_attempts       so often an event is tried before it is a dead letter;
+--                    0: for ever
+-- retry_delay        after the first failure; doubles with each further one
+-- max_retry_delay    ... up to this
+-- handler_timeout    the longest that the handler may take for one event;
+--                    0: no limit
+-- max_retained_size  suspended when it keeps more bytes of events than this
+--                    from being truncated; 0: no limit
+-- max_retained_age   ... or events older than this; 0: no limit
+-- state              active; paused: by cqrs_pause(), keeps its events;
+--                    suspended: past a limit of the two, keeps nothing
+-- state_since        when it got into that state
+-- state_reason       why, in words
+-- missed_events      while suspended, so many of its events were truncated
+-- created_at         when it was created
 -- ----------------------------------------------------------------------
 CREATE SEQUENCE cqrs.subscription_id AS integer;
 CREATE TABLE cqrs.subscription (
-	subscription_id	integer		PRIMARY KEY DEFAULT nextval('cqrs.subscription_id'),
-	subscription	text		NOT NULL UNIQUE,
-	handler			text,
-	owner			regrole		NOT NULL,
-	created_at		timestamptz	NOT NULL DEFAULT now()
+	subscription_id		integer		PRIMARY KEY DEFAULT nextval('cqrs.subscription_id'),
+	subscription		text		NOT NULL UNIQUE,
+	handler				text,
+	owner				regrole		NOT NULL,
+	partitions			integer		NOT NULL,
+	max_attempts		integer		NOT NULL,
+	retry_delay			interval	NOT NULL,
+	max_retry_delay		interval	NOT NULL,
+	handler_timeout		interval	NOT NULL,
+	max_retained_size	bigint		NOT NULL,
+	max_retained_age	interval	NOT NULL,
+	state				text		NOT NULL DEFAULT 'active',
+	state_since			timestamptz	NOT NULL DEFAULT now(),
+	state_reason		text,
+	missed_events		bigint		NOT NULL DEFAULT 0,
+	created_at			timestamptz	NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE cqrs.subscription IS 'subscriptions';
 
@@ -121,8 +150,8 @@ CREATE TABLE cqrs.tick (
 COMMENT ON TABLE cqrs.tick IS 'snapshots between which events are delivered';
 
 -- ----------------------------------------------------------------------
--- cqrs.cursor: how far each subscription is, appended and deleted behind;
--- the row with the highest seq counts
+-- cqrs.cursor: how far each partition of a subscription is, appended and
+-- deleted behind; the row with the highest seq counts
 --
 -- subscription_id, partition, seq
 --                 key, and the fence between two movers of one cursor
@@ -134,11 +163,15 @@ COMMENT ON TABLE cqrs.tick IS 'snapshots between which events are delivered';
 -- position        of that window, delivered up to this position
 -- received        of that window, handed out by cqrs_receive() up to this
 --                 position, but not acknowledged
+-- received_all    nothing of that window is behind what was received
+-- retrying        what cqrs_receive() handed out last are rows of cqrs.retry
+-- parked_from     the lowest position of a row in cqrs.retry, or NULL: there
+--                 is none
+-- delivered       how many events were delivered; only for showing the rate
 -- last_position   an estimate of what had been emitted when the cursor
 --                 moved; only for showing the lag
 -- moved_at        when the cursor moved
--- native          see cqrs.tick; a restored cursor starts at what is emitted
---                 after the restore
+-- native          see cqrs.tick; with a restored cursor nothing is delivered
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.cursor (
 	subscription_id	integer		NOT NULL,
@@ -150,12 +183,80 @@ CREATE TABLE cqrs.cursor (
 	until_snapshot	pg_snapshot,
 	position		bigint,
 	received		bigint,
+	received_all	boolean		NOT NULL,
+	retrying		boolean		NOT NULL,
+	parked_from		bigint,
+	delivered		bigint		NOT NULL,
 	last_position	bigint		NOT NULL,
 	moved_at		timestamptz	NOT NULL,
 	native			boolean		GENERATED ALWAYS AS (false) STORED,
 	PRIMARY KEY (subscription_id, partition, seq)
 );
 COMMENT ON TABLE cqrs.cursor IS 'cursors of subscriptions, newest row by seq';
+
+-- ----------------------------------------------------------------------
+-- cqrs.retry: events that the cursor has passed, but that are not delivered:
+-- those that failed, and the later ones of the same topic and key, which wait
+-- for them
+--
+-- subscription_id, partition, position
+--                  of which cursor, and where the event was in the log
+-- topic_id         the event's topic
+-- event_id .. emitted_at
+--                  the event, whole
+-- attempts         how often it was tried; 0: it waits for an earlier one
+-- received         handed out by cqrs_receive(), and not acknowledged
+-- failed_at        when it was last tried, or NULL
+-- retry_at         not tried again before; of those of one key, only the
+--                  lowest position is tried
+-- sqlstate         of the last error, or NULL
+-- message          of the last error, or NULL
+-- ----------------------------------------------------------------------
+CREATE TABLE cqrs.retry (
+	subscription_id	integer		NOT NULL,
+	partition		integer		NOT NULL,
+	position		bigint		NOT NULL,
+	topic_id		integer		NOT NULL,
+	event_id		uuid		NOT NULL,
+	event_name		text		NOT NULL,
+	key				text,
+	headers			jsonb,
+	payload			jsonb,
+	emitted_at		timestamptz	NOT NULL,
+	attempts		integer		NOT NULL,
+	received		boolean		NOT NULL,
+	failed_at		timestamptz,
+	retry_at		timestamptz	NOT NULL,
+	sqlstate		text,
+	message			text,
+	PRIMARY KEY (subscription_id, partition, position)
+);
+COMMENT ON TABLE cqrs.retry IS 'events whose delivery failed, and those that wait behind them';
+
+-- ----------------------------------------------------------------------
+-- cqrs.dead_letter: events that a subscription gave up on, kept until
+-- somebody redrives or discards them
+--
+-- Columns as in cqrs.retry; died_at is when it was given up.
+-- ----------------------------------------------------------------------
+CREATE TABLE cqrs.dead_letter (
+	subscription_id	integer		NOT NULL,
+	partition		integer		NOT NULL,
+	position		bigint		NOT NULL,
+	topic_id		integer		NOT NULL,
+	event_id		uuid		NOT NULL,
+	event_name		text		NOT NULL,
+	key				text,
+	headers			jsonb,
+	payload			jsonb,
+	emitted_at		timestamptz	NOT NULL,
+	attempts		integer		NOT NULL,
+	died_at			timestamptz	NOT NULL,
+	sqlstate		text		NOT NULL,
+	message			text		NOT NULL,
+	PRIMARY KEY (subscription_id, position)
+);
+COMMENT ON TABLE cqrs.dead_letter IS 'events that a subscription gave up on';
 
 -- ----------------------------------------------------------------------
 -- cqrs.failure: the event that a subscription cannot get past just now
@@ -195,6 +296,8 @@ SELECT pg_catalog.pg_extension_config_dump('cqrs.tick_id', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.tick', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.cursor', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.failure', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.retry', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.dead_letter', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.position', '');
 
 -- ----------------------------------------------------------------------
@@ -397,23 +500,42 @@ COMMENT ON FUNCTION cqrs_events(text, integer, text, text, bigint) IS 'events of
 -- ----------------------------------------------------------------------
 
 -- Subscribes to topics. The caller becomes the subscription's owner.
---   subscription  name, 1 to 63 bytes
---   topics        one or more topics
---   handler       a function with one argument of type cqrs_event, called
---                 for each event in the transaction that moves the cursor;
---                 NULL: read with cqrs_receive() and cqrs_ack()
---   start         'earliest': from the oldest event retained; 'latest': from
---                 what commits after this call
+--   subscription       name, 1 to 63 bytes
+--   topics             one or more topics
+--   handler            a function with one argument of type cqrs_event, called
+--                      for each event in the transaction that moves the
+--                      cursor; NULL: read with cqrs_receive() and cqrs_ack()
+--   start              'earliest': from the oldest event retained; 'latest':
+--                      from what commits after this call
+--   partitions         1 to 1000: by their keys, events are spread over so many
+--                      cursors, which are delivered side by side; events
+--                      without a key are in the first
+--   max_attempts       so often an event is tried, then it is a dead letter;
+--                      0: for ever
+--   retry_delay        after the first failure; doubles with each further one,
+--                      and varies by a quarter
+--   max_retry_delay    ... up to this
+--   handler_timeout    the longest that the handler may take for one event when
+--                      the worker calls it; 0: no limit
+--   max_retained_size  suspended when it keeps more bytes of events than this
+--                      from being truncated; 0: no limit
+--   max_retained_age   ... or events older than this; 0: no limit
 -- Errors: 42710 exists; 42704 no such topic; 42883, 42P13 handler; 42501 no
 -- SELECT on a topic, no EXECUTE on the handler, a handler that belongs
 -- neither to the caller nor to a superuser, or a caller without LOGIN (before
--- PostgreSQL 17); 22023 no topics, start; 22004, 42602, 42622 names.
+-- PostgreSQL 17); 22023 no topics, or another argument out of its range;
+-- 22004, 42602, 42622 names.
 -- Locks: SHARE ROW EXCLUSIVE on cqrs.subscription until the end of the
--- transaction. Privileges: EXECUTE, not granted to PUBLIC, and the above.
+-- transaction. Until then, nothing of its topics is truncated.
+-- Privileges: EXECUTE, not granted to PUBLIC, and the above.
 CREATE FUNCTION cqrs_subscribe(subscription text, topics text[], handler regprocedure DEFAULT NULL,
-	start text DEFAULT 'earliest') RETURNS void
+	start text DEFAULT 'earliest', partitions integer DEFAULT 1, max_attempts integer DEFAULT 5,
+	retry_delay interval DEFAULT '200 ms', max_retry_delay interval DEFAULT '5 min',
+	handler_timeout interval DEFAULT '1 min', max_retained_size bigint DEFAULT 10737418240,
+	max_retained_age interval DEFAULT '0') RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION cqrs_subscribe(text, text[], regprocedure, text) IS 'subscribes to topics';
+COMMENT ON FUNCTION cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval,
+	bigint, interval) IS 'subscribes to topics';
 
 -- Removes a subscription. Waits for the batch being delivered.
 -- Errors: 42704 does not exist; 42501 not its owner.
@@ -532,7 +654,8 @@ REVOKE EXECUTE ON FUNCTION
 	cqrs_create_topic(text, interval), cqrs_drop_topic(text, boolean),
 	cqrs_register_event(text, text, regtype), cqrs_unregister_event(text),
 	cqrs_register_command(text, regprocedure), cqrs_unregister_command(text),
-	cqrs_subscribe(text, text[], regprocedure, text), cqrs_unsubscribe(text),
+	cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval, bigint, interval),
+	cqrs_unsubscribe(text),
 	cqrs_tick(), cqrs_drain(text), cqrs_worker_status()
 FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION cqrs_worker_status() TO pg_monitor;

@@ -185,11 +185,11 @@ SELECT cqrs_emit('order_paid', '{}');
 -- rows that did not come through cqrs_emit() are not events
 SELECT format('cqrs.topic_%s_0', topic_id) AS segment FROM cqrs.topic WHERE topic = 'orders' \gset
 SELECT count(*) AS before FROM cqrs_events('orders') \gset
-INSERT INTO :segment (position, emitted_at, event_id, event_name, payload)
-	SELECT position, emitted_at, gen_random_uuid(), event_name, payload FROM :segment;
+INSERT INTO :segment (position, xid, emitted_at, event_id, event_name, payload)
+	SELECT position, xid, emitted_at, gen_random_uuid(), event_name, payload FROM :segment;
 SELECT count(*) - :before AS more FROM cqrs_events('orders');
-INSERT INTO :segment (position, xid, emitted_at, event_id, event_name)
-	VALUES (1, '1', now(), '01890a5d-ac96-774b-bcce-b302099a8057', 'forged');
+INSERT INTO :segment (position, xid, emitted_at, event_id, event_name, native)
+	VALUES (1, '1', now(), '01890a5d-ac96-774b-bcce-b302099a8057', 'forged', true);
 INSERT INTO cqrs_topics.orders (position, event_name) VALUES (1, 'forged');
 
 -- an index of the user's own is kept up

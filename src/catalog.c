@@ -14,9 +14,15 @@
  *	  start of each transaction (cqrs_extension_lock). DROP EXTENSION takes
  *	  ACCESS EXCLUSIVE on it before it locks anything of ours, so it waits for
  *	  one batch at most and never deadlocks with us.
- * 2. A subscription and the ticker are locked as objects: class is the table,
- *	  object the id. Such locks show in pg_locks, and belong to the
- *	  transaction, not to the session.
+ * 2. What is ours is locked as objects: class is the table, object the id.
+ *	  Such locks show in pg_locks, and belong to the transaction, not to the
+ *	  session. From first to last:
+ *	  (cqrs.topic, topic_id)	SHARE to subscribe or seek, EXCLUSIVE to
+ *								truncate a segment of it: who decides about
+ *								that sees every cursor there is
+ *	  (cqrs.subscription, subscription_id, partition)
+ *								EXCLUSIVE to move that cursor
+ *	  (cqrs.tick, 0)			EXCLUSIVE to tick
  *
  *-------------------------------------------------------------------------
  */
@@ -53,6 +59,10 @@ static const char *const relation_names[CQRS_RELATIONS] = {
 	[CQRS_REL_CURSOR_PKEY] = "cursor_pkey",
 	[CQRS_REL_FAILURE] = "failure",
 	[CQRS_REL_FAILURE_PKEY] = "failure_pkey",
+	[CQRS_REL_RETRY] = "retry",
+	[CQRS_REL_RETRY_PKEY] = "retry_pkey",
+	[CQRS_REL_DEAD_LETTER] = "dead_letter",
+	[CQRS_REL_DEAD_LETTER_PKEY] = "dead_letter_pkey",
 	[CQRS_REL_POSITION_SEQ] = "position",
 	[CQRS_REL_TICK_SEQ] = "tick_id",
 };
@@ -167,15 +177,23 @@ cqrs_catalog_invalidate_registry(void)
 }
 
 /*
- * Take the exclusive lock of an object of ours until the end of the
- * transaction: (CQRS_REL_SUBSCRIPTION, id) for moving a subscription's
- * cursors, (CQRS_REL_TICK, 0) for ticking.
+ * Take a lock on an object of ours until the end of the transaction. Without
+ * wait, returns false if it cannot be had at once.
  */
-void
-cqrs_object_lock(CqrsRelation relation, int32 id)
+bool
+cqrs_object_lock(CqrsRelation relation, int32 id, int32 part, LOCKMODE mode,
+				 bool wait)
 {
-	LockDatabaseObject(cqrs_relation_oid(relation), (Oid) id, 0,
-					   ExclusiveLock);
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, cqrs_relation_oid(relation),
+					   (Oid) id, part);
+	if (LockAcquire(&tag, mode, false, !wait) == LOCKACQUIRE_NOT_AVAIL)
+		return false;
+
+	/* What was committed by who had it is known from here on. */
+	AcceptInvalidationMessages();
+	return true;
 }
 
 /*

@@ -28,6 +28,10 @@ typedef enum CqrsRelation
 	CQRS_REL_CURSOR_PKEY,
 	CQRS_REL_FAILURE,
 	CQRS_REL_FAILURE_PKEY,
+	CQRS_REL_RETRY,
+	CQRS_REL_RETRY_PKEY,
+	CQRS_REL_DEAD_LETTER,
+	CQRS_REL_DEAD_LETTER_PKEY,
 	CQRS_REL_POSITION_SEQ,
 	CQRS_REL_TICK_SEQ
 } CqrsRelation;
@@ -40,8 +44,8 @@ extern void cqrs_catalog_reset(void);
 extern bool cqrs_catalog_is_marker(Oid relid);
 extern void cqrs_catalog_invalidate_registry(void);
 
-/* What a lock on an object of ours is about; see cqrs_object_lock(). */
-extern void cqrs_object_lock(CqrsRelation relation, int32 id);
+extern bool cqrs_object_lock(CqrsRelation relation, int32 id, int32 part,
+							 LOCKMODE mode, bool wait);
 extern void cqrs_require_writable(const char *function);
 
 extern void cqrs_name_check(const char *kind, const char *name);

@@ -19,6 +19,9 @@
 /* A topic's events lie in this many tables. */
 #define CQRS_SEGMENTS		3
 
+/* A subscription has at most so many cursors. */
+#define CQRS_MAX_PARTITIONS	1000
+
 /* Names are at most this many bytes, so that a topic can name its view. */
 #define CQRS_MAX_NAME		(NAMEDATALEN - 1)
 

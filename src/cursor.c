@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * cursor.c
- *	  How far a subscription is.
+ *	  How far a subscription is: a cursor for each of its partitions.
  *
  * A cursor moves by appending a row with the next seq; the newest row counts,
  * and rows behind are deleted. So reading it costs the same however long some
@@ -45,6 +45,10 @@ enum
 	CURSOR_UNTIL_SNAPSHOT,
 	CURSOR_POSITION,
 	CURSOR_RECEIVED,
+	CURSOR_RECEIVED_ALL,
+	CURSOR_RETRYING,
+	CURSOR_PARKED_FROM,
+	CURSOR_DELIVERED,
 	CURSOR_LAST_POSITION,
 	CURSOR_MOVED_AT,
 	CURSOR_NATIVE,
@@ -54,17 +58,17 @@ enum
 /* Every so many moves, the rows behind are deleted. */
 #define ROWS_KEPT	64
 
-static void delete_range(Relation rel, int32 subscription_id, int64 from,
-						 int64 to);
-static void init_keys(ScanKeyData *keys, int32 subscription_id);
+static void delete_range(Relation rel, int nkeys, ScanKeyData *keys);
+static void init_keys(ScanKeyData *keys, int32 subscription_id,
+					  int32 partition);
 
 /*
- * The newest row of a subscription's cursor that the snapshot shows, in the
- * current memory context. Returns false if there is none: the subscription
- * was dropped.
+ * The newest row of a cursor that the snapshot shows, in the current memory
+ * context. Returns false if there is none: the subscription was dropped.
  */
 bool
-cqrs_cursor_read(int32 subscription_id, Snapshot snapshot, CqrsCursor *cursor)
+cqrs_cursor_read(int32 subscription_id, int32 partition, Snapshot snapshot,
+				 CqrsCursor *cursor)
 {
 	Relation	rel;
 	Relation	index;
@@ -75,11 +79,12 @@ cqrs_cursor_read(int32 subscription_id, Snapshot snapshot, CqrsCursor *cursor)
 
 	memset(cursor, 0, sizeof(*cursor));
 	cursor->subscription_id = subscription_id;
+	cursor->partition = partition;
 
 	rel = table_open(cqrs_relation_oid(CQRS_REL_CURSOR), AccessShareLock);
 	index = index_open(cqrs_relation_oid(CQRS_REL_CURSOR_PKEY),
 					   AccessShareLock);
-	init_keys(keys, subscription_id);
+	init_keys(keys, subscription_id, partition);
 	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
 	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
 	found = HeapTupleIsValid(tuple);
@@ -90,19 +95,11 @@ cqrs_cursor_read(int32 subscription_id, Snapshot snapshot, CqrsCursor *cursor)
 
 		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
 		cursor->seq = DatumGetInt64(values[CURSOR_SEQ - 1]);
-		if (!DatumGetBool(values[CURSOR_NATIVE - 1]))
-		{
-			/* Restored: its snapshots mean nothing here, all events are new. */
-			cursor->snapshot = cqrs_snapshot_empty();
-		}
-		else
-		{
-			cursor->tick_id = DatumGetInt64(values[CURSOR_TICK_ID - 1]);
-			cursor->snapshot =
-				cqrs_snapshot_from_datum(values[CURSOR_SNAPSHOT - 1]);
-		}
-		if (DatumGetBool(values[CURSOR_NATIVE - 1]) &&
-			!nulls[CURSOR_UNTIL_TICK - 1])
+		cursor->native = DatumGetBool(values[CURSOR_NATIVE - 1]);
+		cursor->tick_id = DatumGetInt64(values[CURSOR_TICK_ID - 1]);
+		cursor->snapshot =
+			cqrs_snapshot_from_datum(values[CURSOR_SNAPSHOT - 1]);
+		if (!nulls[CURSOR_UNTIL_TICK - 1])
 		{
 			cursor->until_tick = DatumGetInt64(values[CURSOR_UNTIL_TICK - 1]);
 			cursor->until_snapshot =
@@ -110,8 +107,16 @@ cqrs_cursor_read(int32 subscription_id, Snapshot snapshot, CqrsCursor *cursor)
 			cursor->position = DatumGetInt64(values[CURSOR_POSITION - 1]);
 			cursor->received = DatumGetInt64(values[CURSOR_RECEIVED - 1]);
 		}
+		cursor->received_all =
+			DatumGetBool(values[CURSOR_RECEIVED_ALL - 1]);
+		cursor->retrying = DatumGetBool(values[CURSOR_RETRYING - 1]);
+		if (!nulls[CURSOR_PARKED_FROM - 1])
+			cursor->parked_from =
+				DatumGetInt64(values[CURSOR_PARKED_FROM - 1]);
+		cursor->delivered = DatumGetInt64(values[CURSOR_DELIVERED - 1]);
 		cursor->last_position =
 			DatumGetInt64(values[CURSOR_LAST_POSITION - 1]);
+		cursor->moved_at = DatumGetTimestampTz(values[CURSOR_MOVED_AT - 1]);
 	}
 	systable_endscan_ordered(scan);
 	index_close(index, AccessShareLock);
@@ -128,12 +133,13 @@ void
 cqrs_cursor_append(CqrsCursor *cursor)
 {
 	Relation	rel;
+	ScanKeyData keys[4];
 	Datum		values[CURSOR_COLUMNS];
 	bool		nulls[CURSOR_COLUMNS] = {0};
 
 	cursor->seq++;
 	values[CURSOR_SUBSCRIPTION_ID - 1] = Int32GetDatum(cursor->subscription_id);
-	values[CURSOR_PARTITION - 1] = Int32GetDatum(0);
+	values[CURSOR_PARTITION - 1] = Int32GetDatum(cursor->partition);
 	values[CURSOR_SEQ - 1] = Int64GetDatum(cursor->seq);
 	values[CURSOR_TICK_ID - 1] = Int64GetDatum(cursor->tick_id);
 	values[CURSOR_SNAPSHOT - 1] = PointerGetDatum(cursor->snapshot);
@@ -152,8 +158,16 @@ cqrs_cursor_append(CqrsCursor *cursor)
 		nulls[CURSOR_POSITION - 1] = true;
 		nulls[CURSOR_RECEIVED - 1] = true;
 	}
+	values[CURSOR_RECEIVED_ALL - 1] = BoolGetDatum(cursor->received_all);
+	values[CURSOR_RETRYING - 1] = BoolGetDatum(cursor->retrying);
+	if (cursor->parked_from != 0)
+		values[CURSOR_PARKED_FROM - 1] = Int64GetDatum(cursor->parked_from);
+	else
+		nulls[CURSOR_PARKED_FROM - 1] = true;
+	values[CURSOR_DELIVERED - 1] = Int64GetDatum(cursor->delivered);
 	values[CURSOR_LAST_POSITION - 1] = Int64GetDatum(cursor->last_position);
-	values[CURSOR_MOVED_AT - 1] = TimestampTzGetDatum(GetCurrentTimestamp());
+	cursor->moved_at = GetCurrentTimestamp();
+	values[CURSOR_MOVED_AT - 1] = TimestampTzGetDatum(cursor->moved_at);
 	values[CURSOR_NATIVE - 1] = BoolGetDatum(true);
 
 	rel = table_open(cqrs_relation_oid(CQRS_REL_CURSOR), RowExclusiveLock);
@@ -166,46 +180,48 @@ cqrs_cursor_append(CqrsCursor *cursor)
 	 * ROWS_KEPT moves later, if it is deleted with overlap.
 	 */
 	if (cursor->seq % ROWS_KEPT == 0)
-		delete_range(rel, cursor->subscription_id,
-					 cursor->seq - 2 * ROWS_KEPT, cursor->seq);
+	{
+		init_keys(keys, cursor->subscription_id, cursor->partition);
+		ScanKeyInit(&keys[2], CURSOR_SEQ, BTGreaterEqualStrategyNumber,
+					F_INT8GE, Int64GetDatum(cursor->seq - 2 * ROWS_KEPT));
+		ScanKeyInit(&keys[3], CURSOR_SEQ, BTLessStrategyNumber, F_INT8LT,
+					Int64GetDatum(cursor->seq));
+		delete_range(rel, 4, keys);
+	}
 	table_close(rel, NoLock);
 	CommandCounterIncrement();
 }
 
 /*
- * Delete a subscription's cursor.
+ * Delete a subscription's cursors.
  */
 void
 cqrs_cursor_delete_all(int32 subscription_id)
 {
 	Relation	rel = table_open(cqrs_relation_oid(CQRS_REL_CURSOR),
 								 RowExclusiveLock);
+	ScanKeyData keys[2];
 
-	delete_range(rel, subscription_id, 0, PG_INT64_MAX);
+	init_keys(keys, subscription_id, 0);
+	delete_range(rel, 1, keys);
 	table_close(rel, NoLock);
 }
 
 /*
- * Delete the rows from <= seq < to.
+ * Delete the rows that match.
  */
 static void
-delete_range(Relation rel, int32 subscription_id, int64 from, int64 to)
+delete_range(Relation rel, int nkeys, ScanKeyData *keys)
 {
 	Relation	index;
 	SysScanDesc scan;
-	ScanKeyData keys[4];
 	Snapshot	snapshot;
 	HeapTuple	tuple;
 
 	index = index_open(cqrs_relation_oid(CQRS_REL_CURSOR_PKEY),
 					   AccessShareLock);
-	init_keys(keys, subscription_id);
-	ScanKeyInit(&keys[2], CURSOR_SEQ, BTGreaterEqualStrategyNumber, F_INT8GE,
-				Int64GetDatum(from));
-	ScanKeyInit(&keys[3], CURSOR_SEQ, BTLessStrategyNumber, F_INT8LT,
-				Int64GetDatum(to));
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	scan = systable_beginscan_ordered(rel, index, snapshot, 4, keys);
+	scan = systable_beginscan_ordered(rel, index, snapshot, nkeys, keys);
 	while (HeapTupleIsValid(tuple = systable_getnext_ordered(scan,
 															 ForwardScanDirection)))
 		simple_heap_delete(rel, &tuple->t_self);
@@ -215,10 +231,10 @@ delete_range(Relation rel, int32 subscription_id, int64 from, int64 to)
 }
 
 static void
-init_keys(ScanKeyData *keys, int32 subscription_id)
+init_keys(ScanKeyData *keys, int32 subscription_id, int32 partition)
 {
 	ScanKeyInit(&keys[0], CURSOR_SUBSCRIPTION_ID, BTEqualStrategyNumber,
 				F_INT4EQ, Int32GetDatum(subscription_id));
 	ScanKeyInit(&keys[1], CURSOR_PARTITION, BTEqualStrategyNumber,
-				F_INT4EQ, Int32GetDatum(0));
+				F_INT4EQ, Int32GetDatum(partition));
 }

@@ -15,6 +15,7 @@
 typedef struct CqrsCursor
 {
 	int32		subscription_id;
+	int32		partition;
 	int64		seq;			/* of the row that was read; 0: none yet */
 
 	/* Everything that this snapshot shows has been delivered. */
@@ -26,12 +27,18 @@ typedef struct CqrsCursor
 	CqrsSnapshot *until_snapshot;
 	int64		position;		/* of it, delivered up to here */
 	int64		received;		/* of it, handed out up to here; >= position */
+	bool		received_all;	/* nothing of it is behind received */
 
+	bool		retrying;		/* what was handed out last are retries */
+	int64		parked_from;	/* lowest position in cqrs.retry; 0: none */
+	int64		delivered;		/* events, for showing the rate */
 	int64		last_position;	/* see cqrs.cursor */
+	TimestampTz moved_at;
+	bool		native;			/* false: restored, and not adopted */
 } CqrsCursor;
 
-extern bool cqrs_cursor_read(int32 subscription_id, Snapshot snapshot,
-							 CqrsCursor *cursor);
+extern bool cqrs_cursor_read(int32 subscription_id, int32 partition,
+							 Snapshot snapshot, CqrsCursor *cursor);
 extern void cqrs_cursor_append(CqrsCursor *cursor);
 extern void cqrs_cursor_delete_all(int32 subscription_id);
 

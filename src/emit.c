@@ -350,6 +350,7 @@ fill_slot(Writer *writer, TupleTableSlot *slot, TimestampTz now,
 	values[CQRS_SEG_XID - 1] = FullTransactionIdGetDatum(writer->xid);
 	values[CQRS_SEG_EMITTED_AT - 1] = TimestampTzGetDatum(now);
 	values[CQRS_SEG_EVENT_ID - 1] = UUIDPGetDatum(event_id);
+	values[CQRS_SEG_NATIVE - 1] = BoolGetDatum(true);
 	values[CQRS_SEG_EVENT_NAME - 1] = event_name;
 	values[CQRS_SEG_KEY - 1] = key.value;
 	nulls[CQRS_SEG_KEY - 1] = key.isnull;

@@ -319,7 +319,7 @@ topic_consumers(CqrsTopic *topic, Snapshot snapshot, int *nconsumers)
 		Consumer   *consumer = &consumers[n];
 
 		/* The registry may be newer than the snapshot. */
-		if (!cqrs_cursor_read(lfirst_int(lc), snapshot, &consumer->cursor))
+		if (!cqrs_cursor_read(lfirst_int(lc), 0, snapshot, &consumer->cursor))
 			continue;
 		consumer->failed = cqrs_failure_read(lfirst_int(lc), snapshot,
 											 &consumer->failure);

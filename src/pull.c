@@ -84,7 +84,7 @@ cqrs_ack(PG_FUNCTION_ARGS)
 	subscription = pull_subscription(name);
 	cqrs_relay_lock(subscription);
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	if (!cqrs_cursor_read(subscription->subscription_id, snapshot, &cursor))
+	if (!cqrs_cursor_read(subscription->subscription_id, 0, snapshot, &cursor))
 		elog(ERROR, "subscription %d has no cursor",
 			 subscription->subscription_id);
 	UnregisterSnapshot(snapshot);

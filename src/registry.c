@@ -34,7 +34,9 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -52,6 +54,43 @@ static HTAB *event_types = NULL;
 static HTAB *commands = NULL;
 static HTAB *subscriptions = NULL;
 
+/* The same entries by their ids. */
+static HTAB *topics_by_id = NULL;
+static HTAB *subscriptions_by_id = NULL;
+
+typedef struct IdEntry
+{
+	int32		id;				/* hash key */
+	void	   *entry;
+}			IdEntry;
+
+/* Columns of cqrs.topic. */
+enum
+{
+	TOPIC_ID = 1,
+	TOPIC_TOPIC,
+	TOPIC_RETENTION,
+	TOPIC_CURRENT_SEGMENT,
+	TOPIC_OPENED_AT
+};
+
+/* Columns of cqrs.subscription. */
+enum
+{
+	SUBSCRIPTION_ID = 1,
+	SUBSCRIPTION_SUBSCRIPTION,
+	SUBSCRIPTION_HANDLER,
+	SUBSCRIPTION_OWNER,
+	SUBSCRIPTION_PARTITIONS,
+	SUBSCRIPTION_MAX_ATTEMPTS,
+	SUBSCRIPTION_RETRY_DELAY,
+	SUBSCRIPTION_MAX_RETRY_DELAY,
+	SUBSCRIPTION_HANDLER_TIMEOUT,
+	SUBSCRIPTION_MAX_RETAINED_SIZE,
+	SUBSCRIPTION_MAX_RETAINED_AGE,
+	SUBSCRIPTION_STATE
+};
+
 /* Counts invalidations; the copy is good while it is loaded_count. */
 static uint64 invalidation_count = 1;
 static uint64 loaded_count = 0;
@@ -59,6 +98,9 @@ static uint64 loaded_count = 0;
 static void invalidate(Datum arg, Oid relid);
 static void load_if_stale(void);
 static HTAB *new_table(const char *name, Size entrysize);
+static HTAB *new_id_table(const char *name);
+static void remember_by_id(HTAB *table, int32 id, void *entry);
+static void *find_by_id(HTAB *table, int32 id);
 static void load_rows(CqrsRelation relation, Snapshot snapshot,
 					  RowCallback add);
 static void add_topic(Datum *values, bool *nulls);
@@ -66,7 +108,7 @@ static void add_event_type(Datum *values, bool *nulls);
 static void add_command(Datum *values, bool *nulls);
 static void add_subscription(Datum *values, bool *nulls);
 static void add_subscription_topic(Datum *values, bool *nulls);
-static CqrsTopic *topic_by_id(int32 topic_id);
+static int64 milliseconds(Datum interval);
 static void *lookup(HTAB **table, const char *name);
 
 PG_FUNCTION_INFO_V1(cqrs_registry_changed);
@@ -129,22 +171,18 @@ cqrs_registry_subscription(const char *name)
 	return lookup(&subscriptions, name);
 }
 
+CqrsTopic *
+cqrs_registry_topic_by_id(int32 topic_id)
+{
+	load_if_stale();
+	return find_by_id(topics_by_id, topic_id);
+}
+
 CqrsSubscription *
 cqrs_registry_subscription_by_id(int32 subscription_id)
 {
-	HASH_SEQ_STATUS status;
-	CqrsSubscription *subscription;
-
-	cqrs_registry_subscriptions(&status);
-	while ((subscription = hash_seq_search(&status)) != NULL)
-	{
-		if (subscription->subscription_id == subscription_id)
-		{
-			hash_seq_term(&status);
-			return subscription;
-		}
-	}
-	return NULL;
+	load_if_stale();
+	return find_by_id(subscriptions_by_id, subscription_id);
 }
 
 /*
@@ -255,6 +293,7 @@ load_if_stale(void)
 		MemoryContextSetParent(registry_context, TopTransactionContext);
 		registry_context = NULL;
 		topics = event_types = commands = subscriptions = NULL;
+		topics_by_id = subscriptions_by_id = NULL;
 	}
 
 	/* Until the load is over, the context goes with the transaction. */
@@ -262,9 +301,11 @@ load_if_stale(void)
 									ALLOCSET_DEFAULT_SIZES);
 	oldcontext = MemoryContextSwitchTo(context);
 	topics = new_table("cqrs topics", sizeof(CqrsTopic));
+	topics_by_id = new_id_table("cqrs topics by id");
 	event_types = new_table("cqrs event types", sizeof(CqrsEventType));
 	commands = new_table("cqrs commands", sizeof(CqrsCommand));
 	subscriptions = new_table("cqrs subscriptions", sizeof(CqrsSubscription));
+	subscriptions_by_id = new_id_table("cqrs subscriptions by id");
 
 	/* Opening the marker takes in what has been committed by now. */
 	relation_close(relation_open(cqrs_relation_oid(CQRS_REL_TOPIC),
@@ -293,6 +334,31 @@ new_table(const char *name, Size entrysize)
 	ctl.entrysize = entrysize;
 	ctl.hcxt = CurrentMemoryContext;
 	return hash_create(name, 64, &ctl, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+}
+
+static HTAB *
+new_id_table(const char *name)
+{
+	HASHCTL		ctl;
+
+	ctl.keysize = sizeof(int32);
+	ctl.entrysize = sizeof(IdEntry);
+	ctl.hcxt = CurrentMemoryContext;
+	return hash_create(name, 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+static void
+remember_by_id(HTAB *table, int32 id, void *entry)
+{
+	((IdEntry *) hash_search(table, &id, HASH_ENTER, NULL))->entry = entry;
+}
+
+static void *
+find_by_id(HTAB *table, int32 id)
+{
+	IdEntry    *found = hash_search(table, &id, HASH_FIND, NULL);
+
+	return found ? found->entry : NULL;
 }
 
 /*
@@ -325,14 +391,27 @@ load_rows(CqrsRelation relation, Snapshot snapshot, RowCallback add)
 static void
 add_topic(Datum *values, bool *nulls)
 {
-	char	   *name = TextDatumGetCString(values[1]);
+	char	   *name = TextDatumGetCString(values[TOPIC_TOPIC - 1]);
 	CqrsTopic  *topic = hash_search(topics, name, HASH_ENTER, NULL);
+	ArrayType  *opened_at = DatumGetArrayTypeP(values[TOPIC_OPENED_AT - 1]);
+	Datum	   *opened_values;
+	bool	   *opened_nulls;
+	int			nopened;
 	Oid			schema = get_namespace_oid(CQRS_SCHEMA, true);
 	char		relname[NAMEDATALEN];
 	int			i;
 
-	topic->topic_id = DatumGetInt32(values[0]);
-	topic->current_segment = DatumGetInt16(values[3]);
+	topic->topic_id = DatumGetInt32(values[TOPIC_ID - 1]);
+	topic->retention = milliseconds(values[TOPIC_RETENTION - 1]);
+	topic->current_segment =
+		DatumGetInt16(values[TOPIC_CURRENT_SEGMENT - 1]);
+	deconstruct_array(opened_at, TIMESTAMPTZOID, sizeof(TimestampTz),
+					  FLOAT8PASSBYVAL, TYPALIGN_DOUBLE,
+					  &opened_values, &opened_nulls, &nopened);
+	for (i = 0; i < CQRS_SEGMENTS; i++)
+		topic->opened_at[i] = i >= nopened || opened_nulls[i] ? 0 :
+			DatumGetTimestampTz(opened_values[i]);
+	remember_by_id(topics_by_id, topic->topic_id, topic);
 	topic->view = get_relname_relid(name,
 									get_namespace_oid(CQRS_TOPIC_SCHEMA, true));
 	for (i = 0; i < CQRS_SEGMENTS; i++)
@@ -349,7 +428,7 @@ add_event_type(Datum *values, bool *nulls)
 
 	event_type = hash_search(event_types, TextDatumGetCString(values[0]),
 							 HASH_ENTER, NULL);
-	event_type->topic = topic_by_id(DatumGetInt32(values[1]));
+	event_type->topic = find_by_id(topics_by_id, DatumGetInt32(values[1]));
 	event_type->payload_type = DatumGetObjectId(values[2]);
 }
 
@@ -368,61 +447,71 @@ static void
 add_subscription(Datum *values, bool *nulls)
 {
 	CqrsSubscription *subscription;
+	char	   *state = TextDatumGetCString(values[SUBSCRIPTION_STATE - 1]);
 
-	subscription = hash_search(subscriptions, TextDatumGetCString(values[1]),
+	subscription = hash_search(subscriptions,
+							   TextDatumGetCString(values[SUBSCRIPTION_SUBSCRIPTION - 1]),
 							   HASH_ENTER, NULL);
-	subscription->subscription_id = DatumGetInt32(values[0]);
-	subscription->has_handler = !nulls[2];
-	if (!nulls[2])
+	subscription->subscription_id = DatumGetInt32(values[SUBSCRIPTION_ID - 1]);
+	subscription->has_handler = !nulls[SUBSCRIPTION_HANDLER - 1];
+	if (subscription->has_handler)
 		cqrs_handler_init(&subscription->handler,
-						  TextDatumGetCString(values[2]),
+						  TextDatumGetCString(values[SUBSCRIPTION_HANDLER - 1]),
 						  CurrentMemoryContext);
-	subscription->owner = DatumGetObjectId(values[3]);
+	subscription->owner = DatumGetObjectId(values[SUBSCRIPTION_OWNER - 1]);
+	subscription->partitions =
+		DatumGetInt32(values[SUBSCRIPTION_PARTITIONS - 1]);
+	subscription->max_attempts =
+		DatumGetInt32(values[SUBSCRIPTION_MAX_ATTEMPTS - 1]);
+	subscription->retry_delay =
+		milliseconds(values[SUBSCRIPTION_RETRY_DELAY - 1]);
+	subscription->max_retry_delay =
+		milliseconds(values[SUBSCRIPTION_MAX_RETRY_DELAY - 1]);
+	subscription->handler_timeout =
+		milliseconds(values[SUBSCRIPTION_HANDLER_TIMEOUT - 1]);
+	subscription->max_retained_size =
+		DatumGetInt64(values[SUBSCRIPTION_MAX_RETAINED_SIZE - 1]);
+	subscription->max_retained_age =
+		milliseconds(values[SUBSCRIPTION_MAX_RETAINED_AGE - 1]);
+	subscription->state =
+		strcmp(state, "paused") == 0 ? CQRS_SUBSCRIPTION_PAUSED :
+		strcmp(state, "suspended") == 0 ? CQRS_SUBSCRIPTION_SUSPENDED :
+		CQRS_SUBSCRIPTION_ACTIVE;
 	subscription->ntopics = 0;
 	subscription->topics = NULL;
+	remember_by_id(subscriptions_by_id, subscription->subscription_id,
+				   subscription);
 }
 
 static void
 add_subscription_topic(Datum *values, bool *nulls)
 {
-	int32		subscription_id = DatumGetInt32(values[0]);
-	CqrsTopic  *topic = topic_by_id(DatumGetInt32(values[1]));
-	HASH_SEQ_STATUS status;
 	CqrsSubscription *subscription;
-
-	if (topic == NULL)
-		return;
-	hash_seq_init(&status, subscriptions);
-	while ((subscription = hash_seq_search(&status)) != NULL)
-	{
-		if (subscription->subscription_id != subscription_id)
-			continue;
-		if (subscription->topics == NULL)
-			subscription->topics = palloc(sizeof(CqrsTopic *));
-		else
-			subscription->topics = repalloc(subscription->topics,
-											sizeof(CqrsTopic *) *
-											(subscription->ntopics + 1));
-		subscription->topics[subscription->ntopics++] = topic;
-	}
-}
-
-static CqrsTopic *
-topic_by_id(int32 topic_id)
-{
-	HASH_SEQ_STATUS status;
 	CqrsTopic  *topic;
 
-	hash_seq_init(&status, topics);
-	while ((topic = hash_seq_search(&status)) != NULL)
-	{
-		if (topic->topic_id == topic_id)
-		{
-			hash_seq_term(&status);
-			return topic;
-		}
-	}
-	return NULL;
+	subscription = find_by_id(subscriptions_by_id, DatumGetInt32(values[0]));
+	topic = find_by_id(topics_by_id, DatumGetInt32(values[1]));
+	if (subscription == NULL || topic == NULL)
+		return;
+	if (subscription->topics == NULL)
+		subscription->topics = palloc(sizeof(CqrsTopic *));
+	else
+		subscription->topics = repalloc(subscription->topics,
+										sizeof(CqrsTopic *) *
+										(subscription->ntopics + 1));
+	subscription->topics[subscription->ntopics++] = topic;
+}
+
+/*
+ * An interval in milliseconds; a month has 30 days.
+ */
+static int64
+milliseconds(Datum interval)
+{
+	Interval   *value = DatumGetIntervalP(interval);
+
+	return ((int64) value->month * DAYS_PER_MONTH + value->day) *
+		(USECS_PER_DAY / 1000) + value->time / 1000;
 }
 
 /*

@@ -11,6 +11,7 @@
 #include "cqrs_outbox.h"
 
 #include "utils/hsearch.h"
+#include "utils/timestamp.h"
 
 #include "handler.h"
 
@@ -18,7 +19,9 @@ typedef struct CqrsTopic
 {
 	char		name[NAMEDATALEN];	/* hash key */
 	int32		topic_id;
+	int64		retention;		/* in milliseconds */
 	int			current_segment;
+	TimestampTz opened_at[CQRS_SEGMENTS];	/* 0: never */
 	Oid			view;			/* InvalidOid: somebody dropped it */
 	Oid			segments[CQRS_SEGMENTS];	/* the same */
 } CqrsTopic;
@@ -36,11 +39,27 @@ typedef struct CqrsCommand
 	CqrsHandler handler;
 } CqrsCommand;
 
+typedef enum CqrsSubscriptionState
+{
+	CQRS_SUBSCRIPTION_ACTIVE,
+	CQRS_SUBSCRIPTION_PAUSED,
+	CQRS_SUBSCRIPTION_SUSPENDED
+}			CqrsSubscriptionState;
+
+/* Times are in milliseconds; see table cqrs.subscription. */
 typedef struct CqrsSubscription
 {
 	char		name[NAMEDATALEN];	/* hash key */
 	int32		subscription_id;
 	Oid			owner;
+	int			partitions;
+	int			max_attempts;
+	int64		retry_delay;
+	int64		max_retry_delay;
+	int64		handler_timeout;
+	int64		max_retained_size;
+	int64		max_retained_age;
+	CqrsSubscriptionState state;
 	bool		has_handler;
 	CqrsHandler handler;		/* only with has_handler */
 	int			ntopics;
@@ -50,8 +69,9 @@ typedef struct CqrsSubscription
 extern void cqrs_registry_init(void);
 extern uint64 cqrs_registry_generation(void);
 
-/* NULL if there is none of that name. */
+/* NULL if there is none. */
 extern CqrsTopic *cqrs_registry_topic(const char *name);
+extern CqrsTopic *cqrs_registry_topic_by_id(int32 topic_id);
 extern CqrsEventType *cqrs_registry_event_type(const char *name);
 extern CqrsCommand *cqrs_registry_command(const char *name);
 extern CqrsSubscription *cqrs_registry_subscription(const char *name);

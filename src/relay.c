@@ -159,7 +159,9 @@ cqrs_relay_lock(const CqrsSubscription *subscription)
 {
 	CqrsSubscription *now;
 
-	cqrs_object_lock(CQRS_REL_SUBSCRIPTION, subscription->subscription_id);
+	(void) cqrs_object_lock(CQRS_REL_SUBSCRIPTION,
+							subscription->subscription_id, 0, ExclusiveLock,
+							true);
 	now = cqrs_subscription_get(subscription->name);
 	if (now->subscription_id != subscription->subscription_id)
 		ereport(ERROR,
@@ -203,12 +205,12 @@ cqrs_relay_begin(CqrsRelay *relay, CqrsSubscription *subscription)
 								 GetTransactionSnapshot() : relay->snapshot,
 								 &relay->tick);
 	}
-	if (!cqrs_cursor_read(subscription->subscription_id, relay->snapshot,
+	if (!cqrs_cursor_read(subscription->subscription_id, 0, relay->snapshot,
 						  &relay->cursor))
 		elog(ERROR, "subscription %d has no cursor",
 			 subscription->subscription_id);
 	relay->start_tick = relay->cursor.tick_id;
-	if (!found)
+	if (!found || !relay->cursor.native)
 		return;
 	if (relay->tick.tick_id < Max(relay->cursor.tick_id,
 								  relay->cursor.until_tick))

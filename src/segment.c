@@ -24,8 +24,8 @@
 #include "segment.h"
 
 static const Oid column_types[CQRS_SEG_COLUMNS] = {
-	INT8OID, XID8OID, TIMESTAMPTZOID, UUIDOID, TEXTOID, TEXTOID, JSONBOID,
-	JSONBOID
+	INT8OID, XID8OID, TIMESTAMPTZOID, UUIDOID, BOOLOID, TEXTOID, TEXTOID,
+	JSONBOID, JSONBOID
 };
 
 static bool is_btree(Oid indexid);
@@ -147,7 +147,7 @@ what_was_altered(Relation rel)
 			return "A column that may be null has NOT NULL.";
 	}
 	if (desc->constr == NULL || !desc->constr->has_generated_stored)
-		return "Its column xid is not generated.";
+		return "Its column native is not generated.";
 	if (desc->constr->num_check > 0)
 		return "It has a CHECK constraint.";
 	return NULL;

@@ -19,11 +19,12 @@
 #define CQRS_SEG_XID		2
 #define CQRS_SEG_EMITTED_AT	3
 #define CQRS_SEG_EVENT_ID	4
-#define CQRS_SEG_EVENT_NAME	5
-#define CQRS_SEG_KEY		6
-#define CQRS_SEG_HEADERS	7
-#define CQRS_SEG_PAYLOAD	8
-#define CQRS_SEG_COLUMNS	8
+#define CQRS_SEG_NATIVE		5
+#define CQRS_SEG_EVENT_NAME	6
+#define CQRS_SEG_KEY		7
+#define CQRS_SEG_HEADERS	8
+#define CQRS_SEG_PAYLOAD	9
+#define CQRS_SEG_COLUMNS	9
 
 extern Relation cqrs_segment_open(const CqrsTopic *topic, int segment,
 								  LOCKMODE lockmode);

@@ -61,7 +61,7 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 	desc = BlessTupleDesc(desc);
 	subscription = cqrs_registry_subscription_by_id(subscription_id);
 	if (subscription == NULL ||
-		!cqrs_cursor_read(subscription_id, GetActiveSnapshot(), &cursor))
+		!cqrs_cursor_read(subscription_id, 0, GetActiveSnapshot(), &cursor))
 		PG_RETURN_NULL();
 
 	values[0] = Int64GetDatum(count_lag(subscription, &cursor,

@@ -29,16 +29,41 @@
 #include "subscription.h"
 #include "topic.h"
 
+static void check_settings(FunctionCallInfo fcinfo, const char *name,
+						   int first_arg, bool null_allowed, Oid *types,
+						   Datum *values, char *nulls);
+static void start_cursor(CqrsCursor *cursor, bool latest);
 static char *check_handler(const char *subscription, Oid funcid);
 static bool is_event_type(Oid typid);
 static List *check_topics(const char *subscription, ArrayType *array);
 static bool parse_start(const char *subscription, const char *start);
 
+/*
+ * The settings of a subscription that are arguments of cqrs_subscribe() and
+ * cqrs_alter_subscription(), in their order there.
+ */
+static const struct
+{
+	const char *name;
+	Oid type;
+}			settings[] =
+
+{
+	{"max_attempts", INT4OID},
+	{"retry_delay", INTERVALOID},
+	{"max_retry_delay", INTERVALOID},
+	{"handler_timeout", INTERVALOID},
+	{"max_retained_size", INT8OID},
+	{"max_retained_age", INTERVALOID},
+};
+
+#define SETTINGS	lengthof(settings)
+
 PG_FUNCTION_INFO_V1(cqrs_subscribe);
 PG_FUNCTION_INFO_V1(cqrs_unsubscribe);
 
 /*
- * cqrs_subscribe(subscription, topics, handler, start)
+ * cqrs_subscribe(subscription, topics, handler, start, partitions, ...)
  */
 Datum
 cqrs_subscribe(PG_FUNCTION_ARGS)
@@ -46,15 +71,16 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
 	Oid			owner = GetUserId();
 	bool		latest;
+	int			partitions;
 	List	   *topics;
 	ListCell   *lc;
 	CqrsAdmin	admin;
-	Oid			types[3] = {TEXTOID, TEXTOID, OIDOID};
-	Datum		values[3];
-	char		nulls[3] = {' ', ' ', ' '};
+	Oid			types[4 + SETTINGS] = {TEXTOID, TEXTOID, OIDOID, INT4OID};
+	Datum		values[4 + SETTINGS];
+	char		nulls[4 + SETTINGS];
 	bool		isnull;
 	int32		subscription_id;
-	CqrsCursor	cursor = {0};
+	int			i;
 
 	cqrs_require_writable("cqrs_subscribe()");
 	cqrs_name_check("subscription", name);
@@ -62,12 +88,22 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 						  PG_GETARG_ARRAYTYPE_P(1));
 	latest = parse_start(name, PG_ARGISNULL(3) ? NULL :
 						 text_to_cstring(PG_GETARG_TEXT_PP(3)));
+	partitions = PG_ARGISNULL(4) ? 0 : PG_GETARG_INT32(4);
+	if (partitions < 1 || partitions > CQRS_MAX_PARTITIONS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" cannot have %d partitions",
+						name, partitions),
+				 errhint("Valid are 1 to %d.", CQRS_MAX_PARTITIONS)));
+	memset(nulls, ' ', sizeof(nulls));
 	values[0] = CStringGetTextDatum(name);
 	if (PG_ARGISNULL(2))
 		nulls[1] = 'n';
 	else
 		values[1] = CStringGetTextDatum(check_handler(name, PG_GETARG_OID(2)));
 	values[2] = ObjectIdGetDatum(owner);
+	values[3] = Int32GetDatum(partitions);
+	check_settings(fcinfo, name, 5, false, types + 4, values + 4, nulls + 4);
 
 	cqrs_admin_begin(&admin);
 	cqrs_admin_ddl("LOCK TABLE cqrs.subscription IN SHARE ROW EXCLUSIVE MODE");
@@ -75,8 +111,11 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("subscription \"%s\" already exists", name)));
-	cqrs_admin_execute("INSERT INTO cqrs.subscription (subscription, handler, owner) VALUES ($1, $2, $3) RETURNING subscription_id",
-					   3, types, values, nulls);
+	cqrs_admin_execute("INSERT INTO cqrs.subscription (subscription, handler, owner, partitions,"
+					   " max_attempts, retry_delay, max_retry_delay, handler_timeout,"
+					   " max_retained_size, max_retained_age)"
+					   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING subscription_id",
+					   4 + SETTINGS, types, values, nulls);
 	subscription_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
 												  SPI_tuptable->tupdesc, 1,
 												  &isnull));
@@ -85,6 +124,9 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 		Oid			link_types[2] = {INT4OID, INT4OID};
 		Datum		link_values[2];
 
+		/* Until our cursor can be seen, nothing is to be truncated. */
+		(void) cqrs_object_lock(CQRS_REL_TOPIC, lfirst_int(lc), 0, ShareLock,
+								true);
 		link_values[0] = Int32GetDatum(subscription_id);
 		link_values[1] = Int32GetDatum(lfirst_int(lc));
 		cqrs_admin_execute("INSERT INTO cqrs.subscription_topic (subscription_id, topic_id) VALUES ($1, $2)",
@@ -92,16 +134,14 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	}
 	cqrs_admin_end(&admin);
 
-	cursor.subscription_id = subscription_id;
-	if (latest)
+	for (i = 0; i < partitions; i++)
 	{
-		cursor.last_position = cqrs_last_position();
-		cursor.snapshot = cqrs_snapshot_take();
-		cursor.tick_id = cqrs_tick_next_id();
+		CqrsCursor	cursor = {.subscription_id = subscription_id};
+
+		cursor.partition = i;
+		start_cursor(&cursor, latest);
+		cqrs_cursor_append(&cursor);
 	}
-	else
-		cursor.snapshot = cqrs_snapshot_empty();
-	cqrs_cursor_append(&cursor);
 	cqrs_shmem_emitted();
 	PG_RETURN_VOID();
 }
@@ -169,6 +209,71 @@ cqrs_subscription_check_handler_owner(const char *subscription, Oid owner,
 				 errdetail("It belongs to role \"%s\".",
 						   GetUserNameFromId(funcowner, true)),
 				 errhint("A handler belongs to the subscription's owner or to a superuser.")));
+}
+
+/*
+ * The settings among the arguments, as parameters of a statement. Raises 22004
+ * for NULL if that is not allowed, 22023 for a negative one.
+ */
+static void
+check_settings(FunctionCallInfo fcinfo, const char *name, int first_arg,
+			   bool null_allowed, Oid *types, Datum *values, char *nulls)
+{
+	Interval	zero = {0};
+	int			i;
+
+	for (i = 0; i < SETTINGS; i++)
+	{
+		NullableDatum arg = fcinfo->args[first_arg + i];
+		bool		negative = false;
+
+		types[i] = settings[i].type;
+		values[i] = arg.value;
+		nulls[i] = arg.isnull ? 'n' : ' ';
+		if (arg.isnull && !null_allowed)
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("%s of subscription \"%s\" must not be null",
+							settings[i].name, name)));
+		if (arg.isnull)
+			continue;
+		switch (types[i])
+		{
+			case INT4OID:
+				negative = DatumGetInt32(arg.value) < 0;
+				break;
+			case INT8OID:
+				negative = DatumGetInt64(arg.value) < 0;
+				break;
+			case INTERVALOID:
+				negative = DatumGetInt32(DirectFunctionCall2(interval_cmp,
+															 arg.value,
+															 IntervalPGetDatum(&zero))) < 0;
+				break;
+		}
+		if (negative)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("%s of subscription \"%s\" must not be negative",
+							settings[i].name, name)));
+	}
+}
+
+/*
+ * Where a new cursor starts: at what is retained, or at what commits from now
+ * on.
+ */
+static void
+start_cursor(CqrsCursor *cursor, bool latest)
+{
+	if (latest)
+	{
+		cursor->last_position = cqrs_last_position();
+		cursor->snapshot = cqrs_snapshot_take();
+		cursor->tick_id = cqrs_tick_next_id();
+	}
+	else
+		cursor->snapshot = cqrs_snapshot_empty();
 }
 
 /*

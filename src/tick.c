@@ -182,7 +182,7 @@ cqrs_tick_record(void)
 	int64		newest;
 	int64		last_position;
 
-	cqrs_object_lock(CQRS_REL_TICK, 0);
+	(void) cqrs_object_lock(CQRS_REL_TICK, 0, 0, ExclusiveLock, true);
 	newest = newest_id();
 	last_position = cqrs_last_position();
 	tick_id = cqrs_tick_next_id();

@@ -12,10 +12,11 @@
  * Being in schemas that are members, they still keep DROP EXTENSION from
  * passing without CASCADE.
  *
- * Column xid is generated, as 0, in whatever comes by way of the executor:
- * restored from a dump, copied, replicated or inserted by hand. Only
- * cqrs_emit(), which writes past the executor, puts a transaction id there;
- * and rows without one are in no window.
+ * Column native is generated, as false, in whatever comes by way of the
+ * executor: restored from a dump, copied, replicated or inserted by hand. The
+ * transaction ids of such rows mean nothing in this cluster. Only cqrs_emit(),
+ * which writes past the executor, puts true there; and other rows are in no
+ * window.
  *
  *-------------------------------------------------------------------------
  */
@@ -275,9 +276,10 @@ create_topic(const char *name, Interval *retention)
 		/* segment.c knows this shape. */
 		cqrs_admin_ddl("CREATE TABLE cqrs.topic_%d_%d ("
 					   "position bigint NOT NULL,"
-					   "xid xid8 NOT NULL GENERATED ALWAYS AS ('0'::pg_catalog.xid8) STORED,"
+					   "xid xid8 NOT NULL,"
 					   "emitted_at timestamptz NOT NULL,"
 					   "event_id uuid NOT NULL,"
+					   "native boolean NOT NULL GENERATED ALWAYS AS (false) STORED,"
 					   "event_name text NOT NULL,"
 					   "key text,"
 					   "headers jsonb,"

@@ -25,8 +25,8 @@
  *	  max_entries. So memory is bounded; a few events of a large window cost
  *	  a walk over its transactions, not over their events; and a window of any
  *	  size costs a few walks.
- * 2. A reference may lead to a row that is not there for us: it aborted. It is
- *	  passed by.
+ * 2. A reference may lead to a row that is not there for us: it aborted, or
+ *	  its transaction id is another cluster's (see topic.c). It is passed by.
  * 3. If a table was rewritten since the chunk was read, or truncated, the chunk
  *	  is read again.
  *
@@ -536,7 +536,8 @@ fetch(CqrsWindow *window, const Entry *entry, CqrsEvent *event)
 	slot_getallattrs(source->slot);
 	values = source->slot->tts_values;
 	nulls = source->slot->tts_isnull;
-	if (!has_name(window, values[CQRS_SEG_EVENT_NAME - 1]))
+	if (!DatumGetBool(values[CQRS_SEG_NATIVE - 1]) ||
+		!has_name(window, values[CQRS_SEG_EVENT_NAME - 1]))
 		return false;
 
 	event->topic = source->topic;
@@ -629,6 +630,8 @@ scan_xids(Relation rel, Relation index, FullTransactionId from,
 		xid = DatumGetFullTransactionId(heap_getattr(tuple, CQRS_SEG_XID,
 													 desc, &isnull));
 		if (upper && !cqrs_snapshot_shows(upper, xid))
+			continue;
+		if (!DatumGetBool(heap_getattr(tuple, CQRS_SEG_NATIVE, desc, &isnull)))
 			continue;
 		go_on = callback(arg, tuple, desc, xid);
 	}
