@@ -11,9 +11,11 @@ OBJS = \
 	src/catalog.o \
 	src/cqrs_outbox.o \
 	src/cursor.o \
+	src/dead_letter.o \
 	src/emit.o \
 	src/event_id.o \
 	src/events.o \
+	src/failure.o \
 	src/guc.o \
 	src/handler.o \
 	src/launcher.o \
@@ -28,6 +30,7 @@ OBJS = \
 	src/shmem.o \
 	src/status.o \
 	src/subscription.o \
+	src/target_handler.o \
 	src/tick.o \
 	src/topic.o \
 	src/utility.o \

@@ -259,26 +259,28 @@ CREATE TABLE cqrs.dead_letter (
 COMMENT ON TABLE cqrs.dead_letter IS 'events that a subscription gave up on';
 
 -- ----------------------------------------------------------------------
--- cqrs.failure: the event that a subscription cannot get past just now
+-- cqrs.failure: cursors whose subscription cannot be delivered at all just
+-- now, through no event's fault
 --
--- subscription_id  the subscription
--- position         position of the event
--- attempts         how often it was tried
+-- subscription_id, partition
+--                  of which cursor
+-- failures         how often in a row
 -- failed_at        when it was last tried
 -- retry_at         when it is tried next
 -- sqlstate         of the last error
 -- message          of the last error
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.failure (
-	subscription_id	integer		PRIMARY KEY,
-	position		bigint		NOT NULL,
-	attempts		integer		NOT NULL,
+	subscription_id	integer		NOT NULL,
+	partition		integer		NOT NULL,
+	failures		integer		NOT NULL,
 	failed_at		timestamptz	NOT NULL,
 	retry_at		timestamptz	NOT NULL,
 	sqlstate		text		NOT NULL,
-	message			text		NOT NULL
+	message			text		NOT NULL,
+	PRIMARY KEY (subscription_id, partition)
 );
-COMMENT ON TABLE cqrs.failure IS 'events whose delivery failed last';
+COMMENT ON TABLE cqrs.failure IS 'subscriptions that cannot be delivered just now';
 
 -- Positions of events. CACHE 1: a backend must not draw ahead, or an event
 -- emitted after another's commit could get the lower position.
@@ -337,8 +339,9 @@ ALTER TABLE cqrs.subscription_topic ENABLE ALWAYS TRIGGER registry_changed;
 -- payload     JSON object; NULL is a tombstone
 -- headers     JSON object or NULL
 -- status      new: not delivered to every subscription of its topic yet;
---             not_produced: the same, and the last delivery failed;
---             produced: delivered to every subscription
+--             not_produced: the same, and a delivery failed, and is tried
+--             again; dead: delivered to every subscription but those that
+--             gave it up; produced: delivered to every subscription
 -- attempts    how often the delivery that failed was tried
 -- emitted_at  when it was emitted
 -- ----------------------------------------------------------------------
@@ -484,7 +487,7 @@ COMMENT ON FUNCTION cqrs_emit_many(text, jsonb[], text[]) IS 'adds many events t
 --   batch_size      at most so many events, at least 1
 --   status          NULL: what is not delivered to every subscription yet (of
 --                   a topic without subscriptions: everything); 'new',
---                   'not_produced', 'produced'; 'all'
+--                   'not_produced', 'produced', 'dead'; 'all'
 --   event_name      only these
 --   after_position  only events with a higher position
 -- Errors: 42704 no such topic; 22023 batch_size, status; 42501; 55000.
@@ -537,36 +540,151 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval,
 	bigint, interval) IS 'subscribes to topics';
 
--- Removes a subscription. Waits for the batch being delivered.
+-- Changes settings of a subscription; NULL leaves one as it is.
+--   handler  another handler, for a subscription that has one
+--   others   as in cqrs_subscribe()
+-- Errors: 42704 does not exist; 42501 not its owner, or for the handler as in
+-- cqrs_subscribe(); 55000 it has no handler; 22023 out of its range.
+-- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner; to
+-- change the handler, being the owner.
+CREATE FUNCTION cqrs_alter_subscription(subscription text, handler regprocedure DEFAULT NULL,
+	max_attempts integer DEFAULT NULL, retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
+	handler_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
+	max_retained_age interval DEFAULT NULL) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval)
+IS 'changes settings of a subscription';
+
+-- Removes a subscription, with what it has to retry and its dead letters.
+-- Waits for the batch being delivered.
 -- Errors: 42704 does not exist; 42501 not its owner.
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
 CREATE FUNCTION cqrs_unsubscribe(subscription text) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_unsubscribe(text) IS 'removes a subscription';
 
+-- Stops a subscription: nothing is delivered to it, and its events are kept,
+-- within max_retained_size and max_retained_age. Waits for the batch being
+-- delivered: once it returns, and until cqrs_resume(), no handler runs.
+-- Errors: 42704 does not exist; 42501 not its owner.
+-- Locks: those for moving its cursors, until the end of the transaction.
+-- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
+CREATE FUNCTION cqrs_pause(subscription text) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_pause(text) IS 'stops delivery to a subscription';
+
+-- Has a subscription that was paused or suspended go on where it was.
+-- Returns how many events it missed, because they were truncated while it was
+-- suspended; if any, a warning says so too. Errors and privileges: as
+-- cqrs_pause().
+CREATE FUNCTION cqrs_resume(subscription text) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_resume(text) IS 'has delivery to a subscription go on';
+
+-- Moves a subscription in the log, to replay or to skip. What it has to retry
+-- is forgotten; its dead letters stay.
+--   target  'earliest': to the oldest event retained; 'latest': to what
+--           commits after this call; a time: to the first transaction that
+--           emitted at that time or later, whose earlier events, and those of
+--           later transactions, come with it
+-- Errors: 42704 does not exist; 42501 not its owner; 22007 neither of the
+-- two, nor a time; 25006 read-only transaction or standby.
+-- Locks: those for moving its cursors, until the end of the transaction; until
+-- then, nothing of its topics is truncated.
+-- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
+CREATE FUNCTION cqrs_seek(subscription text, target text) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_seek(text, text) IS 'moves a subscription in the log';
+CREATE FUNCTION cqrs_seek(subscription text, target timestamptz) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_seek_time';
+COMMENT ON FUNCTION cqrs_seek(text, timestamptz) IS 'moves a subscription to a time in the log';
+
+-- Waits until a subscription has got what was committed when it was called, or
+-- has it parked for a retry, or gave it up.
+--   timeout  how long at most
+-- Returns false if the time was over before. What the caller's transaction
+-- emitted itself is not waited for.
+-- Errors: 42704 does not exist; 42501 not its owner; 55000 cqrs_outbox is not
+-- in shared_preload_libraries; 22004, 22023 timeout.
+-- Privileges: membership in the owner.
+CREATE FUNCTION cqrs_wait(subscription text, timeout interval DEFAULT '10 s') RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_wait(text, interval) IS 'waits until a subscription has got what is committed';
+
 -- The next events of a subscription without handler. They are received again
--- until acknowledged.
+-- until acknowledged. A batch has either events that cqrs_nack() said to try
+-- again, and that are due, or new ones.
 --   batch_size  at most so many events, at least 1; a batch may be shorter
 --               although more is waiting, also to stay within 16 MB
--- Errors: 42704 does not exist; 42501 not its owner; 55000 it has a handler;
--- 22023 batch_size; 25006 read-only transaction or standby.
--- Locks: the subscription's lock until the end of the transaction: another
--- receiver waits for it.
+--   partition   from this one; NULL: if there are several, from one that has
+--               events and that nobody else is receiving from just now
+-- Errors: 42704 does not exist; 42501 not its owner; 55000 it has a handler,
+-- is paused or suspended, or was restored from a dump; 22023 batch_size,
+-- partition; 25006 read-only transaction or standby.
+-- Locks: the partition's lock until the end of the transaction: another
+-- receiver that names it waits for it.
 -- Privileges: membership in the subscription's owner, who must have SELECT on
 -- its topics.
-CREATE FUNCTION cqrs_receive(subscription text, batch_size integer DEFAULT 100) RETURNS SETOF cqrs_event
+CREATE FUNCTION cqrs_receive(subscription text, batch_size integer DEFAULT 100, "partition" integer DEFAULT NULL)
+RETURNS SETOF cqrs_event
 LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100 AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION cqrs_receive(text, integer) IS 'next events of a subscription';
+COMMENT ON FUNCTION cqrs_receive(text, integer, integer) IS 'next events of a subscription';
 
 -- Acknowledges received events: they are not received again.
---   position  up to and with this event of the batch last received; NULL: all
---             of the batch
+--   position   up to and with this event of the batch last received; NULL: all
+--              of the batch
+--   partition  that was received from; NULL: the one that this transaction
+--              received from
 -- Returns the position acknowledged up to, or NULL if there was nothing to
 -- acknowledge. Errors, locks, privileges: as cqrs_receive(); 22023 a position
--- that was not received.
-CREATE FUNCTION cqrs_ack(subscription text, "position" bigint DEFAULT NULL) RETURNS bigint
+-- that was not received, or a partition that cannot be known.
+CREATE FUNCTION cqrs_ack(subscription text, "position" bigint DEFAULT NULL, "partition" integer DEFAULT NULL)
+RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION cqrs_ack(text, bigint) IS 'acknowledges received events';
+COMMENT ON FUNCTION cqrs_ack(text, bigint, integer) IS 'acknowledges received events';
+
+-- Says that a received event could not be processed: it is received again
+-- later, or, after max_attempts, is a dead letter. Until then, later events of
+-- its topic and key wait; others go on. What was received before it is
+-- acknowledged; what was received after it must be received anew.
+--   position     of the event
+--   error        why, for people to read
+--   retry_after  not again before; NULL: as the subscription's settings say
+--   partition    as in cqrs_ack()
+-- Errors, locks, privileges: as cqrs_ack(); 53400 too many of its events are
+-- parked.
+CREATE FUNCTION cqrs_nack(subscription text, "position" bigint, error text DEFAULT NULL,
+	retry_after interval DEFAULT NULL, "partition" integer DEFAULT NULL) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_nack(text, bigint, text, interval, integer) IS 'has a received event tried again later';
+
+-- The events that a subscription gave up on, by position. topic is NULL if it
+-- was dropped; error is the last one's message.
+-- Errors: 42704 does not exist; 42501 not its owner.
+-- Privileges: membership in the subscription's owner.
+CREATE FUNCTION cqrs_dead_letters(subscription text, OUT "position" bigint, OUT event_id uuid, OUT event_name text,
+	OUT topic text, OUT key text, OUT payload jsonb, OUT headers jsonb, OUT emitted_at timestamptz,
+	OUT attempts integer, OUT died_at timestamptz, OUT sqlstate text, OUT error text) RETURNS SETOF record
+LANGUAGE C STABLE PARALLEL UNSAFE ROWS 100 AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_dead_letters(text) IS 'events that a subscription gave up on';
+
+-- Has dead letters delivered after all, in order of their positions, with all
+-- their attempts. Later events of the same keys, as far as they were delivered
+-- meanwhile, are not delivered again.
+--   event_id  only this one; NULL: all
+-- Returns how many. Errors: 42704 the subscription, or a dead letter of that
+-- id, does not exist; 42501 not its owner; 55000 restored from a dump.
+-- Locks: those for moving its cursors, until the end of the transaction.
+-- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
+CREATE FUNCTION cqrs_redrive(subscription text, event_id uuid DEFAULT NULL) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_redrive(text, uuid) IS 'has dead letters delivered after all';
+
+-- Deletes dead letters: this one, or all. Returns how many. Errors and
+-- privileges: as cqrs_redrive().
+CREATE FUNCTION cqrs_discard(subscription text, event_id uuid DEFAULT NULL) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_discard(text, uuid) IS 'deletes dead letters';
 
 -- Records a snapshot: what has committed can be received from then on. The
 -- worker does this by itself, where there is a subscription without handler.
@@ -578,13 +696,16 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_tick() IS 'records a snapshot, up to which cqrs_receive() reaches';
 
 -- Delivers to a subscription's handler what is committed (in a REPEATABLE
--- READ transaction: what the newest tick that it sees shows), in the caller's
--- transaction. The worker does this by itself.
+-- READ transaction: what the newest tick that it sees shows), and what is to
+-- be retried by now, in the caller's transaction. The worker does this by
+-- itself. An event that the handler raises an error for is rolled back by
+-- itself, and tried again, as the worker would; there is a warning.
 -- Returns the number of events. Errors: 42704 does not exist; 55000 it has no
--- handler; 42501 the caller is not its owner; 55006 called by its own
--- handler; 25006 read-only transaction or standby; whatever the handler
--- raises.
--- Locks: the subscription's lock until the end of the transaction.
+-- handler, is paused or suspended, or was restored from a dump; 42501 the
+-- caller is not its owner; 55006 called by its own handler; 25006 read-only
+-- transaction or standby; what the handler raises, if its class is 53, 57 or
+-- 58: no event's fault.
+-- Locks: those for moving its cursors, until the end of the transaction.
 -- Privileges: EXECUTE, not granted to PUBLIC, and being the owner.
 CREATE FUNCTION cqrs_drain(subscription text) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
@@ -595,17 +716,26 @@ COMMENT ON FUNCTION cqrs_drain(text) IS 'delivers to a subscription''s handler b
 -- ----------------------------------------------------------------------
 
 -- How far a subscription is, seen by the caller's snapshot.
---   lag_events   committed events not delivered: exact up to 10,000, an upper
---                bound beyond
---   lag_seconds  age of the oldest of them, in seconds; 0 if there is none
---   pid          of the process that delivers, or NULL
---   state        idle, delivering, waiting to retry, or no worker
+--   lag_events       committed events not delivered: exact up to 10,000, an
+--                    upper bound beyond
+--   lag_seconds      age of the oldest of them, in seconds; 0 if there is none
+--   events_a_second  at which they were delivered lately
+--   pid              of a process that delivers, or NULL
+--   state            idle, delivering, waiting to retry, no worker, paused,
+--                    suspended, or restored
 CREATE FUNCTION cqrs.subscription_progress(subscription_id integer,
-	OUT lag_events bigint, OUT lag_seconds double precision, OUT pid integer, OUT state text)
+	OUT lag_events bigint, OUT lag_seconds double precision, OUT events_a_second double precision,
+	OUT pid integer, OUT state text)
 LANGUAGE C STABLE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_subscription_progress';
 COMMENT ON FUNCTION cqrs.subscription_progress(integer) IS 'progress of a subscription';
 
 -- Subscriptions that the reader owns or, as a member of pg_monitor, all.
+--   retrying  events that failed and are tried again
+--   waiting   events that wait for one of them
+--   dead      dead letters
+--   last_error ..
+--             of what failed last, be it an event, or the whole subscription
+--             (then last_error_position is NULL)
 CREATE VIEW cqrs_subscription_status AS
 SELECT s.subscription,
 	   ARRAY(SELECT t.topic
@@ -615,35 +745,57 @@ SELECT s.subscription,
 	   CASE WHEN s.handler IS NULL THEN 'pull' ELSE 'handler' END AS kind,
 	   s.handler,
 	   pg_get_userbyid(s.owner) AS owner,
+	   s.partitions,
+	   p.state,
+	   s.state_since,
+	   s.state_reason,
+	   s.missed_events,
 	   p.lag_events,
 	   p.lag_seconds,
+	   p.events_a_second,
 	   p.pid,
-	   p.state,
-	   f.attempts AS failed_attempts,
-	   f.position AS failed_position,
-	   f.failed_at AS last_error_at,
-	   f.sqlstate AS last_error_sqlstate,
-	   f.message AS last_error,
-	   f.retry_at
+	   r.retrying,
+	   r.waiting,
+	   (SELECT count(*) FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id) AS dead,
+	   r.retry_at,
+	   e.failed_at AS last_error_at,
+	   e.position AS last_error_position,
+	   e.sqlstate AS last_error_sqlstate,
+	   e.message AS last_error
 FROM cqrs.subscription s
 CROSS JOIN LATERAL cqrs.subscription_progress(s.subscription_id) p
-LEFT JOIN cqrs.failure f USING (subscription_id)
+CROSS JOIN LATERAL (
+	SELECT count(*) FILTER (WHERE attempts > 0) AS retrying,
+		   count(*) FILTER (WHERE attempts = 0) AS waiting,
+		   min(retry_at) FILTER (WHERE attempts > 0) AS retry_at
+	FROM cqrs.retry r WHERE r.subscription_id = s.subscription_id) r
+LEFT JOIN LATERAL (
+	SELECT failed_at, NULL::bigint AS position, sqlstate, message
+	FROM cqrs.failure f WHERE f.subscription_id = s.subscription_id
+	UNION ALL
+	SELECT failed_at, position, sqlstate, message
+	FROM cqrs.retry r WHERE r.subscription_id = s.subscription_id AND attempts > 0
+	UNION ALL
+	SELECT died_at, position, sqlstate, message
+	FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id
+	ORDER BY 1 DESC LIMIT 1) e ON true
 WHERE pg_has_role(current_user, s.owner, 'USAGE')
    OR pg_has_role(current_user, 'pg_monitor', 'USAGE');
 GRANT SELECT ON cqrs_subscription_status TO PUBLIC;
-COMMENT ON VIEW cqrs_subscription_status IS 'lag, last error and worker of each subscription';
+COMMENT ON VIEW cqrs_subscription_status IS 'lag, errors and worker of each subscription';
 
 -- The processes of cqrs_outbox in the whole cluster.
 --   kind          launcher, manager (one a database) or worker
 --   pid           process id
 --   database      NULL for the launcher
---   subscription  id of the subscription that a worker serves
+--   subscription_id, partition
+--                 what a worker serves
 --   state         starting, idle, delivering or stopping
 --   started_at    when it started
 -- Errors: 55000 cqrs_outbox is not in shared_preload_libraries.
 -- Privileges: EXECUTE, granted to pg_monitor, not to PUBLIC.
 CREATE FUNCTION cqrs_worker_status(OUT kind text, OUT pid integer, OUT database name, OUT subscription_id integer,
-	OUT state text, OUT started_at timestamptz) RETURNS SETOF record
+	OUT "partition" integer, OUT state text, OUT started_at timestamptz) RETURNS SETOF record
 LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_worker_status() IS 'processes of cqrs_outbox';
 
@@ -655,7 +807,9 @@ REVOKE EXECUTE ON FUNCTION
 	cqrs_register_event(text, text, regtype), cqrs_unregister_event(text),
 	cqrs_register_command(text, regprocedure), cqrs_unregister_command(text),
 	cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval, bigint, interval),
-	cqrs_unsubscribe(text),
+	cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval),
+	cqrs_unsubscribe(text), cqrs_pause(text), cqrs_resume(text), cqrs_seek(text, text), cqrs_seek(text, timestamptz),
+	cqrs_redrive(text, uuid), cqrs_discard(text, uuid),
 	cqrs_tick(), cqrs_drain(text), cqrs_worker_status()
 FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION cqrs_worker_status() TO pg_monitor;

@@ -209,6 +209,19 @@ cqrs_require_writable(const char *function)
 }
 
 /*
+ * Have this transaction's commit wait until it is flushed, and replicated
+ * where replication is synchronous, whatever the session's setting.
+ */
+void
+cqrs_commit_durably(void)
+{
+	if (synchronous_commit < SYNCHRONOUS_COMMIT_REMOTE_FLUSH)
+		(void) set_config_option("synchronous_commit", "on",
+								 PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
+}
+
+/*
  * Is this a name that can be registered? Raises 42602 for an empty one, 42622
  * for one longer than CQRS_MAX_NAME bytes.
  */

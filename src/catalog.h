@@ -47,6 +47,7 @@ extern void cqrs_catalog_invalidate_registry(void);
 extern bool cqrs_object_lock(CqrsRelation relation, int32 id, int32 part,
 							 LOCKMODE mode, bool wait);
 extern void cqrs_require_writable(const char *function);
+extern void cqrs_commit_durably(void);
 
 extern void cqrs_name_check(const char *kind, const char *name);
 extern char *cqrs_name_arg(FunctionCallInfo fcinfo, int argno,

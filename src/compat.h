@@ -14,6 +14,7 @@
 #include "catalog/pg_proc.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
+#include "storage/proc.h"
 #include "postmaster/bgworker.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
@@ -83,6 +84,13 @@ cqrs_index_beginscan(Relation rel, Relation index, Snapshot snapshot,
 #else
 #define CQRS_ROLE_NEEDS_LOGIN	true
 #define CQRS_WORKER_CONNECT_FLAGS	0
+#endif
+
+/* 17 moved the local transaction id. */
+#if PG_VERSION_NUM >= 170000
+#define CQRS_MY_LXID	(MyProc->vxid.lxid)
+#else
+#define CQRS_MY_LXID	(MyProc->lxid)
 #endif
 
 /* 17 names an extension's wait events. */

@@ -125,6 +125,63 @@ cqrs_cursor_read(int32 subscription_id, int32 partition, Snapshot snapshot,
 }
 
 /*
+ * At what rate events were delivered lately, in events a second: since the
+ * row before the newest ROWS_KEPT / 2, or so.
+ */
+double
+cqrs_cursor_rate(const CqrsCursor *cursor, Snapshot snapshot)
+{
+	Relation	rel;
+	Relation	index;
+	SysScanDesc scan;
+	ScanKeyData keys[3];
+	HeapTuple	tuple;
+	double		rate = 0;
+
+	rel = table_open(cqrs_relation_oid(CQRS_REL_CURSOR), AccessShareLock);
+	index = index_open(cqrs_relation_oid(CQRS_REL_CURSOR_PKEY),
+					   AccessShareLock);
+	init_keys(keys, cursor->subscription_id, cursor->partition);
+	ScanKeyInit(&keys[2], CURSOR_SEQ, BTGreaterEqualStrategyNumber, F_INT8GE,
+				Int64GetDatum(cursor->seq - ROWS_KEPT / 2));
+	scan = systable_beginscan_ordered(rel, index, snapshot, 3, keys);
+	tuple = systable_getnext_ordered(scan, ForwardScanDirection);
+	if (HeapTupleIsValid(tuple))
+	{
+		Datum		values[CURSOR_COLUMNS];
+		bool		nulls[CURSOR_COLUMNS];
+		double		seconds;
+
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		seconds = (GetCurrentTimestamp() -
+				   DatumGetTimestampTz(values[CURSOR_MOVED_AT - 1])) /
+			(double) USECS_PER_SEC;
+		if (seconds > 0)
+			rate = (cursor->delivered -
+					DatumGetInt64(values[CURSOR_DELIVERED - 1])) / seconds;
+	}
+	systable_endscan_ordered(scan);
+	index_close(index, AccessShareLock);
+	table_close(rel, AccessShareLock);
+	return rate;
+}
+
+/*
+ * Raises 55000 if the cursor was restored, and not adopted.
+ */
+void
+cqrs_cursor_require_native(const CqrsCursor *cursor, const char *subscription)
+{
+	if (!cursor->native)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("subscription \"%s\" was restored from a dump",
+						subscription),
+				 errdetail("Nothing is delivered to it."),
+				 errhint("Use cqrs_adopt() to have the restored events delivered, or cqrs_seek() to pass them by.")));
+}
+
+/*
  * Append the cursor's next row; seq becomes that row's. The caller holds the
  * subscription's lock, and read the cursor under it. Raises 23505 if somebody
  * moved it all the same.

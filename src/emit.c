@@ -57,6 +57,7 @@ typedef struct Writer
 	IndexInfo **index_infos;
 	Oid			position_seq;
 	FullTransactionId xid;
+	int32		topic_id;
 } Writer;
 
 static CqrsTopic *check_topic(CqrsEventType *event_type, text *topic_name);
@@ -276,6 +277,7 @@ writer_open(Writer *writer, CqrsTopic *topic)
 	List	   *indexids;
 	ListCell   *lc;
 
+	writer->topic_id = topic->topic_id;
 	writer->xid = GetTopFullTransactionId();
 	writer->position_seq = cqrs_relation_oid(CQRS_REL_POSITION_SEQ);
 	writer->rel = cqrs_segment_open(topic, topic->current_segment,
@@ -328,7 +330,7 @@ writer_close(Writer *writer)
 		index_close(writer->indexes[i], NoLock);
 	}
 	table_close(writer->rel, NoLock);
-	cqrs_shmem_emitted();
+	cqrs_shmem_emitted(writer->topic_id);
 }
 
 /*

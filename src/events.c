@@ -3,14 +3,15 @@
  * events.c
  *	  The outbox as people see it: cqrs_events().
  *
- * An event's status is nowhere stored; it follows from the cursors and
- * failures of its topic's subscriptions. Those of the caller's snapshot, as
- * are the events: what the caller's transaction emitted is among them.
+ * An event's status is nowhere stored; it follows from the cursors, parked
+ * events and dead letters of its topic's subscriptions. Those of the caller's
+ * snapshot, as are the events: what the caller's transaction emitted is among
+ * them.
  *
- * The order is that of delivery. A subscription delivers window by window,
- * each by position; so events come in up to three windows: to the end of the
- * one being delivered to the subscription that is farthest behind, to the
- * newest tick, and what is not ticked yet.
+ * The order is that of delivery. First come the parked events. A subscription
+ * delivers window by window, each by position; so the others come in up to
+ * three windows: to the end of the one being delivered to the cursor that is
+ * farthest behind, to the newest tick, and what is not ticked yet.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,7 +26,9 @@
 
 #include "catalog.h"
 #include "cursor.h"
+#include "dead_letter.h"
 #include "events.h"
+#include "relay.h"
 #include "retry.h"
 #include "topic.h"
 
@@ -38,6 +41,7 @@ typedef enum StatusFilter
 	STATUS_NEW,
 	STATUS_NOT_PRODUCED,
 	STATUS_PRODUCED,
+	STATUS_DEAD,
 	STATUS_ALL
 } StatusFilter;
 
@@ -45,16 +49,25 @@ static const char *const status_names[] = {
 	[STATUS_NEW] = "new",
 	[STATUS_NOT_PRODUCED] = "not_produced",
 	[STATUS_PRODUCED] = "produced",
+	[STATUS_DEAD] = "dead",
 	[STATUS_ALL] = "all",
 };
 
 /* How far one subscription of the topic is. */
 typedef struct Consumer
 {
-	CqrsCursor	cursor;
-	bool		failed;
-	CqrsFailure failure;
+	CqrsSubscription *subscription;
+	CqrsCursor *cursors;		/* of its partitions */
+	bool		any_dead;		/* it has dead letters */
 } Consumer;
+
+/* The subscriptions of a topic. */
+typedef struct Consumers
+{
+	int			n;
+	Consumer   *items;
+	Snapshot	snapshot;
+}			Consumers;
 
 /* What to look for. */
 typedef struct Search
@@ -69,18 +82,28 @@ typedef struct Search
 /* One event found. */
 typedef struct Found
 {
-	int			window;			/* 0 to 2, see above */
+	int			window;			/* 0: parked; 1 to 3, see above */
 	int64		position;
 	HeapTuple	tuple;
 } Found;
 
 static List *collect(CqrsTopic *topic, const Search *query, TupleDesc desc,
 					 List *found);
-static Consumer *topic_consumers(CqrsTopic *topic, Snapshot snapshot,
-								 int *nconsumers);
+static void topic_consumers(CqrsTopic *topic, Snapshot snapshot,
+							Consumers * consumers);
+static const CqrsCursor *farthest_behind(const Consumers * consumers);
+static List *collect_parked(CqrsTopic *topic, const Search *query,
+							const Consumers * consumers, TupleDesc desc,
+							List *found, HTAB *positions);
+static List *collect_dead(CqrsTopic *topic, const Search *query,
+						  const Consumers * consumers, TupleDesc desc,
+						  List *found, HTAB *positions);
+static List *add_found(List *found, const CqrsEvent *event, int window,
+					   StatusFilter status, int attempts, TupleDesc desc);
+static bool wanted(const Search *query, const CqrsEvent *event,
+				   StatusFilter status);
 static StatusFilter event_status(const CqrsEvent *event,
-								 const Consumer *consumers, int nconsumers,
-								 int *attempts);
+								 const Consumers * consumers, int *attempts);
 static int	compare_found(const ListCell *a, const ListCell *b);
 
 PG_FUNCTION_INFO_V1(cqrs_events);
@@ -116,7 +139,7 @@ cqrs_events(PG_FUNCTION_ARGS)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("unrecognized event status \"%s\"", status),
-					 errhint("Valid values are \"new\", \"not_produced\", \"produced\", \"all\", and NULL for what is not delivered.")));
+					 errhint("Valid values are \"new\", \"not_produced\", \"produced\", \"dead\", \"all\", and NULL for what is not delivered.")));
 	}
 	if (!PG_ARGISNULL(3))
 		query.event_name = text_to_cstring(PG_GETARG_TEXT_PP(3));
@@ -220,26 +243,31 @@ cqrs_event_form(const CqrsEvent *event, const char *status, int attempts,
 static List *
 collect(CqrsTopic *topic, const Search *query, TupleDesc desc, List *found)
 {
-	Consumer   *consumers;
-	int			nconsumers;
+	int			nbefore = list_length(found);
+	Consumers	consumers;
 	CqrsSnapshot *bounds[4] = {NULL};
 	int			nbounds = 0;
 	CqrsTick	tick;
 	int64		bound_tick = 0;
-	int			nfound = 0;
+	HASHCTL		ctl = {.keysize = sizeof(int64),.entrysize = sizeof(int64)};
+	HTAB	   *positions;
 	int			i;
 
-	consumers = topic_consumers(topic, query->snapshot, &nconsumers);
-	if (nconsumers == 0 || query->status == STATUS_PRODUCED ||
+	topic_consumers(topic, query->snapshot, &consumers);
+	ctl.hcxt = CurrentMemoryContext;
+	positions = hash_create("cqrs positions", 64, &ctl,
+							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	if (query->status == STATUS_DEAD)
+		return collect_dead(topic, query, &consumers, desc, found, positions);
+	if (consumers.n == 0 || query->status == STATUS_PRODUCED ||
 		query->status == STATUS_ALL)
 		bounds[nbounds++] = cqrs_snapshot_empty();
 	else
 	{
-		CqrsCursor *last = &consumers[0].cursor;
+		const CqrsCursor *last = farthest_behind(&consumers);
 
-		for (i = 1; i < nconsumers; i++)
-			if (consumers[i].cursor.tick_id < last->tick_id)
-				last = &consumers[i].cursor;
+		found = collect_parked(topic, query, &consumers, desc, found,
+							   positions);
 		bounds[nbounds++] = last->snapshot;
 		if (last->until_tick != 0)
 			bounds[nbounds++] = last->until_snapshot;
@@ -249,60 +277,47 @@ collect(CqrsTopic *topic, const Search *query, TupleDesc desc, List *found)
 		bounds[nbounds++] = tick.snapshot;
 	bounds[nbounds++] = NULL;
 
-	for (i = 0; i + 1 < nbounds && nfound < query->limit; i++)
+	for (i = 0; i + 1 < nbounds; i++)
 	{
 		CqrsWindow *window;
 		CqrsEvent	event;
 
+		if (list_length(found) - nbefore >= query->limit)
+			break;
 		window = cqrs_window_create(CurrentMemoryContext, bounds[i],
 									bounds[i + 1], query->after_position,
 									WINDOW_ENTRIES);
 		if (query->event_name != NULL)
 			cqrs_window_filter_name(window, query->event_name);
 		cqrs_window_attach(window, 1, &topic, query->snapshot);
-		while (nfound < query->limit && cqrs_window_next(window, &event))
+		while (list_length(found) - nbefore < query->limit &&
+			   cqrs_window_next(window, &event))
 		{
 			int			attempts;
-			StatusFilter status = event_status(&event, consumers, nconsumers,
-											   &attempts);
-			Found	   *item;
+			StatusFilter status = event_status(&event, &consumers, &attempts);
 
-			if (query->status == STATUS_UNDELIVERED ?
-				status == STATUS_PRODUCED :
-				query->status != STATUS_ALL && query->status != status)
-				continue;
-			item = palloc(sizeof(Found));
-			item->window = i + 4 - nbounds;
-			item->position = event.position;
-			if (desc != NULL)
-			{
-				Datum		values[CQRS_EVENT_COLUMNS];
-				bool		nulls[CQRS_EVENT_COLUMNS];
-
-				cqrs_event_deform(&event, status_names[status], attempts,
-								  values, nulls);
-				item->tuple = heap_form_tuple(desc, values, nulls);
-			}
-			found = lappend(found, item);
-			nfound++;
+			if (wanted(query, &event, status) &&
+				hash_search(positions, &event.position, HASH_FIND,
+							NULL) == NULL)
+				found = add_found(found, &event, i + 5 - nbounds, status,
+								  attempts, desc);
 		}
 		cqrs_window_detach(window);
 		cqrs_window_free(window);
 	}
+	hash_destroy(positions);
 	return found;
 }
 
 /*
  * How far the topic's subscriptions are, as the snapshot shows.
  */
-static Consumer *
-topic_consumers(CqrsTopic *topic, Snapshot snapshot, int *nconsumers)
+static void
+topic_consumers(CqrsTopic *topic, Snapshot snapshot, Consumers * consumers)
 {
-	Consumer   *consumers = NULL;
-	int			n = 0;
 	HASH_SEQ_STATUS status;
 	CqrsSubscription *subscription;
-	List	   *ids = NIL;
+	List	   *subscriptions = NIL;
 	ListCell   *lc;
 	int			i;
 
@@ -310,53 +325,223 @@ topic_consumers(CqrsTopic *topic, Snapshot snapshot, int *nconsumers)
 	while ((subscription = hash_seq_search(&status)) != NULL)
 		for (i = 0; i < subscription->ntopics; i++)
 			if (subscription->topics[i]->topic_id == topic->topic_id)
-				ids = lappend_int(ids, subscription->subscription_id);
+				subscriptions = lappend(subscriptions, subscription);
 
-	if (ids != NIL)
-		consumers = palloc(sizeof(Consumer) * list_length(ids));
-	foreach(lc, ids)
+	consumers->n = 0;
+	consumers->items = palloc(sizeof(Consumer) *
+							  Max(list_length(subscriptions), 1));
+	consumers->snapshot = snapshot;
+	foreach(lc, subscriptions)
 	{
-		Consumer   *consumer = &consumers[n];
+		Consumer   *consumer = &consumers->items[consumers->n];
+
+		subscription = (CqrsSubscription *) lfirst(lc);
+		consumer->subscription = subscription;
+		consumer->cursors = palloc(sizeof(CqrsCursor) *
+								   subscription->partitions);
+		for (i = 0; i < subscription->partitions; i++)
+			if (!cqrs_cursor_read(subscription->subscription_id, i, snapshot,
+								  &consumer->cursors[i]))
+				break;
 
 		/* The registry may be newer than the snapshot. */
-		if (!cqrs_cursor_read(lfirst_int(lc), 0, snapshot, &consumer->cursor))
+		if (i < subscription->partitions)
 			continue;
-		consumer->failed = cqrs_failure_read(lfirst_int(lc), snapshot,
-											 &consumer->failure);
-		n++;
+		consumer->any_dead =
+			cqrs_dead_letter_attempts(subscription->subscription_id, 0,
+									  snapshot) > 0;
+		consumers->n++;
 	}
-	*nconsumers = n;
-	return consumers;
+}
+
+static const CqrsCursor *
+farthest_behind(const Consumers * consumers)
+{
+	const CqrsCursor *last = &consumers->items[0].cursors[0];
+	int			i;
+	int			j;
+
+	for (i = 0; i < consumers->n; i++)
+	{
+		const Consumer *consumer = &consumers->items[i];
+
+		for (j = 0; j < consumer->subscription->partitions; j++)
+			if (consumer->cursors[j].tick_id < last->tick_id)
+				last = &consumer->cursors[j];
+	}
+	return last;
+}
+
+/*
+ * Add the topic's events that some subscription has parked; positions gets
+ * theirs.
+ */
+static List *
+collect_parked(CqrsTopic *topic, const Search *query,
+			   const Consumers * consumers, TupleDesc desc, List *found,
+			   HTAB *positions)
+{
+	int			i;
+	int			j;
+	int			k;
+
+	for (i = 0; i < consumers->n; i++)
+	{
+		Consumer   *consumer = &consumers->items[i];
+
+		for (j = 0; j < consumer->subscription->partitions; j++)
+		{
+			CqrsCursor	cursor = consumer->cursors[j];
+			CqrsParkedSet *set = cqrs_parked_load(&cursor, query->snapshot);
+
+			for (k = 0; set != NULL && k < set->nparked; k++)
+			{
+				CqrsEvent	event;
+				StatusFilter status;
+				int			attempts;
+				bool		known;
+
+				if (!cqrs_parked_read(&cursor, set->parked[k].position,
+									  query->snapshot, &event, &attempts) ||
+					event.topic->topic_id != topic->topic_id)
+					continue;
+				status = attempts > 0 ? STATUS_NOT_PRODUCED : STATUS_NEW;
+				if (!wanted(query, &event, status))
+					continue;
+				(void) hash_search(positions, &event.position, HASH_ENTER,
+								   &known);
+				if (!known)
+					found = add_found(found, &event, 0, status, attempts,
+									  desc);
+			}
+		}
+	}
+	list_sort(found, compare_found);
+	return found;
+}
+
+/*
+ * Add the topic's events that are dead letters.
+ */
+static List *
+collect_dead(CqrsTopic *topic, const Search *query,
+			 const Consumers * consumers, TupleDesc desc, List *found,
+			 HTAB *positions)
+{
+	int			i;
+
+	for (i = 0; i < consumers->n; i++)
+	{
+		CqrsDeadLetterScan *scan;
+		CqrsEvent	event;
+		int			attempts;
+
+		scan = cqrs_dead_letter_begin(consumers->items[i].subscription->subscription_id,
+									  query->snapshot);
+		while (cqrs_dead_letter_next(scan, &event, &attempts))
+		{
+			bool		known;
+
+			if (event.topic == NULL ||
+				event.topic->topic_id != topic->topic_id ||
+				!wanted(query, &event, STATUS_DEAD))
+				continue;
+			(void) hash_search(positions, &event.position, HASH_ENTER,
+							   &known);
+			if (!known)
+				found = add_found(found, &event, 0, STATUS_DEAD, attempts,
+								  desc);
+		}
+		cqrs_dead_letter_end(scan);
+	}
+	list_sort(found, compare_found);
+	return found;
+}
+
+static List *
+add_found(List *found, const CqrsEvent *event, int window,
+		  StatusFilter status, int attempts, TupleDesc desc)
+{
+	Found	   *item = palloc(sizeof(Found));
+
+	item->window = window;
+	item->position = event->position;
+	if (desc != NULL)
+	{
+		Datum		values[CQRS_EVENT_COLUMNS];
+		bool		nulls[CQRS_EVENT_COLUMNS];
+
+		cqrs_event_deform(event, status_names[status], attempts, values,
+						  nulls);
+		item->tuple = heap_form_tuple(desc, values, nulls);
+	}
+	return lappend(found, item);
+}
+
+/*
+ * Does an event of this status match?
+ */
+static bool
+wanted(const Search *query, const CqrsEvent *event, StatusFilter status)
+{
+	if (query->status == STATUS_UNDELIVERED)
+	{
+		if (status != STATUS_NEW && status != STATUS_NOT_PRODUCED)
+			return false;
+	}
+	else if (query->status != STATUS_ALL && query->status != status)
+		return false;
+	if (event->position <= query->after_position)
+		return false;
+	return query->event_name == NULL ||
+		strcmp(TextDatumGetCString(event->event_name), query->event_name) == 0;
 }
 
 /*
  * What became of the event so far.
  */
 static StatusFilter
-event_status(const CqrsEvent *event, const Consumer *consumers,
-			 int nconsumers, int *attempts)
+event_status(const CqrsEvent *event, const Consumers * consumers,
+			 int *attempts)
 {
-	bool		delivered = nconsumers > 0;
+	bool		delivered = consumers->n > 0;
+	bool		dead = false;
 	int			i;
 
 	*attempts = 0;
-	for (i = 0; i < nconsumers; i++)
+	for (i = 0; i < consumers->n; i++)
 	{
-		const Consumer *consumer = &consumers[i];
-		const CqrsCursor *cursor = &consumer->cursor;
+		const Consumer *consumer = &consumers->items[i];
+		const CqrsCursor *cursor;
+		CqrsEvent	parked;
+		int			n;
 
-		if (cqrs_snapshot_shows(cursor->snapshot, event->xid))
-			continue;
-		if (cursor->until_tick != 0 && event->position <= cursor->position &&
-			cqrs_snapshot_shows(cursor->until_snapshot, event->xid))
-			continue;
-		delivered = false;
-		if (consumer->failed && consumer->failure.position == event->position)
-			*attempts = Max(*attempts, consumer->failure.attempts);
+		cursor = &consumer->cursors[cqrs_event_partition(consumer->subscription,
+														 event)];
+		if (!cqrs_snapshot_shows(cursor->snapshot, event->xid) &&
+			(cursor->until_tick == 0 || event->position > cursor->position ||
+			 !cqrs_snapshot_shows(cursor->until_snapshot, event->xid)))
+			delivered = false;
+		else if (cursor->parked_from != 0 &&
+				 event->position >= cursor->parked_from &&
+				 cqrs_parked_read(cursor, event->position,
+								  consumers->snapshot, &parked, &n))
+		{
+			delivered = false;
+			*attempts = Max(*attempts, n);
+		}
+		else if (consumer->any_dead &&
+				 (n = cqrs_dead_letter_attempts(consumer->subscription->subscription_id,
+												event->position,
+												consumers->snapshot)) > 0)
+		{
+			dead = true;
+			*attempts = Max(*attempts, n);
+		}
 	}
-	if (delivered)
-		return STATUS_PRODUCED;
-	return *attempts > 0 ? STATUS_NOT_PRODUCED : STATUS_NEW;
+	if (!delivered)
+		return *attempts > 0 && !dead ? STATUS_NOT_PRODUCED : STATUS_NEW;
+	return dead ? STATUS_DEAD : STATUS_PRODUCED;
 }
 
 static int

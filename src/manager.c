@@ -8,16 +8,17 @@
  * 1. Attach to the slot; connect; if the extension is not there, free the
  *	  slot and exit.
  * 2. Each cycle: if something was committed, and the last look is
- *	  tick_interval ago, look: take a snapshot, and find out which topics have
- *	  something in the window from the last look's to it. Their subscriptions
- *	  are due up to this look, which gets a number of its own. If
- *	  nobody announced anything for poll_interval, look whether there is
- *	  something by way of the index. Then assign workers to what is due.
+ *	  tick_interval ago, look: take a snapshot. The emitters have said which
+ *	  topics have something new; the cursors of their subscriptions are due up
+ *	  to this look, which gets a number of its own. If nobody announced
+ *	  anything for poll_interval, look by way of the index whether there is
+ *	  something all the same. Then assign workers to what is due.
  * 3. Clients that pull need a tick (see tick.c). If there are such
- *	  subscriptions, tick after a look that found out about a commit; the
- *	  workers, who need none, do not wait for it. The first look of a manager
- *	  is followed by a tick in any case: what the newest tick in the table
- *	  shows may be of a time before a crash or a promotion.
+ *	  subscriptions, tick after a look that found out about a commit, and
+ *	  notify those that listen; the workers, who need none, do not wait for it.
+ *	  The first look of a manager is followed by a tick in any case: what the
+ *	  newest tick in the table shows may be of a time before a crash or a
+ *	  promotion.
  * 4. The manager looks at the extension in each cycle. If it was dropped, or
  *	  made anew, it exits, and takes the database's workers with it.
  *
@@ -28,8 +29,10 @@
 #include "cqrs_outbox.h"
 
 #include "access/xact.h"
+#include "commands/async.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
+#include "lib/ilist.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "storage/ipc.h"
@@ -40,6 +43,7 @@
 #include "catalog.h"
 #include "launcher.h"
 #include "registry.h"
+#include "relay.h"
 #include "shmem.h"
 #include "tick.h"
 #include "window.h"
@@ -54,17 +58,35 @@
 /* A worker that has not attached after so long never will, in milliseconds. */
 #define LONGEST_START	60000
 
-/* A subscription with a handler, as the manager sees it. */
-typedef struct Scheduled
+typedef struct ScheduledKey
 {
 	int32		subscription_id;
+	int32		partition;
+}			ScheduledKey;
+
+/* A cursor that workers deliver, as the manager sees it. */
+typedef struct Scheduled
+{
+	ScheduledKey key;			/* hash key */
 	Oid			owner;
 	int64		due_look;		/* has events up to this look */
 	int64		drained_look;	/* and none up to this one */
-	TimestampTz retry_at;
+	bool		unfinished;		/* its worker left something to do */
+	TimestampTz retry_at;		/* a parked event may be tried then; 0: none */
+	TimestampTz failed_until;	/* nothing can be done before */
 	int			failures;		/* of its workers, in a row */
-	int64		served;			/* when a worker was assigned last: a count */
+	int			careful;		/* see worker.c */
+	bool		listed;			/* in due_list */
+	dlist_node	node;
+	uint64		generation;		/* of the registry that has it */
 } Scheduled;
+
+/* A topic that clients pull. */
+typedef struct PulledTopic
+{
+	int32		topic_id;
+	char		name[NAMEDATALEN];
+}			PulledTopic;
 
 static CqrsDatabaseSlot *my_slot = NULL;
 
@@ -75,21 +97,34 @@ static Oid	my_extension = InvalidOid;
 /* Does not change under us: who renames a database has us exit. */
 static char *my_database_name = NULL;
 
-/* What is scheduled, in a context of its own, as of a registry generation. */
-static MemoryContext schedule_context = NULL;
-static List *schedule = NIL;
+/* What is scheduled, as of a registry generation. */
+static HTAB *schedule = NULL;
 static uint64 schedule_generation = 0;
-static int64 assignments = 0;
+
+/* What may have something to do; who was served last comes last. */
+static dlist_head due_list = DLIST_STATIC_INIT(due_list);
+
+/* By the bits of topics (see shmem.h), in a context of their own: cursors. */
+static MemoryContext topics_context = NULL;
+static List *scheduled_by_bit[CQRS_DIRTY_BITS];
+
+/* Which topics have something new: bits, as in shmem.h. */
+typedef struct TopicSet
+{
+	uint64		words[CQRS_DIRTY_WORDS];
+}			TopicSet;
 
 /* The last look. */
 static MemoryContext look_context = NULL;
 static CqrsSnapshot *seen = NULL;
 static int64 seen_look = 0;
+static int64 seen_position = 0; /* drawn last before it */
 static TimestampTz looked = 0;
 static TimestampTz polled = 0;
 
-/* There are subscriptions that need a tick, and something to tick for. */
-static bool any_pull = false;
+/* The topics of subscriptions that need a tick, and what to tick for. */
+static List *pulled_topics = NIL;
+static TopicSet tick_topics;
 static bool tick_due = false;
 
 static bool said_exhausted = false;
@@ -101,12 +136,18 @@ static bool begin_cycle(void);
 static void end_cycle(void);
 static bool time_to_look(TimestampTz now, bool *poll);
 static void look(bool poll);
-static void find_due(const CqrsSnapshot *lower, Snapshot snapshot);
+static void take_dirty(TopicSet * topics);
+static void add_topic(TopicSet * topics, int32 topic_id);
+static bool has_topic(const TopicSet * topics, int32 topic_id);
+static bool find_topics(const CqrsSnapshot *lower, TopicSet * topics);
+static void find_due(const TopicSet * topics);
+static void make_due(Scheduled *scheduled);
 static void tick(void);
 static void refresh_schedule(void);
-static bool any_events(const CqrsSnapshot *lower, Snapshot snapshot);
+static void schedule_subscription(CqrsSubscription *subscription,
+								  uint64 generation, bool first);
 static long assign_workers(void);
-static int	compare_served(const ListCell *a, const ListCell *b);
+static void note_results(TimestampTz now);
 static bool assign_worker(Scheduled *scheduled, TimestampTz now);
 static bool start_worker(CqrsWorkerSlot *worker);
 static long next_wakeup(long wait);
@@ -122,8 +163,8 @@ cqrs_manager_main(Datum arg)
 
 	look_context = AllocSetContextCreate(TopMemoryContext, "cqrs look",
 										 ALLOCSET_SMALL_SIZES);
-	schedule_context = AllocSetContextCreate(TopMemoryContext, "cqrs schedule",
-											 ALLOCSET_DEFAULT_SIZES);
+	topics_context = AllocSetContextCreate(TopMemoryContext, "cqrs schedule",
+										   ALLOCSET_DEFAULT_SIZES);
 	if (!begin_cycle())
 		proc_exit(0);
 	my_database_name = MemoryContextStrdup(TopMemoryContext,
@@ -307,32 +348,38 @@ time_to_look(TimestampTz now, bool *poll)
 }
 
 /*
- * Look at what is committed now, and note which subscriptions have something
- * up to here. With poll, only if there is something.
+ * Look at what is committed now, and note which cursors have something up to
+ * here. With poll, only if there is something.
  */
 static void
 look(bool poll)
 {
 	CqrsSnapshot *previous = seen;
-	Snapshot	snapshot;
+	TopicSet	topics;
+	int64		position;
 	MemoryContext oldcontext;
+	int			i;
 
 	/* What is committed from here on is announced again. */
 	(void) pg_atomic_exchange_u32(&my_slot->pending, 0);
 	pg_memory_barrier();
+	take_dirty(&topics);
 
 	if (!begin_cycle())
 		proc_exit(0);
 	polled = GetCurrentTimestamp();
 	refresh_schedule();
-	if (poll)
+	position = cqrs_last_position();
+	if (previous == NULL)
+		memset(&topics, 0xFF, sizeof(topics));
+	else if (poll)
 	{
-		bool		found;
-
-		snapshot = RegisterSnapshot(GetLatestSnapshot());
-		found = any_events(previous, snapshot);
-		UnregisterSnapshot(snapshot);
-		if (!found)
+		/*
+		 * An event that we have not seen has drawn its position since the
+		 * last look, or is of a transaction that was in progress then.
+		 */
+		if ((position == seen_position && previous->nxip == 0) ||
+			!find_topics(previous, &topics))
 		{
 			end_cycle();
 			return;
@@ -346,134 +393,240 @@ look(bool poll)
 	oldcontext = MemoryContextSwitchTo(look_context);
 	seen = cqrs_snapshot_take();
 	MemoryContextSwitchTo(oldcontext);
+	seen_position = position;
 	seen_look = pg_atomic_add_fetch_u64(&cqrs_shared->looks, 1);
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	find_due(previous, snapshot);
-	UnregisterSnapshot(snapshot);
+	find_due(&topics);
 	end_cycle();
 	looked = GetCurrentTimestamp();
-	tick_due = any_pull || previous == NULL;
+	for (i = 0; i < CQRS_DIRTY_WORDS; i++)
+		tick_topics.words[i] |= topics.words[i];
+	tick_due = pulled_topics != NIL || previous == NULL;
 	if (previous != NULL)
 		pfree(previous);
 }
 
 /*
- * Note which subscriptions have something in the window from lower, or NULL:
- * not known, to the last look.
+ * The topics that were announced since the last time.
  */
 static void
-find_due(const CqrsSnapshot *lower, Snapshot snapshot)
+take_dirty(TopicSet * topics)
 {
+	int			i;
+
+	for (i = 0; i < CQRS_DIRTY_WORDS; i++)
+		topics->words[i] = pg_atomic_read_u64(&my_slot->dirty[i]) == 0 ? 0 :
+			pg_atomic_exchange_u64(&my_slot->dirty[i], 0);
+}
+
+static void
+add_topic(TopicSet * topics, int32 topic_id)
+{
+	int			bit = (uint32) topic_id % CQRS_DIRTY_BITS;
+
+	topics->words[bit / 64] |= UINT64CONST(1) << (bit % 64);
+}
+
+static bool
+has_topic(const TopicSet * topics, int32 topic_id)
+{
+	int			bit = (uint32) topic_id % CQRS_DIRTY_BITS;
+
+	return (topics->words[bit / 64] & (UINT64CONST(1) << (bit % 64))) != 0;
+}
+
+/*
+ * Which topics have an event that lower does not show? Returns false if none
+ * has.
+ */
+static bool
+find_topics(const CqrsSnapshot *lower, TopicSet * topics)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	HASH_SEQ_STATUS status;
+	CqrsTopic  *topic;
+	List	   *all = NIL;
 	ListCell   *lc;
+	bool		found = false;
 
-	foreach(lc, schedule)
+	/* Not during the walk: the registry may be loaded again. */
+	cqrs_registry_topics(&status);
+	while ((topic = hash_seq_search(&status)) != NULL)
+		all = lappend(all, topic);
+	foreach(lc, all)
 	{
-		Scheduled  *scheduled = (Scheduled *) lfirst(lc);
-		CqrsSubscription *subscription;
-		int			i;
+		topic = (CqrsTopic *) lfirst(lc);
+		if (!cqrs_window_has_events(topic, lower, NULL, snapshot))
+			continue;
+		add_topic(topics, topic->topic_id);
+		found = true;
+	}
+	UnregisterSnapshot(snapshot);
+	return found;
+}
 
-		/* If it is due already, the look just goes along. */
-		if (scheduled->due_look > scheduled->drained_look || lower == NULL)
+/*
+ * The cursors on these topics are due up to the last look.
+ */
+static void
+find_due(const TopicSet * topics)
+{
+	int			bit;
+
+	for (bit = 0; bit < CQRS_DIRTY_BITS; bit++)
+	{
+		ListCell   *lc;
+
+		if (topics->words[bit / 64] == 0)
 		{
-			scheduled->due_look = seen_look;
+			bit |= 63;
 			continue;
 		}
-		subscription = cqrs_registry_subscription_by_id(scheduled->subscription_id);
-		for (i = 0; subscription != NULL && i < subscription->ntopics; i++)
+		if (!has_topic(topics, bit))
+			continue;
+		foreach(lc, scheduled_by_bit[bit])
 		{
-			if (cqrs_window_has_events(subscription->topics[i], lower, seen,
-									   snapshot))
-			{
-				scheduled->due_look = seen_look;
-				break;
-			}
+			Scheduled  *scheduled = (Scheduled *) lfirst(lc);
+
+			scheduled->due_look = seen_look;
+			make_due(scheduled);
 		}
 	}
 }
 
+static void
+make_due(Scheduled *scheduled)
+{
+	if (scheduled->listed)
+		return;
+	dlist_push_tail(&due_list, &scheduled->node);
+	scheduled->listed = true;
+}
+
 /*
- * Tick, for those who pull.
+ * Tick, for those who pull, and tell those of them who listen to a topic's
+ * channel. That is done in a transaction of its own: a commit that notifies
+ * has to wait for others that do.
  */
 static void
 tick(void)
 {
+	bool		notify = false;
+	ListCell   *lc;
+
 	if (!begin_cycle())
 		proc_exit(0);
 	cqrs_tick_record();
 	end_cycle();
 	tick_due = false;
+
+	foreach(lc, pulled_topics)
+	{
+		PulledTopic *topic = (PulledTopic *) lfirst(lc);
+
+		if (!has_topic(&tick_topics, topic->topic_id))
+			continue;
+		if (!notify && !begin_cycle())
+			proc_exit(0);
+		notify = true;
+		Async_Notify(topic->name, "");
+	}
+	if (notify)
+		end_cycle();
+	memset(&tick_topics, 0, sizeof(tick_topics));
 }
 
 /*
- * Bring the schedule up to the registry. New subscriptions are due.
+ * Bring the schedule up to the registry. What is new in it is due.
  */
 static void
 refresh_schedule(void)
 {
 	uint64		generation = cqrs_registry_generation();
-	List	   *old = schedule;
-	MemoryContext old_context = schedule_context;
-	MemoryContext oldcontext;
+	bool		first = schedule == NULL;
 	HASH_SEQ_STATUS status;
 	CqrsSubscription *subscription;
-	ListCell   *lc;
+	Scheduled  *scheduled;
 
 	if (generation == schedule_generation)
 		return;
+	if (first)
+	{
+		HASHCTL		ctl;
 
-	schedule_context = AllocSetContextCreate(TopMemoryContext, "cqrs schedule",
-											 ALLOCSET_DEFAULT_SIZES);
-	oldcontext = MemoryContextSwitchTo(schedule_context);
-	schedule = NIL;
-	any_pull = false;
+		ctl.keysize = sizeof(ScheduledKey);
+		ctl.entrysize = sizeof(Scheduled);
+		schedule = hash_create("cqrs schedule", 64, &ctl,
+							   HASH_ELEM | HASH_BLOBS);
+	}
+	MemoryContextReset(topics_context);
+	memset(scheduled_by_bit, 0, sizeof(scheduled_by_bit));
+	pulled_topics = NIL;
+
 	cqrs_registry_subscriptions(&status);
 	while ((subscription = hash_seq_search(&status)) != NULL)
-	{
-		Scheduled  *scheduled;
+		schedule_subscription(subscription, generation, first);
 
-		if (!subscription->has_handler)
-		{
-			any_pull = true;
+	hash_seq_init(&status, schedule);
+	while ((scheduled = hash_seq_search(&status)) != NULL)
+	{
+		if (scheduled->generation == generation)
 			continue;
-		}
-		scheduled = palloc0(sizeof(Scheduled));
-		scheduled->subscription_id = subscription->subscription_id;
-		scheduled->due_look = PG_INT64_MAX;
-		foreach(lc, old)
-		{
-			if (((Scheduled *) lfirst(lc))->subscription_id ==
-				subscription->subscription_id)
-				*scheduled = *(Scheduled *) lfirst(lc);
-		}
-		scheduled->owner = subscription->owner;
-		schedule = lappend(schedule, scheduled);
+		if (scheduled->listed)
+			dlist_delete(&scheduled->node);
+		hash_search(schedule, &scheduled->key, HASH_REMOVE, NULL);
 	}
-	MemoryContextSwitchTo(oldcontext);
-	MemoryContextDelete(old_context);
 	schedule_generation = generation;
 }
 
-/*
- * Is any event visible that lower does not show?
- */
-static bool
-any_events(const CqrsSnapshot *lower, Snapshot snapshot)
+static void
+schedule_subscription(CqrsSubscription *subscription, uint64 generation,
+					  bool first)
 {
-	HASH_SEQ_STATUS status;
-	CqrsTopic  *topic;
-	List	   *topics = NIL;
-	ListCell   *lc;
+	MemoryContext oldcontext;
+	int			i;
+	int			j;
 
-	cqrs_registry_topics(&status);
-	while ((topic = hash_seq_search(&status)) != NULL)
-		topics = lappend(topics, topic);
-	foreach(lc, topics)
+	if (subscription->state != CQRS_SUBSCRIPTION_ACTIVE)
+		return;
+	oldcontext = MemoryContextSwitchTo(topics_context);
+	for (i = 0; !subscription->has_handler && i < subscription->ntopics; i++)
 	{
-		if (cqrs_window_has_events((CqrsTopic *) lfirst(lc), lower, NULL,
-								   snapshot))
-			return true;
+		PulledTopic *topic = palloc(sizeof(PulledTopic));
+
+		topic->topic_id = subscription->topics[i]->topic_id;
+		strlcpy(topic->name, subscription->topics[i]->name, NAMEDATALEN);
+		pulled_topics = lappend(pulled_topics, topic);
 	}
-	return false;
+	for (i = 0; subscription->has_handler && i < subscription->partitions; i++)
+	{
+		ScheduledKey key = {subscription->subscription_id, i};
+		Scheduled  *scheduled;
+		bool		found;
+
+		scheduled = hash_search(schedule, &key, HASH_ENTER, &found);
+		if (!found)
+		{
+			memset(scheduled, 0, sizeof(Scheduled));
+			scheduled->key = key;
+			scheduled->unfinished = true;
+
+			/* Whatever crashed may have been handling an event of this one. */
+			if (first && cqrs_shared->crashed)
+				scheduled->careful = CQRS_BATCH_EVENTS;
+		}
+		scheduled->generation = generation;
+		scheduled->owner = subscription->owner;
+		for (j = 0; j < subscription->ntopics; j++)
+		{
+			int			bit = (uint32) subscription->topics[j]->topic_id %
+			CQRS_DIRTY_BITS;
+
+			scheduled_by_bit[bit] = lappend(scheduled_by_bit[bit], scheduled);
+		}
+		if (!found)
+			make_due(scheduled);
+	}
+	MemoryContextSwitchTo(oldcontext);
 }
 
 /*
@@ -485,16 +638,74 @@ assign_workers(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	bool		contended = false;
+	bool		exhausted;
+	TimestampTz next = 0;
 	long		wait = -1;
-	ListCell   *lc;
-	int			i;
+	dlist_mutable_iter iter;
 
 	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
+	note_results(now);
+	my_slot->exhausted = false;
+	dlist_foreach_modify(iter, &due_list)
+	{
+		Scheduled  *scheduled = dlist_container(Scheduled, node, iter.cur);
+		TimestampTz when = 0;
 
-	/* What the workers have done. */
+		if (scheduled->due_look <= scheduled->drained_look &&
+			!scheduled->unfinished)
+		{
+			if (scheduled->retry_at == 0)
+			{
+				dlist_delete(&scheduled->node);
+				scheduled->listed = false;
+				continue;
+			}
+			when = scheduled->retry_at;
+		}
+		when = Max(when, scheduled->failed_until);
+		if (when > now)
+			next = next == 0 ? when : Min(next, when);
+		else if (!assign_worker(scheduled, now))
+			contended = true;
+	}
+	if (contended)
+	{
+		/* Before a worker is done: it wakes us only if it sees this. */
+		pg_atomic_write_u32(&cqrs_shared->contended, 1);
+		wait = EXHAUSTED_WAIT;
+	}
+	exhausted = my_slot->exhausted;
+	LWLockRelease(cqrs_shared->lock);
+
+	if (exhausted && !said_exhausted)
+		ereport(LOG,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("out of background worker slots for cqrs_outbox in database \"%s\"",
+						my_database_name),
+				 errhint("Raise max_worker_processes.")));
+	said_exhausted = exhausted;
+	if (next != 0)
+	{
+		long		until = TimestampDifferenceMilliseconds(now, next);
+
+		wait = wait < 0 ? until : Min(wait, until);
+	}
+	return wait;
+}
+
+/*
+ * Note what the workers of this database have done. The lock is held.
+ */
+static void
+note_results(TimestampTz now)
+{
+	int			i;
+
 	for (i = 0; i < cqrs_shared->nworkers; i++)
 	{
 		CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
+		ScheduledKey key = {worker->subscription_id, worker->partition};
+		Scheduled  *scheduled;
 
 		if (worker->state == CQRS_WORKER_FREE ||
 			worker->dboid != MyDatabaseId)
@@ -503,73 +714,46 @@ assign_workers(void)
 			TimestampDifferenceExceeds(worker->started_at, now,
 									   LONGEST_START))
 			worker->state = CQRS_WORKER_FAILED;
-		foreach(lc, schedule)
+		scheduled = schedule == NULL ? NULL :
+			hash_search(schedule, &key, HASH_FIND, NULL);
+		if (worker->state == CQRS_WORKER_FAILED)
 		{
-			Scheduled  *scheduled = (Scheduled *) lfirst(lc);
-
-			if (scheduled->subscription_id != worker->subscription_id)
-				continue;
-			if (worker->state == CQRS_WORKER_FAILED)
+			/* It may be the event's doing. */
+			if (scheduled != NULL)
 			{
-				scheduled->retry_at =
+				scheduled->failed_until =
 					TimestampTzPlusMilliseconds(now,
 												restart_wait(scheduled->failures++));
-				continue;
+				scheduled->careful = CQRS_BATCH_EVENTS;
+				scheduled->unfinished = true;
+				make_due(scheduled);
 			}
-			if (worker->drained_look > scheduled->drained_look)
-			{
-				scheduled->drained_look = worker->drained_look;
-				scheduled->failures = 0;
-			}
-			scheduled->retry_at = worker->retry_at;
-		}
-		if (worker->state == CQRS_WORKER_FAILED)
 			worker->state = CQRS_WORKER_FREE;
-	}
-
-	list_sort(schedule, compare_served);
-	foreach(lc, schedule)
-	{
-		Scheduled  *scheduled = (Scheduled *) lfirst(lc);
-
-		if (scheduled->due_look == PG_INT64_MAX)
-			scheduled->due_look = seen_look;
-		if (scheduled->due_look <= scheduled->drained_look)
 			continue;
-		if (scheduled->retry_at > now)
-		{
-			long		until = TimestampDifferenceMilliseconds(now,
-																scheduled->retry_at);
-
-			wait = wait < 0 ? until : Min(wait, until);
 		}
-		else if (!assign_worker(scheduled, now))
-			contended = true;
+		if (worker->noted || worker->served == 0)
+			continue;
+		worker->noted = true;
+		if (scheduled == NULL)
+			continue;
+		if (worker->drained_look > scheduled->drained_look)
+		{
+			scheduled->drained_look = worker->drained_look;
+			scheduled->failures = 0;
+		}
+		scheduled->unfinished = worker->unfinished;
+		scheduled->retry_at = worker->retry_at;
+		scheduled->failed_until = worker->failed_until;
+		scheduled->careful = worker->careful;
+		if (scheduled->retry_at != 0)
+			make_due(scheduled);
 	}
-	if (contended)
-	{
-		/* Before a worker is done: it wakes us only if it sees this. */
-		pg_atomic_write_u32(&cqrs_shared->contended, 1);
-		wait = wait < 0 ? EXHAUSTED_WAIT : Min(wait, EXHAUSTED_WAIT);
-	}
-	LWLockRelease(cqrs_shared->lock);
-	return wait;
-}
-
-/* Longest not served comes first. */
-static int
-compare_served(const ListCell *a, const ListCell *b)
-{
-	int64		left = ((const Scheduled *) lfirst(a))->served;
-	int64		right = ((const Scheduled *) lfirst(b))->served;
-
-	return (left > right) - (left < right);
 }
 
 /*
- * Have a worker deliver a subscription: the one that has it already; or a new
- * one; or one that has nothing to do. Returns false if there is none: then an
- * idle one that cannot be used was asked to exit. The lock is held.
+ * Have a worker deliver a cursor: the one that has it already; or a new one;
+ * or one that has nothing to do. Returns false if there is none: then an idle
+ * one that cannot be used was asked to exit. The lock is held.
  */
 static bool
 assign_worker(Scheduled *scheduled, TimestampTz now)
@@ -590,11 +774,11 @@ assign_worker(Scheduled *scheduled, TimestampTz now)
 		else if (slot->stop)
 			continue;
 		else if (slot->dboid == MyDatabaseId &&
-				 slot->subscription_id == scheduled->subscription_id)
+				 slot->subscription_id == scheduled->key.subscription_id &&
+				 slot->partition == scheduled->key.partition)
 			worker = slot;
 		else if (slot->state == CQRS_WORKER_IDLE &&
-				 (slot->wanted_look <= slot->drained_look ||
-				  slot->retry_at != 0))
+				 slot->request == slot->served)
 		{
 			/* Not one that has been given work, and is waking up. */
 			if (slot->dboid == MyDatabaseId && slot->owner == scheduled->owner)
@@ -602,6 +786,15 @@ assign_worker(Scheduled *scheduled, TimestampTz now)
 			else
 				foreign = slot;
 		}
+	}
+
+	/* A change of the owner takes another process. */
+	if (worker != NULL && worker->owner != scheduled->owner)
+	{
+		worker->stop = true;
+		if (worker->latch != NULL)
+			SetLatch(worker->latch);
+		return false;
 	}
 
 	if (worker == NULL && unused != NULL)
@@ -628,27 +821,33 @@ assign_worker(Scheduled *scheduled, TimestampTz now)
 		return false;
 	}
 
-	if (worker->subscription_id != scheduled->subscription_id)
+	if (worker->subscription_id != scheduled->key.subscription_id ||
+		worker->partition != scheduled->key.partition)
 	{
-		worker->subscription_id = scheduled->subscription_id;
+		worker->subscription_id = scheduled->key.subscription_id;
+		worker->partition = scheduled->key.partition;
 		worker->drained_look = scheduled->drained_look;
 		worker->wanted_look = scheduled->drained_look;
-		worker->retry_at = 0;
+		worker->noted = true;
 	}
-	if (worker->wanted_look != scheduled->due_look || worker->retry_at != 0)
-	{
-		scheduled->served = ++assignments;
-		worker->wanted_look = scheduled->due_look;
-		worker->retry_at = 0;
-		if (worker->latch != NULL)
-			SetLatch(worker->latch);
-	}
+	else if (worker->request != worker->served &&
+			 worker->wanted_look == scheduled->due_look)
+		return true;			/* it is at it */
+
+	/* Those that wait now come first next time. */
+	dlist_delete(&scheduled->node);
+	dlist_push_tail(&due_list, &scheduled->node);
+	worker->wanted_look = scheduled->due_look;
+	worker->careful = scheduled->careful;
+	worker->request++;
+	if (worker->latch != NULL)
+		SetLatch(worker->latch);
 	return true;
 }
 
 /*
- * Ask for the process of a worker slot. Returns false, and says so once, if
- * there is no background worker to be had.
+ * Ask for the process of a worker slot. Returns false if there is no
+ * background worker to be had.
  */
 static bool
 start_worker(CqrsWorkerSlot *worker)
@@ -667,17 +866,8 @@ start_worker(CqrsWorkerSlot *worker)
 	bgworker.bgw_main_arg = Int32GetDatum(worker - cqrs_shared->workers);
 	bgworker.bgw_notify_pid = 0;
 	if (RegisterDynamicBackgroundWorker(&bgworker, NULL))
-	{
-		said_exhausted = false;
 		return true;
-	}
-	if (!said_exhausted)
-		ereport(LOG,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("out of background worker slots for cqrs_outbox in database \"%s\"",
-						my_database_name),
-				 errhint("Raise max_worker_processes.")));
-	said_exhausted = true;
+	my_slot->exhausted = true;
 	return false;
 }
 

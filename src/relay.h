@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * relay.h
- *	  One batch of one subscription.
+ *	  One batch of one cursor of a subscription.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,6 +12,7 @@
 
 #include "cursor.h"
 #include "registry.h"
+#include "retry.h"
 #include "window.h"
 
 /* A batch has at most so many events, and about so many bytes of payload. */
@@ -26,28 +27,31 @@ typedef struct CqrsRelay
 	CqrsTick	tick;			/* what may be delivered; only id and snapshot */
 	Snapshot	snapshot;
 	CqrsWindow *window;			/* NULL: nothing to deliver */
-	int64		start_tick;		/* the cursor's tick as it was read */
-	int			nevents;		/* read of this batch */
+	CqrsParkedSet *parked;		/* NULL: none */
+	bool		park_inside;	/* park also behind events of this batch */
+	bool		full;			/* stopped, as too many are parked */
+	TimestampTz deadline;		/* stop then; 0: no matter how long */
+
+	/* What of the window was passed by in this batch. */
+	int			nevents;		/* handed out */
+	int			nothers;		/* parked, or of another partition */
 	int64		nbytes;
 	int64		last;			/* position read last */
+
+	/* Where the cursor was as it was read. */
+	int64		start_tick;
+	int64		start_until;
 } CqrsRelay;
 
-extern void cqrs_relay_lock(const CqrsSubscription *subscription);
-extern void cqrs_relay_begin(CqrsRelay *relay,
-							 CqrsSubscription *subscription);
+extern bool cqrs_relay_begin(CqrsRelay *relay, CqrsSubscription *subscription,
+							 int partition, bool wait);
 extern bool cqrs_relay_next(CqrsRelay *relay, int max_events,
 							CqrsEvent *event);
 extern void cqrs_relay_advance(CqrsRelay *relay);
+extern void cqrs_relay_close_window(CqrsCursor *cursor);
 extern void cqrs_relay_end(CqrsRelay *relay);
 
-/* What became of a batch; also to be read after an error. */
-typedef struct CqrsDelivery
-{
-	int			nevents;		/* delivered */
-	int64		position;		/* of the event handled last, or 0 */
-} CqrsDelivery;
-
-extern void cqrs_relay_deliver(CqrsSubscription *subscription, int max_events,
-							   volatile CqrsDelivery *delivery);
+extern int	cqrs_event_partition(const CqrsSubscription *subscription,
+								 const CqrsEvent *event);
 
 #endif							/* CQRS_RELAY_H */

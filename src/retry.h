@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * retry.h
- *	  Deliveries that failed.
+ *	  Parked events: those that failed, and those that wait behind them.
  *
  *-------------------------------------------------------------------------
  */
@@ -10,20 +10,99 @@
 
 #include "cqrs_outbox.h"
 
+#include "utils/hsearch.h"
 #include "utils/snapshot.h"
 #include "utils/timestamp.h"
 
-typedef struct CqrsFailure
+#include "cursor.h"
+#include "registry.h"
+#include "window.h"
+
+/*
+ * With so many parked events, a cursor moves no further: where everything
+ * fails, this bounds what is copied.
+ */
+#define CQRS_MAX_PARKED		1000
+
+/* What is kept in memory of a row of cqrs.retry. */
+typedef struct CqrsParked
 {
 	int64		position;
+	uint64		lane;
 	int32		attempts;
+	bool		received;
+	bool		head;			/* the lowest position of its lane */
+	bool		gone;			/* delivered or dead meanwhile */
 	TimestampTz retry_at;
-} CqrsFailure;
+}			CqrsParked;
 
-extern bool cqrs_failure_read(int32 subscription_id, Snapshot snapshot,
-							  CqrsFailure *failure);
-extern TimestampTz cqrs_failure_record(int32 subscription_id, int64 position,
-									   ErrorData *error);
-extern void cqrs_failure_clear(int32 subscription_id);
+/* The parked events of one cursor, by position. */
+typedef struct CqrsParkedSet
+{
+	int			nparked;		/* at most CQRS_MAX_PARKED are loaded ... */
+	bool		full;			/* ... there are as many, or more */
+	CqrsParked *parked;
+	HTAB	   *lanes;
+}			CqrsParkedSet;
+
+/* Why an event was not delivered. */
+typedef struct CqrsFault
+{
+	int			sqlerrcode;
+	const char *message;
+	TimestampTz retry_at;		/* 0: as the subscription's settings say */
+}			CqrsFault;
+
+extern uint64 cqrs_event_lane(const CqrsEvent *event);
+
+extern CqrsParkedSet * cqrs_parked_load(CqrsCursor *cursor, Snapshot snapshot);
+extern bool cqrs_parked_blocks(const CqrsParkedSet * set, uint64 lane);
+extern CqrsParked * cqrs_parked_due(const CqrsParkedSet * set, TimestampTz now);
+extern TimestampTz cqrs_parked_next_retry(const CqrsParkedSet * set);
+extern CqrsParked * cqrs_parked_find(const CqrsParkedSet * set, int64 position);
+
+extern bool cqrs_parked_read(const CqrsCursor *cursor, int64 position,
+							 Snapshot snapshot, CqrsEvent *event,
+							 int *attempts);
+extern void cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event,
+							   int attempts, TimestampTz retry_at,
+							   const CqrsFault * fault);
+extern CqrsParkedSet * cqrs_park(CqrsParkedSet * set,
+								 const CqrsSubscription *subscription,
+								 CqrsCursor *cursor, const CqrsEvent *event,
+								 const CqrsFault * fault);
+extern void cqrs_parked_failed(CqrsParkedSet * set, CqrsParked * parked,
+							   const CqrsSubscription *subscription,
+							   CqrsCursor *cursor, const CqrsFault * fault,
+							   bool counted);
+extern bool cqrs_parked_begin_attempt(CqrsParkedSet * set, CqrsParked * parked,
+									  const CqrsSubscription *subscription,
+									  CqrsCursor *cursor);
+extern void cqrs_parked_set_received(CqrsParked * parked, CqrsCursor *cursor);
+extern void cqrs_parked_done(CqrsParkedSet * set, CqrsParked * parked,
+							 CqrsCursor *cursor);
+extern void cqrs_parked_discard_all(CqrsCursor *cursor);
+extern TimestampTz cqrs_retry_time(const CqrsSubscription *subscription,
+								   int attempts);
+
+/* Columns of cqrs.dead_letter. */
+enum
+{
+	CQRS_DEAD_SUBSCRIPTION_ID = 1,
+	CQRS_DEAD_PARTITION,
+	CQRS_DEAD_POSITION,
+	CQRS_DEAD_TOPIC_ID,
+	CQRS_DEAD_EVENT_ID,
+	CQRS_DEAD_EVENT_NAME,
+	CQRS_DEAD_KEY,
+	CQRS_DEAD_HEADERS,
+	CQRS_DEAD_PAYLOAD,
+	CQRS_DEAD_EMITTED_AT,
+	CQRS_DEAD_ATTEMPTS,
+	CQRS_DEAD_DIED_AT,
+	CQRS_DEAD_SQLSTATE,
+	CQRS_DEAD_MESSAGE,
+	CQRS_DEAD_COLUMNS = CQRS_DEAD_MESSAGE
+};
 
 #endif							/* CQRS_RETRY_H */

@@ -37,6 +37,7 @@ static shmem_request_hook_type prev_shmem_request_hook = NULL;
 
 /* What this transaction will tell when it commits. */
 static bool emitted = false;
+static uint64 emitted_topics[CQRS_DIRTY_WORDS];
 static Oid	announced = InvalidOid;
 
 /* What the transaction that is just committing tells. */
@@ -86,6 +87,20 @@ cqrs_shmem_init_process(void)
 }
 
 /*
+ * Raises 55000 if there are no background workers.
+ */
+void
+cqrs_require_preloaded(void)
+{
+	if (cqrs_shared == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cqrs_outbox is not preloaded"),
+				 errdetail("Nothing is delivered in the background."),
+				 errhint("Add cqrs_outbox to shared_preload_libraries and restart the server.")));
+}
+
+/*
  * cqrs.announce(): the extension's script calls it.
  */
 Datum
@@ -96,13 +111,26 @@ cqrs_announce(PG_FUNCTION_ARGS)
 }
 
 /*
- * This transaction emitted, or changed who gets events: when it commits, have
- * the manager tick.
+ * This transaction emitted to a topic, or changed who gets its events: when it
+ * commits, have the manager look at that topic.
  */
 void
-cqrs_shmem_emitted(void)
+cqrs_shmem_emitted(int32 topic_id)
+{
+	int			bit = (uint32) topic_id % CQRS_DIRTY_BITS;
+
+	emitted = true;
+	emitted_topics[bit / 64] |= UINT64CONST(1) << (bit % 64);
+}
+
+/*
+ * The same for any topic: who knows.
+ */
+void
+cqrs_shmem_changed(void)
 {
 	emitted = true;
+	memset(emitted_topics, 0xFF, sizeof(emitted_topics));
 }
 
 /*
@@ -297,8 +325,10 @@ shmem_request(void)
 static void
 shmem_startup(void)
 {
+	static int	startups = 0;
 	bool		found;
 	int			i;
+	int			j;
 
 	if (prev_shmem_startup_hook)
 		prev_shmem_startup_hook();
@@ -310,6 +340,10 @@ shmem_startup(void)
 		memset(cqrs_shared, 0, shmem_size());
 		cqrs_shared->lock = &(GetNamedLWLockTranche("cqrs_outbox"))->lock;
 		ConditionVariableInit(&cqrs_shared->exited);
+		ConditionVariableInit(&cqrs_shared->delivered);
+
+		/* The postmaster does this again after a process crashed. */
+		cqrs_shared->crashed = startups++ > 0;
 		pg_atomic_init_u32(&cqrs_shared->contended, 0);
 		pg_atomic_init_u64(&cqrs_shared->looks, 0);
 		cqrs_shared->ndatabases = cqrs_max_databases;
@@ -322,6 +356,8 @@ shmem_startup(void)
 		{
 			pg_atomic_init_u32(&cqrs_shared->databases[i].pending, 0);
 			pg_atomic_init_u32(&cqrs_shared->databases[i].asleep, 0);
+			for (j = 0; j < CQRS_DIRTY_WORDS; j++)
+				pg_atomic_init_u64(&cqrs_shared->databases[i].dirty[j], 0);
 		}
 	}
 	LWLockRelease(AddinShmemInitLock);
@@ -343,6 +379,8 @@ at_xact_end(XactEvent event, void *arg)
 		tell_manager = emitted;
 		tell_launcher = announced;
 	}
+	else if (emitted)
+		memset(emitted_topics, 0, sizeof(emitted_topics));
 	emitted = false;
 	announced = InvalidOid;
 }
@@ -369,7 +407,15 @@ at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level,
 			LWLockRelease(cqrs_shared->lock);
 		}
 		if (my_database != NULL)
+		{
+			int			i;
+
+			for (i = 0; i < CQRS_DIRTY_WORDS; i++)
+				if (emitted_topics[i] != 0)
+					(void) pg_atomic_fetch_or_u64(&my_database->dirty[i],
+												  emitted_topics[i]);
 			cqrs_shmem_wake(my_database);
+		}
 		else if (!OidIsValid(tell_launcher))
 			tell_launcher = MyDatabaseId;
 	}
@@ -383,6 +429,8 @@ at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level,
 		LWLockRelease(cqrs_shared->lock);
 		cqrs_shmem_wake_launcher();
 	}
+	if (tell_manager)
+		memset(emitted_topics, 0, sizeof(emitted_topics));
 	tell_manager = false;
 	tell_launcher = InvalidOid;
 }

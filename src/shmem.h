@@ -24,6 +24,10 @@ typedef enum CqrsDatabaseState
 	CQRS_DATABASE_RUNNING		/* a manager serves it */
 } CqrsDatabaseState;
 
+/* A set of topics: bit topic_id modulo CQRS_DIRTY_BITS. */
+#define CQRS_DIRTY_BITS		1024
+#define CQRS_DIRTY_WORDS	(CQRS_DIRTY_BITS / 64)
+
 /*
  * A database that has, or may have, the extension. The lock protects all but
  * the atomics.
@@ -33,6 +37,9 @@ typedef enum CqrsDatabaseState
  * wakes if asleep is set, clearing it. The manager sets asleep, and then looks
  * at pending before it waits. Both have a full barrier between the two steps,
  * so that one of them sees the other.
+ *
+ * Before pending, the emitter sets in dirty the bits of the topics that have
+ * something new; the manager clears them after pending. Topics share bits.
  */
 typedef struct CqrsDatabaseSlot
 {
@@ -41,12 +48,14 @@ typedef struct CqrsDatabaseSlot
 	bool		announced;		/* a CREATE EXTENSION committed since probed */
 	int			held;			/* > 0: let nobody connect; see utility.c */
 	int			failures;		/* in a row */
+	bool		exhausted;		/* no background worker was to be had */
 	TimestampTz start_after;
 	TimestampTz started_at;
 	pid_t		manager_pid;	/* 0: none */
 	Latch	   *manager_latch;	/* may be somebody else's by now */
 	pg_atomic_uint32 pending;
 	pg_atomic_uint32 asleep;
+	pg_atomic_uint64 dirty[CQRS_DIRTY_WORDS];
 } CqrsDatabaseSlot;
 
 typedef enum CqrsWorkerState
@@ -61,6 +70,9 @@ typedef enum CqrsWorkerState
 /*
  * A process that delivers, for one owner of subscriptions in one database.
  * All under the lock.
+ *
+ * The manager asks by changing request; the worker answers by setting served
+ * to the request that it is done with.
  */
 typedef struct CqrsWorkerSlot
 {
@@ -72,11 +84,20 @@ typedef struct CqrsWorkerSlot
 	TimestampTz started_at;
 	bool		stop;			/* asked to exit */
 
-	/* What its database's manager asks for, and what became of that. */
+	/* What its database's manager asks for. */
 	int32		subscription_id;
+	int32		partition;
+	uint64		request;
 	int64		wanted_look;	/* deliver what the manager saw then */
+
+	/* What became of that. */
+	uint64		served;
+	bool		noted;			/* the manager has seen the rest */
+	bool		unfinished;		/* there is more, or it failed */
 	int64		drained_look;	/* that was delivered */
-	TimestampTz retry_at;		/* 0, or failed: not again before */
+	TimestampTz retry_at;		/* a parked event may be tried then, or 0 */
+	TimestampTz failed_until;	/* nothing can be done before, or 0 */
+	int			careful;		/* see worker.c; also set by the manager */
 } CqrsWorkerSlot;
 
 typedef struct CqrsShared
@@ -88,6 +109,8 @@ typedef struct CqrsShared
 	ConditionVariable exited;	/* a manager or worker exited */
 	pg_atomic_uint32 contended; /* a subscription waits for a worker */
 	pg_atomic_uint64 looks;		/* of all managers; see manager.c */
+	ConditionVariable delivered;	/* a worker moved cursors */
+	bool		crashed;		/* a process did, since the postmaster started */
 	int			ndatabases;
 	int			nworkers;
 	CqrsDatabaseSlot *databases;
@@ -99,7 +122,9 @@ extern CqrsShared *cqrs_shared;
 
 extern void cqrs_shmem_init(void);
 extern void cqrs_shmem_init_process(void);
-extern void cqrs_shmem_emitted(void);
+extern void cqrs_require_preloaded(void);
+extern void cqrs_shmem_emitted(int32 topic_id);
+extern void cqrs_shmem_changed(void);
 extern void cqrs_shmem_announce(Oid dboid);
 extern CqrsDatabaseSlot *cqrs_database_find(Oid dboid);
 extern CqrsDatabaseSlot *cqrs_database_request(Oid dboid);

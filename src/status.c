@@ -19,7 +19,6 @@
 #include "catalog.h"
 #include "cursor.h"
 #include "registry.h"
-#include "retry.h"
 #include "shmem.h"
 #include "window.h"
 
@@ -29,10 +28,12 @@
 static int64 count_lag(CqrsSubscription *subscription,
 					   const CqrsCursor *cursor, Snapshot snapshot,
 					   TimestampTz *oldest);
+static const char *state_of(const CqrsSubscription *subscription,
+							int *pid);
 static const char *worker_of(int32 subscription_id, int *pid);
 static void put_process(Tuplestorestate *store, TupleDesc desc,
 						const char *kind, int pid, Oid dboid,
-						int32 subscription_id, const char *state,
+						const CqrsWorkerSlot *worker, const char *state,
 						TimestampTz started_at);
 
 PG_FUNCTION_INFO_V1(cqrs_subscription_progress);
@@ -46,42 +47,47 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 {
 	int32		subscription_id = PG_GETARG_INT32(0);
 	CqrsSubscription *subscription;
-	CqrsCursor	cursor;
-	CqrsFailure failure;
 	TupleDesc	desc;
-	Datum		values[4];
-	bool		nulls[4] = {false, false, true, false};
+	Datum		values[5];
+	bool		nulls[5] = {0};
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz oldest = now;
+	int64		lag = 0;
+	double		rate = 0;
+	bool		restored = false;
 	int			pid = 0;
 	const char *state;
+	int			i;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	desc = BlessTupleDesc(desc);
 	subscription = cqrs_registry_subscription_by_id(subscription_id);
-	if (subscription == NULL ||
-		!cqrs_cursor_read(subscription_id, 0, GetActiveSnapshot(), &cursor))
+	if (subscription == NULL)
 		PG_RETURN_NULL();
+	for (i = 0; i < subscription->partitions; i++)
+	{
+		CqrsCursor	cursor;
 
-	values[0] = Int64GetDatum(count_lag(subscription, &cursor,
-										GetActiveSnapshot(), &oldest));
+		if (!cqrs_cursor_read(subscription_id, i, GetActiveSnapshot(),
+							  &cursor))
+			PG_RETURN_NULL();
+		restored |= !cursor.native;
+		if (cursor.native)
+			lag += count_lag(subscription, &cursor, GetActiveSnapshot(),
+							 &oldest);
+		rate += cqrs_cursor_rate(&cursor, GetActiveSnapshot());
+	}
+
+	state = restored ? "restored" : state_of(subscription, &pid);
+	values[0] = Int64GetDatum(lag);
 	values[1] = Float8GetDatum((now - oldest) / (double) USECS_PER_SEC);
-	state = worker_of(subscription_id, &pid);
-	if (pid != 0)
-	{
-		values[2] = Int32GetDatum(pid);
-		nulls[2] = false;
-	}
-	if (!subscription->has_handler)
-		nulls[3] = true;
-	else
-	{
-		if (strcmp(state, "delivering") != 0 &&
-			cqrs_failure_read(subscription_id, GetActiveSnapshot(), &failure))
-			state = "waiting to retry";
-		values[3] = CStringGetTextDatum(state);
-	}
+	values[2] = Float8GetDatum(rate);
+	values[3] = Int32GetDatum(pid);
+	nulls[3] = pid == 0;
+	nulls[4] = state == NULL;
+	if (state != NULL)
+		values[4] = CStringGetTextDatum(state);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
 }
 
@@ -108,12 +114,7 @@ cqrs_worker_status(PG_FUNCTION_ARGS)
 	TimestampTz launcher_started_at;
 	int			i;
 
-	if (cqrs_shared == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("cqrs_outbox is not preloaded"),
-				 errdetail("Nothing is delivered in the background."),
-				 errhint("Add cqrs_outbox to shared_preload_libraries and restart the server.")));
+	cqrs_require_preloaded();
 
 	/* The lock is not held while the result is made. */
 	databases = palloc(sizeof(CqrsDatabaseSlot) * cqrs_shared->ndatabases);
@@ -129,18 +130,18 @@ cqrs_worker_status(PG_FUNCTION_ARGS)
 
 	store = cqrs_srf_begin(fcinfo, &desc);
 	if (launcher_pid != 0)
-		put_process(store, desc, "launcher", launcher_pid, InvalidOid, 0,
+		put_process(store, desc, "launcher", launcher_pid, InvalidOid, NULL,
 					"running", launcher_started_at);
 	for (i = 0; i < cqrs_shared->ndatabases; i++)
 		if (databases[i].manager_pid != 0)
 			put_process(store, desc, "manager", databases[i].manager_pid,
-						databases[i].dboid, 0,
+						databases[i].dboid, NULL,
 						database_states[databases[i].state],
 						databases[i].started_at);
 	for (i = 0; i < cqrs_shared->nworkers; i++)
 		if (workers[i].pid != 0)
 			put_process(store, desc, "worker", workers[i].pid,
-						workers[i].dboid, workers[i].subscription_id,
+						workers[i].dboid, &workers[i],
 						workers[i].stop ? "stopping" :
 						worker_states[workers[i].state],
 						workers[i].started_at);
@@ -178,12 +179,34 @@ count_lag(CqrsSubscription *subscription, const CqrsCursor *cursor,
 }
 
 /*
- * The state of a subscription's worker, and its pid if there is one.
+ * What a subscription is at, in a word; NULL: it is pulled, there is nothing to
+ * say. *pid gets that of its worker.
+ */
+static const char *
+state_of(const CqrsSubscription *subscription, int *pid)
+{
+	switch (subscription->state)
+	{
+		case CQRS_SUBSCRIPTION_PAUSED:
+			return "paused";
+		case CQRS_SUBSCRIPTION_SUSPENDED:
+			return "suspended";
+		case CQRS_SUBSCRIPTION_ACTIVE:
+			break;
+	}
+	return subscription->has_handler ?
+		worker_of(subscription->subscription_id, pid) : NULL;
+}
+
+/*
+ * The state of a subscription's workers, and the pid of one if there is one:
+ * of one that delivers, rather than of an idle one.
  */
 static const char *
 worker_of(int32 subscription_id, int *pid)
 {
 	const char *state = "no worker";
+	TimestampTz now = GetCurrentTimestamp();
 	int			i;
 
 	if (cqrs_shared == NULL)
@@ -198,7 +221,13 @@ worker_of(int32 subscription_id, int *pid)
 			worker->subscription_id != subscription_id)
 			continue;
 		*pid = worker->pid;
-		state = worker->state == CQRS_WORKER_IDLE ? "idle" : "delivering";
+		state = worker->failed_until > now || worker->retry_at > now ?
+			"waiting to retry" : "idle";
+		if (worker->state != CQRS_WORKER_IDLE)
+		{
+			state = "delivering";
+			break;
+		}
 	}
 	LWLockRelease(cqrs_shared->lock);
 	return state;
@@ -206,11 +235,11 @@ worker_of(int32 subscription_id, int *pid)
 
 static void
 put_process(Tuplestorestate *store, TupleDesc desc, const char *kind, int pid,
-			Oid dboid, int32 subscription_id, const char *state,
+			Oid dboid, const CqrsWorkerSlot *worker, const char *state,
 			TimestampTz started_at)
 {
-	Datum		values[6];
-	bool		nulls[6] = {0};
+	Datum		values[7];
+	bool		nulls[7] = {0};
 	char	   *database = OidIsValid(dboid) ? get_database_name(dboid) : NULL;
 	NameData	name;
 
@@ -222,9 +251,13 @@ put_process(Tuplestorestate *store, TupleDesc desc, const char *kind, int pid,
 		namestrcpy(&name, database);
 		values[2] = NameGetDatum(&name);
 	}
-	values[3] = Int32GetDatum(subscription_id);
-	nulls[3] = subscription_id == 0;
-	values[4] = CStringGetTextDatum(state);
-	values[5] = TimestampTzGetDatum(started_at);
+	nulls[3] = nulls[4] = worker == NULL || worker->subscription_id == 0;
+	if (!nulls[3])
+	{
+		values[3] = Int32GetDatum(worker->subscription_id);
+		values[4] = Int32GetDatum(worker->partition);
+	}
+	values[5] = CStringGetTextDatum(state);
+	values[6] = TimestampTzGetDatum(started_at);
 	tuplestore_putvalues(store, desc, values, nulls);
 }

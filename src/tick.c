@@ -199,10 +199,7 @@ cqrs_tick_record(void)
 		delete_before(rel, tick_id);
 	table_close(rel, NoLock);
 
-	if (synchronous_commit < SYNCHRONOUS_COMMIT_REMOTE_FLUSH)
-		(void) set_config_option("synchronous_commit", "on",
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_LOCAL, true, 0, false);
+	cqrs_commit_durably();
 	return tick_id;
 }
 

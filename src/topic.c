@@ -103,7 +103,9 @@ cqrs_drop_topic(PG_FUNCTION_ARGS)
 							name, SPI_getvalue(SPI_tuptable->vals[0],
 											   SPI_tuptable->tupdesc, 1)),
 					 errhint("Use cqrs_unregister_event() first, or force => true.")));
-		if (cqrs_events_pending(topic))
+		if (cqrs_events_pending(topic) ||
+			cqrs_admin_execute("SELECT FROM cqrs.dead_letter WHERE topic_id = $1 LIMIT 1",
+							   1, types, values, NULL) > 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_IN_USE),
 					 errmsg("topic \"%s\" holds undelivered events", name),
@@ -112,6 +114,10 @@ cqrs_drop_topic(PG_FUNCTION_ARGS)
 	cqrs_admin_execute("DELETE FROM cqrs.event_type WHERE topic_id = $1",
 					   1, types, values, NULL);
 	cqrs_admin_execute("DELETE FROM cqrs.subscription_topic WHERE topic_id = $1",
+					   1, types, values, NULL);
+	cqrs_admin_execute("DELETE FROM cqrs.retry WHERE topic_id = $1",
+					   1, types, values, NULL);
+	cqrs_admin_execute("DELETE FROM cqrs.dead_letter WHERE topic_id = $1",
 					   1, types, values, NULL);
 	cqrs_admin_execute("DELETE FROM cqrs.topic WHERE topic_id = $1",
 					   1, types, values, NULL);

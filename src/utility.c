@@ -116,7 +116,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString,
 	if (created != NULL)
 		cqrs_shmem_announce(get_database_oid(created, true));
 	if (wake_manager)
-		cqrs_shmem_emitted();
+		cqrs_shmem_changed();
 }
 
 /*

@@ -115,6 +115,13 @@ typedef struct Count
 	TimestampTz oldest;
 } Count;
 
+/* What cqrs_window_since() looks for. */
+typedef struct Since
+{
+	TimestampTz time;
+	FullTransactionId first;	/* of the transactions that emitted then */
+}			Since;
+
 static void copy_snapshot(CqrsSnapshot **to, const CqrsSnapshot *from);
 static void load_chunk(CqrsWindow *window);
 static void load_source(CqrsWindow *window, int source);
@@ -138,6 +145,8 @@ static bool stop_at_first(void *arg, HeapTuple tuple, TupleDesc desc,
 						  FullTransactionId xid);
 static bool count_row(void *arg, HeapTuple tuple, TupleDesc desc,
 					  FullTransactionId xid);
+static bool find_since(void *arg, HeapTuple tuple, TupleDesc desc,
+					   FullTransactionId xid);
 static void scan_topic(const CqrsTopic *topic, const CqrsSnapshot *lower,
 					   const CqrsSnapshot *upper, Snapshot snapshot,
 					   RowCallback callback, void *arg);
@@ -280,6 +289,18 @@ cqrs_window_next(CqrsWindow *window, CqrsEvent *event)
 }
 
 /*
+ * Have the event that was read last read again. after_position is that of the
+ * one before it.
+ */
+void
+cqrs_window_unread(CqrsWindow *window, int64 after_position)
+{
+	Assert(window->loaded && window->next > 0);
+	window->next--;
+	window->after_position = after_position;
+}
+
+/*
  * Is it known that cqrs_window_next() would return false? It may do so without
  * this being known, if all that is left are rows that aborted.
  */
@@ -319,6 +340,37 @@ cqrs_window_count(const CqrsTopic *topic, const CqrsSnapshot *lower,
 		scan_topic(topic, lower, upper, snapshot, count_row, &count);
 	*oldest = count.oldest;
 	return count.count;
+}
+
+/*
+ * A snapshot beyond which are all events that were emitted at this time or
+ * later: it shows the transactions before the first one that did. So a few
+ * events of others from before that time are beyond it, too.
+ */
+CqrsSnapshot *
+cqrs_window_since(int ntopics, CqrsTopic *const *topics, TimestampTz time,
+				  Snapshot snapshot)
+{
+	CqrsSnapshot *empty = cqrs_snapshot_empty();
+	CqrsSnapshot *result = cqrs_snapshot_take();
+	Since		since = {time, result->xmin};
+	int			i;
+	int			j;
+
+	for (i = 0; i < ntopics; i++)
+	{
+		for (j = 0; j < CQRS_SEGMENTS; j++)
+		{
+			Relation	rel = cqrs_segment_open(topics[i], j, AccessShareLock);
+
+			scan_window(rel, empty, NULL, snapshot, find_since, &since);
+			relation_close(rel, NoLock);
+		}
+	}
+	SET_VARSIZE(result, offsetof(CqrsSnapshot, xip));
+	result->nxip = 0;
+	result->xmin = result->xmax = since.first;
+	return result;
 }
 
 static void
@@ -661,6 +713,24 @@ count_row(void *arg, HeapTuple tuple, TupleDesc desc, FullTransactionId xid)
 												  desc, &isnull));
 	count->oldest = Min(count->oldest, emitted_at);
 	return ++count->count < count->limit;
+}
+
+/*
+ * Rows of one segment come in the order of their transactions.
+ */
+static bool
+find_since(void *arg, HeapTuple tuple, TupleDesc desc, FullTransactionId xid)
+{
+	Since	   *since = (Since *) arg;
+	bool		isnull;
+
+	if (!FullTransactionIdPrecedes(xid, since->first))
+		return false;
+	if (DatumGetTimestampTz(heap_getattr(tuple, CQRS_SEG_EMITTED_AT, desc,
+										 &isnull)) < since->time)
+		return true;
+	since->first = xid;
+	return false;
 }
 
 /*

@@ -46,6 +46,7 @@ extern void cqrs_window_detach(CqrsWindow *window);
 extern void cqrs_window_filter_name(CqrsWindow *window,
 									const char *event_name);
 extern bool cqrs_window_next(CqrsWindow *window, CqrsEvent *event);
+extern void cqrs_window_unread(CqrsWindow *window, int64 after_position);
 extern bool cqrs_window_at_end(CqrsWindow *window);
 
 extern bool cqrs_window_has_events(const CqrsTopic *topic,
@@ -57,5 +58,8 @@ extern int64 cqrs_window_count(const CqrsTopic *topic,
 							   const CqrsSnapshot *upper,
 							   int64 after_position, Snapshot snapshot,
 							   int64 limit, TimestampTz *oldest);
+
+extern CqrsSnapshot *cqrs_window_since(int ntopics, CqrsTopic *const *topics,
+									   TimestampTz time, Snapshot snapshot);
 
 #endif							/* CQRS_WINDOW_H */

@@ -11,16 +11,19 @@
  *
  * Protocol
  *
- * 1. The manager writes a subscription and the number of a look (see manager.c)
- *	  into the slot, and sets the latch. The worker delivers all that is
- *	  committed, which is all that the manager saw by then and maybe more,
- *	  says so in the slot, and waits.
+ * 1. The manager writes a cursor (subscription and partition) and the number of
+ *	  a look (see manager.c) into the slot, and sets the latch. The worker
+ *	  delivers all that is committed, which is all that the manager saw by then
+ *	  and maybe more, says so in the slot, and waits.
  * 2. A batch is one transaction: the cursor moves with what the handler did.
- * 3. If a batch fails, it is done again event by event, each in a transaction
- *	  of its own. The one that fails again is recorded, and the subscription
- *	  waits before the next attempt.
- * 4. If other subscriptions wait for a worker, it stops after a while and
- *	  lets the manager decide whose turn it is.
+ *	  What an error does to it, target_handler.c says.
+ * 3. After a process ended that was not meant to, be it this one's predecessor
+ *	  or, with a crash of the whole server, who knows which, the next
+ *	  CQRS_BATCH_EVENTS are delivered carefully: one by one, each with its
+ *	  attempt counted, and that committed, before the handler is called. So an
+ *	  event that kills the process becomes a dead letter in the end.
+ * 4. If other cursors wait for a worker, it stops after a while and lets the
+ *	  manager decide whose turn it is.
  *
  * Killed anywhere, it loses nothing: what was not committed, cursor and all,
  * is delivered again.
@@ -37,13 +40,16 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/timeout.h"
 
 #include "catalog.h"
+#include "failure.h"
 #include "launcher.h"
 #include "registry.h"
 #include "relay.h"
-#include "retry.h"
 #include "shmem.h"
+#include "subscription.h"
+#include "target_handler.h"
 
 /* Exit after so long without work, in milliseconds. */
 #define LONGEST_IDLE	60000
@@ -53,25 +59,42 @@
 
 typedef enum Outcome
 {
-	DELIVERED,					/* a batch; there may be more */
+	DELIVERED,					/* something; there may be more */
 	DRAINED,					/* nothing more */
-	FAILED						/* this batch */
+	FAILED						/* no event's fault */
 } Outcome;
+
+/* What one transaction is about. */
+typedef struct Job
+{
+	int32		subscription_id;
+	int			partition;
+	bool		first;			/* of this delivery */
+	int			max_events;
+	int64		announced;		/* this parked event, or 0 */
+	const ErrorData *error;		/* what to record */
+	int64		position;		/* ... and of which event */
+	CqrsDelivery delivery;
+	bool		committing;		/* the rest is done */
+	TimestampTz failed_until;
+}			Job;
+
+typedef void (*JobFunction) (CqrsSubscription *subscription, Job * job);
 
 static CqrsWorkerSlot *my_slot = NULL;
 
-/* The subscription that failed last: its next attempt is not made in a batch. */
-static int32 failed_subscription_id = 0;
-
 static void worker_attach(int index);
 static void worker_exit(int code, Datum arg);
-static void deliver(int32 subscription_id, int64 wanted_look);
+static void deliver(void);
+static Outcome deliver_some(Job * job, int *careful, int *one_by_one);
+static void record_outage(Job * job, ErrorData *error);
 static void reset_session(void);
 static void reset_role(void);
-static Outcome deliver_batch(int32 subscription_id, int max_events,
-							 bool record_failure, TimestampTz *retry_at);
-static TimestampTz record(int32 subscription_id, int64 position,
-						  ErrorData *error);
+static ErrorData *run(JobFunction function, Job * job);
+static void run_deliver(CqrsSubscription *subscription, Job * job);
+static void run_announce(CqrsSubscription *subscription, Job * job);
+static void run_record_event(CqrsSubscription *subscription, Job * job);
+static void run_record_outage(CqrsSubscription *subscription, Job * job);
 static CqrsSubscription *begin_delivery(int32 subscription_id);
 
 void
@@ -88,17 +111,12 @@ cqrs_worker_main(Datum arg)
 
 	for (;;)
 	{
-		int32		subscription_id;
-		int64		wanted_look;
 		bool		stop;
 		bool		work;
 
 		LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
-		subscription_id = my_slot->subscription_id;
-		wanted_look = my_slot->wanted_look;
 		stop = my_slot->stop;
-		work = cqrs_deliver && !stop && my_slot->retry_at == 0 &&
-			wanted_look > my_slot->drained_look;
+		work = cqrs_deliver && !stop && my_slot->request != my_slot->served;
 		my_slot->state = work ? CQRS_WORKER_DELIVERING : CQRS_WORKER_IDLE;
 		LWLockRelease(cqrs_shared->lock);
 
@@ -108,7 +126,7 @@ cqrs_worker_main(Datum arg)
 			proc_exit(0);
 		if (work)
 		{
-			deliver(subscription_id, wanted_look);
+			deliver();
 			idle_since = GetCurrentTimestamp();
 		}
 		else
@@ -154,33 +172,35 @@ worker_exit(int code, Datum arg)
 }
 
 /*
- * Deliver a subscription, and say in the slot how far it came.
+ * Deliver what is asked for, and say in the slot how far that came.
  */
 static void
-deliver(int32 subscription_id, int64 wanted_look)
+deliver(void)
 {
 	TimestampTz start = GetCurrentTimestamp();
-	TimestampTz retry_at = 0;
-	int			one_by_one;
+	Job			job = {0};
+	uint64		request;
+	int64		wanted_look;
+	int			careful;
+	int			one_by_one = 0;
 	Outcome		outcome;
+
+	LWLockAcquire(cqrs_shared->lock, LW_SHARED);
+	job.subscription_id = my_slot->subscription_id;
+	job.partition = my_slot->partition;
+	request = my_slot->request;
+	wanted_look = my_slot->wanted_look;
+	careful = my_slot->careful;
+	LWLockRelease(cqrs_shared->lock);
 
 	pgstat_report_activity(STATE_RUNNING, "delivering events");
 	reset_session();
-	one_by_one = subscription_id == failed_subscription_id ?
-		CQRS_BATCH_EVENTS : 0;
+	job.first = true;
+	job.max_events = CQRS_BATCH_EVENTS;
 	do
 	{
-		outcome = deliver_batch(subscription_id,
-								one_by_one > 0 ? 1 : CQRS_BATCH_EVENTS,
-								one_by_one > 0, &retry_at);
-		if (outcome == FAILED && one_by_one == 0)
-		{
-			one_by_one = CQRS_BATCH_EVENTS;
-			outcome = DELIVERED;
-		}
-		else if (one_by_one > 0)
-			one_by_one--;
-
+		outcome = deliver_some(&job, &careful, &one_by_one);
+		job.first = false;
 		CHECK_FOR_INTERRUPTS();
 		if (pg_atomic_read_u32(&cqrs_shared->contended) != 0 &&
 			TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
@@ -190,35 +210,122 @@ deliver(int32 subscription_id, int64 wanted_look)
 			break;
 		}
 	} while (outcome == DELIVERED && cqrs_deliver);
-	if (outcome == FAILED)
-		failed_subscription_id = subscription_id;
-	else if (subscription_id == failed_subscription_id)
-		failed_subscription_id = 0;
+	if (outcome == DRAINED)
+		careful = 0;
 	pgstat_report_stat(false);
 	pgstat_report_activity(STATE_IDLE, NULL);
 
 	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
-	if (my_slot->subscription_id == subscription_id)
+	if (my_slot->subscription_id == job.subscription_id &&
+		my_slot->partition == job.partition)
 	{
 		if (outcome == DRAINED)
 			my_slot->drained_look = wanted_look;
-		else if (outcome == DELIVERED)
-			my_slot->wanted_look = my_slot->drained_look;	/* to be asked again */
-		my_slot->retry_at = retry_at;
+		my_slot->retry_at = job.delivery.retry_at;
+		my_slot->failed_until = outcome == FAILED ? job.failed_until : 0;
+		my_slot->unfinished = outcome != DRAINED;
+		my_slot->careful = careful;
+		my_slot->noted = false;
 	}
+	my_slot->served = request;
 	my_slot->state = CQRS_WORKER_IDLE;
 	if (outcome != DRAINED)
 		cqrs_shmem_wake_all_managers();
-	else
+	else if (job.delivery.retry_at != 0 ||
+			 pg_atomic_read_u32(&cqrs_shared->contended) != 0)
 	{
 		CqrsDatabaseSlot *database = cqrs_database_find(MyDatabaseId);
 
-		/* The manager has other work for us only if some had to wait. */
-		if (database != NULL && database->manager_latch != NULL &&
-			pg_atomic_read_u32(&cqrs_shared->contended) != 0)
+		/* Otherwise it has nothing to do for us just now. */
+		if (database != NULL && database->manager_latch != NULL)
 			SetLatch(database->manager_latch);
 	}
 	LWLockRelease(cqrs_shared->lock);
+	ConditionVariableBroadcast(&cqrs_shared->delivered);
+}
+
+/*
+ * One batch, or what its error leads to. *careful is how many events are still
+ * to be delivered carefully; *one_by_one, how many alone.
+ */
+static Outcome
+deliver_some(Job * job, int *careful, int *one_by_one)
+{
+	ErrorData  *error;
+	int			nevents;
+
+	job->announced = 0;
+	if (*careful > 0)
+	{
+		if ((error = run(run_announce, job)) != NULL)
+		{
+			record_outage(job, error);
+			return FAILED;
+		}
+		if (job->announced == 0)
+			return DRAINED;
+		--*careful;
+	}
+
+	error = run(run_deliver, job);
+	nevents = job->delivery.nevents;
+	if (error == NULL)
+	{
+		if (*one_by_one > 0)
+			--* one_by_one;
+		job->max_events = *one_by_one > 0 ? 1 : CQRS_BATCH_EVENTS;
+		return job->delivery.more || *careful > 0 ? DELIVERED : DRAINED;
+	}
+
+	job->error = error;
+	job->position = job->delivery.position;
+	if (job->committing)
+	{
+		/* A deferred constraint, say: which event did it? */
+		if (nevents > 1)
+		{
+			*one_by_one = nevents;
+			job->max_events = 1;
+			FreeErrorData(error);
+			return DELIVERED;
+		}
+		job->position = job->delivery.last;
+	}
+	else if (nevents > 0 && !cqrs_target_is_outage(error) &&
+			 job->position != 0)
+	{
+		/* Those before it, again; next time it comes first. */
+		job->max_events = nevents;
+		FreeErrorData(error);
+		return DELIVERED;
+	}
+
+	if (job->position == 0 || cqrs_target_is_outage(error))
+	{
+		record_outage(job, error);
+		return FAILED;
+	}
+	job->max_events = CQRS_BATCH_EVENTS;
+	if (run(run_record_event, job) != NULL)
+	{
+		record_outage(job, error);
+		return FAILED;
+	}
+	FreeErrorData(error);
+	return DELIVERED;
+}
+
+/*
+ * Record what is no event's fault, if that can be, and free the error.
+ */
+static void
+record_outage(Job * job, ErrorData *error)
+{
+	job->error = error;
+	job->failed_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													TIME_SLICE);
+	(void) run(run_record_outage, job);
+	FreeErrorData(error);
 }
 
 /*
@@ -242,75 +349,83 @@ reset_role(void)
 }
 
 /*
- * One transaction.
- *	max_events		at most so many events
- *	record_failure	FAILED: say so in cqrs.failure and in the log, and put
- *					the time of the next attempt into *retry_at
+ * Run a function in a transaction. Returns the error that rolled it back, in
+ * the current memory context, or NULL. It was logged, if it is not one that
+ * makes us do part of the batch again first.
  */
-static Outcome
-deliver_batch(int32 subscription_id, int max_events, bool record_failure,
-			  TimestampTz *retry_at)
+static ErrorData *
+run(JobFunction function, Job * job)
 {
 	MemoryContext context = CurrentMemoryContext;
-	volatile Outcome outcome = DRAINED;
-	CqrsDelivery delivery = {0};
 	CqrsSubscription *subscription;
 	ErrorData  *volatile error = NULL;
 
+	job->committing = false;
+	memset(&job->delivery, 0, sizeof(job->delivery));
 	PG_TRY();
 	{
-		subscription = begin_delivery(subscription_id);
-		if (subscription != NULL)
+		subscription = begin_delivery(job->subscription_id);
+		if (subscription != NULL && job->partition < subscription->partitions)
 		{
-			cqrs_relay_deliver(subscription, max_events, &delivery);
-			if (delivery.nevents > 0)
-				outcome = DELIVERED;
+			function(subscription, job);
 			PopActiveSnapshot();
 		}
+		job->committing = true;
 		CommitTransactionCommand();
 	}
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
-
-		/* What goes wrong in a batch is looked at one by one first. */
-		if (record_failure)
+		if (job->delivery.nevents <= (job->committing ? 1 : 0) ||
+			cqrs_target_is_outage(error))
 			EmitErrorReport();
 		FlushErrorState();
+		disable_all_timeouts(false);
+		QueryCancelPending = false;
 		AbortCurrentTransaction();
-		outcome = FAILED;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
-
-	if (outcome == FAILED && record_failure)
-		*retry_at = record(subscription_id, delivery.position, error);
-	if (error != NULL)
-		FreeErrorData(error);
-	return outcome;
+	return error;
 }
 
 /*
- * Record a failure, in a transaction of its own. Returns when to try again.
+ * Deliver a batch, or the announced event.
  */
-static TimestampTz
-record(int32 subscription_id, int64 position, ErrorData *error)
+static void
+run_deliver(CqrsSubscription *subscription, Job * job)
 {
-	MemoryContext context = CurrentMemoryContext;
-	TimestampTz retry_at = GetCurrentTimestamp();
-	CqrsSubscription *subscription;
+	cqrs_target_deliver(subscription, job->partition, job->max_events,
+						job->announced, true, &job->delivery);
+	if (job->first)
+		cqrs_failure_clear(job->subscription_id, job->partition);
+}
 
-	subscription = begin_delivery(subscription_id);
-	if (subscription != NULL)
-	{
-		cqrs_relay_lock(subscription);
-		retry_at = cqrs_failure_record(subscription_id, position, error);
-		PopActiveSnapshot();
-	}
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(context);
-	return retry_at;
+/*
+ * Choose the event to deliver next, and count the attempt beforehand.
+ */
+static void
+run_announce(CqrsSubscription *subscription, Job * job)
+{
+	job->announced = cqrs_target_announce(subscription, job->partition,
+										  &job->delivery);
+	cqrs_commit_durably();
+}
+
+static void
+run_record_event(CqrsSubscription *subscription, Job * job)
+{
+	cqrs_target_failed(subscription, job->partition, job->position, job->error,
+					   job->announced != 0);
+}
+
+static void
+run_record_outage(CqrsSubscription *subscription, Job * job)
+{
+	(void) cqrs_subscription_lock(subscription, job->partition, true);
+	job->failed_until = cqrs_failure_record(job->subscription_id,
+											job->partition, job->error);
 }
 
 /*
@@ -333,6 +448,7 @@ begin_delivery(int32 subscription_id)
 
 	subscription = cqrs_registry_subscription_by_id(subscription_id);
 	if (subscription == NULL || !subscription->has_handler ||
+		subscription->state != CQRS_SUBSCRIPTION_ACTIVE ||
 		subscription->owner != GetUserId())
 		return NULL;
 	PushActiveSnapshot(GetTransactionSnapshot());

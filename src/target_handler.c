@@ -1,0 +1,545 @@
+/*-------------------------------------------------------------------------
+ *
+ * target_handler.c
+ *	  Events delivered to a handler in the same database, by a worker or by
+ *	  cqrs_drain().
+ *
+ * Protocol
+ *
+ * 1. A batch is one transaction, or subtransaction: the cursor moves with what
+ *	  the handler did. First come the parked events that are due, then new
+ *	  ones.
+ * 2. If the handler raises an error at the k-th event, all is rolled back;
+ *	  the k - 1 before it are done again in a batch; then the one is recorded
+ *	  as failed (cqrs_target_failed), and the batches go on behind it.
+ * 3. An error that is no event's fault (cqrs_target_is_outage) counts as no
+ *	  attempt; the whole subscription waits.
+ * 4. Where an event may have ended the process (see worker.c), each is parked
+ *	  with its attempt counted, and that committed, before the handler is
+ *	  called (cqrs_target_announce).
+ *
+ * The worker limits the time of each call. The timeout cancels the handler like
+ * pg_cancel_backend(); one that catches even this fails when it returns.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "cqrs_outbox.h"
+
+#include "access/xact.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+#include "utils/typcache.h"
+
+#include "catalog.h"
+#include "events.h"
+#include "relay.h"
+#include "subscription.h"
+#include "target_handler.h"
+
+/* A batch of a worker ends after so long, in milliseconds. */
+#define LONGEST_BATCH	500
+
+/* What is being delivered, to name it in errors. */
+typedef struct DeliveryContext
+{
+	const CqrsSubscription *subscription;
+	const CqrsEvent *event;		/* NULL: not at an event */
+} DeliveryContext;
+
+/* A batch under way. */
+typedef struct Batch
+{
+	CqrsRelay	relay;
+	DeliveryContext context;
+	TupleDesc	desc;			/* of the handler's argument */
+	MemoryContext per_event;
+	bool		in_worker;
+	volatile CqrsDelivery *delivery;
+}			Batch;
+
+/* Subscriptions being drained up the stack. */
+static List *draining = NIL;
+
+static bool timeout_registered = false;
+static TimeoutId handler_timeout_id;
+static volatile sig_atomic_t handler_timed_out = false;
+
+static void find_handler(Batch * batch);
+static bool deliver_parked(Batch * batch, int max_events, int64 position);
+static void deliver_new(Batch * batch, int max_events);
+static void call_handler(Batch * batch, const CqrsEvent *event,
+						 const char *status, int attempts);
+static void arm_timeout(const CqrsSubscription *subscription);
+static void handler_timeout(void);
+static void delivery_error_callback(void *arg);
+static int64 drain(int32 subscription_id, int partition);
+static ErrorData *deliver_in_subtransaction(CqrsSubscription *subscription,
+											int partition, int max_events,
+											CqrsDelivery *delivery);
+
+PG_FUNCTION_INFO_V1(cqrs_drain);
+
+/*
+ * Deliver one batch to the subscription's handler, in the current transaction.
+ * The current user is the subscription's owner.
+ *	max_events		at most so many
+ *	parked_position	not 0: this parked event, due or not, and nothing else
+ *	in_worker		limit the time of each call, and of the batch
+ */
+void
+cqrs_target_deliver(CqrsSubscription *subscription, int partition,
+					int max_events, int64 parked_position, bool in_worker,
+					volatile CqrsDelivery *delivery)
+{
+	ErrorContextCallback errcallback;
+	Batch		batch = {.in_worker = in_worker};
+	CqrsRelay  *relay = &batch.relay;
+
+	batch.delivery = delivery;
+	batch.context.subscription = subscription;
+	delivery->nevents = 0;
+	delivery->position = 0;
+	delivery->more = false;
+	delivery->retry_at = 0;
+	errcallback.callback = delivery_error_callback;
+	errcallback.arg = &batch.context;
+	errcallback.previous = error_context_stack;
+	error_context_stack = &errcallback;
+
+	(void) cqrs_relay_begin(relay, subscription, partition, true);
+	if (!in_worker)
+		cqrs_cursor_require_native(&relay->cursor, subscription->name);
+	relay->park_inside = true;
+	if (in_worker)
+		relay->deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													  LONGEST_BATCH);
+	batch.context.subscription = relay->subscription;
+	batch.per_event = AllocSetContextCreate(CurrentMemoryContext,
+											"cqrs event",
+											ALLOCSET_DEFAULT_SIZES);
+	if (deliver_parked(&batch, max_events, parked_position))
+		delivery->more = true;
+	else if (parked_position == 0)
+		deliver_new(&batch, max_events);
+	delivery->retry_at = cqrs_parked_next_retry(relay->parked);
+
+	if (batch.desc != NULL)
+		ReleaseTupleDesc(batch.desc);
+	cqrs_relay_end(relay);
+	MemoryContextDelete(batch.per_event);
+	error_context_stack = errcallback.previous;
+}
+
+/*
+ * Record that the event at this position, which an error kept from being
+ * delivered, failed: a parked one, or the first behind the cursor. In a
+ * transaction, or subtransaction, of its own. With counted, see
+ * cqrs_parked_failed().
+ */
+void
+cqrs_target_failed(CqrsSubscription *subscription, int partition,
+				   int64 position, const ErrorData *error, bool counted)
+{
+	CqrsRelay	relay;
+	CqrsEvent	event;
+	CqrsParked *parked;
+	CqrsFault	fault = {0};
+
+	fault.sqlerrcode = error->sqlerrcode;
+	fault.message = error->message;
+	(void) cqrs_relay_begin(&relay, subscription, partition, true);
+	parked = cqrs_parked_find(relay.parked, position);
+	if (parked != NULL)
+	{
+		cqrs_parked_failed(relay.parked, parked, relay.subscription,
+						   &relay.cursor, &fault, counted);
+		cqrs_cursor_append(&relay.cursor);
+	}
+	else if (cqrs_relay_next(&relay, 1, &event) && event.position == position)
+	{
+		relay.parked = cqrs_park(relay.parked, relay.subscription,
+								 &relay.cursor, &event, &fault);
+		relay.nevents = 0;
+		relay.nothers++;
+		cqrs_relay_advance(&relay);
+	}
+	cqrs_relay_end(&relay);
+}
+
+/*
+ * Choose the event to deliver next, park it if it is not yet, and count the
+ * attempt. Returns its position, 0 if there is none now. The caller commits,
+ * and then has cqrs_target_deliver() deliver it.
+ */
+int64
+cqrs_target_announce(CqrsSubscription *subscription, int partition,
+					 volatile CqrsDelivery *delivery)
+{
+	CqrsRelay	relay;
+	CqrsEvent	event;
+	CqrsParked *parked;
+	int64		position = 0;
+
+	(void) cqrs_relay_begin(&relay, subscription, partition, true);
+	while (position == 0 &&
+		   (parked = cqrs_parked_due(relay.parked,
+									 GetCurrentTimestamp())) != NULL)
+	{
+		if (cqrs_parked_begin_attempt(relay.parked, parked,
+									  relay.subscription, &relay.cursor))
+			position = parked->position;
+		cqrs_cursor_append(&relay.cursor);
+	}
+	if (position == 0 && !relay.full && cqrs_relay_next(&relay, 1, &event))
+	{
+		CqrsParkedSet *set = cqrs_park(relay.parked, relay.subscription,
+									   &relay.cursor, &event, NULL);
+
+		relay.parked = set;
+		position = event.position;
+		(void) cqrs_parked_begin_attempt(set, cqrs_parked_find(set, position),
+										 relay.subscription, &relay.cursor);
+		relay.nevents = 0;
+		relay.nothers++;
+	}
+	if (relay.window != NULL)
+		cqrs_relay_advance(&relay);
+	delivery->retry_at = cqrs_parked_next_retry(relay.parked);
+	cqrs_relay_end(&relay);
+	return position;
+}
+
+/*
+ * Is this error no event's fault? Then it would fail any other event too:
+ * resources are short, an administrator intervened, the system has an error.
+ */
+bool
+cqrs_target_is_outage(const ErrorData *error)
+{
+	int			category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
+
+	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED && handler_timed_out)
+		return false;
+	return category == ERRCODE_INSUFFICIENT_RESOURCES ||
+		category == ERRCODE_OPERATOR_INTERVENTION ||
+		category == ERRCODE_SYSTEM_ERROR;
+}
+
+/*
+ * Find the handler, and see that the owner may call it. No event is to blame
+ * if it is not there.
+ */
+static void
+find_handler(Batch * batch)
+{
+	CqrsSubscription *subscription = batch->relay.subscription;
+
+	if (batch->desc != NULL)
+		return;
+	cqrs_handler_check(&subscription->handler, "subscription",
+					   subscription->name);
+
+	/* It may have been dropped, and made anew by somebody else. */
+	cqrs_subscription_check_handler_owner(subscription->name,
+										  subscription->owner,
+										  subscription->handler.signature,
+										  subscription->handler.owner);
+	batch->desc = lookup_rowtype_tupdesc(subscription->handler.argtype, -1);
+}
+
+/*
+ * Deliver parked events that are due: one that failed before, or several that
+ * only had to wait. Or the one at position. Returns false if there is none.
+ */
+static bool
+deliver_parked(Batch * batch, int max_events, int64 position)
+{
+	CqrsRelay  *relay = &batch->relay;
+	TimestampTz now = GetCurrentTimestamp();
+	bool		failed_before = false;
+	CqrsParked *parked;
+	int			n = 0;
+
+	while (n < max_events && !failed_before)
+	{
+		CqrsEvent	event;
+		int			attempts;
+
+		parked = position != 0 ? cqrs_parked_find(relay->parked, position) :
+			cqrs_parked_due(relay->parked, now);
+		if (parked == NULL || (n > 0 && parked->attempts > 0))
+			break;
+		find_handler(batch);
+		failed_before = parked->attempts > 0 || position != 0;
+		if (cqrs_parked_read(&relay->cursor, parked->position, relay->snapshot,
+							 &event, &attempts))
+		{
+			batch->delivery->position = event.position;
+			call_handler(batch, &event, attempts > 0 ? "not_produced" : "new",
+						 position != 0 ? attempts - 1 : attempts);
+			batch->delivery->position = 0;
+			batch->delivery->last = event.position;
+			batch->delivery->nevents++;
+			relay->cursor.delivered++;
+		}
+		cqrs_parked_done(relay->parked, parked, &relay->cursor);
+		n++;
+		if (relay->deadline != 0 && GetCurrentTimestamp() >= relay->deadline)
+			break;
+	}
+
+	/* The handler may have removed its own subscription. */
+	if (n > 0 &&
+		cqrs_registry_subscription_by_id(relay->cursor.subscription_id) != NULL)
+		cqrs_cursor_append(&relay->cursor);
+	return n > 0;
+}
+
+/*
+ * Deliver new events, and move the cursor.
+ */
+static void
+deliver_new(Batch * batch, int max_events)
+{
+	CqrsRelay  *relay = &batch->relay;
+	CqrsEvent	event;
+
+	while (cqrs_relay_next(relay, max_events, &event))
+	{
+		find_handler(batch);
+		batch->delivery->position = event.position;
+		call_handler(batch, &event, "new", 0);
+		batch->delivery->position = 0;
+		batch->delivery->last = event.position;
+		batch->delivery->nevents++;
+	}
+	cqrs_relay_advance(relay);
+	batch->delivery->more = relay->nevents > 0 || relay->nothers > 0;
+}
+
+/*
+ * Call the handler with one event, under a snapshot of its own.
+ */
+static void
+call_handler(Batch * batch, const CqrsEvent *event, const char *status,
+			 int attempts)
+{
+	CqrsSubscription *subscription = batch->relay.subscription;
+	MemoryContext oldcontext;
+	Datum		arg;
+	bool		isnull;
+
+	CHECK_FOR_INTERRUPTS();
+	batch->context.event = event;
+	oldcontext = MemoryContextSwitchTo(batch->per_event);
+	arg = cqrs_event_form(event, status, attempts, batch->desc);
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	if (batch->in_worker && subscription->handler_timeout > 0)
+	{
+		arm_timeout(subscription);
+		(void) cqrs_handler_call(&subscription->handler, arg, &isnull);
+		disable_timeout(handler_timeout_id, false);
+		CHECK_FOR_INTERRUPTS();
+		if (handler_timed_out)
+			ereport(ERROR,
+					(errcode(ERRCODE_QUERY_CANCELED),
+					 errmsg("handler took too long")));
+	}
+	else
+		(void) cqrs_handler_call(&subscription->handler, arg, &isnull);
+	PopActiveSnapshot();
+	MemoryContextSwitchTo(oldcontext);
+	MemoryContextReset(batch->per_event);
+	batch->context.event = NULL;
+}
+
+/*
+ * Limit the time of a call. After an error, who handles it disables all
+ * timeouts.
+ */
+static void
+arm_timeout(const CqrsSubscription *subscription)
+{
+	if (!timeout_registered)
+	{
+		handler_timeout_id = RegisterTimeout(USER_TIMEOUT, handler_timeout);
+		timeout_registered = true;
+	}
+	handler_timed_out = false;
+	enable_timeout_after(handler_timeout_id,
+						 (int) Min(subscription->handler_timeout, INT_MAX));
+}
+
+/*
+ * Runs in the signal handler of SIGALRM.
+ */
+static void
+handler_timeout(void)
+{
+	handler_timed_out = true;
+	InterruptPending = true;
+	QueryCancelPending = true;
+	SetLatch(MyLatch);
+}
+
+static void
+delivery_error_callback(void *arg)
+{
+	DeliveryContext *context = (DeliveryContext *) arg;
+
+	if (handler_timed_out && geterrcode() == ERRCODE_QUERY_CANCELED)
+		errmsg("handler of subscription \"%s\" took longer than its handler_timeout",
+			   context->subscription->name);
+	if (context->event != NULL)
+		errcontext("delivering position " INT64_FORMAT " of topic \"%s\" to subscription \"%s\"",
+				   context->event->position, context->event->topic->name,
+				   context->subscription->name);
+	else
+		errcontext("delivering to subscription \"%s\"",
+				   context->subscription->name);
+}
+
+/*
+ * cqrs_drain(subscription)
+ */
+Datum
+cqrs_drain(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
+	CqrsSubscription *subscription;
+	int32		subscription_id;
+	Oid			save_userid;
+	int			save_sec_context;
+	int64		total = 0;
+
+	cqrs_require_writable("cqrs_drain()");
+	subscription = cqrs_subscription_get(name);
+	subscription_id = subscription->subscription_id;
+	if (!subscription->has_handler)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("subscription \"%s\" has no handler", name),
+				 errhint("Read it with cqrs_receive() and cqrs_ack().")));
+	if (GetUserId() != subscription->owner)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be owner of subscription \"%s\" to drain it",
+						name),
+				 errdetail("Its handler runs with the privileges of who drains it."),
+				 errhint("SET ROLE to %s.",
+						 quote_identifier(GetUserNameFromId(subscription->owner,
+															false)))));
+	cqrs_subscription_require_active(subscription);
+	if (list_member_int(draining, subscription_id))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("subscription \"%s\" is already being drained by this session",
+						name),
+				 errhint("Its handler must not call cqrs_drain() for it.")));
+
+	/* A handler must not get back to a role that SET ROLE left. */
+	GetUserIdAndSecContext(&save_userid, &save_sec_context);
+	SetUserIdAndSecContext(save_userid,
+						   save_sec_context | SECURITY_LOCAL_USERID_CHANGE);
+	PG_TRY();
+	{
+		MemoryContext oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+		int			partitions = subscription->partitions;
+		int			i;
+
+		draining = lappend_int(draining, subscription_id);
+		MemoryContextSwitchTo(oldcontext);
+		for (i = 0; i < partitions; i++)
+			total += drain(subscription_id, i);
+	}
+	PG_FINALLY();
+	{
+		draining = list_delete_int(draining, subscription_id);
+	}
+	PG_END_TRY();
+	SetUserIdAndSecContext(save_userid, save_sec_context);
+	PG_RETURN_INT64(total);
+}
+
+/*
+ * Deliver all of one partition. Returns how many events were.
+ */
+static int64
+drain(int32 subscription_id, int partition)
+{
+	int			max_events = CQRS_BATCH_EVENTS;
+	int64		total = 0;
+	CqrsDelivery delivery;
+
+	do
+	{
+		CqrsSubscription *subscription;
+		ErrorData  *error;
+
+		/* A handler may change the registry, even remove this one. */
+		subscription = cqrs_registry_subscription_by_id(subscription_id);
+		if (subscription == NULL)
+			break;
+		error = deliver_in_subtransaction(subscription, partition, max_events,
+										  &delivery);
+		if (error == NULL)
+		{
+			total += delivery.nevents;
+			max_events = CQRS_BATCH_EVENTS;
+			continue;
+		}
+		if (delivery.position == 0 || cqrs_target_is_outage(error))
+			ReThrowError(error);
+		delivery.more = true;
+		max_events = delivery.nevents;
+		if (max_events > 0)
+			continue;
+
+		ereport(WARNING,
+				(errcode(error->sqlerrcode),
+				 errmsg("could not deliver position " INT64_FORMAT " to subscription \"%s\"",
+						delivery.position, subscription->name),
+				 errdetail_internal("%s", error->message)));
+		cqrs_target_failed(subscription, partition, delivery.position, error,
+						   false);
+		FreeErrorData(error);
+		max_events = CQRS_BATCH_EVENTS;
+	} while (delivery.more);
+	return total;
+}
+
+/*
+ * One batch, or part of it. Returns the error that rolled it back, or NULL.
+ */
+static ErrorData *
+deliver_in_subtransaction(CqrsSubscription *subscription, int partition,
+						  int max_events, CqrsDelivery *delivery)
+{
+	MemoryContext oldcontext = CurrentMemoryContext;
+	ResourceOwner oldowner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(oldcontext);
+	PG_TRY();
+	{
+		cqrs_target_deliver(subscription, partition, max_events, 0, false,
+							delivery);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(oldcontext);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(oldcontext);
+	CurrentResourceOwner = oldowner;
+	return error;
+}
