@@ -40,7 +40,7 @@ OBJS = \
 EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 
-REGRESS = meeting command emit subscription privileges extension
+REGRESS = meeting command emit subscription retry pull privileges extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

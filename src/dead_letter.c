@@ -44,8 +44,8 @@ struct CqrsDeadLetterScan
 	bool		nulls[CQRS_DEAD_COLUMNS];
 };
 
-static CqrsDeadLetterScan * begin_scan(int32 subscription_id, int64 position,
-									   Snapshot snapshot, LOCKMODE lockmode);
+static CqrsDeadLetterScan *begin_scan(int32 subscription_id, int64 position,
+									  Snapshot snapshot, LOCKMODE lockmode);
 static CqrsSubscription *letters_subscription(FunctionCallInfo fcinfo);
 static int64 remove_letters(FunctionCallInfo fcinfo,
 							CqrsSubscription *subscription,
@@ -161,7 +161,7 @@ cqrs_dead_letter_begin(int32 subscription_id, Snapshot snapshot)
  * NULL if that was dropped.
  */
 bool
-cqrs_dead_letter_next(CqrsDeadLetterScan * scan, CqrsEvent *event,
+cqrs_dead_letter_next(CqrsDeadLetterScan *scan, CqrsEvent *event,
 					  int *attempts)
 {
 	Datum	   *values = scan->values;
@@ -190,7 +190,7 @@ cqrs_dead_letter_next(CqrsDeadLetterScan * scan, CqrsEvent *event,
 }
 
 void
-cqrs_dead_letter_end(CqrsDeadLetterScan * scan)
+cqrs_dead_letter_end(CqrsDeadLetterScan *scan)
 {
 	systable_endscan_ordered(scan->scan);
 	index_close(scan->index, AccessShareLock);

@@ -16,11 +16,11 @@
 
 typedef struct CqrsDeadLetterScan CqrsDeadLetterScan;
 
-extern CqrsDeadLetterScan * cqrs_dead_letter_begin(int32 subscription_id,
-												   Snapshot snapshot);
-extern bool cqrs_dead_letter_next(CqrsDeadLetterScan * scan, CqrsEvent *event,
+extern CqrsDeadLetterScan *cqrs_dead_letter_begin(int32 subscription_id,
+												  Snapshot snapshot);
+extern bool cqrs_dead_letter_next(CqrsDeadLetterScan *scan, CqrsEvent *event,
 								  int *attempts);
-extern void cqrs_dead_letter_end(CqrsDeadLetterScan * scan);
+extern void cqrs_dead_letter_end(CqrsDeadLetterScan *scan);
 extern int	cqrs_dead_letter_attempts(int32 subscription_id, int64 position,
 									  Snapshot snapshot);
 

@@ -28,7 +28,6 @@
 #include "cursor.h"
 #include "dead_letter.h"
 #include "events.h"
-#include "relay.h"
 #include "retry.h"
 #include "topic.h"
 
@@ -67,7 +66,7 @@ typedef struct Consumers
 	int			n;
 	Consumer   *items;
 	Snapshot	snapshot;
-}			Consumers;
+} Consumers;
 
 /* What to look for. */
 typedef struct Search
@@ -90,20 +89,20 @@ typedef struct Found
 static List *collect(CqrsTopic *topic, const Search *query, TupleDesc desc,
 					 List *found);
 static void topic_consumers(CqrsTopic *topic, Snapshot snapshot,
-							Consumers * consumers);
-static const CqrsCursor *farthest_behind(const Consumers * consumers);
+							Consumers *consumers);
+static const CqrsCursor *farthest_behind(const Consumers *consumers);
 static List *collect_parked(CqrsTopic *topic, const Search *query,
-							const Consumers * consumers, TupleDesc desc,
+							const Consumers *consumers, TupleDesc desc,
 							List *found, HTAB *positions);
 static List *collect_dead(CqrsTopic *topic, const Search *query,
-						  const Consumers * consumers, TupleDesc desc,
+						  const Consumers *consumers, TupleDesc desc,
 						  List *found, HTAB *positions);
 static List *add_found(List *found, const CqrsEvent *event, int window,
 					   StatusFilter status, int attempts, TupleDesc desc);
 static bool wanted(const Search *query, const CqrsEvent *event,
 				   StatusFilter status);
 static StatusFilter event_status(const CqrsEvent *event,
-								 const Consumers * consumers, int *attempts);
+								 const Consumers *consumers, int *attempts);
 static int	compare_found(const ListCell *a, const ListCell *b);
 
 PG_FUNCTION_INFO_V1(cqrs_events);
@@ -313,7 +312,7 @@ collect(CqrsTopic *topic, const Search *query, TupleDesc desc, List *found)
  * How far the topic's subscriptions are, as the snapshot shows.
  */
 static void
-topic_consumers(CqrsTopic *topic, Snapshot snapshot, Consumers * consumers)
+topic_consumers(CqrsTopic *topic, Snapshot snapshot, Consumers *consumers)
 {
 	HASH_SEQ_STATUS status;
 	CqrsSubscription *subscription;
@@ -355,7 +354,7 @@ topic_consumers(CqrsTopic *topic, Snapshot snapshot, Consumers * consumers)
 }
 
 static const CqrsCursor *
-farthest_behind(const Consumers * consumers)
+farthest_behind(const Consumers *consumers)
 {
 	const CqrsCursor *last = &consumers->items[0].cursors[0];
 	int			i;
@@ -378,7 +377,7 @@ farthest_behind(const Consumers * consumers)
  */
 static List *
 collect_parked(CqrsTopic *topic, const Search *query,
-			   const Consumers * consumers, TupleDesc desc, List *found,
+			   const Consumers *consumers, TupleDesc desc, List *found,
 			   HTAB *positions)
 {
 	int			i;
@@ -425,7 +424,7 @@ collect_parked(CqrsTopic *topic, const Search *query,
  */
 static List *
 collect_dead(CqrsTopic *topic, const Search *query,
-			 const Consumers * consumers, TupleDesc desc, List *found,
+			 const Consumers *consumers, TupleDesc desc, List *found,
 			 HTAB *positions)
 {
 	int			i;
@@ -501,7 +500,7 @@ wanted(const Search *query, const CqrsEvent *event, StatusFilter status)
  * What became of the event so far.
  */
 static StatusFilter
-event_status(const CqrsEvent *event, const Consumers * consumers,
+event_status(const CqrsEvent *event, const Consumers *consumers,
 			 int *attempts)
 {
 	bool		delivered = consumers->n > 0;
@@ -516,8 +515,8 @@ event_status(const CqrsEvent *event, const Consumers * consumers,
 		CqrsEvent	parked;
 		int			n;
 
-		cursor = &consumer->cursors[cqrs_event_partition(consumer->subscription,
-														 event)];
+		cursor = &consumer->cursors[cqrs_key_partition(event->key,
+													   consumer->subscription->partitions)];
 		if (!cqrs_snapshot_shows(cursor->snapshot, event->xid) &&
 			(cursor->until_tick == 0 || event->position > cursor->position ||
 			 !cqrs_snapshot_shows(cursor->until_snapshot, event->xid)))

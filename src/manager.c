@@ -62,7 +62,7 @@ typedef struct ScheduledKey
 {
 	int32		subscription_id;
 	int32		partition;
-}			ScheduledKey;
+} ScheduledKey;
 
 /* A cursor that workers deliver, as the manager sees it. */
 typedef struct Scheduled
@@ -86,7 +86,7 @@ typedef struct PulledTopic
 {
 	int32		topic_id;
 	char		name[NAMEDATALEN];
-}			PulledTopic;
+} PulledTopic;
 
 static CqrsDatabaseSlot *my_slot = NULL;
 
@@ -112,7 +112,7 @@ static List *scheduled_by_bit[CQRS_DIRTY_BITS];
 typedef struct TopicSet
 {
 	uint64		words[CQRS_DIRTY_WORDS];
-}			TopicSet;
+} TopicSet;
 
 /* The last look. */
 static MemoryContext look_context = NULL;
@@ -136,11 +136,11 @@ static bool begin_cycle(void);
 static void end_cycle(void);
 static bool time_to_look(TimestampTz now, bool *poll);
 static void look(bool poll);
-static void take_dirty(TopicSet * topics);
-static void add_topic(TopicSet * topics, int32 topic_id);
-static bool has_topic(const TopicSet * topics, int32 topic_id);
-static bool find_topics(const CqrsSnapshot *lower, TopicSet * topics);
-static void find_due(const TopicSet * topics);
+static void take_dirty(TopicSet *topics);
+static void add_topic(TopicSet *topics, int32 topic_id);
+static bool has_topic(const TopicSet *topics, int32 topic_id);
+static bool find_topics(const CqrsSnapshot *lower, TopicSet *topics);
+static void find_due(const TopicSet *topics);
 static void make_due(Scheduled *scheduled);
 static void tick(void);
 static void refresh_schedule(void);
@@ -409,7 +409,7 @@ look(bool poll)
  * The topics that were announced since the last time.
  */
 static void
-take_dirty(TopicSet * topics)
+take_dirty(TopicSet *topics)
 {
 	int			i;
 
@@ -419,7 +419,7 @@ take_dirty(TopicSet * topics)
 }
 
 static void
-add_topic(TopicSet * topics, int32 topic_id)
+add_topic(TopicSet *topics, int32 topic_id)
 {
 	int			bit = (uint32) topic_id % CQRS_DIRTY_BITS;
 
@@ -427,7 +427,7 @@ add_topic(TopicSet * topics, int32 topic_id)
 }
 
 static bool
-has_topic(const TopicSet * topics, int32 topic_id)
+has_topic(const TopicSet *topics, int32 topic_id)
 {
 	int			bit = (uint32) topic_id % CQRS_DIRTY_BITS;
 
@@ -439,7 +439,7 @@ has_topic(const TopicSet * topics, int32 topic_id)
  * has.
  */
 static bool
-find_topics(const CqrsSnapshot *lower, TopicSet * topics)
+find_topics(const CqrsSnapshot *lower, TopicSet *topics)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	HASH_SEQ_STATUS status;
@@ -468,7 +468,7 @@ find_topics(const CqrsSnapshot *lower, TopicSet * topics)
  * The cursors on these topics are due up to the last look.
  */
 static void
-find_due(const TopicSet * topics)
+find_due(const TopicSet *topics)
 {
 	int			bit;
 

@@ -51,7 +51,7 @@ static void begin_ack(CqrsRelay *relay, CqrsSubscription *subscription,
 					  int partition);
 static void not_received(const CqrsSubscription *subscription,
 						 int64 position) pg_attribute_noreturn();
-static CqrsParked * last_received(const CqrsParkedSet * set);
+static CqrsParked *last_received(const CqrsParkedSet *set);
 static void ack_parked(CqrsRelay *relay, int64 position);
 static void ack_new(CqrsCursor *cursor, int64 position);
 
@@ -343,9 +343,8 @@ receive_new(CqrsRelay *relay, int batch_size, Tuplestorestate *store,
 	}
 
 	/* What was passed by before the first one is done with. */
-	cursor->received = Max(cursor->received, relay->last);
-	if (cursor->received == relay->last)
-		cursor->received_all = cqrs_window_at_end(relay->window);
+	cursor->received = relay->last;
+	cursor->received_all = cqrs_window_at_end(relay->window);
 	cursor->delivered += nnew;
 	cursor->retrying = false;
 	if (cursor->until_tick != relay->start_until ||
@@ -446,7 +445,7 @@ not_received(const CqrsSubscription *subscription, int64 position)
  * The highest of the parked events that were handed out, or NULL.
  */
 static CqrsParked *
-last_received(const CqrsParkedSet * set)
+last_received(const CqrsParkedSet *set)
 {
 	CqrsParked *last = NULL;
 	int			i;

@@ -62,7 +62,7 @@ typedef struct IdEntry
 {
 	int32		id;				/* hash key */
 	void	   *entry;
-}			IdEntry;
+} IdEntry;
 
 /* Columns of cqrs.topic. */
 enum

@@ -44,7 +44,7 @@ typedef enum CqrsSubscriptionState
 	CQRS_SUBSCRIPTION_ACTIVE,
 	CQRS_SUBSCRIPTION_PAUSED,
 	CQRS_SUBSCRIPTION_SUSPENDED
-}			CqrsSubscriptionState;
+} CqrsSubscriptionState;
 
 /* Times are in milliseconds; see table cqrs.subscription. */
 typedef struct CqrsSubscription

@@ -40,8 +40,6 @@
 
 #include "access/detoast.h"
 #include "access/xact.h"
-#include "common/hashfn.h"
-#include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
@@ -157,7 +155,7 @@ cqrs_relay_next(CqrsRelay *relay, int max_events, CqrsEvent *event)
 			continue;
 		}
 
-		if (cqrs_event_partition(relay->subscription, event) !=
+		if (cqrs_key_partition(event->key, relay->subscription->partitions) !=
 			cursor->partition)
 			relay->nothers++;
 		else if (relay->parked == NULL ||
@@ -243,28 +241,6 @@ cqrs_relay_end(CqrsRelay *relay)
 	if (relay->window != NULL)
 		close_window(relay);
 	UnregisterSnapshot(relay->snapshot);
-}
-
-/*
- * The partition that an event is in: by the hash of its key alone, so that
- * the events of one key stay together whatever their topics. Without a key,
- * the first.
- */
-int
-cqrs_event_partition(const CqrsSubscription *subscription,
-					 const CqrsEvent *event)
-{
-	text	   *key;
-	uint32		hash;
-
-	if (subscription->partitions == 1 || event->key.isnull)
-		return 0;
-	key = DatumGetTextPP(event->key.value);
-	hash = hash_bytes((unsigned char *) VARDATA_ANY(key),
-					  VARSIZE_ANY_EXHDR(key));
-	if ((Pointer) key != DatumGetPointer(event->key.value))
-		pfree(key);
-	return hash % subscription->partitions;
 }
 
 /*

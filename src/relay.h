@@ -51,7 +51,4 @@ extern void cqrs_relay_advance(CqrsRelay *relay);
 extern void cqrs_relay_close_window(CqrsCursor *cursor);
 extern void cqrs_relay_end(CqrsRelay *relay);
 
-extern int	cqrs_event_partition(const CqrsSubscription *subscription,
-								 const CqrsEvent *event);
-
 #endif							/* CQRS_RELAY_H */

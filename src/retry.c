@@ -68,21 +68,21 @@ typedef struct LaneEntry
 {
 	uint64		lane;			/* hash key */
 	int			nparked;
-}			LaneEntry;
+} LaneEntry;
 
 static uint64 lane_of(int32 topic_id, NullableDatum key);
-static CqrsParkedSet * new_set(void);
-static void add_to_lane(CqrsParkedSet * set, CqrsParked * parked);
-static void remove_from_set(CqrsParkedSet * set, CqrsParked * parked,
+static CqrsParkedSet *new_set(void);
+static void add_to_lane(CqrsParkedSet *set, CqrsParked *parked);
+static void remove_from_set(CqrsParkedSet *set, CqrsParked *parked,
 							CqrsCursor *cursor);
 static void event_from_values(const Datum *values, const bool *nulls,
 							  CqrsEvent *event);
-static void set_fault(const CqrsFault * fault, Datum *values, bool *nulls);
-static void record_attempt(CqrsParked * parked,
+static void set_fault(const CqrsFault *fault, Datum *values, bool *nulls);
+static void record_attempt(CqrsParked *parked,
 						   const CqrsSubscription *subscription,
-						   CqrsCursor *cursor, const CqrsFault * fault);
-static void bury(CqrsParkedSet * set, CqrsParked * parked, CqrsCursor *cursor,
-				 const CqrsFault * fault);
+						   CqrsCursor *cursor, const CqrsFault *fault);
+static void bury(CqrsParkedSet *set, CqrsParked *parked, CqrsCursor *cursor,
+				 const CqrsFault *fault);
 static void update_row(const CqrsCursor *cursor, int64 position,
 					   Datum *values, bool *replace);
 static SysScanDesc begin_scan(Relation rel, Relation *index,
@@ -153,7 +153,7 @@ cqrs_parked_load(CqrsCursor *cursor, Snapshot snapshot)
  * Does an event of this lane have to wait?
  */
 bool
-cqrs_parked_blocks(const CqrsParkedSet * set, uint64 lane)
+cqrs_parked_blocks(const CqrsParkedSet *set, uint64 lane)
 {
 	LaneEntry  *entry;
 
@@ -167,7 +167,7 @@ cqrs_parked_blocks(const CqrsParkedSet * set, uint64 lane)
  * The first parked event that may be tried now, or NULL.
  */
 CqrsParked *
-cqrs_parked_due(const CqrsParkedSet * set, TimestampTz now)
+cqrs_parked_due(const CqrsParkedSet *set, TimestampTz now)
 {
 	int			i;
 
@@ -185,7 +185,7 @@ cqrs_parked_due(const CqrsParkedSet * set, TimestampTz now)
  * When the next of them may be tried; 0: there are none.
  */
 TimestampTz
-cqrs_parked_next_retry(const CqrsParkedSet * set)
+cqrs_parked_next_retry(const CqrsParkedSet *set)
 {
 	TimestampTz next = 0;
 	int			i;
@@ -205,7 +205,7 @@ cqrs_parked_next_retry(const CqrsParkedSet * set)
  * The parked event at this position, or NULL.
  */
 CqrsParked *
-cqrs_parked_find(const CqrsParkedSet * set, int64 position)
+cqrs_parked_find(const CqrsParkedSet *set, int64 position)
 {
 	int			i;
 
@@ -255,7 +255,7 @@ cqrs_parked_read(const CqrsCursor *cursor, int64 position, Snapshot snapshot,
  */
 void
 cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event, int attempts,
-				   TimestampTz retry_at, const CqrsFault * fault)
+				   TimestampTz retry_at, const CqrsFault *fault)
 {
 	Relation	rel;
 	Datum		values[RETRY_COLUMNS];
@@ -296,8 +296,8 @@ cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event, int attempts,
  * The set must not be full.
  */
 CqrsParkedSet *
-cqrs_park(CqrsParkedSet * set, const CqrsSubscription *subscription,
-		  CqrsCursor *cursor, const CqrsEvent *event, const CqrsFault * fault)
+cqrs_park(CqrsParkedSet *set, const CqrsSubscription *subscription,
+		  CqrsCursor *cursor, const CqrsEvent *event, const CqrsFault *fault)
 {
 	CqrsParked *parked;
 
@@ -310,7 +310,7 @@ cqrs_park(CqrsParkedSet * set, const CqrsSubscription *subscription,
 	parked->attempts = fault ? 1 : 0;
 	parked->received = false;
 	parked->gone = false;
-	parked->retry_at = fault == NULL ? GetCurrentTimestamp() :
+	parked->retry_at = fault == NULL ? event->emitted_at :
 		fault->retry_at != 0 ? fault->retry_at :
 		cqrs_retry_time(subscription, 1);
 	add_to_lane(set, parked);
@@ -327,9 +327,9 @@ cqrs_park(CqrsParkedSet * set, const CqrsSubscription *subscription,
  * counted, the attempt was counted when it began.
  */
 void
-cqrs_parked_failed(CqrsParkedSet * set, CqrsParked * parked,
+cqrs_parked_failed(CqrsParkedSet *set, CqrsParked *parked,
 				   const CqrsSubscription *subscription, CqrsCursor *cursor,
-				   const CqrsFault * fault, bool counted)
+				   const CqrsFault *fault, bool counted)
 {
 	if (!counted)
 		parked->attempts++;
@@ -345,7 +345,7 @@ cqrs_parked_failed(CqrsParkedSet * set, CqrsParked * parked,
  * Returns false if there were enough of them: then the event was given up.
  */
 bool
-cqrs_parked_begin_attempt(CqrsParkedSet * set, CqrsParked * parked,
+cqrs_parked_begin_attempt(CqrsParkedSet *set, CqrsParked *parked,
 						  const CqrsSubscription *subscription,
 						  CqrsCursor *cursor)
 {
@@ -367,7 +367,7 @@ cqrs_parked_begin_attempt(CqrsParkedSet * set, CqrsParked * parked,
  * Note that a parked event was handed out by cqrs_receive().
  */
 void
-cqrs_parked_set_received(CqrsParked * parked, CqrsCursor *cursor)
+cqrs_parked_set_received(CqrsParked *parked, CqrsCursor *cursor)
 {
 	Datum		values[RETRY_COLUMNS];
 	bool		replace[RETRY_COLUMNS] = {0};
@@ -382,7 +382,7 @@ cqrs_parked_set_received(CqrsParked * parked, CqrsCursor *cursor)
  * A parked event was delivered, or given up: the next of its lane may go on.
  */
 void
-cqrs_parked_done(CqrsParkedSet * set, CqrsParked * parked, CqrsCursor *cursor)
+cqrs_parked_done(CqrsParkedSet *set, CqrsParked *parked, CqrsCursor *cursor)
 {
 	delete_row(cursor, parked->position);
 	remove_from_set(set, parked, cursor);
@@ -473,7 +473,7 @@ new_set(void)
  * Events are added in the order in which they are to be delivered.
  */
 static void
-add_to_lane(CqrsParkedSet * set, CqrsParked * parked)
+add_to_lane(CqrsParkedSet *set, CqrsParked *parked)
 {
 	LaneEntry  *entry;
 	bool		found;
@@ -485,7 +485,7 @@ add_to_lane(CqrsParkedSet * set, CqrsParked * parked)
 }
 
 static void
-remove_from_set(CqrsParkedSet * set, CqrsParked * parked, CqrsCursor *cursor)
+remove_from_set(CqrsParkedSet *set, CqrsParked *parked, CqrsCursor *cursor)
 {
 	LaneEntry  *entry;
 	int			i;
@@ -538,7 +538,7 @@ event_from_values(const Datum *values, const bool *nulls, CqrsEvent *event)
 }
 
 static void
-set_fault(const CqrsFault * fault, Datum *values, bool *nulls)
+set_fault(const CqrsFault *fault, Datum *values, bool *nulls)
 {
 	nulls[RETRY_FAILED_AT - 1] = fault == NULL;
 	nulls[RETRY_SQLSTATE - 1] = fault == NULL;
@@ -556,8 +556,8 @@ set_fault(const CqrsFault * fault, Datum *values, bool *nulls)
  * Write an attempt down, and when the next one may be made.
  */
 static void
-record_attempt(CqrsParked * parked, const CqrsSubscription *subscription,
-			   CqrsCursor *cursor, const CqrsFault * fault)
+record_attempt(CqrsParked *parked, const CqrsSubscription *subscription,
+			   CqrsCursor *cursor, const CqrsFault *fault)
 {
 	Datum		values[RETRY_COLUMNS];
 	bool		nulls[RETRY_COLUMNS];
@@ -583,8 +583,8 @@ record_attempt(CqrsParked * parked, const CqrsSubscription *subscription,
  * Give an event up: from cqrs.retry to cqrs.dead_letter.
  */
 static void
-bury(CqrsParkedSet * set, CqrsParked * parked, CqrsCursor *cursor,
-	 const CqrsFault * fault)
+bury(CqrsParkedSet *set, CqrsParked *parked, CqrsCursor *cursor,
+	 const CqrsFault *fault)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	CqrsEvent	event;

@@ -34,7 +34,7 @@ typedef struct CqrsParked
 	bool		head;			/* the lowest position of its lane */
 	bool		gone;			/* delivered or dead meanwhile */
 	TimestampTz retry_at;
-}			CqrsParked;
+} CqrsParked;
 
 /* The parked events of one cursor, by position. */
 typedef struct CqrsParkedSet
@@ -43,7 +43,7 @@ typedef struct CqrsParkedSet
 	bool		full;			/* ... there are as many, or more */
 	CqrsParked *parked;
 	HTAB	   *lanes;
-}			CqrsParkedSet;
+} CqrsParkedSet;
 
 /* Why an event was not delivered. */
 typedef struct CqrsFault
@@ -51,35 +51,35 @@ typedef struct CqrsFault
 	int			sqlerrcode;
 	const char *message;
 	TimestampTz retry_at;		/* 0: as the subscription's settings say */
-}			CqrsFault;
+} CqrsFault;
 
 extern uint64 cqrs_event_lane(const CqrsEvent *event);
 
-extern CqrsParkedSet * cqrs_parked_load(CqrsCursor *cursor, Snapshot snapshot);
-extern bool cqrs_parked_blocks(const CqrsParkedSet * set, uint64 lane);
-extern CqrsParked * cqrs_parked_due(const CqrsParkedSet * set, TimestampTz now);
-extern TimestampTz cqrs_parked_next_retry(const CqrsParkedSet * set);
-extern CqrsParked * cqrs_parked_find(const CqrsParkedSet * set, int64 position);
+extern CqrsParkedSet *cqrs_parked_load(CqrsCursor *cursor, Snapshot snapshot);
+extern bool cqrs_parked_blocks(const CqrsParkedSet *set, uint64 lane);
+extern CqrsParked *cqrs_parked_due(const CqrsParkedSet *set, TimestampTz now);
+extern TimestampTz cqrs_parked_next_retry(const CqrsParkedSet *set);
+extern CqrsParked *cqrs_parked_find(const CqrsParkedSet *set, int64 position);
 
 extern bool cqrs_parked_read(const CqrsCursor *cursor, int64 position,
 							 Snapshot snapshot, CqrsEvent *event,
 							 int *attempts);
 extern void cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event,
 							   int attempts, TimestampTz retry_at,
-							   const CqrsFault * fault);
-extern CqrsParkedSet * cqrs_park(CqrsParkedSet * set,
-								 const CqrsSubscription *subscription,
-								 CqrsCursor *cursor, const CqrsEvent *event,
-								 const CqrsFault * fault);
-extern void cqrs_parked_failed(CqrsParkedSet * set, CqrsParked * parked,
+							   const CqrsFault *fault);
+extern CqrsParkedSet *cqrs_park(CqrsParkedSet *set,
+								const CqrsSubscription *subscription,
+								CqrsCursor *cursor, const CqrsEvent *event,
+								const CqrsFault *fault);
+extern void cqrs_parked_failed(CqrsParkedSet *set, CqrsParked *parked,
 							   const CqrsSubscription *subscription,
-							   CqrsCursor *cursor, const CqrsFault * fault,
+							   CqrsCursor *cursor, const CqrsFault *fault,
 							   bool counted);
-extern bool cqrs_parked_begin_attempt(CqrsParkedSet * set, CqrsParked * parked,
+extern bool cqrs_parked_begin_attempt(CqrsParkedSet *set, CqrsParked *parked,
 									  const CqrsSubscription *subscription,
 									  CqrsCursor *cursor);
-extern void cqrs_parked_set_received(CqrsParked * parked, CqrsCursor *cursor);
-extern void cqrs_parked_done(CqrsParkedSet * set, CqrsParked * parked,
+extern void cqrs_parked_set_received(CqrsParked *parked, CqrsCursor *cursor);
+extern void cqrs_parked_done(CqrsParkedSet *set, CqrsParked *parked,
 							 CqrsCursor *cursor);
 extern void cqrs_parked_discard_all(CqrsCursor *cursor);
 extern TimestampTz cqrs_retry_time(const CqrsSubscription *subscription,

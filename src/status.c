@@ -167,10 +167,13 @@ count_lag(CqrsSubscription *subscription, const CqrsCursor *cursor,
 		{
 			lag += cqrs_window_count(subscription->topics[i], lower,
 									 cursor->until_snapshot, cursor->position,
-									 snapshot, EXACT_LAG - lag, oldest);
+									 subscription->partitions,
+									 cursor->partition, snapshot,
+									 EXACT_LAG - lag, oldest);
 			lower = cursor->until_snapshot;
 		}
 		lag += cqrs_window_count(subscription->topics[i], lower, NULL, 0,
+								 subscription->partitions, cursor->partition,
 								 snapshot, EXACT_LAG - lag, oldest);
 	}
 	if (lag >= EXACT_LAG)

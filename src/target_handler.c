@@ -58,7 +58,7 @@ typedef struct Batch
 	MemoryContext per_event;
 	bool		in_worker;
 	volatile CqrsDelivery *delivery;
-}			Batch;
+} Batch;
 
 /* Subscriptions being drained up the stack. */
 static List *draining = NIL;
@@ -67,10 +67,11 @@ static bool timeout_registered = false;
 static TimeoutId handler_timeout_id;
 static volatile sig_atomic_t handler_timed_out = false;
 
-static void find_handler(Batch * batch);
-static bool deliver_parked(Batch * batch, int max_events, int64 position);
-static void deliver_new(Batch * batch, int max_events);
-static void call_handler(Batch * batch, const CqrsEvent *event,
+static void find_handler(Batch *batch);
+static bool deliver_parked(Batch *batch, int max_events, int64 position,
+						   TimestampTz now);
+static void deliver_new(Batch *batch, int max_events);
+static void call_handler(Batch *batch, const CqrsEvent *event,
 						 const char *status, int attempts);
 static void arm_timeout(const CqrsSubscription *subscription);
 static void handler_timeout(void);
@@ -78,6 +79,7 @@ static void delivery_error_callback(void *arg);
 static int64 drain(int32 subscription_id, int partition);
 static ErrorData *deliver_in_subtransaction(CqrsSubscription *subscription,
 											int partition, int max_events,
+											TimestampTz now,
 											CqrsDelivery *delivery);
 
 PG_FUNCTION_INFO_V1(cqrs_drain);
@@ -87,12 +89,13 @@ PG_FUNCTION_INFO_V1(cqrs_drain);
  * The current user is the subscription's owner.
  *	max_events		at most so many
  *	parked_position	not 0: this parked event, due or not, and nothing else
+ *	now				parked events are due if they are to be tried by then
  *	in_worker		limit the time of each call, and of the batch
  */
 void
 cqrs_target_deliver(CqrsSubscription *subscription, int partition,
-					int max_events, int64 parked_position, bool in_worker,
-					volatile CqrsDelivery *delivery)
+					int max_events, int64 parked_position, TimestampTz now,
+					bool in_worker, volatile CqrsDelivery *delivery)
 {
 	ErrorContextCallback errcallback;
 	Batch		batch = {.in_worker = in_worker};
@@ -120,7 +123,7 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 	batch.per_event = AllocSetContextCreate(CurrentMemoryContext,
 											"cqrs event",
 											ALLOCSET_DEFAULT_SIZES);
-	if (deliver_parked(&batch, max_events, parked_position))
+	if (deliver_parked(&batch, max_events, parked_position, now))
 		delivery->more = true;
 	else if (parked_position == 0)
 		deliver_new(&batch, max_events);
@@ -233,7 +236,7 @@ cqrs_target_is_outage(const ErrorData *error)
  * if it is not there.
  */
 static void
-find_handler(Batch * batch)
+find_handler(Batch *batch)
 {
 	CqrsSubscription *subscription = batch->relay.subscription;
 
@@ -255,10 +258,9 @@ find_handler(Batch * batch)
  * only had to wait. Or the one at position. Returns false if there is none.
  */
 static bool
-deliver_parked(Batch * batch, int max_events, int64 position)
+deliver_parked(Batch *batch, int max_events, int64 position, TimestampTz now)
 {
 	CqrsRelay  *relay = &batch->relay;
-	TimestampTz now = GetCurrentTimestamp();
 	bool		failed_before = false;
 	CqrsParked *parked;
 	int			n = 0;
@@ -302,7 +304,7 @@ deliver_parked(Batch * batch, int max_events, int64 position)
  * Deliver new events, and move the cursor.
  */
 static void
-deliver_new(Batch * batch, int max_events)
+deliver_new(Batch *batch, int max_events)
 {
 	CqrsRelay  *relay = &batch->relay;
 	CqrsEvent	event;
@@ -324,7 +326,7 @@ deliver_new(Batch * batch, int max_events)
  * Call the handler with one event, under a snapshot of its own.
  */
 static void
-call_handler(Batch * batch, const CqrsEvent *event, const char *status,
+call_handler(Batch *batch, const CqrsEvent *event, const char *status,
 			 int attempts)
 {
 	CqrsSubscription *subscription = batch->relay.subscription;
@@ -466,11 +468,13 @@ cqrs_drain(PG_FUNCTION_ARGS)
 }
 
 /*
- * Deliver all of one partition. Returns how many events were.
+ * Deliver all of one partition. Returns how many events were. What fails is
+ * not tried a second time, however short the delay.
  */
 static int64
 drain(int32 subscription_id, int partition)
 {
+	TimestampTz start = GetCurrentTimestamp();
 	int			max_events = CQRS_BATCH_EVENTS;
 	int64		total = 0;
 	CqrsDelivery delivery;
@@ -485,7 +489,7 @@ drain(int32 subscription_id, int partition)
 		if (subscription == NULL)
 			break;
 		error = deliver_in_subtransaction(subscription, partition, max_events,
-										  &delivery);
+										  start, &delivery);
 		if (error == NULL)
 		{
 			total += delivery.nevents;
@@ -517,7 +521,8 @@ drain(int32 subscription_id, int partition)
  */
 static ErrorData *
 deliver_in_subtransaction(CqrsSubscription *subscription, int partition,
-						  int max_events, CqrsDelivery *delivery)
+						  int max_events, TimestampTz now,
+						  CqrsDelivery *delivery)
 {
 	MemoryContext oldcontext = CurrentMemoryContext;
 	ResourceOwner oldowner = CurrentResourceOwner;
@@ -527,7 +532,7 @@ deliver_in_subtransaction(CqrsSubscription *subscription, int partition,
 	MemoryContextSwitchTo(oldcontext);
 	PG_TRY();
 	{
-		cqrs_target_deliver(subscription, partition, max_events, 0, false,
+		cqrs_target_deliver(subscription, partition, max_events, 0, now, false,
 							delivery);
 		ReleaseCurrentSubTransaction();
 	}

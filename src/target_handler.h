@@ -25,7 +25,7 @@ typedef struct CqrsDelivery
 
 extern void cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 								int max_events, int64 parked_position,
-								bool in_worker,
+								TimestampTz now, bool in_worker,
 								volatile CqrsDelivery *delivery);
 extern void cqrs_target_failed(CqrsSubscription *subscription, int partition,
 							   int64 position, const ErrorData *error,

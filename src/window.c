@@ -42,6 +42,7 @@
 #include "access/relation.h"
 #include "access/tableam.h"
 #include "catalog/pg_type.h"
+#include "common/hashfn.h"
 #include "executor/tuptable.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -110,6 +111,8 @@ typedef bool (*RowCallback) (void *arg, HeapTuple tuple, TupleDesc desc,
 typedef struct Count
 {
 	int64		after_position;
+	int			partitions;
+	int			partition;
 	int64		limit;
 	int64		count;
 	TimestampTz oldest;
@@ -120,7 +123,7 @@ typedef struct Since
 {
 	TimestampTz time;
 	FullTransactionId first;	/* of the transactions that emitted then */
-}			Since;
+} Since;
 
 static void copy_snapshot(CqrsSnapshot **to, const CqrsSnapshot *from);
 static void load_chunk(CqrsWindow *window);
@@ -325,16 +328,18 @@ cqrs_window_has_events(const CqrsTopic *topic, const CqrsSnapshot *lower,
 }
 
 /*
- * How many events of the topic are in this window after a position, counting
- * no further than limit. *oldest gets when the earliest of them was emitted,
- * if that is before its value.
+ * How many events of the topic are in this window after a position, and in one
+ * of so many partitions, counting no further than limit. *oldest gets when the
+ * earliest of them was emitted, if that is before its value.
  */
 int64
 cqrs_window_count(const CqrsTopic *topic, const CqrsSnapshot *lower,
 				  const CqrsSnapshot *upper, int64 after_position,
-				  Snapshot snapshot, int64 limit, TimestampTz *oldest)
+				  int partitions, int partition, Snapshot snapshot,
+				  int64 limit, TimestampTz *oldest)
 {
-	Count		count = {after_position, limit, 0, *oldest};
+	Count		count = {after_position, partitions, partition, limit, 0,
+	*oldest};
 
 	if (limit > 0)
 		scan_topic(topic, lower, upper, snapshot, count_row, &count);
@@ -371,6 +376,27 @@ cqrs_window_since(int ntopics, CqrsTopic *const *topics, TimestampTz time,
 	result->nxip = 0;
 	result->xmin = result->xmax = since.first;
 	return result;
+}
+
+/*
+ * Which of so many partitions the events of a key are in: by the hash of the
+ * key alone, so that they stay together whatever their topics. Without a key,
+ * the first.
+ */
+int
+cqrs_key_partition(NullableDatum key, int partitions)
+{
+	text	   *value;
+	uint32		hash;
+
+	if (partitions == 1 || key.isnull)
+		return 0;
+	value = DatumGetTextPP(key.value);
+	hash = hash_bytes((unsigned char *) VARDATA_ANY(value),
+					  VARSIZE_ANY_EXHDR(value));
+	if ((Pointer) value != DatumGetPointer(key.value))
+		pfree(value);
+	return hash % partitions;
 }
 
 static void
@@ -703,11 +729,15 @@ static bool
 count_row(void *arg, HeapTuple tuple, TupleDesc desc, FullTransactionId xid)
 {
 	Count	   *count = (Count *) arg;
+	NullableDatum key;
 	bool		isnull;
 	TimestampTz emitted_at;
 
 	if (DatumGetInt64(heap_getattr(tuple, CQRS_SEG_POSITION, desc, &isnull)) <=
 		count->after_position)
+		return true;
+	key.value = heap_getattr(tuple, CQRS_SEG_KEY, desc, &key.isnull);
+	if (cqrs_key_partition(key, count->partitions) != count->partition)
 		return true;
 	emitted_at = DatumGetTimestampTz(heap_getattr(tuple, CQRS_SEG_EMITTED_AT,
 												  desc, &isnull));

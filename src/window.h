@@ -56,8 +56,10 @@ extern bool cqrs_window_has_events(const CqrsTopic *topic,
 extern int64 cqrs_window_count(const CqrsTopic *topic,
 							   const CqrsSnapshot *lower,
 							   const CqrsSnapshot *upper,
-							   int64 after_position, Snapshot snapshot,
+							   int64 after_position, int partitions,
+							   int partition, Snapshot snapshot,
 							   int64 limit, TimestampTz *oldest);
+extern int	cqrs_key_partition(NullableDatum key, int partitions);
 
 extern CqrsSnapshot *cqrs_window_since(int ntopics, CqrsTopic *const *topics,
 									   TimestampTz time, Snapshot snapshot);

@@ -77,24 +77,24 @@ typedef struct Job
 	CqrsDelivery delivery;
 	bool		committing;		/* the rest is done */
 	TimestampTz failed_until;
-}			Job;
+} Job;
 
-typedef void (*JobFunction) (CqrsSubscription *subscription, Job * job);
+typedef void (*JobFunction) (CqrsSubscription *subscription, Job *job);
 
 static CqrsWorkerSlot *my_slot = NULL;
 
 static void worker_attach(int index);
 static void worker_exit(int code, Datum arg);
 static void deliver(void);
-static Outcome deliver_some(Job * job, int *careful, int *one_by_one);
-static void record_outage(Job * job, ErrorData *error);
+static Outcome deliver_some(Job *job, int *careful, int *one_by_one);
+static void record_outage(Job *job, ErrorData *error);
 static void reset_session(void);
 static void reset_role(void);
-static ErrorData *run(JobFunction function, Job * job);
-static void run_deliver(CqrsSubscription *subscription, Job * job);
-static void run_announce(CqrsSubscription *subscription, Job * job);
-static void run_record_event(CqrsSubscription *subscription, Job * job);
-static void run_record_outage(CqrsSubscription *subscription, Job * job);
+static ErrorData *run(JobFunction function, Job *job);
+static void run_deliver(CqrsSubscription *subscription, Job *job);
+static void run_announce(CqrsSubscription *subscription, Job *job);
+static void run_record_event(CqrsSubscription *subscription, Job *job);
+static void run_record_outage(CqrsSubscription *subscription, Job *job);
 static CqrsSubscription *begin_delivery(int32 subscription_id);
 
 void
@@ -249,7 +249,7 @@ deliver(void)
  * to be delivered carefully; *one_by_one, how many alone.
  */
 static Outcome
-deliver_some(Job * job, int *careful, int *one_by_one)
+deliver_some(Job *job, int *careful, int *one_by_one)
 {
 	ErrorData  *error;
 	int			nevents;
@@ -319,7 +319,7 @@ deliver_some(Job * job, int *careful, int *one_by_one)
  * Record what is no event's fault, if that can be, and free the error.
  */
 static void
-record_outage(Job * job, ErrorData *error)
+record_outage(Job *job, ErrorData *error)
 {
 	job->error = error;
 	job->failed_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
@@ -354,7 +354,7 @@ reset_role(void)
  * makes us do part of the batch again first.
  */
 static ErrorData *
-run(JobFunction function, Job * job)
+run(JobFunction function, Job *job)
 {
 	MemoryContext context = CurrentMemoryContext;
 	CqrsSubscription *subscription;
@@ -394,10 +394,11 @@ run(JobFunction function, Job * job)
  * Deliver a batch, or the announced event.
  */
 static void
-run_deliver(CqrsSubscription *subscription, Job * job)
+run_deliver(CqrsSubscription *subscription, Job *job)
 {
 	cqrs_target_deliver(subscription, job->partition, job->max_events,
-						job->announced, true, &job->delivery);
+						job->announced, GetCurrentTimestamp(), true,
+						&job->delivery);
 	if (job->first)
 		cqrs_failure_clear(job->subscription_id, job->partition);
 }
@@ -406,7 +407,7 @@ run_deliver(CqrsSubscription *subscription, Job * job)
  * Choose the event to deliver next, and count the attempt beforehand.
  */
 static void
-run_announce(CqrsSubscription *subscription, Job * job)
+run_announce(CqrsSubscription *subscription, Job *job)
 {
 	job->announced = cqrs_target_announce(subscription, job->partition,
 										  &job->delivery);
@@ -414,14 +415,14 @@ run_announce(CqrsSubscription *subscription, Job * job)
 }
 
 static void
-run_record_event(CqrsSubscription *subscription, Job * job)
+run_record_event(CqrsSubscription *subscription, Job *job)
 {
 	cqrs_target_failed(subscription, job->partition, job->position, job->error,
 					   job->announced != 0);
 }
 
 static void
-run_record_outage(CqrsSubscription *subscription, Job * job)
+run_record_outage(CqrsSubscription *subscription, Job *job)
 {
 	(void) cqrs_subscription_lock(subscription, job->partition, true);
 	job->failed_until = cqrs_failure_record(job->subscription_id,

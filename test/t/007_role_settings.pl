@@ -21,7 +21,7 @@ $node->safe_psql('postgres', q(
 	CREATE ROLE mallory;
 	GRANT mallory TO alice, bob, postgres;
 	GRANT CREATE ON SCHEMA public TO alice, bob;
-	GRANT EXECUTE ON FUNCTION cqrs_subscribe(text, text[], regprocedure, text), cqrs_unsubscribe(text) TO alice, bob;
+	GRANT EXECUTE ON FUNCTION cqrs_subscribe, cqrs_unsubscribe TO alice, bob;
 	SELECT cqrs_register_event('happened', 'things');
 	SELECT cqrs_register_event('failed', 'failures');
 	GRANT SELECT ON cqrs_topics.things, cqrs_topics.failures TO alice, bob;

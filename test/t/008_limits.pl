@@ -77,7 +77,7 @@ $node->safe_psql('four', 'DROP EXTENSION cqrs_outbox');
 ok(wait_managers($node, 'two'), 'and those that are left');
 
 # One worker for all.
-$node->safe_psql('two', 'CREATE ROLE alice LOGIN; GRANT ALL ON SCHEMA public TO alice; GRANT EXECUTE ON FUNCTION cqrs_subscribe(text, text[], regprocedure, text) TO alice; GRANT SELECT ON cqrs_topics.things TO alice; GRANT ALL ON recorded, recorded_seq_seq TO alice');
+$node->safe_psql('two', 'CREATE ROLE alice LOGIN; GRANT ALL ON SCHEMA public TO alice; GRANT EXECUTE ON FUNCTION cqrs_subscribe TO alice; GRANT SELECT ON cqrs_topics.things TO alice; GRANT ALL ON recorded, recorded_seq_seq TO alice');
 for my $n (1 .. 3)
 {
 	$node->safe_psql('two', "SELECT cqrs_subscribe('more $n', ARRAY['things'], 'record_event(cqrs_event)', 'latest')");

@@ -1,0 +1,155 @@
+-- Events that fail: attempts, lanes, dead letters
+CREATE EXTENSION cqrs_outbox;
+SELECT cqrs_register_event('happened', 'things');
+
+-- a handler that fails for what table broken says
+CREATE TABLE broken (n integer);
+CREATE TABLE handled (seq serial, key text, n integer, status text, attempts integer);
+CREATE FUNCTION on_thing(event cqrs_event) RETURNS void LANGUAGE plpgsql SET search_path = public AS $$
+BEGIN
+	INSERT INTO handled (key, n, status, attempts)
+		VALUES (event.key, (event.payload->>'n')::integer, event.status, event.attempts);
+	IF EXISTS (SELECT FROM broken WHERE n = (event.payload->>'n')::integer) THEN
+		RAISE EXCEPTION 'cannot handle %', event.payload->>'n';
+	END IF;
+END $$;
+SELECT cqrs_subscribe('things', ARRAY['things'], 'on_thing(cqrs_event)', max_attempts => 3, retry_delay => '0');
+CREATE FUNCTION emit_retry(key text, n integer[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	FOR i IN 1 .. cardinality(n) LOOP
+		PERFORM cqrs_emit('happened', jsonb_build_object('n', n[i]), key => key);
+	END LOOP;
+END $$;
+CREATE VIEW progress AS
+	SELECT state, lag_events, retrying, waiting, dead, last_error_sqlstate, last_error FROM cqrs_subscription_status;
+CREATE VIEW outbox AS
+	SELECT key, payload->>'n' AS n, status, attempts FROM cqrs_events('things');
+
+-- the one that fails is rolled back, later ones of its key wait, others go on
+INSERT INTO broken VALUES (2);
+SELECT emit_retry('a', '{1, 2, 3}'), emit_retry('b', '{4}'), emit_retry('a', '{5}'), emit_retry(NULL, '{6}');
+\set VERBOSITY terse
+SELECT cqrs_drain('things') AS delivered;
+SELECT * FROM progress;
+SELECT * FROM outbox;
+SELECT key, n, status, attempts FROM handled ORDER BY seq;
+
+-- what waited goes on, in order, when it succeeds
+DELETE FROM broken;
+SELECT emit_retry('a', '{7}'), emit_retry('b', '{8}');
+SELECT cqrs_drain('things') AS delivered;
+SELECT key, n, status, attempts FROM handled ORDER BY seq;
+SELECT * FROM progress;
+SELECT * FROM outbox;
+TRUNCATE handled RESTART IDENTITY;
+
+-- or when it is given up
+INSERT INTO broken VALUES (10), (11);
+SELECT emit_retry('a', '{9, 10, 11, 12}'), emit_retry('b', '{13}');
+SELECT cqrs_drain('things') AS delivered FROM generate_series(1, 6);
+SELECT key, n, status, attempts FROM handled ORDER BY seq;
+SELECT * FROM progress;
+SELECT * FROM outbox;
+SELECT key, payload->>'n' AS n, status, attempts FROM cqrs_events('things', status => 'dead');
+SELECT key, payload->>'n' AS n, status, attempts FROM cqrs_events('things', status => 'all') WHERE (payload->>'n')::integer > 8;
+SELECT event_name, topic, key, payload, attempts, sqlstate, error FROM cqrs_dead_letters('things');
+SELECT position, died_at >= emitted_at AS died FROM cqrs_dead_letters('things') ORDER BY 1;
+
+-- tried anew: all, or one
+DELETE FROM broken;
+TRUNCATE handled RESTART IDENTITY;
+SELECT event_id FROM cqrs_dead_letters('things') ORDER BY position DESC LIMIT 1 \gset
+SELECT cqrs_redrive('things', :'event_id');
+SELECT cqrs_redrive('things', :'event_id');
+SELECT cqrs_redrive('things');
+SELECT cqrs_redrive('things');
+SELECT * FROM outbox;
+SELECT cqrs_drain('things') AS delivered;
+SELECT key, n, status, attempts FROM handled ORDER BY seq;
+
+-- or discarded
+INSERT INTO broken VALUES (14), (15);
+SELECT cqrs_alter_subscription('things', max_attempts => 1);
+SELECT emit_retry('a', '{14, 15, 16}');
+SELECT cqrs_drain('things') AS delivered;
+SELECT event_id FROM cqrs_dead_letters('things') ORDER BY position LIMIT 1 \gset
+SELECT cqrs_discard('things', :'event_id');
+SELECT payload FROM cqrs_dead_letters('things');
+SELECT cqrs_drop_topic('things', force => false);
+SELECT cqrs_unregister_event('happened');
+SELECT cqrs_drop_topic('things');
+SELECT cqrs_discard('things');
+SELECT cqrs_discard('things', :'event_id');
+SELECT cqrs_register_event('happened', 'things');
+
+-- for ever
+SELECT cqrs_alter_subscription('things', max_attempts => 0);
+SELECT emit_retry('a', '{14}');
+DO $$ BEGIN FOR i IN 1 .. 10 LOOP PERFORM cqrs_drain('things'); END LOOP; END $$;
+SELECT attempts >= 7 AS many FROM outbox;
+DELETE FROM broken;
+SELECT cqrs_drain('things') AS delivered;
+SELECT * FROM outbox;
+
+-- a deferred constraint fails when the transaction ends: no one event did it
+CREATE TABLE once (n integer UNIQUE DEFERRABLE INITIALLY DEFERRED);
+CREATE FUNCTION on_once(event cqrs_event) RETURNS void LANGUAGE sql SET search_path = public AS $$
+	INSERT INTO once VALUES ((event.payload->>'n')::integer) $$;
+SELECT cqrs_alter_subscription('things', 'on_once(cqrs_event)', max_attempts => 2);
+SELECT emit_retry('a', '{1, 1, 2}');
+SELECT cqrs_drain('things') AS delivered;
+
+-- where everything fails, no more than 1,000 are copied
+DROP TABLE once;
+CREATE FUNCTION on_nothing(event cqrs_event) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE division_by_zero; END $$;
+SELECT cqrs_seek('things', 'latest');
+SELECT cqrs_alter_subscription('things', 'on_nothing(cqrs_event)', max_attempts => 2, retry_delay => '1 hour');
+SELECT cqrs_emit_many('happened', array_agg('{}'::jsonb), array_agg(i::text)) FROM generate_series(1, 1010) i;
+SET client_min_messages = error;
+SELECT cqrs_drain('things') AS delivered;
+RESET client_min_messages;
+SELECT state, lag_events, retrying, waiting, dead FROM cqrs_subscription_status;
+SELECT status, count(*) FROM cqrs_events('things', 2000) GROUP BY 1 ORDER BY 1;
+SELECT cqrs_alter_subscription('things', 'on_thing(cqrs_event)');
+SELECT cqrs_seek('things', 'latest');
+SELECT state, lag_events, retrying, waiting, dead FROM cqrs_subscription_status;
+
+-- no event's fault
+TRUNCATE handled RESTART IDENTITY;
+CREATE FUNCTION on_outage(event cqrs_event) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE disk_full; END $$;
+SELECT cqrs_alter_subscription('things', 'on_outage(cqrs_event)');
+SELECT emit_retry('a', '{17}');
+SELECT cqrs_drain('things') AS delivered;
+\echo :LAST_ERROR_SQLSTATE
+DROP FUNCTION on_outage(cqrs_event);
+SELECT cqrs_drain('things') AS delivered;
+\echo :LAST_ERROR_SQLSTATE
+SELECT * FROM outbox;
+SELECT cqrs_alter_subscription('things', 'on_thing(cqrs_event)');
+SELECT cqrs_drain('things') AS delivered;
+
+-- privileges
+CREATE ROLE regress_cqrs_nobody;
+GRANT EXECUTE ON FUNCTION cqrs_redrive, cqrs_discard, cqrs_alter_subscription TO regress_cqrs_nobody;
+SET ROLE regress_cqrs_nobody;
+SELECT * FROM cqrs_dead_letters('things');
+SELECT cqrs_redrive('things');
+SELECT cqrs_discard('things');
+SELECT cqrs_alter_subscription('things', max_attempts => 1);
+SELECT cqrs_nack('things', 1);
+RESET ROLE;
+SELECT cqrs_dead_letters('no such subscription');
+SELECT cqrs_redrive(NULL);
+SELECT cqrs_alter_subscription('things', max_attempts => -1);
+SELECT cqrs_alter_subscription('things', retry_delay => '-1 s');
+SELECT cqrs_subscribe('other', ARRAY['things'], max_retained_size => NULL);
+SELECT cqrs_subscribe('other', ARRAY['things'], handler_timeout => '-1 s');
+SELECT cqrs_unsubscribe('things');
+SELECT count(*) FROM cqrs.retry;
+SELECT count(*) FROM cqrs.dead_letter;
+REVOKE ALL ON FUNCTION cqrs_redrive, cqrs_discard, cqrs_alter_subscription FROM regress_cqrs_nobody;
+DROP ROLE regress_cqrs_nobody;
+DROP VIEW progress, outbox;
+DROP TABLE broken, handled;
+DROP FUNCTION emit_retry, on_nothing;
+DROP EXTENSION cqrs_outbox CASCADE;
