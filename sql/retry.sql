@@ -60,7 +60,7 @@ DELETE FROM broken;
 TRUNCATE handled RESTART IDENTITY;
 SELECT event_id FROM cqrs_dead_letters('things') ORDER BY position DESC LIMIT 1 \gset
 SELECT cqrs_redrive('things', :'event_id');
-SELECT cqrs_redrive('things', :'event_id');
+SELECT cqrs_redrive('things', '01890a5d-ac96-774b-bcce-b302099a8057');
 SELECT cqrs_redrive('things');
 SELECT cqrs_redrive('things');
 SELECT * FROM outbox;
@@ -79,7 +79,7 @@ SELECT cqrs_drop_topic('things', force => false);
 SELECT cqrs_unregister_event('happened');
 SELECT cqrs_drop_topic('things');
 SELECT cqrs_discard('things');
-SELECT cqrs_discard('things', :'event_id');
+SELECT cqrs_discard('things', '01890a5d-ac96-774b-bcce-b302099a8057');
 SELECT cqrs_register_event('happened', 'things');
 
 -- for ever
