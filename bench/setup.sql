@@ -1,7 +1,6 @@
 -- What every figure is measured on.
 \set QUIET on
 SET client_min_messages = warning;
-CREATE EXTENSION cqrs_outbox;
 CREATE EXTENSION pgq;
 
 -- a server that has been up for a while has touched its shared buffers
@@ -38,12 +37,3 @@ CREATE FUNCTION sql_handler(command jsonb) RETURNS void LANGUAGE sql AS 'SELECT'
 CREATE FUNCTION plpgsql_handler(command jsonb) RETURNS void LANGUAGE plpgsql AS 'BEGIN END';
 SELECT cqrs_register_command('SqlCommand', 'sql_handler(jsonb)');
 SELECT cqrs_register_command('PlpgsqlCommand', 'plpgsql_handler(jsonb)');
-
--- milliseconds that a statement takes
-CREATE FUNCTION ms(statement text) RETURNS double precision LANGUAGE plpgsql AS $$
-DECLARE
-	started timestamptz := clock_timestamp();
-BEGIN
-	EXECUTE statement;
-	RETURN extract(epoch FROM clock_timestamp() - started) * 1000;
-END $$;

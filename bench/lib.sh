@@ -1,0 +1,66 @@
+# Shared by the benchmarks. To be sourced with bash; $top is the checkout.
+
+. "$top/test/lib.sh"
+
+# start_bench [PACKAGE...]: what is missing; the extension, built and
+# installed; a cluster with it and functions.sql
+start_bench()
+{
+	install_missing "$@"
+	bindir=$("$PG_CONFIG" --bindir)
+	make_scratch
+	build_and_install
+	start_cluster bench "$top/bench/bench.conf"
+	query -c "CREATE EXTENSION cqrs_outbox" -f "$top/bench/functions.sql" >/dev/null
+}
+
+# query ARGUMENTS...: of psql
+query()
+{
+	as_user "$bindir/psql" -XAtq -v ON_ERROR_STOP=1 "$@" 2>"$scratch/query.$BASHPID.err" ||
+		{ cat "$scratch/query.$BASHPID.err" >&2; exit 1; }
+}
+
+# setting NAME VALUE: of the cluster; waits until it is in force
+setting()
+{
+	local before
+
+	before=$(query -c "SELECT pg_conf_load_time()" -c "ALTER SYSTEM SET $1 = '$2'")
+	query -c "SELECT pg_reload_conf()" >/dev/null
+	until [ "$(query -c "SELECT pg_conf_load_time() > '$before'")" = t ]; do :; done
+}
+
+# wait_until CONDITION: of SQL
+wait_until()
+{
+	query -c "CALL wait_until(\$\$$1\$\$)"
+}
+
+# tps FILE SECONDS [OPTION...]: transactions a second, with pgbench's options
+tps()
+{
+	local file=$1 seconds=$2
+	shift 2
+
+	as_user "$bindir/pgbench" -n -M prepared -T "$seconds" -f "$file" "$@" 2>"$scratch/pgbench.err" |
+		awk '/^tps/ {print $3; found = 1} END {exit !found}' || { cat "$scratch/pgbench.err" >&2; exit 1; }
+}
+
+# median: of the numbers on the input
+median()
+{
+	sort -g | awk '{v[NR] = $1} END {printf "%.6g", NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2}'
+}
+
+# compute EXPRESSION: awk's
+compute()
+{
+	awk "BEGIN {printf \"%.6g\", $1}"
+}
+
+# report TEXT VALUE UNIT [BOUND]
+report()
+{
+	printf '%-58s %10.2f %-7s %s\n' "$1" "$2" "$3" "${4:-}"
+}
