@@ -1,0 +1,1 @@
+SELECT cqrs_emit('traced', jsonb_build_object('xid', pg_current_xact_id()));
