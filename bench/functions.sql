@@ -57,3 +57,39 @@ $$;
 CREATE FUNCTION cpu(kind text) RETURNS double precision LANGUAGE sql AS $$
 	SELECT coalesce(sum(proc_cpu(pid)), 0) FROM pg_stat_activity WHERE backend_type LIKE 'cqrs_outbox ' || kind
 $$;
+
+-- what observe() saw
+CREATE TABLE observed (longest_transaction interval, rss_anon bigint);
+
+-- Until a condition holds, look at the workers of this database: how old
+-- their transactions become, and how much memory of their own they have, in
+-- kB; "observed" gets the most of each.
+CREATE PROCEDURE observe(condition text) LANGUAGE plpgsql AS $$
+DECLARE
+	worker record;
+	longest interval := '0';
+	rss_anon bigint := 0;
+	reached boolean;
+	checked timestamptz := '-infinity';
+BEGIN
+	LOOP
+		FOR worker IN
+			SELECT clock_timestamp() - xact_start AS age, proc_status(pid, 'RssAnon') AS rss
+			FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox worker' AND datname = current_database()
+		LOOP
+			longest := greatest(longest, worker.age);
+			rss_anon := greatest(rss_anon, worker.rss);
+		END LOOP;
+		COMMIT;
+
+		-- The condition may cost more than a look.
+		IF clock_timestamp() > checked + interval '20 ms' THEN
+			EXECUTE 'SELECT ' || condition INTO reached;
+			checked := clock_timestamp();
+			EXIT WHEN reached;
+		END IF;
+		COMMIT;
+		PERFORM pg_sleep(0.005);
+	END LOOP;
+	INSERT INTO observed VALUES (longest, rss_anon);
+END $$;
