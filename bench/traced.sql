@@ -10,11 +10,14 @@ END $$;
 SELECT cqrs_subscribe('traced', ARRAY['traced'], 'trace(cqrs_event)') \g /dev/null
 
 -- milliseconds from an emitter's commit to its handler's
+CREATE VIEW delivered AS
+SELECT emitter, extract(epoch FROM pg_xact_commit_timestamp(xid(handler)) -
+								   pg_xact_commit_timestamp(xid(emitter))) * 1000 AS ms
+FROM handled;
+
 CREATE VIEW latency AS
 SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY ms) AS p50,
 	   percentile_cont(0.99) WITHIN GROUP (ORDER BY ms) AS p99,
 	   max(ms) AS highest,
 	   count(*) AS events
-FROM (SELECT extract(epoch FROM pg_xact_commit_timestamp(xid(handler)) -
-						pg_xact_commit_timestamp(xid(emitter))) * 1000 AS ms
-	  FROM handled) h;
+FROM delivered;
