@@ -1,0 +1,60 @@
+# Every way to emit and to consume, at once, while the server, or a part of
+# it, is ended again and again at a random moment. Whatever committed is
+# delivered to every subscription: all of it, nothing else, once, and in order.
+#
+# CQRS_CRASH_CYCLES says how often (20), CQRS_CRASH_SEED which moments.
+
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(usleep);
+
+use CqrsTest;
+use CrashHarness;
+
+my $cycles = $ENV{CQRS_CRASH_CYCLES} || 20;
+my $seed = srand($ENV{CQRS_CRASH_SEED} || time);
+
+# Nobody polls: what is not announced, or found after a restart, stays.
+my $node = new_server('main', q(
+restart_after_crash = on
+max_prepared_transactions = 50
+));
+
+note("CQRS_CRASH_SEED=$seed");
+$node->start;
+set_up($node);
+for my $cycle (1 .. $cycles)
+{
+	my @load = start_load($node, $cycle);
+
+	usleep(200_000 + rand 1_000_000);
+	note("cycle $cycle: " . strike($node));
+	stop_load(@load);
+}
+ok(finish($node), 'everything is delivered in the end');
+
+cmp_ok($node->safe_psql('postgres', 'SELECT count(*) FROM truth'), '>', 50 * $cycles, 'there was a load');
+cmp_ok($node->safe_psql('postgres', "SELECT count(*) FROM truth WHERE key LIKE 'prepared%'"),
+	'>', $cycles, 'also of prepared transactions');
+cmp_ok($node->safe_psql('postgres', 'SELECT count(*) FROM flaky WHERE fails_first(tag)'), '>', 0, 'and of what fails at first');
+for my $table (@ARRIVALS)
+{
+	my $differences = differences($node, $table);
+
+	is($differences->{lost}, '', "$table: nothing is lost");
+	is($differences->{invented}, '', "$table: nothing is invented");
+	is($differences->{twice}, '', "$table: nothing comes twice");
+	is($differences->{id_twice}, '', "$table: each has an id of its own");
+	is($differences->{changed}, '', "$table: id, topic, key and number are those emitted");
+	is($differences->{disorder}, '', "$table: each key is in order");
+}
+is($node->safe_psql('postgres', 'SELECT count(*) FROM flaky WHERE fails_first(tag) AND attempts = 0'),
+	'0', 'who fails at first is tried again');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM cqrs_events(batch_size => 10)'), '0', 'the outbox has nothing left to deliver');
+$node->stop;
+
+done_testing();
