@@ -20,10 +20,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Time::HiRes qw(usleep);
 
-our @EXPORT = qw(set_up start_load stop_load strike finish differences @ARRIVALS);
-
-# What each subscription got is in the table of its name.
-our @ARRIVALS = qw(recorder flaky puller);
+our @EXPORT = qw(set_up start_load stop_load strike finish differences);
 
 my $SETUP = q(
 CREATE EXTENSION cqrs_outbox;
@@ -103,46 +100,61 @@ BEGIN
 	PERFORM emit(topic, free);
 END $$;
 
--- What arrived: seq is in the order of arrival.
-CREATE SEQUENCE arrival;
-CREATE TABLE recorder (seq bigint DEFAULT nextval('arrival'), tag uuid, event_id uuid, topic text, key text, n bigint, attempts int);
-CREATE TABLE flaky (LIKE recorder INCLUDING DEFAULTS);
-CREATE TABLE puller (LIKE recorder INCLUDING DEFAULTS);
-
-CREATE FUNCTION record(event cqrs_event) RETURNS void LANGUAGE sql SET search_path = public AS $$
-	INSERT INTO recorder (tag, event_id, topic, key, n, attempts)
-	VALUES ((event.payload->>'tag')::uuid, event.event_id, event.topic, event.key,
+-- What each subscription got; seq is in the order of arrival.
+CREATE TABLE arrived (seq bigserial, subscription text, tag uuid, event_id uuid, topic text, key text, n bigint, attempts int);
+CREATE FUNCTION arrive(subscription text, event cqrs_event) RETURNS void LANGUAGE sql SET search_path = public AS $$
+	INSERT INTO arrived (subscription, tag, event_id, topic, key, n, attempts)
+	VALUES (subscription, (event.payload->>'tag')::uuid, event.event_id, event.topic, event.key,
 			(event.payload->>'n')::bigint, event.attempts)
 $$;
-SELECT cqrs_subscribe('recorder', ARRAY['orders', 'payments'], 'record(cqrs_event)');
 
--- One event in a thousand fails at its first attempt.
-CREATE FUNCTION fails_first(tag uuid) RETURNS boolean IMMUTABLE LANGUAGE sql AS $$ SELECT tag::text < '004' $$;
-CREATE FUNCTION endure(event cqrs_event) RETURNS void LANGUAGE plpgsql SET search_path = public AS $$
+-- One event in a thousand fails at its first attempt, if one lets it.
+CREATE FUNCTION fails(tag text) RETURNS boolean IMMUTABLE LANGUAGE sql AS $$ SELECT tag < '004' $$;
+CREATE FUNCTION fails_now(event cqrs_event) RETURNS boolean LANGUAGE sql SET search_path = public AS $$
+	SELECT event.attempts = 0 AND fails(event.payload->>'tag')
+$$;
+CREATE FUNCTION arrive_or_fail(subscription text, event cqrs_event) RETURNS void LANGUAGE plpgsql
+	SET search_path = public AS $$
 BEGIN
-	INSERT INTO flaky (tag, event_id, topic, key, n, attempts)
-	VALUES ((event.payload->>'tag')::uuid, event.event_id, event.topic, event.key,
-			(event.payload->>'n')::bigint, event.attempts);
-	IF event.attempts = 0 AND fails_first((event.payload->>'tag')::uuid) THEN
+	PERFORM arrive(subscription, event);
+	IF fails_now(event) THEN
 		RAISE EXCEPTION 'not at the first attempt';
 	END IF;
 END $$;
-SELECT cqrs_subscribe('flaky', ARRAY['orders', 'payments'], 'endure(cqrs_event)');
 
--- Receive a batch; work on so many of its events, and acknowledge those.
-CREATE FUNCTION pull(batch_size int, worked_on int) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION record(event cqrs_event) RETURNS void LANGUAGE sql AS $$
+	SELECT public.arrive('recorder', event)
+$$;
+CREATE FUNCTION endure(event cqrs_event) RETURNS void LANGUAGE sql AS $$
+	SELECT public.arrive_or_fail('flaky', event)
+$$;
+CREATE FUNCTION spread(event cqrs_event) RETURNS void LANGUAGE sql AS $$
+	SELECT public.arrive_or_fail('spread', event)
+$$;
+SELECT cqrs_subscribe('recorder', ARRAY['orders', 'payments'], 'record(cqrs_event)'),
+	   cqrs_subscribe('flaky', ARRAY['orders', 'payments'], 'endure(cqrs_event)'),
+	   cqrs_subscribe('spread', ARRAY['orders', 'payments'], 'spread(cqrs_event)', partitions => 3);
+
+-- Receive a batch, and work on so many of its events, up to one that fails.
+CREATE FUNCTION pull(subscription text, batch_size int, worked_on int) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
 	event cqrs_event;
+	last bigint;
 BEGIN
-	FOR event IN SELECT * FROM cqrs_receive('puller', batch_size) LIMIT worked_on LOOP
-		INSERT INTO puller (tag, event_id, topic, key, n)
-		VALUES ((event.payload->>'tag')::uuid, event.event_id, event.topic, event.key, (event.payload->>'n')::bigint);
+	FOR event IN SELECT * FROM cqrs_receive(subscription, batch_size) LIMIT worked_on LOOP
+		IF fails_now(event) THEN
+			PERFORM cqrs_nack(subscription, event.position, 'not at the first attempt');
+			RETURN;
+		END IF;
+		PERFORM arrive(subscription, event);
+		last := event.position;
 	END LOOP;
-	IF FOUND THEN
-		PERFORM cqrs_ack('puller', event.position);
+	IF last IS NOT NULL THEN
+		PERFORM cqrs_ack(subscription, last);
 	END IF;
 END $$;
-SELECT cqrs_subscribe('puller', ARRAY['orders', 'payments']);
+SELECT cqrs_subscribe('puller', ARRAY['orders', 'payments']),
+	   cqrs_subscribe('sharers', ARRAY['orders', 'payments'], partitions => 2);
 );
 
 # What emitters do. Who needs two keys takes the lower one first.
@@ -199,17 +211,17 @@ my %EMITTERS = (
 		ROLLBACK;
 	));
 
-# What the two consumers do: everything, a part, and nothing in the end.
+# What consumers do: everything, a part, and nothing in the end.
 my %CONSUMERS = (
 	all => q(
-		SELECT pull(100, 100);
+		SELECT pull((ARRAY['puller', 'sharers'])[:who], 100, 100);
 	),
 	part => q(
-		SELECT pull(50, 20);
+		SELECT pull((ARRAY['puller', 'sharers'])[:who], 50, 20);
 	),
 	nothing => q(
 		BEGIN;
-		SELECT pull(20, 20);
+		SELECT pull((ARRAY['puller', 'sharers'])[:who], 20, 20);
 		ROLLBACK;
 	));
 
@@ -237,7 +249,7 @@ sub script
 	if (!-e $file)
 	{
 		$text =~ s/^\t+//mg;
-		append_to_file($file, "\\set a random(1, 7)\n\\set b random(:a + 1, 8)\n$text");
+		append_to_file($file, "\\set a random(1, 7)\n\\set b random(:a + 1, 8)\n\\set who random(1, 2)\n$text");
 	}
 	return ('-f', $file);
 }
@@ -260,7 +272,7 @@ sub start_consumers
 {
 	my ($node) = @_;
 
-	return pgbench($node, '-c', '2', map { script($node, $_, $CONSUMERS{$_}) } sort keys %CONSUMERS);
+	return pgbench($node, '-c', '3', map { script($node, $_, $CONSUMERS{$_}) } sort keys %CONSUMERS);
 }
 
 # prepare_sql(CYCLE, TRANSACTIONS...): for a session that resolves some of
@@ -366,26 +378,27 @@ sub finish
 	$node->restart;
 	$node->safe_psql('postgres', (rand() < 0.7 ? 'COMMIT' : 'ROLLBACK') . " PREPARED '$_'") for unresolved($node);
 	$consumers = start_consumers($node);
-	$drained = $node->poll_query_until('postgres', 'SELECT sum(lag_events) = 0 FROM cqrs_subscription_status');
+	$drained = $node->poll_query_until('postgres', 'SELECT sum(lag_events + retrying + waiting) = 0 FROM cqrs_subscription_status');
 	$consumers->kill_kill;
 	return $drained;
 }
 
-# differences(SERVER, TABLE): of what arrived and the truth, a list each of
-# what must not be: the first few.
+# differences(SERVER, SUBSCRIPTION): of what arrived and the truth, a list each
+# of what must not be: the first few.
 sub differences
 {
-	my ($node, $table) = @_;
+	my ($node, $subscription) = @_;
+	my $arrived = "(SELECT * FROM arrived WHERE subscription = '$subscription')";
 	my %queries = (
-		lost => "SELECT tag FROM truth EXCEPT SELECT tag FROM $table",
-		invented => "SELECT tag FROM $table EXCEPT SELECT tag FROM truth",
-		twice => "SELECT tag FROM $table GROUP BY tag HAVING count(*) > 1",
-		id_twice => "SELECT event_id FROM $table GROUP BY event_id HAVING count(*) > 1",
-		changed => "SELECT tag FROM $table a JOIN truth t USING (tag)
+		lost => "SELECT tag FROM truth EXCEPT SELECT tag FROM $arrived a",
+		invented => "SELECT tag FROM $arrived a EXCEPT SELECT tag FROM truth",
+		twice => "SELECT tag FROM $arrived a GROUP BY tag HAVING count(*) > 1",
+		id_twice => "SELECT event_id FROM $arrived a GROUP BY event_id HAVING count(*) > 1",
+		changed => "SELECT tag FROM $arrived a JOIN truth t USING (tag)
 			WHERE (a.topic, a.key, a.n) IS DISTINCT FROM (t.topic, t.key, t.n) OR a.event_id <> t.event_id",
 		disorder => "SELECT format('%s %s: %s after %s', topic, key, n, before)
 			FROM (SELECT topic, key, n, lag(n) OVER (PARTITION BY topic, key ORDER BY seq) AS before
-				  FROM $table WHERE key IS NOT NULL) s
+				  FROM $arrived a WHERE key IS NOT NULL) s
 			WHERE n <= before");
 
 	return { map { $_ => $node->safe_psql('postgres', "$queries{$_} LIMIT 5") } keys %queries };
