@@ -59,16 +59,18 @@ CREATE FUNCTION cpu(kind text) RETURNS double precision LANGUAGE sql AS $$
 $$;
 
 -- what observe() saw
-CREATE TABLE observed (longest_transaction interval, rss_anon bigint);
+CREATE TABLE observed (longest_transaction interval, rss_anon bigint, cpu double precision);
 
--- Until a condition holds, look at the workers of this database: how old
--- their transactions become, and how much memory of their own they have, in
--- kB; "observed" gets the most of each.
+-- Until a condition holds, look at the workers of this database: how old their
+-- transactions become, how much memory of their own they have, in kB, and how
+-- much processor time they use, in seconds; "observed" gets the most of the
+-- first two, and the sum of the last.
 CREATE PROCEDURE observe(condition text) LANGUAGE plpgsql AS $$
 DECLARE
 	worker record;
 	longest interval := '0';
 	rss_anon bigint := 0;
+	cpu_before double precision := cpu('worker');
 	reached boolean;
 	checked timestamptz := '-infinity';
 BEGIN
@@ -91,5 +93,5 @@ BEGIN
 		COMMIT;
 		PERFORM pg_sleep(0.005);
 	END LOOP;
-	INSERT INTO observed VALUES (longest, rss_anon);
+	INSERT INTO observed VALUES (longest, rss_anon, cpu('worker') - cpu_before);
 END $$;
