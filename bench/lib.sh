@@ -26,8 +26,8 @@ setting()
 {
 	local before
 
-	before=$(query -c "SELECT pg_conf_load_time()" -c "ALTER SYSTEM SET $1 = '$2'")
-	query -c "SELECT pg_reload_conf()" >/dev/null
+	before=$(query -c "SELECT pg_conf_load_time()" -c "ALTER SYSTEM SET $1 = '$2'") || exit 1
+	query -c "SELECT pg_reload_conf()" >/dev/null || exit 1
 	until [ "$(query -c "SELECT pg_conf_load_time() > '$before'")" = t ]; do :; done
 }
 
