@@ -8,6 +8,7 @@
 
 MODULE_big = cqrs_outbox
 OBJS = \
+	src/capture.o \
 	src/catalog.o \
 	src/cqrs_outbox.o \
 	src/cursor.o \
@@ -40,7 +41,7 @@ OBJS = \
 EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 
-REGRESS = meeting command emit subscription retry pull privileges extension
+REGRESS = meeting command emit capture subscription retry pull privileges extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

@@ -10,6 +10,7 @@
 #define CQRS_COMPAT_H
 
 #include "access/genam.h"
+#include "catalog/pg_attribute.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_proc.h"
 #include "executor/executor.h"
@@ -61,6 +62,19 @@ cqrs_index_beginscan(Relation rel, Relation index, Snapshot snapshot,
 	return index_beginscan(rel, index, snapshot, nkeys, 0);
 #endif
 }
+
+/* 18 has generated columns that are computed when they are read. */
+#ifdef ATTRIBUTE_GENERATED_VIRTUAL
+#define CQRS_ATTRIBUTE_IS_VIRTUAL(attribute) \
+	((attribute)->attgenerated == ATTRIBUTE_GENERATED_VIRTUAL)
+#else
+#define CQRS_ATTRIBUTE_IS_VIRTUAL(attribute) false
+#endif
+
+/* 19 wants to be told that a TupleDesc has all its columns. */
+#if PG_VERSION_NUM < 190000
+#define TupleDescFinalize(tupdesc) ((void) 0)
+#endif
 
 /* 19 hands signal handlers a second argument. */
 #if PG_VERSION_NUM >= 190000

@@ -32,11 +32,13 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 #include "utils/xid8.h"
 
 #include "catalog.h"
+#include "emit.h"
 #include "event_id.h"
 #include "payload.h"
 #include "registry.h"
@@ -60,8 +62,25 @@ typedef struct Writer
 	int32		topic_id;
 } Writer;
 
+/* Events of one type on their way to a segment. */
+struct CqrsEmitter
+{
+	Writer		writer;
+	Datum		event_name;
+	MemoryContext context;		/* where all of this is */
+	MemoryContext scratch;		/* reset after each write */
+	BulkInsertState bistate;
+	TupleTableSlot *slots[MULTI_INSERT_ROWS];
+	int			nslots;
+	int			used;			/* of the slots: not written yet */
+	Size		bytes;			/* of their payloads */
+};
+
 static CqrsTopic *check_topic(CqrsEventType *event_type, text *topic_name);
 static void check_payload(CqrsEventType *event_type, Datum payload);
+static void emit(CqrsTopic *topic, TimestampTz now, Datum event_name,
+				 const pg_uuid_t *event_id, NullableDatum key,
+				 NullableDatum headers, NullableDatum payload);
 static void writer_open(Writer *writer, CqrsTopic *topic);
 static void writer_open_index(Writer *writer, Oid indexid);
 static void writer_close(Writer *writer);
@@ -70,8 +89,7 @@ static void fill_slot(Writer *writer, TupleTableSlot *slot, TimestampTz now,
 					  NullableDatum key, NullableDatum headers,
 					  NullableDatum payload);
 static void insert_index_entries(Writer *writer, TupleTableSlot *slot);
-static void insert_many(Writer *writer, TupleTableSlot **slots, int nslots,
-						BulkInsertState bistate);
+static void insert_many(CqrsEmitter *emitter);
 
 PG_FUNCTION_INFO_V1(cqrs_emit);
 PG_FUNCTION_INFO_V1(cqrs_emit_many);
@@ -85,8 +103,6 @@ cqrs_emit(PG_FUNCTION_ARGS)
 	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
 	CqrsEventType *event_type;
 	CqrsTopic  *topic;
-	Writer		writer;
-	TupleTableSlot *slot;
 	TimestampTz now;
 	pg_uuid_t  *event_id;
 
@@ -111,15 +127,8 @@ cqrs_emit(PG_FUNCTION_ARGS)
 	else
 		event_id = PG_GETARG_UUID_P(5);
 
-	writer_open(&writer, topic);
-	slot = table_slot_create(writer.rel, NULL);
-	fill_slot(&writer, slot, now, PG_GETARG_DATUM(0), event_id,
-			  fcinfo->args[2], fcinfo->args[3], fcinfo->args[1]);
-	table_tuple_insert(writer.rel, slot, GetCurrentCommandId(true), 0, NULL);
-	insert_index_entries(&writer, slot);
-	ExecDropSingleTupleTableSlot(slot);
-	writer_close(&writer);
-
+	emit(topic, now, PG_GETARG_DATUM(0), event_id, fcinfo->args[2],
+		 fcinfo->args[3], fcinfo->args[1]);
 	PG_RETURN_UUID_P(event_id);
 }
 
@@ -139,12 +148,7 @@ cqrs_emit_many(PG_FUNCTION_ARGS)
 	Datum	   *keys = NULL;
 	bool	   *key_nulls = NULL;
 	int			nkeys;
-	Writer		writer;
-	BulkInsertState bistate;
-	TupleTableSlot *slots[MULTI_INSERT_ROWS];
-	int			nslots = 0;
-	int			used = 0;
-	Size		bytes = 0;
+	CqrsEmitter *emitter;
 	int			i;
 
 	cqrs_require_writable("cqrs_emit_many()");
@@ -179,56 +183,123 @@ cqrs_emit_many(PG_FUNCTION_ARGS)
 	if (npayloads == 0)
 		PG_RETURN_INT64(0);
 
-	writer_open(&writer, topic);
-	bistate = GetBulkInsertState();
+	emitter = cqrs_emitter_begin(topic, PG_GETARG_DATUM(0));
 	for (i = 0; i < npayloads; i++)
 	{
 		NullableDatum key = {.isnull = true};
-		NullableDatum headers = {.isnull = true};
-		NullableDatum payload = {.isnull = payload_nulls[i]};
-		pg_uuid_t	event_id;
-		TimestampTz now = GetCurrentTimestamp();
+		NullableDatum payload = {.isnull = true};
 
-		CHECK_FOR_INTERRUPTS();
-		if (!payload.isnull)
+		if (!payload_nulls[i])
 		{
 			check_payload(event_type, payloads[i]);
+			payload.isnull = false;
 			payload.value = payloads[i];
-			bytes += VARSIZE_ANY(DatumGetPointer(payload.value));
 		}
 		if (keys != NULL && !key_nulls[i])
 		{
 			key.isnull = false;
 			key.value = keys[i];
 		}
-		cqrs_event_id_generate(now, &event_id);
-
-		if (used == nslots)
-			slots[nslots++] = table_slot_create(writer.rel, NULL);
-		else
-			ExecClearTuple(slots[used]);
-		fill_slot(&writer, slots[used], now, PG_GETARG_DATUM(0), &event_id,
-				  key, headers, payload);
-
-		/* event_id is a local variable; have the slot own its values. */
-		ExecMaterializeSlot(slots[used]);
-		used++;
-
-		if (used == MULTI_INSERT_ROWS || bytes >= MULTI_INSERT_BYTES)
-		{
-			insert_many(&writer, slots, used, bistate);
-			used = 0;
-			bytes = 0;
-		}
+		cqrs_emitter_add(emitter, key, payload);
 	}
-	if (used > 0)
-		insert_many(&writer, slots, used, bistate);
-	for (i = 0; i < nslots; i++)
-		ExecDropSingleTupleTableSlot(slots[i]);
-	FreeBulkInsertState(bistate);
-	writer_close(&writer);
+	cqrs_emitter_end(emitter);
 
 	PG_RETURN_INT64(npayloads);
+}
+
+/*
+ * Add one event, without headers and with a new id, to the topic. The caller
+ * has checked that the transaction may write (cqrs_require_writable), that
+ * the user may emit to the topic (cqrs_topic_require), and that the payload,
+ * if not NULL, fits the event type. event_name is text.
+ *
+ * Raises 55000 if the topic's tables were altered.
+ */
+void
+cqrs_emit_event(CqrsTopic *topic, Datum event_name, NullableDatum key,
+				NullableDatum payload)
+{
+	NullableDatum headers = {.isnull = true};
+	TimestampTz now = GetCurrentTimestamp();
+	pg_uuid_t	event_id;
+
+	cqrs_event_id_generate(now, &event_id);
+	emit(topic, now, event_name, &event_id, key, headers, payload);
+}
+
+/*
+ * The same for many events of one type: begin, add each, end. They are
+ * written in the order in which they were added, some of them only by
+ * cqrs_emitter_end(). On an error, the transaction's abort cleans up.
+ *
+ * The emitter is in the current memory context. event_name must live as long;
+ * keys and payloads are copied.
+ */
+CqrsEmitter *
+cqrs_emitter_begin(CqrsTopic *topic, Datum event_name)
+{
+	CqrsEmitter *emitter = palloc0(sizeof(CqrsEmitter));
+
+	emitter->event_name = event_name;
+	emitter->context = CurrentMemoryContext;
+	emitter->scratch = AllocSetContextCreate(CurrentMemoryContext,
+											 "cqrs emitter",
+											 ALLOCSET_DEFAULT_SIZES);
+	writer_open(&emitter->writer, topic);
+	emitter->bistate = GetBulkInsertState();
+	return emitter;
+}
+
+void
+cqrs_emitter_add(CqrsEmitter *emitter, NullableDatum key,
+				 NullableDatum payload)
+{
+	NullableDatum headers = {.isnull = true};
+	TimestampTz now = GetCurrentTimestamp();
+	TupleTableSlot *slot;
+	pg_uuid_t	event_id;
+
+	CHECK_FOR_INTERRUPTS();
+	if (emitter->used == emitter->nslots)
+	{
+		MemoryContext oldcontext = MemoryContextSwitchTo(emitter->context);
+
+		emitter->slots[emitter->nslots++] =
+			table_slot_create(emitter->writer.rel, NULL);
+		MemoryContextSwitchTo(oldcontext);
+	}
+	else
+		ExecClearTuple(emitter->slots[emitter->used]);
+	slot = emitter->slots[emitter->used];
+
+	cqrs_event_id_generate(now, &event_id);
+	fill_slot(&emitter->writer, slot, now, emitter->event_name, &event_id,
+			  key, headers, payload);
+
+	/* event_id is a local variable; have the slot own its values. */
+	ExecMaterializeSlot(slot);
+	emitter->used++;
+	if (!payload.isnull)
+		emitter->bytes += VARSIZE_ANY(DatumGetPointer(payload.value));
+
+	if (emitter->used == MULTI_INSERT_ROWS ||
+		emitter->bytes >= MULTI_INSERT_BYTES)
+		insert_many(emitter);
+}
+
+void
+cqrs_emitter_end(CqrsEmitter *emitter)
+{
+	int			i;
+
+	if (emitter->used > 0)
+		insert_many(emitter);
+	for (i = 0; i < emitter->nslots; i++)
+		ExecDropSingleTupleTableSlot(emitter->slots[i]);
+	FreeBulkInsertState(emitter->bistate);
+	writer_close(&emitter->writer);
+	MemoryContextDelete(emitter->scratch);
+	pfree(emitter);
 }
 
 /*
@@ -265,6 +336,27 @@ check_payload(CqrsEventType *event_type, Datum payload)
 		cqrs_payload_to_composite(object, event_type->payload_type, "event",
 								  event_type->name);
 	}
+}
+
+/*
+ * Add one event.
+ */
+static void
+emit(CqrsTopic *topic, TimestampTz now, Datum event_name,
+	 const pg_uuid_t *event_id, NullableDatum key, NullableDatum headers,
+	 NullableDatum payload)
+{
+	Writer		writer;
+	TupleTableSlot *slot;
+
+	writer_open(&writer, topic);
+	slot = table_slot_create(writer.rel, NULL);
+	fill_slot(&writer, slot, now, event_name, event_id, key, headers,
+			  payload);
+	table_tuple_insert(writer.rel, slot, GetCurrentCommandId(true), 0, NULL);
+	insert_index_entries(&writer, slot);
+	ExecDropSingleTupleTableSlot(slot);
+	writer_close(&writer);
 }
 
 /*
@@ -392,13 +484,19 @@ insert_index_entries(Writer *writer, TupleTableSlot *slot)
  * Write what COPY would call a buffer of rows.
  */
 static void
-insert_many(Writer *writer, TupleTableSlot **slots, int nslots,
-			BulkInsertState bistate)
+insert_many(CqrsEmitter *emitter)
 {
+	MemoryContext oldcontext;
 	int			i;
 
-	table_multi_insert(writer->rel, slots, nslots, GetCurrentCommandId(true),
-					   0, bistate);
-	for (i = 0; i < nslots; i++)
-		insert_index_entries(writer, slots[i]);
+	/* table_multi_insert() leaks. */
+	oldcontext = MemoryContextSwitchTo(emitter->scratch);
+	table_multi_insert(emitter->writer.rel, emitter->slots, emitter->used,
+					   GetCurrentCommandId(true), 0, emitter->bistate);
+	for (i = 0; i < emitter->used; i++)
+		insert_index_entries(&emitter->writer, emitter->slots[i]);
+	MemoryContextSwitchTo(oldcontext);
+	MemoryContextReset(emitter->scratch);
+	emitter->used = 0;
+	emitter->bytes = 0;
 }

@@ -278,7 +278,6 @@ Datum
 cqrs_payload_from_value(Datum value, bool isnull, Oid typid, bool *result_null)
 {
 	FmgrInfo	flinfo;
-	Param	   *arg;
 
 	*result_null = isnull || typid == VOIDOID;
 	if (*result_null)
@@ -287,18 +286,29 @@ cqrs_payload_from_value(Datum value, bool isnull, Oid typid, bool *result_null)
 		return value;
 
 	/* A built-in function's FmgrInfo is cheaper to make than to find. */
-	arg = makeNode(Param);
+	cqrs_payload_init_to_jsonb(&flinfo, typid);
+	return FunctionCall1(&flinfo, value);
+}
+
+/*
+ * Make an FmgrInfo of to_jsonb() for values of type typid, in the current
+ * context.
+ */
+void
+cqrs_payload_init_to_jsonb(FmgrInfo *flinfo, Oid typid)
+{
+	Param	   *arg = makeNode(Param);
+
 	arg->paramkind = PARAM_EXTERN;
 	arg->paramtype = typid;
 	arg->paramtypmod = -1;
 	arg->location = -1;
-	fmgr_info(F_TO_JSONB, &flinfo);
+	fmgr_info(F_TO_JSONB, flinfo);
 	fmgr_info_set_expr((Node *) makeFuncExpr(F_TO_JSONB, JSONBOID,
 											 list_make1(arg), InvalidOid,
 											 InvalidOid,
 											 COERCE_EXPLICIT_CALL),
-					   &flinfo);
-	return FunctionCall1(&flinfo, value);
+					   flinfo);
 }
 
 /*

@@ -1,0 +1,24 @@
+/*-------------------------------------------------------------------------
+ *
+ * emit.h
+ *	  The write path: events into the outbox, in the caller's transaction.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_EMIT_H
+#define CQRS_EMIT_H
+
+#include "cqrs_outbox.h"
+
+#include "registry.h"
+
+typedef struct CqrsEmitter CqrsEmitter;
+
+extern void cqrs_emit_event(CqrsTopic *topic, Datum event_name,
+							NullableDatum key, NullableDatum payload);
+extern CqrsEmitter *cqrs_emitter_begin(CqrsTopic *topic, Datum event_name);
+extern void cqrs_emitter_add(CqrsEmitter *emitter, NullableDatum key,
+							 NullableDatum payload);
+extern void cqrs_emitter_end(CqrsEmitter *emitter);
+
+#endif							/* CQRS_EMIT_H */
