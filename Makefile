@@ -38,6 +38,11 @@ OBJS = \
 	src/window.o \
 	src/worker.o
 
+# For tests of races, after make clean; see src/debug_point.h.
+ifdef DEBUG_POINTS
+OBJS += src/debug_point.o
+endif
+
 EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 
@@ -45,11 +50,15 @@ REGRESS = meeting command emit capture subscription retry pull privileges extens
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation
+DEBUG_ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/debug/specs/*.spec))))
 
 # The server's own headers are not clean under -Wextra.
 PG_CPPFLAGS = -I$(srcdir)/src
 PG_CFLAGS = -Wextra -Wno-unused-parameter -Wno-sign-compare \
 	-Wno-missing-field-initializers
+ifdef DEBUG_POINTS
+PG_CPPFLAGS += -DCQRS_DEBUG_POINTS
+endif
 ifdef WERROR
 PG_CFLAGS += -Werror
 endif

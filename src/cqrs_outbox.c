@@ -9,6 +9,7 @@
 
 #include "fmgr.h"
 
+#include "debug_point.h"
 #include "handler.h"
 #include "launcher.h"
 #include "registry.h"
@@ -27,6 +28,7 @@ void		_PG_init(void);
 void
 _PG_init(void)
 {
+	cqrs_debug_point_define();
 	cqrs_guc_define();
 	cqrs_registry_init();
 	cqrs_handler_init_process();

@@ -38,6 +38,7 @@
 #include "utils/xid8.h"
 
 #include "catalog.h"
+#include "debug_point.h"
 #include "emit.h"
 #include "event_id.h"
 #include "payload.h"
@@ -441,6 +442,7 @@ fill_slot(Writer *writer, TupleTableSlot *slot, TimestampTz now,
 	memset(nulls, false, sizeof(bool) * CQRS_SEG_COLUMNS);
 	values[CQRS_SEG_POSITION - 1] =
 		Int64GetDatum(nextval_internal(writer->position_seq, false));
+	CQRS_DEBUG_POINT("emit_after_nextval");
 	values[CQRS_SEG_XID - 1] = FullTransactionIdGetDatum(writer->xid);
 	values[CQRS_SEG_EMITTED_AT - 1] = TimestampTzGetDatum(now);
 	values[CQRS_SEG_EVENT_ID - 1] = UUIDPGetDatum(event_id);
@@ -465,6 +467,7 @@ insert_index_entries(Writer *writer, TupleTableSlot *slot)
 	bool		nulls[INDEX_MAX_KEYS];
 	int			i;
 
+	CQRS_DEBUG_POINT("emit_before_index");
 	for (i = 0; i < writer->nindexes; i++)
 	{
 		Relation	index = writer->indexes[i];

@@ -44,6 +44,7 @@
 #include "utils/snapmgr.h"
 
 #include "catalog.h"
+#include "debug_point.h"
 #include "registry.h"
 
 typedef void (*RowCallback) (Datum *values, bool *nulls);
@@ -312,6 +313,7 @@ load_if_stale(void)
 								 AccessShareLock), NoLock);
 	count = invalidation_count;
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	CQRS_DEBUG_POINT("registry_load");
 	load_rows(CQRS_REL_TOPIC, snapshot, add_topic);
 	load_rows(CQRS_REL_EVENT_TYPE, snapshot, add_event_type);
 	load_rows(CQRS_REL_COMMAND, snapshot, add_command);

@@ -43,6 +43,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
+#include "debug_point.h"
 #include "relay.h"
 #include "subscription.h"
 #include "topic.h"
@@ -86,6 +87,7 @@ cqrs_relay_begin(CqrsRelay *relay, CqrsSubscription *subscription,
 	memset(relay, 0, sizeof(*relay));
 	if (!cqrs_subscription_lock(subscription, partition, wait))
 		return false;
+	CQRS_DEBUG_POINT("relay_after_lock");
 
 	/* What the wait may have brought. */
 	subscription = cqrs_subscription_get(subscription->name);

@@ -34,6 +34,7 @@
 #include "utils/typcache.h"
 
 #include "catalog.h"
+#include "debug_point.h"
 #include "events.h"
 #include "relay.h"
 #include "subscription.h"
@@ -293,6 +294,8 @@ deliver_parked(Batch *batch, int max_events, int64 position, TimestampTz now)
 			break;
 	}
 
+	CQRS_DEBUG_POINT("relay_before_cursor");
+
 	/* The handler may have removed its own subscription. */
 	if (n > 0 &&
 		cqrs_registry_subscription_by_id(relay->cursor.subscription_id) != NULL)
@@ -318,6 +321,7 @@ deliver_new(Batch *batch, int max_events)
 		batch->delivery->last = event.position;
 		batch->delivery->nevents++;
 	}
+	CQRS_DEBUG_POINT("relay_before_cursor");
 	cqrs_relay_advance(relay);
 	batch->delivery->more = relay->nevents > 0 || relay->nothers > 0;
 }

@@ -37,6 +37,7 @@
 #include "utils/snapmgr.h"
 
 #include "catalog.h"
+#include "debug_point.h"
 #include "tick.h"
 
 /* Columns of cqrs.tick. */
@@ -200,6 +201,7 @@ cqrs_tick_record(void)
 	table_close(rel, NoLock);
 
 	cqrs_commit_durably();
+	CQRS_DEBUG_POINT("tick_before_commit");
 	return tick_id;
 }
 

@@ -51,15 +51,22 @@ install_missing()
 	done
 }
 
-# Build and install for the server of $PG_CONFIG.
+# build_and_install [VARIABLE=VALUE ...]: for the server of $PG_CONFIG.
 build_and_install()
 {
-	local log=$scratch/build.log
+	build_and_install_from "$top" "$@"
+}
+
+# build_and_install_from FOLDER [VARIABLE=VALUE ...]
+build_and_install_from()
+{
+	local log=$scratch/build.log folder=$1
+	shift
 
 	[ -w "$("$PG_CONFIG" --pkglibdir)" ] ||
 		die "Cannot install into $("$PG_CONFIG" --pkglibdir); run as root, or set PG_CONFIG."
-	make -C "$top" PG_CONFIG="$PG_CONFIG" "$@" >"$log" 2>&1 || { cat "$log"; die "could not build"; }
-	make -C "$top" PG_CONFIG="$PG_CONFIG" install >"$log" 2>&1 || { cat "$log"; die "could not install"; }
+	make -C "$folder" PG_CONFIG="$PG_CONFIG" "$@" >"$log" 2>&1 || { cat "$log"; die "could not build"; }
+	make -C "$folder" PG_CONFIG="$PG_CONFIG" "$@" install >"$log" 2>&1 || { cat "$log"; die "could not install"; }
 }
 
 # Servers refuse to run as root.
