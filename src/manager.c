@@ -135,6 +135,7 @@ static long restart_wait(int failures);
 static bool begin_cycle(void);
 static void end_cycle(void);
 static bool time_to_look(TimestampTz now, bool *poll);
+static bool may_look(TimestampTz now);
 static void look(bool poll);
 static void take_dirty(TopicSet *topics);
 static void add_topic(TopicSet *topics, int32 topic_id);
@@ -150,7 +151,7 @@ static long assign_workers(void);
 static void note_results(TimestampTz now);
 static bool assign_worker(Scheduled *scheduled, TimestampTz now);
 static bool start_worker(CqrsWorkerSlot *worker);
-static long next_wakeup(long wait);
+static long next_wakeup(TimestampTz now, long wait);
 
 void
 cqrs_manager_main(Datum arg)
@@ -193,18 +194,21 @@ cqrs_manager_main(Datum arg)
 		}
 
 		/*
-		 * Emitters set our latch from here on, until one has. There is no
-		 * need for it if something is pending already: then we only wait for
-		 * the time to look.
+		 * Emitters set our latch from here on, until one has. Not before it
+		 * may be time to look again: until then they need not wake us.
 		 */
-		if (cqrs_deliver)
+		now = GetCurrentTimestamp();
+		if (cqrs_deliver && may_look(now))
 		{
 			pg_atomic_write_u32(&my_slot->asleep, 1);
 			pg_memory_barrier();
 			if (pg_atomic_read_u32(&my_slot->pending) != 0)
+			{
 				pg_atomic_write_u32(&my_slot->asleep, 0);
+				continue;
+			}
 		}
-		cqrs_process_wait(next_wakeup(wait));
+		cqrs_process_wait(next_wakeup(now, wait));
 		pg_atomic_write_u32(&my_slot->asleep, 0);
 	}
 }
@@ -342,9 +346,18 @@ time_to_look(TimestampTz now, bool *poll)
 	if (seen == NULL)
 		return true;
 	if (pg_atomic_read_u32(&my_slot->pending) != 0)
-		return TimestampDifferenceExceeds(looked, now, cqrs_tick_interval);
+		return may_look(now);
 	*poll = TimestampDifferenceExceeds(polled, now, cqrs_poll_interval);
 	return *poll;
+}
+
+/*
+ * Is the last look tick_interval ago?
+ */
+static bool
+may_look(TimestampTz now)
+{
+	return TimestampDifferenceExceeds(looked, now, cqrs_tick_interval);
 }
 
 /*
@@ -872,24 +885,20 @@ start_worker(CqrsWorkerSlot *worker)
 }
 
 /*
- * How long to wait, in milliseconds: until the next look if something is
- * pending, or the next poll, or what assign_workers() said.
+ * How long to wait, in milliseconds: until we may look again, or else until
+ * the next poll; or what assign_workers() said.
  */
 static long
-next_wakeup(long wait)
+next_wakeup(TimestampTz now, long wait)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	long		until;
+	TimestampTz until;
+	long		timeout;
 
 	if (!cqrs_deliver)
 		return -1;
-	if (pg_atomic_read_u32(&my_slot->pending) != 0)
-		until = TimestampDifferenceMilliseconds(now,
-												TimestampTzPlusMilliseconds(looked,
-																			cqrs_tick_interval));
-	else
-		until = TimestampDifferenceMilliseconds(now,
-												TimestampTzPlusMilliseconds(polled,
-																			cqrs_poll_interval));
-	return wait < 0 ? until : Min(wait, until);
+	until = may_look(now) ?
+		TimestampTzPlusMilliseconds(polled, cqrs_poll_interval) :
+		TimestampTzPlusMilliseconds(looked, cqrs_tick_interval);
+	timeout = TimestampDifferenceMilliseconds(now, until);
+	return wait < 0 ? timeout : Min(wait, timeout);
 }
