@@ -22,6 +22,7 @@ OBJS = \
 	src/launcher.o \
 	src/manager.o \
 	src/mediator.o \
+	src/operation.o \
 	src/payload.o \
 	src/pull.o \
 	src/registry.o \

@@ -125,6 +125,27 @@ cqrs_cursor_read(int32 subscription_id, int32 partition, Snapshot snapshot,
 }
 
 /*
+ * Where a new cursor starts: at what is retained, or at what commits from now
+ * on.
+ */
+void
+cqrs_cursor_start(CqrsCursor *cursor, bool latest)
+{
+	if (latest)
+	{
+		cursor->last_position = cqrs_last_position();
+		cursor->snapshot = cqrs_snapshot_take();
+		cursor->tick_id = cqrs_tick_next_id();
+	}
+	else
+	{
+		cursor->last_position = 0;
+		cursor->snapshot = cqrs_snapshot_empty();
+		cursor->tick_id = 0;
+	}
+}
+
+/*
  * At what rate events were delivered lately, in events a second: since the
  * row before the newest ROWS_KEPT / 2, or so.
  */

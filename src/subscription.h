@@ -10,8 +10,13 @@
 
 #include "cqrs_outbox.h"
 
+#include "fmgr.h"
+
 #include "registry.h"
 
+extern CqrsSubscription *cqrs_subscription_own(FunctionCallInfo fcinfo,
+											   const char *function);
+extern void cqrs_subscription_wake(const CqrsSubscription *subscription);
 extern bool cqrs_subscription_lock(const CqrsSubscription *subscription,
 								   int partition, bool wait);
 extern void cqrs_subscription_lock_all(const CqrsSubscription *subscription);

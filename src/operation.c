@@ -1,0 +1,271 @@
+/*-------------------------------------------------------------------------
+ *
+ * operation.c
+ *	  Subscriptions in operation: paused, resumed, moved in the log, waited
+ *	  for.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "cqrs_outbox.h"
+
+#include "catalog/pg_type.h"
+#include "storage/condition_variable.h"
+#include "utils/builtins.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#include "catalog.h"
+#include "cursor.h"
+#include "registry.h"
+#include "retry.h"
+#include "shmem.h"
+#include "subscription.h"
+#include "window.h"
+
+/* How often cqrs_wait() looks by itself, in milliseconds. */
+#define WAIT_POLL	100
+
+static int64 set_state(const CqrsSubscription *subscription,
+					   const char *state, const char *reason);
+static void seek(CqrsSubscription *subscription, bool latest,
+				 const TimestampTz *time);
+static bool has_reached(const CqrsSubscription *subscription,
+						const CqrsSnapshot *target);
+
+PG_FUNCTION_INFO_V1(cqrs_pause);
+PG_FUNCTION_INFO_V1(cqrs_resume);
+PG_FUNCTION_INFO_V1(cqrs_seek);
+PG_FUNCTION_INFO_V1(cqrs_seek_time);
+PG_FUNCTION_INFO_V1(cqrs_wait);
+
+/*
+ * cqrs_pause(subscription)
+ */
+Datum
+cqrs_pause(PG_FUNCTION_ARGS)
+{
+	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_pause()");
+
+	/* Once we have the locks, no batch is under way. */
+	cqrs_subscription_lock_all(subscription);
+	(void) set_state(subscription, "paused", "by cqrs_pause()");
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_resume(subscription)
+ */
+Datum
+cqrs_resume(PG_FUNCTION_ARGS)
+{
+	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_resume()");
+	int64		missed = set_state(subscription, "active", NULL);
+
+	cqrs_subscription_wake(subscription);
+	if (missed > 0)
+		ereport(WARNING,
+				(errmsg("subscription \"%s\" missed " INT64_FORMAT " events",
+						subscription->name, missed),
+				 errdetail("They were truncated while it was suspended.")));
+	PG_RETURN_INT64(missed);
+}
+
+/*
+ * cqrs_seek(subscription, target text)
+ */
+Datum
+cqrs_seek(PG_FUNCTION_ARGS)
+{
+	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_seek()");
+	char	   *target;
+
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("target of cqrs_seek() must not be null")));
+	target = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	if (strcmp(target, "earliest") == 0)
+		seek(subscription, false, NULL);
+	else if (strcmp(target, "latest") == 0)
+		seek(subscription, true, NULL);
+	else
+	{
+		TimestampTz time;
+
+		time = DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in,
+													   CStringGetDatum(target),
+													   ObjectIdGetDatum(InvalidOid),
+													   Int32GetDatum(-1)));
+		seek(subscription, false, &time);
+	}
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_seek(subscription, target timestamptz)
+ */
+Datum
+cqrs_seek_time(PG_FUNCTION_ARGS)
+{
+	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_seek()");
+	TimestampTz time;
+
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("target of cqrs_seek() must not be null")));
+	time = PG_GETARG_TIMESTAMPTZ(1);
+	seek(subscription, false, &time);
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_wait(subscription, timeout)
+ */
+Datum
+cqrs_wait(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
+	CqrsSubscription *subscription = cqrs_subscription_get(name);
+	int32		subscription_id = subscription->subscription_id;
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz deadline;
+	CqrsSnapshot *target;
+	bool		reached = false;
+
+	cqrs_subscription_require_owner(subscription);
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("timeout must not be null")));
+	deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+													   TimestampTzGetDatum(now),
+													   PG_GETARG_DATUM(1)));
+	if (deadline < now)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("timeout must not be negative")));
+	cqrs_require_preloaded();
+
+	target = cqrs_snapshot_take();
+	ConditionVariablePrepareToSleep(&cqrs_shared->delivered);
+	for (;;)
+	{
+		/* It may be dropped while we wait: then there is nothing to get. */
+		subscription = cqrs_registry_subscription_by_id(subscription_id);
+		reached = subscription == NULL || has_reached(subscription, target);
+		now = GetCurrentTimestamp();
+		if (reached || now >= deadline)
+			break;
+
+		/* Who pulls tells nobody: look now and then. */
+		(void) ConditionVariableTimedSleep(&cqrs_shared->delivered,
+										   Min(TimestampDifferenceMilliseconds(now, deadline) + 1,
+											   WAIT_POLL),
+										   PG_WAIT_EXTENSION);
+	}
+	ConditionVariableCancelSleep();
+	PG_RETURN_BOOL(reached);
+}
+
+/*
+ * Set the state, and return how many events it missed in the old one.
+ */
+static int64
+set_state(const CqrsSubscription *subscription, const char *state,
+		  const char *reason)
+{
+	CqrsAdmin	admin;
+	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
+	Datum		values[3];
+	char		nulls[3] = {' ', ' ', ' '};
+	int64		missed = 0;
+	bool		isnull;
+
+	values[0] = Int32GetDatum(subscription->subscription_id);
+	values[1] = CStringGetTextDatum(state);
+	if (reason == NULL)
+		nulls[2] = 'n';
+	else
+		values[2] = CStringGetTextDatum(reason);
+	cqrs_admin_begin(&admin);
+	if (cqrs_admin_execute("UPDATE cqrs.subscription n"
+						   " SET state = $2, state_since = pg_catalog.now(), state_reason = $3, missed_events = 0"
+						   " FROM (SELECT subscription_id, missed_events FROM cqrs.subscription"
+						   "       WHERE subscription_id = $1 FOR UPDATE) o"
+						   " WHERE n.subscription_id = o.subscription_id AND n.state <> $2"
+						   " RETURNING o.missed_events",
+						   3, types, values, nulls) > 0)
+		missed = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+											 SPI_tuptable->tupdesc, 1,
+											 &isnull));
+	cqrs_admin_end(&admin);
+	return missed;
+}
+
+/*
+ * Move the cursors: to what is retained, to what commits from now on, or to
+ * the first transaction that emitted at this time or later. What is parked is
+ * forgotten: it comes again, or is passed by.
+ */
+static void
+seek(CqrsSubscription *subscription, bool latest, const TimestampTz *time)
+{
+	int			i;
+
+	/* Until the new place can be seen, nothing behind it is truncated. */
+	for (i = 0; i < subscription->ntopics; i++)
+		(void) cqrs_object_lock(CQRS_REL_TOPIC,
+								subscription->topics[i]->topic_id, 0,
+								ShareLock, true);
+	cqrs_subscription_lock_all(subscription);
+	for (i = 0; i < subscription->partitions; i++)
+	{
+		Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+		CqrsCursor	cursor;
+
+		if (!cqrs_cursor_read(subscription->subscription_id, i, snapshot,
+							  &cursor))
+			elog(ERROR, "subscription %d has no cursor %d",
+				 subscription->subscription_id, i);
+		cqrs_parked_discard_all(&cursor);
+		cursor.until_tick = 0;
+		cursor.received_all = false;
+		cqrs_cursor_start(&cursor, latest);
+		if (time != NULL)
+			cursor.snapshot = cqrs_window_since(subscription->ntopics,
+												subscription->topics, *time,
+												snapshot);
+		UnregisterSnapshot(snapshot);
+		cqrs_cursor_append(&cursor);
+	}
+	cqrs_subscription_wake(subscription);
+}
+
+/*
+ * Has the subscription got all events that this snapshot shows?
+ */
+static bool
+has_reached(const CqrsSubscription *subscription, const CqrsSnapshot *target)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	bool		reached = true;
+	int			i;
+	int			j;
+
+	for (i = 0; reached && i < subscription->partitions; i++)
+	{
+		CqrsCursor	cursor;
+
+		if (!cqrs_cursor_read(subscription->subscription_id, i, snapshot,
+							  &cursor))
+			break;
+		for (j = 0; reached && j < subscription->ntopics; j++)
+			reached = !cqrs_window_has_events(subscription->topics[j],
+											  cursor.snapshot, target,
+											  snapshot);
+	}
+	UnregisterSnapshot(snapshot);
+	return reached;
+}
