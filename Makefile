@@ -8,6 +8,7 @@
 
 MODULE_big = cqrs_outbox
 OBJS = \
+	src/adopt.o \
 	src/capture.o \
 	src/catalog.o \
 	src/cqrs_outbox.o \
@@ -19,6 +20,7 @@ OBJS = \
 	src/failure.o \
 	src/guc.o \
 	src/handler.o \
+	src/index.o \
 	src/launcher.o \
 	src/manager.o \
 	src/mediator.o \

@@ -30,6 +30,9 @@ COMMENT ON SCHEMA cqrs_topics IS
 -- opened_at        for each segment, when it last became the current one, or
 --                  NULL
 -- created_at       when the topic was created
+-- native           true as cqrs_create_topic() makes it; false in a row that
+--                  was restored from a dump: the topic's restored events wait
+--                  for cqrs_adopt()
 -- ----------------------------------------------------------------------
 CREATE SEQUENCE cqrs.topic_id AS integer;
 CREATE TABLE cqrs.topic (
@@ -38,7 +41,8 @@ CREATE TABLE cqrs.topic (
 	retention		interval	NOT NULL,
 	current_segment	smallint	NOT NULL DEFAULT 0,
 	opened_at		timestamptz[] NOT NULL DEFAULT ARRAY[now(), NULL, NULL],
-	created_at		timestamptz	NOT NULL DEFAULT now()
+	created_at		timestamptz	NOT NULL DEFAULT now(),
+	native			boolean		GENERATED ALWAYS AS (false) STORED
 );
 COMMENT ON TABLE cqrs.topic IS 'topics';
 
@@ -136,8 +140,8 @@ COMMENT ON TABLE cqrs.subscription_topic IS 'topics of each subscription';
 -- ticked_at      when the snapshot was taken
 -- snapshot       what had committed then
 -- last_position  the last position drawn before the snapshot was taken
--- native         true as we write it; false in a row that was restored from
---                a dump, whose transaction ids are another cluster's
+-- native         true as we write it; false in a row that comes from another
+--                cluster, where its transaction ids are from
 -- ----------------------------------------------------------------------
 CREATE SEQUENCE cqrs.tick_id;
 CREATE TABLE cqrs.tick (
@@ -171,7 +175,9 @@ COMMENT ON TABLE cqrs.tick IS 'snapshots between which events are delivered';
 -- last_position   an estimate of what had been emitted when the cursor
 --                 moved; only for showing the lag
 -- moved_at        when the cursor moved
--- native          see cqrs.tick; with a restored cursor nothing is delivered
+-- native          true as we write it; false in a row that was restored from
+--                 a dump, and in one that starts at 'earliest' of restored
+--                 topics: nothing is delivered before cqrs_adopt()
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.cursor (
 	subscription_id	integer		NOT NULL,
@@ -287,6 +293,8 @@ COMMENT ON TABLE cqrs.failure IS 'subscriptions that cannot be delivered just no
 CREATE SEQUENCE cqrs.position CACHE 1;
 COMMENT ON SEQUENCE cqrs.position IS 'positions of events, in order of emission';
 
+-- What a dump contains. Not the ticks, nor where their ids are: they mean
+-- nothing elsewhere, and the worker makes new ones while a dump is restored.
 SELECT pg_catalog.pg_extension_config_dump('cqrs.topic_id', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.topic', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.event_type', '');
@@ -294,8 +302,6 @@ SELECT pg_catalog.pg_extension_config_dump('cqrs.command', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.subscription_id', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.subscription', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.subscription_topic', '');
-SELECT pg_catalog.pg_extension_config_dump('cqrs.tick_id', '');
-SELECT pg_catalog.pg_extension_config_dump('cqrs.tick', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.cursor', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.failure', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.retry', '');
@@ -548,8 +554,9 @@ COMMENT ON FUNCTION cqrs_events(text, integer, text, text, bigint) IS 'events of
 --   handler            a function with one argument of type cqrs_event, called
 --                      for each event in the transaction that moves the
 --                      cursor; NULL: read with cqrs_receive() and cqrs_ack()
---   start              'earliest': from the oldest event retained; 'latest':
---                      from what commits after this call
+--   start              'earliest': from the oldest event retained; if a topic
+--                      was restored from a dump, nothing before cqrs_adopt();
+--                      'latest': from what commits after this call
 --   partitions         1 to 1000: by their keys, events are spread over so many
 --                      cursors, which are delivered side by side; events
 --                      without a key are in the first
@@ -751,6 +758,30 @@ CREATE FUNCTION cqrs_drain(subscription text) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_drain(text) IS 'delivers to a subscription''s handler by hand';
 
+-- Makes the events of topics that were restored from a dump ordinary events of
+-- this cluster, and has the restored subscriptions go on: first with exactly
+-- what they had not got when the dump was made, then with what was emitted
+-- here since. Until then, nothing is delivered to them. Subscriptions that
+-- were made after the restore get what was restored if they start at
+-- 'earliest', and nothing of it if they start at 'latest'. With nothing to
+-- adopt, does nothing.
+--
+-- Takes what is in the topics' tables for events, whoever put it there; of
+-- topics that were made here, nothing. Writes each restored row anew.
+--
+-- Returns the subscriptions that it had go on, and how many restored events
+-- each is about to get; events that wait in cqrs.retry are not counted.
+-- Errors: 55000 a subscription's cursor was not restored, the topic's tables
+-- were altered, or topics hold events that were adopted before; 54000 too
+-- many subscriptions at different places; 25006 read-only transaction or
+-- standby.
+-- Locks: SHARE ROW EXCLUSIVE on cqrs.topic; nobody subscribes to these topics
+-- until the end of the transaction. Emitters do not wait.
+-- Privileges: EXECUTE, not granted to PUBLIC.
+CREATE FUNCTION cqrs_adopt(OUT subscription text, OUT events bigint) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_adopt() IS 'makes restored events ordinary events of this cluster';
+
 -- ----------------------------------------------------------------------
 -- Status
 -- ----------------------------------------------------------------------
@@ -850,7 +881,7 @@ REVOKE EXECUTE ON FUNCTION
 	cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval),
 	cqrs_unsubscribe(text), cqrs_pause(text), cqrs_resume(text), cqrs_seek(text, text), cqrs_seek(text, timestamptz),
 	cqrs_redrive(text, uuid), cqrs_discard(text, uuid),
-	cqrs_tick(), cqrs_drain(text), cqrs_worker_status()
+	cqrs_tick(), cqrs_drain(text), cqrs_adopt(), cqrs_worker_status()
 FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION cqrs_worker_status() TO pg_monitor;
 

@@ -10,6 +10,7 @@
 #define CQRS_COMPAT_H
 
 #include "access/genam.h"
+#include "access/tableam.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_proc.h"
@@ -48,6 +49,21 @@ object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 #else
 #define cqrs_index_insert_cleanup(index, info) ((void) 0)
 #endif
+
+/* 16 has a table's update say more than whether to update indexes. */
+static inline bool
+cqrs_table_update(Relation rel, ItemPointer tid, TupleTableSlot *slot,
+				  Snapshot snapshot)
+{
+#if PG_VERSION_NUM >= 160000
+	TU_UpdateIndexes update_indexes;
+#else
+	bool		update_indexes;
+#endif
+
+	simple_table_tuple_update(rel, tid, slot, snapshot, &update_indexes);
+	return (bool) update_indexes;
+}
 
 /* 18 gave index_beginscan() instrument, 19 flags. */
 static inline IndexScanDesc

@@ -65,10 +65,34 @@ static void init_keys(ScanKeyData *keys, int32 subscription_id,
 /*
  * The newest row of a cursor that the snapshot shows, in the current memory
  * context. Returns false if there is none: the subscription was dropped.
+ *
+ * A restored one has delivered none of this cluster's events; what it says
+ * about another's is only for cqrs_adopt().
  */
 bool
 cqrs_cursor_read(int32 subscription_id, int32 partition, Snapshot snapshot,
 				 CqrsCursor *cursor)
+{
+	if (!cqrs_cursor_read_restored(subscription_id, partition, snapshot,
+								   cursor))
+		return false;
+	if (!cursor->native)
+	{
+		cursor->tick_id = cursor->until_tick = 0;
+		cursor->snapshot = cqrs_snapshot_empty();
+		cursor->until_snapshot = NULL;
+		cursor->position = cursor->received = 0;
+		cursor->received_all = false;
+	}
+	return true;
+}
+
+/*
+ * The same, and what is in a restored one.
+ */
+bool
+cqrs_cursor_read_restored(int32 subscription_id, int32 partition,
+						  Snapshot snapshot, CqrsCursor *cursor)
 {
 	Relation	rel;
 	Relation	index;
@@ -126,11 +150,13 @@ cqrs_cursor_read(int32 subscription_id, int32 partition, Snapshot snapshot,
 
 /*
  * Where a new cursor starts: at what is retained, or at what commits from now
- * on.
+ * on. If its topics are not all native, what is restored comes first: it is
+ * to be adopted before.
  */
 void
-cqrs_cursor_start(CqrsCursor *cursor, bool latest)
+cqrs_cursor_start(CqrsCursor *cursor, bool latest, bool native)
 {
+	cursor->native = latest || native;
 	if (latest)
 	{
 		cursor->last_position = cqrs_last_position();
@@ -246,7 +272,7 @@ cqrs_cursor_append(CqrsCursor *cursor)
 	values[CURSOR_LAST_POSITION - 1] = Int64GetDatum(cursor->last_position);
 	cursor->moved_at = GetCurrentTimestamp();
 	values[CURSOR_MOVED_AT - 1] = TimestampTzGetDatum(cursor->moved_at);
-	values[CURSOR_NATIVE - 1] = BoolGetDatum(true);
+	values[CURSOR_NATIVE - 1] = BoolGetDatum(cursor->native);
 
 	rel = table_open(cqrs_relation_oid(CQRS_REL_CURSOR), RowExclusiveLock);
 	CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values,

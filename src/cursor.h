@@ -39,10 +39,12 @@ typedef struct CqrsCursor
 
 extern bool cqrs_cursor_read(int32 subscription_id, int32 partition,
 							 Snapshot snapshot, CqrsCursor *cursor);
-extern void cqrs_cursor_start(CqrsCursor *cursor, bool latest);
+extern void cqrs_cursor_start(CqrsCursor *cursor, bool latest, bool native);
 extern double cqrs_cursor_rate(const CqrsCursor *cursor, Snapshot snapshot);
 extern void cqrs_cursor_require_native(const CqrsCursor *cursor,
 									   const char *subscription);
+extern bool cqrs_cursor_read_restored(int32 subscription_id, int32 partition,
+									  Snapshot snapshot, CqrsCursor *cursor);
 extern void cqrs_cursor_append(CqrsCursor *cursor);
 extern void cqrs_cursor_delete_all(int32 subscription_id);
 

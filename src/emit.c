@@ -20,13 +20,11 @@
  */
 #include "cqrs_outbox.h"
 
-#include "access/genam.h"
 #include "access/heapam.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/transam.h"
 #include "access/xact.h"
-#include "catalog/index.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "utils/array.h"
@@ -41,6 +39,7 @@
 #include "debug_point.h"
 #include "emit.h"
 #include "event_id.h"
+#include "index.h"
 #include "payload.h"
 #include "registry.h"
 #include "segment.h"
@@ -55,9 +54,7 @@
 typedef struct Writer
 {
 	Relation	rel;
-	int			nindexes;
-	Relation   *indexes;
-	IndexInfo **index_infos;
+	CqrsIndexes indexes;
 	Oid			position_seq;
 	FullTransactionId xid;
 	int32		topic_id;
@@ -83,13 +80,11 @@ static void emit(CqrsTopic *topic, TimestampTz now, Datum event_name,
 				 const pg_uuid_t *event_id, NullableDatum key,
 				 NullableDatum headers, NullableDatum payload);
 static void writer_open(Writer *writer, CqrsTopic *topic);
-static void writer_open_index(Writer *writer, Oid indexid);
 static void writer_close(Writer *writer);
 static void fill_slot(Writer *writer, TupleTableSlot *slot, TimestampTz now,
 					  Datum event_name, const pg_uuid_t *event_id,
 					  NullableDatum key, NullableDatum headers,
 					  NullableDatum payload);
-static void insert_index_entries(Writer *writer, TupleTableSlot *slot);
 static void insert_many(CqrsEmitter *emitter);
 
 PG_FUNCTION_INFO_V1(cqrs_emit);
@@ -355,7 +350,8 @@ emit(CqrsTopic *topic, TimestampTz now, Datum event_name,
 	fill_slot(&writer, slot, now, event_name, event_id, key, headers,
 			  payload);
 	table_tuple_insert(writer.rel, slot, GetCurrentCommandId(true), 0, NULL);
-	insert_index_entries(&writer, slot);
+	CQRS_DEBUG_POINT("emit_before_index");
+	cqrs_indexes_insert(&writer.indexes, slot);
 	ExecDropSingleTupleTableSlot(slot);
 	writer_close(&writer);
 }
@@ -367,61 +363,21 @@ emit(CqrsTopic *topic, TimestampTz now, Datum event_name,
 static void
 writer_open(Writer *writer, CqrsTopic *topic)
 {
-	List	   *indexids;
-	ListCell   *lc;
-
 	writer->topic_id = topic->topic_id;
 	writer->xid = GetTopFullTransactionId();
 	writer->position_seq = cqrs_relation_oid(CQRS_REL_POSITION_SEQ);
 	writer->rel = cqrs_segment_open(topic, topic->current_segment,
 									RowExclusiveLock);
-
-	indexids = RelationGetIndexList(writer->rel);
-	writer->nindexes = 0;
-	writer->indexes = palloc(sizeof(Relation) * list_length(indexids));
-	writer->index_infos = palloc(sizeof(IndexInfo *) * list_length(indexids));
-	foreach(lc, indexids)
-		writer_open_index(writer, lfirst_oid(lc));
-	list_free(indexids);
+	cqrs_indexes_open(&writer->indexes, writer->rel);
 }
 
 /*
- * Open one of the segment's indexes: ours on (xid, position), or one that
- * somebody made. Raises 55000 for one that takes an executor to keep up.
- */
-static void
-writer_open_index(Writer *writer, Oid indexid)
-{
-	Relation	index = index_open(indexid, RowExclusiveLock);
-	IndexInfo  *info = BuildIndexInfo(index);
-
-	if (info->ii_Expressions != NIL || info->ii_Predicate != NIL ||
-		info->ii_ExclusionOps != NULL || !index->rd_index->indimmediate)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("index \"%s\" cannot be on a table of a topic",
-						RelationGetRelationName(index)),
-				 errdetail("It is on expressions, on a part of the rows, deferrable, or an exclusion constraint."),
-				 errhint("Drop it.")));
-	writer->indexes[writer->nindexes] = index;
-	writer->index_infos[writer->nindexes++] = info;
-}
-
-/*
- * Close it, and have the manager woken at commit. The locks stay: the
- * table's must, and the indexes' cost less if they are not taken anew for
- * each event.
+ * Close it, and have the manager woken at commit. The lock stays.
  */
 static void
 writer_close(Writer *writer)
 {
-	int			i;
-
-	for (i = 0; i < writer->nindexes; i++)
-	{
-		cqrs_index_insert_cleanup(writer->indexes[i], writer->index_infos[i]);
-		index_close(writer->indexes[i], NoLock);
-	}
+	cqrs_indexes_close(&writer->indexes);
 	table_close(writer->rel, NoLock);
 	cqrs_shmem_emitted(writer->topic_id);
 }
@@ -458,32 +414,6 @@ fill_slot(Writer *writer, TupleTableSlot *slot, TimestampTz now,
 }
 
 /*
- * Add a row that was just written to the indexes.
- */
-static void
-insert_index_entries(Writer *writer, TupleTableSlot *slot)
-{
-	Datum		values[INDEX_MAX_KEYS];
-	bool		nulls[INDEX_MAX_KEYS];
-	int			i;
-
-	CQRS_DEBUG_POINT("emit_before_index");
-	for (i = 0; i < writer->nindexes; i++)
-	{
-		Relation	index = writer->indexes[i];
-		IndexInfo  *info = writer->index_infos[i];
-
-		if (!info->ii_ReadyForInserts)
-			continue;
-		FormIndexDatum(info, slot, NULL, values, nulls);
-		index_insert(index, values, nulls, &slot->tts_tid, writer->rel,
-					 index->rd_index->indisunique ? UNIQUE_CHECK_YES :
-					 UNIQUE_CHECK_NO,
-					 false, info);
-	}
-}
-
-/*
  * Write what COPY would call a buffer of rows.
  */
 static void
@@ -497,7 +427,10 @@ insert_many(CqrsEmitter *emitter)
 	table_multi_insert(emitter->writer.rel, emitter->slots, emitter->used,
 					   GetCurrentCommandId(true), 0, emitter->bistate);
 	for (i = 0; i < emitter->used; i++)
-		insert_index_entries(&emitter->writer, emitter->slots[i]);
+	{
+		CQRS_DEBUG_POINT("emit_before_index");
+		cqrs_indexes_insert(&emitter->writer.indexes, emitter->slots[i]);
+	}
 	MemoryContextSwitchTo(oldcontext);
 	MemoryContextReset(emitter->scratch);
 	emitter->used = 0;

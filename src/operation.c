@@ -212,6 +212,7 @@ set_state(const CqrsSubscription *subscription, const char *state,
 static void
 seek(CqrsSubscription *subscription, bool latest, const TimestampTz *time)
 {
+	bool		native = true;
 	int			i;
 
 	/* Until the new place can be seen, nothing behind it is truncated. */
@@ -219,6 +220,9 @@ seek(CqrsSubscription *subscription, bool latest, const TimestampTz *time)
 		(void) cqrs_object_lock(CQRS_REL_TOPIC,
 								subscription->topics[i]->topic_id, 0,
 								ShareLock, true);
+	subscription = cqrs_subscription_get(subscription->name);
+	for (i = 0; i < subscription->ntopics; i++)
+		native &= subscription->topics[i]->native;
 	cqrs_subscription_lock_all(subscription);
 	for (i = 0; i < subscription->partitions; i++)
 	{
@@ -232,11 +236,14 @@ seek(CqrsSubscription *subscription, bool latest, const TimestampTz *time)
 		cqrs_parked_discard_all(&cursor);
 		cursor.until_tick = 0;
 		cursor.received_all = false;
-		cqrs_cursor_start(&cursor, latest);
+		cqrs_cursor_start(&cursor, latest, native);
 		if (time != NULL)
+		{
+			cqrs_cursor_require_native(&cursor, subscription->name);
 			cursor.snapshot = cqrs_window_since(subscription->ntopics,
 												subscription->topics, *time,
 												snapshot);
+		}
 		UnregisterSnapshot(snapshot);
 		cqrs_cursor_append(&cursor);
 	}

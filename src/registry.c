@@ -72,7 +72,9 @@ enum
 	TOPIC_TOPIC,
 	TOPIC_RETENTION,
 	TOPIC_CURRENT_SEGMENT,
-	TOPIC_OPENED_AT
+	TOPIC_OPENED_AT,
+	TOPIC_CREATED_AT,
+	TOPIC_NATIVE
 };
 
 /* Columns of cqrs.subscription. */
@@ -413,6 +415,7 @@ add_topic(Datum *values, bool *nulls)
 	for (i = 0; i < CQRS_SEGMENTS; i++)
 		topic->opened_at[i] = i >= nopened || opened_nulls[i] ? 0 :
 			DatumGetTimestampTz(opened_values[i]);
+	topic->native = DatumGetBool(values[TOPIC_NATIVE - 1]);
 	remember_by_id(topics_by_id, topic->topic_id, topic);
 	topic->view = get_relname_relid(name,
 									get_namespace_oid(CQRS_TOPIC_SCHEMA, true));

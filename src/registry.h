@@ -22,6 +22,7 @@ typedef struct CqrsTopic
 	int64		retention;		/* in milliseconds */
 	int			current_segment;
 	TimestampTz opened_at[CQRS_SEGMENTS];	/* 0: never */
+	bool		native;			/* false: restored, and not adopted */
 	Oid			view;			/* InvalidOid: somebody dropped it */
 	Oid			segments[CQRS_SEGMENTS];	/* the same */
 } CqrsTopic;

@@ -109,10 +109,10 @@ cqrs_relay_begin(CqrsRelay *relay, CqrsSubscription *subscription,
 								 GetTransactionSnapshot() : relay->snapshot,
 								 &relay->tick);
 	}
-	if (!cqrs_cursor_read(subscription->subscription_id, partition,
-						  relay->snapshot, &relay->cursor))
-		elog(ERROR, "subscription %d has no cursor %d",
-			 subscription->subscription_id, partition);
+
+	/* Without a cursor, the subscription is being restored just now. */
+	(void) cqrs_cursor_read(subscription->subscription_id, partition,
+							relay->snapshot, &relay->cursor);
 	relay->start_tick = relay->cursor.tick_id;
 	relay->start_until = relay->cursor.until_tick;
 

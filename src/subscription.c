@@ -80,6 +80,7 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	Datum		values[4 + SETTINGS];
 	char		nulls[4 + SETTINGS];
 	bool		isnull;
+	bool		native = true;
 	int32		subscription_id;
 	int			i;
 
@@ -124,10 +125,13 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	{
 		Oid			link_types[2] = {INT4OID, INT4OID};
 		Datum		link_values[2];
+		CqrsTopic  *topic;
 
 		/* Until our cursor can be seen, nothing is to be truncated. */
 		(void) cqrs_object_lock(CQRS_REL_TOPIC, lfirst_int(lc), 0, ShareLock,
 								true);
+		topic = cqrs_registry_topic_by_id(lfirst_int(lc));
+		native &= topic == NULL || topic->native;
 		link_values[0] = Int32GetDatum(subscription_id);
 		link_values[1] = Int32GetDatum(lfirst_int(lc));
 		cqrs_admin_execute("INSERT INTO cqrs.subscription_topic (subscription_id, topic_id) VALUES ($1, $2)",
@@ -140,7 +144,7 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 		CqrsCursor	cursor = {.subscription_id = subscription_id};
 
 		cursor.partition = i;
-		cqrs_cursor_start(&cursor, latest);
+		cqrs_cursor_start(&cursor, latest, native);
 		cqrs_cursor_append(&cursor);
 	}
 	foreach(lc, topics)

@@ -16,15 +16,24 @@
  * executor: restored from a dump, copied, replicated or inserted by hand. The
  * transaction ids of such rows mean nothing in this cluster. Only cqrs_emit(),
  * which writes past the executor, puts true there; and other rows are in no
- * window.
+ * window. cqrs.topic has such a column too: it tells a restored topic, whose
+ * events wait for cqrs_adopt(), from one that was made here.
  *
  *-------------------------------------------------------------------------
  */
 #include "cqrs_outbox.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
 #include "catalog/pg_type.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "catalog.h"
@@ -103,7 +112,7 @@ cqrs_drop_topic(PG_FUNCTION_ARGS)
 							name, SPI_getvalue(SPI_tuptable->vals[0],
 											   SPI_tuptable->tupdesc, 1)),
 					 errhint("Use cqrs_unregister_event() first, or force => true.")));
-		if (cqrs_events_pending(topic) ||
+		if (!topic->native || cqrs_events_pending(topic) ||
 			cqrs_admin_execute("SELECT FROM cqrs.dead_letter WHERE topic_id = $1 LIMIT 1",
 							   1, types, values, NULL) > 0)
 			ereport(ERROR,
@@ -238,6 +247,42 @@ cqrs_topic_require(const CqrsTopic *topic, AclMode mode)
 }
 
 /*
+ * From now on the topic's row is one of this cluster's. The caller has the
+ * registry reloaded.
+ */
+void
+cqrs_topic_set_native(int32 topic_id)
+{
+	Oid			relid = cqrs_relation_oid(CQRS_REL_TOPIC);
+	Relation	rel = table_open(relid, RowExclusiveLock);
+	TupleDesc	desc = RelationGetDescr(rel);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	AttrNumber	native = get_attnum(relid, "native");
+	Datum	   *values = palloc0(sizeof(Datum) * desc->natts);
+	bool	   *nulls = palloc0(sizeof(bool) * desc->natts);
+	bool	   *replaces = palloc0(sizeof(bool) * desc->natts);
+	SysScanDesc scan;
+	ScanKeyData key;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, get_attnum(relid, "topic_id"), BTEqualStrategyNumber,
+				F_INT4EQ, Int32GetDatum(topic_id));
+	scan = systable_beginscan(rel, InvalidOid, false, snapshot, 1, &key);
+	tuple = systable_getnext(scan);
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "could not find topic %d", topic_id);
+	values[native - 1] = BoolGetDatum(true);
+	replaces[native - 1] = true;
+	CatalogTupleUpdate(rel, &tuple->t_self,
+					   heap_modify_tuple(tuple, desc, values, nulls,
+										 replaces));
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, NoLock);
+	CommandCounterIncrement();
+}
+
+/*
  * Make the row, the tables and the view of a topic.
  */
 static void
@@ -275,6 +320,7 @@ create_topic(const char *name, Interval *retention)
 					   2, types, values, NULL);
 	topic_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
 										   SPI_tuptable->tupdesc, 1, &isnull));
+	cqrs_topic_set_native(topic_id);
 
 	initStringInfo(&view);
 	for (i = 0; i < CQRS_SEGMENTS; i++)
