@@ -157,15 +157,20 @@ for my $name (qw(low high))
 	$node->safe_psql('app', 'SELECT cqrs_tick()');
 	my $nothing = sub {
 		is($node->safe_psql('app', "SELECT string_agg(n::text, ' ' ORDER BY seq) FROM recorded"), '1 2 4', "$name: @_: the handler gets nothing");
-		is(receive($node, 'app', $_, 10), '', "$name: @_: nothing is received by '$_'") for 'outside', 'behind', 'early outside';
+		for ('outside', 'behind', 'early outside')
+		{
+			my ($rc, $out, $err) = $node->psql('app', "SET ROLE app; SELECT * FROM cqrs_receive('$_')");
+
+			like($err, qr/subscription "$_" was restored from a dump/, "$name: @_: nothing is received by '$_'");
+		}
 	};
 	$nothing->('restored');
 	$node->restart;
 	$node->safe_psql('app', 'SELECT cqrs_tick()');
 	$nothing->('restarted');
 	is(receive($node, 'app', 'late outside', 10), '8', "$name: those made here get what is emitted here");
-	is($node->safe_psql('app', "SELECT lag_events FROM cqrs_subscription_status WHERE subscription IN ('recorder', 'late') ORDER BY subscription"), "0\n1", "$name: and the others lag behind");
-	is($node->safe_psql('app', "SELECT payload->>'n', status FROM cqrs_events('items')"), '8|new', "$name: as the outbox shows");
+	is($node->safe_psql('app', "SELECT state FROM cqrs_subscription_status WHERE subscription IN ('recorder', 'late', 'early outside') ORDER BY subscription"), "restored\nidle\nrestored", "$name: as their status says");
+	is($node->safe_psql('app', "SELECT payload->>'n', status FROM cqrs_events('items')"), '8|new', "$name: and the outbox shows");
 	my ($rc, $out, $err) = $node->psql('app', "SELECT cqrs_drop_topic('notes', true) FROM cqrs.event_type WHERE false; SELECT cqrs_unregister_event('noted'); SELECT cqrs_drop_topic('notes')");
 	like($err, qr/topic "notes" holds undelivered events/, "$name: what waits is not dropped unless forced");
 	isnt($node->psql('app', 'SET ROLE app; SELECT cqrs_adopt()'), 0, "$name: not everybody may adopt");
@@ -216,14 +221,23 @@ deliver($low, 'off');
 add($low, 'app', 12);
 $low->command_ok([ 'pg_dump', '-Fd', '-j2', '-f', $dir, $low->connstr('app') ], 'pg_dump of what was adopted');
 $high->safe_psql('postgres', 'CREATE DATABASE again');
-$high->command_ok([ 'pg_restore', '-e', '-j2', '-d', $high->connstr('again'), $dir ], 'restored in parallel');
-$high->safe_psql('again', 'SELECT * FROM cqrs_adopt()');
-ok($high->poll_query_until('again', 'SELECT count(*) >= 12 FROM recorded'), 'the second time, the handler gets its backlog');
+# The cursors come last, when the worker has seen the subscriptions long since.
+my ($list) = run_command([ 'pg_restore', '-l', $dir ]);
+my ($cursors) = $list =~ /^(.* TABLE DATA cqrs cursor .*)$/m;
+append_to_file("$dir.first", $list =~ s/^\Q$cursors\E$//mr);
+append_to_file("$dir.then", $cursors);
+$high->command_ok([ 'pg_restore', '-e', '-j2', '-L', "$dir.first", '-d', $high->connstr('again'), $dir ], 'restored in parallel');
 add($high, 'again', 13);
-ok($high->poll_query_until('again', 'SELECT count(*) >= 13 FROM recorded'), 'and what comes');
-is($high->safe_psql('again', "SELECT string_agg(n::text, ' ' ORDER BY seq) FROM recorded"), '1 2 4 3 5 6 7 8 9 10 11 12 13', 'each once, in order');
+ok($high->poll_query_until('again', "SELECT count(*) > 0 FROM cqrs_worker_status() WHERE kind = 'worker' AND database = 'again'"), 'the worker is faster');
+$high->command_ok([ 'pg_restore', '-e', '-L', "$dir.then", '-d', $high->connstr('again'), $dir ], 'restored the rest');
+is($high->safe_psql('again', 'SELECT count(*) FROM cqrs.failure'), '0', 'which is no failure');
+$high->safe_psql('again', 'SELECT * FROM cqrs_adopt()');
+ok($high->poll_query_until('again', 'SELECT count(*) >= 13 FROM recorded'), 'the second time, the handler gets its backlog');
+add($high, 'again', 14);
+ok($high->poll_query_until('again', 'SELECT count(*) >= 14 FROM recorded'), 'and what comes');
+is($high->safe_psql('again', "SELECT string_agg(n::text, ' ' ORDER BY seq) FROM recorded"), '1 2 4 3 5 6 7 8 9 10 11 12 13 14', 'each once, in order');
 $high->safe_psql('again', 'SELECT cqrs_tick()');
-is(receive($high, 'again', 'outside', 100), '6 7 100 8 9 10 11 12 13', 'outside, what was not acknowledged');
+is(receive($high, 'again', 'outside', 100), '6 7 100 8 9 10 11 12 13 14', 'outside, what was not acknowledged');
 
 # Only the schema: no topic, but their tables are there. It can be begun anew.
 $high->safe_psql('postgres', 'CREATE DATABASE bare');
