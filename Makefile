@@ -38,6 +38,7 @@ OBJS = \
 	src/tick.o \
 	src/topic.o \
 	src/utility.o \
+	src/version.o \
 	src/window.o \
 	src/worker.o
 

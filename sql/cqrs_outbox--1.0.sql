@@ -885,7 +885,9 @@ REVOKE EXECUTE ON FUNCTION
 FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION cqrs_worker_status() TO pg_monitor;
 
--- At commit, tell the launcher that this database has the extension now.
+-- The extension's scripts, those that update it too, end with this: at commit,
+-- tell the launcher that this database has the extension, and everybody to
+-- look whether it fits the library.
 CREATE FUNCTION cqrs.announce() RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_announce';
 COMMENT ON FUNCTION cqrs.announce() IS 'asks the launcher to serve this database';

@@ -136,7 +136,7 @@ cqrs_index_beginscan(Relation rel, Relation index, Snapshot snapshot,
 /* 18 replaced PG_MODULE_MAGIC by a form that carries name and version. */
 #ifdef PG_MODULE_MAGIC_EXT
 #define CQRS_MODULE_MAGIC \
-	PG_MODULE_MAGIC_EXT(.name = "cqrs_outbox", .version = "1.0")
+	PG_MODULE_MAGIC_EXT(.name = "cqrs_outbox", .version = CQRS_VERSION)
 #else
 #define CQRS_MODULE_MAGIC	PG_MODULE_MAGIC
 #endif

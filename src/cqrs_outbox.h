@@ -13,6 +13,10 @@
 #include "compat.h"
 
 #define CQRS_EXTENSION		"cqrs_outbox"
+
+/* Of library and SQL alike; the control file has it too. */
+#define CQRS_VERSION		"1.0"
+
 #define CQRS_SCHEMA			"cqrs"	/* tables of our own */
 #define CQRS_TOPIC_SCHEMA	"cqrs_topics"	/* the topics' views */
 

@@ -20,7 +20,8 @@
  *	  newest tick in the table shows may be of a time before a crash or a
  *	  promotion.
  * 4. The manager looks at the extension in each cycle. If it was dropped, or
- *	  made anew, it exits, and takes the database's workers with it.
+ *	  made anew, it exits, and takes the database's workers with it. If it
+ *	  does not fit the library any more, nothing is delivered until it does.
  *
  * An error ends the manager; the launcher starts another.
  *
@@ -46,6 +47,7 @@
 #include "relay.h"
 #include "shmem.h"
 #include "tick.h"
+#include "version.h"
 #include "window.h"
 
 /* After an unexpected exit: milliseconds to wait, doubling up to a minute. */
@@ -137,6 +139,7 @@ static void end_cycle(void);
 static bool time_to_look(TimestampTz now, bool *poll);
 static bool may_look(TimestampTz now);
 static void look(bool poll);
+static bool check_version(void);
 static void take_dirty(TopicSet *topics);
 static void add_topic(TopicSet *topics, int32 topic_id);
 static bool has_topic(const TopicSet *topics, int32 topic_id);
@@ -188,9 +191,12 @@ cqrs_manager_main(Datum arg)
 		{
 			if (time_to_look(now, &poll))
 				look(poll);
-			wait = assign_workers();
-			if (tick_due)
-				tick();
+			if (seen != NULL)
+			{
+				wait = assign_workers();
+				if (tick_due)
+					tick();
+			}
 		}
 
 		/*
@@ -381,6 +387,11 @@ look(bool poll)
 	if (!begin_cycle())
 		proc_exit(0);
 	polled = GetCurrentTimestamp();
+	if (!check_version())
+	{
+		end_cycle();
+		return;
+	}
 	refresh_schedule();
 	position = cqrs_last_position();
 	if (previous == NULL)
@@ -416,6 +427,30 @@ look(bool poll)
 	tick_due = pulled_topics != NIL || previous == NULL;
 	if (previous != NULL)
 		pfree(previous);
+}
+
+/*
+ * Do library and extension fit each other? If not, say so once, and forget
+ * what was seen: once they do, everything is to be looked at.
+ */
+static bool
+check_version(void)
+{
+	static bool said = false;
+
+	if (cqrs_registry_usable())
+	{
+		said = false;
+		return true;
+	}
+	if (!said)
+		cqrs_version_report(LOG, psprintf("cqrs_outbox delivers nothing in database \"%s\"",
+										  my_database_name));
+	said = true;
+	if (seen != NULL)
+		pfree(seen);
+	seen = NULL;
+	return false;
 }
 
 /*

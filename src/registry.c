@@ -46,6 +46,7 @@
 #include "catalog.h"
 #include "debug_point.h"
 #include "registry.h"
+#include "version.h"
 
 typedef void (*RowCallback) (Datum *values, bool *nulls);
 
@@ -137,6 +138,16 @@ cqrs_registry_changed(PG_FUNCTION_ARGS)
 				 errmsg("function \"registry_changed\" was not called by trigger manager")));
 	cqrs_catalog_invalidate_registry();
 	return PointerGetDatum(NULL);
+}
+
+/*
+ * Can it be loaded? Not if library and extension are of different versions:
+ * then the other functions raise 55000.
+ */
+bool
+cqrs_registry_usable(void)
+{
+	return loaded_count == invalidation_count || cqrs_version_fits();
 }
 
 /*
@@ -314,6 +325,8 @@ load_if_stale(void)
 	relation_close(relation_open(cqrs_relation_oid(CQRS_REL_TOPIC),
 								 AccessShareLock), NoLock);
 	count = invalidation_count;
+	if (!cqrs_version_fits())
+		cqrs_version_report(ERROR, "cqrs_outbox cannot be used in this database");
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	CQRS_DEBUG_POINT("registry_load");
 	load_rows(CQRS_REL_TOPIC, snapshot, add_topic);

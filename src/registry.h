@@ -68,6 +68,7 @@ typedef struct CqrsSubscription
 } CqrsSubscription;
 
 extern void cqrs_registry_init(void);
+extern bool cqrs_registry_usable(void);
 extern uint64 cqrs_registry_generation(void);
 
 /* NULL if there is none. */

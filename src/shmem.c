@@ -25,6 +25,7 @@
 #include "utils/guc.h"
 #include "utils/resowner.h"
 
+#include "catalog.h"
 #include "shmem.h"
 #include "utility.h"
 
@@ -101,11 +102,13 @@ cqrs_require_preloaded(void)
 }
 
 /*
- * cqrs.announce(): the extension's script calls it.
+ * cqrs.announce(): the extension's scripts end with it.
  */
 Datum
 cqrs_announce(PG_FUNCTION_ARGS)
 {
+	cqrs_catalog_invalidate_registry();
+	cqrs_shmem_changed();
 	cqrs_shmem_announce(MyDatabaseId);
 	PG_RETURN_VOID();
 }

@@ -440,7 +440,7 @@ begin_delivery(int32 subscription_id)
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	if (!OidIsValid(cqrs_extension_lock()))
+	if (!OidIsValid(cqrs_extension_lock()) || !cqrs_registry_usable())
 		return NULL;
 
 	/* The handler of the batch before may have left another one. */

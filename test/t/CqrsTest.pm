@@ -19,7 +19,8 @@ our @EXPORT = qw(new_server new_session processes wait_managers set_up_recording
 sub new_server
 {
 	my ($name, $conf, %init) = @_;
-	my $node = PostgreSQL::Test::Cluster->new($name);
+	my $install_path = delete $init{install_path};
+	my $node = PostgreSQL::Test::Cluster->new($name, install_path => $install_path);
 
 	$node->init(%init);
 	$node->append_conf('postgresql.conf', qq(
