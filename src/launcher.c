@@ -65,6 +65,10 @@ cqrs_launcher_register(void)
 {
 	BackgroundWorker worker = {0};
 
+	/* Delivering and ticking would go on behind pg_upgrade's back. */
+	if (IsBinaryUpgrade)
+		return;
+
 	strlcpy(worker.bgw_name, "cqrs_outbox launcher", BGW_MAXLEN);
 	strlcpy(worker.bgw_type, "cqrs_outbox launcher", BGW_MAXLEN);
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS |
