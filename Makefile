@@ -50,7 +50,7 @@ endif
 EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 
-REGRESS = meeting command emit capture subscription retry pull privileges extension
+REGRESS = meeting command emit capture subscription retry pull privileges adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

@@ -42,6 +42,11 @@ DROP FUNCTION on_event;
 DROP EXTENSION cqrs_outbox;
 DROP EXTENSION cqrs_outbox CASCADE;
 
+-- and leaves nothing behind
+SELECT nspname FROM pg_namespace WHERE nspname LIKE 'cqrs%';
+SELECT relname FROM pg_class WHERE relname LIKE 'topic%' AND relnamespace <> 'pg_catalog'::regnamespace;
+SELECT proname FROM pg_proc WHERE proname LIKE 'cqrs%';
+
 -- functions of an extension that is gone, and one that is made anew
 CREATE EXTENSION cqrs_outbox;
 SELECT cqrs_register_event('a', 'topic_a');

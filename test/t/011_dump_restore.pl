@@ -83,12 +83,22 @@ $source->safe_psql('app', q(
 	CREATE FUNCTION record_late(event cqrs_event) RETURNS void LANGUAGE sql SET search_path = public AS $$
 		INSERT INTO recorded_late (n) VALUES ((event.payload->>'n')::int)
 	$$;
+	CREATE TABLE recorded_spread (LIKE recorded INCLUDING ALL);
+	CREATE TABLE broken ();
+	CREATE FUNCTION record_spread(event cqrs_event) RETURNS void LANGUAGE plpgsql SET search_path = public AS $$
+	BEGIN
+		IF event.payload->>'n' = '2' AND to_regclass('broken') IS NOT NULL THEN
+			RAISE EXCEPTION 'broken';
+		END IF;
+		INSERT INTO recorded_spread (n) VALUES ((event.payload->>'n')::int);
+	END $$;
 	CREATE FUNCTION add(command item) RETURNS int LANGUAGE plpgsql SET search_path = public AS $$
 	BEGIN
 		PERFORM cqrs_emit('added', to_jsonb(command), key => command.sku);
 		RETURN command.n;
 	END $$;
 	SELECT cqrs_subscribe('recorder', ARRAY['items'], 'record(cqrs_event)');
+	SELECT cqrs_subscribe('spread', ARRAY['items'], 'record_spread(cqrs_event)', partitions => 3, max_attempts => 0, max_retry_delay => '1 ms');
 	SELECT cqrs_subscribe('outside', ARRAY['items', 'notes']);
 	SELECT cqrs_subscribe('behind', ARRAY['items', 'notes']);
 	RESET ROLE;
@@ -102,6 +112,8 @@ add($source, 'app', 1, 2);
 $open->query("BEGIN; SELECT cqrs_send('Add', '{\"sku\": \"s3\", \"n\": 3}')");
 add($source, 'app', 4);
 ok(wait_recorded($source, 'app', 3), 'the handler gets what is committed');
+ok($source->poll_query_until('app', 'SELECT count(*) = 2 FROM recorded_spread'), 'so does one with partitions');
+ok($source->poll_query_until('app', 'SELECT count(*) = 1 FROM cqrs.retry'), 'which parks what it cannot handle');
 $source->safe_psql('app', 'SELECT cqrs_tick()');
 is(receive($source, 'app', 'outside', 10), '1 2 4', 'so does the consumer outside');
 acknowledge($source, 'app', 'outside', 2);
@@ -145,6 +157,8 @@ for my $name (qw(low high))
 	isnt($node->psql('app', "SET ROLE reader; SELECT cqrs_emit('added', '{}')"), 0, "$name: a reader cannot emit");
 	isnt($node->psql('app', "SELECT cqrs_emit('added', '{\"n\": \"x\"}')"), 0, "$name: payloads are checked");
 
+	$node->safe_psql('app', 'DROP TABLE broken');
+
 	# Nothing of the backlog, and nothing new, before the adoption: though the
 	# worker delivers to others.
 	$node->safe_psql('app', q(
@@ -157,6 +171,7 @@ for my $name (qw(low high))
 	$node->safe_psql('app', 'SELECT cqrs_tick()');
 	my $nothing = sub {
 		is($node->safe_psql('app', "SELECT string_agg(n::text, ' ' ORDER BY seq) FROM recorded"), '1 2 4', "$name: @_: the handler gets nothing");
+		is($node->safe_psql('app', "SELECT string_agg(n::text, ' ' ORDER BY n) FROM recorded_spread"), '1 4', "$name: @_: nothing that was parked");
 		for ('outside', 'behind', 'early outside')
 		{
 			my ($rc, $out, $err) = $node->psql('app', "SET ROLE app; SELECT * FROM cqrs_receive('$_')");
@@ -170,7 +185,7 @@ for my $name (qw(low high))
 	$nothing->('restarted');
 	is(receive($node, 'app', 'late outside', 10), '8', "$name: those made here get what is emitted here");
 	is($node->safe_psql('app', "SELECT state FROM cqrs_subscription_status WHERE subscription IN ('recorder', 'late', 'early outside') ORDER BY subscription"), "restored\nidle\nrestored", "$name: as their status says");
-	is($node->safe_psql('app', "SELECT payload->>'n', status FROM cqrs_events('items')"), '8|new', "$name: and the outbox shows");
+	is($node->safe_psql('app', "SELECT payload->>'n', status FROM cqrs_events('items')"), "2|not_produced\n8|new", "$name: and the outbox shows");
 	my ($rc, $out, $err) = $node->psql('app', "SELECT cqrs_drop_topic('notes', true) FROM cqrs.event_type WHERE false; SELECT cqrs_unregister_event('noted'); SELECT cqrs_drop_topic('notes')");
 	like($err, qr/topic "notes" holds undelivered events/, "$name: what waits is not dropped unless forced");
 	isnt($node->psql('app', 'SET ROLE app; SELECT cqrs_adopt()'), 0, "$name: not everybody may adopt");
@@ -182,14 +197,16 @@ for my $name (qw(low high))
 	my $emitter = new_session($node, 'app', 'app');
 	$emitter->query("BEGIN; SELECT cqrs_send('Add', '{\"sku\": \"s9\", \"n\": 9}')");
 	is($node->safe_psql('app', 'SELECT * FROM cqrs_adopt() ORDER BY 1'),
-		"behind|8\nearly outside|8\noutside|6\nrecorder|4", "$name: cqrs_adopt() says what waits for whom");
+		"behind|8\nearly outside|8\noutside|6\nrecorder|4\nspread|4", "$name: cqrs_adopt() says what waits for whom");
 	ok($node->poll_query_until('app', 'SELECT count(*) >= 8 FROM recorded'), "$name: the handler gets its backlog");
 	$emitter->query('COMMIT');
 	$emitter->quit;
 	add($node, 'app', 10);
 	ok($node->poll_query_until('app', 'SELECT count(*) >= 10 FROM recorded'), "$name: and what comes");
+	ok($node->poll_query_until('app', 'SELECT count(*) >= 10 FROM recorded_spread'), "$name: the one with partitions too");
 	$node->safe_psql('app', 'SELECT cqrs_tick()');
 	my $all = sub {
+		is($node->safe_psql('app', "SELECT string_agg(n::text, ' ' ORDER BY n) FROM recorded_spread"), "1 2 3 4 5 6 7 8 9 10$_[0]", "$name: each once, in partitions");
 		is($node->safe_psql('app', "SELECT string_agg(n::text, ' ' ORDER BY seq) FROM recorded"), "1 2 4 3 5 6 7 8 9 10$_[0]", "$name: exactly what it had not got, in order");
 		is(receive($node, 'app', 'outside', 100), "3 4 5 6 7 100 8 9 10$_[0]", "$name: also outside");
 		is(receive($node, 'app', 'behind', 100), "1 2 3 4 5 6 7 100 8 9 10$_[0]", "$name: also who had got nothing");
@@ -209,6 +226,7 @@ for my $name (qw(low high))
 	add($node, 'app', 11);
 	ok($node->poll_query_until('app', 'SELECT count(*) >= 11 FROM recorded'), "$name: with later transaction ids, delivery goes on");
 	$node->poll_query_until('app', 'SELECT count(*) >= 4 FROM recorded_late');
+	$node->poll_query_until('app', 'SELECT count(*) >= 11 FROM recorded_spread');
 	$node->safe_psql('app', 'SELECT cqrs_tick()');
 	$all->(' 11');
 }
