@@ -20,6 +20,9 @@ SELECT count(*) FROM cqrs_topics.topic_b;
 SELECT count(*) FROM cqrs_events('topic_b');
 DELETE FROM cqrs.topic_2_0;
 
+-- who changes a topic leaves it what it is
+UPDATE cqrs.topic SET retention = '2 days' WHERE topic = 'topic_a' RETURNING native;
+
 -- as if from a dump
 CREATE PROCEDURE restore() LANGUAGE plpgsql AS $$
 DECLARE
