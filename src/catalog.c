@@ -18,8 +18,8 @@
  *	  Such locks show in pg_locks, and belong to the transaction, not to the
  *	  session. From first to last:
  *	  (cqrs.topic, topic_id)	SHARE to subscribe or seek, EXCLUSIVE to
- *								truncate a segment of it: who decides about
- *								that sees every cursor there is
+ *								truncate a segment of it or to adopt it: who
+ *								decides about that sees every cursor there is
  *	  (cqrs.subscription, subscription_id, partition)
  *								EXCLUSIVE to move that cursor
  *	  (cqrs.tick, 0)			EXCLUSIVE to tick
