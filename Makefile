@@ -30,6 +30,7 @@ OBJS = \
 	src/registry.o \
 	src/relay.o \
 	src/retry.o \
+	src/schedule.o \
 	src/segment.o \
 	src/shmem.o \
 	src/status.o \

@@ -29,6 +29,10 @@
 #include "shmem.h"
 #include "utility.h"
 
+/* After an unexpected exit: milliseconds to wait, doubling up to a minute. */
+#define FIRST_RESTART_WAIT	500
+#define LONGEST_RESTART_WAIT	60000
+
 CqrsShared *cqrs_shared = NULL;
 
 static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
@@ -38,7 +42,7 @@ static shmem_request_hook_type prev_shmem_request_hook = NULL;
 
 /* What this transaction will tell when it commits. */
 static bool emitted = false;
-static uint64 emitted_topics[CQRS_DIRTY_WORDS];
+static CqrsTopicSet emitted_topics;
 static Oid	announced = InvalidOid;
 
 /* What the transaction that is just committing tells. */
@@ -120,10 +124,8 @@ cqrs_announce(PG_FUNCTION_ARGS)
 void
 cqrs_shmem_emitted(int32 topic_id)
 {
-	int			bit = (uint32) topic_id % CQRS_DIRTY_BITS;
-
 	emitted = true;
-	emitted_topics[bit / 64] |= UINT64CONST(1) << (bit % 64);
+	cqrs_topic_set_add(&emitted_topics, topic_id);
 }
 
 /*
@@ -133,7 +135,36 @@ void
 cqrs_shmem_changed(void)
 {
 	emitted = true;
-	memset(emitted_topics, 0xFF, sizeof(emitted_topics));
+	memset(&emitted_topics, 0xFF, sizeof(emitted_topics));
+}
+
+void
+cqrs_topic_set_add(CqrsTopicSet *topics, int32 topic_id)
+{
+	int			bit = (uint32) topic_id % CQRS_TOPIC_BITS;
+
+	topics->words[bit / 64] |= UINT64CONST(1) << (bit % 64);
+}
+
+bool
+cqrs_topic_set_has(const CqrsTopicSet *topics, int32 topic_id)
+{
+	int			bit = (uint32) topic_id % CQRS_TOPIC_BITS;
+
+	return (topics->words[bit / 64] & (UINT64CONST(1) << (bit % 64))) != 0;
+}
+
+/*
+ * Which topics of a database were announced since the last time.
+ */
+void
+cqrs_shmem_take_dirty(CqrsDatabaseSlot *slot, CqrsTopicSet *topics)
+{
+	int			i;
+
+	for (i = 0; i < CQRS_TOPIC_WORDS; i++)
+		topics->words[i] = pg_atomic_read_u64(&slot->dirty[i]) == 0 ? 0 :
+			pg_atomic_exchange_u64(&slot->dirty[i], 0);
 }
 
 /*
@@ -303,6 +334,15 @@ cqrs_process_wait(long timeout_ms)
 	}
 }
 
+/*
+ * How long to wait after so many unexpected exits in a row, in milliseconds.
+ */
+long
+cqrs_restart_wait(int failures)
+{
+	return Min(FIRST_RESTART_WAIT << Min(failures, 10), LONGEST_RESTART_WAIT);
+}
+
 static Size
 shmem_size(void)
 {
@@ -359,7 +399,7 @@ shmem_startup(void)
 		{
 			pg_atomic_init_u32(&cqrs_shared->databases[i].pending, 0);
 			pg_atomic_init_u32(&cqrs_shared->databases[i].asleep, 0);
-			for (j = 0; j < CQRS_DIRTY_WORDS; j++)
+			for (j = 0; j < CQRS_TOPIC_WORDS; j++)
 				pg_atomic_init_u64(&cqrs_shared->databases[i].dirty[j], 0);
 		}
 	}
@@ -383,7 +423,7 @@ at_xact_end(XactEvent event, void *arg)
 		tell_launcher = announced;
 	}
 	else if (emitted)
-		memset(emitted_topics, 0, sizeof(emitted_topics));
+		memset(&emitted_topics, 0, sizeof(emitted_topics));
 	emitted = false;
 	announced = InvalidOid;
 }
@@ -413,10 +453,10 @@ at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level,
 		{
 			int			i;
 
-			for (i = 0; i < CQRS_DIRTY_WORDS; i++)
-				if (emitted_topics[i] != 0)
+			for (i = 0; i < CQRS_TOPIC_WORDS; i++)
+				if (emitted_topics.words[i] != 0)
 					(void) pg_atomic_fetch_or_u64(&my_database->dirty[i],
-												  emitted_topics[i]);
+												  emitted_topics.words[i]);
 			cqrs_shmem_wake(my_database);
 		}
 		else if (!OidIsValid(tell_launcher))
@@ -433,7 +473,7 @@ at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level,
 		cqrs_shmem_wake_launcher();
 	}
 	if (tell_manager)
-		memset(emitted_topics, 0, sizeof(emitted_topics));
+		memset(&emitted_topics, 0, sizeof(emitted_topics));
 	tell_manager = false;
 	tell_launcher = InvalidOid;
 }

@@ -24,9 +24,14 @@ typedef enum CqrsDatabaseState
 	CQRS_DATABASE_RUNNING		/* a manager serves it */
 } CqrsDatabaseState;
 
-/* A set of topics: bit topic_id modulo CQRS_DIRTY_BITS. */
-#define CQRS_DIRTY_BITS		1024
-#define CQRS_DIRTY_WORDS	(CQRS_DIRTY_BITS / 64)
+/* A set of topics: bit topic_id modulo CQRS_TOPIC_BITS. */
+#define CQRS_TOPIC_BITS		1024
+#define CQRS_TOPIC_WORDS	(CQRS_TOPIC_BITS / 64)
+
+typedef struct CqrsTopicSet
+{
+	uint64		words[CQRS_TOPIC_WORDS];
+} CqrsTopicSet;
 
 /*
  * A database that has, or may have, the extension. The lock protects all but
@@ -55,7 +60,7 @@ typedef struct CqrsDatabaseSlot
 	Latch	   *manager_latch;	/* may be somebody else's by now */
 	pg_atomic_uint32 pending;
 	pg_atomic_uint32 asleep;
-	pg_atomic_uint64 dirty[CQRS_DIRTY_WORDS];
+	pg_atomic_uint64 dirty[CQRS_TOPIC_WORDS];
 } CqrsDatabaseSlot;
 
 typedef enum CqrsWorkerState
@@ -125,6 +130,9 @@ extern void cqrs_shmem_init_process(void);
 extern void cqrs_require_preloaded(void);
 extern void cqrs_shmem_emitted(int32 topic_id);
 extern void cqrs_shmem_changed(void);
+extern void cqrs_topic_set_add(CqrsTopicSet *topics, int32 topic_id);
+extern bool cqrs_topic_set_has(const CqrsTopicSet *topics, int32 topic_id);
+extern void cqrs_shmem_take_dirty(CqrsDatabaseSlot *slot, CqrsTopicSet *topics);
 extern void cqrs_shmem_announce(Oid dboid);
 extern CqrsDatabaseSlot *cqrs_database_find(Oid dboid);
 extern CqrsDatabaseSlot *cqrs_database_request(Oid dboid);
@@ -136,5 +144,6 @@ extern void cqrs_shmem_wake_launcher(void);
 extern void cqrs_process_signals(void);
 extern void cqrs_process_settings(void);
 extern void cqrs_process_wait(long timeout_ms);
+extern long cqrs_restart_wait(int failures);
 
 #endif							/* CQRS_SHMEM_H */

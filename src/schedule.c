@@ -1,0 +1,464 @@
+/*-------------------------------------------------------------------------
+ *
+ * schedule.c
+ *	  Which cursors of a database have something to get, and which worker
+ *	  delivers which. All of it is the manager's; see there for the protocol.
+ *
+ * A cursor is due up to a look. It is in the list of what may have something
+ * to do until a worker has drained it up to there, and nothing of it is parked
+ * for a retry. The list is in the order in which cursors were served last, so
+ * where there are more of them than workers, each has its turn.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "cqrs_outbox.h"
+
+#include "lib/ilist.h"
+#include "postmaster/bgworker.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "registry.h"
+#include "relay.h"
+#include "schedule.h"
+
+/* How often to look whether a worker can be had, in milliseconds. */
+#define EXHAUSTED_WAIT	1000
+
+/* A worker that has not attached after so long never will, in milliseconds. */
+#define LONGEST_START	60000
+
+typedef struct ScheduledKey
+{
+	int32		subscription_id;
+	int32		partition;
+} ScheduledKey;
+
+/* A cursor that workers deliver, as the manager sees it. */
+typedef struct Scheduled
+{
+	ScheduledKey key;			/* hash key */
+	Oid			owner;
+	int64		due_look;		/* has events up to this look */
+	int64		drained_look;	/* and none up to this one */
+	bool		unfinished;		/* its worker left something to do */
+	TimestampTz retry_at;		/* a parked event may be tried then; 0: none */
+	TimestampTz failed_until;	/* nothing can be done before */
+	int			failures;		/* of its workers, in a row */
+	int			careful;		/* see worker.c */
+	bool		listed;			/* in due_list */
+	dlist_node	node;
+	uint64		generation;		/* of the registry that has it */
+} Scheduled;
+
+/* What is scheduled, as of a registry generation. */
+static HTAB *schedule = NULL;
+static uint64 schedule_generation = 0;
+
+/* What may have something to do; who was served last comes last. */
+static dlist_head due_list = DLIST_STATIC_INIT(due_list);
+
+/* By the bits of topics (see shmem.h), in a context of their own: cursors. */
+static MemoryContext topics_context = NULL;
+static List *scheduled_by_bit[CQRS_TOPIC_BITS];
+
+/* The topics of subscriptions that need a tick, in the same context. */
+static List *pulled_topics = NIL;
+
+static bool said_exhausted = false;
+
+static void schedule_subscription(CqrsSubscription *subscription,
+								  uint64 generation, bool first);
+static void make_due(Scheduled *scheduled);
+static void note_results(TimestampTz now);
+static bool assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
+						  TimestampTz now);
+static bool start_worker(CqrsWorkerSlot *worker);
+
+/*
+ * Bring the schedule up to the registry. What is new in it is due.
+ */
+void
+cqrs_schedule_refresh(void)
+{
+	uint64		generation = cqrs_registry_generation();
+	bool		first = schedule == NULL;
+	HASH_SEQ_STATUS status;
+	CqrsSubscription *subscription;
+	Scheduled  *scheduled;
+
+	if (generation == schedule_generation)
+		return;
+	if (first)
+	{
+		HASHCTL		ctl;
+
+		ctl.keysize = sizeof(ScheduledKey);
+		ctl.entrysize = sizeof(Scheduled);
+		schedule = hash_create("cqrs schedule", 64, &ctl,
+							   HASH_ELEM | HASH_BLOBS);
+		topics_context = AllocSetContextCreate(TopMemoryContext,
+											   "cqrs schedule",
+											   ALLOCSET_DEFAULT_SIZES);
+	}
+	MemoryContextReset(topics_context);
+	memset(scheduled_by_bit, 0, sizeof(scheduled_by_bit));
+	pulled_topics = NIL;
+
+	cqrs_registry_subscriptions(&status);
+	while ((subscription = hash_seq_search(&status)) != NULL)
+		schedule_subscription(subscription, generation, first);
+
+	hash_seq_init(&status, schedule);
+	while ((scheduled = hash_seq_search(&status)) != NULL)
+	{
+		if (scheduled->generation == generation)
+			continue;
+		if (scheduled->listed)
+			dlist_delete(&scheduled->node);
+		hash_search(schedule, &scheduled->key, HASH_REMOVE, NULL);
+	}
+	schedule_generation = generation;
+}
+
+/*
+ * The cursors on these topics are due up to this look.
+ */
+void
+cqrs_schedule_due(const CqrsTopicSet *topics, int64 look)
+{
+	int			bit;
+
+	for (bit = 0; bit < CQRS_TOPIC_BITS; bit++)
+	{
+		ListCell   *lc;
+
+		if (topics->words[bit / 64] == 0)
+		{
+			bit |= 63;
+			continue;
+		}
+		if (!cqrs_topic_set_has(topics, bit))
+			continue;
+		foreach(lc, scheduled_by_bit[bit])
+		{
+			Scheduled  *scheduled = (Scheduled *) lfirst(lc);
+
+			scheduled->due_look = look;
+			make_due(scheduled);
+		}
+	}
+}
+
+/*
+ * Have workers deliver what is due. Returns how long until there is something
+ * else to do, in milliseconds; -1: until woken.
+ */
+long
+cqrs_schedule_assign(CqrsDatabaseSlot *slot, const char *database_name)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	bool		contended = false;
+	bool		exhausted;
+	TimestampTz next = 0;
+	long		wait = -1;
+	dlist_mutable_iter iter;
+
+	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
+	note_results(now);
+	slot->exhausted = false;
+	dlist_foreach_modify(iter, &due_list)
+	{
+		Scheduled  *scheduled = dlist_container(Scheduled, node, iter.cur);
+		TimestampTz when = 0;
+
+		if (scheduled->due_look <= scheduled->drained_look &&
+			!scheduled->unfinished)
+		{
+			if (scheduled->retry_at == 0)
+			{
+				dlist_delete(&scheduled->node);
+				scheduled->listed = false;
+				continue;
+			}
+			when = scheduled->retry_at;
+		}
+		when = Max(when, scheduled->failed_until);
+		if (when > now)
+			next = next == 0 ? when : Min(next, when);
+		else if (!assign_worker(slot, scheduled, now))
+			contended = true;
+	}
+	if (contended)
+	{
+		/* Before a worker is done: it wakes us only if it sees this. */
+		pg_atomic_write_u32(&cqrs_shared->contended, 1);
+		wait = EXHAUSTED_WAIT;
+	}
+	exhausted = slot->exhausted;
+	LWLockRelease(cqrs_shared->lock);
+
+	if (exhausted && !said_exhausted)
+		ereport(LOG,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("out of background worker slots for cqrs_outbox in database \"%s\"",
+						database_name),
+				 errhint("Raise max_worker_processes.")));
+	said_exhausted = exhausted;
+	if (next != 0)
+	{
+		long		until = TimestampDifferenceMilliseconds(now, next);
+
+		wait = wait < 0 ? until : Min(wait, until);
+	}
+	return wait;
+}
+
+/*
+ * The topics that clients pull, as CqrsPulledTopic.
+ */
+List *
+cqrs_schedule_pulled_topics(void)
+{
+	return pulled_topics;
+}
+
+static void
+schedule_subscription(CqrsSubscription *subscription, uint64 generation,
+					  bool first)
+{
+	MemoryContext oldcontext;
+	int			i;
+	int			j;
+
+	if (subscription->state != CQRS_SUBSCRIPTION_ACTIVE)
+		return;
+	oldcontext = MemoryContextSwitchTo(topics_context);
+	for (i = 0; !subscription->has_handler && i < subscription->ntopics; i++)
+	{
+		CqrsPulledTopic *topic = palloc(sizeof(CqrsPulledTopic));
+
+		topic->topic_id = subscription->topics[i]->topic_id;
+		strlcpy(topic->name, subscription->topics[i]->name, NAMEDATALEN);
+		pulled_topics = lappend(pulled_topics, topic);
+	}
+	for (i = 0; subscription->has_handler && i < subscription->partitions; i++)
+	{
+		ScheduledKey key = {subscription->subscription_id, i};
+		Scheduled  *scheduled;
+		bool		found;
+
+		scheduled = hash_search(schedule, &key, HASH_ENTER, &found);
+		if (!found)
+		{
+			memset(scheduled, 0, sizeof(Scheduled));
+			scheduled->key = key;
+			scheduled->unfinished = true;
+
+			/* Whatever crashed may have been handling an event of this one. */
+			if (first && cqrs_shared->crashed)
+				scheduled->careful = CQRS_BATCH_EVENTS;
+		}
+		scheduled->generation = generation;
+		scheduled->owner = subscription->owner;
+		for (j = 0; j < subscription->ntopics; j++)
+		{
+			int			bit = (uint32) subscription->topics[j]->topic_id %
+			CQRS_TOPIC_BITS;
+
+			scheduled_by_bit[bit] = lappend(scheduled_by_bit[bit], scheduled);
+		}
+		if (!found)
+			make_due(scheduled);
+	}
+	MemoryContextSwitchTo(oldcontext);
+}
+
+static void
+make_due(Scheduled *scheduled)
+{
+	if (scheduled->listed)
+		return;
+	dlist_push_tail(&due_list, &scheduled->node);
+	scheduled->listed = true;
+}
+
+/*
+ * Note what the workers of this database have done. The lock is held.
+ */
+static void
+note_results(TimestampTz now)
+{
+	int			i;
+
+	for (i = 0; i < cqrs_shared->nworkers; i++)
+	{
+		CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
+		ScheduledKey key = {worker->subscription_id, worker->partition};
+		Scheduled  *scheduled;
+
+		if (worker->state == CQRS_WORKER_FREE ||
+			worker->dboid != MyDatabaseId)
+			continue;
+		if (worker->state == CQRS_WORKER_STARTING && worker->pid == 0 &&
+			TimestampDifferenceExceeds(worker->started_at, now,
+									   LONGEST_START))
+			worker->state = CQRS_WORKER_FAILED;
+		scheduled = schedule == NULL ? NULL :
+			hash_search(schedule, &key, HASH_FIND, NULL);
+		if (worker->state == CQRS_WORKER_FAILED)
+		{
+			/* It may be the event's doing. */
+			if (scheduled != NULL)
+			{
+				scheduled->failed_until =
+					TimestampTzPlusMilliseconds(now,
+												cqrs_restart_wait(scheduled->failures++));
+				scheduled->careful = CQRS_BATCH_EVENTS;
+				scheduled->unfinished = true;
+				make_due(scheduled);
+			}
+			worker->state = CQRS_WORKER_FREE;
+			continue;
+		}
+		if (worker->noted || worker->served == 0)
+			continue;
+		worker->noted = true;
+		if (scheduled == NULL)
+			continue;
+		if (worker->drained_look > scheduled->drained_look)
+		{
+			scheduled->drained_look = worker->drained_look;
+			scheduled->failures = 0;
+		}
+		scheduled->unfinished = worker->unfinished;
+		scheduled->retry_at = worker->retry_at;
+		scheduled->failed_until = worker->failed_until;
+		scheduled->careful = worker->careful;
+		if (scheduled->retry_at != 0)
+			make_due(scheduled);
+	}
+}
+
+/*
+ * Have a worker deliver a cursor: the one that has it already; or a new one;
+ * or one that has nothing to do. Returns false if there is none: then an idle
+ * one that cannot be used was asked to exit. The lock is held.
+ */
+static bool
+assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
+			  TimestampTz now)
+{
+	CqrsWorkerSlot *unused = NULL;
+	CqrsWorkerSlot *idle = NULL;
+	CqrsWorkerSlot *foreign = NULL;
+	CqrsWorkerSlot *worker = NULL;
+	int			i;
+
+	for (i = 0; i < cqrs_shared->nworkers; i++)
+	{
+		CqrsWorkerSlot *slot = &cqrs_shared->workers[i];
+
+		if (slot->state == CQRS_WORKER_FREE ||
+			slot->state == CQRS_WORKER_FAILED)
+			unused = slot;
+		else if (slot->stop)
+			continue;
+		else if (slot->dboid == MyDatabaseId &&
+				 slot->subscription_id == scheduled->key.subscription_id &&
+				 slot->partition == scheduled->key.partition)
+			worker = slot;
+		else if (slot->state == CQRS_WORKER_IDLE &&
+				 slot->request == slot->served)
+		{
+			/* Not one that has been given work, and is waking up. */
+			if (slot->dboid == MyDatabaseId && slot->owner == scheduled->owner)
+				idle = slot;
+			else
+				foreign = slot;
+		}
+	}
+
+	/* A change of the owner takes another process. */
+	if (worker != NULL && worker->owner != scheduled->owner)
+	{
+		worker->stop = true;
+		if (worker->latch != NULL)
+			SetLatch(worker->latch);
+		return false;
+	}
+
+	if (worker == NULL && unused != NULL)
+	{
+		memset(unused, 0, sizeof(*unused));
+		unused->state = CQRS_WORKER_STARTING;
+		unused->dboid = MyDatabaseId;
+		unused->owner = scheduled->owner;
+		unused->started_at = now;
+		if (start_worker(unused))
+			worker = unused;
+		else
+		{
+			database->exhausted = true;
+			unused->state = CQRS_WORKER_FREE;
+		}
+	}
+	if (worker == NULL && idle != NULL)
+		worker = idle;
+	if (worker == NULL)
+	{
+		if (foreign != NULL && unused == NULL)
+		{
+			foreign->stop = true;
+			SetLatch(foreign->latch);
+		}
+		return false;
+	}
+
+	if (worker->subscription_id != scheduled->key.subscription_id ||
+		worker->partition != scheduled->key.partition)
+	{
+		worker->subscription_id = scheduled->key.subscription_id;
+		worker->partition = scheduled->key.partition;
+		worker->drained_look = scheduled->drained_look;
+		worker->wanted_look = scheduled->drained_look;
+		worker->noted = true;
+	}
+	else if (worker->request != worker->served &&
+			 worker->wanted_look == scheduled->due_look)
+		return true;			/* it is at it */
+
+	/* Those that wait now come first next time. */
+	dlist_delete(&scheduled->node);
+	dlist_push_tail(&due_list, &scheduled->node);
+	worker->wanted_look = scheduled->due_look;
+	worker->careful = scheduled->careful;
+	worker->request++;
+	if (worker->latch != NULL)
+		SetLatch(worker->latch);
+	return true;
+}
+
+/*
+ * Ask for the process of a worker slot. Returns false if there is no
+ * background worker to be had.
+ */
+static bool
+start_worker(CqrsWorkerSlot *worker)
+{
+	BackgroundWorker bgworker = {0};
+
+	snprintf(bgworker.bgw_name, BGW_MAXLEN,
+			 "cqrs_outbox worker for database %u", MyDatabaseId);
+	strlcpy(bgworker.bgw_type, "cqrs_outbox worker", BGW_MAXLEN);
+	bgworker.bgw_flags = BGWORKER_SHMEM_ACCESS |
+		BGWORKER_BACKEND_DATABASE_CONNECTION;
+	bgworker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	bgworker.bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(bgworker.bgw_library_name, "cqrs_outbox", BGW_MAXLEN);
+	strlcpy(bgworker.bgw_function_name, "cqrs_worker_main", BGW_MAXLEN);
+	bgworker.bgw_main_arg = Int32GetDatum(worker - cqrs_shared->workers);
+	bgworker.bgw_notify_pid = 0;
+	return RegisterDynamicBackgroundWorker(&bgworker, NULL);
+}

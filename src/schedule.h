@@ -1,0 +1,31 @@
+/*-------------------------------------------------------------------------
+ *
+ * schedule.h
+ *	  Which cursors of a database have something to get, and which worker
+ *	  delivers which.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_SCHEDULE_H
+#define CQRS_SCHEDULE_H
+
+#include "cqrs_outbox.h"
+
+#include "nodes/pg_list.h"
+
+#include "shmem.h"
+
+/* A topic that clients pull. */
+typedef struct CqrsPulledTopic
+{
+	int32		topic_id;
+	char		name[NAMEDATALEN];
+} CqrsPulledTopic;
+
+extern void cqrs_schedule_refresh(void);
+extern void cqrs_schedule_due(const CqrsTopicSet *topics, int64 look);
+extern long cqrs_schedule_assign(CqrsDatabaseSlot *slot,
+								 const char *database_name);
+extern List *cqrs_schedule_pulled_topics(void);
+
+#endif							/* CQRS_SCHEDULE_H */
