@@ -22,6 +22,7 @@ OBJS = \
 	src/handler.o \
 	src/index.o \
 	src/launcher.o \
+	src/maintain.o \
 	src/manager.o \
 	src/mediator.o \
 	src/operation.o \
@@ -29,6 +30,7 @@ OBJS = \
 	src/pull.o \
 	src/registry.o \
 	src/relay.o \
+	src/retention.o \
 	src/retry.o \
 	src/schedule.o \
 	src/segment.o \
@@ -38,6 +40,7 @@ OBJS = \
 	src/target_handler.o \
 	src/tick.o \
 	src/topic.o \
+	src/topic_status.o \
 	src/utility.o \
 	src/version.o \
 	src/window.o \
@@ -51,7 +54,7 @@ endif
 EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 
-REGRESS = meeting command emit capture subscription retry pull privileges adopt extension
+REGRESS = meeting command emit capture subscription retry pull retention privileges adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

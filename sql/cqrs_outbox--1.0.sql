@@ -382,6 +382,16 @@ CREATE FUNCTION cqrs_create_topic(topic text, retention interval DEFAULT '1 day'
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_create_topic(text, interval) IS 'creates a topic';
 
+-- Changes a topic's settings; what is NULL stays as it is.
+--   retention  how long events are kept after delivery, not negative
+-- Errors: 42704 does not exist; 22023 retention; 42501 neither its creator
+-- nor the extension's owner; 25006 read-only transaction or standby.
+-- Locks: ROW EXCLUSIVE on cqrs.topic, and the topic's row in it.
+-- Privileges: as cqrs_drop_topic().
+CREATE FUNCTION cqrs_alter_topic(topic text, retention interval DEFAULT NULL) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_alter_topic(text, interval) IS 'changes the retention of a topic';
+
 -- Drops a topic and its events; with force also undelivered events, and the
 -- event types that have it as their default.
 -- Errors: 42704 does not exist; 55006 holds undelivered events; 2BP01 event
@@ -783,8 +793,80 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_adopt() IS 'makes restored events ordinary events of this cluster';
 
 -- ----------------------------------------------------------------------
+-- Retention
+-- ----------------------------------------------------------------------
+
+-- Has topics go on to their next segment, truncates the segments whose
+-- retention is over and which every subscription has got, and suspends the
+-- subscriptions that are past a limit of theirs. The worker does this by
+-- itself.
+--   topic  only this topic and its subscriptions; NULL: all
+-- Returns what it did, and what it could not do:
+--   topic    NULL for 'suspended'
+--   action   rotated, truncated, held (the segment holds events but is not
+--            truncated), suspended
+--   segment  the one that became the current one, was truncated or is held
+--   detail   held: by what; suspended: the subscription
+--   pid      held by a lock: of this process, unless of a prepared
+--            transaction
+-- Errors: 42704 no such topic; 25001 in a transaction block (it would keep
+-- everybody from reading what it truncated until its end); 25006 read-only
+-- transaction or standby; 55000 the topic's tables were altered.
+-- Locks: ACCESS EXCLUSIVE on the segments that are truncated, until the end of
+-- the statement. None is waited for.
+-- Privileges: EXECUTE, not granted to PUBLIC.
+CREATE FUNCTION cqrs_maintain(topic text DEFAULT NULL, OUT topic text, OUT action text, OUT segment integer,
+	OUT detail text, OUT pid integer) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_maintain(text) IS 'rotates and truncates segments by hand';
+
+-- ----------------------------------------------------------------------
 -- Status
 -- ----------------------------------------------------------------------
+
+-- What a topic keeps, seen by the caller's snapshot. All is read off a few
+-- pages, however many events there are. All NULL if the caller may not know.
+--   events             estimate: pages times the rows of a few of them;
+--                      includes those of transactions that aborted or are in
+--                      progress
+--   bytes              of tables and indexes
+--   oldest_emitted_at  when the first event of the oldest segment was emitted
+--   segments           how many are not empty
+--   held_by            what keeps the oldest segment but the current one from
+--                      being truncated, or NULL: nothing, or there is none:
+--                      retention; restore; subscription "..."; lock of pid ...; lock
+--                      of a prepared transaction; change of the topic or its
+--                      subscriptions (it is being changed just now)
+--   held_by_pid        process that has the lock; NULL otherwise, and for a
+--                      prepared transaction
+--   held_since         retention: since another segment is the current one;
+--                      subscription: since its cursor moved last
+CREATE FUNCTION cqrs.topic_progress(topic_id integer,
+	OUT events bigint, OUT bytes bigint, OUT oldest_emitted_at timestamptz, OUT segments integer,
+	OUT held_by text, OUT held_by_pid integer, OUT held_since timestamptz)
+LANGUAGE C STABLE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_topic_progress';
+COMMENT ON FUNCTION cqrs.topic_progress(integer) IS 'what a topic keeps, and why';
+
+-- Topics that the reader has SELECT on or, as a member of pg_monitor, all.
+-- Columns: see cqrs.topic and cqrs.topic_progress(); held_since is, with a
+-- lock, when the transaction that has it started, if the reader may know.
+CREATE VIEW cqrs_topic_status AS
+SELECT t.topic,
+	   p.events,
+	   p.bytes,
+	   p.oldest_emitted_at,
+	   p.segments,
+	   t.current_segment,
+	   t.retention,
+	   p.held_by,
+	   p.held_by_pid,
+	   coalesce(p.held_since, a.xact_start) AS held_since
+FROM cqrs.topic t
+CROSS JOIN LATERAL cqrs.topic_progress(t.topic_id) p
+LEFT JOIN pg_stat_activity a ON a.pid = p.held_by_pid
+WHERE p.segments IS NOT NULL;
+GRANT SELECT ON cqrs_topic_status TO PUBLIC;
+COMMENT ON VIEW cqrs_topic_status IS 'size of each topic, and what keeps it from being truncated';
 
 -- How far a subscription is, seen by the caller's snapshot.
 --   lag_events       committed events not delivered: exact up to 10,000, an
@@ -874,14 +956,14 @@ COMMENT ON FUNCTION cqrs_worker_status() IS 'processes of cqrs_outbox';
 -- Privileges: what changes configuration is not for everybody
 -- ----------------------------------------------------------------------
 REVOKE EXECUTE ON FUNCTION
-	cqrs_create_topic(text, interval), cqrs_drop_topic(text, boolean),
+	cqrs_create_topic(text, interval), cqrs_alter_topic(text, interval), cqrs_drop_topic(text, boolean),
 	cqrs_register_event(text, text, regtype), cqrs_unregister_event(text),
 	cqrs_register_command(text, regprocedure), cqrs_unregister_command(text),
 	cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval, bigint, interval),
 	cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval),
 	cqrs_unsubscribe(text), cqrs_pause(text), cqrs_resume(text), cqrs_seek(text, text), cqrs_seek(text, timestamptz),
 	cqrs_redrive(text, uuid), cqrs_discard(text, uuid),
-	cqrs_tick(), cqrs_drain(text), cqrs_adopt(), cqrs_worker_status()
+	cqrs_tick(), cqrs_drain(text), cqrs_adopt(), cqrs_maintain(text), cqrs_worker_status()
 FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION cqrs_worker_status() TO pg_monitor;
 

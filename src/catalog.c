@@ -177,6 +177,16 @@ cqrs_catalog_invalidate_registry(void)
 }
 
 /*
+ * The tag of the lock on an object of ours.
+ */
+void
+cqrs_object_tag(LOCKTAG *tag, CqrsRelation relation, int32 id, int32 part)
+{
+	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId, cqrs_relation_oid(relation),
+					   (Oid) id, part);
+}
+
+/*
  * Take a lock on an object of ours until the end of the transaction. Without
  * wait, returns false if it cannot be had at once.
  */
@@ -186,13 +196,28 @@ cqrs_object_lock(CqrsRelation relation, int32 id, int32 part, LOCKMODE mode,
 {
 	LOCKTAG		tag;
 
-	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, cqrs_relation_oid(relation),
-					   (Oid) id, part);
+	cqrs_object_tag(&tag, relation, id, part);
 	if (LockAcquire(&tag, mode, false, !wait) == LOCKACQUIRE_NOT_AVAIL)
 		return false;
 
 	/* What was committed by who had it is known from here on. */
 	AcceptInvalidationMessages();
+	return true;
+}
+
+/*
+ * Has another transaction a lock that conflicts with this mode? *pid gets the
+ * process, or 0 if the transaction is prepared.
+ */
+bool
+cqrs_lock_holder(const LOCKTAG *tag, LOCKMODE mode, int *pid)
+{
+	VirtualTransactionId *holders = GetLockConflicts(tag, mode, NULL);
+
+	*pid = 0;
+	if (!VirtualTransactionIdIsValid(holders[0]))
+		return false;
+	*pid = cqrs_vxid_pid(holders[0]);
 	return true;
 }
 

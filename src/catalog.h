@@ -12,6 +12,7 @@
 #include "cqrs_outbox.h"
 
 #include "executor/spi.h"
+#include "storage/lock.h"
 #include "utils/rel.h"
 #include "utils/snapshot.h"
 
@@ -44,8 +45,11 @@ extern void cqrs_catalog_reset(void);
 extern bool cqrs_catalog_is_marker(Oid relid);
 extern void cqrs_catalog_invalidate_registry(void);
 
+extern void cqrs_object_tag(LOCKTAG *tag, CqrsRelation relation, int32 id,
+							int32 part);
 extern bool cqrs_object_lock(CqrsRelation relation, int32 id, int32 part,
 							 LOCKMODE mode, bool wait);
+extern bool cqrs_lock_holder(const LOCKTAG *tag, LOCKMODE mode, int *pid);
 extern void cqrs_require_writable(const char *function);
 extern void cqrs_commit_durably(void);
 

@@ -18,6 +18,10 @@
 #include "miscadmin.h"
 #include "storage/proc.h"
 #include "postmaster/bgworker.h"
+#include "storage/lock.h"
+#include "storage/proc.h"
+#include "storage/procarray.h"
+#include "storage/sinvaladt.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
 
@@ -91,6 +95,30 @@ cqrs_index_beginscan(Relation rel, Relation index, Snapshot snapshot,
 #if PG_VERSION_NUM < 190000
 #define TupleDescFinalize(tupdesc) ((void) 0)
 #endif
+
+/*
+ * The process that runs a transaction, or 0: none does, also because it was
+ * prepared by that process, which went on. 17 made backend ids process
+ * numbers.
+ */
+static inline int
+cqrs_vxid_pid(VirtualTransactionId vxid)
+{
+	PGPROC	   *proc;
+
+#if PG_VERSION_NUM >= 170000
+	proc = vxid.procNumber == INVALID_PROC_NUMBER ? NULL :
+		ProcNumberGetProc(vxid.procNumber);
+	if (proc != NULL && proc->vxid.lxid != vxid.localTransactionId)
+		proc = NULL;
+#else
+	proc = vxid.backendId == InvalidBackendId ? NULL :
+		BackendIdGetProc(vxid.backendId);
+	if (proc != NULL && proc->lxid != vxid.localTransactionId)
+		proc = NULL;
+#endif
+	return proc ? proc->pid : 0;
+}
 
 /* 19 hands signal handlers a second argument. */
 #if PG_VERSION_NUM >= 190000

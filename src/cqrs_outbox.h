@@ -36,6 +36,8 @@ extern int	cqrs_poll_interval;
 extern int	cqrs_max_databases;
 extern int	cqrs_max_workers;
 extern int	cqrs_max_command_depth;
+extern int	cqrs_segment_size;	/* in kB */
+extern int	cqrs_segment_age;	/* in milliseconds */
 
 extern void cqrs_guc_define(void);
 

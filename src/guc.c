@@ -17,6 +17,8 @@ int			cqrs_poll_interval = 1000;
 int			cqrs_max_databases = 64;
 int			cqrs_max_workers = 4;
 int			cqrs_max_command_depth = 64;
+int			cqrs_segment_size = 256 * 1024;
+int			cqrs_segment_age = 10 * 60 * 1000;
 
 /*
  * Define the settings, once a process. Those of the background workers exist
@@ -29,6 +31,16 @@ cqrs_guc_define(void)
 							"Sets how many commands can be handled one within the other.",
 							NULL, &cqrs_max_command_depth,
 							64, 1, 10000, PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("cqrs_outbox.segment_size",
+							"Sets how large a topic's current segment gets before the next one is written.",
+							NULL, &cqrs_segment_size,
+							256 * 1024, 8, MAX_KILOBYTES, PGC_SUSET,
+							GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomIntVariable("cqrs_outbox.segment_age",
+							"Sets how long a topic's current segment is written before the next one is.",
+							NULL, &cqrs_segment_age,
+							10 * 60 * 1000, 1, INT_MAX, PGC_SUSET,
+							GUC_UNIT_MS, NULL, NULL, NULL);
 	if (process_shared_preload_libraries_in_progress)
 	{
 		DefineCustomBoolVariable("cqrs_outbox.deliver",

@@ -19,7 +19,9 @@
  *	  The first look of a manager is followed by a tick in any case: what the
  *	  newest tick in the table shows may be of a time before a crash or a
  *	  promotion.
- * 4. The manager looks at the extension in each cycle. If it was dropped, or
+ * 4. Between looks, it has segments rotated and truncated (see maintain.c), one
+ *	  at a time, so that this holds up no delivery.
+ * 5. The manager looks at the extension in each cycle. If it was dropped, or
  *	  made anew, it exits, and takes the database's workers with it. If it
  *	  does not fit the library any more, nothing is delivered until it does.
  *
@@ -41,6 +43,7 @@
 
 #include "catalog.h"
 #include "launcher.h"
+#include "maintain.h"
 #include "registry.h"
 #include "schedule.h"
 #include "shmem.h"
@@ -119,6 +122,7 @@ cqrs_manager_main(Datum arg)
 				wait = cqrs_schedule_assign(my_slot, my_database_name);
 				if (tick_due)
 					tick();
+				wait = cqrs_maintain_next(wait);
 			}
 		}
 

@@ -521,15 +521,17 @@ add_subscription_topic(Datum *values, bool *nulls)
 }
 
 /*
- * An interval in milliseconds; a month has 30 days.
+ * An interval in milliseconds; a month has 30 days. At most so much that it
+ * can be added to the time.
  */
 static int64
 milliseconds(Datum interval)
 {
 	Interval   *value = DatumGetIntervalP(interval);
 
-	return ((int64) value->month * DAYS_PER_MONTH + value->day) *
-		(USECS_PER_DAY / 1000) + value->time / 1000;
+	return Min(((int64) value->month * DAYS_PER_MONTH + value->day) *
+			   (USECS_PER_DAY / 1000) + value->time / 1000,
+			   PG_INT64_MAX / 4000);
 }
 
 /*

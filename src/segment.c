@@ -7,21 +7,38 @@
  * hung on them would be passed by. A segment that is not as we made it is
  * refused instead.
  *
+ * Locking
+ *
+ * A segment is truncated under ACCESS EXCLUSIVE, which is never waited for: in
+ * the lock's queue, we would stop everybody who comes behind us. Nor is it
+ * tried while somebody is seen to have a lock on it, for each try would use up
+ * a transaction id (where wal_level is replica or higher). Who emitted to
+ * the segment has a lock on it until the end of the transaction, prepared ones
+ * included; so under the lock, all in it is committed or will never be.
+ *
  *-------------------------------------------------------------------------
  */
 #include "cqrs_outbox.h"
 
-#include "access/relation.h"
+#include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/relation.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_index.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "storage/bufmgr.h"
+#include "storage/bufpage.h"
+#include "storage/lmgr.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
+#include "catalog.h"
 #include "segment.h"
+
+/* So many pages of a segment are looked at to estimate its rows. */
+#define SAMPLED_PAGES	4
 
 static const Oid column_types[CQRS_SEG_COLUMNS] = {
 	INT8OID, XID8OID, TIMESTAMPTZOID, UUIDOID, BOOLOID, TEXTOID, TEXTOID,
@@ -29,6 +46,9 @@ static const Oid column_types[CQRS_SEG_COLUMNS] = {
 };
 
 static bool is_btree(Oid indexid);
+static int64 index_blocks(Relation rel);
+static int	rows_of_page(Relation rel, BlockNumber block);
+static List *relations_of(Oid relid);
 static const char *what_was_altered(Relation rel);
 
 /*
@@ -101,6 +121,185 @@ cqrs_segment_index(Relation segment)
 	return InvalidOid;			/* keep the compiler quiet */
 }
 
+/*
+ * The bytes that a segment takes on disk, with its indexes and its TOAST
+ * table. 0 if no row was ever written since it was made or truncated, or if it
+ * does not exist. No lock is left on it.
+ */
+int64
+cqrs_segment_bytes(const CqrsTopic *topic, int segment)
+{
+	Relation	rel = NULL;
+	int64		blocks;
+
+	if (OidIsValid(topic->segments[segment]))
+		rel = try_relation_open(topic->segments[segment], AccessShareLock);
+	if (rel == NULL)
+		return 0;
+	blocks = RelationGetNumberOfBlocks(rel);
+	if (blocks > 0)
+	{
+		blocks += index_blocks(rel);
+		if (OidIsValid(rel->rd_rel->reltoastrelid))
+		{
+			Relation	toast = relation_open(rel->rd_rel->reltoastrelid,
+											  AccessShareLock);
+
+			blocks += RelationGetNumberOfBlocks(toast) + index_blocks(toast);
+			relation_close(toast, AccessShareLock);
+		}
+	}
+	relation_close(rel, AccessShareLock);
+	return blocks * BLCKSZ;
+}
+
+/*
+ * About how many rows a segment has, dead ones included: as many a page as a
+ * few pages have on average, and those of the last page, which is seldom full.
+ * No statistics are needed, and no lock is left on it.
+ */
+int64
+cqrs_segment_estimate(const CqrsTopic *topic, int segment)
+{
+	Relation	rel = cqrs_segment_open(topic, segment, AccessShareLock);
+	BlockNumber blocks = RelationGetNumberOfBlocks(rel);
+	BlockNumber full = blocks > 0 ? blocks - 1 : 0;
+	BlockNumber sampled = Min(full, SAMPLED_PAGES);
+	int64		rows = 0;
+	BlockNumber i;
+
+	for (i = 0; i < sampled; i++)
+		rows += rows_of_page(rel, (uint64) i * full / sampled);
+	if (sampled < full)
+		rows = (double) rows / sampled * full;
+	if (blocks > 0)
+		rows += rows_of_page(rel, blocks - 1);
+	relation_close(rel, AccessShareLock);
+	return rows;
+}
+
+/*
+ * When the first event, by transaction id, of a segment was emitted. Returns
+ * false if the snapshot shows none. No lock is left on it.
+ */
+bool
+cqrs_segment_oldest(const CqrsTopic *topic, int segment, Snapshot snapshot,
+					TimestampTz *emitted_at)
+{
+	Relation	rel = cqrs_segment_open(topic, segment, AccessShareLock);
+	Relation	index = index_open(cqrs_segment_index(rel), AccessShareLock);
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		found;
+	bool		isnull;
+
+	scan = systable_beginscan_ordered(rel, index, snapshot, 0, NULL);
+	tuple = systable_getnext_ordered(scan, ForwardScanDirection);
+	found = HeapTupleIsValid(tuple);
+	if (found)
+		*emitted_at = DatumGetTimestampTz(heap_getattr(tuple,
+													   CQRS_SEG_EMITTED_AT,
+													   RelationGetDescr(rel),
+													   &isnull));
+	systable_endscan_ordered(scan);
+	index_close(index, AccessShareLock);
+	relation_close(rel, AccessShareLock);
+	return found;
+}
+
+/*
+ * Keep the topic's segments from being dropped or truncated, until
+ * cqrs_segments_unlock(). Returns false, with nothing locked, if that is not
+ * possible at once. Afterwards, the topic may have to be asked for again.
+ */
+bool
+cqrs_segments_lock(const CqrsTopic *topic)
+{
+	int			i;
+
+	for (i = 0; i < CQRS_SEGMENTS; i++)
+	{
+		if (ConditionalLockRelationOid(topic->segments[i], AccessShareLock))
+			continue;
+		while (--i >= 0)
+			UnlockRelationOid(topic->segments[i], AccessShareLock);
+		return false;
+	}
+	return true;
+}
+
+void
+cqrs_segments_unlock(const CqrsTopic *topic)
+{
+	int			i;
+
+	for (i = 0; i < CQRS_SEGMENTS; i++)
+		UnlockRelationOid(topic->segments[i], AccessShareLock);
+}
+
+/*
+ * Has another transaction a lock that keeps the segment from being truncated?
+ * *pid gets the process, or 0 if the transaction is prepared. The segment
+ * exists; no lock is left on it.
+ */
+bool
+cqrs_segment_in_use(const CqrsTopic *topic, int segment, int *pid)
+{
+	ListCell   *lc;
+
+	foreach(lc, relations_of(topic->segments[segment]))
+	{
+		LOCKTAG		tag;
+
+		SET_LOCKTAG_RELATION(tag, MyDatabaseId, lfirst_oid(lc));
+		if (cqrs_lock_holder(&tag, AccessExclusiveLock, pid))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Lock a segment for cqrs_segment_truncate(), until the end of the
+ * transaction. Returns false if that is not possible at once.
+ *
+ * TRUNCATE takes the same lock on all that belongs to the table. It would wait
+ * for that, while everybody waits for the table: somebody, a vacuum of the
+ * TOAST table against wraparound for one, may have a lock there alone.
+ */
+bool
+cqrs_segment_lock(const CqrsTopic *topic, int segment)
+{
+	int			pid;
+	ListCell   *lc;
+
+	if (cqrs_segment_in_use(topic, segment, &pid))
+		return false;
+	foreach(lc, relations_of(topic->segments[segment]))
+	{
+		if (!ConditionalLockRelationOid(lfirst_oid(lc), AccessExclusiveLock))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Empty a segment that is locked. Raises 55000 if it was altered.
+ *
+ * This is the statement, as the extension's owner, and not what it calls: so
+ * whoever watches TRUNCATE (replication, auditing) sees it, and nothing of it
+ * depends on the server's version.
+ */
+void
+cqrs_segment_truncate(const CqrsTopic *topic, int segment)
+{
+	CqrsAdmin	admin;
+
+	relation_close(cqrs_segment_open(topic, segment, NoLock), NoLock);
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl("TRUNCATE cqrs.topic_%d_%d", topic->topic_id, segment);
+	cqrs_admin_end(&admin);
+}
+
 static bool
 is_btree(Oid indexid)
 {
@@ -112,6 +311,65 @@ is_btree(Oid indexid)
 	result = ((Form_pg_class) GETSTRUCT(tuple))->relam == BTREE_AM_OID;
 	ReleaseSysCache(tuple);
 	return result;
+}
+
+/*
+ * The pages of a table's indexes.
+ */
+static int64
+index_blocks(Relation rel)
+{
+	List	   *indexids = RelationGetIndexList(rel);
+	ListCell   *lc;
+	int64		blocks = 0;
+
+	foreach(lc, indexids)
+	{
+		Relation	index = relation_open(lfirst_oid(lc), AccessShareLock);
+
+		blocks += RelationGetNumberOfBlocks(index);
+		relation_close(index, AccessShareLock);
+	}
+	list_free(indexids);
+	return blocks;
+}
+
+/*
+ * How many rows a page has, dead ones included.
+ */
+static int
+rows_of_page(Relation rel, BlockNumber block)
+{
+	Buffer		buffer = ReadBuffer(rel, block);
+	Page		page;
+	int			rows = 0;
+	OffsetNumber offset;
+
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	page = BufferGetPage(buffer);
+	if (!PageIsNew(page))
+		for (offset = FirstOffsetNumber;
+			 offset <= PageGetMaxOffsetNumber(page); offset++)
+			if (ItemIdIsNormal(PageGetItemId(page, offset)))
+				rows++;
+	UnlockReleaseBuffer(buffer);
+	return rows;
+}
+
+/*
+ * A table, its TOAST table, and the indexes of both.
+ */
+static List *
+relations_of(Oid relid)
+{
+	Relation	rel = relation_open(relid, AccessShareLock);
+	List	   *relids = list_concat(list_make1_oid(relid),
+									 RelationGetIndexList(rel));
+
+	if (OidIsValid(rel->rd_rel->reltoastrelid))
+		relids = list_concat(relids, relations_of(rel->rd_rel->reltoastrelid));
+	relation_close(rel, AccessShareLock);
+	return relids;
 }
 
 /*

@@ -11,6 +11,8 @@
 #include "cqrs_outbox.h"
 
 #include "utils/rel.h"
+#include "utils/snapshot.h"
+#include "utils/timestamp.h"
 
 #include "registry.h"
 
@@ -29,5 +31,17 @@
 extern Relation cqrs_segment_open(const CqrsTopic *topic, int segment,
 								  LOCKMODE lockmode);
 extern Oid	cqrs_segment_index(Relation segment);
+
+extern int64 cqrs_segment_bytes(const CqrsTopic *topic, int segment);
+extern int64 cqrs_segment_estimate(const CqrsTopic *topic, int segment);
+extern bool cqrs_segment_oldest(const CqrsTopic *topic, int segment,
+								Snapshot snapshot, TimestampTz *emitted_at);
+
+extern bool cqrs_segments_lock(const CqrsTopic *topic);
+extern void cqrs_segments_unlock(const CqrsTopic *topic);
+extern bool cqrs_segment_in_use(const CqrsTopic *topic, int segment,
+								int *pid);
+extern bool cqrs_segment_lock(const CqrsTopic *topic, int segment);
+extern void cqrs_segment_truncate(const CqrsTopic *topic, int segment);
 
 #endif							/* CQRS_SEGMENT_H */

@@ -42,9 +42,12 @@
 #include "registry.h"
 #include "topic.h"
 
+static void require_control(const CqrsTopic *topic, const char *verb);
+static void check_retention(const char *name, Interval *retention);
 static void create_topic(const char *name, Interval *retention);
 
 PG_FUNCTION_INFO_V1(cqrs_create_topic);
+PG_FUNCTION_INFO_V1(cqrs_alter_topic);
 PG_FUNCTION_INFO_V1(cqrs_drop_topic);
 PG_FUNCTION_INFO_V1(cqrs_register_event);
 PG_FUNCTION_INFO_V1(cqrs_unregister_event);
@@ -67,6 +70,37 @@ cqrs_create_topic(PG_FUNCTION_ARGS)
 }
 
 /*
+ * cqrs_alter_topic(topic, retention)
+ */
+Datum
+cqrs_alter_topic(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "topic");
+	CqrsTopic  *topic;
+	CqrsAdmin	admin;
+	Oid			types[2] = {INT4OID, INTERVALOID};
+	Datum		values[2];
+
+	cqrs_require_writable("cqrs_alter_topic()");
+	topic = cqrs_topic_get(name);
+	require_control(topic, "alter");
+	if (PG_ARGISNULL(1))
+		PG_RETURN_VOID();
+	check_retention(name, PG_GETARG_INTERVAL_P(1));
+
+	values[0] = Int32GetDatum(topic->topic_id);
+	values[1] = PG_GETARG_DATUM(1);
+	cqrs_admin_begin(&admin);
+	if (cqrs_admin_execute("UPDATE cqrs.topic SET retention = $2 WHERE topic_id = $1",
+						   2, types, values, NULL) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("topic \"%s\" does not exist", name)));
+	cqrs_admin_end(&admin);
+	PG_RETURN_VOID();
+}
+
+/*
  * cqrs_drop_topic(topic, force)
  */
 Datum
@@ -82,13 +116,7 @@ cqrs_drop_topic(PG_FUNCTION_ARGS)
 
 	cqrs_require_writable("cqrs_drop_topic()");
 	topic = cqrs_topic_get(name);
-	if (OidIsValid(topic->view) &&
-		pg_class_aclcheck(topic->view, GetUserId(),
-						  ACL_GRANT_OPTION_FOR(ACL_INSERT)) != ACLCHECK_OK)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied to drop topic \"%s\"", name),
-				 errdetail("Only who created it, or has INSERT on it with grant option, may drop it.")));
+	require_control(topic, "drop");
 
 	cqrs_admin_begin(&admin);
 	cqrs_admin_ddl("LOCK TABLE cqrs.event_type, cqrs.topic, cqrs.subscription_topic IN SHARE ROW EXCLUSIVE MODE");
@@ -283,12 +311,45 @@ cqrs_topic_set_native(int32 topic_id)
 }
 
 /*
+ * May the current user drop (the verb says) the topic? If not, 42501.
+ */
+static void
+require_control(const CqrsTopic *topic, const char *verb)
+{
+	if (OidIsValid(topic->view) &&
+		pg_class_aclcheck(topic->view, GetUserId(),
+						  ACL_GRANT_OPTION_FOR(ACL_INSERT)) != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to %s topic \"%s\"", verb,
+						topic->name),
+				 errdetail("Only who created it, or has INSERT on it with grant option, may %s it.",
+						   verb)));
+}
+
+/*
+ * Raises 22023 for a negative retention.
+ */
+static void
+check_retention(const char *name, Interval *retention)
+{
+	Interval	zero = {0};
+
+	if (DatumGetInt32(DirectFunctionCall2(interval_cmp,
+										  IntervalPGetDatum(retention),
+										  IntervalPGetDatum(&zero))) < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("retention of topic \"%s\" must not be negative",
+						name)));
+}
+
+/*
  * Make the row, the tables and the view of a topic.
  */
 static void
 create_topic(const char *name, Interval *retention)
 {
-	Interval	zero = {0};
 	Oid			creator = GetUserId();
 	Oid			types[2] = {TEXTOID, INTERVALOID};
 	Datum		values[2];
@@ -299,13 +360,7 @@ create_topic(const char *name, Interval *retention)
 	int			i;
 
 	cqrs_name_check("topic", name);
-	if (DatumGetInt32(DirectFunctionCall2(interval_cmp,
-										  IntervalPGetDatum(retention),
-										  IntervalPGetDatum(&zero))) < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("retention of topic \"%s\" must not be negative",
-						name)));
+	check_retention(name, retention);
 
 	cqrs_admin_begin(&admin);
 	cqrs_admin_ddl("LOCK TABLE cqrs.topic IN SHARE ROW EXCLUSIVE MODE");

@@ -44,6 +44,7 @@
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "executor/tuptable.h"
+#include "storage/bufmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
@@ -86,6 +87,12 @@ struct CqrsWindow
 	int			max_entries;
 	int			chunk_entries;	/* for the next chunk; at most max_entries */
 
+	/*
+	 * Segments with entries in the window, by topic and segment; NULL until
+	 * first attached.
+	 */
+	bool	   *needed;
+
 	/* While attached. */
 	int			nsources;
 	Source	   *sources;
@@ -125,7 +132,17 @@ typedef struct Since
 	FullTransactionId first;	/* of the transactions that emitted then */
 } Since;
 
+/* What cqrs_window_has_events() finds. */
+typedef struct First
+{
+	bool		found;
+	TimestampTz emitted_at;
+} First;
+
 static void copy_snapshot(CqrsSnapshot **to, const CqrsSnapshot *from);
+static bool has_entries(const CqrsWindow *window, const Source *source);
+static bool has_xids(IndexScanDesc scan, FullTransactionId from,
+					 FullTransactionId to);
 static void load_chunk(CqrsWindow *window);
 static void load_source(CqrsWindow *window, int source);
 static void load_xids(CqrsWindow *window, int source, IndexScanDesc scan,
@@ -207,27 +224,47 @@ cqrs_window_move(CqrsWindow *window, MemoryContext parent)
  * Open the topics' tables, until cqrs_window_detach(). The snapshot must show
  * all that upper shows, and stay registered. The topics must be the same each
  * time.
+ *
+ * Only those segments stay open, and locked, that have something in the window,
+ * which is for good: all its transactions have ended. A worker that
+ * delivers batch after batch would otherwise never let a segment be truncated
+ * that it is done with.
  */
 void
 cqrs_window_attach(CqrsWindow *window, int ntopics, CqrsTopic *const *topics,
 				   Snapshot snapshot)
 {
+	bool		first = window->needed == NULL;
 	int			i;
 	int			j;
 
 	Assert(window->nsources == 0);
 	window->snapshot = snapshot;
 	window->sources = palloc(sizeof(Source) * Max(ntopics, 1) * CQRS_SEGMENTS);
+	if (first)
+		window->needed =
+			MemoryContextAlloc(window->context,
+							   sizeof(bool) * Max(ntopics, 1) * CQRS_SEGMENTS);
 	for (i = 0; i < ntopics; i++)
 	{
 		for (j = 0; j < CQRS_SEGMENTS; j++)
 		{
 			Source	   *source = &window->sources[window->nsources];
+			bool	   *needed = &window->needed[i * CQRS_SEGMENTS + j];
 
+			if (!first && !*needed)
+				continue;
 			source->topic = topics[i];
 			source->rel = cqrs_segment_open(topics[i], j, AccessShareLock);
 			source->index = cqrs_segment_index(source->rel);
 			source->slot = NULL;
+			if (first)
+				*needed = has_entries(window, source);
+			if (!*needed)
+			{
+				relation_close(source->rel, AccessShareLock);
+				continue;
+			}
 			if (window->loaded && window->filenodes[window->nsources] !=
 				source->rel->rd_rel->relfilenode)
 				window->loaded = false;
@@ -321,10 +358,10 @@ bool
 cqrs_window_has_events(const CqrsTopic *topic, const CqrsSnapshot *lower,
 					   const CqrsSnapshot *upper, Snapshot snapshot)
 {
-	bool		found = false;
+	First		first = {false, 0};
 
-	scan_topic(topic, lower, upper, snapshot, stop_at_first, &found);
-	return found;
+	scan_topic(topic, lower, upper, snapshot, stop_at_first, &first);
+	return first.found;
 }
 
 /*
@@ -399,6 +436,44 @@ cqrs_key_partition(NullableDatum key, int partitions)
 	return hash % partitions;
 }
 
+/*
+ * Has a segment of the topic an event that lower does not show, but the
+ * snapshot? *emitted_at gets when the first one, by transaction id, was
+ * emitted. No lock is left on the segment.
+ */
+bool
+cqrs_window_segment_has_events(const CqrsTopic *topic, int segment,
+							   const CqrsSnapshot *lower, Snapshot snapshot,
+							   TimestampTz *emitted_at)
+{
+	First		first = {false, 0};
+	Relation	rel = cqrs_segment_open(topic, segment, AccessShareLock);
+
+	scan_window(rel, lower, NULL, snapshot, stop_at_first, &first);
+	relation_close(rel, AccessShareLock);
+	*emitted_at = first.emitted_at;
+	return first.found;
+}
+
+/*
+ * How many events are in the window (lower, upper] after a position, in one
+ * segment of the topic and one of so many partitions. No lock is left on it.
+ */
+int64
+cqrs_window_segment_count(const CqrsTopic *topic, int segment,
+						  const CqrsSnapshot *lower,
+						  const CqrsSnapshot *upper, int64 after_position,
+						  int partitions, int partition, Snapshot snapshot)
+{
+	Count		count = {after_position, partitions, partition, PG_INT64_MAX,
+	0, DT_NOEND};
+	Relation	rel = cqrs_segment_open(topic, segment, AccessShareLock);
+
+	scan_window(rel, lower, upper, snapshot, count_row, &count);
+	relation_close(rel, AccessShareLock);
+	return count.count;
+}
+
 static void
 copy_snapshot(CqrsSnapshot **to, const CqrsSnapshot *from)
 {
@@ -408,6 +483,53 @@ copy_snapshot(CqrsSnapshot **to, const CqrsSnapshot *from)
 		*to = palloc(VARSIZE(from));
 		memcpy(*to, from, VARSIZE(from));
 	}
+}
+
+/*
+ * Has a segment entries in the window, of rows visible or not?
+ */
+static bool
+has_entries(const CqrsWindow *window, const Source *source)
+{
+	const CqrsSnapshot *lower = window->lower;
+	const CqrsSnapshot *upper = window->upper;
+	FullTransactionId end;
+	Relation	index;
+	IndexScanDesc scan;
+	bool		found = false;
+	uint32		i;
+
+	if (RelationGetNumberOfBlocks(source->rel) == 0)
+		return false;
+	end = upper ? upper->xmax : FullTransactionIdFromU64(PG_UINT64_MAX);
+	index = index_open(source->index, AccessShareLock);
+	scan = cqrs_index_beginscan(source->rel, index, window->snapshot, 2);
+	for (i = 0; !found && i < lower->nxip; i++)
+	{
+		FullTransactionId next = lower->xip[i];
+
+		next.value++;
+		if (!upper || cqrs_snapshot_shows(upper, lower->xip[i]))
+			found = has_xids(scan, lower->xip[i], next);
+	}
+	if (!found && FullTransactionIdPrecedes(lower->xmax, end))
+		found = has_xids(scan, lower->xmax, end);
+	index_endscan(scan);
+	index_close(index, AccessShareLock);
+	return found;
+}
+
+/*
+ * Has it any for from <= xid < to?
+ */
+static bool
+has_xids(IndexScanDesc scan, FullTransactionId from, FullTransactionId to)
+{
+	ScanKeyData keys[2];
+
+	set_range(keys, 1, from, to);
+	index_rescan(scan, keys, 2, NULL, 0);
+	return index_getnext_tid(scan, ForwardScanDirection) != NULL;
 }
 
 /*
@@ -661,7 +783,8 @@ scan_window(Relation rel, const CqrsSnapshot *lower,
 	bool		go_on = true;
 	uint32		i;
 
-	end = upper ? upper->xmax : FullTransactionIdFromU64(PG_UINT64_MAX);
+	/* Not further: there may be restored rows, however many. */
+	end = upper ? upper->xmax : ReadNextFullTransactionId();
 	index = index_open(cqrs_segment_index(rel), AccessShareLock);
 	for (i = 0; go_on && i < lower->nxip; i++)
 	{
@@ -677,7 +800,7 @@ scan_window(Relation rel, const CqrsSnapshot *lower,
 	if (go_on && FullTransactionIdPrecedes(lower->xmax, end))
 		go_on = scan_xids(rel, index, lower->xmax, end, upper, snapshot,
 						  callback, arg);
-	index_close(index, NoLock);
+	index_close(index, AccessShareLock);
 	return go_on;
 }
 
@@ -721,7 +844,13 @@ static bool
 stop_at_first(void *arg, HeapTuple tuple, TupleDesc desc,
 			  FullTransactionId xid)
 {
-	*(bool *) arg = true;
+	First	   *first = (First *) arg;
+	bool		isnull;
+
+	first->found = true;
+	first->emitted_at =
+		DatumGetTimestampTz(heap_getattr(tuple, CQRS_SEG_EMITTED_AT, desc,
+										 &isnull));
 	return false;
 }
 

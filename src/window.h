@@ -64,4 +64,16 @@ extern int	cqrs_key_partition(NullableDatum key, int partitions);
 extern CqrsSnapshot *cqrs_window_since(int ntopics, CqrsTopic *const *topics,
 									   TimestampTz time, Snapshot snapshot);
 
+/* In one segment of the topic. */
+extern bool cqrs_window_segment_has_events(const CqrsTopic *topic,
+										   int segment,
+										   const CqrsSnapshot *lower,
+										   Snapshot snapshot,
+										   TimestampTz *emitted_at);
+extern int64 cqrs_window_segment_count(const CqrsTopic *topic, int segment,
+									   const CqrsSnapshot *lower,
+									   const CqrsSnapshot *upper,
+									   int64 after_position, int partitions,
+									   int partition, Snapshot snapshot);
+
 #endif							/* CQRS_WINDOW_H */

@@ -1,0 +1,103 @@
+/*-------------------------------------------------------------------------
+ *
+ * topic_status.c
+ *	  What a topic keeps, and what keeps it from being truncated: view
+ *	  cqrs_topic_status.
+ *
+ * The backlog is not counted; a few pages and index entries are read, and the
+ * sizes of files. Whoever may know this need not have privileges on the tables.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "cqrs_outbox.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_authid.h"
+#include "funcapi.h"
+#include "utils/builtins.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "registry.h"
+#include "retention.h"
+#include "segment.h"
+#include "topic.h"
+
+/* Columns of cqrs.topic_progress(). */
+enum
+{
+	PROGRESS_EVENTS,
+	PROGRESS_BYTES,
+	PROGRESS_OLDEST_EMITTED_AT,
+	PROGRESS_SEGMENTS,
+	PROGRESS_HELD_BY,
+	PROGRESS_HELD_BY_PID,
+	PROGRESS_HELD_SINCE,
+	PROGRESS_COLUMNS
+};
+
+PG_FUNCTION_INFO_V1(cqrs_topic_progress);
+
+/*
+ * cqrs.topic_progress(topic_id)
+ */
+Datum
+cqrs_topic_progress(PG_FUNCTION_ARGS)
+{
+	CqrsTopic  *topic = cqrs_registry_topic_by_id(PG_GETARG_INT32(0));
+	TupleDesc	desc;
+	Datum		values[PROGRESS_COLUMNS] = {0};
+	bool		nulls[PROGRESS_COLUMNS] = {0};
+	TimestampTz oldest = 0;
+	CqrsHold	hold = {CQRS_HELD_BY_NOTHING};
+	int64		events = 0;
+	int64		bytes = 0;
+	int			segments = 0;
+	bool		looked = false;
+	int			i;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	desc = BlessTupleDesc(desc);
+	if (topic == NULL ||
+		(!cqrs_topic_allows(topic, ACL_SELECT) &&
+		 !has_privs_of_role(GetUserId(), ROLE_PG_MONITOR)))
+		PG_RETURN_NULL();
+
+	/* From the oldest segment to the current one. */
+	for (i = 1; i <= CQRS_SEGMENTS; i++)
+	{
+		int			segment = (topic->current_segment + i) % CQRS_SEGMENTS;
+		int64		size = cqrs_segment_bytes(topic, segment);
+
+		if (size == 0)
+			continue;
+		bytes += size;
+		segments++;
+		events += cqrs_segment_estimate(topic, segment);
+		if (oldest == 0)
+			(void) cqrs_segment_oldest(topic, segment, GetActiveSnapshot(),
+									   &oldest);
+		if (!looked && segment != topic->current_segment)
+		{
+			cqrs_segment_hold(topic, segment, GetCurrentTimestamp(), &hold);
+			looked = true;
+		}
+	}
+
+	values[PROGRESS_EVENTS] = Int64GetDatum(events);
+	values[PROGRESS_BYTES] = Int64GetDatum(bytes);
+	values[PROGRESS_OLDEST_EMITTED_AT] = TimestampTzGetDatum(oldest);
+	nulls[PROGRESS_OLDEST_EMITTED_AT] = oldest == 0;
+	values[PROGRESS_SEGMENTS] = Int32GetDatum(segments);
+	nulls[PROGRESS_HELD_BY] = hold.holder == CQRS_HELD_BY_NOTHING;
+	if (hold.holder != CQRS_HELD_BY_NOTHING)
+		values[PROGRESS_HELD_BY] =
+			CStringGetTextDatum(cqrs_hold_describe(&hold));
+	values[PROGRESS_HELD_BY_PID] = Int32GetDatum(hold.pid);
+	nulls[PROGRESS_HELD_BY_PID] = hold.pid == 0;
+	values[PROGRESS_HELD_SINCE] = TimestampTzGetDatum(hold.since);
+	nulls[PROGRESS_HELD_SINCE] = hold.since == 0 ||
+		hold.holder == CQRS_HELD_BY_NOTHING;
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
+}
