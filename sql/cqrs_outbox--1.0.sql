@@ -834,9 +834,10 @@ COMMENT ON FUNCTION cqrs_maintain(text) IS 'rotates and truncates segments by ha
 --   segments           how many are not empty
 --   held_by            what keeps the oldest segment but the current one from
 --                      being truncated, or NULL: nothing, or there is none:
---                      retention; restore; subscription "..."; lock of pid ...; lock
---                      of a prepared transaction; change of the topic or its
---                      subscriptions (it is being changed just now)
+--                      retention; restore (until cqrs_adopt());
+--                      subscription "..."; lock of pid ...; lock of a
+--                      prepared transaction; change of the topic or its
+--                      subscriptions (it is underway)
 --   held_by_pid        process that has the lock; NULL otherwise, and for a
 --                      prepared transaction
 --   held_since         retention: since another segment is the current one;

@@ -18,9 +18,12 @@ use CrashHarness;
 my $cycles = $ENV{CQRS_CRASH_CYCLES} || 20;
 my $seed = srand($ENV{CQRS_CRASH_SEED} || time);
 
-# Nobody polls: what is not announced, or found after a restart, stays.
+# Nobody polls: what is not announced, or found after a restart, stays. The
+# topics have no retention, so their segments are truncated all the time.
 my $node = new_server('main', q(
 restart_after_crash = on
+cqrs_outbox.segment_size = '64kB'
+cqrs_outbox.segment_age = '100ms'
 max_prepared_transactions = 50
 ));
 
@@ -41,6 +44,8 @@ cmp_ok($node->safe_psql('postgres', 'SELECT count(*) FROM truth'), '>', 50 * $cy
 cmp_ok($node->safe_psql('postgres', "SELECT count(*) FROM truth WHERE key LIKE 'prepared%'"),
 	'>', $cycles, 'also of prepared transactions');
 cmp_ok($node->safe_psql('postgres', 'SELECT count(*) FROM truth WHERE fails(tag::text)'), '>', 0, 'and of what fails at first');
+cmp_ok($node->safe_psql('postgres', q(SELECT count(*) FROM pg_class WHERE relname ~ '^topic_\d+_\d$' AND relfilenode <> oid)),
+	'>', 3, 'and segments were truncated');
 for my $subscription (qw(recorder flaky spread puller sharers))
 {
 	my $differences = differences($node, $subscription);
