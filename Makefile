@@ -32,6 +32,7 @@ OBJS = \
 	src/relay.o \
 	src/retention.o \
 	src/retry.o \
+	src/rotation.o \
 	src/schedule.o \
 	src/segment.o \
 	src/shmem.o \

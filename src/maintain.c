@@ -1,40 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * maintain.c
- *	  Has the log empty itself: rotates and truncates the segments of topics,
- *	  and suspends subscriptions that keep too much of it. By the manager, or
- *	  by hand.
- *
- * Protocol
- *
- * 1. A topic goes on to its next segment if that is empty, and the current one
- *	  is not, and is large or old enough; but not before half the retention
- *	  has passed, so that three segments are enough for it. An emitter may
- *	  have a stale idea of which segment is the current one. That is harmless:
- *	  who reads, reads all of them, and who truncates looks at what is there.
- * 2. A segment other than the current one is truncated when nothing holds it
- *	  (see retention.c). First this is looked at without locks. Then, in this
- *	  order, none of them waited for:
- *	  a) the lock on the topic, against which subscribing and seeking lock: who
- *		 decides sees every cursor there is or is about to be; and the rows of
- *		 suspended subscriptions: none of them is being resumed;
- *	  b) the segment's lock (see segment.c): who has written to it has ended;
- *	  c) a snapshot. So it shows all of these cursors and events. It is looked
- *		 again whether anything holds the segment. A snapshot from before (a)
- *		 or (b) would miss a cursor, or an event, and lose the event.
- *	  d) TRUNCATE, and commit.
- * 3. Subscriptions past their limits are suspended, in a transaction of its
- *	  own. Only then may their segments be truncated, for all to see why.
- *
- * TRUNCATE is not MVCC-safe: a transaction with an older snapshot, if it has
- * not read the segment yet (else its lock holds us off), finds it empty. It
- * misses only what every subscription had got: cqrs_receive() and the workers
- * read cursors and events with the latest snapshot.
+ *	  Has the log empty itself: looks where segments are to be rotated or
+ *	  truncated (see rotation.c) and which subscriptions keep too much (see
+ *	  retention.c). By the manager, or by hand.
  *
  * The manager's way
  *
- * It does one such step at a time, in a transaction of its own, and goes on
- * with its other work in between. Passes over the topics begin at least
+ * It does one step at a time, in a transaction of its own, and goes on with
+ * its other work in between. Passes over the topics begin at least
  * PASS_INTERVAL apart. A pass looks only at topics where there may be something
  * to do: at a time known before (a retention ends, a segment gets old), or, if
  * anything was emitted anywhere, at those that were not looked at for a while;
@@ -42,15 +16,17 @@
  * over a thousand entries in memory. An error in one topic is logged, and the
  * others go on.
  *
+ * Subscriptions past their limits are suspended at the end of a pass, in a
+ * transaction of its own. Only then may their segments be truncated, for all to
+ * see why.
+ *
  *-------------------------------------------------------------------------
  */
 #include "cqrs_outbox.h"
 
 #include "access/xact.h"
-#include "catalog/pg_type.h"
 #include "funcapi.h"
 #include "pgstat.h"
-#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
@@ -59,10 +35,10 @@
 #include "utils/tuplestore.h"
 
 #include "catalog.h"
-#include "debug_point.h"
 #include "maintain.h"
 #include "registry.h"
 #include "retention.h"
+#include "rotation.h"
 #include "segment.h"
 #include "tick.h"
 
@@ -74,23 +50,6 @@
 
 /* ... and one that cannot be looked at, because of an error. */
 #define ERROR_WAIT		60000
-
-typedef enum Action
-{
-	ACTION_NONE,
-	ACTION_ROTATED,
-	ACTION_TRUNCATED
-} Action;
-
-/* What was found and done in a topic. */
-typedef struct Step
-{
-	Action		action;
-	int			segment;		/* made the current one, or truncated */
-	int64		sizes[CQRS_SEGMENTS];	/* as found */
-	CqrsHold	holds[CQRS_SEGMENTS];	/* on those that are not truncated */
-	TimestampTz rotate_at;		/* not before; DT_NOEND: nothing to rotate */
-} Step;
 
 /* A topic, as the manager remembers it. */
 typedef struct Watch
@@ -110,7 +69,7 @@ typedef struct Watch
 typedef struct Work
 {
 	int32		topic_id;
-	Action		action;			/* what was done */
+	CqrsStepAction action;		/* what was done */
 } Work;
 
 /* The manager's memory. NULL: not in a manager. */
@@ -135,7 +94,7 @@ static long sooner(long wait, TimestampTz now, TimestampTz then);
 static bool in_transaction(void (*part) (Work *work), Work *work);
 static void begin_pass(Work *work);
 static void maintain_topic(Work *work);
-static void note_step(Watch *watch, const Step *step);
+static void note_step(Watch *watch, const CqrsStep *step);
 static void note_failure(int32 topic_id);
 static void end_pass(Work *work);
 static int64 known_size(const CqrsTopic *topic, int segment);
@@ -144,9 +103,6 @@ static void maintain_by_hand(CqrsTopic *topic, Tuplestorestate *store,
 static void put_row(Tuplestorestate *store, TupleDesc desc, const char *topic,
 					const char *action, int segment, const char *detail,
 					int pid);
-static void take_step(CqrsTopic *topic, Step *step);
-static bool truncate_segment(int32 topic_id, int segment, CqrsHold *hold);
-static bool rotate_topic(const CqrsTopic *topic);
 static void error_callback(void *arg);
 
 PG_FUNCTION_INFO_V1(cqrs_maintain);
@@ -228,7 +184,7 @@ cqrs_maintain_next(long wait)
 	}
 	if (todo == NIL)
 	{
-		Work		work = {0, ACTION_NONE};
+		Work		work = {0, CQRS_STEP_NONE};
 
 		pass_began = now;
 		wake_at = DT_NOEND;
@@ -238,13 +194,13 @@ cqrs_maintain_next(long wait)
 	}
 	while (todo != NIL)
 	{
-		Work		work = {linitial_int(todo), ACTION_NONE};
+		Work		work = {linitial_int(todo), CQRS_STEP_NONE};
 
 		if (!in_transaction(maintain_topic, &work))
 			note_failure(work.topic_id);
 
 		/* Where there was something to do, there may be more. */
-		if (work.action != ACTION_NONE)
+		if (work.action != CQRS_STEP_NONE)
 			return 0;
 		todo = list_delete_first(todo);
 		if (todo == NIL)
@@ -305,7 +261,7 @@ in_transaction(void (*part) (Work *work), Work *work)
 		AbortCurrentTransaction();
 		FlushErrorState();
 		RESUME_INTERRUPTS();
-		work->action = ACTION_NONE;
+		work->action = CQRS_STEP_NONE;
 	}
 	PG_END_TRY();
 	error_context_stack = callback.previous;
@@ -345,7 +301,11 @@ begin_pass(Work *work)
 			watch->wait = PASS_INTERVAL;
 		}
 		if (!found)
+		{
+			watch->may_look_at = pass_began;
+			watch->position = 0;
 			watch->known = false;
+		}
 		watch->pass = pass;
 		if (watch->look_at <= pass_began ||
 			(watch->may_look_at <= pass_began &&
@@ -368,14 +328,14 @@ maintain_topic(Work *work)
 {
 	CqrsTopic  *topic = cqrs_registry_topic_by_id(work->topic_id);
 	Watch	   *watch = hash_search(watches, &work->topic_id, HASH_FIND, NULL);
-	Step		step;
+	CqrsStep	step;
 
 	if (topic == NULL || watch == NULL)
 		return;
 	strlcpy(context_topic, topic->name, NAMEDATALEN);
-	take_step(topic, &step);
+	cqrs_topic_step(topic, &step);
 	work->action = step.action;
-	if (step.action == ACTION_NONE)
+	if (step.action == CQRS_STEP_NONE)
 		note_step(watch, &step);
 	else
 		watch->wait = PASS_INTERVAL;
@@ -385,7 +345,7 @@ maintain_topic(Work *work)
  * Note when to look at a topic again, after there was nothing to do.
  */
 static void
-note_step(Watch *watch, const Step *step)
+note_step(Watch *watch, const CqrsStep *step)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz next;
@@ -474,17 +434,17 @@ static void
 maintain_by_hand(CqrsTopic *topic, Tuplestorestate *store, TupleDesc desc)
 {
 	int32		topic_id = topic->topic_id;
-	Step		step;
+	CqrsStep	step;
 	int			i;
 
 	/* A step changes the registry. Each empties a segment, or goes on to one. */
 	while ((topic = cqrs_registry_topic_by_id(topic_id)) != NULL)
 	{
-		take_step(topic, &step);
-		if (step.action == ACTION_NONE)
+		cqrs_topic_step(topic, &step);
+		if (step.action == CQRS_STEP_NONE)
 			break;
 		put_row(store, desc, topic->name,
-				step.action == ACTION_ROTATED ? "rotated" : "truncated",
+				step.action == CQRS_STEP_ROTATED ? "rotated" : "truncated",
 				step.segment, NULL, 0);
 	}
 	for (i = 0; topic != NULL && i < CQRS_SEGMENTS; i++)
@@ -520,162 +480,6 @@ put_row(Tuplestorestate *store, TupleDesc desc, const char *topic,
 	nulls[4] = pid == 0;
 	values[4] = Int32GetDatum(pid);
 	tuplestore_putvalues(store, desc, values, nulls);
-}
-
-/*
- * Do one step in a topic, if there is one to do: truncate a segment, or rotate.
- * Locks stay until the end of the transaction only if something was done, or
- * nearly. The topic may be gone afterwards.
- */
-static void
-take_step(CqrsTopic *topic, Step *step)
-{
-	int32		topic_id = topic->topic_id;
-	TimestampTz now = GetCurrentTimestamp();
-	int			current;
-	int			next;
-	int			i;
-
-	memset(step, 0, sizeof(*step));
-	step->rotate_at = DT_NOEND;
-	if (!cqrs_segments_lock(topic))
-	{
-		/* It is perhaps being dropped. */
-		step->holds[topic->current_segment].holder = CQRS_HELD_BY_CHANGE;
-		return;
-	}
-	topic = cqrs_registry_topic_by_id(topic_id);
-	if (topic == NULL)
-		return;
-	current = topic->current_segment;
-	next = (current + 1) % CQRS_SEGMENTS;
-	for (i = 0; i < CQRS_SEGMENTS; i++)
-		step->sizes[i] = cqrs_segment_bytes(topic, i);
-
-	/* The oldest first. */
-	for (i = 1; i < CQRS_SEGMENTS; i++)
-	{
-		int			segment = (current + i) % CQRS_SEGMENTS;
-
-		if (step->sizes[segment] == 0)
-			continue;
-		cqrs_segment_hold(topic, segment, now, &step->holds[segment]);
-		if (step->holds[segment].holder == CQRS_HELD_BY_NOTHING &&
-			truncate_segment(topic_id, segment, &step->holds[segment]))
-		{
-			step->action = ACTION_TRUNCATED;
-			step->segment = segment;
-			break;
-		}
-	}
-
-	if (step->action == ACTION_NONE && step->sizes[current] > 0)
-	{
-		int64		wait = topic->retention / 2;
-
-		if (step->sizes[current] / 1024 < cqrs_segment_size)
-			wait = Max(wait, cqrs_segment_age);
-		step->rotate_at =
-			TimestampTzPlusMilliseconds(topic->opened_at[current], wait);
-		if (step->rotate_at <= now && step->sizes[next] == 0 &&
-			rotate_topic(topic))
-		{
-			step->action = ACTION_ROTATED;
-			step->segment = next;
-		}
-	}
-	cqrs_segments_unlock(topic);
-}
-
-/*
- * Truncate a segment that seemed to be held by nothing, or say what holds it
- * now. Steps (a) to (d) of the protocol.
- */
-static bool
-truncate_segment(int32 topic_id, int segment, CqrsHold *hold)
-{
-	CqrsTopic  *topic = cqrs_registry_topic_by_id(topic_id);
-	CqrsMissed *missed;
-	Snapshot	snapshot;
-
-	if (topic == NULL)
-		return false;
-	missed = cqrs_missed_count(topic, segment);
-	CQRS_DEBUG_POINT("truncate_before_lock");
-
-	hold->holder = CQRS_HELD_BY_CHANGE;
-	if (!cqrs_object_lock(CQRS_REL_TOPIC, topic_id, 0, ExclusiveLock, false))
-	{
-		LOCKTAG		tag;
-
-		cqrs_object_tag(&tag, CQRS_REL_TOPIC, topic_id, 0);
-		(void) cqrs_lock_holder(&tag, ExclusiveLock, &hold->pid);
-		return false;
-	}
-	topic = cqrs_registry_topic_by_id(topic_id);
-	if (topic == NULL || topic->current_segment == segment ||
-		(missed != NULL && !cqrs_missed_lock(missed)))
-		return false;
-
-	if (!cqrs_segment_lock(topic, segment))
-	{
-		/* Or else somebody waits for the lock, or was faster, and is done. */
-		if (cqrs_segment_in_use(topic, segment, &hold->pid))
-			hold->holder = CQRS_HELD_BY_LOCK;
-		return false;
-	}
-
-	CQRS_DEBUG_POINT("truncate_after_lock");
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	cqrs_retention_hold(topic, segment, GetCurrentTimestamp(), hold);
-	if (hold->holder == CQRS_HELD_BY_NOTHING)
-		cqrs_subscription_hold(topic, segment, snapshot, hold);
-	if (hold->holder == CQRS_HELD_BY_NOTHING &&
-		!cqrs_missed_record(missed, topic, snapshot))
-		hold->holder = CQRS_HELD_BY_CHANGE;
-	UnregisterSnapshot(snapshot);
-	if (hold->holder != CQRS_HELD_BY_NOTHING)
-		return false;
-
-	cqrs_segment_truncate(topic, segment);
-	ereport(DEBUG1,
-			(errmsg_internal("truncated segment %d of topic \"%s\"", segment,
-							 topic->name)));
-	return true;
-}
-
-/*
- * Make the next segment the current one. Returns false if the topic is being
- * changed by somebody else.
- */
-static bool
-rotate_topic(const CqrsTopic *topic)
-{
-	Oid			types[3] = {INT4OID, INT4OID, INT4OID};
-	Datum		values[3];
-	CqrsAdmin	admin;
-	bool		done;
-
-	if (!ConditionalLockRelationOid(cqrs_relation_oid(CQRS_REL_TOPIC),
-									RowExclusiveLock))
-		return false;
-	values[0] = Int32GetDatum(topic->topic_id);
-	values[1] = Int32GetDatum(topic->current_segment);
-	values[2] = Int32GetDatum((topic->current_segment + 1) % CQRS_SEGMENTS);
-	cqrs_admin_begin(&admin);
-	done = cqrs_admin_execute("UPDATE cqrs.topic t"
-							  " SET current_segment = $3, opened_at[$3 + 1] = pg_catalog.clock_timestamp()"
-							  " FROM (SELECT topic_id FROM cqrs.topic"
-							  "		  WHERE topic_id = $1 AND current_segment = $2"
-							  "		  FOR NO KEY UPDATE SKIP LOCKED) l"
-							  " WHERE t.topic_id = l.topic_id",
-							  3, types, values, NULL) > 0;
-	cqrs_admin_end(&admin);
-	if (done)
-		ereport(DEBUG1,
-				(errmsg_internal("topic \"%s\" goes on in segment %d",
-								 topic->name, DatumGetInt32(values[2]))));
-	return done;
 }
 
 static void

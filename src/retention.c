@@ -128,7 +128,7 @@ cqrs_retention_hold(const CqrsTopic *topic, int segment, TimestampTz now,
 /*
  * Has every subscription of the topic that is not suspended got what the
  * snapshot shows of a segment? If the answer is to stay true, the caller holds
- * the locks that maintain.c says.
+ * the locks that rotation.c says.
  */
 void
 cqrs_subscription_hold(const CqrsTopic *topic, int segment, Snapshot snapshot,
