@@ -83,6 +83,7 @@ cqrs_launcher_register(void)
 void
 cqrs_launcher_main(Datum arg)
 {
+	static uint32 wait_event = 0;
 	List	   *to_probe;
 	int			i;
 
@@ -107,12 +108,13 @@ cqrs_launcher_main(Datum arg)
 	LWLockRelease(cqrs_shared->lock);
 
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
-	cqrs_process_settings();
+	cqrs_process_settings("cqrs_outbox launcher");
 	pgstat_report_appname("cqrs_outbox launcher");
 
 	to_probe = find_databases(InvalidOid);
 	for (;;)
-		cqrs_process_wait(start_next(&to_probe));
+		cqrs_process_wait(start_next(&to_probe),
+						  CQRS_WAIT_EVENT(wait_event, "CqrsOutboxLauncher"));
 }
 
 static void
@@ -223,6 +225,7 @@ start_next(List **to_probe)
 			continue;
 		}
 		list_free(found);
+		slot->exhausted = true;
 		slot->start_after = TimestampTzPlusMilliseconds(now, EXHAUSTED_WAIT);
 		wait = EXHAUSTED_WAIT;
 		break;

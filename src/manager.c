@@ -87,11 +87,12 @@ static long next_wakeup(TimestampTz now, long wait);
 void
 cqrs_manager_main(Datum arg)
 {
+	static uint32 wait_event = 0;
+
 	cqrs_process_signals();
 	manager_attach(DatumGetInt32(arg));
 	BackgroundWorkerInitializeConnectionByOid(my_slot->dboid, InvalidOid, 0);
-	cqrs_process_settings();
-	pgstat_report_appname("cqrs_outbox manager");
+	cqrs_process_settings("cqrs_outbox manager");
 
 	look_context = AllocSetContextCreate(TopMemoryContext, "cqrs look",
 										 ALLOCSET_SMALL_SIZES);
@@ -141,7 +142,8 @@ cqrs_manager_main(Datum arg)
 				continue;
 			}
 		}
-		cqrs_process_wait(next_wakeup(now, wait));
+		cqrs_process_wait(next_wakeup(now, wait),
+						  CQRS_WAIT_EVENT(wait_event, "CqrsOutboxManager"));
 		pg_atomic_write_u32(&my_slot->asleep, 0);
 	}
 }
@@ -162,6 +164,7 @@ manager_attach(int index)
 		proc_exit(0);
 	}
 	my_slot = slot;
+	cqrs_database_clear(slot);
 	slot->manager_pid = MyProcPid;
 	slot->manager_latch = MyLatch;
 	slot->started_at = GetCurrentTimestamp();
@@ -186,8 +189,7 @@ manager_exit(int code, Datum arg)
 		my_slot->failures = 0;
 	else
 		my_slot->failures++;
-	my_slot->manager_pid = 0;
-	my_slot->manager_latch = NULL;
+	cqrs_database_clear(my_slot);
 	my_slot->start_after = now;
 	if (nothing_here && !my_slot->announced)
 	{

@@ -126,6 +126,7 @@ cqrs_seek_time(PG_FUNCTION_ARGS)
 Datum
 cqrs_wait(PG_FUNCTION_ARGS)
 {
+	static uint32 wait_event = 0;
 	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
 	CqrsSubscription *subscription = cqrs_subscription_get(name);
 	int32		subscription_id = subscription->subscription_id;
@@ -163,7 +164,8 @@ cqrs_wait(PG_FUNCTION_ARGS)
 		(void) ConditionVariableTimedSleep(&cqrs_shared->delivered,
 										   Min(TimestampDifferenceMilliseconds(now, deadline) + 1,
 											   WAIT_POLL),
-										   PG_WAIT_EXTENSION);
+										   CQRS_WAIT_EVENT(wait_event,
+														   "CqrsOutboxWait"));
 	}
 	ConditionVariableCancelSleep();
 	PG_RETURN_BOOL(reached);

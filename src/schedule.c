@@ -71,7 +71,7 @@ static bool said_exhausted = false;
 static void schedule_subscription(CqrsSubscription *subscription,
 								  uint64 generation, bool first);
 static void make_due(Scheduled *scheduled);
-static void note_results(TimestampTz now);
+static void note_results(CqrsDatabaseSlot *slot, TimestampTz now);
 static bool assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
 						  TimestampTz now);
 static bool start_worker(CqrsWorkerSlot *worker);
@@ -166,7 +166,7 @@ cqrs_schedule_assign(CqrsDatabaseSlot *slot, const char *database_name)
 	dlist_mutable_iter iter;
 
 	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
-	note_results(now);
+	note_results(slot, now);
 	slot->exhausted = false;
 	dlist_foreach_modify(iter, &due_list)
 	{
@@ -196,6 +196,10 @@ cqrs_schedule_assign(CqrsDatabaseSlot *slot, const char *database_name)
 		pg_atomic_write_u32(&cqrs_shared->contended, 1);
 		wait = EXHAUSTED_WAIT;
 	}
+	if (!contended)
+		slot->waiting_since = 0;
+	else if (slot->waiting_since == 0)
+		slot->waiting_since = now;
 	exhausted = slot->exhausted;
 	LWLockRelease(cqrs_shared->lock);
 
@@ -285,11 +289,15 @@ make_due(Scheduled *scheduled)
 }
 
 /*
- * Note what the workers of this database have done. The lock is held.
+ * Note what the workers of this database have done. The slot tells which one
+ * was lost last, until its cursor was drained, or is scheduled no more. The
+ * lock is held.
  */
 static void
-note_results(TimestampTz now)
+note_results(CqrsDatabaseSlot *slot, TimestampTz now)
 {
+	ScheduledKey failed = {slot->failed_subscription, slot->failed_partition};
+	Scheduled  *lost;
 	int			i;
 
 	for (i = 0; i < cqrs_shared->nworkers; i++)
@@ -318,6 +326,7 @@ note_results(TimestampTz now)
 				scheduled->careful = CQRS_BATCH_EVENTS;
 				scheduled->unfinished = true;
 				make_due(scheduled);
+				failed = key;
 			}
 			worker->state = CQRS_WORKER_FREE;
 			continue;
@@ -339,6 +348,18 @@ note_results(TimestampTz now)
 		if (scheduled->retry_at != 0)
 			make_due(scheduled);
 	}
+
+	lost = failed.subscription_id == 0 || schedule == NULL ? NULL :
+		hash_search(schedule, &failed, HASH_FIND, NULL);
+	if (lost != NULL && lost->failures > 0)
+	{
+		slot->failed_subscription = failed.subscription_id;
+		slot->failed_partition = failed.partition;
+		slot->worker_failures = lost->failures;
+		slot->worker_retry_at = lost->failed_until;
+	}
+	else
+		slot->failed_subscription = 0;
 }
 
 /*

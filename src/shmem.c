@@ -215,10 +215,23 @@ cqrs_database_request(Oid dboid)
 		slot->held = 0;
 		slot->failures = 0;
 		slot->start_after = 0;
-		slot->manager_pid = 0;
-		slot->manager_latch = NULL;
+		cqrs_database_clear(slot);
 	}
 	return slot;
+}
+
+/*
+ * Forget the manager of a slot, and what it had to say. The lock is held
+ * exclusively.
+ */
+void
+cqrs_database_clear(CqrsDatabaseSlot *slot)
+{
+	slot->manager_pid = 0;
+	slot->manager_latch = NULL;
+	slot->exhausted = false;
+	slot->waiting_since = 0;
+	slot->failed_subscription = 0;
 }
 
 /*
@@ -277,12 +290,13 @@ cqrs_process_signals(void)
 
 /*
  * Settings of managers and workers: nothing that ALTER ROLE or ALTER DATABASE
- * may have set for ordinary sessions.
+ * may have set for ordinary sessions. RESET returns to these.
  */
 void
-cqrs_process_settings(void)
+cqrs_process_settings(const char *application_name)
 {
-	static const char *const settings[][2] = {
+	const char *const settings[][2] = {
+		{"application_name", application_name},
 		{"role", "none"},
 		{"search_path", "pg_catalog"},
 		{"default_transaction_isolation", "read committed"},
@@ -304,24 +318,22 @@ cqrs_process_settings(void)
 }
 
 /*
- * Wait until the latch is set or the time is over; -1: no time. Exits if
+ * Wait until the latch is set or the time is over; -1: no time. The wait shows
+ * as wait_event_info: each kind of process has its own. Exits if
  * SIGTERM came, rereads the configuration if SIGHUP did.
  *
  * What the postmaster is to start again exits with 1: 0 would tell it that
  * this is over for good.
  */
 void
-cqrs_process_wait(long timeout_ms)
+cqrs_process_wait(long timeout_ms, uint32 wait_event_info)
 {
-	static uint32 wait_event = 0;
-
 	waiting = true;
 	if (!ShutdownRequestPending)
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_EXIT_ON_PM_DEATH |
 						 (timeout_ms >= 0 ? WL_TIMEOUT : 0),
-						 timeout_ms,
-						 CQRS_WAIT_EVENT(wait_event, "CqrsOutboxIdle"));
+						 timeout_ms, wait_event_info);
 	ResetLatch(MyLatch);
 	waiting = false;
 	if (ShutdownRequestPending)

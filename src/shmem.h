@@ -53,11 +53,20 @@ typedef struct CqrsDatabaseSlot
 	bool		announced;		/* a CREATE EXTENSION committed since probed */
 	int			held;			/* > 0: let nobody connect; see utility.c */
 	int			failures;		/* in a row */
-	bool		exhausted;		/* no background worker was to be had */
+	bool		exhausted;		/* no background worker was to be had: for the
+								 * manager, or by it for a worker */
 	TimestampTz start_after;
 	TimestampTz started_at;
 	pid_t		manager_pid;	/* 0: none */
 	Latch	   *manager_latch;	/* may be somebody else's by now */
+
+	/* What the manager has to say, for who watches. */
+	TimestampTz waiting_since;	/* a cursor waits for a worker; 0: none does */
+	int32		failed_subscription;	/* whose worker was lost last; 0: none */
+	int32		failed_partition;
+	int			worker_failures;	/* ... so often in a row ... */
+	TimestampTz worker_retry_at;	/* ... and until when it has none */
+
 	pg_atomic_uint32 pending;
 	pg_atomic_uint32 asleep;
 	pg_atomic_uint64 dirty[CQRS_TOPIC_WORDS];
@@ -136,14 +145,15 @@ extern void cqrs_shmem_take_dirty(CqrsDatabaseSlot *slot, CqrsTopicSet *topics);
 extern void cqrs_shmem_announce(Oid dboid);
 extern CqrsDatabaseSlot *cqrs_database_find(Oid dboid);
 extern CqrsDatabaseSlot *cqrs_database_request(Oid dboid);
+extern void cqrs_database_clear(CqrsDatabaseSlot *slot);
 extern void cqrs_shmem_wake(CqrsDatabaseSlot *slot);
 extern void cqrs_shmem_wake_all_managers(void);
 extern void cqrs_shmem_wake_launcher(void);
 
 /* What managers and workers do alike. */
 extern void cqrs_process_signals(void);
-extern void cqrs_process_settings(void);
-extern void cqrs_process_wait(long timeout_ms);
+extern void cqrs_process_settings(const char *application_name);
+extern void cqrs_process_wait(long timeout_ms, uint32 wait_event_info);
 extern long cqrs_restart_wait(int failures);
 
 #endif							/* CQRS_SHMEM_H */

@@ -207,6 +207,7 @@ may_create_databases(void)
 static void
 hold_database(Oid dboid)
 {
+	static uint32 wait_event = 0;
 	CqrsDatabaseSlot *slot;
 	TimestampTz deadline;
 
@@ -226,7 +227,8 @@ hold_database(Oid dboid)
 	ConditionVariablePrepareToSleep(&cqrs_shared->exited);
 	while (ask_to_exit(dboid) && GetCurrentTimestamp() < deadline)
 		ConditionVariableTimedSleep(&cqrs_shared->exited, 100,
-									PG_WAIT_EXTENSION);
+									CQRS_WAIT_EVENT(wait_event,
+													"CqrsOutboxExit"));
 	ConditionVariableCancelSleep();
 }
 

@@ -75,6 +75,7 @@ typedef struct Job
 	const ErrorData *error;		/* what to record */
 	int64		position;		/* ... and of which event */
 	CqrsDelivery delivery;
+	bool		shown;			/* in pg_stat_activity */
 	bool		committing;		/* the rest is done */
 	TimestampTz failed_until;
 } Job;
@@ -91,6 +92,7 @@ static void record_outage(Job *job, ErrorData *error);
 static void reset_session(void);
 static void reset_role(void);
 static ErrorData *run(JobFunction function, Job *job);
+static void show(const CqrsSubscription *subscription, Job *job);
 static void run_deliver(CqrsSubscription *subscription, Job *job);
 static void run_announce(CqrsSubscription *subscription, Job *job);
 static void run_record_event(CqrsSubscription *subscription, Job *job);
@@ -100,14 +102,14 @@ static CqrsSubscription *begin_delivery(int32 subscription_id);
 void
 cqrs_worker_main(Datum arg)
 {
+	static uint32 wait_event = 0;
 	TimestampTz idle_since = GetCurrentTimestamp();
 
 	cqrs_process_signals();
 	worker_attach(DatumGetInt32(arg));
 	BackgroundWorkerInitializeConnectionByOid(my_slot->dboid, my_slot->owner,
 											  CQRS_WORKER_CONNECT_FLAGS);
-	cqrs_process_settings();
-	pgstat_report_appname("cqrs_outbox worker");
+	cqrs_process_settings("cqrs_outbox worker");
 
 	for (;;)
 	{
@@ -130,7 +132,9 @@ cqrs_worker_main(Datum arg)
 			idle_since = GetCurrentTimestamp();
 		}
 		else
-			cqrs_process_wait(LONGEST_IDLE);
+			cqrs_process_wait(LONGEST_IDLE,
+							  CQRS_WAIT_EVENT(wait_event,
+											  "CqrsOutboxWorkerIdle"));
 	}
 }
 
@@ -193,7 +197,7 @@ deliver(void)
 	careful = my_slot->careful;
 	LWLockRelease(cqrs_shared->lock);
 
-	pgstat_report_activity(STATE_RUNNING, "delivering events");
+	pgstat_report_activity(STATE_RUNNING, "delivering");
 	reset_session();
 	job.first = true;
 	job.max_events = CQRS_BATCH_EVENTS;
@@ -367,6 +371,8 @@ run(JobFunction function, Job *job)
 		subscription = begin_delivery(job->subscription_id);
 		if (subscription != NULL && job->partition < subscription->partitions)
 		{
+			if (!job->shown)
+				show(subscription, job);
 			function(subscription, job);
 			PopActiveSnapshot();
 		}
@@ -388,6 +394,22 @@ run(JobFunction function, Job *job)
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	return error;
+}
+
+/*
+ * Show in pg_stat_activity what is delivered: once a job, as it does not
+ * change.
+ */
+static void
+show(const CqrsSubscription *subscription, Job *job)
+{
+	char		activity[NAMEDATALEN + 64];
+
+	snprintf(activity, sizeof(activity),
+			 "delivering subscription \"%s\" partition %d",
+			 subscription->name, job->partition);
+	pgstat_report_activity(STATE_RUNNING, activity);
+	job->shown = true;
 }
 
 /*
