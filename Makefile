@@ -20,6 +20,7 @@ OBJS = \
 	src/failure.o \
 	src/guc.o \
 	src/handler.o \
+	src/health.o \
 	src/index.o \
 	src/launcher.o \
 	src/maintain.o \
@@ -55,7 +56,7 @@ endif
 EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 
-REGRESS = meeting command emit capture subscription retry pull retention privileges adopt extension
+REGRESS = meeting command emit capture subscription retry pull retention health privileges adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

@@ -262,7 +262,9 @@ CREATE TABLE cqrs.dead_letter (
 	message			text		NOT NULL,
 	PRIMARY KEY (subscription_id, position)
 );
+CREATE INDEX dead_letter_died_at ON cqrs.dead_letter (subscription_id, died_at);
 COMMENT ON TABLE cqrs.dead_letter IS 'events that a subscription gave up on';
+COMMENT ON INDEX cqrs.dead_letter_died_at IS 'finds the error that was last';
 
 -- ----------------------------------------------------------------------
 -- cqrs.failure: cursors whose subscription cannot be delivered at all just
@@ -869,24 +871,66 @@ WHERE p.segments IS NOT NULL;
 GRANT SELECT ON cqrs_topic_status TO PUBLIC;
 COMMENT ON VIEW cqrs_topic_status IS 'size of each topic, and what keeps it from being truncated';
 
--- How far a subscription is, seen by the caller's snapshot.
---   lag_events       committed events not delivered: exact up to 10,000, an
---                    upper bound beyond
---   lag_seconds      age of the oldest of them, in seconds; 0 if there is none
+-- How far a subscription is, seen by the caller's snapshot. However many events
+-- wait, this costs the same: no more than 10,000 are looked at for each
+-- partition, 100,000 in all.
+--   lag_events       committed events not delivered: exact up to that, beyond
+--                    an upper bound (with several partitions, an estimate of
+--                    one). NULL, as are the next two, if they cannot be
+--                    counted: a topic's table was altered or is locked
+--   lag_seconds      age of the oldest of them, in seconds; 0 if there is
+--                    none. An upper bound while much of a large window was
+--                    delivered
+--   lag_bytes        their size on disk, estimated from those looked at
 --   events_a_second  at which they were delivered lately
 --   pid              of a process that delivers, or NULL
 --   state            idle, delivering, waiting to retry, no worker, paused,
 --                    suspended, or restored
 CREATE FUNCTION cqrs.subscription_progress(subscription_id integer,
-	OUT lag_events bigint, OUT lag_seconds double precision, OUT events_a_second double precision,
-	OUT pid integer, OUT state text)
+	OUT lag_events bigint, OUT lag_seconds double precision, OUT lag_bytes bigint,
+	OUT events_a_second double precision, OUT pid integer, OUT state text)
 LANGUAGE C STABLE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_subscription_progress';
 COMMENT ON FUNCTION cqrs.subscription_progress(integer) IS 'progress of a subscription';
 
+-- Who has the locks for moving a subscription's cursors, other than the caller.
+--   partition    whose cursor; no row if nobody has its lock
+--   pid          the process, or NULL: a prepared transaction has it ...
+--   transaction  ... of this id
+CREATE FUNCTION cqrs.cursor_holders(subscription_id integer,
+	OUT "partition" integer, OUT pid integer, OUT transaction xid) RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'cqrs_cursor_holders';
+COMMENT ON FUNCTION cqrs.cursor_holders(integer) IS 'who has the locks of a subscription''s cursors';
+
+-- The same, with what the reader may know of them from pg_stat_activity: with
+-- the role's own, and to members of pg_monitor, everything, otherwise NULL.
+--   since  when the transaction began, or was prepared
+--   gid    of a prepared transaction
+CREATE VIEW cqrs.cursor_holder AS
+SELECT s.subscription_id,
+	   h.partition,
+	   h.pid,
+	   coalesce(a.xact_start, a.query_start, x.prepared) AS since,
+	   coalesce(a.backend_type = 'cqrs_outbox worker', false) AS is_worker,
+	   a.usename,
+	   a.application_name,
+	   a.state,
+	   x.gid
+FROM cqrs.subscription s
+CROSS JOIN LATERAL cqrs.cursor_holders(s.subscription_id) h
+LEFT JOIN pg_stat_activity a ON a.pid = h.pid
+LEFT JOIN pg_prepared_xacts x ON x.transaction = h.transaction;
+COMMENT ON VIEW cqrs.cursor_holder IS 'who has the locks of cursors';
+
 -- Subscriptions that the reader owns or, as a member of pg_monitor, all.
+--   held_by_pid, held_since
+--             who has had the lock of a cursor for a second or more, so that
+--             nobody else can deliver: a client in an open transaction, a
+--             handler at work; and since when, if the reader may know. Of
+--             several, the first. With held_since alone, a prepared
+--             transaction
 --   retrying  events that failed and are tried again
 --   waiting   events that wait for one of them
---   dead      dead letters
+--   dead      dead letters; 10,000 means as many or more
 --   last_error ..
 --             of what failed last, be it an event, or the whole subscription
 --             (then last_error_position is NULL)
@@ -906,11 +950,15 @@ SELECT s.subscription,
 	   s.missed_events,
 	   p.lag_events,
 	   p.lag_seconds,
+	   p.lag_bytes,
 	   p.events_a_second,
 	   p.pid,
+	   h.pid AS held_by_pid,
+	   h.since AS held_since,
 	   r.retrying,
 	   r.waiting,
-	   (SELECT count(*) FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id) AS dead,
+	   (SELECT count(*)
+		FROM (SELECT FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id LIMIT 10000) d) AS dead,
 	   r.retry_at,
 	   e.failed_at AS last_error_at,
 	   e.position AS last_error_position,
@@ -924,14 +972,21 @@ CROSS JOIN LATERAL (
 		   min(retry_at) FILTER (WHERE attempts > 0) AS retry_at
 	FROM cqrs.retry r WHERE r.subscription_id = s.subscription_id) r
 LEFT JOIN LATERAL (
+	SELECT h.pid, h.since
+	FROM cqrs.cursor_holder h
+	WHERE h.subscription_id = s.subscription_id
+		  AND coalesce(h.since <= clock_timestamp() - interval '1 s', true)
+	ORDER BY h.since LIMIT 1) h ON true
+LEFT JOIN LATERAL (
 	SELECT failed_at, NULL::bigint AS position, sqlstate, message
 	FROM cqrs.failure f WHERE f.subscription_id = s.subscription_id
 	UNION ALL
 	SELECT failed_at, position, sqlstate, message
 	FROM cqrs.retry r WHERE r.subscription_id = s.subscription_id AND attempts > 0
 	UNION ALL
-	SELECT died_at, position, sqlstate, message
-	FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id
+	(SELECT died_at, position, sqlstate, message
+	 FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id
+	 ORDER BY d.subscription_id DESC, died_at DESC LIMIT 1)
 	ORDER BY 1 DESC LIMIT 1) e ON true
 WHERE pg_has_role(current_user, s.owner, 'USAGE')
    OR pg_has_role(current_user, 'pg_monitor', 'USAGE');
@@ -953,6 +1008,141 @@ CREATE FUNCTION cqrs_worker_status(OUT kind text, OUT pid integer, OUT database 
 LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_worker_status() IS 'processes of cqrs_outbox';
 
+-- What is wrong here that no table shows; see cqrs_health(). Nothing is waited
+-- for, and nothing that is broken raises an error.
+--   since  since when, if it matters only after a while
+--   pid    a process whose transaction is to blame, if it matters only after a
+--          while
+-- Privileges: EXECUTE, granted to pg_monitor, not to PUBLIC.
+CREATE FUNCTION cqrs.check(OUT severity text, OUT problem text, OUT object text, OUT detail text, OUT hint text,
+	OUT since timestamptz, OUT pid integer) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'cqrs_check';
+COMMENT ON FUNCTION cqrs.check() IS 'problems that no table shows';
+
+-- Are library and extension of one version?
+CREATE FUNCTION cqrs.usable() RETURNS boolean
+LANGUAGE C STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_usable';
+COMMENT ON FUNCTION cqrs.usable() IS 'whether library and extension fit each other';
+
+-- What may be wrong here, for cqrs_health() to choose from. It is a view so
+-- that tables are read with the extension's privileges, and it does not depend
+-- on the reader's search_path.
+--   lag   a problem only if this is more than what the reader allows ...
+--   held  ... or this; NULL: it is one in any case
+CREATE VIEW cqrs.problem AS
+SELECT c.severity, c.problem, c.object, c.detail, c.hint,
+	   NULL::interval AS lag,
+	   clock_timestamp() - coalesce(c.since, a.xact_start) AS held
+FROM cqrs.check() c
+LEFT JOIN pg_stat_activity a ON a.pid = c.pid
+UNION ALL
+SELECT c.severity, c.problem, format('subscription "%s"', s.subscription), c.detail, c.hint, c.lag, c.held
+FROM cqrs.subscription s
+CROSS JOIN LATERAL cqrs.subscription_progress(s.subscription_id) p
+CROSS JOIN LATERAL (
+	-- nothing is delivered, because somebody or something decided so
+	SELECT 'error' AS severity, 'suspended' AS problem,
+		   format('It is suspended since %s, %s; it has missed %s events.',
+				  s.state_since, s.state_reason, s.missed_events) AS detail,
+		   format('SELECT cqrs_resume(%L); -- it goes on behind what it missed; see max_retained_size and max_retained_age',
+				  s.subscription) AS hint,
+		   NULL::interval AS lag, NULL::interval AS held
+	WHERE s.state = 'suspended'
+	UNION ALL
+	SELECT 'notice', 'paused',
+		   format('It is paused since %s, %s; its events are kept.', s.state_since, s.state_reason),
+		   format('SELECT cqrs_resume(%L);', s.subscription), NULL, NULL
+	WHERE s.state = 'paused'
+	UNION ALL
+	SELECT 'error', 'restored', 'It was restored from a dump, or reads a topic that was; nothing is delivered to it.',
+		   format('SELECT cqrs_adopt(); -- or cqrs_seek(%L, ''latest''), to pass the restored events by',
+				  s.subscription), NULL, NULL
+	WHERE p.state = 'restored'
+	UNION ALL
+	SELECT 'error', 'cursor_missing', 'One of its cursors was not restored.',
+		   format('SELECT cqrs_unsubscribe(%L); -- then subscribe again', s.subscription), NULL, NULL
+	WHERE p IS NULL
+	UNION ALL
+	-- or cannot be
+	SELECT 'error', 'failing',
+		   format('It failed %s times in a row, and is tried again at %s: %s', f.failures, f.retry_at, f.message),
+		   'It is tried again by itself; remove the cause of the error.', NULL, NULL
+	FROM (SELECT * FROM cqrs.failure f
+		  WHERE f.subscription_id = s.subscription_id
+		  ORDER BY f.failed_at DESC LIMIT 1) f
+	WHERE s.state = 'active'
+	UNION ALL
+	-- or is late
+	SELECT 'warning', 'late',
+		   format('%s events wait, the first since %s.', p.lag_events,
+				  date_trunc('second', clock_timestamp() - make_interval(secs => p.lag_seconds))),
+		   CASE WHEN s.handler IS NULL THEN 'See whether its clients receive and acknowledge.'
+				ELSE 'See its row in cqrs_subscription_status: whether its handler is at work, or waits.' END,
+		   make_interval(secs => p.lag_seconds), NULL
+	WHERE s.state = 'active' AND p.lag_events > 0
+	UNION ALL
+	SELECT 'warning', 'retrying',
+		   format('%s events failed and are tried again, the first emitted at %s, the last with: %s',
+				  r.events, r.emitted_at, r.message),
+		   'Remove the cause of the error; after max_attempts, they are dead letters. SELECT * FROM cqrs_events(status => ''not_produced'').',
+		   clock_timestamp() - r.emitted_at, NULL
+	FROM (SELECT count(*) AS events, min(emitted_at) AS emitted_at,
+				 (array_agg(message ORDER BY failed_at DESC))[1] AS message
+		  FROM cqrs.retry r
+		  WHERE r.subscription_id = s.subscription_id AND r.attempts > 0) r
+	WHERE r.events > 0
+	UNION ALL
+	SELECT 'warning', 'dead_letters', format('It gave up on %s events%s.', d.events, CASE d.events WHEN 10000 THEN ' or more' END),
+		   format('SELECT * FROM cqrs_dead_letters(%1$L); -- then cqrs_redrive(%1$L) or cqrs_discard(%1$L)', s.subscription),
+		   NULL, NULL
+	FROM (SELECT count(*) AS events
+		  FROM (SELECT FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id LIMIT 10000) d) d
+	WHERE d.events > 0
+	UNION ALL
+	-- or is held back
+	SELECT 'warning',
+		   CASE WHEN h.pid IS NULL THEN 'held_by_prepared' WHEN h.is_worker THEN 'handler_slow' ELSE 'held_by_client' END,
+		   CASE WHEN h.pid IS NULL THEN format('Prepared transaction %L', h.gid)
+				WHEN h.is_worker THEN format('Its worker, process %s,', h.pid)
+				ELSE format('Process %s (role %s, application "%s", %s)', h.pid, h.usename, h.application_name, h.state) END ||
+		   format(' has had the lock of partition %s since %s.', h.partition, h.since),
+		   CASE WHEN h.pid IS NULL THEN format('COMMIT PREPARED %L; -- or ROLLBACK PREPARED', h.gid)
+				WHEN h.is_worker THEN format('See what it waits for: pg_blocking_pids(%s). pg_cancel_backend(%1$s) makes this attempt fail; handler_timeout limits them all.', h.pid)
+				ELSE format('Have the client end its transaction, or pg_terminate_backend(%s).', h.pid) END,
+		   NULL, clock_timestamp() - h.since
+	FROM cqrs.cursor_holder h
+	WHERE h.subscription_id = s.subscription_id AND h.since IS NOT NULL
+) c
+WHERE (SELECT cqrs.usable());
+GRANT SELECT ON cqrs.problem TO pg_monitor;
+COMMENT ON VIEW cqrs.problem IS 'what may be wrong';
+
+-- What is wrong with cqrs_outbox in this database, and what to do about it: a
+-- row a problem, errors first; none if all is well. Costs no more with a larger
+-- backlog.
+--   max_lag   longer than this, an event may not wait
+--   max_hold  longer than this, nothing may hold a subscription back: the
+--             handler, a client's transaction, the lack of a worker
+-- Columns:
+--   severity  error: something is not delivered at all; warning: something is
+--             late, or was given up; notice: somebody wanted it so
+--   problem   its name, which does not change from version to version
+--   object    with what
+--   detail    what is the matter
+--   hint      what to do: a sentence, or a statement to run
+-- Privileges: EXECUTE, granted to pg_monitor, not to PUBLIC; and membership in
+-- pg_monitor, or being a superuser.
+CREATE FUNCTION cqrs_health(max_lag interval DEFAULT '5 min', max_hold interval DEFAULT '1 min')
+RETURNS TABLE (severity text, problem text, object text, detail text, hint text)
+LANGUAGE sql VOLATILE PARALLEL UNSAFE ROWS 10
+BEGIN ATOMIC
+	SELECT p.severity, p.problem, p.object, p.detail, p.hint
+	FROM cqrs.problem p
+	WHERE coalesce(p.lag > max_lag, true) AND coalesce(p.held > max_hold, true)
+	ORDER BY array_position(ARRAY['error', 'warning', 'notice'], p.severity), p.problem, p.object, p.detail;
+END;
+COMMENT ON FUNCTION cqrs_health(interval, interval) IS 'what is wrong, and what to do about it';
+
 -- ----------------------------------------------------------------------
 -- Privileges: what changes configuration is not for everybody
 -- ----------------------------------------------------------------------
@@ -964,9 +1154,10 @@ REVOKE EXECUTE ON FUNCTION
 	cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval),
 	cqrs_unsubscribe(text), cqrs_pause(text), cqrs_resume(text), cqrs_seek(text, text), cqrs_seek(text, timestamptz),
 	cqrs_redrive(text, uuid), cqrs_discard(text, uuid),
-	cqrs_tick(), cqrs_drain(text), cqrs_adopt(), cqrs_maintain(text), cqrs_worker_status()
+	cqrs_tick(), cqrs_drain(text), cqrs_adopt(), cqrs_maintain(text),
+	cqrs_worker_status(), cqrs_health(interval, interval), cqrs.check()
 FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION cqrs_worker_status() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION cqrs_worker_status(), cqrs_health(interval, interval), cqrs.check() TO pg_monitor;
 
 -- The extension's scripts, those that update it too, end with this: at commit,
 -- tell the launcher that this database has the extension, and everybody to

@@ -16,7 +16,6 @@
 #include "catalog/pg_proc.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
-#include "storage/proc.h"
 #include "postmaster/bgworker.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
@@ -34,8 +33,10 @@
 static inline AclResult
 object_aclcheck(Oid classid, Oid objectid, Oid roleid, AclMode mode)
 {
-	Assert(classid == ProcedureRelationId);
-	return pg_proc_aclcheck(objectid, roleid, mode);
+	Assert(classid == ProcedureRelationId || classid == DatabaseRelationId);
+	return classid == DatabaseRelationId ?
+		pg_database_aclcheck(objectid, roleid, mode) :
+		pg_proc_aclcheck(objectid, roleid, mode);
 }
 
 static inline bool

@@ -45,6 +45,7 @@ static const Oid column_types[CQRS_SEG_COLUMNS] = {
 	JSONBOID, JSONBOID
 };
 
+static Oid	find_index(Relation segment);
 static bool is_btree(Oid indexid);
 static int64 index_blocks(Relation rel);
 static int	rows_of_page(Relation rel, BlockNumber block);
@@ -85,10 +86,65 @@ cqrs_segment_open(const CqrsTopic *topic, int segment, LOCKMODE lockmode)
 }
 
 /*
- * The index on (xid, position) of an open segment. Raises 55000 if it was dropped.
+ * The index on (xid, position) of an open segment. Raises 55000 if it was
+ * dropped.
  */
 Oid
 cqrs_segment_index(Relation segment)
+{
+	Oid			indexid = find_index(segment);
+
+	if (unlikely(!OidIsValid(indexid)))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" has no index on (xid, position)",
+						RelationGetRelationName(segment)),
+				 errhint("CREATE INDEX ON %s.%s (xid, position).", CQRS_SCHEMA,
+						 RelationGetRelationName(segment))));
+	return indexid;
+}
+
+/*
+ * Is the segment as it was made? For who watches: nothing is waited for, and
+ * nothing is raised. *problem gets a sentence, or NULL. If the segment is
+ * intact, it stays so until the end of the transaction: it is locked.
+ */
+CqrsSegmentState
+cqrs_segment_look(const CqrsTopic *topic, int segment, const char **problem)
+{
+	Oid			relid = topic->segments[segment];
+	CqrsSegmentState state = CQRS_SEGMENT_INTACT;
+	Relation	rel = NULL;
+
+	*problem = NULL;
+	if (OidIsValid(relid))
+	{
+		if (!ConditionalLockRelationOid(relid, AccessShareLock))
+			return CQRS_SEGMENT_LOCKED;
+		rel = try_relation_open(relid, NoLock);
+		if (rel == NULL)
+			UnlockRelationOid(relid, AccessShareLock);
+	}
+	if (rel == NULL)
+	{
+		*problem = "A table of it does not exist.";
+		return CQRS_SEGMENT_MISSING;
+	}
+
+	*problem = what_was_altered(rel);
+	if (*problem == NULL && !OidIsValid(find_index(rel)))
+		*problem = "It has no index on (xid, position).";
+	if (*problem != NULL)
+		state = CQRS_SEGMENT_ALTERED;
+	relation_close(rel, *problem != NULL ? AccessShareLock : NoLock);
+	return state;
+}
+
+/*
+ * The index on (xid, position), or InvalidOid.
+ */
+static Oid
+find_index(Relation segment)
 {
 	ListCell   *lc;
 
@@ -112,13 +168,7 @@ cqrs_segment_index(Relation segment)
 		if (ours)
 			return indexid;
 	}
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("table \"%s\" has no index on (xid, position)",
-					RelationGetRelationName(segment)),
-			 errhint("CREATE INDEX ON %s.%s (xid, position).", CQRS_SCHEMA,
-					 RelationGetRelationName(segment))));
-	return InvalidOid;			/* keep the compiler quiet */
+	return InvalidOid;
 }
 
 /*

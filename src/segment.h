@@ -28,9 +28,19 @@
 #define CQRS_SEG_PAYLOAD	9
 #define CQRS_SEG_COLUMNS	9
 
+typedef enum CqrsSegmentState
+{
+	CQRS_SEGMENT_INTACT,
+	CQRS_SEGMENT_LOCKED,		/* somebody has, or waits for, a lock on it */
+	CQRS_SEGMENT_MISSING,
+	CQRS_SEGMENT_ALTERED
+} CqrsSegmentState;
+
 extern Relation cqrs_segment_open(const CqrsTopic *topic, int segment,
 								  LOCKMODE lockmode);
 extern Oid	cqrs_segment_index(Relation segment);
+extern CqrsSegmentState cqrs_segment_look(const CqrsTopic *topic, int segment,
+										  const char **problem);
 
 extern int64 cqrs_segment_bytes(const CqrsTopic *topic, int segment);
 extern int64 cqrs_segment_estimate(const CqrsTopic *topic, int segment);

@@ -8,6 +8,7 @@
 #include "cqrs_outbox.h"
 
 #include "access/htup_details.h"
+#include "access/twophase.h"
 #include "commands/dbcommands.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
@@ -19,15 +20,43 @@
 #include "catalog.h"
 #include "cursor.h"
 #include "registry.h"
+#include "segment.h"
 #include "shmem.h"
 #include "window.h"
 
-/* Events are counted up to here; beyond, positions are subtracted. */
-#define EXACT_LAG	10000
+/*
+ * For each cursor, so many rows are looked at to count events; beyond, positions
+ * are subtracted. Each looks at the events of all partitions, so there is a
+ * limit for them together.
+ */
+#define ROWS_COUNTED	10000
+#define ROWS_COUNTED_IN_ALL	(10 * ROWS_COUNTED)
 
-static int64 count_lag(CqrsSubscription *subscription,
-					   const CqrsCursor *cursor, Snapshot snapshot,
-					   TimestampTz *oldest);
+/* Columns of cqrs.subscription_progress(). */
+enum
+{
+	PROGRESS_LAG_EVENTS,
+	PROGRESS_LAG_SECONDS,
+	PROGRESS_LAG_BYTES,
+	PROGRESS_EVENTS_A_SECOND,
+	PROGRESS_PID,
+	PROGRESS_STATE,
+	PROGRESS_COLUMNS
+};
+
+/* What is not delivered yet. */
+typedef struct Lag
+{
+	int64		events;
+	int64		bytes;
+	TimestampTz oldest;
+} Lag;
+
+static bool is_countable(const CqrsSubscription *subscription);
+static void add_lag(CqrsSubscription *subscription, const CqrsCursor *cursor,
+					Snapshot snapshot, Lag *lag);
+static void put_holder(Tuplestorestate *store, TupleDesc desc,
+					   int32 subscription_id, int partition);
 static const char *state_of(const CqrsSubscription *subscription,
 							int *pid);
 static const char *worker_of(int32 subscription_id, int *pid);
@@ -37,6 +66,7 @@ static void put_process(Tuplestorestate *store, TupleDesc desc,
 						TimestampTz started_at);
 
 PG_FUNCTION_INFO_V1(cqrs_subscription_progress);
+PG_FUNCTION_INFO_V1(cqrs_cursor_holders);
 PG_FUNCTION_INFO_V1(cqrs_worker_status);
 
 /*
@@ -48,12 +78,12 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 	int32		subscription_id = PG_GETARG_INT32(0);
 	CqrsSubscription *subscription;
 	TupleDesc	desc;
-	Datum		values[5];
-	bool		nulls[5] = {0};
+	Datum		values[PROGRESS_COLUMNS];
+	bool		nulls[PROGRESS_COLUMNS] = {0};
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz oldest = now;
-	int64		lag = 0;
+	Lag			lag = {.oldest = now};
 	double		rate = 0;
+	bool		countable;
 	bool		restored = false;
 	int			pid = 0;
 	const char *state;
@@ -65,6 +95,7 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 	subscription = cqrs_registry_subscription_by_id(subscription_id);
 	if (subscription == NULL)
 		PG_RETURN_NULL();
+	countable = is_countable(subscription);
 	for (i = 0; i < subscription->partitions; i++)
 	{
 		CqrsCursor	cursor;
@@ -73,22 +104,46 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 							  &cursor))
 			PG_RETURN_NULL();
 		restored |= !cursor.native;
-		if (cursor.native)
-			lag += count_lag(subscription, &cursor, GetActiveSnapshot(),
-							 &oldest);
+		if (cursor.native && countable)
+			add_lag(subscription, &cursor, GetActiveSnapshot(), &lag);
 		rate += cqrs_cursor_rate(&cursor, GetActiveSnapshot());
 	}
 
 	state = restored ? "restored" : state_of(subscription, &pid);
-	values[0] = Int64GetDatum(lag);
-	values[1] = Float8GetDatum((now - oldest) / (double) USECS_PER_SEC);
-	values[2] = Float8GetDatum(rate);
-	values[3] = Int32GetDatum(pid);
-	nulls[3] = pid == 0;
-	nulls[4] = state == NULL;
+	values[PROGRESS_LAG_EVENTS] = Int64GetDatum(lag.events);
+	values[PROGRESS_LAG_SECONDS] =
+		Float8GetDatum((now - lag.oldest) / (double) USECS_PER_SEC);
+	values[PROGRESS_LAG_BYTES] = Int64GetDatum(lag.bytes);
+	nulls[PROGRESS_LAG_EVENTS] = nulls[PROGRESS_LAG_SECONDS] =
+		nulls[PROGRESS_LAG_BYTES] = !countable;
+	values[PROGRESS_EVENTS_A_SECOND] = Float8GetDatum(rate);
+	values[PROGRESS_PID] = Int32GetDatum(pid);
+	nulls[PROGRESS_PID] = pid == 0;
+	nulls[PROGRESS_STATE] = state == NULL;
 	if (state != NULL)
-		values[4] = CStringGetTextDatum(state);
+		values[PROGRESS_STATE] = CStringGetTextDatum(state);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
+}
+
+/*
+ * cqrs.cursor_holders(subscription_id)
+ */
+Datum
+cqrs_cursor_holders(PG_FUNCTION_ARGS)
+{
+	int32		subscription_id = PG_GETARG_INT32(0);
+	CqrsSubscription *subscription;
+	Tuplestorestate *store;
+	TupleDesc	desc;
+	int			i;
+
+	store = cqrs_srf_begin(fcinfo, &desc);
+	subscription = cqrs_registry_subscription_by_id(subscription_id);
+	if (subscription == NULL)
+		return (Datum) 0;
+	for (i = 0; i < subscription->partitions; i++)
+		put_holder(store, desc, subscription_id, i);
+	return (Datum) 0;
 }
 
 /*
@@ -149,36 +204,106 @@ cqrs_worker_status(PG_FUNCTION_ARGS)
 }
 
 /*
- * How many events the snapshot shows beyond a cursor, and when the oldest was
- * emitted.
+ * Can the events of a subscription be counted, without an error and without
+ * waiting for who has locked a table? If so, that stays so until the end of the
+ * transaction.
  */
-static int64
-count_lag(CqrsSubscription *subscription, const CqrsCursor *cursor,
-		  Snapshot snapshot, TimestampTz *oldest)
+static bool
+is_countable(const CqrsSubscription *subscription)
 {
-	int64		lag = 0;
+	const char *problem;
+	int			i;
+	int			j;
+
+	for (i = 0; i < subscription->ntopics; i++)
+		for (j = 0; j < CQRS_SEGMENTS; j++)
+			if (cqrs_segment_look(subscription->topics[i], j, &problem) !=
+				CQRS_SEGMENT_INTACT)
+				return false;
+	return true;
+}
+
+/*
+ * Add what the snapshot shows beyond a cursor.
+ */
+static void
+add_lag(CqrsSubscription *subscription, const CqrsCursor *cursor,
+		Snapshot snapshot, Lag *lag)
+{
+	int			partitions = subscription->partitions;
+	CqrsCount	count = {
+		.limit = Min(ROWS_COUNTED, ROWS_COUNTED_IN_ALL / partitions),
+		.oldest = lag->oldest
+	};
 	int			i;
 
-	for (i = 0; i < subscription->ntopics && lag < EXACT_LAG; i++)
+	for (i = 0; i < subscription->ntopics; i++)
 	{
 		const CqrsSnapshot *lower = cursor->snapshot;
 
 		if (cursor->until_tick != 0)
 		{
-			lag += cqrs_window_count(subscription->topics[i], lower,
-									 cursor->until_snapshot, cursor->position,
-									 subscription->partitions,
-									 cursor->partition, snapshot,
-									 EXACT_LAG - lag, oldest);
+			cqrs_window_count(subscription->topics[i], lower,
+							  cursor->until_snapshot, cursor->position,
+							  partitions, cursor->partition, snapshot,
+							  &count);
 			lower = cursor->until_snapshot;
 		}
-		lag += cqrs_window_count(subscription->topics[i], lower, NULL, 0,
-								 subscription->partitions, cursor->partition,
-								 snapshot, EXACT_LAG - lag, oldest);
+		cqrs_window_count(subscription->topics[i], lower, NULL, 0, partitions,
+						  cursor->partition, snapshot, &count);
 	}
-	if (lag >= EXACT_LAG)
-		lag = Max(lag, cqrs_last_position() - cursor->last_position);
-	return lag;
+	lag->oldest = count.oldest;
+	if (count.limit == 0)
+	{
+		double		counted = count.events + count.others;
+		double		positions = cqrs_last_position() - cursor->last_position;
+
+		/* The partition's share of them is as of those counted. */
+		positions *= counted == 0 ? 1.0 / partitions : count.events / counted;
+		count.events = Max(count.events, (int64) positions);
+		count.event_bytes = (double) count.row_bytes / count.rows * count.events;
+	}
+	lag->events += count.events;
+	lag->bytes += count.event_bytes;
+}
+
+/*
+ * Who has the lock for moving a cursor: one process or prepared transaction at
+ * most, other than this one.
+ */
+static void
+put_holder(Tuplestorestate *store, TupleDesc desc, int32 subscription_id,
+		   int partition)
+{
+	LOCKTAG		tag;
+	VirtualTransactionId holder;
+	int			pid;
+	TransactionId xid = InvalidTransactionId;
+	bool		more;
+	Datum		values[3];
+	bool		nulls[3] = {0};
+
+	cqrs_object_tag(&tag, CQRS_REL_SUBSCRIPTION, subscription_id, partition);
+	holder = GetLockConflicts(&tag, ExclusiveLock, NULL)[0];
+	if (!VirtualTransactionIdIsValid(holder))
+		return;
+	pid = cqrs_vxid_pid(holder);
+	if (pid == 0)
+	{
+		xid = VirtualTransactionIdIsRecoveredPreparedXact(holder) ?
+			holder.localTransactionId :
+			TwoPhaseGetXidByVirtualXID(holder, &more);
+
+		/* It has just ended. */
+		if (!TransactionIdIsValid(xid))
+			return;
+	}
+	values[0] = Int32GetDatum(partition);
+	values[1] = Int32GetDatum(pid);
+	nulls[1] = pid == 0;
+	values[2] = TransactionIdGetDatum(xid);
+	nulls[2] = pid != 0;
+	tuplestore_putvalues(store, desc, values, nulls);
 }
 
 /*

@@ -349,6 +349,25 @@ cqrs_subscription_check_handler_owner(const char *subscription, Oid owner,
 }
 
 /*
+ * Has this role what a worker needs that connects as it: LOGIN, before 17?
+ */
+bool
+cqrs_subscription_owner_can_login(Oid owner)
+{
+	HeapTuple	tuple;
+	bool		can_login;
+
+	if (!CQRS_ROLE_NEEDS_LOGIN)
+		return true;
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(owner));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	can_login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
+	ReleaseSysCache(tuple);
+	return can_login;
+}
+
+/*
  * The settings among the arguments, as parameters of a statement. Raises 22004
  * for NULL if that is not allowed, 22023 for a negative one.
  */
@@ -426,24 +445,13 @@ check_handler(const char *subscription, Oid funcid)
 	cqrs_subscription_check_handler_owner(subscription, GetUserId(),
 										  signature, funcowner);
 
-	if (CQRS_ROLE_NEEDS_LOGIN)
-	{
-		bool		can_login;
-
-		tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
-		if (!HeapTupleIsValid(tuple))
-			elog(ERROR, "cache lookup failed for role %u", GetUserId());
-		can_login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
-		ReleaseSysCache(tuple);
-		if (!can_login)
-			ereport(ERROR,
-					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("role \"%s\" cannot own subscription \"%s\"",
-							GetUserNameFromId(GetUserId(), true),
-							subscription),
-					 errdetail("The worker connects as the owner, who is not permitted to log in."),
-					 errhint("ALTER ROLE ... LOGIN; it needs no password for this.")));
-	}
+	if (!cqrs_subscription_owner_can_login(GetUserId()))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" cannot own subscription \"%s\"",
+						GetUserNameFromId(GetUserId(), true), subscription),
+				 errdetail("The worker connects as the owner, who is not permitted to log in."),
+				 errhint("ALTER ROLE ... LOGIN; it needs no password for this.")));
 	return signature;
 }
 

@@ -26,5 +26,6 @@ extern void cqrs_subscription_check_handler_owner(const char *subscription,
 												  Oid owner,
 												  const char *signature,
 												  Oid funcowner);
+extern bool cqrs_subscription_owner_can_login(Oid owner);
 
 #endif							/* CQRS_SUBSCRIPTION_H */

@@ -37,6 +37,7 @@
  */
 #include "cqrs_outbox.h"
 
+#include "access/detoast.h"
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/relation.h"
@@ -114,16 +115,15 @@ struct CqrsWindow
 typedef bool (*RowCallback) (void *arg, HeapTuple tuple, TupleDesc desc,
 							 FullTransactionId xid);
 
-/* What cqrs_window_count() collects. */
-typedef struct Count
+/* What cqrs_window_count() looks for. */
+typedef struct Counting
 {
 	int64		after_position;
+	TimestampTz after_time;		/* when one up to there was emitted last */
 	int			partitions;
 	int			partition;
-	int64		limit;
-	int64		count;
-	TimestampTz oldest;
-} Count;
+	CqrsCount  *count;
+} Counting;
 
 /* What cqrs_window_since() looks for. */
 typedef struct Since
@@ -365,23 +365,25 @@ cqrs_window_has_events(const CqrsTopic *topic, const CqrsSnapshot *lower,
 }
 
 /*
- * How many events of the topic are in this window after a position, and in one
- * of so many partitions, counting no further than limit. *oldest gets when the
- * earliest of them was emitted, if that is before its value.
+ * Count the events of the topic that are in this window after a position, and
+ * in one of so many partitions. What was in *count is added to.
+ *
+ * The rows up to the position are looked at, too, as they are not apart from
+ * the others. If the limit is reached among them, the events behind are no
+ * older than the last of them, so that goes for the oldest.
  */
-int64
+void
 cqrs_window_count(const CqrsTopic *topic, const CqrsSnapshot *lower,
 				  const CqrsSnapshot *upper, int64 after_position,
 				  int partitions, int partition, Snapshot snapshot,
-				  int64 limit, TimestampTz *oldest)
+				  CqrsCount *count)
 {
-	Count		count = {after_position, partitions, partition, limit, 0,
-	*oldest};
+	Counting	counting = {after_position, 0, partitions, partition, count};
 
-	if (limit > 0)
-		scan_topic(topic, lower, upper, snapshot, count_row, &count);
-	*oldest = count.oldest;
-	return count.count;
+	if (count->limit > 0)
+		scan_topic(topic, lower, upper, snapshot, count_row, &counting);
+	if (count->limit == 0 && counting.after_time != 0)
+		count->oldest = Min(count->oldest, counting.after_time);
 }
 
 /*
@@ -465,13 +467,13 @@ cqrs_window_segment_count(const CqrsTopic *topic, int segment,
 						  const CqrsSnapshot *upper, int64 after_position,
 						  int partitions, int partition, Snapshot snapshot)
 {
-	Count		count = {after_position, partitions, partition, PG_INT64_MAX,
-	0, DT_NOEND};
+	CqrsCount	count = {.limit = PG_INT64_MAX,.oldest = DT_NOEND};
+	Counting	counting = {after_position, 0, partitions, partition, &count};
 	Relation	rel = cqrs_segment_open(topic, segment, AccessShareLock);
 
-	scan_window(rel, lower, upper, snapshot, count_row, &count);
+	scan_window(rel, lower, upper, snapshot, count_row, &counting);
 	relation_close(rel, AccessShareLock);
-	return count.count;
+	return count.events;
 }
 
 static void
@@ -857,21 +859,36 @@ stop_at_first(void *arg, HeapTuple tuple, TupleDesc desc,
 static bool
 count_row(void *arg, HeapTuple tuple, TupleDesc desc, FullTransactionId xid)
 {
-	Count	   *count = (Count *) arg;
+	Counting   *counting = (Counting *) arg;
+	CqrsCount  *count = counting->count;
 	NullableDatum key;
 	bool		isnull;
 	TimestampTz emitted_at;
+	Datum		payload;
+	int64		bytes = tuple->t_len;
 
-	if (DatumGetInt64(heap_getattr(tuple, CQRS_SEG_POSITION, desc, &isnull)) <=
-		count->after_position)
-		return true;
-	key.value = heap_getattr(tuple, CQRS_SEG_KEY, desc, &key.isnull);
-	if (cqrs_key_partition(key, count->partitions) != count->partition)
-		return true;
+	payload = heap_getattr(tuple, CQRS_SEG_PAYLOAD, desc, &isnull);
+	if (!isnull && VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(payload)))
+		bytes += toast_datum_size(payload);
+	count->limit--;
+	count->rows++;
+	count->row_bytes += bytes;
 	emitted_at = DatumGetTimestampTz(heap_getattr(tuple, CQRS_SEG_EMITTED_AT,
 												  desc, &isnull));
-	count->oldest = Min(count->oldest, emitted_at);
-	return ++count->count < count->limit;
+	key.value = heap_getattr(tuple, CQRS_SEG_KEY, desc, &key.isnull);
+	if (DatumGetInt64(heap_getattr(tuple, CQRS_SEG_POSITION, desc, &isnull)) <=
+		counting->after_position)
+		counting->after_time = Max(counting->after_time, emitted_at);
+	else if (cqrs_key_partition(key, counting->partitions) !=
+			 counting->partition)
+		count->others++;
+	else
+	{
+		count->events++;
+		count->event_bytes += bytes;
+		count->oldest = Min(count->oldest, emitted_at);
+	}
+	return count->limit > 0;
 }
 
 /*

@@ -32,6 +32,20 @@ typedef struct CqrsEvent
 	NullableDatum payload;
 } CqrsEvent;
 
+/* What cqrs_window_count() adds up, window by window. */
+typedef struct CqrsCount
+{
+	int64		limit;			/* so many more rows are looked at; 0: there
+								 * may be events that were not */
+	int64		rows;			/* looked at ... */
+	int64		row_bytes;		/* ... their size on disk */
+	int64		others;			/* of them, another partition's */
+	int64		events;			/* of them, what is counted ... */
+	int64		event_bytes;	/* ... their size */
+	TimestampTz oldest;			/* when the first was emitted, or before; not
+								 * later than it was set to */
+} CqrsCount;
+
 typedef struct CqrsWindow CqrsWindow;
 
 extern CqrsWindow *cqrs_window_create(MemoryContext parent,
@@ -53,12 +67,12 @@ extern bool cqrs_window_has_events(const CqrsTopic *topic,
 								   const CqrsSnapshot *lower,
 								   const CqrsSnapshot *upper,
 								   Snapshot snapshot);
-extern int64 cqrs_window_count(const CqrsTopic *topic,
-							   const CqrsSnapshot *lower,
-							   const CqrsSnapshot *upper,
-							   int64 after_position, int partitions,
-							   int partition, Snapshot snapshot,
-							   int64 limit, TimestampTz *oldest);
+extern void cqrs_window_count(const CqrsTopic *topic,
+							  const CqrsSnapshot *lower,
+							  const CqrsSnapshot *upper,
+							  int64 after_position, int partitions,
+							  int partition, Snapshot snapshot,
+							  CqrsCount *count);
 extern int	cqrs_key_partition(NullableDatum key, int partitions);
 
 extern CqrsSnapshot *cqrs_window_since(int ntopics, CqrsTopic *const *topics,

@@ -1,0 +1,224 @@
+-- cqrs_health(): each problem appears, says what to do, and goes away once that
+-- is done. What has to do with processes is left out here.
+CREATE EXTENSION cqrs_outbox;
+CREATE ROLE regress_cqrs_owner LOGIN;
+CREATE ROLE regress_cqrs_watcher;
+GRANT CREATE, USAGE ON SCHEMA public TO regress_cqrs_owner;
+GRANT EXECUTE ON FUNCTION cqrs_subscribe, cqrs_unsubscribe, cqrs_tick TO regress_cqrs_owner;
+SELECT cqrs_register_event('a', 'topic_a');
+SELECT cqrs_register_event('b', 'topic_b');
+CREATE FUNCTION handle(jsonb) RETURNS int LANGUAGE sql AS 'SELECT 1';
+SELECT cqrs_register_command('handle', 'handle(jsonb)');
+GRANT SELECT ON cqrs_topics.topic_a TO regress_cqrs_owner;
+SELECT cqrs_subscribe('pull', ARRAY['topic_a'], max_attempts => 2);
+SET ROLE regress_cqrs_owner;
+CREATE FUNCTION on_event(event cqrs_event) RETURNS void LANGUAGE sql AS '';
+SELECT cqrs_subscribe('handled', ARRAY['topic_a'], 'on_event(cqrs_event)', partitions => 2);
+RESET ROLE;
+
+-- who may not, and who may: a member of pg_monitor, whatever its search_path
+SET ROLE regress_cqrs_watcher;
+\set VERBOSITY terse
+SELECT * FROM cqrs_health();
+\set VERBOSITY default
+RESET ROLE;
+GRANT pg_monitor TO regress_cqrs_watcher;
+SET ROLE regress_cqrs_watcher;
+CREATE FUNCTION pg_temp.problems(max_lag interval DEFAULT '5 min', max_hold interval DEFAULT '1 min')
+RETURNS TABLE (severity text, problem text, object text, hint text) LANGUAGE sql AS $$
+	SELECT severity, problem, object, hint FROM public.cqrs_health(max_lag, max_hold)
+	WHERE object !~ '^(setting|database|server)'
+$$;
+SET search_path = '';
+SELECT * FROM pg_temp.problems();
+RESET search_path;
+SELECT count(*) FROM cqrs.problem;
+RESET ROLE;
+GRANT EXECUTE ON FUNCTION pg_temp.problems TO PUBLIC;
+
+-- stopped by somebody
+SELECT cqrs_pause('pull');
+SET ROLE regress_cqrs_watcher;
+SELECT * FROM pg_temp.problems();
+RESET ROLE;
+SELECT cqrs_resume('pull');
+UPDATE cqrs.subscription SET state = 'suspended', state_reason = 'it keeps 2 GB', missed_events = 7
+WHERE subscription = 'pull';
+SET ROLE regress_cqrs_watcher;
+SELECT * FROM pg_temp.problems();
+SELECT detail ~ 'since .*, it keeps 2 GB; it has missed 7 events' AS told FROM cqrs_health() WHERE problem = 'suspended';
+RESET ROLE;
+SELECT cqrs_resume('pull');
+SELECT * FROM pg_temp.problems();
+
+-- late
+SELECT cqrs_emit_many('a', ARRAY(SELECT jsonb_build_object('n', n) FROM generate_series(1, 3) n)) AS emitted;
+SELECT * FROM pg_temp.problems();
+SELECT * FROM pg_temp.problems(max_lag => '0');
+SELECT cqrs_tick() > 0 AS ticked;
+SELECT count(*) FROM cqrs_receive('pull');
+SELECT cqrs_ack('pull') > 0 AS acknowledged;
+SET ROLE regress_cqrs_owner;
+GRANT EXECUTE ON FUNCTION on_event TO PUBLIC;
+RESET ROLE;
+GRANT EXECUTE ON FUNCTION cqrs_drain TO regress_cqrs_owner;
+SET ROLE regress_cqrs_owner;
+SELECT cqrs_drain('handled');
+RESET ROLE;
+SELECT * FROM pg_temp.problems(max_lag => '0');
+
+-- tried again, and given up
+SELECT cqrs_emit('a', '{}', key => 'k') IS NOT NULL AS emitted;
+SELECT cqrs_tick() > 0 AS ticked;
+SELECT position FROM cqrs_receive('pull') \gset
+SELECT cqrs_nack('pull', :position, 'no luck', '0');
+SET ROLE regress_cqrs_owner;
+SELECT cqrs_drain('handled');
+RESET ROLE;
+SELECT * FROM pg_temp.problems();
+SELECT * FROM pg_temp.problems(max_lag => '0');
+SELECT detail ~ '^1 events failed and are tried again, .*: no luck$' AS told FROM cqrs_health('0') WHERE problem = 'retrying';
+SELECT count(*) FROM cqrs_receive('pull');
+SELECT cqrs_nack('pull', :position, 'no luck');
+SELECT * FROM pg_temp.problems(max_lag => '0');
+SELECT cqrs_redrive('pull');
+SELECT count(*) FROM cqrs_receive('pull');
+SELECT cqrs_ack('pull') > 0 AS acknowledged;
+SELECT * FROM pg_temp.problems(max_lag => '0');
+
+-- dead letters are counted so far, and no further; the last error is found
+INSERT INTO cqrs.dead_letter
+SELECT subscription_id, 0, n, 1, gen_random_uuid(), 'a', NULL, NULL, '{}', now(), 1, now() - n * interval '1 s', 'XX000', 'died as ' || n
+FROM cqrs.subscription, generate_series(1, 10001) n WHERE subscription = 'pull';
+SELECT detail FROM cqrs_health() WHERE problem = 'dead_letters';
+SELECT dead, last_error FROM cqrs_subscription_status WHERE subscription = 'pull';
+SELECT cqrs_discard('pull');
+SELECT * FROM pg_temp.problems();
+
+-- held by a transaction that was prepared
+BEGIN;
+SELECT count(*) FROM cqrs_receive('pull');
+SELECT * FROM pg_temp.problems(max_hold => '0');
+PREPARE TRANSACTION 'it''s prepared';
+SET ROLE regress_cqrs_watcher;
+SELECT * FROM pg_temp.problems();
+SELECT * FROM pg_temp.problems(max_hold => '0');
+RESET ROLE;
+ROLLBACK PREPARED 'it''s prepared';
+SELECT * FROM pg_temp.problems(max_hold => '0');
+
+-- the owner's privileges
+REVOKE SELECT ON cqrs_topics.topic_a FROM regress_cqrs_owner;
+REVOKE EXECUTE ON FUNCTION on_event FROM PUBLIC, regress_cqrs_owner;
+SELECT current_database() AS database \gset
+REVOKE CONNECT ON DATABASE :"database" FROM PUBLIC;
+SET ROLE regress_cqrs_watcher;
+SELECT * FROM pg_temp.problems();
+RESET ROLE;
+GRANT SELECT ON cqrs_topics.topic_a TO regress_cqrs_owner;
+GRANT EXECUTE ON FUNCTION on_event TO PUBLIC;
+GRANT CONNECT ON DATABASE :"database" TO PUBLIC;
+SELECT * FROM pg_temp.problems();
+-- before PostgreSQL 17
+ALTER ROLE regress_cqrs_owner NOLOGIN;
+SELECT count(*) = (current_setting('server_version_num')::int < 170000)::int AS told
+FROM pg_temp.problems() WHERE problem = 'owner_login' AND hint ~ 'ALTER ROLE regress_cqrs_owner LOGIN';
+ALTER ROLE regress_cqrs_owner LOGIN;
+SELECT * FROM pg_temp.problems();
+
+-- handlers
+ALTER FUNCTION on_event OWNER TO regress_cqrs_watcher;
+SELECT * FROM pg_temp.problems();
+ALTER FUNCTION on_event OWNER TO regress_cqrs_owner;
+SELECT * FROM pg_temp.problems();
+DROP FUNCTION on_event, handle;
+SELECT * FROM pg_temp.problems();
+CREATE FUNCTION handle(jsonb) RETURNS int LANGUAGE sql AS 'SELECT 1';
+CREATE FUNCTION on_event(event cqrs_event) RETURNS void LANGUAGE sql AS '';
+SELECT * FROM pg_temp.problems();
+
+-- what was restored
+SELECT subscription_id, seq FROM cqrs.subscription JOIN cqrs.cursor USING (subscription_id)
+WHERE subscription = 'pull' ORDER BY seq DESC LIMIT 1 \gset
+INSERT INTO cqrs.cursor (subscription_id, partition, seq, tick_id, snapshot, received_all, retrying, delivered, last_position, moved_at)
+SELECT subscription_id, partition, seq + 1, tick_id, snapshot, received_all, retrying, delivered, last_position, moved_at
+FROM cqrs.cursor WHERE subscription_id = :subscription_id AND seq = :seq;
+SELECT * FROM pg_temp.problems();
+SELECT cqrs_seek('pull', 'latest');
+SELECT * FROM pg_temp.problems();
+DELETE FROM cqrs.cursor WHERE subscription_id = :subscription_id;
+SELECT * FROM pg_temp.problems();
+SELECT cqrs_unsubscribe('pull');
+SELECT * FROM pg_temp.problems();
+
+-- topics; nothing of this keeps the others from being seen
+SELECT cqrs_subscribe('both', ARRAY['topic_a', 'topic_b']);
+SELECT topic_id AS a FROM cqrs.topic WHERE topic = 'topic_a' \gset
+SELECT topic_id AS b FROM cqrs.topic WHERE topic = 'topic_b' \gset
+SELECT 'cqrs.topic_' || :a || '_0' AS table_a, 'cqrs.topic_' || :b || '_2' AS table_b \gset
+ALTER TABLE :table_a ADD CONSTRAINT added CHECK (position > 0);
+DROP VIEW cqrs_topics.topic_b;
+SET ROLE regress_cqrs_watcher;
+SELECT severity, problem, object, detail, hint FROM cqrs_health() WHERE object ~ '^topic';
+SELECT subscription, lag_events, lag_seconds, lag_bytes FROM cqrs_subscription_status ORDER BY 1;
+RESET ROLE;
+ALTER TABLE :table_a DROP CONSTRAINT added;
+DROP TABLE :table_b;
+SELECT indexrelid::regclass AS index_a FROM pg_index WHERE indrelid = :'table_a'::regclass \gset
+DROP INDEX :index_a;
+SELECT severity, problem, object, detail, hint FROM cqrs_health() WHERE object ~ '^topic';
+CREATE INDEX ON :table_a (xid, position);
+-- this session's registry does not learn by itself that a table was dropped
+UPDATE cqrs.topic SET retention = retention WHERE topic = 'topic_b';
+SELECT cqrs_drop_topic('topic_b', force => true);
+SELECT * FROM pg_temp.problems();
+SELECT lag_events > 0 AS lags, lag_bytes > 0 AS bytes FROM cqrs_subscription_status WHERE subscription = 'both';
+SELECT cqrs_drop_topic('topic_a', force => true);
+SELECT * FROM pg_temp.problems();
+SELECT cqrs_unsubscribe('both'), cqrs_unsubscribe('handled');
+SELECT * FROM pg_temp.problems();
+
+-- the owner
+SELECT cqrs_create_topic('t');
+GRANT SELECT ON cqrs_topics.t TO regress_cqrs_owner;
+SET ROLE regress_cqrs_owner;
+SELECT cqrs_subscribe('orphan', ARRAY['t']);
+RESET ROLE;
+DROP OWNED BY regress_cqrs_owner;
+DROP ROLE regress_cqrs_owner;
+SET ROLE regress_cqrs_watcher;
+SELECT * FROM pg_temp.problems();
+RESET ROLE;
+SELECT cqrs_unsubscribe('orphan');
+SELECT * FROM pg_temp.problems();
+
+-- the size of what is not delivered: as it is on disk, estimated if there is much
+SELECT cqrs_register_event('e', 't');
+SELECT cqrs_subscribe('small', ARRAY['t'], start => 'latest');
+SELECT cqrs_subscribe('spread', ARRAY['t'], start => 'latest', partitions => 4);
+SELECT cqrs_emit('e', jsonb_build_object('x', (SELECT string_agg(md5(n::text), '') FROM generate_series(1, 10000) n))) IS NOT NULL;
+SELECT subscription, lag_events, lag_bytes BETWEEN 250000 AND 350000 AS as_toasted FROM cqrs_subscription_status ORDER BY 1;
+SELECT cqrs_seek('small', 'latest'), cqrs_seek('spread', 'latest');
+SELECT cqrs_emit_many('e', array_agg(jsonb_build_object('n', n)), array_agg('key ' || n)) FROM generate_series(1, 9999) n;
+SELECT subscription, lag_events, lag_seconds > 0 AS lags FROM cqrs_subscription_status ORDER BY 1;
+SELECT cqrs_emit_many('e', array_agg(jsonb_build_object('n', n)), array_agg('key ' || n)) FROM generate_series(1, 30001) n;
+SELECT subscription, lag_events BETWEEN 38000 AND 42000 AS events,
+	   lag_bytes / lag_events BETWEEN 80 AND 160 AS bytes
+FROM cqrs_subscription_status ORDER BY 1;
+SELECT problem, object, detail ~ '^[0-9]+ events wait, the first since ' AS told
+FROM cqrs_health('0') WHERE problem = 'late' ORDER BY object;
+-- behind more delivered events of a window than are looked at
+SELECT cqrs_tick() > 0 AS ticked;
+SELECT count(*) FROM cqrs_receive('small', 12000);
+SELECT cqrs_ack('small') > 0 AS acknowledged;
+SELECT lag_events, lag_seconds > 0 AS lags, lag_bytes / lag_events BETWEEN 80 AND 160 AS bytes
+FROM cqrs_subscription_status WHERE subscription = 'small';
+-- all in one partition
+SELECT cqrs_seek('spread', 'latest');
+SELECT cqrs_emit_many('e', array_agg(jsonb_build_object('n', n))) FROM generate_series(1, 20000) n;
+SELECT lag_events FROM cqrs_subscription_status WHERE subscription = 'spread';
+
+DROP EXTENSION cqrs_outbox CASCADE;
+DROP FUNCTION handle;
+DROP OWNED BY regress_cqrs_watcher;
+DROP ROLE regress_cqrs_watcher;

@@ -1,0 +1,252 @@
+# cqrs_health() in a server at work, read by a role that may watch and nothing
+# else: each problem appears, and goes away once it is dealt with. And what
+# pg_stat_activity and cqrs_subscription_status show meanwhile.
+
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+use CqrsTest;
+
+my $node;
+
+# problems(ARGUMENTS OF cqrs_health, DATABASE): their names and objects
+sub problems
+{
+	my ($arguments, $dbname) = @_;
+
+	return $node->safe_psql($dbname // 'postgres',
+		"SELECT problem || ' ' || object FROM cqrs_health(" . ($arguments // '') . ')',
+		extra_params => [ '-U', 'watcher' ]);
+}
+
+# wait_problems(EXPECTED, ARGUMENTS, DATABASE)
+sub wait_problems
+{
+	my ($expected, $arguments, $dbname) = @_;
+	my $problems;
+
+	for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		$problems = problems($arguments, $dbname);
+		return 1 if $problems eq $expected;
+		select(undef, undef, undef, 0.1);
+	}
+	diag("there is: $problems");
+	return 0;
+}
+
+# healthy(ARGUMENTS, DATABASE): wait until nothing is wrong
+sub healthy { return wait_problems('', @_); }
+
+# of(PROBLEM, COLUMN, ARGUMENTS)
+sub of
+{
+	my ($problem, $column, $arguments) = @_;
+
+	return $node->safe_psql('postgres', "SELECT $column FROM cqrs_health($arguments) WHERE problem = '$problem'",
+		extra_params => [ '-U', 'watcher' ]);
+}
+
+sub emit
+{
+	my ($dbname) = @_;
+
+	$node->safe_psql($dbname // 'postgres', q(SELECT cqrs_emit('happened', '{"n": 1}')));
+}
+
+# The manager notes what its workers did when it has something to do anyway.
+$node = new_server('main', "cqrs_outbox.max_workers = 2\ncqrs_outbox.poll_interval = '100 ms'\n");
+$node->start;
+set_up_recording($node, 'postgres');
+$node->safe_psql('postgres', 'CREATE ROLE watcher LOGIN IN ROLE pg_monitor; CREATE ROLE alice LOGIN');
+ok(healthy(), 'all is well');
+emit();
+ok(wait_recorded($node, 'postgres', 1), 'the worker delivers');
+ok(healthy("'0', '0'"), 'and nothing is late or held');
+
+# What the processes are at.
+is($node->safe_psql('postgres', "SELECT string_agg(application_name, ', ' ORDER BY application_name) FROM pg_stat_activity WHERE backend_type = application_name AND backend_type LIKE 'cqrs%'"),
+	'cqrs_outbox launcher, cqrs_outbox manager, cqrs_outbox worker', 'processes have names');
+SKIP:
+{
+	skip 'wait events have names since PostgreSQL 17', 1
+	  if $node->safe_psql('postgres', "SELECT current_setting('server_version_num')::int < 170000") eq 't';
+	ok($node->poll_query_until('postgres',
+			"SELECT string_agg(wait_event, ', ' ORDER BY wait_event) = 'CqrsOutboxLauncher, CqrsOutboxManager, CqrsOutboxWorkerIdle' FROM pg_stat_activity WHERE backend_type LIKE 'cqrs%'"),
+		'and so has what they wait for');
+}
+
+# A handler at work for long.
+my $locker = new_session($node, 'postgres');
+$locker->query('SELECT pg_advisory_lock(1)');
+emit();
+ok(wait_problems('handler_slow subscription "recorder"', "max_hold => '0'"), 'a handler that takes long');
+ok(healthy(), 'is none by default yet');
+my ($worker) = processes($node, 'worker');
+like(of('handler_slow', 'detail', "max_hold => '0'"), qr/^Its worker, process $worker, has had the lock of partition 0 since /, 'who');
+is($node->safe_psql('postgres', "SELECT state, query FROM pg_stat_activity WHERE pid = $worker"),
+	'active|delivering subscription "recorder" partition 0', 'pg_stat_activity shows what the worker delivers');
+ok($node->poll_query_until('postgres',
+		"SELECT held_by_pid = $worker AND held_since = a.xact_start AND s.pid = $worker FROM cqrs_subscription_status s, pg_stat_activity a WHERE a.pid = $worker"),
+	'and cqrs_subscription_status who holds it');
+is(of('late', 'count(*)', "max_lag => '0', max_hold => '0'"), '1', 'it is late');
+
+# Both workers are in use; a third subscription waits.
+$node->safe_psql('postgres', "SELECT cqrs_subscribe('second', ARRAY['things'], 'record_event(cqrs_event)', 'latest'); SELECT cqrs_subscribe('third', ARRAY['things'], 'record_event(cqrs_event)', 'latest')");
+emit();
+ok($node->poll_query_until('postgres', q(SELECT count(*) FILTER (WHERE problem = 'handler_slow') = 2 AND count(*) FILTER (WHERE problem = 'workers_busy' AND object = 'database "postgres"') = 1 FROM cqrs_health(max_hold => '0'))),
+	'workers that are busy while others wait');
+is($node->safe_psql('postgres', "SELECT count(*) FROM cqrs_subscription_status WHERE held_by_pid IS NULL AND state = 'no worker'"), '1',
+	'who waits is held by nobody');
+$locker->query('SELECT pg_advisory_unlock(1)');
+ok(wait_recorded($node, 'postgres', 5), 'once they go on');
+ok(healthy("'0', '0'"), 'all is well');
+$node->safe_psql('postgres', "SELECT cqrs_unsubscribe('second'), cqrs_unsubscribe('third')");
+is($node->safe_psql('postgres', "SELECT DISTINCT state FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox worker'"), 'idle', 'workers are idle');
+
+# What a handler calls its session is gone with it.
+$node->safe_psql('postgres', q(CREATE FUNCTION rename_session(event cqrs_event) RETURNS void LANGUAGE sql AS 'SELECT set_config(''application_name'', ''mine'', false)';
+	SELECT cqrs_subscribe('renames', ARRAY['things'], 'rename_session(cqrs_event)')));
+is($node->safe_psql('postgres', "SELECT cqrs_wait('renames', '60 s')"), 't', 'a handler names its session');
+for my $n (1 .. 2)
+{
+	emit();
+	is($node->safe_psql('postgres', "SELECT cqrs_wait('renames', '60 s') AND cqrs_wait('recorder', '60 s')"), 't', 'more is delivered');
+}
+$node->safe_psql('postgres', "SELECT cqrs_unsubscribe('renames')");
+emit();
+is($node->safe_psql('postgres', "SELECT cqrs_wait('recorder', '60 s')"), 't', 'and more');
+is($node->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox worker' AND query ~ '\"recorder\"' AND application_name <> 'cqrs_outbox worker'"),
+	'0', 'the worker has its name again');
+
+# A client that holds a pull subscription; its owner may see that, too.
+$node->safe_psql('postgres', 'GRANT EXECUTE ON FUNCTION cqrs_subscribe, cqrs_drain TO alice; GRANT SELECT ON cqrs_topics.things TO alice');
+my $alice = new_session($node, 'postgres', 'alice');
+$alice->query("SELECT cqrs_subscribe('pull', ARRAY['things'], start => 'latest')");
+my $other = new_session($node, 'postgres', 'alice');
+my $pid = $other->query('SELECT pg_backend_pid()');
+$other->query("BEGIN; SELECT count(*) FROM cqrs_receive('pull')");
+ok(wait_problems('held_by_client subscription "pull"', "max_hold => '0'"), 'a client that keeps its transaction open');
+like(of('held_by_client', 'detail', "max_hold => '0'"),
+	qr/^Process $pid \(role alice, application "[^"]+", idle in transaction\) has had the lock of partition 0 since /, 'who');
+like(of('held_by_client', 'hint', "max_hold => '0'"), qr/pg_terminate_backend\($pid\)/, 'and what to do');
+ok($node->poll_query_until('postgres', "SELECT held_by_pid = $pid AND held_since IS NOT NULL FROM cqrs_subscription_status WHERE subscription = 'pull'"),
+	'in the view as well');
+is($alice->query("SELECT subscription, held_by_pid, held_since < now() FROM cqrs_subscription_status"), "pull|$pid|t", 'also for the owner, of its own session');
+$other->query('ROLLBACK');
+ok(healthy("max_hold => '0'"), 'once the client ends it, all is well');
+my $superuser = new_session($node, 'postgres');
+$pid = $superuser->query('SELECT pg_backend_pid()');
+$superuser->query("BEGIN; SELECT count(*) FROM cqrs_receive('pull')");
+is($alice->query("SELECT held_by_pid, held_since IS NULL FROM cqrs_subscription_status"), "$pid|t", 'of the session of another role, the owner sees the process');
+$superuser->query('ROLLBACK');
+
+# A prepared transaction, also after a restart.
+$other->query("BEGIN; SELECT count(*) FROM cqrs_receive('pull'); PREPARE TRANSACTION 'prepared'");
+$_->quit for $other, $superuser, $alice, $locker;
+ok(wait_problems('held_by_prepared subscription "pull"', "max_hold => '0'"), 'a prepared transaction');
+$node->restart;
+ok(wait_problems('held_by_prepared subscription "pull"', "max_hold => '0'"), 'which is still there after a restart');
+ok($node->poll_query_until('postgres', "SELECT held_by_pid IS NULL AND held_since IS NOT NULL FROM cqrs_subscription_status WHERE subscription = 'pull'"),
+	'the view has no process for it');
+$node->safe_psql('postgres', "ROLLBACK PREPARED 'prepared'; SELECT cqrs_unsubscribe('pull')");
+ok(healthy("max_hold => '0'"), 'once it is over, all is well');
+
+# A subscription that cannot be delivered.
+$node->safe_psql('postgres', 'ALTER FUNCTION record_event(cqrs_event) RENAME TO renamed');
+emit();
+ok(wait_problems(qq(failing subscription "recorder"\nhandler_missing subscription "recorder")), 'a handler that is gone');
+like(of('failing', 'detail', ''), qr/^It failed \d+ times in a row, and is tried again at .*: handler public\.record_event\(.*\) of subscription "recorder" does not exist$/,
+	'with the error');
+$node->safe_psql('postgres', 'ALTER FUNCTION renamed(cqrs_event) RENAME TO record_event');
+ok(healthy(), 'until it is there again');
+
+# A worker that cannot start.
+$node->safe_psql('postgres', q(REVOKE CONNECT ON DATABASE postgres FROM PUBLIC; GRANT CONNECT ON DATABASE postgres TO watcher;
+	GRANT CREATE, USAGE ON SCHEMA public TO alice;
+	SET ROLE alice;
+	CREATE FUNCTION alices(event cqrs_event) RETURNS void LANGUAGE sql AS '';
+	SELECT cqrs_subscribe('alices', ARRAY['things'], 'alices(cqrs_event)')));
+ok(wait_problems(qq(owner_connect subscription "alices"\nworker_failed subscription "alices")), 'a worker that cannot connect');
+like(of('worker_failed', 'detail', ''), qr/^A worker for it ended unexpectedly, \d+ times in a row; another is started at /, 'and when the next is started');
+$node->safe_psql('postgres', of('owner_connect', 'hint', ''));
+ok(healthy(), 'until it can');
+is($node->safe_psql('postgres', "SELECT cqrs_wait('alices', '60 s')"), 't', 'and delivers');
+
+# A worker that is killed is no problem once another has taken over.
+$node->safe_psql('postgres', q(CREATE OR REPLACE FUNCTION alices(event cqrs_event) RETURNS void LANGUAGE sql AS 'SELECT pg_advisory_xact_lock(2)'));
+$locker = new_session($node, 'postgres');
+$locker->query('SELECT pg_advisory_lock(2)');
+emit();
+ok(wait_problems('handler_slow subscription "alices"', "max_hold => '0'"), 'its handler waits');
+$pid = $node->safe_psql('postgres', "SELECT pid FROM cqrs_subscription_status WHERE subscription = 'alices'");
+$node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)");
+ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM cqrs_health() WHERE problem = 'worker_failed'"), 'its worker is ended: said');
+$locker->query('SELECT pg_advisory_unlock(2)');
+ok(healthy("max_hold => '0'"), 'until another has delivered');
+$node->safe_psql('postgres', "SELECT cqrs_unsubscribe('alices')");
+
+# Somebody locks a topic's table: nobody who watches waits for that.
+$locker->query('BEGIN; LOCK TABLE cqrs.topic_1_0 IN ACCESS EXCLUSIVE MODE');
+ok(wait_problems('topic_locked topic "things"', "max_hold => '0'"), 'a locked table is seen');
+ok(healthy(), 'and is no problem at once');
+is($node->safe_psql('postgres', 'SELECT subscription, lag_events IS NULL FROM cqrs_subscription_status'), 'recorder|t', 'events are not counted then');
+$locker->query('ROLLBACK');
+ok(healthy("max_hold => '0'"), 'until it is over');
+is($node->safe_psql('postgres', 'SELECT subscription, lag_events FROM cqrs_subscription_status'), 'recorder|0', 'they are counted again');
+$locker->quit;
+
+# Switched off.
+$node->append_conf('postgresql.conf', "cqrs_outbox.deliver = off\n");
+$node->reload;
+ok(wait_problems('deliver_off setting cqrs_outbox.deliver'), 'delivery is switched off');
+$node->append_conf('postgresql.conf', "cqrs_outbox.deliver = on\n");
+$node->reload;
+ok(healthy(), 'and on');
+
+# More databases than can be served.
+$node->append_conf('postgresql.conf', "cqrs_outbox.max_databases = 1\n");
+$node->restart;
+$node->safe_psql('postgres', 'CREATE DATABASE two');
+ok(healthy(), 'one database is served');
+$node->safe_psql('two', 'CREATE EXTENSION cqrs_outbox');
+ok(wait_problems('no_manager database "two"', '', 'two'), 'for another there is no room');
+like($node->safe_psql('two', 'SELECT detail, hint FROM cqrs_health()'),
+	qr/There are 1 others that have\.\|Raise cqrs_outbox\.max_databases and restart the server\.$/, 'which says why');
+
+# All of max_worker_processes in use: the server's own launcher of logical
+# replication takes one, ours one, and the databases' managers the others.
+$node->append_conf('postgresql.conf', "cqrs_outbox.max_databases = 64\ncqrs_outbox.max_workers = 1\nmax_worker_processes = 3\nmax_parallel_workers = 0\n");
+$node->restart;
+ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager'"), 'there is room for one manager');
+my ($with, $without) = split /\|/, $node->safe_psql('postgres',
+	"SELECT min(datname), CASE min(datname) WHEN 'two' THEN 'postgres' ELSE 'two' END FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager'");
+ok(wait_problems(qq(no_manager database "$without"\nfew_worker_processes setting max_worker_processes), '', $without), 'too few processes for the other');
+is($node->safe_psql($without, "SELECT hint FROM cqrs_health() WHERE problem = 'few_worker_processes'"),
+	'Set it to 5 or more, if there are parallel queries or subscriptions of logical replication, and restart the server.', 'which says how many');
+set_up_recording($node, $with) if $with eq 'two';
+emit($with);
+ok(wait_problems(qq(no_worker database "$with"\nfew_worker_processes setting max_worker_processes), '', $with), 'and for a worker');
+$node->append_conf('postgresql.conf', "max_worker_processes = 5\n");
+$node->restart;
+ok(healthy('', $_), "with as many as it says, all is well in $_") for $with, $without;
+
+# None for the launcher.
+$node->append_conf('postgresql.conf', "max_worker_processes = 1\n");
+$node->restart;
+ok(wait_problems(qq(no_launcher server\nno_manager database "postgres"\nfew_worker_processes setting max_worker_processes)), 'no process for the launcher');
+
+# Not preloaded.
+$node->append_conf('postgresql.conf', "shared_preload_libraries = ''\nmax_worker_processes = 8\n");
+$node->restart;
+ok(wait_problems('not_preloaded setting shared_preload_libraries'), 'not preloaded');
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'cqrs_outbox'\n");
+$node->restart;
+ok(healthy(), 'and preloaded');
+
+$node->stop;
+done_testing();
