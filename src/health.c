@@ -232,7 +232,7 @@ check_manager(Report *report, const CqrsDatabaseSlot *slot, bool full)
 		hint = "Wait for ALTER DATABASE, DROP DATABASE or CREATE DATABASE to end.";
 	}
 	else if (slot->failures > 0)
-		why = psprintf("It ended unexpectedly, %d times in a row; another is started at %s.",
+		why = psprintf("It ended unexpectedly, %d times in a row; the next may start at %s.",
 					   slot->failures,
 					   timestamptz_to_str(slot->start_after));
 	else
@@ -309,7 +309,7 @@ check_workers(Report *report, const CqrsDatabaseSlot *slot)
 		if (subscription != NULL)
 			put(report, "error", "worker_failed",
 				psprintf("subscription \"%s\"", subscription->name),
-				psprintf("A worker for it ended unexpectedly, %d times in a row; another is started at %s.",
+				psprintf("A worker for it ended unexpectedly, %d times in a row; the next may start at %s.",
 						 slot->worker_failures,
 						 timestamptz_to_str(slot->worker_retry_at)),
 				"See the server's log.");

@@ -74,6 +74,7 @@ for my $sql ("SELECT cqrs_emit('happened', '{}')", "SELECT cqrs_send('x')", "SEL
 		"$sql says so too");
 }
 like($session->query("SELECT cqrs_emit('happened', '{\"n\": 4}')"), qr/cannot be used/, 'in a session that was there, too');
+is($node->safe_psql('postgres', 'SELECT severity, problem, object FROM cqrs_health()'), 'error|version_mismatch|extension "cqrs_outbox"', 'and cqrs_health()');
 
 # A restart with the same library changes nothing; another database is served.
 $session->quit;
@@ -94,6 +95,7 @@ ok(wait_recorded($node, 'postgres', 3), 'with one version again, what waited is 
 $node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 4}')");
 ok(wait_recorded($node, 'postgres', 4), 'and what comes');
 is(recorded($node, 'postgres'), '1 2 3 4', 'each once');
+is($node->safe_psql('postgres', 'SELECT problem FROM cqrs_health()'), '', 'and all is well');
 
 # An extension that is older than the library.
 $node->safe_psql('postgres', 'CREATE DATABASE old');
