@@ -624,7 +624,8 @@ COMMENT ON FUNCTION cqrs_unsubscribe(text) IS 'removes a subscription';
 
 -- Stops a subscription: nothing is delivered to it, and its events are kept,
 -- within max_retained_size and max_retained_age. Waits for the batch being
--- delivered: once it returns, and until cqrs_resume(), no handler runs.
+-- delivered: once it returns, and until cqrs_resume(), no handler runs. One
+-- that is suspended stays so.
 -- Errors: 42704 does not exist; 42501 not its owner.
 -- Locks: those for moving its cursors, until the end of the transaction.
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.

@@ -47,6 +47,16 @@ cqrs_pause(PG_FUNCTION_ARGS)
 {
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_pause()");
 
+	/* It is stopped already, and what it misses is to be known. */
+	if (subscription->state == CQRS_SUBSCRIPTION_SUSPENDED)
+	{
+		ereport(NOTICE,
+				(errmsg("subscription \"%s\" is suspended",
+						subscription->name),
+				 errhint("Use cqrs_resume() first to have its events kept.")));
+		PG_RETURN_VOID();
+	}
+
 	/* Once we have the locks, no batch is under way. */
 	cqrs_subscription_lock_all(subscription);
 	(void) set_state(subscription, "paused", "by cqrs_pause()");
@@ -172,7 +182,8 @@ cqrs_wait(PG_FUNCTION_ARGS)
 }
 
 /*
- * Set the state, and return how many events it missed in the old one.
+ * Set the state, and return how many events it missed in the old one. Who is
+ * suspended can only become active.
  */
 static int64
 set_state(const CqrsSubscription *subscription, const char *state,
@@ -197,6 +208,7 @@ set_state(const CqrsSubscription *subscription, const char *state,
 						   " FROM (SELECT subscription_id, missed_events FROM cqrs.subscription"
 						   "       WHERE subscription_id = $1 FOR UPDATE) o"
 						   " WHERE n.subscription_id = o.subscription_id AND n.state <> $2"
+						   " AND (n.state <> 'suspended' OR $2 = 'active')"
 						   " RETURNING o.missed_events",
 						   3, types, values, nulls) > 0)
 		missed = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],

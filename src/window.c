@@ -140,6 +140,7 @@ typedef struct First
 } First;
 
 static void copy_snapshot(CqrsSnapshot **to, const CqrsSnapshot *from);
+static FullTransactionId window_end(const CqrsSnapshot *upper);
 static bool has_entries(const CqrsWindow *window, const Source *source);
 static bool has_xids(IndexScanDesc scan, FullTransactionId from,
 					 FullTransactionId to);
@@ -488,6 +489,16 @@ copy_snapshot(CqrsSnapshot **to, const CqrsSnapshot *from)
 }
 
 /*
+ * Before which transaction id a window ends. Not further: there may be restored
+ * rows, however many.
+ */
+static FullTransactionId
+window_end(const CqrsSnapshot *upper)
+{
+	return upper ? upper->xmax : ReadNextFullTransactionId();
+}
+
+/*
  * Has a segment entries in the window, of rows visible or not?
  */
 static bool
@@ -503,7 +514,7 @@ has_entries(const CqrsWindow *window, const Source *source)
 
 	if (RelationGetNumberOfBlocks(source->rel) == 0)
 		return false;
-	end = upper ? upper->xmax : FullTransactionIdFromU64(PG_UINT64_MAX);
+	end = window_end(upper);
 	index = index_open(source->index, AccessShareLock);
 	scan = cqrs_index_beginscan(source->rel, index, window->snapshot, 2);
 	for (i = 0; !found && i < lower->nxip; i++)
@@ -584,7 +595,7 @@ load_source(CqrsWindow *window, int source)
 	IndexScanDesc scan;
 	uint32		i;
 
-	end = upper ? upper->xmax : FullTransactionIdFromU64(PG_UINT64_MAX);
+	end = window_end(upper);
 	index = index_open(window->sources[source].index, AccessShareLock);
 	scan = cqrs_index_beginscan(window->sources[source].rel, index,
 								window->snapshot, 2);
@@ -785,8 +796,7 @@ scan_window(Relation rel, const CqrsSnapshot *lower,
 	bool		go_on = true;
 	uint32		i;
 
-	/* Not further: there may be restored rows, however many. */
-	end = upper ? upper->xmax : ReadNextFullTransactionId();
+	end = window_end(upper);
 	index = index_open(cqrs_segment_index(rel), AccessShareLock);
 	for (i = 0; go_on && i < lower->nxip; i++)
 	{
