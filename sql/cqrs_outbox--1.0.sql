@@ -828,7 +828,8 @@ COMMENT ON FUNCTION cqrs_maintain(text) IS 'rotates and truncates segments by ha
 -- ----------------------------------------------------------------------
 
 -- What a topic keeps, seen by the caller's snapshot. All is read off a few
--- pages, however many events there are. All NULL if the caller may not know.
+-- pages, however many events there are. All NULL if the caller may not know;
+-- all but held_by, if a table of the topic is locked, missing or altered.
 --   events             estimate: pages times the rows of a few of them;
 --                      includes those of transactions that aborted or are in
 --                      progress
@@ -868,7 +869,7 @@ SELECT t.topic,
 FROM cqrs.topic t
 CROSS JOIN LATERAL cqrs.topic_progress(t.topic_id) p
 LEFT JOIN pg_stat_activity a ON a.pid = p.held_by_pid
-WHERE p.segments IS NOT NULL;
+WHERE p.segments IS NOT NULL OR p.held_by IS NOT NULL;
 GRANT SELECT ON cqrs_topic_status TO PUBLIC;
 COMMENT ON VIEW cqrs_topic_status IS 'size of each topic, and what keeps it from being truncated';
 
@@ -1114,7 +1115,20 @@ CROSS JOIN LATERAL (
 	FROM cqrs.cursor_holder h
 	WHERE h.subscription_id = s.subscription_id AND h.since IS NOT NULL
 ) c
-WHERE (SELECT cqrs.usable());
+WHERE (SELECT cqrs.usable())
+UNION ALL
+-- space is not freed
+SELECT 'notice', 'truncation_held', format('topic "%s"', t.topic),
+	   format('A segment that nobody needs any more cannot be truncated: %s.', p.held_by),
+	   CASE WHEN p.held_by_pid IS NULL THEN 'See pg_prepared_xacts; COMMIT PREPARED or ROLLBACK PREPARED.'
+			ELSE format('Let the transaction of process %1$s end, or pg_terminate_backend(%1$s).', p.held_by_pid) END,
+	   NULL,
+	   clock_timestamp() - coalesce(a.xact_start, (SELECT min(prepared) FROM pg_prepared_xacts
+												   WHERE database = current_database()))
+FROM cqrs.topic t
+CROSS JOIN LATERAL cqrs.topic_progress(t.topic_id) p
+LEFT JOIN pg_stat_activity a ON a.pid = p.held_by_pid
+WHERE p.held_by LIKE 'lock of %' AND (SELECT cqrs.usable());
 GRANT SELECT ON cqrs.problem TO pg_monitor;
 COMMENT ON VIEW cqrs.problem IS 'what may be wrong';
 

@@ -50,7 +50,7 @@ static int	received_partition_arg(FunctionCallInfo fcinfo, int argno,
 static void begin_ack(CqrsRelay *relay, CqrsSubscription *subscription,
 					  int partition);
 static void not_received(const CqrsSubscription *subscription,
-						 int64 position) pg_attribute_noreturn();
+						 int64 position);
 static CqrsParked *last_received(const CqrsParkedSet *set);
 static void ack_parked(CqrsRelay *relay, int64 position);
 static void ack_new(CqrsCursor *cursor, int64 position);

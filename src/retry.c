@@ -138,6 +138,9 @@ cqrs_parked_load(CqrsCursor *cursor, Snapshot snapshot)
 		parked->received = DatumGetBool(values[RETRY_RECEIVED - 1]);
 		parked->retry_at = DatumGetTimestampTz(values[RETRY_RETRY_AT - 1]);
 		parked->gone = false;
+		parked->killed = !nulls[RETRY_SQLSTATE - 1] &&
+			strcmp(TextDatumGetCString(values[RETRY_SQLSTATE - 1]),
+				   unpack_sql_state(ERRCODE_CRASH_SHUTDOWN)) == 0;
 		add_to_lane(set, parked);
 		set->full = set->nparked == CQRS_MAX_PARKED;
 	}
@@ -310,6 +313,7 @@ cqrs_park(CqrsParkedSet *set, const CqrsSubscription *subscription,
 	parked->attempts = fault ? 1 : 0;
 	parked->received = false;
 	parked->gone = false;
+	parked->killed = false;
 	parked->retry_at = fault == NULL ? event->emitted_at :
 		fault->retry_at != 0 ? fault->retry_at :
 		cqrs_retry_time(subscription, 1);

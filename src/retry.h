@@ -33,6 +33,7 @@ typedef struct CqrsParked
 	bool		received;
 	bool		head;			/* the lowest position of its lane */
 	bool		gone;			/* delivered or dead meanwhile */
+	bool		killed;			/* the last attempt did not come back */
 	TimestampTz retry_at;
 } CqrsParked;
 

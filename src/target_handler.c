@@ -16,7 +16,8 @@
  *	  attempt; the whole subscription waits.
  * 4. Where an event may have ended the process (see worker.c), each is parked
  *	  with its attempt counted, and that committed, before the handler is
- *	  called (cqrs_target_announce).
+ *	  called (cqrs_target_announce). So is any event whose last attempt was
+ *	  announced, and did not come back.
  *
  * The worker limits the time of each call. The timeout cancels the handler like
  * pg_cancel_backend(); one that catches even this fails when it returns.
@@ -107,6 +108,7 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 	delivery->nevents = 0;
 	delivery->position = 0;
 	delivery->more = false;
+	delivery->announce = false;
 	delivery->retry_at = 0;
 	errcallback.callback = delivery_error_callback;
 	errcallback.arg = &batch.context;
@@ -124,7 +126,8 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 	batch.per_event = AllocSetContextCreate(CurrentMemoryContext,
 											"cqrs event",
 											ALLOCSET_DEFAULT_SIZES);
-	if (deliver_parked(&batch, max_events, parked_position, now))
+	if (deliver_parked(&batch, max_events, parked_position, now) ||
+		delivery->announce)
 		delivery->more = true;
 	else if (parked_position == 0)
 		deliver_new(&batch, max_events);
@@ -275,6 +278,11 @@ deliver_parked(Batch *batch, int max_events, int64 position, TimestampTz now)
 			cqrs_parked_due(relay->parked, now);
 		if (parked == NULL || (n > 0 && parked->attempts > 0))
 			break;
+		if (parked->killed && position == 0 && batch->in_worker)
+		{
+			batch->delivery->announce = true;
+			break;
+		}
 		find_handler(batch);
 		failed_before = parked->attempts > 0 || position != 0;
 		if (cqrs_parked_read(&relay->cursor, parked->position, relay->snapshot,

@@ -19,7 +19,8 @@ typedef struct CqrsDelivery
 	int			nevents;		/* handled; after an error, before it */
 	int64		position;		/* of the event being handled, or 0: none is */
 	int64		last;			/* of the one handled last */
-	bool		more;			/* there may be more to do at once */
+	bool		more;			/* there may be more to do at once ... */
+	bool		announce;		/* ... but the next event is to be announced */
 	TimestampTz retry_at;		/* a parked event may be tried then; 0: none */
 } CqrsDelivery;
 

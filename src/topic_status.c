@@ -64,6 +64,21 @@ cqrs_topic_progress(PG_FUNCTION_ARGS)
 		 !has_privs_of_role(GetUserId(), ROLE_PG_MONITOR)))
 		PG_RETURN_NULL();
 
+	/* Neither wait for somebody, nor fail: others are to be shown as well. */
+	for (i = 0; i < CQRS_SEGMENTS; i++)
+	{
+		const char *problem;
+
+		if (cqrs_segment_look(topic, i, &problem) == CQRS_SEGMENT_INTACT)
+			continue;
+		memset(nulls, true, sizeof(nulls));
+		nulls[PROGRESS_HELD_BY] = false;
+		values[PROGRESS_HELD_BY] =
+			CStringGetTextDatum("a table that is locked, missing or altered");
+		PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values,
+														  nulls)));
+	}
+
 	/* From the oldest segment to the current one. */
 	for (i = 1; i <= CQRS_SEGMENTS; i++)
 	{

@@ -278,6 +278,8 @@ deliver_some(Job *job, int *careful, int *one_by_one)
 		if (*one_by_one > 0)
 			--* one_by_one;
 		job->max_events = *one_by_one > 0 ? 1 : CQRS_BATCH_EVENTS;
+		if (job->delivery.announce)
+			*careful = Max(*careful, 1);
 		return job->delivery.more || *careful > 0 ? DELIVERED : DRAINED;
 	}
 

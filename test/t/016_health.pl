@@ -156,6 +156,22 @@ ok($node->poll_query_until('postgres', "SELECT held_by_pid IS NULL AND held_sinc
 $node->safe_psql('postgres', "ROLLBACK PREPARED 'prepared'; SELECT cqrs_unsubscribe('pull')");
 ok(healthy("max_hold => '0'"), 'once it is over, all is well');
 
+# A reader that keeps a segment from being truncated.
+$node->safe_psql('postgres', "SELECT cqrs_create_topic('short', '0'); SELECT cqrs_emit('happened', '{}', topic => 'short')");
+my $reader = new_session($node, 'postgres');
+$pid = $reader->query('SELECT pg_backend_pid()');
+$reader->query('BEGIN; SELECT count(*) FROM cqrs_topics.short');
+$node->append_conf('postgresql.conf', "cqrs_outbox.segment_age = '1ms'");
+$node->reload;
+ok(wait_problems('truncation_held topic "short"', "max_hold => '0'"), 'a reader that keeps a segment from being truncated');
+like(of('truncation_held', 'hint', "max_hold => '0'"), qr/pg_terminate_backend\($pid\)/, 'and what to do');
+$reader->query('COMMIT');
+ok(healthy("max_hold => '0'"), 'once it ends, all is well');
+$reader->quit;
+$node->append_conf('postgresql.conf', "cqrs_outbox.segment_age = '1h'");
+$node->reload;
+$node->safe_psql('postgres', "SELECT cqrs_drop_topic('short', force => true)");
+
 # A subscription that cannot be delivered.
 $node->safe_psql('postgres', 'ALTER FUNCTION record_event(cqrs_event) RENAME TO renamed');
 emit();
