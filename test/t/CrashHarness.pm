@@ -363,8 +363,14 @@ sub strike
 	return "no $victim" unless @pids && kill $signal, $pids[ rand @pids ];
 	return "$victim terminated" if $signal eq 'TERM';
 	$node->wait_for_log(qr/all server processes terminated; reinitializing/, $offset);
-	$node->poll_query_until('postgres', 'SELECT true') or die 'the server did not come back';
-	return "$victim killed";
+	for (1 .. 20 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		# Nothing is written to a psql that cannot connect: it may be gone.
+		return "$victim killed"
+			if start('psql', '-Xq', '-d', $node->connstr('postgres'), '-c', 'SELECT true')->finish;
+		usleep(50_000);
+	}
+	die 'the server did not come back';
 }
 
 # finish(SERVER): restart, resolve what is prepared, and wait until everything
