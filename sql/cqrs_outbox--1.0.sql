@@ -1046,7 +1046,7 @@ CROSS JOIN LATERAL (
 	SELECT 'error' AS severity, 'suspended' AS problem,
 		   format('It is suspended since %s, %s; it has missed %s events.',
 				  s.state_since, s.state_reason, s.missed_events) AS detail,
-		   format('SELECT cqrs_resume(%L); -- it goes on behind what it missed; see max_retained_size and max_retained_age',
+		   format('SELECT cqrs_resume(%L); -- behind what it missed; see max_retained_size, max_retained_age',
 				  s.subscription) AS hint,
 		   NULL::interval AS lag, NULL::interval AS held
 	WHERE s.state = 'suspended'
@@ -1056,7 +1056,8 @@ CROSS JOIN LATERAL (
 		   format('SELECT cqrs_resume(%L);', s.subscription), NULL, NULL
 	WHERE s.state = 'paused'
 	UNION ALL
-	SELECT 'error', 'restored', 'It was restored from a dump, or reads a topic that was; nothing is delivered to it.',
+	SELECT 'error', 'restored',
+		   'It was restored from a dump, or reads a topic that was; nothing is delivered to it.',
 		   format('SELECT cqrs_adopt(); -- or cqrs_seek(%L, ''latest''), to pass the restored events by',
 				  s.subscription), NULL, NULL
 	WHERE p.state = 'restored'
@@ -1086,7 +1087,7 @@ CROSS JOIN LATERAL (
 	SELECT 'warning', 'retrying',
 		   format('%s events failed and are tried again, the first emitted at %s, the last with: %s',
 				  r.events, r.emitted_at, r.message),
-		   'Remove the cause of the error; after max_attempts, they are dead letters. SELECT * FROM cqrs_events(status => ''not_produced'').',
+		   'Remove the cause of the error; after max_attempts, they are dead letters.',
 		   clock_timestamp() - r.emitted_at, NULL
 	FROM (SELECT count(*) AS events, min(emitted_at) AS emitted_at,
 				 (array_agg(message ORDER BY failed_at DESC))[1] AS message
@@ -1094,23 +1095,28 @@ CROSS JOIN LATERAL (
 		  WHERE r.subscription_id = s.subscription_id AND r.attempts > 0) r
 	WHERE r.events > 0
 	UNION ALL
-	SELECT 'warning', 'dead_letters', format('It gave up on %s events%s.', d.events, CASE d.events WHEN 10000 THEN ' or more' END),
-		   format('SELECT * FROM cqrs_dead_letters(%1$L); -- then cqrs_redrive(%1$L) or cqrs_discard(%1$L)', s.subscription),
-		   NULL, NULL
+	SELECT 'warning', 'dead_letters',
+		   format('It gave up on %s events%s.', d.events, CASE d.events WHEN 10000 THEN ' or more' END),
+		   format('SELECT * FROM cqrs_dead_letters(%1$L); -- then cqrs_redrive(%1$L) or cqrs_discard(%1$L)',
+				  s.subscription), NULL, NULL
 	FROM (SELECT count(*) AS events
 		  FROM (SELECT FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id LIMIT 10000) d) d
 	WHERE d.events > 0
 	UNION ALL
 	-- or is held back
 	SELECT 'warning',
-		   CASE WHEN h.pid IS NULL THEN 'held_by_prepared' WHEN h.is_worker THEN 'handler_slow' ELSE 'held_by_client' END,
+		   CASE WHEN h.pid IS NULL THEN 'held_by_prepared'
+				WHEN h.is_worker THEN 'handler_slow'
+				ELSE 'held_by_client' END,
 		   CASE WHEN h.pid IS NULL THEN format('Prepared transaction %L', h.gid)
 				WHEN h.is_worker THEN format('Its worker, process %s,', h.pid)
-				ELSE format('Process %s (role %s, application "%s", %s)', h.pid, h.usename, h.application_name, h.state) END ||
+				ELSE format('Process %s (role %s, application "%s", %s)',
+							h.pid, h.usename, h.application_name, h.state) END ||
 		   format(' has had the lock of partition %s since %s.', h.partition, h.since),
 		   CASE WHEN h.pid IS NULL THEN format('COMMIT PREPARED %L; -- or ROLLBACK PREPARED', h.gid)
-				WHEN h.is_worker THEN format('See what it waits for: pg_blocking_pids(%s). pg_cancel_backend(%1$s) makes this attempt fail; handler_timeout limits them all.', h.pid)
-				ELSE format('Have the client end its transaction, or pg_terminate_backend(%s).', h.pid) END,
+				WHEN h.is_worker
+				THEN format('SELECT pg_blocking_pids(%s); -- whom its handler waits for; handler_timeout limits it', h.pid)
+				ELSE format('SELECT pg_terminate_backend(%s); -- unless the client ends its transaction', h.pid) END,
 		   NULL, clock_timestamp() - h.since
 	FROM cqrs.cursor_holder h
 	WHERE h.subscription_id = s.subscription_id AND h.since IS NOT NULL

@@ -192,6 +192,18 @@ RESET ROLE;
 SELECT cqrs_unsubscribe('orphan');
 SELECT * FROM pg_temp.problems();
 
+-- a topic that was restored
+CREATE TEMP TABLE dump AS
+SELECT topic_id, topic, retention, current_segment, opened_at, created_at FROM cqrs.topic WHERE topic = 't';
+BEGIN;
+SET LOCAL session_replication_role = replica;
+DELETE FROM cqrs.topic WHERE topic = 't';
+INSERT INTO cqrs.topic (topic_id, topic, retention, current_segment, opened_at, created_at) SELECT * FROM dump;
+COMMIT;
+SELECT * FROM pg_temp.problems();
+SELECT cqrs_adopt();
+SELECT * FROM pg_temp.problems();
+
 -- the size of what is not delivered: as it is on disk, estimated if there is much
 SELECT cqrs_register_event('e', 't');
 SELECT cqrs_subscribe('small', ARRAY['t'], start => 'latest');
@@ -207,18 +219,32 @@ SELECT subscription, lag_events BETWEEN 38000 AND 42000 AS events,
 FROM cqrs_subscription_status ORDER BY 1;
 SELECT problem, object, detail ~ '^[0-9]+ events wait, the first since ' AS told
 FROM cqrs_health('0') WHERE problem = 'late' ORDER BY object;
--- behind more delivered events of a window than are looked at
+-- what that costs does not grow with it
+CREATE FUNCTION pages(query text) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+	plan json;
+BEGIN
+	EXECUTE 'EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) ' || query INTO plan;
+	RETURN (plan->0->'Plan'->>'Shared Hit Blocks')::int + (plan->0->'Plan'->>'Shared Read Blocks')::int;
+END $$;
+SELECT pages('SELECT * FROM cqrs_subscription_status') AS status_pages, pages('SELECT * FROM cqrs_health()') AS health_pages \gset
+SELECT cqrs_emit_many('e', array_agg(jsonb_build_object('n', n)), array_agg('key ' || n)) FROM generate_series(1, 100000) n;
+SELECT pages('SELECT * FROM cqrs_subscription_status') < 1.5 * :status_pages AS status_flat,
+	   pages('SELECT * FROM cqrs_health()') < 1.5 * :health_pages AS health_flat;
+-- also behind delivered events of a window, more than are looked at
 SELECT cqrs_tick() > 0 AS ticked;
-SELECT count(*) FROM cqrs_receive('small', 12000);
+SELECT count(*) FROM cqrs_receive('small', 50000);
 SELECT cqrs_ack('small') > 0 AS acknowledged;
 SELECT lag_events, lag_seconds > 0 AS lags, lag_bytes / lag_events BETWEEN 80 AND 160 AS bytes
 FROM cqrs_subscription_status WHERE subscription = 'small';
--- all in one partition
+SELECT pages('SELECT * FROM cqrs_subscription_status') < 1.5 * :status_pages AS status_flat;
+-- and where all are in one partition
 SELECT cqrs_seek('spread', 'latest');
-SELECT cqrs_emit_many('e', array_agg(jsonb_build_object('n', n))) FROM generate_series(1, 20000) n;
+SELECT cqrs_emit_many('e', array_agg(jsonb_build_object('n', n))) FROM generate_series(1, 100000) n;
 SELECT lag_events FROM cqrs_subscription_status WHERE subscription = 'spread';
+SELECT pages('SELECT * FROM cqrs_subscription_status') < 1.5 * :status_pages AS status_flat;
 
 DROP EXTENSION cqrs_outbox CASCADE;
-DROP FUNCTION handle;
+DROP FUNCTION handle, pages;
 DROP OWNED BY regress_cqrs_watcher;
 DROP ROLE regress_cqrs_watcher;

@@ -197,7 +197,6 @@ deliver(void)
 	careful = my_slot->careful;
 	LWLockRelease(cqrs_shared->lock);
 
-	pgstat_report_activity(STATE_RUNNING, "delivering");
 	reset_session();
 	job.first = true;
 	job.max_events = CQRS_BATCH_EVENTS;
