@@ -106,8 +106,8 @@ cqrs_segment_index(Relation segment)
 
 /*
  * Is the segment as it was made? For who watches: nothing is waited for, and
- * nothing is raised. *problem gets a sentence, or NULL. If the segment is
- * intact, it stays so until the end of the transaction: it is locked.
+ * nothing is raised. *problem gets a sentence, or NULL. No lock is left on it:
+ * a transaction that watches must not keep it from being truncated.
  */
 CqrsSegmentState
 cqrs_segment_look(const CqrsTopic *topic, int segment, const char **problem)
@@ -136,7 +136,7 @@ cqrs_segment_look(const CqrsTopic *topic, int segment, const char **problem)
 		*problem = "It has no index on (xid, position).";
 	if (*problem != NULL)
 		state = CQRS_SEGMENT_ALTERED;
-	relation_close(rel, *problem != NULL ? AccessShareLock : NoLock);
+	relation_close(rel, AccessShareLock);
 	return state;
 }
 
@@ -255,6 +255,22 @@ cqrs_segment_oldest(const CqrsTopic *topic, int segment, Snapshot snapshot,
 	index_close(index, AccessShareLock);
 	relation_close(rel, AccessShareLock);
 	return found;
+}
+
+/*
+ * Are all segments of the topic as they were made, and not locked? The same
+ * goes for this.
+ */
+bool
+cqrs_segments_intact(const CqrsTopic *topic)
+{
+	const char *problem;
+	int			i;
+
+	for (i = 0; i < CQRS_SEGMENTS; i++)
+		if (cqrs_segment_look(topic, i, &problem) != CQRS_SEGMENT_INTACT)
+			return false;
+	return true;
 }
 
 /*

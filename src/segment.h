@@ -47,6 +47,7 @@ extern int64 cqrs_segment_estimate(const CqrsTopic *topic, int segment);
 extern bool cqrs_segment_oldest(const CqrsTopic *topic, int segment,
 								Snapshot snapshot, TimestampTz *emitted_at);
 
+extern bool cqrs_segments_intact(const CqrsTopic *topic);
 extern bool cqrs_segments_lock(const CqrsTopic *topic);
 extern void cqrs_segments_unlock(const CqrsTopic *topic);
 extern bool cqrs_segment_in_use(const CqrsTopic *topic, int segment,

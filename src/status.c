@@ -205,21 +205,16 @@ cqrs_worker_status(PG_FUNCTION_ARGS)
 
 /*
  * Can the events of a subscription be counted, without an error and without
- * waiting for who has locked a table? If so, that stays so until the end of the
- * transaction.
+ * waiting for who has locked a table?
  */
 static bool
 is_countable(const CqrsSubscription *subscription)
 {
-	const char *problem;
 	int			i;
-	int			j;
 
 	for (i = 0; i < subscription->ntopics; i++)
-		for (j = 0; j < CQRS_SEGMENTS; j++)
-			if (cqrs_segment_look(subscription->topics[i], j, &problem) !=
-				CQRS_SEGMENT_INTACT)
-				return false;
+		if (!cqrs_segments_intact(subscription->topics[i]))
+			return false;
 	return true;
 }
 

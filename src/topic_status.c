@@ -65,12 +65,8 @@ cqrs_topic_progress(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 
 	/* Neither wait for somebody, nor fail: others are to be shown as well. */
-	for (i = 0; i < CQRS_SEGMENTS; i++)
+	if (!cqrs_segments_intact(topic))
 	{
-		const char *problem;
-
-		if (cqrs_segment_look(topic, i, &problem) == CQRS_SEGMENT_INTACT)
-			continue;
 		memset(nulls, true, sizeof(nulls));
 		nulls[PROGRESS_HELD_BY] = false;
 		values[PROGRESS_HELD_BY] =

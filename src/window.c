@@ -920,7 +920,7 @@ find_since(void *arg, HeapTuple tuple, TupleDesc desc, FullTransactionId xid)
 }
 
 /*
- * scan_window() over all segments of a topic.
+ * scan_window() over all segments of a topic. No lock is left on them.
  */
 static void
 scan_topic(const CqrsTopic *topic, const CqrsSnapshot *lower,
@@ -935,6 +935,6 @@ scan_topic(const CqrsTopic *topic, const CqrsSnapshot *lower,
 		Relation	rel = cqrs_segment_open(topic, i, AccessShareLock);
 
 		go_on = scan_window(rel, lower, upper, snapshot, callback, arg);
-		relation_close(rel, NoLock);
+		relation_close(rel, AccessShareLock);
 	}
 }

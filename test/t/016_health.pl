@@ -215,6 +215,7 @@ $locker->query('BEGIN; LOCK TABLE cqrs.topic_1_0 IN ACCESS EXCLUSIVE MODE');
 ok(wait_problems('topic_locked topic "things"', "max_hold => '0'"), 'a locked table is seen');
 ok(healthy(), 'and is no problem at once');
 is($node->safe_psql('postgres', 'SELECT subscription, lag_events IS NULL FROM cqrs_subscription_status'), 'recorder|t', 'events are not counted then');
+is($node->safe_psql('postgres', 'SELECT topic, bytes IS NULL FROM cqrs_topic_status'), 'things|t', 'nor is their size known');
 $locker->query('ROLLBACK');
 ok(healthy("max_hold => '0'"), 'until it is over');
 is($node->safe_psql('postgres', 'SELECT subscription, lag_events FROM cqrs_subscription_status'), 'recorder|0', 'they are counted again');
