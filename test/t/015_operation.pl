@@ -104,6 +104,21 @@ is($node->safe_psql('postgres', "SELECT cqrs_wait('things', '60 s')"), 't', 'a s
 is($node->safe_psql('postgres', "SELECT string_agg(payload->>'n', ' ' ORDER BY seq) FROM recorded WHERE key = '$one'"), '0 1 2 3 4 5 6 7',
 	'and gets all again, in order by key');
 
+# A slow handler keeps no transaction open for long: a batch ends after a while.
+$node->safe_psql('postgres', q(
+	SELECT cqrs_unsubscribe('things'), cqrs_unsubscribe('other');
+	CREATE TABLE slow (xid xid8, took interval);
+	CREATE FUNCTION on_slow(event cqrs_event) RETURNS void LANGUAGE plpgsql SET search_path = public AS $$
+	BEGIN
+		PERFORM pg_sleep(0.01);
+		INSERT INTO slow VALUES (pg_current_xact_id(), clock_timestamp() - transaction_timestamp());
+	END $$;
+	SELECT cqrs_emit_many('happened', array_agg(jsonb_build_object('n', n))) FROM generate_series(1, 200) n;
+	SELECT cqrs_subscribe('slow', ARRAY['things'], 'on_slow(cqrs_event)');
+));
+is($node->safe_psql('postgres', "SELECT cqrs_wait('slow', '60 s')"), 't', 'a slow handler');
+is($node->safe_psql('postgres', "SELECT count(DISTINCT xid) > 1, max(took) < '2 s' FROM slow"), 't|t', 'is called in several transactions, none of them long');
+
 # Clients that pull and listen are told, once it can be received.
 $node->safe_psql('postgres', "SELECT cqrs_subscribe('pull', ARRAY['things'], start => 'latest')");
 my $listener = new_session($node, 'postgres');
