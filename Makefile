@@ -46,6 +46,7 @@ OBJS = \
 	src/utility.o \
 	src/version.o \
 	src/window.o \
+	src/window_scan.o \
 	src/worker.o
 
 # For tests of races, after make clean; see src/debug_point.h.

@@ -37,7 +37,6 @@
  */
 #include "cqrs_outbox.h"
 
-#include "access/detoast.h"
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/relation.h"
@@ -111,36 +110,7 @@ struct CqrsWindow
 	int64		highest;		/* while loading: what is not worth keeping */
 };
 
-/* Gets each row of a window; returns false to stop. */
-typedef bool (*RowCallback) (void *arg, HeapTuple tuple, TupleDesc desc,
-							 FullTransactionId xid);
-
-/* What cqrs_window_count() looks for. */
-typedef struct Counting
-{
-	int64		after_position;
-	TimestampTz after_time;		/* when one up to there was emitted last */
-	int			partitions;
-	int			partition;
-	CqrsCount  *count;
-} Counting;
-
-/* What cqrs_window_since() looks for. */
-typedef struct Since
-{
-	TimestampTz time;
-	FullTransactionId first;	/* of the transactions that emitted then */
-} Since;
-
-/* What cqrs_window_has_events() finds. */
-typedef struct First
-{
-	bool		found;
-	TimestampTz emitted_at;
-} First;
-
 static void copy_snapshot(CqrsSnapshot **to, const CqrsSnapshot *from);
-static FullTransactionId window_end(const CqrsSnapshot *upper);
 static bool has_entries(const CqrsWindow *window, const Source *source);
 static bool has_xids(IndexScanDesc scan, FullTransactionId from,
 					 FullTransactionId to);
@@ -149,28 +119,12 @@ static void load_source(CqrsWindow *window, int source);
 static void load_xids(CqrsWindow *window, int source, IndexScanDesc scan,
 					  FullTransactionId from, FullTransactionId to,
 					  const CqrsSnapshot *upper);
-static void set_range(ScanKeyData *keys, AttrNumber attno,
-					  FullTransactionId from, FullTransactionId to);
 static bool add_entry(CqrsWindow *window, int source, int64 position,
 					  ItemPointer tid);
 static void keep_lowest(CqrsWindow *window);
 static int	compare_entries(const void *a, const void *b);
 static bool fetch(CqrsWindow *window, const Entry *entry, CqrsEvent *event);
 static bool has_name(const CqrsWindow *window, Datum event_name);
-static bool scan_window(Relation rel, const CqrsSnapshot *lower, const CqrsSnapshot *upper,
-						Snapshot snapshot, RowCallback callback, void *arg);
-static bool scan_xids(Relation rel, Relation index, FullTransactionId from,
-					  FullTransactionId to, const CqrsSnapshot *upper,
-					  Snapshot snapshot, RowCallback callback, void *arg);
-static bool stop_at_first(void *arg, HeapTuple tuple, TupleDesc desc,
-						  FullTransactionId xid);
-static bool count_row(void *arg, HeapTuple tuple, TupleDesc desc,
-					  FullTransactionId xid);
-static bool find_since(void *arg, HeapTuple tuple, TupleDesc desc,
-					   FullTransactionId xid);
-static void scan_topic(const CqrsTopic *topic, const CqrsSnapshot *lower,
-					   const CqrsSnapshot *upper, Snapshot snapshot,
-					   RowCallback callback, void *arg);
 
 /*
  * A window, below context parent.
@@ -353,72 +307,6 @@ cqrs_window_at_end(CqrsWindow *window)
 }
 
 /*
- * Is anything in this window of the topic?
- */
-bool
-cqrs_window_has_events(const CqrsTopic *topic, const CqrsSnapshot *lower,
-					   const CqrsSnapshot *upper, Snapshot snapshot)
-{
-	First		first = {false, 0};
-
-	scan_topic(topic, lower, upper, snapshot, stop_at_first, &first);
-	return first.found;
-}
-
-/*
- * Count the events of the topic that are in this window after a position, and
- * in one of so many partitions. What was in *count is added to.
- *
- * The rows up to the position are looked at, too, as they are not apart from
- * the others. If the limit is reached among them, the events behind are no
- * older than the last of them, so that goes for the oldest.
- */
-void
-cqrs_window_count(const CqrsTopic *topic, const CqrsSnapshot *lower,
-				  const CqrsSnapshot *upper, int64 after_position,
-				  int partitions, int partition, Snapshot snapshot,
-				  CqrsCount *count)
-{
-	Counting	counting = {after_position, 0, partitions, partition, count};
-
-	if (count->limit > 0)
-		scan_topic(topic, lower, upper, snapshot, count_row, &counting);
-	if (count->limit == 0 && counting.after_time != 0)
-		count->oldest = Min(count->oldest, counting.after_time);
-}
-
-/*
- * A snapshot beyond which are all events that were emitted at this time or
- * later: it shows the transactions before the first one that did. So a few
- * events of others from before that time are beyond it, too.
- */
-CqrsSnapshot *
-cqrs_window_since(int ntopics, CqrsTopic *const *topics, TimestampTz time,
-				  Snapshot snapshot)
-{
-	CqrsSnapshot *empty = cqrs_snapshot_empty();
-	CqrsSnapshot *result = cqrs_snapshot_take();
-	Since		since = {time, result->xmin};
-	int			i;
-	int			j;
-
-	for (i = 0; i < ntopics; i++)
-	{
-		for (j = 0; j < CQRS_SEGMENTS; j++)
-		{
-			Relation	rel = cqrs_segment_open(topics[i], j, AccessShareLock);
-
-			scan_window(rel, empty, NULL, snapshot, find_since, &since);
-			relation_close(rel, NoLock);
-		}
-	}
-	SET_VARSIZE(result, offsetof(CqrsSnapshot, xip));
-	result->nxip = 0;
-	result->xmin = result->xmax = since.first;
-	return result;
-}
-
-/*
  * Which of so many partitions the events of a key are in: by the hash of the
  * key alone, so that they stay together whatever their topics. Without a key,
  * the first.
@@ -439,44 +327,6 @@ cqrs_key_partition(NullableDatum key, int partitions)
 	return hash % partitions;
 }
 
-/*
- * Has a segment of the topic an event that lower does not show, but the
- * snapshot? *emitted_at gets when the first one, by transaction id, was
- * emitted. No lock is left on the segment.
- */
-bool
-cqrs_window_segment_has_events(const CqrsTopic *topic, int segment,
-							   const CqrsSnapshot *lower, Snapshot snapshot,
-							   TimestampTz *emitted_at)
-{
-	First		first = {false, 0};
-	Relation	rel = cqrs_segment_open(topic, segment, AccessShareLock);
-
-	scan_window(rel, lower, NULL, snapshot, stop_at_first, &first);
-	relation_close(rel, AccessShareLock);
-	*emitted_at = first.emitted_at;
-	return first.found;
-}
-
-/*
- * How many events are in the window (lower, upper] after a position, in one
- * segment of the topic and one of so many partitions. No lock is left on it.
- */
-int64
-cqrs_window_segment_count(const CqrsTopic *topic, int segment,
-						  const CqrsSnapshot *lower,
-						  const CqrsSnapshot *upper, int64 after_position,
-						  int partitions, int partition, Snapshot snapshot)
-{
-	CqrsCount	count = {.limit = PG_INT64_MAX,.oldest = DT_NOEND};
-	Counting	counting = {after_position, 0, partitions, partition, &count};
-	Relation	rel = cqrs_segment_open(topic, segment, AccessShareLock);
-
-	scan_window(rel, lower, upper, snapshot, count_row, &counting);
-	relation_close(rel, AccessShareLock);
-	return count.events;
-}
-
 static void
 copy_snapshot(CqrsSnapshot **to, const CqrsSnapshot *from)
 {
@@ -492,8 +342,8 @@ copy_snapshot(CqrsSnapshot **to, const CqrsSnapshot *from)
  * Before which transaction id a window ends. Not further: there may be restored
  * rows, however many.
  */
-static FullTransactionId
-window_end(const CqrsSnapshot *upper)
+FullTransactionId
+cqrs_window_end(const CqrsSnapshot *upper)
 {
 	return upper ? upper->xmax : ReadNextFullTransactionId();
 }
@@ -514,7 +364,7 @@ has_entries(const CqrsWindow *window, const Source *source)
 
 	if (RelationGetNumberOfBlocks(source->rel) == 0)
 		return false;
-	end = window_end(upper);
+	end = cqrs_window_end(upper);
 	index = index_open(source->index, AccessShareLock);
 	scan = cqrs_index_beginscan(source->rel, index, window->snapshot, 2);
 	for (i = 0; !found && i < lower->nxip; i++)
@@ -540,7 +390,7 @@ has_xids(IndexScanDesc scan, FullTransactionId from, FullTransactionId to)
 {
 	ScanKeyData keys[2];
 
-	set_range(keys, 1, from, to);
+	cqrs_xid_range(keys, 1, from, to);
 	index_rescan(scan, keys, 2, NULL, 0);
 	return index_getnext_tid(scan, ForwardScanDirection) != NULL;
 }
@@ -595,7 +445,7 @@ load_source(CqrsWindow *window, int source)
 	IndexScanDesc scan;
 	uint32		i;
 
-	end = window_end(upper);
+	end = cqrs_window_end(upper);
 	index = index_open(window->sources[source].index, AccessShareLock);
 	scan = cqrs_index_beginscan(window->sources[source].rel, index,
 								window->snapshot, 2);
@@ -631,7 +481,7 @@ load_xids(CqrsWindow *window, int source, IndexScanDesc scan,
 	uint64		last_xid = 0;
 	int			useless = 0;
 
-	set_range(keys, 1, from, to);
+	cqrs_xid_range(keys, 1, from, to);
 	index_rescan(scan, keys, 2, NULL, 0);
 	while ((tid = index_getnext_tid(scan, ForwardScanDirection)) != NULL)
 	{
@@ -664,7 +514,7 @@ load_xids(CqrsWindow *window, int source, IndexScanDesc scan,
 			FullTransactionId next = xid;
 
 			next.value++;
-			set_range(keys, 1, next, to);
+			cqrs_xid_range(keys, 1, next, to);
 			index_rescan(scan, keys, 2, NULL, 0);
 		}
 	}
@@ -673,9 +523,9 @@ load_xids(CqrsWindow *window, int source, IndexScanDesc scan,
 /*
  * Keys for from <= xid < to; attno is xid's place in what is scanned.
  */
-static void
-set_range(ScanKeyData *keys, AttrNumber attno, FullTransactionId from,
-		  FullTransactionId to)
+void
+cqrs_xid_range(ScanKeyData *keys, AttrNumber attno, FullTransactionId from,
+			   FullTransactionId to)
 {
 	ScanKeyInit(&keys[0], attno, BTGreaterEqualStrategyNumber,
 				F_XID8GE, FullTransactionIdGetDatum(from));
@@ -780,161 +630,4 @@ has_name(const CqrsWindow *window, Datum event_name)
 	return VARSIZE_ANY_EXHDR(name) == strlen(window->event_name) &&
 		memcmp(VARDATA_ANY(name), window->event_name,
 			   VARSIZE_ANY_EXHDR(name)) == 0;
-}
-
-/*
- * Call callback for each row of a segment in the window (lower, upper], in no
- * particular order. Returns false if it stopped.
- */
-static bool
-scan_window(Relation rel, const CqrsSnapshot *lower,
-			const CqrsSnapshot *upper, Snapshot snapshot,
-			RowCallback callback, void *arg)
-{
-	FullTransactionId end;
-	Relation	index;
-	bool		go_on = true;
-	uint32		i;
-
-	end = window_end(upper);
-	index = index_open(cqrs_segment_index(rel), AccessShareLock);
-	for (i = 0; go_on && i < lower->nxip; i++)
-	{
-		FullTransactionId xid = lower->xip[i];
-		FullTransactionId next = xid;
-
-		if (upper && !cqrs_snapshot_shows(upper, xid))
-			continue;
-		next.value++;
-		go_on = scan_xids(rel, index, xid, next, NULL, snapshot, callback,
-						  arg);
-	}
-	if (go_on && FullTransactionIdPrecedes(lower->xmax, end))
-		go_on = scan_xids(rel, index, lower->xmax, end, upper, snapshot,
-						  callback, arg);
-	index_close(index, AccessShareLock);
-	return go_on;
-}
-
-/*
- * The same for from <= xid < to, of which upper, if given, shows some.
- */
-static bool
-scan_xids(Relation rel, Relation index, FullTransactionId from,
-		  FullTransactionId to, const CqrsSnapshot *upper, Snapshot snapshot,
-		  RowCallback callback, void *arg)
-{
-	TupleDesc	desc = RelationGetDescr(rel);
-	ScanKeyData keys[2];
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	bool		go_on = true;
-
-	set_range(keys, CQRS_SEG_XID, from, to);
-	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
-	while (go_on &&
-		   HeapTupleIsValid(tuple = systable_getnext_ordered(scan,
-															 ForwardScanDirection)))
-	{
-		FullTransactionId xid;
-		bool		isnull;
-
-		CHECK_FOR_INTERRUPTS();
-		xid = DatumGetFullTransactionId(heap_getattr(tuple, CQRS_SEG_XID,
-													 desc, &isnull));
-		if (upper && !cqrs_snapshot_shows(upper, xid))
-			continue;
-		if (!DatumGetBool(heap_getattr(tuple, CQRS_SEG_NATIVE, desc, &isnull)))
-			continue;
-		go_on = callback(arg, tuple, desc, xid);
-	}
-	systable_endscan_ordered(scan);
-	return go_on;
-}
-
-static bool
-stop_at_first(void *arg, HeapTuple tuple, TupleDesc desc,
-			  FullTransactionId xid)
-{
-	First	   *first = (First *) arg;
-	bool		isnull;
-
-	first->found = true;
-	first->emitted_at =
-		DatumGetTimestampTz(heap_getattr(tuple, CQRS_SEG_EMITTED_AT, desc,
-										 &isnull));
-	return false;
-}
-
-static bool
-count_row(void *arg, HeapTuple tuple, TupleDesc desc, FullTransactionId xid)
-{
-	Counting   *counting = (Counting *) arg;
-	CqrsCount  *count = counting->count;
-	NullableDatum key;
-	bool		isnull;
-	TimestampTz emitted_at;
-	Datum		payload;
-	int64		bytes = tuple->t_len;
-
-	payload = heap_getattr(tuple, CQRS_SEG_PAYLOAD, desc, &isnull);
-	if (!isnull && VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(payload)))
-		bytes += toast_datum_size(payload);
-	count->limit--;
-	count->rows++;
-	count->row_bytes += bytes;
-	emitted_at = DatumGetTimestampTz(heap_getattr(tuple, CQRS_SEG_EMITTED_AT,
-												  desc, &isnull));
-	key.value = heap_getattr(tuple, CQRS_SEG_KEY, desc, &key.isnull);
-	if (DatumGetInt64(heap_getattr(tuple, CQRS_SEG_POSITION, desc, &isnull)) <=
-		counting->after_position)
-		counting->after_time = Max(counting->after_time, emitted_at);
-	else if (cqrs_key_partition(key, counting->partitions) !=
-			 counting->partition)
-		count->others++;
-	else
-	{
-		count->events++;
-		count->event_bytes += bytes;
-		count->oldest = Min(count->oldest, emitted_at);
-	}
-	return count->limit > 0;
-}
-
-/*
- * Rows of one segment come in the order of their transactions.
- */
-static bool
-find_since(void *arg, HeapTuple tuple, TupleDesc desc, FullTransactionId xid)
-{
-	Since	   *since = (Since *) arg;
-	bool		isnull;
-
-	if (!FullTransactionIdPrecedes(xid, since->first))
-		return false;
-	if (DatumGetTimestampTz(heap_getattr(tuple, CQRS_SEG_EMITTED_AT, desc,
-										 &isnull)) < since->time)
-		return true;
-	since->first = xid;
-	return false;
-}
-
-/*
- * scan_window() over all segments of a topic. No lock is left on them.
- */
-static void
-scan_topic(const CqrsTopic *topic, const CqrsSnapshot *lower,
-		   const CqrsSnapshot *upper, Snapshot snapshot,
-		   RowCallback callback, void *arg)
-{
-	bool		go_on = true;
-	int			i;
-
-	for (i = 0; go_on && i < CQRS_SEGMENTS; i++)
-	{
-		Relation	rel = cqrs_segment_open(topic, i, AccessShareLock);
-
-		go_on = scan_window(rel, lower, upper, snapshot, callback, arg);
-		relation_close(rel, AccessShareLock);
-	}
 }

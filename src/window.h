@@ -10,6 +10,7 @@
 
 #include "cqrs_outbox.h"
 
+#include "access/skey.h"
 #include "access/transam.h"
 #include "utils/snapshot.h"
 #include "utils/timestamp.h"
@@ -89,5 +90,10 @@ extern int64 cqrs_window_segment_count(const CqrsTopic *topic, int segment,
 									   const CqrsSnapshot *upper,
 									   int64 after_position, int partitions,
 									   int partition, Snapshot snapshot);
+
+/* For window_scan.c. */
+extern FullTransactionId cqrs_window_end(const CqrsSnapshot *upper);
+extern void cqrs_xid_range(ScanKeyData *keys, AttrNumber attno,
+						   FullTransactionId from, FullTransactionId to);
 
 #endif							/* CQRS_WINDOW_H */
