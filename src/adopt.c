@@ -386,7 +386,7 @@ adopt_segment(Adoption *adoption, const CqrsTopic *topic, int segment)
 	cqrs_indexes_open(&indexes, rel);
 
 	/* The snapshot does not show what we write. */
-	scan = table_beginscan(rel, adoption->snapshot, 0, NULL);
+	scan = cqrs_table_beginscan(rel, adoption->snapshot);
 	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
 		FullTransactionId label;

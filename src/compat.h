@@ -92,6 +92,17 @@ cqrs_index_beginscan(Relation rel, Relation index, Snapshot snapshot,
 #define CQRS_ATTRIBUTE_IS_VIRTUAL(attribute) false
 #endif
 
+/* 19 gave table_beginscan() flags. */
+static inline TableScanDesc
+cqrs_table_beginscan(Relation rel, Snapshot snapshot)
+{
+#if PG_VERSION_NUM >= 190000
+	return table_beginscan(rel, snapshot, 0, NULL, 0);
+#else
+	return table_beginscan(rel, snapshot, 0, NULL);
+#endif
+}
+
 /* 19 wants to be told that a TupleDesc has all its columns. */
 #if PG_VERSION_NUM < 190000
 #define TupleDescFinalize(tupdesc) ((void) 0)
