@@ -296,7 +296,7 @@ cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event, int attempts,
 /*
  * Park an event that the cursor is about to pass: because it failed, or, with
  * fault NULL, because it has to wait. Returns the set, made if there was none.
- * The set must not be full.
+ * A full set has room for just one more.
  */
 CqrsParkedSet *
 cqrs_park(CqrsParkedSet *set, const CqrsSubscription *subscription,
@@ -306,7 +306,7 @@ cqrs_park(CqrsParkedSet *set, const CqrsSubscription *subscription,
 
 	if (set == NULL)
 		set = new_set();
-	Assert(!set->full);
+	Assert(set->nparked <= CQRS_MAX_PARKED);
 	parked = &set->parked[set->nparked++];
 	parked->position = event->position;
 	parked->lane = cqrs_event_lane(event);
@@ -318,7 +318,7 @@ cqrs_park(CqrsParkedSet *set, const CqrsSubscription *subscription,
 		fault->retry_at != 0 ? fault->retry_at :
 		cqrs_retry_time(subscription, 1);
 	add_to_lane(set, parked);
-	set->full = set->nparked == CQRS_MAX_PARKED;
+	set->full = set->nparked >= CQRS_MAX_PARKED;
 	cqrs_parked_insert(cursor, event, parked->attempts, parked->retry_at,
 					   fault);
 	if (fault != NULL && subscription->max_attempts == 1)
@@ -464,7 +464,11 @@ new_set(void)
 	CqrsParkedSet *set = palloc0(sizeof(CqrsParkedSet));
 	HASHCTL		ctl;
 
-	set->parked = palloc(sizeof(CqrsParked) * CQRS_MAX_PARKED);
+	/*
+	 * One more: what fails, or is announced, when the set has just become
+	 * full.
+	 */
+	set->parked = palloc(sizeof(CqrsParked) * (CQRS_MAX_PARKED + 1));
 	ctl.keysize = sizeof(uint64);
 	ctl.entrysize = sizeof(LaneEntry);
 	ctl.hcxt = CurrentMemoryContext;

@@ -165,13 +165,28 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 						   &relay.cursor, &fault, counted);
 		cqrs_cursor_append(&relay.cursor);
 	}
-	else if (cqrs_relay_next(&relay, 1, &event) && event.position == position)
+	else
 	{
-		relay.parked = cqrs_park(relay.parked, relay.subscription,
-								 &relay.cursor, &event, &fault);
-		relay.nevents = 0;
-		relay.nothers++;
-		cqrs_relay_advance(&relay);
+		if (cqrs_relay_next(&relay, 1, &event))
+		{
+			relay.nevents = 0;
+			if (event.position == position)
+			{
+				relay.parked = cqrs_park(relay.parked, relay.subscription,
+										 &relay.cursor, &event, &fault);
+				relay.nothers++;
+			}
+			else
+			{
+				/* A late one comes first now. */
+				relay.last = relay.cursor.position;
+				cqrs_window_unread(relay.window, relay.last);
+			}
+		}
+
+		/* What was parked on the way there must not be met again. */
+		if (relay.nothers > 0)
+			cqrs_relay_advance(&relay);
 	}
 	cqrs_relay_end(&relay);
 }
@@ -214,6 +229,7 @@ cqrs_target_announce(CqrsSubscription *subscription, int partition,
 	}
 	if (relay.window != NULL)
 		cqrs_relay_advance(&relay);
+	delivery->more = relay.nothers > 0;
 	delivery->retry_at = cqrs_parked_next_retry(relay.parked);
 	cqrs_relay_end(&relay);
 	return position;

@@ -266,7 +266,7 @@ deliver_some(Job *job, int *careful, int *one_by_one)
 			return FAILED;
 		}
 		if (job->announced == 0)
-			return DRAINED;
+			return job->delivery.more ? DELIVERED : DRAINED;
 		--*careful;
 	}
 
@@ -279,7 +279,7 @@ deliver_some(Job *job, int *careful, int *one_by_one)
 		job->max_events = *one_by_one > 0 ? 1 : CQRS_BATCH_EVENTS;
 		if (job->delivery.announce)
 			*careful = Max(*careful, 1);
-		return job->delivery.more || *careful > 0 ? DELIVERED : DRAINED;
+		return job->delivery.more || job->announced != 0 || *careful > 0 ? DELIVERED : DRAINED;
 	}
 
 	job->error = error;
