@@ -104,6 +104,15 @@ DROP TABLE once;
 CREATE FUNCTION on_nothing(event cqrs_event) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE division_by_zero; END $$;
 SELECT cqrs_seek('things', 'latest');
 SELECT cqrs_alter_subscription('things', 'on_nothing(cqrs_event)', max_attempts => 2, retry_delay => '1 hour');
+SELECT cqrs_emit_many('happened', array_agg('{}'::jsonb), array_agg(i::text)) FROM generate_series(1, 999) i;
+SET client_min_messages = error;
+SELECT cqrs_drain('things') AS delivered;
+-- one that has to wait is the thousandth, and right behind it one fails
+SELECT emit_retry('1', '{1}'), emit_retry('z', '{2}'), emit_retry('y', '{3}');
+SELECT cqrs_drain('things') AS delivered;
+RESET client_min_messages;
+SELECT state, lag_events, retrying, waiting, dead FROM cqrs_subscription_status;
+SELECT cqrs_seek('things', 'latest');
 SELECT cqrs_emit_many('happened', array_agg('{}'::jsonb), array_agg(i::text)) FROM generate_series(1, 1010) i;
 SET client_min_messages = error;
 SELECT cqrs_drain('things') AS delivered;
