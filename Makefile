@@ -22,10 +22,12 @@ OBJS = \
 	src/handler.o \
 	src/health.o \
 	src/index.o \
+	src/json.o \
 	src/launcher.o \
 	src/maintain.o \
 	src/manager.o \
 	src/mediator.o \
+	src/message.o \
 	src/operation.o \
 	src/payload.o \
 	src/pull.o \

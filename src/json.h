@@ -1,0 +1,21 @@
+/*-------------------------------------------------------------------------
+ *
+ * json.h
+ *	  JSON text for readers outside of the server.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_JSON_H
+#define CQRS_JSON_H
+
+#include "cqrs_outbox.h"
+
+#include "lib/stringinfo.h"
+#include "utils/jsonb.h"
+
+extern void cqrs_json_append(StringInfo buf, JsonbContainer *container);
+extern void cqrs_json_append_scalar(StringInfo buf, const JsonbValue *value);
+extern void cqrs_json_append_string(StringInfo buf, const char *str, int len);
+extern void cqrs_utf8_append(StringInfo buf, const char *str, int len);
+
+#endif							/* CQRS_JSON_H */
