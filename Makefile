@@ -9,6 +9,8 @@
 MODULE_big = cqrs_outbox
 OBJS = \
 	src/adopt.o \
+	src/broker_link.o \
+	src/broker_server.o \
 	src/capture.o \
 	src/catalog.o \
 	src/cqrs_outbox.o \
@@ -41,6 +43,7 @@ OBJS = \
 	src/shmem.o \
 	src/status.o \
 	src/subscription.o \
+	src/target_broker.o \
 	src/target_handler.o \
 	src/tick.o \
 	src/topic.o \
@@ -58,6 +61,7 @@ endif
 
 EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
+HEADERS_cqrs_outbox = src/cqrs_broker.h
 
 REGRESS = meeting command emit capture subscription retry pull retention health privileges adopt extension
 
@@ -75,7 +79,7 @@ endif
 ifdef WERROR
 PG_CFLAGS += -Werror
 endif
-SHLIB_LINK = -luuid
+SHLIB_LINK = -luuid -pthread
 
 # The module is not worth inlining by the JIT compiler.
 override with_llvm = no

@@ -83,7 +83,13 @@ COMMENT ON TABLE cqrs.command IS 'registered commands';
 -- subscription_id    names its cursors and their locks
 -- subscription       name, at most 63 bytes
 -- handler            the function that gets the events, as text (see
---                    cqrs.command), or NULL: read with cqrs_receive()
+--                    cqrs.command), or NULL
+-- server             the foreign server of the broker that gets the events, or
+--                    NULL; if both are NULL, read with cqrs_receive()
+-- format             of the messages to the broker: cqrs, cloudevents or raw;
+--                    NULL without server
+-- strict_key_order   to the broker, no event is on its way together with
+--                    another one of its topic and key
 -- owner              whose privileges the delivery has
 -- partitions         over how many cursors the events are spread, by key
 -- max_attempts       so often an event is tried before it is a dead letter;
@@ -107,6 +113,9 @@ CREATE TABLE cqrs.subscription (
 	subscription_id		integer		PRIMARY KEY DEFAULT nextval('cqrs.subscription_id'),
 	subscription		text		NOT NULL UNIQUE,
 	handler				text,
+	server				text,
+	format				text,
+	strict_key_order	boolean		NOT NULL,
 	owner				regrole		NOT NULL,
 	partitions			integer		NOT NULL,
 	max_attempts		integer		NOT NULL,
@@ -565,7 +574,8 @@ COMMENT ON FUNCTION cqrs_events(text, integer, text, text, bigint) IS 'events of
 --   topics             one or more topics
 --   handler            a function with one argument of type cqrs_event, called
 --                      for each event in the transaction that moves the
---                      cursor; NULL: read with cqrs_receive() and cqrs_ack()
+--                      cursor; NULL without server: read with cqrs_receive()
+--                      and cqrs_ack()
 --   start              'earliest': from the oldest event retained; if a topic
 --                      was restored from a dump, nothing before cqrs_adopt();
 --                      'latest': from what commits after this call
@@ -578,15 +588,29 @@ COMMENT ON FUNCTION cqrs_events(text, integer, text, text, bigint) IS 'events of
 --                      and varies by a quarter
 --   max_retry_delay    ... up to this
 --   handler_timeout    the longest that the handler may take for one event when
---                      the worker calls it; 0: no limit
+--                      the worker calls it, or that a broker may confirm
+--                      nothing; 0: no limit
 --   max_retained_size  suspended when it keeps more bytes of events than this
 --                      from being truncated; 0: no limit
 --   max_retained_age   ... or events older than this; 0: no limit
--- Errors: 42710 exists; 42704 no such topic; 42883, 42P13 handler; 42501 no
--- SELECT on a topic, no EXECUTE on the handler, a handler that belongs
--- neither to the caller nor to a superuser, or a caller without LOGIN (before
--- PostgreSQL 17); 22023 no topics, or another argument out of its range;
--- 22004, 42602, 42622 names.
+--   server             the foreign server of a broker, made with the wrapper of a
+--                      broker module; not together with a handler
+--   format             of the messages to it. 'cqrs', the default: the envelope
+--                      of python-cqrs in JSON; 'cloudevents': CloudEvents 1.0 in
+--                      binary mode; 'raw': the payload alone, the rest in
+--                      headers
+--   strict_key_order   never have two events of one topic and key (or of one
+--                      topic, without keys) on their way to the broker
+--                      together. Otherwise, if the broker rejects one, the next
+--                      ones of its key may have got there before it is tried
+--                      again
+-- Errors: 42710 exists; 42704 no such topic, or server; 42883, 42P13 handler;
+-- 42809 the server is not one of a broker; 55000 its module does not fit;
+-- 42501 no SELECT on a topic, no EXECUTE on the handler, no USAGE on the
+-- server, a handler that belongs neither to the caller nor to a superuser, or
+-- a caller without LOGIN (before PostgreSQL 17); 22023 no topics, handler and
+-- server, options of the server that are not enough, or another argument out
+-- of its range; 22004, 42602, 42622 names.
 -- Locks: SHARE ROW EXCLUSIVE on cqrs.subscription until the end of the
 -- transaction. Until then, nothing of its topics is truncated.
 -- Privileges: EXECUTE, not granted to PUBLIC, and the above.
@@ -594,25 +618,30 @@ CREATE FUNCTION cqrs_subscribe(subscription text, topics text[], handler regproc
 	start text DEFAULT 'earliest', partitions integer DEFAULT 1, max_attempts integer DEFAULT 5,
 	retry_delay interval DEFAULT '200 ms', max_retry_delay interval DEFAULT '5 min',
 	handler_timeout interval DEFAULT '1 min', max_retained_size bigint DEFAULT 10737418240,
-	max_retained_age interval DEFAULT '0') RETURNS void
+	max_retained_age interval DEFAULT '0', server text DEFAULT NULL, format text DEFAULT NULL,
+	strict_key_order boolean DEFAULT false) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval,
-	bigint, interval) IS 'subscribes to topics';
+	bigint, interval, text, text, boolean) IS 'subscribes to topics';
 
 -- Changes settings of a subscription; NULL leaves one as it is.
 --   handler  another handler, for a subscription that has one
+--   server   another server, for a subscription that has one; what the first
+--            one was given it does not get
 --   others   as in cqrs_subscribe()
 -- Errors: 42704 does not exist; 42501 not its owner, or for the handler as in
--- cqrs_subscribe(); 55000 it has no handler; 22023 out of its range.
+-- cqrs_subscribe(), as for the server; 55000 it has no handler, or no server;
+-- 22023 out of its range.
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner; to
--- change the handler, being the owner.
+-- change the handler or the server, being the owner.
 CREATE FUNCTION cqrs_alter_subscription(subscription text, handler regprocedure DEFAULT NULL,
 	max_attempts integer DEFAULT NULL, retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
 	handler_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
-	max_retained_age interval DEFAULT NULL) RETURNS void
+	max_retained_age interval DEFAULT NULL, server text DEFAULT NULL, format text DEFAULT NULL,
+	strict_key_order boolean DEFAULT NULL) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval)
-IS 'changes settings of a subscription';
+COMMENT ON FUNCTION cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval,
+	text, text, boolean) IS 'changes settings of a subscription';
 
 -- Removes a subscription, with what it has to retry and its dead letters.
 -- Waits for the batch being delivered.
@@ -942,8 +971,10 @@ SELECT s.subscription,
 			 FROM cqrs.subscription_topic st JOIN cqrs.topic t USING (topic_id)
 			 WHERE st.subscription_id = s.subscription_id
 			 ORDER BY t.topic) AS topics,
-	   CASE WHEN s.handler IS NULL THEN 'pull' ELSE 'handler' END AS kind,
+	   CASE WHEN s.server IS NOT NULL THEN 'broker' WHEN s.handler IS NOT NULL THEN 'handler' ELSE 'pull' END AS kind,
 	   s.handler,
+	   s.server,
+	   s.format,
 	   pg_get_userbyid(s.owner) AS owner,
 	   s.partitions,
 	   p.state,
@@ -1171,8 +1202,10 @@ REVOKE EXECUTE ON FUNCTION
 	cqrs_create_topic(text, interval), cqrs_alter_topic(text, interval), cqrs_drop_topic(text, boolean),
 	cqrs_register_event(text, text, regtype), cqrs_unregister_event(text),
 	cqrs_register_command(text, regprocedure), cqrs_unregister_command(text),
-	cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval, bigint, interval),
-	cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval),
+	cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval, bigint, interval,
+		text, text, boolean),
+	cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval, text, text,
+		boolean),
 	cqrs_unsubscribe(text), cqrs_pause(text), cqrs_resume(text), cqrs_seek(text, text), cqrs_seek(text, timestamptz),
 	cqrs_redrive(text, uuid), cqrs_discard(text, uuid),
 	cqrs_tick(), cqrs_drain(text), cqrs_adopt(), cqrs_maintain(text),

@@ -13,6 +13,7 @@
 #include "access/tableam.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_foreign_server.h"
 #include "catalog/pg_proc.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
@@ -33,10 +34,16 @@
 static inline AclResult
 object_aclcheck(Oid classid, Oid objectid, Oid roleid, AclMode mode)
 {
-	Assert(classid == ProcedureRelationId || classid == DatabaseRelationId);
-	return classid == DatabaseRelationId ?
-		pg_database_aclcheck(objectid, roleid, mode) :
-		pg_proc_aclcheck(objectid, roleid, mode);
+	switch (classid)
+	{
+		case DatabaseRelationId:
+			return pg_database_aclcheck(objectid, roleid, mode);
+		case ForeignServerRelationId:
+			return pg_foreign_server_aclcheck(objectid, roleid, mode);
+		default:
+			Assert(classid == ProcedureRelationId);
+			return pg_proc_aclcheck(objectid, roleid, mode);
+	}
 }
 
 static inline bool

@@ -180,9 +180,9 @@ typedef struct CqrsBrokerModule
 	 * publish(), and once a second. Returns false, and sets error, if the
 	 * connection is lost.
 	 *
-	 * If it returns true and sets error, the connection stands, but the broker
-	 * accepts nothing at present. If that lasts, the connection is closed, and
-	 * made anew later.
+	 * If it returns true and sets error, the connection stands, but the
+	 * broker accepts nothing at present. If that lasts, the connection is
+	 * closed, and made anew later.
 	 */
 	bool		(*poll) (void *state, char *error);
 

@@ -93,6 +93,31 @@ cqrs_failure_record(int32 subscription_id, int32 partition,
 }
 
 /*
+ * If what failed last ended the process: when to try again; 0 otherwise.
+ */
+TimestampTz
+cqrs_failure_crashed(int32 subscription_id, int32 partition)
+{
+	Relation	rel = table_open(cqrs_relation_oid(CQRS_REL_FAILURE),
+								 AccessShareLock);
+	HeapTuple	tuple = find(rel, subscription_id, partition);
+	TimestampTz retry_at = 0;
+
+	if (tuple != NULL)
+	{
+		Datum		values[FAILURE_COLUMNS];
+		bool		nulls[FAILURE_COLUMNS];
+
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		if (strcmp(TextDatumGetCString(values[FAILURE_SQLSTATE - 1]),
+				   unpack_sql_state(ERRCODE_CRASH_SHUTDOWN)) == 0)
+			retry_at = DatumGetTimestampTz(values[FAILURE_RETRY_AT - 1]);
+	}
+	table_close(rel, AccessShareLock);
+	return retry_at;
+}
+
+/*
  * Delivery works (again). The caller holds the cursor's lock.
  */
 void

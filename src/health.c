@@ -18,7 +18,9 @@
 #include "access/xlog.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_foreign_server.h"
 #include "commands/dbcommands.h"
+#include "foreign/foreign.h"
 #include "replication/logicallauncher.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
@@ -73,6 +75,8 @@ static void check_owner(Report *report, const CqrsSubscription *subscription,
 						const char *object);
 static void check_handler(Report *report, CqrsSubscription *subscription,
 						  const char *object);
+static void check_server(Report *report, const CqrsSubscription *subscription,
+						 const char *object);
 static void check_command(Report *report, CqrsCommand *command);
 static const char *role_name(Oid role);
 
@@ -441,6 +445,8 @@ check_subscription(Report *report, CqrsSubscription *subscription)
 	check_owner(report, subscription, object);
 	if (subscription->has_handler)
 		check_handler(report, subscription, object);
+	if (subscription->server != NULL)
+		check_server(report, subscription, object);
 }
 
 /*
@@ -469,7 +475,7 @@ check_owner(Report *report, const CqrsSubscription *subscription,
 												topic->name),
 					 role_name(owner)));
 	}
-	if (!subscription->has_handler)
+	if (cqrs_subscription_is_pulled(subscription))
 		return;
 
 	if (object_aclcheck(DatabaseRelationId, MyDatabaseId, owner,
@@ -521,6 +527,30 @@ check_handler(Report *report, CqrsSubscription *subscription,
 					 handler->signature),
 			psprintf("GRANT EXECUTE ON FUNCTION %s TO %s;",
 					 handler->signature, role_name(owner)));
+}
+
+/*
+ * Is there the server, and may the owner, who exists, use it?
+ */
+static void
+check_server(Report *report, const CqrsSubscription *subscription,
+			 const char *object)
+{
+	ForeignServer *server = GetForeignServerByName(subscription->server, true);
+	Oid			owner = subscription->owner;
+
+	if (server == NULL)
+		put(report, "error", "server_missing", object,
+			psprintf("Its server \"%s\" does not exist: it was dropped, or renamed.",
+					 subscription->server),
+			"Create it again, or name another with cqrs_alter_subscription().");
+	else if (object_aclcheck(ForeignServerRelationId, server->serverid, owner,
+							 ACL_USAGE) != ACLCHECK_OK)
+		put(report, "error", "server_privilege", object,
+			psprintf("Its owner, role \"%s\", may not use server \"%s\".",
+					 GetUserNameFromId(owner, false), server->servername),
+			psprintf("GRANT USAGE ON FOREIGN SERVER %s TO %s;",
+					 quote_identifier(server->servername), role_name(owner)));
 }
 
 /*

@@ -113,7 +113,7 @@ cqrs_launcher_main(Datum arg)
 
 	to_probe = find_databases(InvalidOid);
 	for (;;)
-		cqrs_process_wait(start_next(&to_probe),
+		cqrs_process_wait(start_next(&to_probe), PGINVALID_SOCKET,
 						  CQRS_WAIT_EVENT(wait_event, "CqrsOutboxLauncher"));
 }
 

@@ -13,12 +13,17 @@
  *	  to this look, which gets a number of its own. If nobody announced
  *	  anything for poll_interval, look by way of the index whether there is
  *	  something all the same. Then assign workers to what is due.
- * 3. Clients that pull need a tick (see tick.c). If there are such
+ * 3. Clients that pull, and brokers, need a tick (see tick.c). If there are such
  *	  subscriptions, tick after a look that found out about a commit, and
- *	  notify those that listen; the workers, who need none, do not wait for it.
+ *	  notify those that listen; the handlers, which need none, do not wait for
+ *	  it. The cursors of brokers are due only then.
  *	  The first look of a manager is followed by a tick in any case: what the
  *	  newest tick in the table shows may be of a time before a crash or a
  *	  promotion.
+ *	  A tick is visible before a synchronous standby has it, if its commit's
+ *	  wait for that was ended. So brokers get only what a tick shows whose
+ *	  commit we saw done, and nothing cancels ours: SIGINT is ignored, and
+ *	  SIGTERM ends us before we say so.
  * 4. Between looks, it has segments rotated and truncated (see maintain.c), one
  *	  at a time, so that this holds up no delivery.
  * 5. The manager looks at the extension in each cycle. If it was dropped, or
@@ -91,6 +96,7 @@ cqrs_manager_main(Datum arg)
 	static uint32 wait_event = 0;
 
 	cqrs_process_signals();
+	pqsignal(SIGINT, SIG_IGN);
 	manager_attach(DatumGetInt32(arg));
 	BackgroundWorkerInitializeConnectionByOid(my_slot->dboid, InvalidOid, 0);
 	cqrs_process_settings("cqrs_outbox manager");
@@ -123,7 +129,11 @@ cqrs_manager_main(Datum arg)
 			{
 				wait = cqrs_schedule_assign(my_slot, my_database_name);
 				if (tick_due)
+				{
 					tick();
+					if (cqrs_schedule_has_brokers())
+						wait = cqrs_schedule_assign(my_slot, my_database_name);
+				}
 				wait = cqrs_maintain_next(wait);
 			}
 		}
@@ -143,7 +153,7 @@ cqrs_manager_main(Datum arg)
 				continue;
 			}
 		}
-		cqrs_process_wait(next_wakeup(now, wait),
+		cqrs_process_wait(next_wakeup(now, wait), PGINVALID_SOCKET,
 						  CQRS_WAIT_EVENT(wait_event, "CqrsOutboxManager"));
 		pg_atomic_write_u32(&my_slot->asleep, 0);
 	}
@@ -340,12 +350,13 @@ look(bool poll)
 	MemoryContextSwitchTo(oldcontext);
 	seen_position = position;
 	seen_look = pg_atomic_add_fetch_u64(&cqrs_shared->looks, 1);
-	cqrs_schedule_due(&topics, seen_look);
+	cqrs_schedule_due(&topics, seen_look, false);
 	end_cycle();
 	looked = GetCurrentTimestamp();
 	for (i = 0; i < CQRS_TOPIC_WORDS; i++)
 		tick_topics.words[i] |= topics.words[i];
-	tick_due = cqrs_schedule_pulled_topics() != NIL || previous == NULL;
+	tick_due = cqrs_schedule_pulled_topics() != NIL ||
+		cqrs_schedule_has_brokers() || previous == NULL;
 	if (previous != NULL)
 		pfree(previous);
 }
@@ -405,21 +416,25 @@ find_topics(const CqrsSnapshot *lower, CqrsTopicSet *topics)
 }
 
 /*
- * Tick, for those who pull, and tell those of them who listen to a topic's
- * channel. That is done in a transaction of its own: a commit that notifies
- * has to wait for others that do.
+ * Tick, for brokers and those who pull, and tell those of them who listen to a
+ * topic's channel. That is done in a transaction of its own: a commit that
+ * notifies has to wait for others that do.
  */
 static void
 tick(void)
 {
 	bool		notify = false;
 	ListCell   *lc;
+	int64		tick_id;
 
 	if (!begin_cycle())
 		proc_exit(0);
-	cqrs_tick_record();
+	tick_id = cqrs_tick_record();
 	end_cycle();
+	CHECK_FOR_INTERRUPTS();
 	tick_due = false;
+	pg_atomic_write_u64(&my_slot->durable_tick, tick_id);
+	cqrs_schedule_due(&tick_topics, seen_look, true);
 
 	foreach(lc, cqrs_schedule_pulled_topics())
 	{

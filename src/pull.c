@@ -241,6 +241,11 @@ pull_subscription(const char *name)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("subscription \"%s\" has a handler", name),
 				 errhint("Its events are delivered to the handler; subscribe without one to receive them.")));
+	if (subscription->server != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("subscription \"%s\" has a server", name),
+				 errhint("Its events are delivered to the broker; subscribe without one to receive them.")));
 	cqrs_subscription_require_active(subscription);
 	return subscription;
 }

@@ -84,6 +84,9 @@ enum
 	SUBSCRIPTION_ID = 1,
 	SUBSCRIPTION_SUBSCRIPTION,
 	SUBSCRIPTION_HANDLER,
+	SUBSCRIPTION_SERVER,
+	SUBSCRIPTION_FORMAT,
+	SUBSCRIPTION_STRICT_KEY_ORDER,
 	SUBSCRIPTION_OWNER,
 	SUBSCRIPTION_PARTITIONS,
 	SUBSCRIPTION_MAX_ATTEMPTS,
@@ -229,6 +232,17 @@ cqrs_event_type_get(const char *name)
 				 errmsg("event \"%s\" is not registered", name),
 				 errhint("Register it with cqrs_register_event().")));
 	return event_type;
+}
+
+/*
+ * Would the next one to look at the registry load it again? To be asked outside
+ * of a transaction.
+ */
+bool
+cqrs_registry_is_stale(void)
+{
+	AcceptInvalidationMessages();
+	return loaded_count != invalidation_count;
 }
 
 /*
@@ -476,6 +490,12 @@ add_subscription(Datum *values, bool *nulls)
 		cqrs_handler_init(&subscription->handler,
 						  TextDatumGetCString(values[SUBSCRIPTION_HANDLER - 1]),
 						  CurrentMemoryContext);
+	subscription->server = nulls[SUBSCRIPTION_SERVER - 1] ? NULL :
+		TextDatumGetCString(values[SUBSCRIPTION_SERVER - 1]);
+	subscription->format = nulls[SUBSCRIPTION_FORMAT - 1] ? NULL :
+		TextDatumGetCString(values[SUBSCRIPTION_FORMAT - 1]);
+	subscription->strict_key_order =
+		DatumGetBool(values[SUBSCRIPTION_STRICT_KEY_ORDER - 1]);
 	subscription->owner = DatumGetObjectId(values[SUBSCRIPTION_OWNER - 1]);
 	subscription->partitions =
 		DatumGetInt32(values[SUBSCRIPTION_PARTITIONS - 1]);

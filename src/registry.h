@@ -63,6 +63,9 @@ typedef struct CqrsSubscription
 	CqrsSubscriptionState state;
 	bool		has_handler;
 	CqrsHandler handler;		/* only with has_handler */
+	char	   *server;			/* of a broker; NULL: none */
+	char	   *format;			/* only with server */
+	bool		strict_key_order;	/* the same */
 	int			ntopics;
 	CqrsTopic **topics;			/* may be none, after cqrs_drop_topic() */
 } CqrsSubscription;
@@ -70,6 +73,7 @@ typedef struct CqrsSubscription
 extern void cqrs_registry_init(void);
 extern bool cqrs_registry_usable(void);
 extern uint64 cqrs_registry_generation(void);
+extern bool cqrs_registry_is_stale(void);
 
 /* NULL if there is none. */
 extern CqrsTopic *cqrs_registry_topic(const char *name);
@@ -83,6 +87,10 @@ extern CqrsSubscription *cqrs_registry_subscription_by_id(int32 subscription_id)
 extern CqrsTopic *cqrs_topic_get(const char *name);
 extern CqrsEventType *cqrs_event_type_get(const char *name);
 extern CqrsSubscription *cqrs_subscription_get(const char *name);
+
+/* Do clients pull it: has it neither a handler nor a server? */
+#define cqrs_subscription_is_pulled(subscription) \
+	(!(subscription)->has_handler && (subscription)->server == NULL)
 
 /* To walk them all; the walk must be run to its end or hash_seq_term'd. */
 extern void cqrs_registry_topics(HASH_SEQ_STATUS *status);

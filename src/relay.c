@@ -45,6 +45,7 @@
 
 #include "debug_point.h"
 #include "relay.h"
+#include "shmem.h"
 #include "subscription.h"
 #include "topic.h"
 
@@ -65,6 +66,10 @@ static uint64 kept_registry;
 static int64 kept_until_tick;
 static int64 kept_position;
 
+static bool begin(CqrsRelay *relay, CqrsSubscription *subscription,
+				  int partition, bool wait);
+static bool may_read(const CqrsRelay *relay);
+static int64 read_position(const CqrsRelay *relay);
 static void open_window(CqrsRelay *relay);
 static void close_window(CqrsRelay *relay);
 static bool batch_is_over(const CqrsRelay *relay, int max_events);
@@ -81,7 +86,55 @@ bool
 cqrs_relay_begin(CqrsRelay *relay, CqrsSubscription *subscription,
 				 int partition, bool wait)
 {
-	bool		found;
+	if (!begin(relay, subscription, partition, wait))
+		return false;
+	if (may_read(relay))
+		open_window(relay);
+	return true;
+}
+
+/*
+ * Begin a batch of who reads ahead: wait for the lock, read the cursor, and no
+ * more. Returns false if the cursor is not where *ahead says, because somebody
+ * else moved it meanwhile; *ahead is put there then.
+ */
+bool
+cqrs_relay_begin_ahead(CqrsRelay *relay, CqrsSubscription *subscription,
+					   int partition, CqrsReadAhead * ahead)
+{
+	(void) begin(relay, subscription, partition, true);
+	relay->ahead = ahead;
+	if (relay->cursor.seq == ahead->cursor.seq)
+	{
+		int64		parked_from = relay->cursor.parked_from;
+
+		relay->cursor = ahead->cursor;
+		relay->cursor.parked_from = parked_from;
+		return true;
+	}
+	ahead->position = 0;
+	ahead->at_end = false;
+	return false;
+}
+
+/*
+ * Go on reading, where *ahead says, or in the next window.
+ */
+void
+cqrs_relay_read_ahead(CqrsRelay *relay)
+{
+	if (may_read(relay) &&
+		(relay->cursor.until_tick == 0 || !relay->ahead->at_end))
+		open_window(relay);
+}
+
+/*
+ * Lock, and read what decides about the batch.
+ */
+static bool
+begin(CqrsRelay *relay, CqrsSubscription *subscription, int partition,
+	  bool wait)
+{
 	int			i;
 
 	memset(relay, 0, sizeof(*relay));
@@ -100,15 +153,17 @@ cqrs_relay_begin(CqrsRelay *relay, CqrsSubscription *subscription,
 		relay->tick.snapshot = cqrs_snapshot_take();
 		relay->tick.tick_id = cqrs_tick_next_id();
 		relay->snapshot = RegisterSnapshot(GetLatestSnapshot());
-		found = true;
+		relay->has_tick = true;
 	}
 	else
 	{
 		relay->snapshot = RegisterSnapshot(GetLatestSnapshot());
-		found = cqrs_tick_newest(IsolationUsesXactSnapshot() ?
-								 GetTransactionSnapshot() : relay->snapshot,
-								 &relay->tick);
+		relay->has_tick = cqrs_tick_newest(IsolationUsesXactSnapshot() ?
+										   GetTransactionSnapshot() :
+										   relay->snapshot, &relay->tick);
 	}
+	if (subscription->server != NULL && relay->has_tick)
+		relay->has_tick = relay->tick.tick_id <= cqrs_shmem_durable_tick();
 
 	/* Without a cursor, the subscription is being restored just now. */
 	(void) cqrs_cursor_read(subscription->subscription_id, partition,
@@ -121,11 +176,15 @@ cqrs_relay_begin(CqrsRelay *relay, CqrsSubscription *subscription,
 		return true;
 	relay->parked = cqrs_parked_load(&relay->cursor, relay->snapshot);
 	relay->full = relay->parked != NULL && relay->parked->full;
-	if (found && !relay->full &&
-		relay->tick.tick_id >= Max(relay->cursor.tick_id,
-								   relay->cursor.until_tick))
-		open_window(relay);
 	return true;
+}
+
+static bool
+may_read(const CqrsRelay *relay)
+{
+	return relay->has_tick && relay->cursor.native && !relay->full &&
+		relay->tick.tick_id >= Max(relay->cursor.tick_id,
+								   relay->cursor.until_tick);
 }
 
 /*
@@ -150,6 +209,9 @@ cqrs_relay_next(CqrsRelay *relay, int max_events, CqrsEvent *event)
 			if (relay->nevents > 0 || relay->nothers > 0)
 				return false;
 
+			if (relay->ahead != NULL && !relay->may_leave)
+				return false;
+
 			/* Nothing left of this one: on to the next, if there is one. */
 			close_window(relay);
 			cqrs_relay_close_window(cursor);
@@ -160,9 +222,11 @@ cqrs_relay_next(CqrsRelay *relay, int max_events, CqrsEvent *event)
 		if (cqrs_key_partition(event->key, relay->subscription->partitions) !=
 			cursor->partition)
 			relay->nothers++;
-		else if (relay->parked == NULL ||
+		else if (relay->ahead != NULL || relay->parked == NULL ||
 				 !cqrs_parked_blocks(relay->parked, cqrs_event_lane(event)))
 		{
+			relay->blocked = relay->ahead != NULL && relay->parked != NULL &&
+				cqrs_parked_blocks(relay->parked, cqrs_event_lane(event));
 			relay->nevents++;
 			if (!event->payload.isnull)
 				relay->nbytes += toast_raw_datum_size(event->payload.value);
@@ -186,7 +250,7 @@ cqrs_relay_next(CqrsRelay *relay, int max_events, CqrsEvent *event)
 				relay->nbytes += toast_raw_datum_size(event->payload.value);
 		}
 		relay->last = event->position;
-		if (relay->nevents == 0)
+		if (relay->nevents == 0 && relay->ahead == NULL)
 			cursor->position = event->position;
 	}
 	return false;
@@ -264,6 +328,11 @@ open_window(CqrsRelay *relay)
 		cursor->until_snapshot = relay->tick.snapshot;
 		cursor->position = cursor->received = 0;
 		cursor->received_all = false;
+		if (relay->ahead != NULL)
+		{
+			relay->ahead->position = 0;
+			relay->ahead->at_end = false;
+		}
 	}
 
 	if (kept_window != NULL &&
@@ -271,7 +340,7 @@ open_window(CqrsRelay *relay)
 		kept_partition == cursor->partition &&
 		kept_registry == registry &&
 		kept_until_tick == cursor->until_tick &&
-		kept_position == cursor->position)
+		kept_position == read_position(relay))
 	{
 		relay->window = kept_window;
 		kept_window = NULL;
@@ -281,7 +350,8 @@ open_window(CqrsRelay *relay)
 		relay->window = cqrs_window_create(CurTransactionContext,
 										   cursor->snapshot,
 										   cursor->until_snapshot,
-										   cursor->position, WINDOW_ENTRIES);
+										   read_position(relay),
+										   WINDOW_ENTRIES);
 	cqrs_window_attach(relay->window, subscription->ntopics,
 					   subscription->topics, relay->snapshot);
 }
@@ -310,6 +380,16 @@ close_window(CqrsRelay *relay)
 	kept_registry = cqrs_registry_generation();
 	kept_until_tick = relay->cursor.until_tick;
 	kept_position = relay->nevents > 0 || relay->nothers > 0 ? relay->last :
+		read_position(relay);
+}
+
+/*
+ * The cursor's window is read from behind this position.
+ */
+static int64
+read_position(const CqrsRelay *relay)
+{
+	return relay->ahead ? Max(relay->ahead->position, relay->cursor.position) :
 		relay->cursor.position;
 }
 

@@ -19,16 +19,31 @@
 #define CQRS_BATCH_EVENTS	1000
 #define CQRS_BATCH_BYTES	(16 * 1024 * 1024)
 
+/*
+ * Of who reads on before the cursor can move: to a broker, while it has yet to
+ * confirm what came before.
+ */
+typedef struct CqrsReadAhead
+{
+	CqrsCursor	cursor;			/* in which window; else as in the table */
+	int64		position;		/* of that window, read up to here */
+	bool		at_end;			/* nothing is left of it */
+}			CqrsReadAhead;
+
 /* One batch being read, in one transaction. */
 typedef struct CqrsRelay
 {
 	CqrsSubscription *subscription;
 	CqrsCursor	cursor;
 	CqrsTick	tick;			/* what may be delivered; only id and snapshot */
+	bool		has_tick;
 	Snapshot	snapshot;
 	CqrsWindow *window;			/* NULL: nothing to deliver */
 	CqrsParkedSet *parked;		/* NULL: none */
 	bool		park_inside;	/* park also behind events of this batch */
+	CqrsReadAhead *ahead;		/* park nothing, leave the cursor; or NULL */
+	bool		may_leave;		/* with ahead: all read before is recorded */
+	bool		blocked;		/* with ahead: the event read last has to wait */
 	bool		full;			/* stopped, as too many are parked */
 	TimestampTz deadline;		/* stop then; 0: no matter how long */
 
@@ -45,6 +60,10 @@ typedef struct CqrsRelay
 
 extern bool cqrs_relay_begin(CqrsRelay *relay, CqrsSubscription *subscription,
 							 int partition, bool wait);
+extern bool cqrs_relay_begin_ahead(CqrsRelay *relay,
+								   CqrsSubscription *subscription,
+								   int partition, CqrsReadAhead * ahead);
+extern void cqrs_relay_read_ahead(CqrsRelay *relay);
 extern bool cqrs_relay_next(CqrsRelay *relay, int max_events,
 							CqrsEvent *event);
 extern void cqrs_relay_advance(CqrsRelay *relay);

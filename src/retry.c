@@ -321,7 +321,7 @@ cqrs_park(CqrsParkedSet *set, const CqrsSubscription *subscription,
 	set->full = set->nparked >= CQRS_MAX_PARKED;
 	cqrs_parked_insert(cursor, event, parked->attempts, parked->retry_at,
 					   fault);
-	if (fault != NULL && subscription->max_attempts == 1)
+	if (fault != NULL && (fault->final || subscription->max_attempts == 1))
 		bury(set, parked, cursor, fault);
 	return set;
 }
@@ -337,8 +337,9 @@ cqrs_parked_failed(CqrsParkedSet *set, CqrsParked *parked,
 {
 	if (!counted)
 		parked->attempts++;
-	if (subscription->max_attempts > 0 &&
-		parked->attempts >= subscription->max_attempts)
+	if (fault->final ||
+		(subscription->max_attempts > 0 &&
+		 parked->attempts >= subscription->max_attempts))
 		bury(set, parked, cursor, fault);
 	else
 		record_attempt(parked, subscription, cursor, fault);
@@ -365,6 +366,19 @@ cqrs_parked_begin_attempt(CqrsParkedSet *set, CqrsParked *parked,
 	parked->attempts++;
 	record_attempt(parked, subscription, cursor, &fault);
 	return true;
+}
+
+/*
+ * An attempt that was counted when it began came to nothing, through no fault
+ * of the event's: it does not count. fault says when to try again.
+ */
+void
+cqrs_parked_void_attempt(CqrsParked *parked,
+						 const CqrsSubscription *subscription,
+						 CqrsCursor *cursor, const CqrsFault *fault)
+{
+	parked->attempts--;
+	record_attempt(parked, subscription, cursor, fault);
 }
 
 /*

@@ -52,6 +52,7 @@ typedef struct CqrsFault
 	int			sqlerrcode;
 	const char *message;
 	TimestampTz retry_at;		/* 0: as the subscription's settings say */
+	bool		final;			/* no use trying again */
 } CqrsFault;
 
 extern uint64 cqrs_event_lane(const CqrsEvent *event);
@@ -79,6 +80,10 @@ extern void cqrs_parked_failed(CqrsParkedSet *set, CqrsParked *parked,
 extern bool cqrs_parked_begin_attempt(CqrsParkedSet *set, CqrsParked *parked,
 									  const CqrsSubscription *subscription,
 									  CqrsCursor *cursor);
+extern void cqrs_parked_void_attempt(CqrsParked *parked,
+									 const CqrsSubscription *subscription,
+									 CqrsCursor *cursor,
+									 const CqrsFault *fault);
 extern void cqrs_parked_set_received(CqrsParked *parked, CqrsCursor *cursor);
 extern void cqrs_parked_done(CqrsParkedSet *set, CqrsParked *parked,
 							 CqrsCursor *cursor);

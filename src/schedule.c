@@ -40,6 +40,7 @@ typedef struct Scheduled
 {
 	ScheduledKey key;			/* hash key */
 	Oid			owner;
+	bool		broker;
 	int64		due_look;		/* has events up to this look */
 	int64		drained_look;	/* and none up to this one */
 	bool		unfinished;		/* its worker left something to do */
@@ -63,8 +64,10 @@ static dlist_head due_list = DLIST_STATIC_INIT(due_list);
 static MemoryContext topics_context = NULL;
 static List *scheduled_by_bit[CQRS_TOPIC_BITS];
 
-/* The topics of subscriptions that need a tick, in the same context. */
+/* The topics of subscriptions that clients pull, in the same context. */
 static List *pulled_topics = NIL;
+
+static bool has_brokers = false;
 
 static bool said_exhausted = false;
 
@@ -105,6 +108,7 @@ cqrs_schedule_refresh(void)
 	MemoryContextReset(topics_context);
 	memset(scheduled_by_bit, 0, sizeof(scheduled_by_bit));
 	pulled_topics = NIL;
+	has_brokers = false;
 
 	cqrs_registry_subscriptions(&status);
 	while ((subscription = hash_seq_search(&status)) != NULL)
@@ -123,10 +127,11 @@ cqrs_schedule_refresh(void)
 }
 
 /*
- * The cursors on these topics are due up to this look.
+ * The cursors on these topics are due up to this look: those of handlers, or
+ * of brokers.
  */
 void
-cqrs_schedule_due(const CqrsTopicSet *topics, int64 look)
+cqrs_schedule_due(const CqrsTopicSet *topics, int64 look, bool brokers)
 {
 	int			bit;
 
@@ -145,6 +150,8 @@ cqrs_schedule_due(const CqrsTopicSet *topics, int64 look)
 		{
 			Scheduled  *scheduled = (Scheduled *) lfirst(lc);
 
+			if (scheduled->broker != brokers)
+				continue;
 			scheduled->due_look = look;
 			make_due(scheduled);
 		}
@@ -228,10 +235,20 @@ cqrs_schedule_pulled_topics(void)
 	return pulled_topics;
 }
 
+/*
+ * Is there a subscription that delivers to a broker?
+ */
+bool
+cqrs_schedule_has_brokers(void)
+{
+	return has_brokers;
+}
+
 static void
 schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 					  bool first)
 {
+	bool		is_pulled = cqrs_subscription_is_pulled(subscription);
 	MemoryContext oldcontext;
 	int			i;
 	int			j;
@@ -239,7 +256,8 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 	if (subscription->state != CQRS_SUBSCRIPTION_ACTIVE)
 		return;
 	oldcontext = MemoryContextSwitchTo(topics_context);
-	for (i = 0; !subscription->has_handler && i < subscription->ntopics; i++)
+	has_brokers |= subscription->server != NULL;
+	for (i = 0; is_pulled && i < subscription->ntopics; i++)
 	{
 		CqrsPulledTopic *topic = palloc(sizeof(CqrsPulledTopic));
 
@@ -247,7 +265,7 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 		strlcpy(topic->name, subscription->topics[i]->name, NAMEDATALEN);
 		pulled_topics = lappend(pulled_topics, topic);
 	}
-	for (i = 0; subscription->has_handler && i < subscription->partitions; i++)
+	for (i = 0; !is_pulled && i < subscription->partitions; i++)
 	{
 		ScheduledKey key = {subscription->subscription_id, i};
 		Scheduled  *scheduled;
@@ -266,6 +284,7 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 		}
 		scheduled->generation = generation;
 		scheduled->owner = subscription->owner;
+		scheduled->broker = subscription->server != NULL;
 		for (j = 0; j < subscription->ntopics; j++)
 		{
 			int			bit = (uint32) subscription->topics[j]->topic_id %
@@ -331,6 +350,14 @@ note_results(CqrsDatabaseSlot *slot, TimestampTz now)
 			worker->state = CQRS_WORKER_FREE;
 			continue;
 		}
+
+		/* Nobody else can use its connection. */
+		if (worker->broker && schedule != NULL && scheduled == NULL &&
+			worker->state == CQRS_WORKER_IDLE && !worker->stop)
+		{
+			worker->stop = true;
+			SetLatch(worker->latch);
+		}
 		if (worker->noted || worker->served == 0)
 			continue;
 		worker->noted = true;
@@ -366,6 +393,10 @@ note_results(CqrsDatabaseSlot *slot, TimestampTz now)
  * Have a worker deliver a cursor: the one that has it already; or a new one;
  * or one that has nothing to do. Returns false if there is none: then an idle
  * one that cannot be used was asked to exit. The lock is held.
+ *
+ * A cursor of a broker gets a process of its own, and that is given no other:
+ * it has a connection, and a client library in it that handlers had better not
+ * meet.
  */
 static bool
 assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
@@ -394,7 +425,9 @@ assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
 				 slot->request == slot->served)
 		{
 			/* Not one that has been given work, and is waking up. */
-			if (slot->dboid == MyDatabaseId && slot->owner == scheduled->owner)
+			if (slot->dboid == MyDatabaseId &&
+				slot->owner == scheduled->owner &&
+				!slot->broker && !scheduled->broker)
 				idle = slot;
 			else
 				foreign = slot;
@@ -416,6 +449,7 @@ assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
 		unused->state = CQRS_WORKER_STARTING;
 		unused->dboid = MyDatabaseId;
 		unused->owner = scheduled->owner;
+		unused->broker = scheduled->broker;
 		unused->started_at = now;
 		if (start_worker(unused))
 			worker = unused;

@@ -23,9 +23,11 @@ typedef struct CqrsPulledTopic
 } CqrsPulledTopic;
 
 extern void cqrs_schedule_refresh(void);
-extern void cqrs_schedule_due(const CqrsTopicSet *topics, int64 look);
+extern void cqrs_schedule_due(const CqrsTopicSet *topics, int64 look,
+							  bool brokers);
 extern long cqrs_schedule_assign(CqrsDatabaseSlot *slot,
 								 const char *database_name);
 extern List *cqrs_schedule_pulled_topics(void);
+extern bool cqrs_schedule_has_brokers(void);
 
 #endif							/* CQRS_SCHEDULE_H */

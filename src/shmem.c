@@ -232,6 +232,7 @@ cqrs_database_clear(CqrsDatabaseSlot *slot)
 	slot->exhausted = false;
 	slot->waiting_since = 0;
 	slot->failed_subscription = 0;
+	pg_atomic_write_u64(&slot->durable_tick, 0);
 }
 
 /*
@@ -277,6 +278,23 @@ cqrs_shmem_wake_launcher(void)
 }
 
 /*
+ * The newest tick of this database that no crash, and no failover to a
+ * synchronous standby, takes back; 0: none is known.
+ */
+int64
+cqrs_shmem_durable_tick(void)
+{
+	CqrsDatabaseSlot *slot;
+
+	if (cqrs_shared == NULL)
+		return 0;
+	LWLockAcquire(cqrs_shared->lock, LW_SHARED);
+	slot = cqrs_database_find(MyDatabaseId);
+	LWLockRelease(cqrs_shared->lock);
+	return slot ? pg_atomic_read_u64(&slot->durable_tick) : 0;
+}
+
+/*
  * Signal handling of managers and workers. To be called first in their main
  * functions.
  */
@@ -318,7 +336,8 @@ cqrs_process_settings(const char *application_name)
 }
 
 /*
- * Wait until the latch is set or the time is over; -1: no time. The wait shows
+ * Wait until the latch is set, the socket, if it is not PGINVALID_SOCKET, is
+ * readable, or the time is over; -1: no time. The wait shows
  * as wait_event_info: each kind of process has its own. Exits if
  * SIGTERM came, rereads the configuration if SIGHUP did.
  *
@@ -326,14 +345,16 @@ cqrs_process_settings(const char *application_name)
  * this is over for good.
  */
 void
-cqrs_process_wait(long timeout_ms, uint32 wait_event_info)
+cqrs_process_wait(long timeout_ms, pgsocket socket, uint32 wait_event_info)
 {
 	waiting = true;
 	if (!ShutdownRequestPending)
-		(void) WaitLatch(MyLatch,
-						 WL_LATCH_SET | WL_EXIT_ON_PM_DEATH |
-						 (timeout_ms >= 0 ? WL_TIMEOUT : 0),
-						 timeout_ms, wait_event_info);
+		(void) WaitLatchOrSocket(MyLatch,
+								 WL_LATCH_SET | WL_EXIT_ON_PM_DEATH |
+								 (timeout_ms >= 0 ? WL_TIMEOUT : 0) |
+								 (socket != PGINVALID_SOCKET ?
+								  WL_SOCKET_READABLE : 0),
+								 socket, timeout_ms, wait_event_info);
 	ResetLatch(MyLatch);
 	waiting = false;
 	if (ShutdownRequestPending)
@@ -409,6 +430,7 @@ shmem_startup(void)
 			(cqrs_shared->databases + cqrs_max_databases);
 		for (i = 0; i < cqrs_max_databases; i++)
 		{
+			pg_atomic_init_u64(&cqrs_shared->databases[i].durable_tick, 0);
 			pg_atomic_init_u32(&cqrs_shared->databases[i].pending, 0);
 			pg_atomic_init_u32(&cqrs_shared->databases[i].asleep, 0);
 			for (j = 0; j < CQRS_TOPIC_WORDS; j++)

@@ -67,6 +67,12 @@ typedef struct CqrsDatabaseSlot
 	int			worker_failures;	/* ... so often in a row ... */
 	TimestampTz worker_retry_at;	/* ... and until when it has none */
 
+	/*
+	 * The newest tick whose commit the manager saw done, replication and all.
+	 * A later one may be visible and not safe yet. 0: none since it started.
+	 */
+	pg_atomic_uint64 durable_tick;
+
 	pg_atomic_uint32 pending;
 	pg_atomic_uint32 asleep;
 	pg_atomic_uint64 dirty[CQRS_TOPIC_WORDS];
@@ -93,6 +99,7 @@ typedef struct CqrsWorkerSlot
 	CqrsWorkerState state;
 	Oid			dboid;
 	Oid			owner;
+	bool		broker;			/* serves one cursor only, of a broker */
 	pid_t		pid;			/* 0: not attached yet */
 	Latch	   *latch;
 	TimestampTz started_at;
@@ -142,6 +149,7 @@ extern void cqrs_shmem_changed(void);
 extern void cqrs_topic_set_add(CqrsTopicSet *topics, int32 topic_id);
 extern bool cqrs_topic_set_has(const CqrsTopicSet *topics, int32 topic_id);
 extern void cqrs_shmem_take_dirty(CqrsDatabaseSlot *slot, CqrsTopicSet *topics);
+extern int64 cqrs_shmem_durable_tick(void);
 extern void cqrs_shmem_announce(Oid dboid);
 extern CqrsDatabaseSlot *cqrs_database_find(Oid dboid);
 extern CqrsDatabaseSlot *cqrs_database_request(Oid dboid);
@@ -153,7 +161,8 @@ extern void cqrs_shmem_wake_launcher(void);
 /* What managers and workers do alike. */
 extern void cqrs_process_signals(void);
 extern void cqrs_process_settings(const char *application_name);
-extern void cqrs_process_wait(long timeout_ms, uint32 wait_event_info);
+extern void cqrs_process_wait(long timeout_ms, pgsocket socket,
+							  uint32 wait_event_info);
 extern long cqrs_restart_wait(int failures);
 
 #endif							/* CQRS_SHMEM_H */

@@ -317,8 +317,8 @@ state_of(const CqrsSubscription *subscription, int *pid)
 		case CQRS_SUBSCRIPTION_ACTIVE:
 			break;
 	}
-	return subscription->has_handler ?
-		worker_of(subscription->subscription_id, pid) : NULL;
+	return cqrs_subscription_is_pulled(subscription) ? NULL :
+		worker_of(subscription->subscription_id, pid);
 }
 
 /*

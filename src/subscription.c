@@ -22,9 +22,11 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+#include "broker_server.h"
 #include "catalog.h"
 #include "cursor.h"
 #include "handler.h"
+#include "message.h"
 #include "registry.h"
 #include "shmem.h"
 #include "subscription.h"
@@ -34,6 +36,10 @@ static void check_settings(FunctionCallInfo fcinfo, const char *name,
 						   int first_arg, bool null_allowed, Oid *types,
 						   Datum *values, char *nulls);
 static char *check_handler(const char *subscription, Oid funcid);
+static void check_login(const char *subscription);
+static void check_broker(FunctionCallInfo fcinfo, const char *name,
+						 int first_arg, const CqrsSubscription *old,
+						 Oid *types, Datum *values, char *nulls);
 static bool is_event_type(Oid typid);
 static List *check_topics(const char *subscription, ArrayType *array);
 static bool parse_start(const char *subscription, const char *start);
@@ -59,6 +65,9 @@ static const struct
 
 #define SETTINGS	lengthof(settings)
 
+/* Behind them come server, format and strict_key_order. */
+#define BROKER_SETTINGS	3
+
 PG_FUNCTION_INFO_V1(cqrs_subscribe);
 PG_FUNCTION_INFO_V1(cqrs_unsubscribe);
 PG_FUNCTION_INFO_V1(cqrs_alter_subscription);
@@ -76,9 +85,9 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	List	   *topics;
 	ListCell   *lc;
 	CqrsAdmin	admin;
-	Oid			types[4 + SETTINGS] = {TEXTOID, TEXTOID, OIDOID, INT4OID};
-	Datum		values[4 + SETTINGS];
-	char		nulls[4 + SETTINGS];
+	Oid			types[4 + SETTINGS + BROKER_SETTINGS] = {TEXTOID, TEXTOID, OIDOID, INT4OID};
+	Datum		values[4 + SETTINGS + BROKER_SETTINGS];
+	char		nulls[4 + SETTINGS + BROKER_SETTINGS];
 	bool		isnull;
 	bool		native = true;
 	int32		subscription_id;
@@ -106,6 +115,14 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	values[2] = ObjectIdGetDatum(owner);
 	values[3] = Int32GetDatum(partitions);
 	check_settings(fcinfo, name, 5, false, types + 4, values + 4, nulls + 4);
+	check_broker(fcinfo, name, 5 + SETTINGS, NULL, types + 4 + SETTINGS,
+				 values + 4 + SETTINGS, nulls + 4 + SETTINGS);
+	if (!PG_ARGISNULL(2) && !PG_ARGISNULL(5 + SETTINGS))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" cannot have both a handler and a server",
+						name),
+				 errhint("Make two subscriptions.")));
 
 	cqrs_admin_begin(&admin);
 	cqrs_admin_ddl("LOCK TABLE cqrs.subscription IN SHARE ROW EXCLUSIVE MODE");
@@ -115,9 +132,9 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 				 errmsg("subscription \"%s\" already exists", name)));
 	cqrs_admin_execute("INSERT INTO cqrs.subscription (subscription, handler, owner, partitions,"
 					   " max_attempts, retry_delay, max_retry_delay, handler_timeout,"
-					   " max_retained_size, max_retained_age)"
-					   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING subscription_id",
-					   4 + SETTINGS, types, values, nulls);
+					   " max_retained_size, max_retained_age, server, format, strict_key_order)"
+					   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING subscription_id",
+					   4 + SETTINGS + BROKER_SETTINGS, types, values, nulls);
 	subscription_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
 												  SPI_tuptable->tupdesc, 1,
 												  &isnull));
@@ -193,9 +210,9 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo,
 														   "cqrs_alter_subscription()");
 	CqrsAdmin	admin;
-	Oid			types[2 + SETTINGS] = {INT4OID, TEXTOID};
-	Datum		values[2 + SETTINGS];
-	char		nulls[2 + SETTINGS];
+	Oid			types[2 + SETTINGS + BROKER_SETTINGS] = {INT4OID, TEXTOID};
+	Datum		values[2 + SETTINGS + BROKER_SETTINGS];
+	char		nulls[2 + SETTINGS + BROKER_SETTINGS];
 
 	memset(nulls, ' ', sizeof(nulls));
 	values[0] = Int32GetDatum(subscription->subscription_id);
@@ -220,6 +237,9 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 	}
 	check_settings(fcinfo, subscription->name, 2, true, types + 2, values + 2,
 				   nulls + 2);
+	check_broker(fcinfo, subscription->name, 2 + SETTINGS, subscription,
+				 types + 2 + SETTINGS, values + 2 + SETTINGS,
+				 nulls + 2 + SETTINGS);
 
 	cqrs_admin_begin(&admin);
 	cqrs_admin_execute("UPDATE cqrs.subscription SET handler = coalesce($2, handler),"
@@ -228,9 +248,12 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 					   " max_retry_delay = coalesce($5, max_retry_delay),"
 					   " handler_timeout = coalesce($6, handler_timeout),"
 					   " max_retained_size = coalesce($7, max_retained_size),"
-					   " max_retained_age = coalesce($8, max_retained_age)"
+					   " max_retained_age = coalesce($8, max_retained_age),"
+					   " server = coalesce($9, server),"
+					   " format = coalesce($10, format),"
+					   " strict_key_order = coalesce($11, strict_key_order)"
 					   " WHERE subscription_id = $1",
-					   2 + SETTINGS, types, values, nulls);
+					   2 + SETTINGS + BROKER_SETTINGS, types, values, nulls);
 	cqrs_admin_end(&admin);
 	cqrs_subscription_wake(subscription);
 	PG_RETURN_VOID();
@@ -445,6 +468,17 @@ check_handler(const char *subscription, Oid funcid)
 	cqrs_subscription_check_handler_owner(subscription, GetUserId(),
 										  signature, funcowner);
 
+	check_login(subscription);
+	return signature;
+}
+
+/*
+ * Can the current user own a subscription that a worker delivers? If not,
+ * 42501.
+ */
+static void
+check_login(const char *subscription)
+{
 	if (!cqrs_subscription_owner_can_login(GetUserId()))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -452,7 +486,71 @@ check_handler(const char *subscription, Oid funcid)
 						GetUserNameFromId(GetUserId(), true), subscription),
 				 errdetail("The worker connects as the owner, who is not permitted to log in."),
 				 errhint("ALTER ROLE ... LOGIN; it needs no password for this.")));
-	return signature;
+}
+
+/*
+ * The arguments server, format and strict_key_order, as parameters of a
+ * statement: of a new subscription, or of a change to an old one. Raises what
+ * cqrs_broker_server() does, and 22004, 22023, 42501 or 55000.
+ */
+static void
+check_broker(FunctionCallInfo fcinfo, const char *name, int first_arg,
+			 const CqrsSubscription *old, Oid *types, Datum *values,
+			 char *nulls)
+{
+	NullableDatum *args = &fcinfo->args[first_arg];
+	bool		has_server = !args[0].isnull || (old && old->server);
+	CqrsFormat	format;
+	int			i;
+
+	types[0] = types[1] = TEXTOID;
+	types[2] = BOOLOID;
+	for (i = 0; i < BROKER_SETTINGS; i++)
+	{
+		values[i] = args[i].value;
+		nulls[i] = args[i].isnull ? 'n' : ' ';
+	}
+	if (args[2].isnull && old == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("strict_key_order of subscription \"%s\" must not be null",
+						name)));
+	if (old != NULL && old->server == NULL &&
+		!(args[0].isnull && args[1].isnull && args[2].isnull))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("subscription \"%s\" has no server", name),
+				 errhint("Make another subscription for the server.")));
+	if (!has_server &&
+		(!args[1].isnull || (!args[2].isnull && DatumGetBool(args[2].value))))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" has no server", name),
+				 errdetail("The format of messages and strict_key_order are for what goes to a broker.")));
+	if (!args[1].isnull &&
+		!cqrs_format_parse(TextDatumGetCString(args[1].value), &format))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" cannot have format \"%s\"",
+						name, TextDatumGetCString(args[1].value)),
+				 errhint("Valid values are \"cqrs\", \"cloudevents\" and \"raw\".")));
+	if (args[0].isnull)
+		return;
+
+	/* It gets what the owner may read. */
+	if (old != NULL && GetUserId() != old->owner)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be owner of subscription \"%s\" to change its server",
+						name)));
+	check_login(name);
+	(void) cqrs_broker_server(TextDatumGetCString(args[0].value), name,
+							  GetUserId());
+	if (old == NULL && args[1].isnull)
+	{
+		values[1] = CStringGetTextDatum(cqrs_format_name(CQRS_FORMAT_CQRS));
+		nulls[1] = ' ';
+	}
 }
 
 /*

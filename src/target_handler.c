@@ -453,6 +453,8 @@ cqrs_drain(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("subscription \"%s\" has no handler", name),
+				 subscription->server != NULL ?
+				 errhint("Only the background worker delivers to a broker.") :
 				 errhint("Read it with cqrs_receive() and cqrs_ack().")));
 	if (GetUserId() != subscription->owner)
 		ereport(ERROR,

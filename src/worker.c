@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * worker.c
- *	  Delivers subscriptions to their handlers.
+ *	  Delivers subscriptions to their handlers, or brokers.
  *
  * A worker is connected as the owner of the subscriptions it delivers: their
  * handlers run in an ordinary session of the owner's, and can gain nothing by
@@ -24,6 +24,11 @@
  *	  event that kills the process becomes a dead letter in the end.
  * 4. If other cursors wait for a worker, it stops after a while and lets the
  *	  manager decide whose turn it is.
+ * 5. To a broker, delivery goes on in steps: connect, exchange (see
+ *	  target_broker.c), wait. A worker that has connected serves this cursor as
+ *	  long as it lives, and keeps the connection while there is nothing to do.
+ *	  As a client library may end the process too, 3 goes for connecting: then
+ *	  the failure is recorded, with its delay, before it is tried.
  *
  * Killed anywhere, it loses nothing: what was not committed, cursor and all,
  * is delivered again.
@@ -42,6 +47,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
 
+#include "broker_server.h"
 #include "catalog.h"
 #include "failure.h"
 #include "launcher.h"
@@ -49,6 +55,7 @@
 #include "relay.h"
 #include "shmem.h"
 #include "subscription.h"
+#include "target_broker.h"
 #include "target_handler.h"
 
 /* Exit after so long without work, in milliseconds. */
@@ -70,11 +77,16 @@ typedef struct Job
 	int32		subscription_id;
 	int			partition;
 	bool		first;			/* of this delivery */
+	bool		broker;
+	bool		finish;			/* begin nothing new */
+	bool		careful;
+	const char *lost;			/* why the connection is */
 	int			max_events;
 	int64		announced;		/* this parked event, or 0 */
 	const ErrorData *error;		/* what to record */
 	int64		position;		/* ... and of which event */
 	CqrsDelivery delivery;
+	bool		called;			/* the subscription is there, and ours */
 	bool		shown;			/* in pg_stat_activity */
 	bool		committing;		/* the rest is done */
 	TimestampTz failed_until;
@@ -88,6 +100,11 @@ static void worker_attach(int index);
 static void worker_exit(int code, Datum arg);
 static void deliver(void);
 static Outcome deliver_some(Job *job, int *careful, int *one_by_one);
+static Outcome deliver_some_to_broker(Job *job, int *careful);
+static Outcome open_broker(Job *job);
+static Outcome exchange_with_broker(Job *job, int *careful);
+static Outcome fail_broker(Job *job, const char *message);
+static void wait_for_broker(void);
 static void record_outage(Job *job, ErrorData *error);
 static void reset_session(void);
 static void reset_role(void);
@@ -95,9 +112,11 @@ static ErrorData *run(JobFunction function, Job *job);
 static void show(const CqrsSubscription *subscription, Job *job);
 static void run_deliver(CqrsSubscription *subscription, Job *job);
 static void run_announce(CqrsSubscription *subscription, Job *job);
+static void run_prepare(CqrsSubscription *subscription, Job *job);
+static void run_exchange(CqrsSubscription *subscription, Job *job);
 static void run_record_event(CqrsSubscription *subscription, Job *job);
 static void run_record_outage(CqrsSubscription *subscription, Job *job);
-static CqrsSubscription *begin_delivery(int32 subscription_id);
+static CqrsSubscription *begin_delivery(const Job *job);
 
 void
 cqrs_worker_main(Datum arg)
@@ -122,9 +141,10 @@ cqrs_worker_main(Datum arg)
 		my_slot->state = work ? CQRS_WORKER_DELIVERING : CQRS_WORKER_IDLE;
 		LWLockRelease(cqrs_shared->lock);
 
-		if (stop || TimestampDifferenceExceeds(idle_since,
-											   GetCurrentTimestamp(),
-											   LONGEST_IDLE))
+		if (stop ||
+			(!my_slot->broker &&
+			 TimestampDifferenceExceeds(idle_since, GetCurrentTimestamp(),
+										LONGEST_IDLE)))
 			proc_exit(0);
 		if (work)
 		{
@@ -132,7 +152,7 @@ cqrs_worker_main(Datum arg)
 			idle_since = GetCurrentTimestamp();
 		}
 		else
-			cqrs_process_wait(LONGEST_IDLE,
+			cqrs_process_wait(LONGEST_IDLE, PGINVALID_SOCKET,
 							  CQRS_WAIT_EVENT(wait_event,
 											  "CqrsOutboxWorkerIdle"));
 	}
@@ -195,24 +215,35 @@ deliver(void)
 	request = my_slot->request;
 	wanted_look = my_slot->wanted_look;
 	careful = my_slot->careful;
+	job.broker = my_slot->broker;
 	LWLockRelease(cqrs_shared->lock);
 
-	reset_session();
+	if (!job.broker)
+		reset_session();
 	job.first = true;
 	job.max_events = CQRS_BATCH_EVENTS;
 	do
 	{
-		outcome = deliver_some(&job, &careful, &one_by_one);
+		outcome = job.broker ? deliver_some_to_broker(&job, &careful) :
+			deliver_some(&job, &careful, &one_by_one);
 		job.first = false;
 		CHECK_FOR_INTERRUPTS();
 		if (pg_atomic_read_u32(&cqrs_shared->contended) != 0 &&
 			TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
 									   TIME_SLICE))
 		{
-			pg_atomic_write_u32(&cqrs_shared->contended, 0);
-			break;
+			if (cqrs_target_broker_pending() == 0)
+			{
+				pg_atomic_write_u32(&cqrs_shared->contended, 0);
+				break;
+			}
+			job.finish = true;
 		}
-	} while (outcome == DELIVERED && cqrs_deliver);
+		job.finish |= !cqrs_deliver;
+	} while (outcome == DELIVERED &&
+			 (cqrs_deliver || cqrs_target_broker_pending() > 0));
+	if (outcome == DRAINED && job.finish)
+		outcome = DELIVERED;
 	if (outcome == DRAINED)
 		careful = 0;
 	pgstat_report_stat(false);
@@ -321,6 +352,142 @@ deliver_some(Job *job, int *careful, int *one_by_one)
 }
 
 /*
+ * One step of delivering to a broker.
+ */
+static Outcome
+deliver_some_to_broker(Job *job, int *careful)
+{
+	char		error[CQRS_BROKER_ERROR_SIZE];
+	bool		stop;
+
+	LWLockAcquire(cqrs_shared->lock, LW_SHARED);
+	stop = my_slot->stop;
+	LWLockRelease(cqrs_shared->lock);
+	if (stop)
+		proc_exit(0);
+
+	job->careful = *careful > 0;
+	switch (cqrs_target_broker_task(job->finish, error))
+	{
+		case CQRS_BROKER_TASK_OPEN:
+			return open_broker(job);
+		case CQRS_BROKER_TASK_WAIT:
+			wait_for_broker();
+			return DELIVERED;
+		case CQRS_BROKER_TASK_EXCHANGE:
+			return exchange_with_broker(job, careful);
+		case CQRS_BROKER_TASK_RENEW:
+			cqrs_target_broker_close();
+			return DELIVERED;
+		case CQRS_BROKER_TASK_FAIL:
+			if (!job->first || cqrs_target_broker_pending() > 0)
+				return fail_broker(job, error);
+
+			/* While there was nothing to do: that is worth a new attempt. */
+			cqrs_target_broker_close();
+			return DELIVERED;
+	}
+	pg_unreachable();
+}
+
+/*
+ * Begin to connect.
+ */
+static Outcome
+open_broker(Job *job)
+{
+	ErrorData  *error;
+
+	if (job->finish)
+		return DRAINED;
+	error = run(run_prepare, job);
+	if (error == NULL && !job->called)
+		return DRAINED;
+	if (error != NULL)
+	{
+		record_outage(job, error);
+		return FAILED;
+	}
+	if (job->failed_until > GetCurrentTimestamp())
+		return FAILED;
+	cqrs_target_broker_connect();
+	return DELIVERED;
+}
+
+/*
+ * Record what the broker said, and read on.
+ */
+static Outcome
+exchange_with_broker(Job *job, int *careful)
+{
+	ErrorData  *error = NULL;
+	bool		done = false;
+
+	job->announced = 0;
+	if (*careful > 0 && cqrs_target_broker_pending() == 0 && !job->finish)
+	{
+		error = run(run_announce, job);
+		done = error == NULL && job->announced == 0;
+		if (done && job->called && job->delivery.more)
+			return DELIVERED;
+		if (job->announced != 0)
+			--* careful;
+	}
+	if (error == NULL && !done)
+	{
+		error = run(run_exchange, job);
+		if (job->delivery.announce)
+			*careful = Max(*careful, 1);
+		done = job->finish || (!job->delivery.more && *careful == 0);
+	}
+	if (error != NULL)
+	{
+		cqrs_target_broker_close();
+		record_outage(job, error);
+		return FAILED;
+	}
+	if (!job->called)
+		cqrs_target_broker_close();
+	return cqrs_target_broker_pending() == 0 && (done || !job->called) ?
+		DRAINED : DELIVERED;
+}
+
+/*
+ * The connection is lost, or as good as: record what the broker said before.
+ */
+static Outcome
+fail_broker(Job *job, const char *message)
+{
+	ErrorData  *error = palloc0(sizeof(ErrorData));
+
+	error->elevel = LOG;
+	error->sqlerrcode = ERRCODE_CONNECTION_FAILURE;
+	error->message = pstrdup(message);
+	job->finish = true;
+	job->announced = 0;
+	job->lost = message;
+	(void) run(run_exchange, job);
+	cqrs_target_broker_close();
+	ereport(LOG,
+			(errcode(ERRCODE_CONNECTION_FAILURE),
+			 errmsg_internal("%s", message)));
+	record_outage(job, error);
+	return FAILED;
+}
+
+/*
+ * Wait for the broker, or for somebody to wake us.
+ */
+static void
+wait_for_broker(void)
+{
+	static uint32 wait_event = 0;
+
+	cqrs_process_wait(cqrs_target_broker_patience(), cqrs_target_broker_fd(),
+					  CQRS_WAIT_EVENT(wait_event, "CqrsOutboxBroker"));
+}
+
+/*
  * Record what is no event's fault, if that can be, and free the error.
  */
 static void
@@ -366,12 +533,14 @@ run(JobFunction function, Job *job)
 	ErrorData  *volatile error = NULL;
 
 	job->committing = false;
+	job->called = false;
 	memset(&job->delivery, 0, sizeof(job->delivery));
 	PG_TRY();
 	{
-		subscription = begin_delivery(job->subscription_id);
+		subscription = begin_delivery(job);
 		if (subscription != NULL && job->partition < subscription->partitions)
 		{
+			job->called = true;
 			if (!job->shown)
 				show(subscription, job);
 			function(subscription, job);
@@ -437,6 +606,53 @@ run_announce(CqrsSubscription *subscription, Job *job)
 	cqrs_commit_durably();
 }
 
+/*
+ * Find out how to connect. If an attempt may end the process, it counts as
+ * failed before it begins, and if the last one was such, its delay is to be
+ * kept.
+ */
+static void
+run_prepare(CqrsSubscription *subscription, Job *job)
+{
+	job->failed_until = 0;
+	if (subscription->state != CQRS_SUBSCRIPTION_ACTIVE)
+	{
+		job->called = false;
+		return;
+	}
+	if (job->careful)
+	{
+		ErrorData	crash = {0};
+
+		job->failed_until = cqrs_failure_crashed(job->subscription_id,
+												 job->partition);
+		if (job->failed_until > GetCurrentTimestamp())
+			return;
+		crash.sqlerrcode = ERRCODE_CRASH_SHUTDOWN;
+		crash.message = psprintf("the server process ended while it was connected to server \"%s\"",
+								 subscription->server);
+		(void) cqrs_subscription_lock(subscription, job->partition, true);
+		(void) cqrs_failure_record(job->subscription_id, job->partition,
+								   &crash);
+		cqrs_commit_durably();
+		job->failed_until = 0;
+	}
+	cqrs_target_broker_prepare(subscription, job->partition);
+}
+
+static void
+run_exchange(CqrsSubscription *subscription, Job *job)
+{
+	cqrs_target_broker_exchange(subscription,
+								!job->finish && (!job->careful || job->announced != 0),
+								job->announced, job->lost, &job->delivery);
+
+	/* It is not enough that it can be connected to. */
+	if (job->delivery.nevents > 0 ||
+		(!job->finish && !job->delivery.more))
+		cqrs_failure_clear(job->subscription_id, job->partition);
+}
+
 static void
 run_record_event(CqrsSubscription *subscription, Job *job)
 {
@@ -457,7 +673,7 @@ run_record_outage(CqrsSubscription *subscription, Job *job)
  * or NULL if it is not there, or not one for us, any more.
  */
 static CqrsSubscription *
-begin_delivery(int32 subscription_id)
+begin_delivery(const Job *job)
 {
 	CqrsSubscription *subscription;
 
@@ -470,10 +686,15 @@ begin_delivery(int32 subscription_id)
 	if (GetUserId() != my_slot->owner)
 		reset_role();
 
-	subscription = cqrs_registry_subscription_by_id(subscription_id);
-	if (subscription == NULL || !subscription->has_handler ||
-		subscription->state != CQRS_SUBSCRIPTION_ACTIVE ||
-		subscription->owner != GetUserId())
+	subscription = cqrs_registry_subscription_by_id(job->subscription_id);
+	if (subscription == NULL || subscription->owner != GetUserId())
+		return NULL;
+
+	/* What was on its way to a broker as it was paused is recorded. */
+	if (job->broker ? subscription->server == NULL ||
+		subscription->state == CQRS_SUBSCRIPTION_SUSPENDED :
+		!subscription->has_handler ||
+		subscription->state != CQRS_SUBSCRIPTION_ACTIVE)
 		return NULL;
 	PushActiveSnapshot(GetTransactionSnapshot());
 	return subscription;

@@ -1,0 +1,30 @@
+/*-------------------------------------------------------------------------
+ *
+ * broker_server.h
+ *	  The foreign server that stands for a broker, and its module.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_BROKER_SERVER_H
+#define CQRS_BROKER_SERVER_H
+
+#include "cqrs_outbox.h"
+
+#include "cqrs_broker.h"
+#include "registry.h"
+
+/* All that it takes to connect to a broker. */
+typedef struct CqrsBrokerServer
+{
+	const CqrsBrokerModule *module;
+	CqrsBrokerConnection connection;
+	int			window;			/* messages that may be unconfirmed */
+	const char *source;			/* of cloudevents; NULL: the default */
+}			CqrsBrokerServer;
+
+extern CqrsBrokerServer * cqrs_broker_server(const char *server_name,
+											 const char *subscription,
+											 Oid owner);
+extern uint64 cqrs_broker_server_generation(void);
+
+#endif							/* CQRS_BROKER_SERVER_H */
