@@ -113,7 +113,7 @@ INDENT = pg_bsd_indent -bad -bap -bbb -bc -bl -cli1 -cp33 -cdb -nce -d0 -di12 -n
 	-i4 -l79 -lp -lpl -nip -npro -sac -tpg -ts4 -U$(srcdir)/typedefs.list -st
 
 indent:
-	for file in $(srcdir)/src/*.[ch]; do \
+	for file in $(srcdir)/src/*.[ch] $(srcdir)/brokers/*/*.[ch]; do \
 		$(INDENT) <$$file | sed -E 's/^([A-Za-z][^ \t]*)[ \t]+\*$$/\1 */' >$$file.tmp && cat $$file.tmp >$$file; rm -f $$file.tmp; \
 	done
 
