@@ -14,6 +14,7 @@
 
 #include "broker_client.h"
 
+static int	character_length(const unsigned char *c);
 static bool parse_int(const char *value, long *result);
 static bool parse_bool(const char *value, bool *result);
 static const char *template_field(const char **template,
@@ -22,8 +23,8 @@ static const char *template_field(const char **template,
 
 /*
  * Set error, an array of CQRS_BROKER_ERROR_SIZE bytes, as printf() would. What
- * libraries and brokers say may have several lines: it becomes one. A text that
- * is too long is cut between two characters of UTF-8.
+ * libraries and brokers say may have several lines, or be cut in the middle of
+ * a character: what comes out is one line of UTF-8.
  *
  * Returns false, for callers that do so when they have set an error.
  */
@@ -31,28 +32,22 @@ bool
 broker_error(char *error, const char *format,...)
 {
 	va_list		args;
-	int			length;
 	char	   *c;
 
 	va_start(args, format);
-	length = vsnprintf(error, CQRS_BROKER_ERROR_SIZE, format, args);
+	vsnprintf(error, CQRS_BROKER_ERROR_SIZE, format, args);
 	va_end(args);
 
-	if (length >= CQRS_BROKER_ERROR_SIZE)
+	for (c = error; *c != '\0';)
 	{
-		/* The last character may be cut in two: leave it out. */
-		length = CQRS_BROKER_ERROR_SIZE - 1;
-		while (length > 0 && ((unsigned char) error[length - 1] & 0xC0) == 0x80)
-			length--;
-		if (length > 0 && ((unsigned char) error[length - 1] & 0x80) != 0)
-			length--;
-		error[length] = '\0';
-	}
+		int			length = character_length((unsigned char *) c);
 
-	for (c = error; *c != '\0'; c++)
-	{
-		if ((unsigned char) *c < ' ' || *c == 0x7F)
-			*c = ' ';
+		if (length == 0)
+			*c++ = '?';
+		else if ((unsigned char) *c < ' ' || *c == 0x7F)
+			*c++ = ' ';
+		else
+			c += length;
 	}
 	while (c > error && c[-1] == ' ')
 		*--c = '\0';
@@ -189,6 +184,41 @@ broker_template_expand(const char *template, const CqrsBrokerMessage *message,
 	if (size > 0)
 		buffer[total < size ? total : size - 1] = '\0';
 	return total;
+}
+
+/*
+ * The length of the character of UTF-8 at c; 0 if there is none.
+ */
+static int
+character_length(const unsigned char *c)
+{
+	/* The second byte's range depends on the first one: shortest forms only. */
+	unsigned char low = 0x80;
+	unsigned char high = 0xBF;
+	int			length;
+	int			i;
+
+	if (c[0] < 0x80)
+		return 1;
+	if (c[0] < 0xC2 || c[0] > 0xF4)
+		return 0;
+	if (c[0] == 0xE0)
+		low = 0xA0;
+	if (c[0] == 0xED)
+		high = 0x9F;			/* no surrogates */
+	if (c[0] == 0xF0)
+		low = 0x90;
+	if (c[0] == 0xF4)
+		high = 0x8F;
+	length = c[0] < 0xE0 ? 2 : c[0] < 0xF0 ? 3 : 4;
+	if (c[1] < low || c[1] > high)
+		return 0;
+	for (i = 2; i < length; i++)
+	{
+		if ((c[i] & 0xC0) != 0x80)
+			return 0;
+	}
+	return length;
 }
 
 /*

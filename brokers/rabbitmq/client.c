@@ -1,0 +1,188 @@
+/*-------------------------------------------------------------------------
+ *
+ * client.c
+ *	  A client of RabbitMQ, as a module of cqrs_outbox: its callbacks.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include <stdlib.h>
+
+#include "client.h"
+
+static bool client_check(const CqrsBrokerConnection *connection, char *error);
+static void *client_startup(const CqrsBrokerConnection *connection,
+							char *error);
+static bool client_publish(void *state, CqrsBrokerMessage *const *messages,
+						   int n, char *error);
+static bool client_poll(void *state, char *error);
+static int	client_fd(void *state);
+static void client_shutdown(void *state);
+static const char *option_or(const CqrsBrokerConnection *connection,
+							 const char *name, const char *otherwise);
+
+const CqrsBrokerModule rabbitmq_module = {
+	.magic = CQRS_BROKER_MAGIC,
+	.version = CQRS_BROKER_VERSION,
+	.name = "RabbitMQ",
+	.cloudevents_prefix = "cloudEvents_",
+	.tombstones = false,
+	.window = RABBITMQ_WINDOW,
+	.check = client_check,
+	.startup = client_startup,
+	.publish = client_publish,
+	.poll = client_poll,
+	.fd = client_fd,
+	.shutdown = client_shutdown
+};
+
+/*
+ * Callback check(): what only server and user mapping together can tell.
+ */
+static bool
+client_check(const CqrsBrokerConnection *connection, char *error)
+{
+	static const char *const required[] = {"username", "password"};
+	static const char *const tls_only[] = {
+		"tls_verify", "tls_ca_file", "tls_cert_file", "tls_key_file"
+	};
+	size_t		i;
+
+	for (i = 0; i < sizeof(required) / sizeof(required[0]); i++)
+	{
+		if (broker_option(connection, required[i]) == NULL)
+			return broker_error(error,
+								"the user mapping has no option \"%s\"",
+								required[i]);
+	}
+	for (i = 0; i < sizeof(tls_only) / sizeof(tls_only[0]); i++)
+	{
+		if (broker_option(connection, tls_only[i]) != NULL &&
+			!broker_option_bool(connection, "tls", false))
+			return broker_error(error,
+								"the server has option \"%s\", but not \"tls\"",
+								tls_only[i]);
+	}
+	if ((broker_option(connection, "tls_cert_file") == NULL) !=
+		(broker_option(connection, "tls_key_file") == NULL))
+		return broker_error(error,
+							"the server must have both options \"tls_cert_file\" and \"tls_key_file\", or none");
+	return true;
+}
+
+/*
+ * Callback startup().
+ */
+static void *
+client_startup(const CqrsBrokerConnection *connection, char *error)
+{
+	RabbitClient *client = calloc(1, sizeof(RabbitClient));
+
+	if (client == NULL)
+	{
+		broker_error(error, "out of memory");
+		return NULL;
+	}
+	client->connection = connection;
+	client->vhost = option_or(connection, "vhost", AMQP_DEFAULT_VHOST);
+	client->exchange = option_or(connection, "exchange", "");
+	client->routing_key = option_or(connection, "routing_key", "{topic}");
+	client->mandatory = broker_option_bool(connection, "mandatory", true);
+	client->persistent = broker_option_bool(connection, "persistent", true);
+	client->heartbeat = broker_option_int(connection, "heartbeat", 10);
+	client->connect_timeout = broker_option_int(connection,
+												"connect_timeout", 10);
+	client->frame_max = broker_option_int(connection, "frame_max",
+										  AMQP_DEFAULT_FRAME_SIZE);
+	client->max_message_size = broker_option_int(connection,
+												 "max_message_size",
+												 128 * 1024 * 1024);
+	client->oldest = client->unsent = client->next = 1;
+
+	if (!rabbitmq_connect(client, error))
+	{
+		client_shutdown(client);
+		return NULL;
+	}
+	return client;
+}
+
+/*
+ * Callback publish(). While the broker blocks, messages are only kept.
+ */
+static bool
+client_publish(void *state, CqrsBrokerMessage *const *messages, int n,
+			   char *error)
+{
+	RabbitClient *client = state;
+	int			i;
+
+	for (i = 0; i < n; i++)
+	{
+		if (!rabbitmq_accept(client, messages[i], error))
+			return false;
+	}
+	return rabbitmq_send(client, error);
+}
+
+/*
+ * Callback poll().
+ */
+static bool
+client_poll(void *state, char *error)
+{
+	RabbitClient *client = state;
+
+	/*
+	 * What the library read while it was sending, the socket does not show
+	 * any more: so until there is nothing.
+	 */
+	do
+	{
+		if (!rabbitmq_receive(client, error) ||
+			!rabbitmq_send(client, error))
+			return false;
+	} while (amqp_frames_enqueued(client->amqp) ||
+			 amqp_data_in_buffer(client->amqp));
+
+	if (client->blocked)
+		broker_error(error, "RabbitMQ at %s accepts no messages at present: %s",
+					 client->peer, client->blocked_reason);
+	return true;
+}
+
+/*
+ * Callback fd().
+ */
+static int
+client_fd(void *state)
+{
+	RabbitClient *client = state;
+
+	return amqp_get_sockfd(client->amqp);
+}
+
+/*
+ * Callback shutdown().
+ */
+static void
+client_shutdown(void *state)
+{
+	RabbitClient *client = state;
+
+	rabbitmq_disconnect(client);
+	free(client->ring);
+	free(client->headers);
+	free(client);
+}
+
+/*
+ * The value of an option; otherwise, if it is not set.
+ */
+static const char *
+option_or(const CqrsBrokerConnection *connection, const char *name,
+		  const char *otherwise)
+{
+	const char *value = broker_option(connection, name);
+
+	return value != NULL ? value : otherwise;
+}

@@ -1,0 +1,110 @@
+/*-------------------------------------------------------------------------
+ *
+ * client.h
+ *	  A client of RabbitMQ, as a module of cqrs_outbox; what its files share.
+ *
+ * No header of PostgreSQL is included: what is here runs in a thread in which
+ * no function of the server may be called.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef RABBITMQ_CLIENT_H
+#define RABBITMQ_CLIENT_H
+
+#include <amqp.h>
+
+#include "broker_client.h"
+
+/* All is published on one channel. */
+#define RABBITMQ_CHANNEL		1
+
+/* What the protocol calls a short string has its length in a byte. */
+#define RABBITMQ_SHORT_MAX		255
+
+/* The option window by default. */
+#define RABBITMQ_WINDOW			1000
+
+/* Room for host and port, and for what a broker says. */
+#define RABBITMQ_HOST_SIZE		256
+#define RABBITMQ_PEER_SIZE		(RABBITMQ_HOST_SIZE + 16)
+#define RABBITMQ_TEXT_SIZE		256
+
+/*
+ * A connection.
+ *
+ * Its messages are numbered from 1 in the order in which they are published, as
+ * the broker does in its confirms. Those from "oldest" to before "next" are in a
+ * ring, at their number modulo its size, a power of two; NULL once reported.
+ * Those from "unsent" on were not sent yet, because the broker blocks.
+ */
+typedef struct RabbitClient
+{
+	const CqrsBrokerConnection *connection;
+	const char *vhost;
+	const char *exchange;		/* a template */
+	const char *routing_key;	/* a template */
+	bool		mandatory;
+	bool		persistent;
+	int			heartbeat;		/* in seconds */
+	int			connect_timeout;	/* in seconds */
+	int			frame_max;		/* in bytes; the broker may want less */
+	size_t		max_message_size;	/* in bytes */
+
+	amqp_connection_state_t amqp;	/* NULL if there is none */
+	char		peer[RABBITMQ_PEER_SIZE];	/* host:port, for messages */
+	bool		lost;
+
+	bool		blocked;
+	char		blocked_reason[RABBITMQ_TEXT_SIZE];
+
+	CqrsBrokerMessage **ring;
+	uint64_t	ring_size;
+	uint64_t	oldest;
+	uint64_t	unsent;
+	uint64_t	next;
+	size_t		unpolled;		/* bytes sent since the socket was looked at */
+
+	amqp_table_entry_t *headers;	/* of the message being sent */
+	int			headers_size;
+
+	/*
+	 * A message that comes back is two frames and more; this is of the first,
+	 * until the second says which one it is.
+	 */
+	bool		returning;
+	int			return_code;
+	char		return_text[RABBITMQ_TEXT_SIZE];
+	uint64_t	return_hint;	/* where to look for the next one */
+
+	/* Why the broker's certificate is not trusted; empty if it is. */
+	char		tls_problem[RABBITMQ_TEXT_SIZE];
+} RabbitClient;
+
+#pragma GCC visibility push(hidden) /* as in broker_client.h */
+
+/* client.c */
+extern const CqrsBrokerModule rabbitmq_module;
+
+/* connect.c */
+extern bool rabbitmq_hosts_check(const char *value, char *error);
+extern bool rabbitmq_port_check(const char *value, char *error);
+extern bool rabbitmq_connect(RabbitClient *client, char *error);
+extern void rabbitmq_disconnect(RabbitClient *client);
+extern void rabbitmq_mark_lost(RabbitClient *client);
+extern bool rabbitmq_lost(RabbitClient *client, int status, char *error);
+extern void rabbitmq_text(amqp_bytes_t bytes, char *text);
+
+/* tls.c */
+extern amqp_socket_t *rabbitmq_tls_socket(RabbitClient *client,
+										  const char *host, char *error);
+extern const char *rabbitmq_tls_reason(void);
+
+/* publish.c */
+extern bool rabbitmq_accept(RabbitClient *client, CqrsBrokerMessage *message,
+							char *error);
+extern bool rabbitmq_send(RabbitClient *client, char *error);
+extern bool rabbitmq_receive(RabbitClient *client, char *error);
+
+#pragma GCC visibility pop
+
+#endif							/* RABBITMQ_CLIENT_H */

@@ -1,0 +1,586 @@
+/*-------------------------------------------------------------------------
+ *
+ * connect.c
+ *	  To RabbitMQ and away from it, and why it did not work.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include <errno.h>
+#include <netdb.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#include <amqp_tcp_socket.h>
+
+#include "client.h"
+
+#define PORT			5672
+#define PORT_TLS		5671
+
+/* For goodbye; less than what the core waits for shutdown(). */
+#define CLOSE_TIMEOUT_US	250000
+
+/*
+ * The host that is tried first. Moved on when a connection was lost: else a
+ * host that accepts connections and nothing else would always be tried.
+ * Shared by the connections of a process, whose threads change it at will: any
+ * value is right.
+ */
+static unsigned first_host = 0;
+
+static const char *next_host(const char *list, char *host, int *port);
+static bool connect_host(RabbitClient *client, const char *host, int port,
+						 char *error);
+static bool open_socket(RabbitClient *client, const char *host, int port,
+						char *error);
+static bool log_in(RabbitClient *client, char *error);
+static bool refused_login(RabbitClient *client, amqp_connection_close_t *close,
+						  char *error);
+static bool open_channel(RabbitClient *client, char *error);
+static bool replied(RabbitClient *client, amqp_rpc_reply_t reply, char *error);
+static void why_unreachable(const char *host, int port, char *reason);
+static const char *socket_error(int code);
+
+/*
+ * Check of option host: "host", "host:port" or "[IPv6 address]:port", several
+ * of them with commas between.
+ */
+bool
+rabbitmq_hosts_check(const char *value, char *error)
+{
+	char		host[RABBITMQ_HOST_SIZE];
+	int			port;
+
+	do
+	{
+		value = next_host(value, host, &port);
+		if (value == NULL)
+			return broker_error(error,
+								"It must be a list of \"host\" or \"host:port\", separated by commas.");
+	} while (*value != '\0');
+	return true;
+}
+
+/*
+ * Check of option port.
+ */
+bool
+rabbitmq_port_check(const char *value, char *error)
+{
+	return broker_check_int(value, 1, 65535, error);
+}
+
+/*
+ * Connect to the first host that lets us, beginning with another one after a
+ * connection was lost.
+ */
+bool
+rabbitmq_connect(RabbitClient *client, char *error)
+{
+	const char *list = broker_option(client->connection, "host");
+	bool		tls = broker_option_bool(client->connection, "tls", false);
+	int			default_port = broker_option_int(client->connection, "port",
+												 tls ? PORT_TLS : PORT);
+	unsigned	first = __atomic_load_n(&first_host, __ATOMIC_RELAXED);
+	unsigned	count = 0;
+	unsigned	i;
+	const char *rest;
+	char		host[RABBITMQ_HOST_SIZE];
+	int			port;
+	char		all[CQRS_BROKER_ERROR_SIZE] = "";
+
+	if (list == NULL)
+		list = "localhost";
+	for (rest = list; *rest != '\0'; count++)
+	{
+		rest = next_host(rest, host, &port);
+		if (rest == NULL)
+			return broker_error(error, "option \"host\" of the server is not a list of hosts");
+	}
+
+	for (i = 0; i < count; i++)
+	{
+		unsigned	skip = (first + i) % count;
+		size_t		length = strlen(all);
+
+		for (rest = list; skip > 0; skip--)
+			rest = next_host(rest, host, &port);
+		next_host(rest, host, &port);
+		if (connect_host(client, host, port != 0 ? port : default_port, error))
+			return true;
+		snprintf(all + length, sizeof(all) - length, "%s%s",
+				 length > 0 ? "; " : "", error);
+	}
+	return broker_error(error, "%s", all);
+}
+
+/*
+ * End the connection, if there is one.
+ */
+void
+rabbitmq_disconnect(RabbitClient *client)
+{
+	struct pollfd pollfd = {.events = POLLOUT};
+
+	if (client->amqp == NULL)
+		return;
+
+	/*
+	 * A broker that is told so does not log that the connection broke. But it
+	 * is not worth waiting for one that does not read.
+	 */
+	pollfd.fd = amqp_get_sockfd(client->amqp);
+	if (!client->lost && !client->blocked && pollfd.fd >= 0 &&
+		poll(&pollfd, 1, 0) == 1 && pollfd.revents == POLLOUT)
+	{
+		struct timeval timeout = {.tv_usec = CLOSE_TIMEOUT_US};
+
+		amqp_set_rpc_timeout(client->amqp, &timeout);
+		amqp_connection_close(client->amqp, AMQP_REPLY_SUCCESS);
+	}
+	amqp_destroy_connection(client->amqp);
+	client->amqp = NULL;
+}
+
+/*
+ * The connection is lost: the next one may be to another host.
+ */
+void
+rabbitmq_mark_lost(RabbitClient *client)
+{
+	if (!client->lost)
+		__atomic_fetch_add(&first_host, 1, __ATOMIC_RELAXED);
+	client->lost = true;
+}
+
+/*
+ * The connection is lost, as a status of the library says: set error to why.
+ * Returns false.
+ */
+bool
+rabbitmq_lost(RabbitClient *client, int status, char *error)
+{
+	int			code = errno;
+
+	rabbitmq_mark_lost(client);
+
+	switch (status)
+	{
+		case AMQP_STATUS_CONNECTION_CLOSED:
+		case AMQP_STATUS_SOCKET_CLOSED:
+			return broker_error(error,
+								"RabbitMQ at %s ended the connection without saying why",
+								client->peer);
+		case AMQP_STATUS_SOCKET_ERROR:
+			return broker_error(error, "the connection to RabbitMQ at %s broke: %s",
+								client->peer, socket_error(code));
+		case AMQP_STATUS_SSL_ERROR:
+			return broker_error(error, "the connection to RabbitMQ at %s broke: %s",
+								client->peer, rabbitmq_tls_reason());
+		case AMQP_STATUS_HEARTBEAT_TIMEOUT:
+			return broker_error(error,
+								"RabbitMQ at %s does not answer: nothing came for %d seconds, twice the heartbeat",
+								client->peer,
+								2 * amqp_get_heartbeat(client->amqp));
+		case AMQP_STATUS_BAD_AMQP_DATA:
+		case AMQP_STATUS_UNKNOWN_CLASS:
+		case AMQP_STATUS_UNKNOWN_METHOD:
+		case AMQP_STATUS_WRONG_METHOD:
+			return broker_error(error, "what answers at %s does not speak AMQP 0-9-1",
+								client->peer);
+		default:
+			return broker_error(error, "the connection to RabbitMQ at %s failed: %s",
+								client->peer, amqp_error_string2(status));
+	}
+}
+
+/*
+ * Copy what the broker says, at most 255 bytes, to text, an array of
+ * RABBITMQ_TEXT_SIZE bytes.
+ */
+void
+rabbitmq_text(amqp_bytes_t bytes, char *text)
+{
+	size_t		length = bytes.len;
+
+	if (length > RABBITMQ_TEXT_SIZE - 1)
+		length = RABBITMQ_TEXT_SIZE - 1;
+	if (length > 0)
+		memcpy(text, bytes.bytes, length);
+	text[		length] = '\0';
+}
+
+/*
+ * The first host of a list, in an array of RABBITMQ_HOST_SIZE bytes, and its
+ * port, 0 if it has none. Returns the rest of the list, NULL if there is no
+ * host.
+ */
+static const char *
+next_host(const char *list, char *host, int *port)
+{
+	size_t		length;
+	const char *end;
+
+	list += strspn(list, " ");
+	if (*list == '[')
+	{
+		list++;
+		length = strcspn(list, "],");
+		if (list[length] != ']')
+			return NULL;
+		end = list + length + 1;
+	}
+	else
+	{
+		length = strcspn(list, ":, ");
+		end = list + length;
+	}
+	if (length == 0 || length >= RABBITMQ_HOST_SIZE)
+		return NULL;
+	memcpy(host, list, length);
+	host[length] = '\0';
+
+	*port = 0;
+	if (*end == ':')
+	{
+		char	   *after;
+		long		value = strtol(end + 1, &after, 10);
+
+		if (after == end + 1 || value < 1 || value > 65535)
+			return NULL;
+		*port = (int) value;
+		end = after;
+	}
+	end += strspn(end, " ");
+	if (*end == '\0')
+		return end;
+	if (*end != ',' || end[1 + strspn(end + 1, " ")] == '\0')
+		return NULL;
+	return end + 1;
+}
+
+/*
+ * Connect to one host, such that messages can be published.
+ */
+static bool
+connect_host(RabbitClient *client, const char *host, int port, char *error)
+{
+	snprintf(client->peer, sizeof(client->peer),
+			 strchr(host, ':') != NULL ? "[%s]:%d" : "%s:%d", host, port);
+	client->tls_problem[0] = '\0';
+	client->lost = false;
+
+	client->amqp = amqp_new_connection();
+	if (client->amqp == NULL)
+		return broker_error(error, "out of memory");
+	if (open_socket(client, host, port, error) && log_in(client, error) &&
+		open_channel(client, error))
+		return true;
+
+	client->lost = true;		/* no goodbye */
+	rabbitmq_disconnect(client);
+	return false;
+}
+
+/*
+ * Open a socket to a host, and do the TLS handshake if it is to be that.
+ */
+static bool
+open_socket(RabbitClient *client, const char *host, int port, char *error)
+{
+	struct timeval timeout = {.tv_sec = client->connect_timeout};
+	amqp_socket_t *socket;
+	char		reason[RABBITMQ_TEXT_SIZE];
+	int			status;
+
+	if (broker_option_bool(client->connection, "tls", false))
+	{
+		socket = rabbitmq_tls_socket(client, host, error);
+		if (socket == NULL)
+			return false;
+	}
+	else
+	{
+		socket = amqp_tcp_socket_new(client->amqp);
+		if (socket == NULL)
+			return broker_error(error, "out of memory");
+	}
+
+	status = amqp_socket_open_noblock(socket, host, port, &timeout);
+	switch (status)
+	{
+		case AMQP_STATUS_OK:
+			return true;
+		case AMQP_STATUS_HOSTNAME_RESOLUTION_FAILED:
+		case AMQP_STATUS_SOCKET_ERROR:
+			why_unreachable(host, port, reason);
+			return broker_error(error, "could not connect to RabbitMQ at %s: %s",
+								client->peer, reason);
+		case AMQP_STATUS_TIMEOUT:
+			return broker_error(error,
+								"could not connect to RabbitMQ at %s: no answer within %d seconds",
+								client->peer, client->connect_timeout);
+		case AMQP_STATUS_SSL_CONNECTION_FAILED:
+		case AMQP_STATUS_SSL_PEER_VERIFY_FAILED:
+			if (client->tls_problem[0] != '\0')
+				return broker_error(error,
+									"the certificate of RabbitMQ at %s is not trusted: %s",
+									client->peer, client->tls_problem);
+			return broker_error(error,
+								"could not agree on TLS with RabbitMQ at %s: %s",
+								client->peer, rabbitmq_tls_reason());
+		default:
+			return rabbitmq_lost(client, status, error);
+	}
+}
+
+/*
+ * Log in with the user mapping's username and password.
+ */
+static bool
+log_in(RabbitClient *client, char *error)
+{
+	struct timeval timeout = {.tv_sec = client->connect_timeout};
+	char		name[256];
+	amqp_table_entry_t capabilities[] = {
+		{
+			.key = amqp_cstring_bytes("connection.blocked"),
+			.value = {
+				.kind = AMQP_FIELD_KIND_BOOLEAN,
+				.value.boolean = 1
+			}
+		},
+		{
+			.key = amqp_cstring_bytes("publisher_confirms"),
+			.value = {
+				.kind = AMQP_FIELD_KIND_BOOLEAN,
+				.value.boolean = 1
+			}
+		},
+		{
+			.key = amqp_cstring_bytes("basic.nack"),
+			.value = {
+				.kind = AMQP_FIELD_KIND_BOOLEAN,
+				.value.boolean = 1
+			}
+		}
+	};
+	amqp_table_entry_t properties[] = {
+		{
+			.key = amqp_cstring_bytes("product"),
+			.value = {
+				.kind = AMQP_FIELD_KIND_UTF8,
+				.value.bytes = amqp_cstring_bytes("cqrs_outbox")
+			}
+		},
+		{
+			.key = amqp_cstring_bytes("connection_name"),
+			.value = {
+				.kind = AMQP_FIELD_KIND_UTF8,
+				.value.bytes = amqp_cstring_bytes(name)
+			}
+		},
+		{
+			.key = amqp_cstring_bytes("capabilities"),
+			.value = {
+				.kind = AMQP_FIELD_KIND_TABLE,
+				.value.table = {
+					.num_entries = sizeof(capabilities) / sizeof(capabilities[0]),
+					.entries = capabilities
+				}
+			}
+		}
+	};
+	amqp_table_t table = {
+		.num_entries = sizeof(properties) / sizeof(properties[0]),
+		.entries = properties
+	};
+	const char *username = broker_option(client->connection, "username");
+	const char *password = broker_option(client->connection, "password");
+	amqp_rpc_reply_t reply;
+
+	snprintf(name, sizeof(name), "cqrs_outbox %s/%s",
+			 client->connection->database, client->connection->subscription);
+	properties[1].value.value.bytes = amqp_cstring_bytes(name);
+
+	amqp_set_handshake_timeout(client->amqp, &timeout);
+	amqp_set_rpc_timeout(client->amqp, &timeout);
+	errno = 0;
+	reply = amqp_login_with_properties(client->amqp, client->vhost,
+									   RABBITMQ_CHANNEL, client->frame_max,
+									   client->heartbeat, &table,
+									   AMQP_SASL_METHOD_PLAIN,
+									   username != NULL ? username : "",
+									   password != NULL ? password : "");
+	switch (reply.reply_type)
+	{
+		case AMQP_RESPONSE_NORMAL:
+			return true;
+		case AMQP_RESPONSE_SERVER_EXCEPTION:
+			if (reply.reply.id == AMQP_CONNECTION_CLOSE_METHOD)
+				return refused_login(client, reply.reply.decoded, error);
+			break;
+		default:
+			break;
+	}
+	if (reply.library_error == AMQP_STATUS_CONNECTION_CLOSED)
+		return broker_error(error,
+							"RabbitMQ at %s ended the connection during the login; perhaps this port expects %s",
+							client->peer,
+							broker_option_bool(client->connection, "tls", false) ?
+							"another protocol" : "TLS");
+	if (reply.library_error == AMQP_STATUS_BROKER_UNSUPPORTED_SASL_METHOD)
+		return broker_error(error,
+							"RabbitMQ at %s does not allow to log in with username and password (PLAIN)",
+							client->peer);
+	return replied(client, reply, error);
+}
+
+/*
+ * The broker refuses to let us in: set error to why. Returns false.
+ */
+static bool
+refused_login(RabbitClient *client, amqp_connection_close_t *close,
+			  char *error)
+{
+	char text[	RABBITMQ_TEXT_SIZE];
+
+	rabbitmq_text(close->reply_text, text);
+	if (close->reply_code == AMQP_ACCESS_REFUSED)
+		return broker_error(error,
+							"RabbitMQ at %s refused username or password of the user mapping: %s",
+							client->peer, text);
+	if (close->reply_code == AMQP_NOT_ALLOWED && strstr(text, "not found") != NULL)
+		return broker_error(error, "vhost \"%s\" does not exist in RabbitMQ at %s: %s",
+							client->vhost, client->peer, text);
+	if (close->reply_code == AMQP_NOT_ALLOWED)
+		return broker_error(error, "RabbitMQ at %s refused access to vhost \"%s\": %s",
+							client->peer, client->vhost, text);
+	return broker_error(error, "RabbitMQ at %s refused the connection: %s",
+						client->peer, text);
+}
+
+/*
+ * Open the channel, and have it confirm what is published.
+ */
+static bool
+open_channel(RabbitClient *client, char *error)
+{
+	errno = 0;
+	if (amqp_channel_open(client->amqp, RABBITMQ_CHANNEL) == NULL ||
+		amqp_confirm_select(client->amqp, RABBITMQ_CHANNEL) == NULL)
+		return replied(client, amqp_get_rpc_reply(client->amqp), error);
+	return true;
+}
+
+/*
+ * Set error to what the broker replied instead of what was asked for. Returns
+ * false.
+ */
+static bool
+replied(RabbitClient *client, amqp_rpc_reply_t reply, char *error)
+{
+	char text[	RABBITMQ_TEXT_SIZE] = "";
+
+	if (reply.reply_type == AMQP_RESPONSE_LIBRARY_EXCEPTION)
+	{
+		if (reply.library_error == AMQP_STATUS_TIMEOUT)
+			return broker_error(error,
+								"RabbitMQ at %s accepts connections, but did not answer within %d seconds",
+								client->peer, client->connect_timeout);
+		return rabbitmq_lost(client, reply.library_error, error);
+	}
+
+	if (reply.reply_type == AMQP_RESPONSE_SERVER_EXCEPTION &&
+		reply.reply.id == AMQP_CONNECTION_CLOSE_METHOD)
+		rabbitmq_text(((amqp_connection_close_t *) reply.reply.decoded)->reply_text,
+					  text);
+	if (reply.reply_type == AMQP_RESPONSE_SERVER_EXCEPTION &&
+		reply.reply.id == AMQP_CHANNEL_CLOSE_METHOD)
+		rabbitmq_text(((amqp_channel_close_t *) reply.reply.decoded)->reply_text,
+					  text);
+	return broker_error(error, "RabbitMQ at %s refused to open a channel: %s",
+						client->peer, text);
+}
+
+/*
+ * Why could the library not connect? It does not say, so look again, with the
+ * same calls. Sets reason, an array of RABBITMQ_TEXT_SIZE bytes.
+ *
+ * The texts are ours: the C library's would be in the server's language and
+ * encoding.
+ */
+static void
+why_unreachable(const char *host, int port, char *reason)
+{
+	struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
+	struct addrinfo *addresses;
+	struct addrinfo *address;
+	char		service[16];
+	const char *why = "no address";
+	int			status;
+
+	snprintf(service, sizeof(service), "%d", port);
+	status = getaddrinfo(host, service, &hints, &addresses);
+	if (status != 0)
+	{
+		snprintf(reason, RABBITMQ_TEXT_SIZE, "%s",
+				 status == EAI_AGAIN ? "the name server does not answer" :
+				 "there is no host of this name");
+		return;
+	}
+	for (address = addresses; address != NULL; address = address->ai_next)
+	{
+		int			fd = socket(address->ai_family, address->ai_socktype,
+								address->ai_protocol);
+		struct timeval timeout = {.tv_sec = 1};
+
+		if (fd < 0 ||
+			setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO,
+					   &timeout, sizeof(timeout)) != 0 ||
+			connect(fd, address->ai_addr, address->ai_addrlen) != 0)
+			why = socket_error(errno);
+		else
+			why = "it was not reachable";	/* and is again */
+		if (fd >= 0)
+			close(fd);
+	}
+	freeaddrinfo(addresses);
+	snprintf(reason, RABBITMQ_TEXT_SIZE, "%s", why);
+}
+
+/*
+ * What a call to a socket failed with.
+ */
+static const char *
+socket_error(int code)
+{
+	switch (code)
+	{
+		case ECONNREFUSED:
+			return "connection refused; nothing listens there";
+		case ECONNRESET:
+		case EPIPE:
+			return "the other side reset it";
+		case ETIMEDOUT:
+		case EINPROGRESS:
+			return "the network does not answer";
+		case EHOSTUNREACH:
+		case ENETUNREACH:
+		case ENETDOWN:
+			return "no route to the host";
+		case EACCES:
+		case EPERM:
+			return "a firewall does not permit it";
+		case EMFILE:
+		case ENFILE:
+			return "too many open files";
+		default:
+			return "an error of the network";
+	}
+}
