@@ -50,7 +50,7 @@ typedef struct Pipe
 {
 	int			fds[2];
 	bool		written;		/* under the mutex */
-}			Pipe;
+} Pipe;
 
 struct CqrsBrokerLink
 {
@@ -79,24 +79,24 @@ struct CqrsBrokerLink
 };
 
 /* Of this process. */
-static CqrsBrokerLink * current_link = NULL;
+static CqrsBrokerLink *current_link = NULL;
 
 static const char *copy_string(const char *string);
-static void open_pipe(Pipe * pipe);
-static void close_link(CqrsBrokerLink * link);
+static void open_pipe(Pipe *pipe);
+static void close_link(CqrsBrokerLink *link);
 static void close_at_exit(int code, Datum arg);
 static void exit_with_threads(int code, Datum arg);
 static void *thread_main(void *arg);
-static bool thread_cycle(CqrsBrokerLink * link, bool *stop, char *error);
-static bool thread_publish(CqrsBrokerLink * link, CqrsLinkMessage * todo,
+static bool thread_cycle(CqrsBrokerLink *link, bool *stop, char *error);
+static bool thread_publish(CqrsBrokerLink *link, CqrsLinkMessage *todo,
 						   char *error);
 static void thread_report(CqrsBrokerMessage *message,
 						  CqrsBrokerOutcome outcome, const char *error);
-static void thread_hand_back(CqrsBrokerLink * link, CqrsLinkState state,
+static void thread_hand_back(CqrsBrokerLink *link, CqrsLinkState state,
 							 const char *error);
-static void thread_wait(CqrsBrokerLink * link);
-static void wake(Pipe * pipe);
-static void drain_pipe(Pipe * pipe);
+static void thread_wait(CqrsBrokerLink *link);
+static void wake(Pipe *pipe);
+static void drain_pipe(Pipe *pipe);
 
 /*
  * Begin to connect. The connection, which is copied, needs no report. A process
@@ -172,7 +172,7 @@ cqrs_link_open(const CqrsBrokerModule *module,
  * return is not reported.
  */
 CqrsLinkState
-cqrs_link_state(CqrsBrokerLink * link, char *error)
+cqrs_link_state(CqrsBrokerLink *link, char *error)
 {
 	CqrsLinkState state;
 
@@ -187,7 +187,7 @@ cqrs_link_state(CqrsBrokerLink * link, char *error)
  * What is readable when the state changed, or there is something to take.
  */
 int
-cqrs_link_fd(const CqrsBrokerLink * link)
+cqrs_link_fd(const CqrsBrokerLink *link)
 {
 	return link->to_worker.fds[0];
 }
@@ -196,8 +196,8 @@ cqrs_link_fd(const CqrsBrokerLink * link)
  * Have a list of messages published, in its order.
  */
 void
-cqrs_link_send(CqrsBrokerLink * link, CqrsLinkMessage * first,
-			   CqrsLinkMessage * last)
+cqrs_link_send(CqrsBrokerLink *link, CqrsLinkMessage *first,
+			   CqrsLinkMessage *last)
 {
 	CqrsLinkMessage *message;
 
@@ -217,7 +217,7 @@ cqrs_link_send(CqrsBrokerLink * link, CqrsLinkMessage * first,
  * The list of what was reported since the last call, or NULL.
  */
 CqrsLinkMessage *
-cqrs_link_take(CqrsBrokerLink * link)
+cqrs_link_take(CqrsBrokerLink *link)
 {
 	CqrsLinkMessage *reported;
 
@@ -234,7 +234,7 @@ cqrs_link_take(CqrsBrokerLink * link)
  * return.
  */
 void
-cqrs_link_close(CqrsBrokerLink * link)
+cqrs_link_close(CqrsBrokerLink *link)
 {
 	struct pollfd pollfd = {.fd = link->to_worker.fds[0],.events = POLLIN};
 	int			waited;
@@ -277,7 +277,7 @@ copy_string(const char *string)
 }
 
 static void
-open_pipe(Pipe * pipe_to_open)
+open_pipe(Pipe *pipe_to_open)
 {
 	int			i;
 
@@ -296,7 +296,7 @@ open_pipe(Pipe * pipe_to_open)
  * Free a link that has no thread.
  */
 static void
-close_link(CqrsBrokerLink * link)
+close_link(CqrsBrokerLink *link)
 {
 	int			i;
 
@@ -361,7 +361,7 @@ thread_main(void *arg)
  * is lost.
  */
 static bool
-thread_cycle(CqrsBrokerLink * link, bool *stop, char *error)
+thread_cycle(CqrsBrokerLink *link, bool *stop, char *error)
 {
 	CqrsLinkMessage *todo;
 
@@ -390,7 +390,7 @@ thread_cycle(CqrsBrokerLink * link, bool *stop, char *error)
  * Publish a list, some at a time.
  */
 static bool
-thread_publish(CqrsBrokerLink * link, CqrsLinkMessage * todo, char *error)
+thread_publish(CqrsBrokerLink *link, CqrsLinkMessage *todo, char *error)
 {
 	CqrsBrokerMessage *messages[256];
 
@@ -432,7 +432,7 @@ thread_report(CqrsBrokerMessage *message, CqrsBrokerOutcome outcome,
  * Hand back what was reported, and wake the worker if it does not know all.
  */
 static void
-thread_hand_back(CqrsBrokerLink * link, CqrsLinkState state, const char *error)
+thread_hand_back(CqrsBrokerLink *link, CqrsLinkState state, const char *error)
 {
 	pthread_mutex_lock(&link->mutex);
 	if (link->reports != NULL)
@@ -456,7 +456,7 @@ thread_hand_back(CqrsBrokerLink * link, CqrsLinkState state, const char *error)
  * Wait for the worker, or the broker.
  */
 static void
-thread_wait(CqrsBrokerLink * link)
+thread_wait(CqrsBrokerLink *link)
 {
 	struct pollfd pollfds[2] = {0};
 	int			fd = link->module->fd(link->module_state);
@@ -473,7 +473,7 @@ thread_wait(CqrsBrokerLink * link)
  * In both threads: wake the other one. The mutex is held.
  */
 static void
-wake(Pipe * pipe_to_write)
+wake(Pipe *pipe_to_write)
 {
 	char		byte = 0;
 
@@ -486,7 +486,7 @@ wake(Pipe * pipe_to_write)
  * In both threads: read what woke this one. The mutex is held.
  */
 static void
-drain_pipe(Pipe * pipe_to_read)
+drain_pipe(Pipe *pipe_to_read)
 {
 	char		bytes[16];
 

@@ -25,22 +25,22 @@ typedef struct CqrsLinkMessage
 	CqrsBrokerOutcome outcome;	/* once taken */
 	char	   *error;			/* the same; NULL, or to be freed with free() */
 	struct CqrsLinkMessage *next;
-}			CqrsLinkMessage;
+} CqrsLinkMessage;
 
 typedef enum CqrsLinkState
 {
 	CQRS_LINK_CONNECTING,
 	CQRS_LINK_OPEN,
 	CQRS_LINK_LOST
-}			CqrsLinkState;
+} CqrsLinkState;
 
-extern CqrsBrokerLink * cqrs_link_open(const CqrsBrokerModule *module,
-									   const CqrsBrokerConnection *connection);
-extern CqrsLinkState cqrs_link_state(CqrsBrokerLink * link, char *error);
-extern int	cqrs_link_fd(const CqrsBrokerLink * link);
-extern void cqrs_link_send(CqrsBrokerLink * link, CqrsLinkMessage * first,
-						   CqrsLinkMessage * last);
-extern CqrsLinkMessage * cqrs_link_take(CqrsBrokerLink * link);
-extern void cqrs_link_close(CqrsBrokerLink * link);
+extern CqrsBrokerLink *cqrs_link_open(const CqrsBrokerModule *module,
+									  const CqrsBrokerConnection *connection);
+extern CqrsLinkState cqrs_link_state(CqrsBrokerLink *link, char *error);
+extern int	cqrs_link_fd(const CqrsBrokerLink *link);
+extern void cqrs_link_send(CqrsBrokerLink *link, CqrsLinkMessage *first,
+						   CqrsLinkMessage *last);
+extern CqrsLinkMessage *cqrs_link_take(CqrsBrokerLink *link);
+extern void cqrs_link_close(CqrsBrokerLink *link);
 
 #endif							/* CQRS_BROKER_LINK_H */

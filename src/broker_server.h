@@ -20,11 +20,11 @@ typedef struct CqrsBrokerServer
 	CqrsBrokerConnection connection;
 	int			window;			/* messages that may be unconfirmed */
 	const char *source;			/* of cloudevents; NULL: the default */
-}			CqrsBrokerServer;
+} CqrsBrokerServer;
 
-extern CqrsBrokerServer * cqrs_broker_server(const char *server_name,
-											 const char *subscription,
-											 Oid owner);
+extern CqrsBrokerServer *cqrs_broker_server(const char *server_name,
+											const char *subscription,
+											Oid owner);
 extern uint64 cqrs_broker_server_generation(void);
 
 #endif							/* CQRS_BROKER_SERVER_H */

@@ -100,7 +100,7 @@ cqrs_relay_begin(CqrsRelay *relay, CqrsSubscription *subscription,
  */
 bool
 cqrs_relay_begin_ahead(CqrsRelay *relay, CqrsSubscription *subscription,
-					   int partition, CqrsReadAhead * ahead)
+					   int partition, CqrsReadAhead *ahead)
 {
 	(void) begin(relay, subscription, partition, true);
 	relay->ahead = ahead;

@@ -28,7 +28,7 @@ typedef struct CqrsReadAhead
 	CqrsCursor	cursor;			/* in which window; else as in the table */
 	int64		position;		/* of that window, read up to here */
 	bool		at_end;			/* nothing is left of it */
-}			CqrsReadAhead;
+} CqrsReadAhead;
 
 /* One batch being read, in one transaction. */
 typedef struct CqrsRelay
@@ -62,7 +62,7 @@ extern bool cqrs_relay_begin(CqrsRelay *relay, CqrsSubscription *subscription,
 							 int partition, bool wait);
 extern bool cqrs_relay_begin_ahead(CqrsRelay *relay,
 								   CqrsSubscription *subscription,
-								   int partition, CqrsReadAhead * ahead);
+								   int partition, CqrsReadAhead *ahead);
 extern void cqrs_relay_read_ahead(CqrsRelay *relay);
 extern bool cqrs_relay_next(CqrsRelay *relay, int max_events,
 							CqrsEvent *event);

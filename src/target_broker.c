@@ -72,7 +72,7 @@ typedef enum EntryState
 	ENTRY_REJECTED,
 	ENTRY_REFUSED,
 	ENTRY_WAITS					/* behind one that was rejected */
-}			EntryState;
+} EntryState;
 
 /* The events read in one exchange. */
 typedef struct Batch
@@ -100,7 +100,7 @@ typedef struct Lane
 	uint64		lane;			/* hash key */
 	int			nsent;			/* on their way; only with one_by_lane */
 	int			nfailed;		/* rejected, and not recorded */
-}			Lane;
+} Lane;
 
 /* The connection of this process, if server is not NULL. */
 static struct
@@ -151,8 +151,8 @@ static Entry *add_entry(Batch *batch, const CqrsEvent *event);
 static void forget_entry(Entry *entry);
 static void forget_all(void);
 static void keep_cursor(const CqrsCursor *cursor);
-static Lane * lane_of(uint64 lane);
-static void drop_lane(Lane * lane);
+static Lane *lane_of(uint64 lane);
+static void drop_lane(Lane *lane);
 static bool one_by_lane(void);
 static bool first_is_final(void);
 static void take_outcomes(void);
@@ -792,7 +792,7 @@ lane_of(uint64 lane)
  * Forget a lane of which nothing is to be known.
  */
 static void
-drop_lane(Lane * lane)
+drop_lane(Lane *lane)
 {
 	if (lane->nsent == 0 && lane->nfailed == 0)
 		hash_search(broker.lanes, &lane->lane, HASH_REMOVE, NULL);

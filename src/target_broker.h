@@ -22,7 +22,7 @@ typedef enum CqrsBrokerTask
 	CQRS_BROKER_TASK_EXCHANGE,	/* record what is confirmed, read on */
 	CQRS_BROKER_TASK_RENEW,		/* close it: it is not to be used any more */
 	CQRS_BROKER_TASK_FAIL		/* it is lost */
-}			CqrsBrokerTask;
+} CqrsBrokerTask;
 
 /* In a transaction. */
 extern void cqrs_target_broker_prepare(CqrsSubscription *subscription,
