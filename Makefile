@@ -1,6 +1,7 @@
 # cqrs_outbox: a CQRS mediator and a transactional outbox for PostgreSQL.
 #
-#   make, make install    build and install, for the server of $(PG_CONFIG)
+#   make, make install    build and install, for the server of $(PG_CONFIG);
+#                         also the broker modules whose client library is here
 #   make demo             show the main job in a temporary cluster
 #   make test             run every test in temporary clusters
 #   make bench            measure against what a user would pick instead
@@ -96,6 +97,24 @@ all install:
 endif
 
 $(OBJS): $(wildcard $(srcdir)/src/*.h)
+
+# Each broker module is an extension of its own, with a Makefile of its own.
+LIBRARIES_example =
+LIBRARIES_kafka = rdkafka
+LIBRARIES_rabbitmq = librabbitmq openssl
+has_libraries = $(if $(1),$(shell pkg-config --exists $(1) 2>/dev/null && echo yes),yes)
+BROKERS := $(strip $(foreach module,example kafka rabbitmq,\
+	$(if $(wildcard $(srcdir)/brokers/$(module)/Makefile),\
+	$(if $(call has_libraries,$(LIBRARIES_$(module))),$(module)))))
+BROKER_TARGETS = $(foreach target,all install clean,$(BROKERS:%=$(target)-%))
+
+all: $(BROKERS:%=all-%)
+install: $(BROKERS:%=install-%)
+clean: $(BROKERS:%=clean-%)
+
+.PHONY: $(BROKER_TARGETS)
+$(BROKER_TARGETS):
+	$(MAKE) -C $(srcdir)/brokers/$(word 2,$(subst -, ,$@)) $(word 1,$(subst -, ,$@))
 
 .PHONY: demo test bench indent
 

@@ -45,10 +45,32 @@ install_missing()
 		{ cat /tmp/cqrs_outbox_apt.$$; die "could not install ${packages[*]}"; }
 	rm -f /tmp/cqrs_outbox_apt.$$
 
-	# The server's package starts a cluster; nobody asked for it.
+	# A server's package starts it; nobody asked for that.
+	[[ " ${packages[*]} " != *" rabbitmq-server "* ]] || service rabbitmq-server stop >/dev/null 2>&1
 	pg_lsclusters -h 2>/dev/null | awk '$4 == "online" {print $1, $2}' | while read -r version name; do
 		grep -qx "$version $name" <<<"$clusters_before" || pg_ctlcluster "$version" "$name" stop
 	done
+}
+
+# install_broker_packages: what building and testing the broker modules takes.
+# Node may come from elsewhere.
+install_broker_packages()
+{
+	local packages=(pkg-config librabbitmq-dev librdkafka-dev libssl-dev openssl rabbitmq-server)
+
+	{ command -v node && command -v npm; } >/dev/null || packages+=(nodejs npm)
+	install_missing "${packages[@]}"
+}
+
+# install_consumers: programs that read what the brokers were given, with the
+# client libraries they need, into $scratch/consumers
+install_consumers()
+{
+	cp -r "$top/test/consumers" "$scratch/"
+	(cd "$scratch/consumers" && npm install --no-audit --no-fund --no-package-lock --cache "$scratch/npm") \
+		>"$scratch/npm.log" 2>&1 || { cat "$scratch/npm.log"; die "could not install the consumers' client libraries"; }
+	rm -rf "$scratch/npm"
+	export CQRS_CONSUMERS=$scratch/consumers
 }
 
 # build_and_install [VARIABLE=VALUE ...]: for the server of $PG_CONFIG.
