@@ -260,10 +260,9 @@ cqrs_link_close(CqrsBrokerLink *link)
 	{
 		if (proc_exit_inprogress)
 			return;
-		ereport(LOG,
-				(errmsg("connection to the broker of subscription \"%s\" does not close",
-						link->connection.subscription),
-				 errdetail("The worker ends; another one takes its place.")));
+		ereport(DEBUG1,
+				(errmsg_internal("connection to the broker of subscription \"%s\" does not close",
+								 link->connection.subscription)));
 		proc_exit(0);
 	}
 	pthread_join(link->thread, NULL);

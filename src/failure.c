@@ -93,10 +93,10 @@ cqrs_failure_record(int32 subscription_id, int32 partition,
 }
 
 /*
- * If what failed last ended the process: when to try again; 0 otherwise.
+ * When to try again, if delivery failed last; 0 otherwise.
  */
 TimestampTz
-cqrs_failure_crashed(int32 subscription_id, int32 partition)
+cqrs_failure_retry_at(int32 subscription_id, int32 partition)
 {
 	Relation	rel = table_open(cqrs_relation_oid(CQRS_REL_FAILURE),
 								 AccessShareLock);
@@ -109,9 +109,7 @@ cqrs_failure_crashed(int32 subscription_id, int32 partition)
 		bool		nulls[FAILURE_COLUMNS];
 
 		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
-		if (strcmp(TextDatumGetCString(values[FAILURE_SQLSTATE - 1]),
-				   unpack_sql_state(ERRCODE_CRASH_SHUTDOWN)) == 0)
-			retry_at = DatumGetTimestampTz(values[FAILURE_RETRY_AT - 1]);
+		retry_at = DatumGetTimestampTz(values[FAILURE_RETRY_AT - 1]);
 	}
 	table_close(rel, AccessShareLock);
 	return retry_at;

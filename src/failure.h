@@ -14,8 +14,8 @@
 
 extern TimestampTz cqrs_failure_record(int32 subscription_id, int32 partition,
 									   const ErrorData *error);
-extern TimestampTz cqrs_failure_crashed(int32 subscription_id,
-										int32 partition);
+extern TimestampTz cqrs_failure_retry_at(int32 subscription_id,
+										 int32 partition);
 extern void cqrs_failure_clear(int32 subscription_id, int32 partition);
 
 #endif							/* CQRS_FAILURE_H */

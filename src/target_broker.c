@@ -108,6 +108,7 @@ static struct
 	MemoryContext context;
 	CqrsBrokerServer *server;
 	char	   *server_name;
+	char	   *subscription_name;
 	uint64		generation;		/* of servers, when it was read */
 	CqrsBrokerLink *link;		/* NULL: not begun to connect */
 	int			partition;
@@ -180,7 +181,9 @@ cqrs_target_broker_prepare(CqrsSubscription *subscription, int partition)
 	broker.generation = generation;
 	broker.partition = partition;
 	broker.server_name = pstrdup(subscription->server);
+	broker.subscription_name = pstrdup(subscription->name);
 	broker.strict = subscription->strict_key_order;
+	broker.timeout = subscription->handler_timeout;
 	if (!cqrs_format_parse(subscription->format, &broker.format))
 		elog(ERROR, "unexpected format \"%s\"", subscription->format);
 	broker.ahead.cursor.seq = -1;
@@ -260,7 +263,14 @@ cqrs_target_broker_task(bool finish, char *error)
 				 broker.server->module->name, broker.server_name,
 				 broker.timeout);
 	if (error[0] != '\0')
+	{
+		ereport(LOG,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("could not deliver to server \"%s\" of subscription \"%s\"",
+						broker.server_name, broker.subscription_name),
+				 errdetail_internal("%s", error)));
 		return CQRS_BROKER_TASK_FAIL;
+	}
 
 	if (state == CQRS_LINK_CONNECTING)
 		return CQRS_BROKER_TASK_WAIT;
@@ -319,16 +329,16 @@ cqrs_target_broker_patience(void)
 void
 cqrs_target_broker_close(void)
 {
-	CqrsBrokerLink *link = broker.link;
+	dlist_iter	iter;
 
 	if (broker.server == NULL)
 		return;
+	if (broker.link != NULL)
+		cqrs_link_close(broker.link);
 	broker.link = NULL;
-	if (link != NULL)
-	{
-		cqrs_link_close(link);
-		take_outcomes();
-	}
+	dlist_foreach(iter, &broker.entries)
+		free(dlist_container(Entry, node, iter.cur)->message.error);
+	broker.nentries = 0;
 	broker.server = NULL;
 	MemoryContextDelete(broker.context);
 }

@@ -467,11 +467,10 @@ fail_broker(Job *job, const char *message)
 	job->announced = 0;
 	job->lost = message;
 	(void) run(run_exchange, job);
-	cqrs_target_broker_close();
-	ereport(LOG,
-			(errcode(ERRCODE_CONNECTION_FAILURE),
-			 errmsg_internal("%s", message)));
 	record_outage(job, error);
+
+	/* This may end the process. */
+	cqrs_target_broker_close();
 	return FAILED;
 }
 
@@ -607,14 +606,17 @@ run_announce(CqrsSubscription *subscription, Job *job)
 }
 
 /*
- * Find out how to connect. If an attempt may end the process, it counts as
- * failed before it begins, and if the last one was such, its delay is to be
- * kept.
+ * Find out how to connect. The delay after the last failure is kept, also if
+ * that was another process's. If an attempt may end the process, it counts as
+ * failed before it begins.
  */
 static void
 run_prepare(CqrsSubscription *subscription, Job *job)
 {
-	job->failed_until = 0;
+	job->failed_until = cqrs_failure_retry_at(job->subscription_id,
+											  job->partition);
+	if (job->failed_until > GetCurrentTimestamp())
+		return;
 	if (subscription->state != CQRS_SUBSCRIPTION_ACTIVE)
 	{
 		job->called = false;
@@ -624,10 +626,6 @@ run_prepare(CqrsSubscription *subscription, Job *job)
 	{
 		ErrorData	crash = {0};
 
-		job->failed_until = cqrs_failure_crashed(job->subscription_id,
-												 job->partition);
-		if (job->failed_until > GetCurrentTimestamp())
-			return;
 		crash.sqlerrcode = ERRCODE_CRASH_SHUTDOWN;
 		crash.message = psprintf("the server process ended while it was connected to server \"%s\"",
 								 subscription->server);
@@ -635,7 +633,6 @@ run_prepare(CqrsSubscription *subscription, Job *job)
 		(void) cqrs_failure_record(job->subscription_id, job->partition,
 								   &crash);
 		cqrs_commit_durably();
-		job->failed_until = 0;
 	}
 	cqrs_target_broker_prepare(subscription, job->partition);
 }
