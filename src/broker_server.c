@@ -108,7 +108,7 @@ cqrs_broker_server(const char *server_name, const char *subscription,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("server \"%s\" cannot be connected to as it is",
 						server_name),
-				 errdetail_internal("%s", pg_any_to_server(error, strlen(error), PG_UTF8)),
+				 errdetail_internal("%s", cqrs_broker_error(error)),
 				 errhint("Use ALTER SERVER, or CREATE USER MAPPING FOR %s.",
 						 quote_identifier(GetUserNameFromId(owner, false)))));
 	return result;
@@ -132,6 +132,25 @@ cqrs_broker_server_generation(void)
 		registered = true;
 	}
 	return generation;
+}
+
+/*
+ * The text of a module's error as the server can print it, whatever it is and
+ * whether or not in a transaction.
+ */
+char *
+cqrs_broker_error(const char *error)
+{
+	char	   *result = pstrdup(error);
+	char	   *c;
+
+	if (GetDatabaseEncoding() == PG_UTF8 &&
+		pg_verify_mbstr(PG_UTF8, error, strlen(error), true))
+		return result;
+	for (c = result; *c != '\0'; c++)
+		if (IS_HIGHBIT_SET(*c))
+			*c = '?';
+	return result;
 }
 
 /*

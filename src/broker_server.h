@@ -26,5 +26,6 @@ extern CqrsBrokerServer *cqrs_broker_server(const char *server_name,
 											const char *subscription,
 											Oid owner);
 extern uint64 cqrs_broker_server_generation(void);
+extern char *cqrs_broker_error(const char *error);
 
 #endif							/* CQRS_BROKER_SERVER_H */

@@ -181,15 +181,15 @@ typedef struct CqrsBrokerModule
 	 * connection is lost.
 	 *
 	 * If it returns true and sets error, the connection stands, but the
-	 * broker accepts nothing at present. If that lasts, the connection is
-	 * closed, and made anew later.
+	 * broker accepts nothing at present. If that lasts for a second with
+	 * messages unreported, the connection is closed, and made anew later.
 	 */
 	bool		(*poll) (void *state, char *error);
 
 	/*
 	 * A file descriptor that is readable when poll() has something to do; -1
-	 * if there is none: poll() is called every 10 ms then. Asked for before
-	 * each wait.
+	 * if there is none: poll() is called every 10 ms then, as long as a
+	 * message is not reported. Asked for before each wait.
 	 */
 	int			(*fd) (void *state);
 

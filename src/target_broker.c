@@ -41,7 +41,6 @@
 #include "cqrs_outbox.h"
 
 #include "lib/ilist.h"
-#include "mb/pg_wchar.h"
 #include "utils/datum.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
@@ -131,6 +130,8 @@ static struct
 
 	bool		read_all;		/* nothing more can be read just now */
 	bool		hold;			/* send nothing */
+	bool		unproven;		/* send one event, and see */
+	bool		no_room;		/* too many are parked to record more */
 	bool		moved;			/* the cursor, by somebody else */
 	TimestampTz waiting_since;	/* for the broker to do something */
 	TimestampTz trouble_since;	/* it accepts nothing; 0: it does */
@@ -162,10 +163,15 @@ static void exchange_error_callback(void *arg);
 
 /*
  * Read all that it takes to connect, as the current user, the subscription's
- * owner. Raises what cqrs_broker_server() does.
+ * owner. If the last attempt failed before anything was confirmed, only one
+ * event is sent until the broker says something: a broker that takes what it
+ * does not confirm would get as many as it can hold, each time anew.
+ *
+ * Raises what cqrs_broker_server() does.
  */
 void
-cqrs_target_broker_prepare(CqrsSubscription *subscription, int partition)
+cqrs_target_broker_prepare(CqrsSubscription *subscription, int partition,
+						   bool failed_before)
 {
 	MemoryContext context;
 	MemoryContext oldcontext;
@@ -184,6 +190,7 @@ cqrs_target_broker_prepare(CqrsSubscription *subscription, int partition)
 	broker.subscription_name = pstrdup(subscription->name);
 	broker.strict = subscription->strict_key_order;
 	broker.timeout = subscription->handler_timeout;
+	broker.unproven = failed_before;
 	if (!cqrs_format_parse(subscription->format, &broker.format))
 		elog(ERROR, "unexpected format \"%s\"", subscription->format);
 	broker.ahead.cursor.seq = -1;
@@ -249,9 +256,7 @@ cqrs_target_broker_task(bool finish, char *error)
 		(broker.nsent > 0 && broker.trouble_since != 0 &&
 		 TimestampDifferenceExceeds(broker.trouble_since, now,
 									LONGEST_TROUBLE)))
-		strlcpy(error,
-				pg_any_to_server(trouble, strlen(trouble), PG_UTF8),
-				CQRS_BROKER_ERROR_SIZE);
+		strlcpy(error, cqrs_broker_error(trouble), CQRS_BROKER_ERROR_SIZE);
 	else if ((broker.nsent > 0 || state == CQRS_LINK_CONNECTING) &&
 			 broker.timeout > 0 &&
 			 TimestampDifferenceExceeds(broker.waiting_since, now,
@@ -278,7 +283,8 @@ cqrs_target_broker_task(bool finish, char *error)
 	nfinal = broker.nentries - broker.nread - broker.nsent;
 	if (broker.nsent == 0 && !first_is_final() && (renew || broker.hold))
 		return CQRS_BROKER_TASK_RENEW;
-	if (look || broker.nsent == 0 || (nfinal > half && first_is_final()) ||
+	if (look || broker.nsent == 0 ||
+		(nfinal > half && first_is_final() && !broker.no_room) ||
 		(!broker.read_all && !renew && broker.nread <= half &&
 		 broker.nbytes < LONGEST_ENTRIES))
 		return CQRS_BROKER_TASK_EXCHANGE;
@@ -391,10 +397,11 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 	moved = (broker.parked ? record_parked(&relay, lost) :
 			 record_new(&relay)) > 0;
 	relay.full = relay.parked != NULL && relay.parked->full;
+	broker.no_room = relay.full && !moved;
 
 	/* If there is no room to park what is rejected, it is read again later. */
 	if (broker.nsent == 0 && broker.nentries > 0 &&
-		(!read || (relay.full && !moved && !broker.parked)))
+		(!read || (broker.no_room && !broker.parked)))
 	{
 		forget_all();
 		broker.ahead.position = cursor->position;
@@ -525,7 +532,7 @@ fault_of(const Entry *entry)
 	fault = palloc0(sizeof(CqrsFault));
 	fault->sqlerrcode = ERRCODE_FDW_ERROR;
 	fault->message = error == NULL ? "the broker gave no reason" :
-		pg_any_to_server(error, strlen(error), PG_UTF8);
+		cqrs_broker_error(error);
 	fault->final = entry->state == ENTRY_REFUSED;
 	return fault;
 }
@@ -836,7 +843,10 @@ take_outcomes(void)
 	CqrsLinkMessage *message = cqrs_link_take(broker.link);
 
 	if (message != NULL)
+	{
 		broker.waiting_since = GetCurrentTimestamp();
+		broker.unproven = false;
+	}
 	while (message != NULL)
 	{
 		Entry	   *entry = (Entry *) message;
@@ -875,7 +885,7 @@ hand_out(void)
 	if (broker.nsent == 0)
 		broker.waiting_since = GetCurrentTimestamp();
 	while (node != NULL && broker.nread > 0 &&
-		   broker.nout < broker.server->window)
+		   broker.nout < (broker.unproven ? 1 : broker.server->window))
 	{
 		Entry	   *entry = dlist_container(Entry, node, node);
 

@@ -405,6 +405,7 @@ open_broker(Job *job)
 		return DRAINED;
 	if (error != NULL)
 	{
+		cqrs_target_broker_close();
 		record_outage(job, error);
 		return FAILED;
 	}
@@ -634,7 +635,8 @@ run_prepare(CqrsSubscription *subscription, Job *job)
 								   &crash);
 		cqrs_commit_durably();
 	}
-	cqrs_target_broker_prepare(subscription, job->partition);
+	cqrs_target_broker_prepare(subscription, job->partition,
+							   job->failed_until != 0);
 }
 
 static void
