@@ -482,7 +482,9 @@ COMMENT ON FUNCTION cqrs_send(record) IS 'dispatches a command given as a compos
 -- ----------------------------------------------------------------------
 
 -- Adds one event to the outbox. It exists if and only if the transaction
--- commits.
+-- commits. While the setting cqrs_outbox.traceparent is not empty, every event
+-- that is emitted, here and below, has it as the header traceparent, unless
+-- its headers have one; null there stands for none.
 --   event_name  a registered event type
 --   payload     JSON object that fits the payload type; NULL is a tombstone
 --   key         events of one key are delivered in order

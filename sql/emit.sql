@@ -101,6 +101,45 @@ SELECT count(*), bool_and((payload->>'n')::int = n) AS in_order, count(DISTINCT 
 FROM cqrs_events('bulk', 10000, after_position => (SELECT max(position) - 5000 FROM cqrs_topics.bulk))
 	 WITH ORDINALITY AS e(position, event_id, event_name, topic, key, payload, headers, status, attempts, emitted_at, n);
 
+-- traced
+SELECT cqrs_register_event('traced', 'traced');
+SET cqrs_outbox.traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01';
+SELECT cqrs_emit('traced', '{"n": 1}') IS NOT NULL;
+SELECT cqrs_emit('traced', '{"n": 2}', headers => '{"a": 1, "tracestate": "k=v"}') IS NOT NULL;
+SELECT cqrs_emit('traced', '{"n": 3}', headers => '{}') IS NOT NULL;
+SELECT cqrs_emit('traced', '{"n": 4}', headers => '{"traceparent": "its own"}') IS NOT NULL;
+SELECT cqrs_emit('traced', '{"n": 5}', headers => '{"traceparent": null}') IS NOT NULL;
+SELECT cqrs_emit_many('traced', ARRAY['{"n": 6}', '{"n": 7}']::jsonb[]);
+CREATE TABLE traced (n int);
+CREATE TRIGGER each_row AFTER INSERT ON traced
+	FOR EACH ROW EXECUTE FUNCTION cqrs_emit_trigger('traced', 'n');
+CREATE TRIGGER statement AFTER INSERT ON traced REFERENCING NEW TABLE AS new
+	FOR EACH STATEMENT EXECUTE FUNCTION cqrs_emit_trigger('traced', 'n');
+INSERT INTO traced VALUES (8);
+BEGIN;
+SET LOCAL cqrs_outbox.traceparent = '00-ffffffffffffffffffffffffffffffff-ffffffffffffffff-00';
+SELECT cqrs_emit('traced', '{"n": 9}') IS NOT NULL;
+COMMIT;
+SELECT cqrs_emit('traced', '{"n": 10}') IS NOT NULL;
+SET cqrs_outbox.traceparent = '';
+SELECT cqrs_emit('traced', '{"n": 11}') IS NOT NULL;
+SELECT cqrs_emit('traced', '{"n": 12}', headers => '{"a": 1}') IS NOT NULL;
+SELECT coalesce(payload->'n', payload->'new'->'n') AS n, headers FROM cqrs_events('traced');
+SET cqrs_outbox.traceparent = '00-4BF92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01';
+\echo :LAST_ERROR_SQLSTATE
+\set VERBOSITY terse
+SET cqrs_outbox.traceparent = '00-00000000000000000000000000000000-00f067aa0ba902b7-01';
+SET cqrs_outbox.traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01';
+SET cqrs_outbox.traceparent = '00-4bf92f3577b34da6a3ce929d0e0e473-00f067aa0ba902b7-01';
+SET cqrs_outbox.traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736_00f067aa0ba902b7-01';
+SET cqrs_outbox.traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-0g';
+SET cqrs_outbox.traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-011';
+SET cqrs_outbox.traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x';
+SET cqrs_outbox.traceparent = '01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01';
+\set VERBOSITY default
+SHOW cqrs_outbox.traceparent;
+DROP TABLE traced;
+
 -- a huge payload
 SELECT cqrs_emit('bulk', jsonb_build_object('blob', repeat('x', 100 * 1024 * 1024))) IS NOT NULL;
 SELECT length(payload->>'blob') FROM cqrs_events('bulk', 1, after_position => (SELECT max(position) - 1 FROM cqrs_topics.bulk));
@@ -223,6 +262,7 @@ SELECT cqrs_drop_topic('orders');
 SELECT cqrs_drop_topic('orders', force => true);
 SELECT cqrs_drop_topic('orders');
 SELECT cqrs_drop_topic('bulk', force => true);
+SELECT cqrs_drop_topic('traced', force => true);
 SELECT cqrs_emit('bulk', '{}');
 SELECT cqrs_drop_topic('empty', force => true);
 SELECT cqrs_create_topic('empty');

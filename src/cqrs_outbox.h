@@ -29,6 +29,9 @@
 /* Names are at most this many bytes, so that a topic can name its view. */
 #define CQRS_MAX_NAME		(NAMEDATALEN - 1)
 
+/* A W3C traceparent is as many characters. */
+#define CQRS_TRACEPARENT_LEN	55
+
 /* Settings; described in guc.c. */
 extern bool cqrs_deliver;
 extern int	cqrs_tick_interval;
@@ -38,6 +41,7 @@ extern int	cqrs_max_workers;
 extern int	cqrs_max_command_depth;
 extern int	cqrs_segment_size;	/* in kB */
 extern int	cqrs_segment_age;	/* in milliseconds */
+extern char *cqrs_traceparent;	/* "": none */
 
 extern void cqrs_guc_define(void);
 

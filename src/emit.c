@@ -29,6 +29,7 @@
 #include "commands/sequence.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -86,6 +87,7 @@ static void fill_slot(Writer *writer, TupleTableSlot *slot, TimestampTz now,
 					  NullableDatum key, NullableDatum headers,
 					  NullableDatum payload);
 static void insert_many(CqrsEmitter *emitter);
+static Datum traced_headers(NullableDatum headers);
 
 PG_FUNCTION_INFO_V1(cqrs_emit);
 PG_FUNCTION_INFO_V1(cqrs_emit_many);
@@ -204,10 +206,11 @@ cqrs_emit_many(PG_FUNCTION_ARGS)
 }
 
 /*
- * Add one event, without headers and with a new id, to the topic. The caller
- * has checked that the transaction may write (cqrs_require_writable), that
- * the user may emit to the topic (cqrs_topic_require), and that the payload,
- * if not NULL, fits the event type. event_name is text.
+ * Add one event, without headers of its own and with a new id, to the topic.
+ * The caller has checked that the transaction may write
+ * (cqrs_require_writable), that the user may emit to the topic
+ * (cqrs_topic_require), and that the payload, if not NULL, fits the event
+ * type. event_name is text.
  *
  * Raises 55000 if the topic's tables were altered.
  */
@@ -406,6 +409,11 @@ fill_slot(Writer *writer, TupleTableSlot *slot, TimestampTz now,
 	values[CQRS_SEG_EVENT_NAME - 1] = event_name;
 	values[CQRS_SEG_KEY - 1] = key.value;
 	nulls[CQRS_SEG_KEY - 1] = key.isnull;
+	if (cqrs_traceparent[0] != '\0')
+	{
+		headers.value = traced_headers(headers);
+		headers.isnull = false;
+	}
 	values[CQRS_SEG_HEADERS - 1] = headers.value;
 	nulls[CQRS_SEG_HEADERS - 1] = headers.isnull;
 	values[CQRS_SEG_PAYLOAD - 1] = payload.value;
@@ -435,4 +443,40 @@ insert_many(CqrsEmitter *emitter)
 	MemoryContextReset(emitter->scratch);
 	emitter->used = 0;
 	emitter->bytes = 0;
+}
+
+/*
+ * The headers of an event while cqrs_outbox.traceparent is set. They have it,
+ * unless they have a traceparent already, be it null. What is made of nothing
+ * is kept for the next event; what is made of headers is in the current
+ * context.
+ */
+static Datum
+traced_headers(NullableDatum headers)
+{
+	static char made_of[CQRS_TRACEPARENT_LEN + 1] = "";
+	static Jsonb *trace = NULL;
+
+	if (strcmp(made_of, cqrs_traceparent) != 0)
+	{
+		MemoryContext oldcontext;
+		char	   *object;
+
+		/* The value has no character that JSON would have escaped. */
+		object = psprintf("{\"traceparent\": \"%s\"}", cqrs_traceparent);
+		oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+		if (trace != NULL)
+			pfree(trace);
+		trace = NULL;
+		made_of[0] = '\0';
+		trace = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
+												   CStringGetDatum(object)));
+		strlcpy(made_of, cqrs_traceparent, sizeof(made_of));
+		MemoryContextSwitchTo(oldcontext);
+		pfree(object);
+	}
+	if (headers.isnull)
+		return JsonbPGetDatum(trace);
+	return DirectFunctionCall2(jsonb_concat, JsonbPGetDatum(trace),
+							   headers.value);
 }

@@ -19,6 +19,10 @@ int			cqrs_max_workers = 4;
 int			cqrs_max_command_depth = 64;
 int			cqrs_segment_size = 256 * 1024;
 int			cqrs_segment_age = 10 * 60 * 1000;
+char	   *cqrs_traceparent = "";
+
+static bool check_traceparent(char **newval, void **extra, GucSource source);
+static bool is_hex(const char *str, int len);
 
 /*
  * Define the settings, once a process. Those of the background workers exist
@@ -41,6 +45,12 @@ cqrs_guc_define(void)
 							NULL, &cqrs_segment_age,
 							10 * 60 * 1000, 1, INT_MAX, PGC_SUSET,
 							GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomStringVariable("cqrs_outbox.traceparent",
+							   "Sets the W3C trace context that emitted events belong to.",
+							   "It becomes the header traceparent of events that have none.",
+							   &cqrs_traceparent,
+							   "", PGC_USERSET, 0,
+							   check_traceparent, NULL, NULL);
 	if (process_shared_preload_libraries_in_progress)
 	{
 		DefineCustomBoolVariable("cqrs_outbox.deliver",
@@ -73,4 +83,32 @@ cqrs_guc_define(void)
 								NULL, NULL, NULL);
 	}
 	MarkGUCPrefixReserved("cqrs_outbox");
+}
+
+/*
+ * Empty, or a traceparent of W3C's version 00.
+ */
+static bool
+check_traceparent(char **newval, void **extra, GucSource source)
+{
+	const char *value = *newval;
+
+	if (value[0] == '\0')
+		return true;
+	if (strlen(value) == CQRS_TRACEPARENT_LEN &&
+		strncmp(value, "00-", 3) == 0 &&
+		is_hex(value + 3, 32) && value[35] == '-' &&
+		is_hex(value + 36, 16) && value[52] == '-' &&
+		is_hex(value + 53, 2) &&
+		strspn(value + 3, "0") < 32 && strspn(value + 36, "0") < 16)
+		return true;
+
+	GUC_check_errhint("It is 00-<trace id>-<parent id>-<flags>, in 32, 16 and 2 lower-case hexadecimal digits, no id all zeros; or empty.");
+	return false;
+}
+
+static bool
+is_hex(const char *str, int len)
+{
+	return strspn(str, "0123456789abcdef") >= len;
 }
