@@ -100,6 +100,7 @@ static void init_draft(Draft *draft, const CqrsEvent *event,
 static void finish_draft(const Draft *draft, CqrsBrokerMessage *message);
 static Offset end_text(Draft *draft, Offset start);
 static Offset add_string(Draft *draft, const char *str);
+static Offset add_utf8(Draft *draft, const char *str);
 static Offset add_value(Draft *draft, Datum value);
 static Offset add_event_id(Draft *draft);
 static Offset add_timestamp(Draft *draft);
@@ -144,8 +145,8 @@ cqrs_format_name(CqrsFormat format)
 
 /*
  * Fill in *message from an event, for a broker of this module. source is the
- * attribute of that name in the format cloudevents, in the database's
- * encoding; NULL stands for /<database>/<topic>.
+ * attribute of that name in the format cloudevents, in UTF-8; NULL stands for
+ * /<database>/<topic>.
  *
  * What *message points to is in the current memory context, none of it in the
  * event, and nothing else is left there. Its tag is 0.
@@ -303,6 +304,18 @@ add_string(Draft *draft, const char *str)
 }
 
 /*
+ * A text from a string in UTF-8.
+ */
+static Offset
+add_utf8(Draft *draft, const char *str)
+{
+	Offset		start = draft->text.len;
+
+	appendStringInfoString(&draft->text, str);
+	return end_text(draft, start);
+}
+
+/*
  * A text from a value of type text.
  */
 static Offset
@@ -396,12 +409,12 @@ add_attributes(Draft *draft, const char *source)
 {
 	Offset text;
 
-	text = add_string(draft, "1.0");
+	text = add_utf8(draft, "1.0");
 
 	add_header(draft, add_attribute_name(draft, "specversion"), text);
 	add_header(draft, add_attribute_name(draft, "id"), draft->event_id);
 	text = source == NULL ? add_default_source(draft) :
-	add_string(draft, source);
+	add_utf8(draft, source);
 
 	add_header(draft, add_attribute_name(draft, "source"), text);
 	add_header(draft, add_attribute_name(draft, "type"), draft->event_name);
@@ -503,11 +516,11 @@ append_percent_encoded(StringInfo buf, const char *str)
 static void
 add_metadata(Draft *draft)
 {
-	add_header(draft, add_string(draft, "event_id"), draft->event_id);
-	add_header(draft, add_string(draft, "event_name"), draft->event_name);
-	add_header(draft, add_string(draft, "event_timestamp"),
+	add_header(draft, add_utf8(draft, "event_id"), draft->event_id);
+	add_header(draft, add_utf8(draft, "event_name"), draft->event_name);
+	add_header(draft, add_utf8(draft, "event_timestamp"),
 			   draft->timestamp);
-	add_header(draft, add_string(draft, "topic"), draft->topic);
+	add_header(draft, add_utf8(draft, "topic"), draft->topic);
 }
 
 /*
