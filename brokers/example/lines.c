@@ -12,8 +12,8 @@
 #include "lines.h"
 
 static void append_member(Buffer *out, const char *name, const char *value);
-static void append_text(Buffer *out, const char *string);
-static void append_json(Buffer *out, const char *string, size_t size);
+static void append_text(Buffer *out, const char *str);
+static void append_json(Buffer *out, const char *str, size_t size);
 static void append(Buffer *out, const char *bytes, size_t size);
 
 /*
@@ -84,16 +84,16 @@ append_member(Buffer *out, const char *name, const char *value)
 }
 
 static void
-append_text(Buffer *out, const char *string)
+append_text(Buffer *out, const char *str)
 {
-	append(out, string, strlen(string));
+	append(out, str, strlen(str));
 }
 
 /*
  * A string of JSON.
  */
 static void
-append_json(Buffer *out, const char *string, size_t size)
+append_json(Buffer *out, const char *str, size_t size)
 {
 	size_t		done = 0;
 	size_t		i;
@@ -101,17 +101,17 @@ append_json(Buffer *out, const char *string, size_t size)
 	append_text(out, "\"");
 	for (i = 0; i < size; i++)
 	{
-		unsigned char c = string[i];
+		unsigned char c = str[i];
 		char		escape[8];
 
 		if (c >= ' ' && c != '"' && c != '\\')
 			continue;
-		append(out, string +done, i - done);
+		append(out, str + done, i - done);
 		snprintf(escape, sizeof(escape), "\\u%04x", c);
 		append_text(out, escape);
 		done = i + 1;
 	}
-	append(out, string +done, size - done);
+	append(out, str + done, size - done);
 	append_text(out, "\"");
 }
 
