@@ -1,0 +1,352 @@
+# The peer of broker module cqrs_outbox_example (see brokers/example/client.c):
+# a process of its own, that fails in every way it is told to. It ends with the
+# test, however that ends.
+
+package ExamplePeer;
+
+use strict;
+use warnings;
+
+use IO::Select;
+use IO::Socket::INET;
+use JSON::PP;
+use PostgreSQL::Test::Utils;
+use POSIX ();
+use Socket;
+use Time::HiRes;
+
+my $json = JSON::PP->new->utf8->canonical;
+
+# new(): on a port of its own, at first without faults. Every message is
+# confirmed when it is received.
+sub new
+{
+	my ($class) = @_;
+	my $self = bless { port => 0 }, $class;
+
+	$self->start;
+	return $self;
+}
+
+sub port { return $_[0]->{port}; }
+
+# start(): on the same port as before
+sub start
+{
+	my ($self) = @_;
+	my $listener = IO::Socket::INET->new(
+		LocalAddr => '127.0.0.1', LocalPort => $self->{port}, Listen => 16, ReuseAddr => 1)
+	  or die "could not listen: $@";
+	my $parent = $$;
+
+	$self->{port} = $listener->sockport;
+	socketpair(my $ours, my $theirs, AF_UNIX, SOCK_STREAM, PF_UNSPEC) or die "socketpair: $!";
+	$self->{pid} = fork // die "fork: $!";
+	if ($self->{pid} == 0)
+	{
+		close $ours;
+		eval { ExamplePeer::Process->new($listener, $theirs)->run; 1 } or print STDERR $@;
+		POSIX::_exit(0);
+	}
+	close $theirs;
+	close $listener;
+	$ours->autoflush(1);
+	$self->{control} = $ours;
+}
+
+# stop(): as if it had crashed. What it had received is forgotten.
+sub stop
+{
+	my ($self) = @_;
+
+	kill 'KILL', $self->{pid};
+	waitpid $self->{pid}, 0;
+	close delete $self->{control};
+}
+
+# tell(COMMAND, ARGUMENTS ...): see ExamplePeer::Process. Returns once it is
+# done.
+sub tell
+{
+	my ($self, @command) = @_;
+	my $control = $self->{control};
+
+	print $control $json->encode(\@command), "\n";
+	my $answer = <$control> // die 'the peer has ended';
+	return $json->decode($answer)->[0];
+}
+
+# messages(CLIENT): what it received from this client, in order; of all
+# connections, if no client is named
+sub messages
+{
+	my ($self, $client) = @_;
+
+	return grep { !defined $client || $_->{client} eq $client } @{ $self->tell('received') };
+}
+
+# wait_until(CONDITION, WHAT): until the function returns true
+sub wait_until
+{
+	my ($self, $condition, $what) = @_;
+
+	for (1 .. 50 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		return 1 if $condition->();
+		Time::HiRes::sleep(0.02);
+	}
+	Test::More::diag("timed out waiting until $what");
+	return 0;
+}
+
+# wait_messages(CLIENT, COUNT): until so many were received
+sub wait_messages
+{
+	my ($self, $client, $count) = @_;
+
+	return $self->wait_until(sub { scalar($self->messages($client)) >= $count },
+		"there are $count messages; there are " . scalar($self->messages($client)));
+}
+
+# wait_held(COUNT): until so many answers are held back
+sub wait_held
+{
+	my ($self, $count) = @_;
+
+	return $self->wait_until(sub { $self->tell('held') == $count }, "$count answers are held back");
+}
+
+# The process. Commands:
+#   rule ANSWER, PATTERN, TIMES
+#             answer "-reason" or "!reason" to messages whose line matches;
+#             ANSWER "close" closes the connection instead, "silence" says
+#             nothing. TIMES: so often, by default for ever. Of several rules,
+#             the first that matches counts
+#   hold      answer no message
+#   held      how many answers are held back
+#   answer N  give the first N of them; all, without N
+#   release   no longer hold answers, and give those that are held back
+#   refuse REASON
+#             of new connections; welcome them without
+#   deaf BOOLEAN
+#             accept connections, but read nothing
+#   close     all connections
+#   say LINE  on all connections
+#   reset     no rules, hold nothing, welcome everybody, forget what was received
+#   received  [{client, line, message}, ...]
+#   hellos    what clients introduced themselves with
+package ExamplePeer::Process;
+
+use strict;
+use warnings;
+
+sub new
+{
+	my ($class, $listener, $control) = @_;
+
+	$control->blocking(0);
+	return bless {
+		listener => $listener, control => $control, commands => '',
+		connections => {}, received => [], hellos => [], rules => [], held => [],
+		hold => 0, deaf => 0, refuse => undef
+	}, $class;
+}
+
+sub run
+{
+	my ($self) = @_;
+
+	local $SIG{PIPE} = 'IGNORE';
+	for (;;)
+	{
+		my @readers = ($self->{listener}, $self->{control});
+
+		push @readers, map { $_->{socket} } values %{ $self->{connections} } unless $self->{deaf};
+		for my $ready (IO::Select->new(@readers)->can_read)
+		{
+			if ($ready == $self->{listener})
+			{
+				my $socket = $ready->accept or next;
+				$self->{connections}{$socket} = { socket => $socket, in => '' };
+			}
+			elsif ($ready == $self->{control})
+			{
+				return unless $self->read_commands;
+			}
+			elsif (my $connection = $self->{connections}{$ready})
+			{
+				$self->read_lines($connection);
+			}
+		}
+	}
+}
+
+sub read_commands
+{
+	my ($self) = @_;
+
+	sysread $self->{control}, $self->{commands}, 65536, length $self->{commands} or return 0;
+	while ($self->{commands} =~ s/^(.*)\n//)
+	{
+		my ($command, @arguments) = @{ $json->decode($1) };
+		my $method = "command_$command";
+		my $answer = $self->$method(@arguments);
+
+		$self->{control}->blocking(1);
+		my $bytes = $json->encode([ref $answer || defined $answer ? $answer : 1]) . "\n";
+		for (my $sent = 0; $sent < length $bytes;)
+		{
+			$sent += syswrite($self->{control}, $bytes, length($bytes) - $sent, $sent) // return 0;
+		}
+		$self->{control}->blocking(0);
+	}
+	return 1;
+}
+
+sub read_lines
+{
+	my ($self, $connection) = @_;
+
+	sysread $connection->{socket}, $connection->{in}, 65536, length $connection->{in}
+	  or return $self->close_connection($connection);
+	while ($self->{connections}{ $connection->{socket} } && $connection->{in} =~ s/^(.*)\n//)
+	{
+		$self->handle_line($connection, $1);
+	}
+}
+
+sub handle_line
+{
+	my ($self, $connection, $line) = @_;
+	my $message = $json->decode($line);
+
+	if (!defined $connection->{client})
+	{
+		push @{ $self->{hellos} }, $message;
+		$connection->{client} = $message->{client};
+		return $self->send($connection, '+') unless defined $self->{refuse};
+		$self->send($connection, "-$self->{refuse}");
+		return $self->close_connection($connection);
+	}
+
+	push @{ $self->{received} }, { client => $connection->{client}, line => $line, message => $message };
+	my $answer = $self->answer_to($line);
+	return if $answer eq 'silence';
+	return $self->close_connection($connection) if $answer eq 'close';
+
+	my ($outcome, $reason) = $answer =~ /^(.)(.*)$/s;
+	$answer = "$outcome$message->{tag} $reason";
+	return $self->send($connection, $answer) unless $self->{hold};
+	push @{ $self->{held} }, [ $connection, $answer ];
+}
+
+sub answer_to
+{
+	my ($self, $line) = @_;
+
+	for my $rule (@{ $self->{rules} })
+	{
+		next if $rule->{times} == 0 || $line !~ $rule->{pattern};
+		$rule->{times}--;
+		return $rule->{answer};
+	}
+	return '+';
+}
+
+sub send
+{
+	my ($self, $connection, $line) = @_;
+
+	utf8::encode($line) if utf8::is_utf8($line);
+	syswrite $connection->{socket}, "$line\n";
+}
+
+sub close_connection
+{
+	my ($self, $connection) = @_;
+
+	delete $self->{connections}{ $connection->{socket} };
+	close $connection->{socket};
+	@{ $self->{held} } = grep { $_->[0] != $connection } @{ $self->{held} };
+}
+
+sub command_rule
+{
+	my ($self, $answer, $pattern, $times) = @_;
+
+	push @{ $self->{rules} }, { answer => $answer, pattern => qr/$pattern/, times => $times // -1 };
+	return 1;
+}
+
+sub command_hold { $_[0]->{hold} = 1; }
+
+sub command_held { return scalar @{ $_[0]->{held} }; }
+
+sub command_answer
+{
+	my ($self, $count) = @_;
+
+	for my $held (splice @{ $self->{held} }, 0, $count // scalar @{ $self->{held} })
+	{
+		$self->send(@$held);
+	}
+	return 1;
+}
+
+sub command_release
+{
+	my ($self) = @_;
+
+	$self->{hold} = 0;
+	return $self->command_answer;
+}
+
+sub command_refuse
+{
+	my ($self, $reason) = @_;
+
+	$self->{refuse} = $reason;
+	return 1;
+}
+
+sub command_deaf
+{
+	my ($self, $deaf) = @_;
+
+	$self->{deaf} = $deaf;
+	return 1;
+}
+
+sub command_close
+{
+	my ($self) = @_;
+
+	$self->close_connection($_) for values %{ $self->{connections} };
+	return 1;
+}
+
+sub command_say
+{
+	my ($self, $line) = @_;
+
+	$self->send($_, $line) for values %{ $self->{connections} };
+	return 1;
+}
+
+sub command_reset
+{
+	my ($self) = @_;
+
+	$self->{rules} = [];
+	$self->{received} = [];
+	$self->{hellos} = [];
+	$self->{refuse} = undef;
+	$self->{deaf} = 0;
+	return $self->command_release;
+}
+
+sub command_received { return $_[0]->{received}; }
+
+sub command_hellos { return $_[0]->{hellos}; }
+
+1;
