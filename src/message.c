@@ -248,7 +248,7 @@ static void
 finish_draft(const Draft *draft, CqrsBrokerMessage *message)
 {
 	const CqrsEvent *event = draft->event;
-	const char *text = draft->text.data;
+	const char *base = draft->text.data;
 	CqrsBrokerHeader *headers = NULL;
 	int			i;
 
@@ -256,19 +256,17 @@ finish_draft(const Draft *draft, CqrsBrokerMessage *message)
 		headers = palloc(sizeof(CqrsBrokerHeader) * draft->nheaders);
 	for (i = 0; i < draft->nheaders; i++)
 	{
-		headers[i].name = text +draft->header_texts[i].name;
-		headers[i].value = text +draft->header_texts[i].value;
+		headers[i].name = base + draft->header_texts[i].name;
+		headers[i].value = base + draft->header_texts[i].value;
 	}
 
-	message->topic = text +draft->topic;
-	message->event_name = text +draft->event_name;
-	message->key = draft->key == NO_TEXT ? NULL : text +draft->key;
-	message->message_id = text +draft->event_id;
-
+	message->topic = base + draft->topic;
+	message->event_name = base + draft->event_name;
+	message->key = draft->key == NO_TEXT ? NULL : base + draft->key;
+	message->message_id = base + draft->event_id;
 	message->timestamp = event->emitted_at + UNIX_EPOCH_OFFSET_USEC;
 	message->content_type = draft->has_data ? "application/json" : NULL;
-	message->body = draft->body == NO_TEXT ? NULL : text +draft->body;
-
+	message->body = draft->body == NO_TEXT ? NULL : base + draft->body;
 	message->body_size = draft->body == NO_TEXT ? 0 :
 		draft->text.len - draft->body;
 	message->nheaders = draft->nheaders;
@@ -407,16 +405,14 @@ add_header(Draft *draft, Offset name, Offset value)
 static void
 add_attributes(Draft *draft, const char *source)
 {
-	Offset text;
+	Offset		value;
 
-	text = add_utf8(draft, "1.0");
-
-	add_header(draft, add_attribute_name(draft, "specversion"), text);
+	value = add_utf8(draft, "1.0");
+	add_header(draft, add_attribute_name(draft, "specversion"), value);
 	add_header(draft, add_attribute_name(draft, "id"), draft->event_id);
-	text = source == NULL ? add_default_source(draft) :
-	add_utf8(draft, source);
-
-	add_header(draft, add_attribute_name(draft, "source"), text);
+	value = source == NULL ? add_default_source(draft) :
+		add_utf8(draft, source);
+	add_header(draft, add_attribute_name(draft, "source"), value);
 	add_header(draft, add_attribute_name(draft, "type"), draft->event_name);
 	add_header(draft, add_attribute_name(draft, "time"), draft->timestamp);
 	if (draft->key != NO_TEXT && draft->text.data[draft->key] != '\0')
@@ -445,16 +441,15 @@ static void
 add_tracing_attribute(Draft *draft, const char *name)
 {
 	JsonbValue	value;
-	Offset text;
+	Offset		start;
 
 	if (!JB_ROOT_IS_OBJECT(draft->headers) ||
 		getKeyJsonValueFromContainer(&draft->headers->root, name,
 									 strlen(name), &value) == NULL ||
 		value.type !=jbvString || value.val.string.len == 0)
 		return;
-	text = add_header_value(draft, &value);
-
-	add_header(draft, add_attribute_name(draft, name), text);
+	start = add_header_value(draft, &value);
+	add_header(draft, add_attribute_name(draft, name), start);
 }
 
 /*
@@ -563,12 +558,12 @@ add_event_headers(Draft *draft)
 static bool
 has_header(const Draft *draft, int nheaders, Offset name)
 {
-	const char *text = draft->text.data;
+	const char *base = draft->text.data;
 	int			i;
 
 	for (i = 0; i < nheaders; i++)
 	{
-		if (strcmp(text +draft->header_texts[i].name, text +name) == 0)
+		if (strcmp(base + draft->header_texts[i].name, base + name) == 0)
 			return true;
 	}
 	return false;

@@ -40,10 +40,12 @@
  */
 #include "cqrs_outbox.h"
 
+#include "access/xact.h"
 #include "lib/ilist.h"
 #include "utils/datum.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 
 #include "broker_link.h"
 #include "broker_server.h"
@@ -90,6 +92,7 @@ typedef struct Entry
 	uint64		lane;
 	int32		topic_id;
 	bool		announced;		/* its attempt was counted before */
+	CqrsFault	fault;			/* it is no message, if it has a message */
 	CqrsEvent	event;			/* a copy, but for topic */
 } Entry;
 
@@ -138,9 +141,13 @@ static struct
 	int64		timeout;		/* of the subscription, in milliseconds */
 }			broker;
 
+/* A message was being formed; if that failed, so many are formed carefully. */
+static bool forming = false;
+static int	form_carefully = 0;
+
 static int	record_new(CqrsRelay *relay);
 static int	record_parked(CqrsRelay *relay, const char *lost);
-static CqrsFault *fault_of(const Entry *entry);
+static CqrsFault *fault_of(Entry *entry);
 static void leave_window(CqrsRelay *relay);
 static void read_new(CqrsRelay *relay);
 static bool read_parked(CqrsRelay *relay, int64 announced,
@@ -150,6 +157,7 @@ static bool lane_is_open(HTAB *lanes, const CqrsParked *parked,
 static Batch *new_batch(void);
 static void free_batch(Batch *batch);
 static Entry *add_entry(Batch *batch, const CqrsEvent *event);
+static void form_message(Entry *entry, const CqrsEvent *event);
 static void forget_entry(Entry *entry);
 static void forget_all(void);
 static void keep_cursor(const CqrsCursor *cursor);
@@ -344,6 +352,9 @@ cqrs_target_broker_close(void)
 	broker.link = NULL;
 	dlist_foreach(iter, &broker.entries)
 		free(dlist_container(Entry, node, iter.cur)->message.error);
+	if (forming)
+		form_carefully = Max(broker.server->window, CQRS_BATCH_EVENTS);
+	forming = false;
 	broker.nentries = 0;
 	broker.server = NULL;
 	MemoryContextDelete(broker.context);
@@ -522,17 +533,19 @@ record_parked(CqrsRelay *relay, const char *lost)
  * Why the broker did not take an event; NULL: it was not sent.
  */
 static CqrsFault *
-fault_of(const Entry *entry)
+fault_of(Entry *entry)
 {
-	CqrsFault  *fault;
+	CqrsFault  *fault = &entry->fault;
 	const char *error = entry->message.error;
 
 	if (entry->state == ENTRY_WAITS)
 		return NULL;
-	fault = palloc0(sizeof(CqrsFault));
-	fault->sqlerrcode = ERRCODE_FDW_ERROR;
-	fault->message = error == NULL ? "the broker gave no reason" :
-		cqrs_broker_error(error);
+	if (fault->message == NULL)
+	{
+		fault->sqlerrcode = ERRCODE_FDW_ERROR;
+		fault->message = error == NULL ? "the broker gave no reason" :
+			cqrs_broker_error(error);
+	}
 	fault->final = entry->state == ENTRY_REFUSED;
 	return fault;
 }
@@ -574,7 +587,7 @@ read_new(CqrsRelay *relay)
 	{
 		Entry	   *entry = add_entry(batch, &event);
 
-		if (!relay->blocked)
+		if (!relay->blocked || entry->state != ENTRY_READ)
 			continue;
 		entry->state = ENTRY_WAITS;
 		broker.nread--;
@@ -704,8 +717,7 @@ add_entry(Batch *batch, const CqrsEvent *event)
 	if (!event->payload.isnull)
 		entry->event.payload.value = datumCopy(event->payload.value, false,
 											   -1);
-	cqrs_message_form(event, broker.format, broker.server->module,
-					  broker.server->source, &entry->message.message);
+	form_message(entry, event);
 	MemoryContextSwitchTo(oldcontext);
 
 	dlist_push_tail(&broker.entries, &entry->node);
@@ -713,9 +725,65 @@ add_entry(Batch *batch, const CqrsEvent *event)
 		broker.unsent = &entry->node;
 	batch->nentries++;
 	broker.nentries++;
-	broker.nread++;
+	if (entry->state == ENTRY_READ)
+		broker.nread++;
+	else
+	{
+		lane_of(entry->lane)->nfailed++;
+		broker.nfailed++;
+		broker.nout++;
+	}
 	broker.nbytes += entry->message.message.body_size;
 	return entry;
+}
+
+/*
+ * Make an event's message. If it cannot be one, that fails, and with it the
+ * exchange; the next ones are then made in a subtransaction each, and one that
+ * fails is refused.
+ */
+static void
+form_message(Entry *entry, const CqrsEvent *event)
+{
+	MemoryContext oldcontext = CurrentMemoryContext;
+	ResourceOwner oldowner = CurrentResourceOwner;
+
+	if (form_carefully == 0)
+	{
+		forming = true;
+		cqrs_message_form(event, broker.format, broker.server->module,
+						  broker.server->source, &entry->message.message);
+		forming = false;
+		return;
+	}
+
+	--form_carefully;
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(oldcontext);
+	PG_TRY();
+	{
+		cqrs_message_form(event, broker.format, broker.server->module,
+						  broker.server->source, &entry->message.message);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(oldcontext);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		CurrentResourceOwner = oldowner;
+		if (cqrs_target_is_outage(error))
+			ReThrowError(error);
+		entry->state = ENTRY_REFUSED;
+		entry->fault.sqlerrcode = error->sqlerrcode;
+		entry->fault.message = error->message;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(oldcontext);
+	CurrentResourceOwner = oldowner;
 }
 
 /*
