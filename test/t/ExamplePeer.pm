@@ -122,7 +122,9 @@ sub wait_held
 #             ANSWER "close" closes the connection instead, "silence" says
 #             nothing. TIMES: so often, by default for ever. Of several rules,
 #             the first that matches counts
-#   hold      answer no message
+#   rule_off  no rules
+#   hold CLIENT
+#             answer no message of this client; of any, without
 #   held      how many answers are held back
 #   answer N  give the first N of them; all, without N
 #   release   no longer hold answers, and give those that are held back
@@ -148,7 +150,7 @@ sub new
 	return bless {
 		listener => $listener, control => $control, commands => '',
 		connections => {}, received => [], hellos => [], rules => [], held => [],
-		hold => 0, deaf => 0, refuse => undef
+		hold => undef, deaf => 0, refuse => undef
 	}, $class;
 }
 
@@ -236,7 +238,7 @@ sub handle_line
 
 	my ($outcome, $reason) = $answer =~ /^(.)(.*)$/s;
 	$answer = "$outcome$message->{tag} $reason";
-	return $self->send($connection, $answer) unless $self->{hold};
+	return $self->send($connection, $answer) unless ($self->{hold} // '') =~ /^(?:\*|\Q$connection->{client}\E)$/;
 	push @{ $self->{held} }, [ $connection, $answer ];
 }
 
@@ -278,7 +280,15 @@ sub command_rule
 	return 1;
 }
 
-sub command_hold { $_[0]->{hold} = 1; }
+sub command_rule_off { $_[0]->{rules} = []; }
+
+sub command_hold
+{
+	my ($self, $client) = @_;
+
+	$self->{hold} = $client // '*';
+	return 1;
+}
 
 sub command_held { return scalar @{ $_[0]->{held} }; }
 
@@ -297,7 +307,7 @@ sub command_release
 {
 	my ($self) = @_;
 
-	$self->{hold} = 0;
+	$self->{hold} = undef;
 	return $self->command_answer;
 }
 
