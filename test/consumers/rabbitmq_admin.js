@@ -1,0 +1,56 @@
+// Does what a test wants of a RabbitMQ:
+//
+//   node rabbitmq_admin.js URL STEP...
+//
+//   queue NAME [JSON]		declares a durable queue, with these arguments
+//   delete NAME			deletes it
+//   purge NAME				empties it
+//   exchange NAME TYPE		declares a durable exchange
+//   bind QUEUE EXCHANGE KEY
+//   count NAME				prints how many messages are in a queue
+//   get NAME				takes them all, and prints each as a line of JSON
+//
+// Each step is one argument.
+
+const amqp = require('amqplib');
+
+async function get(channel, queue) {
+	for (;;) {
+		const message = await channel.get(queue, { noAck: true });
+		if (!message)
+			break;
+		console.log(JSON.stringify({
+			body: message.content.toString(),
+			exchange: message.fields.exchange,
+			routingKey: message.fields.routingKey,
+			...message.properties
+		}));
+	}
+}
+
+const steps = {
+	queue: (channel, name, args) =>
+		channel.assertQueue(name, { durable: true, arguments: JSON.parse(args || '{}') }),
+	delete: (channel, name) => channel.deleteQueue(name),
+	purge: (channel, name) => channel.purgeQueue(name),
+	exchange: (channel, name, type) => channel.assertExchange(name, type, { durable: true }),
+	bind: (channel, queue, exchange, key) => channel.bindQueue(queue, exchange, key),
+	count: async (channel, name) => console.log((await channel.checkQueue(name)).messageCount),
+	get
+};
+
+async function main(url, ...list) {
+	const connection = await amqp.connect(url);
+	const channel = await connection.createChannel();
+	for (const step of list) {
+		const [verb, ...args] = step.split(' ');
+		await steps[verb](channel, ...args);
+	}
+	await channel.close();
+	await connection.close();
+}
+
+main(...process.argv.slice(2)).catch(error => {
+	console.error(error.message);
+	process.exit(1);
+});
