@@ -269,31 +269,27 @@ send_message(RabbitClient *client, const CqrsBrokerMessage *message)
 		properties._flags |= AMQP_BASIC_CONTENT_TYPE_FLAG;
 		properties.content_type = amqp_cstring_bytes(message->content_type);
 	}
-	if (message->nheaders > 0)
+	if (message->nheaders > client->headers_size)
 	{
-		if (message->nheaders > client->headers_size)
-		{
-			amqp_table_entry_t *headers = realloc(client->headers,
-												  message->nheaders * sizeof(amqp_table_entry_t));
+		amqp_table_entry_t *headers;
 
-			if (headers == NULL)
-				return AMQP_STATUS_NO_MEMORY;
-			client->headers = headers;
-			client->headers_size = message->nheaders;
-		}
-		for (i = 0; i < message->nheaders; i++)
-		{
-			amqp_table_entry_t *entry = &client->headers[i];
-
-			entry->key = amqp_cstring_bytes(message->headers[i].name);
-			entry->value.kind = AMQP_FIELD_KIND_UTF8;
-			entry->value.value.bytes =
-				amqp_cstring_bytes(message->headers[i].value);
-		}
-		properties._flags |= AMQP_BASIC_HEADERS_FLAG;
-		properties.headers.num_entries = message->nheaders;
-		properties.headers.entries = client->headers;
+		headers = realloc(client->headers,
+						  message->nheaders * sizeof(amqp_table_entry_t));
+		if (headers == NULL)
+			return AMQP_STATUS_NO_MEMORY;
+		client->headers = headers;
+		client->headers_size = message->nheaders;
 	}
+	for (i = 0; i < message->nheaders; i++)
+	{
+		amqp_table_entry_t *entry = &client->headers[i];
+
+		entry->key = amqp_cstring_bytes(message->headers[i].name);
+		entry->value.kind = AMQP_FIELD_KIND_UTF8;
+		entry->value.value.bytes = amqp_cstring_bytes(message->headers[i].value);
+	}
+	properties.headers.num_entries = message->nheaders;
+	properties.headers.entries = client->headers;
 
 	broker_template_expand(client->exchange, message,
 						   exchange, sizeof(exchange));

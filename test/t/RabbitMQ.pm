@@ -7,7 +7,7 @@ use strict;
 use warnings;
 
 use File::Path qw(make_path);
-use IO::Socket::INET;
+use JSON::PP qw(decode_json);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use POSIX ();
@@ -210,6 +210,69 @@ sub command
 	  or die "rabbitmq_admin.js @steps: $out$err";
 	chomp $out;
 	return $out;
+}
+
+# create_server(NODE, DATABASE, NAME, OPTIONS): a foreign server for it, with a
+# user mapping for PUBLIC.
+sub create_server
+{
+	my ($self, $node, $dbname, $name, %options) = @_;
+	my %all = (host => '127.0.0.1', port => $self->{port}, %options);
+	my $list = join ', ', map { "$_ '$all{$_}'" } sort keys %all;
+
+	# The log has statements, but must not have the password.
+	$node->safe_psql($dbname, qq(
+		SET log_statement = none;
+		CREATE EXTENSION IF NOT EXISTS cqrs_outbox_rabbitmq CASCADE;
+		CREATE SERVER $name FOREIGN DATA WRAPPER cqrs_rabbitmq OPTIONS ($list);
+		CREATE USER MAPPING FOR PUBLIC SERVER $name OPTIONS (username '$username', password '$password')));
+	return;
+}
+
+# messages(QUEUE): takes them all, as rabbitmq_admin.js describes them.
+sub messages
+{
+	my ($self, $queue) = @_;
+
+	return map { decode_json($_) } split /\n/, $self->command("get $queue");
+}
+
+# status(NODE, DATABASE, SUBSCRIPTION): what is behind, tried again, waiting and
+# dead.
+sub status
+{
+	my ($node, $dbname, $subscription) = @_;
+
+	return $node->safe_psql($dbname, status_query($subscription));
+}
+
+# wait_status(NODE, DATABASE, SUBSCRIPTION, STATUS): until status() is that;
+# what fails meanwhile, it shows.
+sub wait_status
+{
+	my ($node, $dbname, $subscription, $status) = @_;
+
+	return 1 if $node->poll_query_until($dbname, status_query($subscription), $status);
+	diag($node->safe_psql($dbname, "SELECT * FROM cqrs_subscription_status WHERE subscription = '$subscription'"));
+	return 0;
+}
+
+sub status_query
+{
+	my ($subscription) = @_;
+
+	return "SELECT concat_ws('/', lag_events, retrying, waiting, dead) FROM cqrs_subscription_status WHERE subscription = '$subscription'";
+}
+
+# wait_error(NODE, DATABASE, SUBSCRIPTION, TEXT): until that is what is wrong.
+sub wait_error
+{
+	my ($node, $dbname, $subscription, $text) = @_;
+
+	return 1 if $node->poll_query_until($dbname,
+		"SELECT last_error LIKE \$\$%$text%\$\$ FROM cqrs_subscription_status WHERE subscription = '$subscription'");
+	diag($node->safe_psql($dbname, "SELECT last_error FROM cqrs_subscription_status WHERE subscription = '$subscription'"));
+	return 0;
 }
 
 # consumer(PROGRAM): where it is.
