@@ -251,7 +251,8 @@ send_message(RabbitClient *client, const CqrsBrokerMessage *message)
 	char		routing_key[RABBITMQ_SHORT_MAX + 1];
 	amqp_basic_properties_t properties = {
 		._flags = AMQP_BASIC_DELIVERY_MODE_FLAG | AMQP_BASIC_MESSAGE_ID_FLAG |
-		AMQP_BASIC_TIMESTAMP_FLAG | AMQP_BASIC_TYPE_FLAG,
+		AMQP_BASIC_TIMESTAMP_FLAG | AMQP_BASIC_TYPE_FLAG |
+		AMQP_BASIC_HEADERS_FLAG,
 		.delivery_mode = client->persistent ? AMQP_DELIVERY_PERSISTENT :
 		AMQP_DELIVERY_NONPERSISTENT,
 		.message_id = amqp_cstring_bytes(message->message_id),
