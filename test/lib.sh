@@ -52,20 +52,18 @@ install_missing()
 	done
 }
 
-# install_broker_packages: what building and testing the broker modules takes.
-# Node may come from elsewhere.
-install_broker_packages()
+# What building the broker modules takes.
+module_packages=(pkg-config librabbitmq-dev librdkafka-dev libssl-dev)
+
+# install_brokers: RabbitMQ; programs that read what brokers were given, with
+# the client libraries they need, in $scratch/consumers. Node may come from
+# elsewhere.
+install_brokers()
 {
-	local packages=(pkg-config librabbitmq-dev librdkafka-dev libssl-dev openssl rabbitmq-server)
+	local packages=(openssl rabbitmq-server)
 
 	{ command -v node && command -v npm; } >/dev/null || packages+=(nodejs npm)
 	install_missing "${packages[@]}"
-}
-
-# install_consumers: programs that read what the brokers were given, with the
-# client libraries they need, into $scratch/consumers
-install_consumers()
-{
 	cp -r "$top/test/consumers" "$scratch/"
 	(cd "$scratch/consumers" && npm install --no-audit --no-fund --no-package-lock --cache "$scratch/npm") \
 		>"$scratch/npm.log" 2>&1 || { cat "$scratch/npm.log"; die "could not install the consumers' client libraries"; }
