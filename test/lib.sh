@@ -71,6 +71,14 @@ install_brokers()
 	export CQRS_CONSUMERS=$scratch/consumers
 }
 
+# build_kafka_cluster: what stands for Kafka in tests
+build_kafka_cluster()
+{
+	cc -O2 -Wall -Wextra -Werror $(pkg-config --cflags rdkafka) -o "$scratch/kafka_cluster" \
+		"$top/test/mock/kafka_cluster.c" $(pkg-config --libs rdkafka) || die "could not build kafka_cluster"
+	export CQRS_KAFKA_CLUSTER=$scratch/kafka_cluster
+}
+
 # build_and_install [VARIABLE=VALUE ...]: for the server of $PG_CONFIG.
 build_and_install()
 {

@@ -1,0 +1,204 @@
+# A Kafka cluster of the test's own: librdkafka's mock cluster, in a process
+# (test/mock/kafka_cluster.c) that ends with the test, however that ends.
+
+package Kafka;
+
+use strict;
+use warnings;
+
+use IO::Handle;
+use JSON::PP qw(decode_json);
+use PostgreSQL::Test::Utils;
+use POSIX ();
+use Test::More;
+
+# Requests and errors of the protocol, by their numbers.
+our %request = (produce => 0, metadata => 3, init_producer_id => 22);
+our %error = (
+	unknown => -1,
+	unknown_topic => 3,
+	not_leader => 6,
+	request_timed_out => 7,
+	message_too_large => 10,
+	not_enough_replicas => 19,
+	topic_authorization_failed => 29,
+	cluster_authorization_failed => 31,
+	out_of_order_sequence => 45,
+	invalid_producer_epoch => 47,
+	invalid_record => 87,
+	producer_fenced => 90);
+
+my @started;
+
+# new(BROKERS): started.
+sub new
+{
+	my ($class, $brokers) = @_;
+	my $program = $ENV{CQRS_KAFKA_CLUSTER};
+	my $self = bless { brokers => $brokers }, $class;
+
+	die "CQRS_KAFKA_CLUSTER must name the program made of test/mock/kafka_cluster.c\n"
+	  unless defined $program && -x $program;
+	pipe(my $in, $self->{to}) && pipe($self->{from}, my $out) or die "could not make a pipe: $!";
+	$self->{pid} = fork // die "could not fork: $!";
+	if ($self->{pid} == 0)
+	{
+		open STDIN, '<&', $in;
+		open STDOUT, '>&', $out;
+		exec $program, $brokers or POSIX::_exit(127);
+	}
+	close $in;
+	close $out;
+	$self->{to}->autoflush(1);
+	push @started, $self;
+	chomp($self->{bootstrap} = $self->{from}->getline // die "the Kafka cluster did not start\n");
+	return $self;
+}
+
+# bootstrap(): the addresses of its brokers.
+sub bootstrap
+{
+	my ($self) = @_;
+
+	return $self->{bootstrap};
+}
+
+# command(WORDS...): as kafka_cluster.c describes them.
+sub command
+{
+	my ($self, @words) = @_;
+
+	print { $self->{to} } "@words\n";
+	chomp(my $answer = $self->{from}->getline // 'error: it is gone');
+	die "kafka_cluster: @words: $answer\n" unless $answer eq 'ok';
+	return;
+}
+
+# down(), up(): all brokers.
+sub down
+{
+	my ($self) = @_;
+
+	$self->command('down', $_) for 1 .. $self->{brokers};
+	return;
+}
+
+sub up
+{
+	my ($self) = @_;
+
+	$self->command('up', $_) for 1 .. $self->{brokers};
+	return;
+}
+
+# inject(REQUEST, ERRORS...): how the next requests of this kind are answered.
+sub inject
+{
+	my ($self, $request, @errors) = @_;
+
+	$self->command('fail', $request{$request}, map { $error{$_} } @errors);
+	return;
+}
+
+# succeed(REQUEST): forget what inject() has left.
+sub succeed
+{
+	my ($self, $request) = @_;
+
+	$self->command('succeed', $request{$request});
+	return;
+}
+
+# pause(), resume(): it accepts connections, and does nothing.
+sub pause
+{
+	my ($self) = @_;
+
+	kill 'STOP', $self->{pid};
+	return;
+}
+
+sub resume
+{
+	my ($self) = @_;
+
+	kill 'CONT', $self->{pid};
+	return;
+}
+
+# create_server(NODE, DATABASE, NAME, OPTIONS): a foreign server for it, with a
+# user mapping for PUBLIC. The defaults are such that trouble is seen soon.
+sub create_server
+{
+	my ($self, $node, $dbname, $name, %options) = @_;
+	my %all = ('bootstrap.servers' => $self->{bootstrap}, %options);
+	my $list = join ', ', map { "\"$_\" '$all{$_}'" } sort keys %all;
+
+	$node->safe_psql($dbname, qq(
+		CREATE EXTENSION IF NOT EXISTS cqrs_outbox_kafka CASCADE;
+		CREATE SERVER $name FOREIGN DATA WRAPPER cqrs_kafka OPTIONS ($list);
+		CREATE USER MAPPING FOR PUBLIC SERVER $name));
+	return;
+}
+
+# records(TOPICS...): all of them, as kafka_consumer.js describes them.
+sub records
+{
+	my ($self, @topics) = @_;
+
+	return map { decode_json($_) } split /\n/, $self->consume(join(',', @topics));
+}
+
+# consume(TOPICS, BINDING): what kafka_consumer.js prints.
+sub consume
+{
+	my ($self, @arguments) = @_;
+	my ($out, $err) = ('', '');
+	my $folder = $ENV{CQRS_CONSUMERS};
+
+	die "CQRS_CONSUMERS must name the folder of test/consumers, with its packages installed\n"
+	  unless defined $folder && -d "$folder/node_modules";
+	IPC::Run::run([ 'node', "$folder/kafka_consumer.js", $self->{bootstrap}, @arguments ],
+		'<', \undef, '>', \$out, '2>', \$err)
+	  or die "kafka_consumer.js @arguments: $err";
+	return $out;
+}
+
+# wait_status(NODE, DATABASE, SUBSCRIPTION, STATUS): until that is what is
+# behind, tried again, waiting and dead.
+sub wait_status
+{
+	my ($node, $dbname, $subscription, $status) = @_;
+
+	return 1 if $node->poll_query_until($dbname,
+		"SELECT concat_ws('/', lag_events, retrying, waiting, dead) FROM cqrs_subscription_status WHERE subscription = '$subscription'",
+		$status);
+	diag($node->safe_psql($dbname, "SELECT * FROM cqrs_subscription_status WHERE subscription = '$subscription'"));
+	return 0;
+}
+
+# wait_error(NODE, DATABASE, SUBSCRIPTION, PATTERN): until what is wrong matches
+# the regular expression.
+sub wait_error
+{
+	my ($node, $dbname, $subscription, $pattern) = @_;
+
+	return 1 if $node->poll_query_until($dbname,
+		"SELECT last_error ~ \$\$$pattern\$\$ FROM cqrs_subscription_status WHERE subscription = '$subscription'");
+	diag($node->safe_psql($dbname, "SELECT last_error FROM cqrs_subscription_status WHERE subscription = '$subscription'"));
+	return 0;
+}
+
+END
+{
+	my $status = $?;
+
+	for my $cluster (@started)
+	{
+		kill 'KILL', $cluster->{pid};
+		waitpid $cluster->{pid}, 0;
+	}
+	$? = $status;
+}
+
+1;
