@@ -27,7 +27,7 @@ suite_of()
 # make_root VERSION ROOT
 make_root()
 {
-	local suite log=$2.log packages=uuid-dev,libipc-run-perl,gcc,libc6-dev,make
+	local suite log=$2.log packages=uuid-dev,libipc-run-perl,gcc,libc6-dev,make,pkg-config,librabbitmq-dev,librdkafka-dev,libssl-dev
 	local script=/usr/share/debootstrap/scripts/sid
 	local server="postgresql-$1,postgresql-server-dev-$1"
 

@@ -11,7 +11,16 @@
 #ifndef RABBITMQ_CLIENT_H
 #define RABBITMQ_CLIENT_H
 
+/* Newer versions of the library have their headers in a folder. */
+#if __has_include(<rabbitmq-c/amqp.h>)
+#include <rabbitmq-c/amqp.h>
+#include <rabbitmq-c/ssl_socket.h>
+#include <rabbitmq-c/tcp_socket.h>
+#else
 #include <amqp.h>
+#include <amqp_ssl_socket.h>
+#include <amqp_tcp_socket.h>
+#endif
 
 #include "broker_client.h"
 

@@ -15,8 +15,6 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-#include <amqp_tcp_socket.h>
-
 #include "client.h"
 
 #define PORT			5672

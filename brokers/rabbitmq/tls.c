@@ -13,7 +13,6 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#include <amqp_ssl_socket.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
