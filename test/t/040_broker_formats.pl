@@ -18,13 +18,13 @@ my $peer = ExamplePeer->new;
 my $port = $peer->port;
 my $traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01';
 
-# query(SQL): its output
+# query(SQL, DATABASE): its output
 sub query
 {
-	my ($sql) = @_;
+	my ($sql, $dbname) = @_;
 
 	utf8::encode($sql);
-	return $node->safe_psql('postgres', $sql);
+	return $node->safe_psql($dbname // 'postgres', $sql);
 }
 
 $node->append_conf('postgresql.conf', "cqrs_outbox.max_workers = 8\nlog_statement = none\n");
@@ -206,6 +206,63 @@ query(q(SELECT cqrs_emit('order_placed', '{"n": 1}')));
 $peer->wait_messages('postgres/cqrs', 5);
 is(($peer->messages('postgres/cqrs'))[4]{message}{body}, '{"n":1}', 'the format can be changed');
 query("SELECT cqrs_unsubscribe(s) FROM unnest(ARRAY['cqrs', 'cloudevents', 'raw', 'named']) s");
+
+# ----------------------------------------------------------------------
+# Other encodings
+# ----------------------------------------------------------------------
+
+# set_up(DATABASE, ENCODING): a subscription in a database that has it
+sub set_up
+{
+	my ($dbname, $encoding) = @_;
+
+	query(qq(CREATE DATABASE "$dbname" TEMPLATE template0 ENCODING '$encoding' LC_COLLATE 'C' LC_CTYPE 'C'));
+	query(qq(
+		SET client_encoding = 'UTF8';
+		CREATE EXTENSION cqrs_outbox;
+		CREATE EXTENSION cqrs_outbox_example;
+		CREATE SERVER peer FOREIGN DATA WRAPPER cqrs_example OPTIONS (host '127.0.0.1', port '$port');
+		CREATE SERVER named FOREIGN DATA WRAPPER cqrs_example
+			OPTIONS (host '127.0.0.1', port '$port', cloudevents_source 'urn:Größe');
+		SELECT cqrs_register_event('größe', 'größe');
+		SELECT cqrs_subscribe('cqrs', ARRAY['größe'], server => 'peer');
+		SELECT cqrs_subscribe('cloudevents', ARRAY['größe'], server => 'peer', format => 'cloudevents');
+		SELECT cqrs_subscribe('named', ARRAY['größe'], server => 'named', format => 'cloudevents');
+	), $dbname);
+}
+
+# message(CLIENT): its first
+sub message
+{
+	my ($client) = @_;
+
+	$peer->wait_messages($client, 1);
+	return ($peer->messages($client))[0]{message};
+}
+
+set_up('latin 1', 'LATIN1');
+query(q(SET client_encoding = 'UTF8'; SELECT cqrs_emit('größe', '{"é\n": "\"ß\""}', key => 'clé', headers => '{"tête": "ö", "à": ["ü"]}')),
+	'latin 1');
+my $message = message('latin 1/cqrs');
+like($message->{body}, qr/^\{"payload":\{"é\\n":"\\"ß\\""\},.*,"event_name":"größe","topic":"größe"\}$/, 'LATIN1: the body is UTF-8');
+is_deeply([ @$message{qw(topic event_name key headers)} ], [ 'größe', 'größe', 'clé', { 'tête' => 'ö', 'à' => '["ü"]' } ],
+	'LATIN1: and so is all else');
+$message = message('latin 1/cloudevents');
+is($message->{headers}{'ce-source'}, '/latin%201/gr%C3%B6%C3%9Fe', 'LATIN1: the source');
+is(message('latin 1/named')->{headers}{'ce-source'}, 'urn:Größe', 'LATIN1: the source that the server has');
+
+# Bytes that are no UTF-8 cannot be sent.
+set_up('ascii', 'SQL_ASCII');
+query(q(
+	SET client_encoding = 'SQL_ASCII';
+	SELECT cqrs_emit('größe', (E'{"n": "\xe9"}')::jsonb);
+	SELECT cqrs_emit('größe', '{"n": "é"}');
+), 'ascii');
+like(message('ascii/cqrs')->{body}, qr/^\{"payload":\{"n":"é"\}/, 'SQL_ASCII: what is UTF-8 is sent');
+is(scalar($peer->messages('ascii/cqrs')), 1, 'SQL_ASCII: what is not, is not');
+ok($node->poll_query_until('ascii',
+		"SELECT count(*) = 1 FROM cqrs_dead_letters('cqrs') WHERE sqlstate = '22021' AND error LIKE 'invalid byte sequence%'"),
+	'SQL_ASCII: but a dead letter');
 
 $peer->stop;
 $node->stop;
