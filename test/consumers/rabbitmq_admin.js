@@ -8,24 +8,34 @@
 //   exchange NAME TYPE		declares a durable exchange
 //   bind QUEUE EXCHANGE KEY
 //   count NAME				prints how many messages are in a queue
-//   get NAME				takes them all, and prints each as a line of JSON
+//   get NAME				takes those, and prints each as a line of JSON
 //
 // Each step is one argument.
 
 const amqp = require('amqplib');
 
 async function get(channel, queue) {
-	for (;;) {
-		const message = await channel.get(queue, { noAck: true });
-		if (!message)
-			break;
-		console.log(JSON.stringify({
-			body: message.content.toString(),
-			exchange: message.fields.exchange,
-			routingKey: message.fields.routingKey,
-			...message.properties
-		}));
-	}
+	const { messageCount } = await channel.checkQueue(queue);
+	let left = messageCount;
+	if (left === 0)
+		return;
+	const tag = `get-${process.pid}`;
+	await new Promise(resolve => {
+		channel.consume(queue, message => {
+			if (left === 0)
+				return;
+			console.log(JSON.stringify({
+				body: message.content.toString(),
+				exchange: message.fields.exchange,
+				routingKey: message.fields.routingKey,
+				...message.properties
+			}));
+			channel.ack(message);
+			if (--left === 0)
+				resolve();
+		}, { consumerTag: tag });
+	});
+	await channel.cancel(tag);
 }
 
 const steps = {
