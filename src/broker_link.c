@@ -193,16 +193,12 @@ cqrs_link_fd(const CqrsBrokerLink *link)
 }
 
 /*
- * Have a list of messages published, in its order.
+ * Have a list of messages published, in its order. Their link is this one.
  */
 void
 cqrs_link_send(CqrsBrokerLink *link, CqrsLinkMessage *first,
 			   CqrsLinkMessage *last)
 {
-	CqrsLinkMessage *message;
-
-	for (message = first; message != NULL; message = message->next)
-		message->link = link;
 	pthread_mutex_lock(&link->mutex);
 	if (link->todo == NULL)
 		link->todo = first;

@@ -24,6 +24,7 @@
 #include "storage/sinvaladt.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
 
 #if PG_VERSION_NUM < 140000
 #error "cqrs_outbox needs PostgreSQL 14 or newer"
@@ -91,6 +92,17 @@ cqrs_index_beginscan(Relation rel, Relation index, Snapshot snapshot,
 #endif
 }
 
+/* 15 has contexts of this kind grow their blocks. */
+static inline MemoryContext
+cqrs_generation_context(MemoryContext parent, const char *name)
+{
+#if PG_VERSION_NUM >= 150000
+	return GenerationContextCreate(parent, name, 0, 8 * 1024, 1024 * 1024);
+#else
+	return GenerationContextCreate(parent, name, 256 * 1024);
+#endif
+}
+
 /* 18 has generated columns that are computed when they are read. */
 #ifdef ATTRIBUTE_GENERATED_VIRTUAL
 #define CQRS_ATTRIBUTE_IS_VIRTUAL(attribute) \
@@ -144,6 +156,11 @@ cqrs_vxid_pid(VirtualTransactionId vxid)
 #define CQRS_PASS_SIGNAL_ARGS	postgres_signal_arg, pg_siginfo
 #else
 #define CQRS_PASS_SIGNAL_ARGS	postgres_signal_arg
+#endif
+
+/* 19 has a name of its own for ignoring a signal. */
+#if PG_VERSION_NUM < 190000
+#define PG_SIG_IGN	SIG_IGN
 #endif
 
 /* 15 replaced EmitWarningsOnPlaceholders(). */

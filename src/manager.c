@@ -96,7 +96,7 @@ cqrs_manager_main(Datum arg)
 	static uint32 wait_event = 0;
 
 	cqrs_process_signals();
-	pqsignal(SIGINT, SIG_IGN);
+	pqsignal(SIGINT, PG_SIG_IGN);
 	manager_attach(DatumGetInt32(arg));
 	BackgroundWorkerInitializeConnectionByOid(my_slot->dboid, InvalidOid, 0);
 	cqrs_process_settings("cqrs_outbox manager");

@@ -42,7 +42,6 @@
 
 #include "access/xact.h"
 #include "lib/ilist.h"
-#include "utils/datum.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
@@ -93,7 +92,7 @@ typedef struct Entry
 	int32		topic_id;
 	bool		announced;		/* its attempt was counted before */
 	CqrsFault	fault;			/* it is no message, if it has a message */
-	CqrsEvent	event;			/* a copy, but for topic */
+	CqrsEvent	event;			/* last: a copy, but for topic */
 } Entry;
 
 /* What is known of a lane. */
@@ -157,6 +156,7 @@ static bool lane_is_open(HTAB *lanes, const CqrsParked *parked,
 static Batch *new_batch(void);
 static void free_batch(Batch *batch);
 static Entry *add_entry(Batch *batch, const CqrsEvent *event);
+static Entry *copy_event(const CqrsEvent *event);
 static void form_message(Entry *entry, const CqrsEvent *event);
 static void forget_entry(Entry *entry);
 static void forget_all(void);
@@ -677,9 +677,8 @@ lane_is_open(HTAB *lanes, const CqrsParked *parked, TimestampTz now,
 static Batch *
 new_batch(void)
 {
-	MemoryContext context = AllocSetContextCreate(broker.context,
-												  "cqrs broker batch",
-												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext context = cqrs_generation_context(broker.context,
+													"cqrs broker batch");
 	Batch	   *batch = MemoryContextAlloc(context, sizeof(Batch));
 
 	batch->context = context;
@@ -700,23 +699,13 @@ static Entry *
 add_entry(Batch *batch, const CqrsEvent *event)
 {
 	MemoryContext oldcontext = MemoryContextSwitchTo(batch->context);
-	Entry	   *entry = palloc0(sizeof(Entry));
+	Entry	   *entry = copy_event(event);
 
+	entry->message.link = broker.link;
+	entry->state = ENTRY_READ;
 	entry->batch = batch;
-	entry->topic_id = event->topic->topic_id;
 	entry->lane = cqrs_event_lane(event);
-	entry->event = *event;
-	entry->event.topic = NULL;
-	entry->event.event_id = datumCopy(event->event_id, false, UUID_LEN);
-	entry->event.event_name = datumCopy(event->event_name, false, -1);
-	if (!event->key.isnull)
-		entry->event.key.value = datumCopy(event->key.value, false, -1);
-	if (!event->headers.isnull)
-		entry->event.headers.value = datumCopy(event->headers.value, false,
-											   -1);
-	if (!event->payload.isnull)
-		entry->event.payload.value = datumCopy(event->payload.value, false,
-											   -1);
+	entry->topic_id = event->topic->topic_id;
 	form_message(entry, event);
 	MemoryContextSwitchTo(oldcontext);
 
@@ -734,6 +723,51 @@ add_entry(Batch *batch, const CqrsEvent *event)
 		broker.nout++;
 	}
 	broker.nbytes += entry->message.message.body_size;
+	return entry;
+}
+
+/*
+ * An entry with a copy of the event, in one piece. Of a payload that is stored
+ * out of line, only the pointer is copied: the cursor is before the event, so
+ * it stays where it is.
+ */
+static Entry *
+copy_event(const CqrsEvent *event)
+{
+	Datum		values[] = {event->event_name, event->key.value,
+	event->headers.value, event->payload.value};
+	bool		nulls[] = {false, event->key.isnull, event->headers.isnull,
+	event->payload.isnull};
+	Size		sizes[lengthof(values)];
+	Size		size = MAXALIGN(sizeof(Entry)) + MAXALIGN(UUID_LEN);
+	Entry	   *entry;
+	char	   *next;
+	int			i;
+
+	for (i = 0; i < lengthof(values); i++)
+	{
+		sizes[i] = nulls[i] ? 0 : VARSIZE_ANY(DatumGetPointer(values[i]));
+		size += MAXALIGN(sizes[i]);
+	}
+	entry = palloc(size);
+	memset(entry, 0, offsetof(Entry, event));
+	next = (char *) entry + MAXALIGN(sizeof(Entry));
+	entry->event = *event;
+	entry->event.topic = NULL;
+	memcpy(next, DatumGetPointer(event->event_id), UUID_LEN);
+	entry->event.event_id = PointerGetDatum(next);
+	next += MAXALIGN(UUID_LEN);
+	for (i = 0; i < lengthof(values); i++)
+	{
+		if (!nulls[i])
+			memcpy(next, DatumGetPointer(values[i]), sizes[i]);
+		values[i] = PointerGetDatum(next);
+		next += MAXALIGN(sizes[i]);
+	}
+	entry->event.event_name = values[0];
+	entry->event.key.value = values[1];
+	entry->event.headers.value = values[2];
+	entry->event.payload.value = values[3];
 	return entry;
 }
 
