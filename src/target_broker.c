@@ -45,6 +45,7 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
+#include "utils/snapmgr.h"
 
 #include "broker_link.h"
 #include "broker_server.h"
@@ -616,6 +617,7 @@ read_parked(CqrsRelay *relay, int64 announced,
 	HASHCTL		ctl;
 	HTAB	   *lanes;
 	Batch	   *batch;
+	Snapshot	snapshot;
 	int			i;
 
 	if (announced == 0 && cqrs_parked_due(set, now) == NULL)
@@ -629,6 +631,9 @@ read_parked(CqrsRelay *relay, int64 announced,
 	lanes = hash_create("cqrs open lanes", 64, &ctl,
 						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	batch = new_batch();
+
+	/* Some may have been parked in this exchange. */
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	for (i = 0; i < set->nparked; i++)
 	{
 		CqrsParked *parked = &set->parked[i];
@@ -638,12 +643,13 @@ read_parked(CqrsRelay *relay, int64 announced,
 		if (announced != 0 ? parked->position != announced :
 			!lane_is_open(lanes, parked, now, delivery))
 			continue;
-		if (cqrs_parked_read(&relay->cursor, parked->position,
-							 relay->snapshot, &event, &attempts))
+		if (cqrs_parked_read(&relay->cursor, parked->position, snapshot,
+							 &event, &attempts))
 			add_entry(batch, &event)->announced = announced != 0;
 		else
 			cqrs_parked_done(set, parked, &relay->cursor);
 	}
+	UnregisterSnapshot(snapshot);
 	if (batch->nentries == 0)
 		free_batch(batch);
 	broker.parked = broker.nentries > 0;
