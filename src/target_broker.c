@@ -287,7 +287,8 @@ cqrs_target_broker_task(bool finish, char *error)
 	}
 
 	if (state == CQRS_LINK_CONNECTING)
-		return CQRS_BROKER_TASK_WAIT;
+		return renew || broker.hold ? CQRS_BROKER_TASK_RENEW :
+			look ? CQRS_BROKER_TASK_EXCHANGE : CQRS_BROKER_TASK_WAIT;
 	half = broker.server->window / 2;
 	nfinal = broker.nentries - broker.nread - broker.nsent;
 	if (broker.nsent == 0 && !first_is_final() && (renew || broker.hold))
