@@ -1112,7 +1112,8 @@ CROSS JOIN LATERAL (
 	SELECT 'warning', 'late',
 		   format('%s events wait, the first since %s.', p.lag_events,
 				  date_trunc('second', clock_timestamp() - make_interval(secs => p.lag_seconds))),
-		   CASE WHEN s.handler IS NULL THEN 'See whether its clients receive and acknowledge.'
+		   CASE WHEN s.server IS NOT NULL THEN 'See its row in cqrs_subscription_status: its worker, and what the broker said last.'
+				WHEN s.handler IS NULL THEN 'See whether its clients receive and acknowledge.'
 				ELSE 'See its row in cqrs_subscription_status: whether its handler is at work, or waits.' END,
 		   make_interval(secs => p.lag_seconds), NULL
 	WHERE s.state = 'active' AND p.lag_events > 0
