@@ -23,13 +23,10 @@
  *-------------------------------------------------------------------------
  */
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/time.h>
 
 #include "client.h"
@@ -46,8 +43,6 @@
 static bool refuse(CqrsBrokerMessage *message, const RabbitClient *client,
 				   char *reason);
 static bool grow(RabbitClient *client, char *error);
-static void cork(RabbitClient *client, bool on);
-static bool send_accepted(RabbitClient *client, char *error);
 static bool wait_writable(RabbitClient *client, char *error);
 static int	send_message(RabbitClient *client, const CqrsBrokerMessage *message);
 static bool handle_frame(RabbitClient *client, const amqp_frame_t *frame,
@@ -91,15 +86,32 @@ rabbitmq_accept(RabbitClient *client, CqrsBrokerMessage *message, char *error)
 bool
 rabbitmq_send(RabbitClient *client, char *error)
 {
-	bool		several = client->next - client->unsent > 1;
-	bool		sent;
+	while (client->unsent < client->next)
+	{
+		const CqrsBrokerMessage *message =
+		client->ring[client->unsent & (client->ring_size - 1)];
+		int			status;
 
-	if (several)
-		cork(client, true);
-	sent = send_accepted(client, error);
-	if (several)
-		cork(client, false);
-	return sent;
+		if (client->unpolled > UNPOLLED_MAX &&
+			!wait_writable(client, error))
+			return false;
+		if (client->blocked)
+			break;
+
+		errno = 0;
+		status = send_message(client, message);
+		if (status != AMQP_STATUS_OK)
+		{
+			/* The broker may have said why. */
+			if (status != AMQP_STATUS_HEARTBEAT_TIMEOUT &&
+				!rabbitmq_receive(client, error))
+				return false;
+			return rabbitmq_lost(client, status, error);
+		}
+		client->unpolled += PROPERTIES_SIZE + message->body_size;
+		client->unsent++;
+	}
+	return true;
 }
 
 /*
@@ -199,57 +211,6 @@ grow(RabbitClient *client, char *error)
 	free(client->ring);
 	client->ring = ring;
 	client->ring_size = size;
-	return true;
-}
-
-/*
- * Have the socket send full packets only, or what it has. The library sends a
- * packet for each message, which both sides would spend most of their time on.
- */
-static void
-cork(RabbitClient *client, bool on)
-{
-#ifdef TCP_CORK
-	int			value = on ? 1 : 0;
-	int			fd = amqp_get_sockfd(client->amqp);
-
-	/* If that fails, it is only slower. */
-	if (fd >= 0)
-		(void) setsockopt(fd, IPPROTO_TCP, TCP_CORK, &value, sizeof(value));
-#endif
-}
-
-/*
- * The work of rabbitmq_send().
- */
-static bool
-send_accepted(RabbitClient *client, char *error)
-{
-	while (client->unsent < client->next)
-	{
-		const CqrsBrokerMessage *message =
-			client->ring[client->unsent & (client->ring_size - 1)];
-		int			status;
-
-		if (client->unpolled > UNPOLLED_MAX &&
-			!wait_writable(client, error))
-			return false;
-		if (client->blocked)
-			break;
-
-		errno = 0;
-		status = send_message(client, message);
-		if (status != AMQP_STATUS_OK)
-		{
-			/* The broker may have said why. */
-			if (status != AMQP_STATUS_HEARTBEAT_TIMEOUT &&
-				!rabbitmq_receive(client, error))
-				return false;
-			return rabbitmq_lost(client, status, error);
-		}
-		client->unpolled += PROPERTIES_SIZE + message->body_size;
-		client->unsent++;
-	}
 	return true;
 }
 
