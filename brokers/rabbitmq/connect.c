@@ -426,7 +426,8 @@ log_in(RabbitClient *client, char *error)
 		default:
 			break;
 	}
-	if (reply.library_error == AMQP_STATUS_CONNECTION_CLOSED)
+	if (reply.library_error == AMQP_STATUS_CONNECTION_CLOSED ||
+		reply.library_error == AMQP_STATUS_SOCKET_ERROR)
 		return broker_error(error,
 							"RabbitMQ at %s ended the connection during the login; perhaps this port expects %s",
 							client->peer,
