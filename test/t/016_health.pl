@@ -10,6 +10,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 use CqrsTest;
+use ExamplePeer;
 
 my $node;
 
@@ -209,6 +210,36 @@ ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM cqrs_health() W
 $locker->query('SELECT pg_advisory_unlock(2)');
 ok(healthy("max_hold => '0'"), 'until another has delivered');
 $node->safe_psql('postgres', "SELECT cqrs_unsubscribe('alices')");
+
+# A broker that its subscription's owner may not use any more, or that is gone.
+my $peer = ExamplePeer->new;
+my $port = $peer->port;
+$node->safe_psql('postgres', qq(CREATE EXTENSION cqrs_outbox_example;
+	CREATE SERVER peer FOREIGN DATA WRAPPER cqrs_example OPTIONS (host '127.0.0.1', port '$port');
+	GRANT USAGE ON FOREIGN SERVER peer TO alice;
+	SET ROLE alice;
+	SELECT cqrs_subscribe('sent', ARRAY['things'], server => 'peer', start => 'latest')));
+emit();
+ok($peer->wait_messages(undef, 1), 'a broker is sent an event');
+ok(healthy(), 'and all is well');
+$node->safe_psql('postgres', 'REVOKE USAGE ON FOREIGN SERVER peer FROM alice');
+emit();
+ok(wait_problems(qq(failing subscription "sent"\nserver_privilege subscription "sent")), 'its owner may not use it any more');
+like(of('failing', 'detail', ''), qr/: permission denied for foreign server peer$/, 'with the error');
+$node->safe_psql('postgres', of('server_privilege', 'hint', ''));
+ok(healthy(), 'until its owner may again');
+$node->safe_psql('postgres', 'ALTER SERVER peer RENAME TO renamed');
+emit();
+ok(wait_problems(qq(failing subscription "sent"\nserver_missing subscription "sent")), 'it is gone');
+$node->safe_psql('postgres', 'ALTER SERVER renamed RENAME TO peer');
+ok(healthy(), 'until it is there again');
+ok($peer->wait_messages(undef, 3), 'and nothing is lost');
+$peer->stop;
+emit();
+ok(wait_problems('failing subscription "sent"'), 'it cannot be connected to');
+like(of('failing', 'detail', ''), qr/: could not connect to 127\.0\.0\.1:$port: Connection refused$/, 'and why');
+$node->safe_psql('postgres', "SELECT cqrs_unsubscribe('sent')");
+ok(healthy(), 'until nobody wants to');
 
 # Somebody locks a topic's table: nobody who watches waits for that.
 $locker->query('BEGIN; LOCK TABLE cqrs.topic_1_0 IN ACCESS EXCLUSIVE MODE');
