@@ -13,7 +13,7 @@ use Test::More;
 use CqrsTest;
 use ExamplePeer;
 
-my $node = new_server('main', "cqrs_outbox.max_workers = 8\nlog_statement = none\n");
+my $node = new_server('main', "cqrs_outbox.max_workers = 8\nlog_statement = none\n", extra => [ '--encoding=UTF8' ]);
 my $peer = ExamplePeer->new;
 my $port = $peer->port;
 my $name = 'none';
@@ -149,12 +149,14 @@ done('without strict_key_order');
 
 # A reason may be anything.
 begin('reasons', ', max_attempts => 1');
-$peer->tell('rule', '-' . "\x{e9}" x 400, of(1));
-$peer->tell('rule', "-\x{e9}\x01", of(2));
+$peer->tell('rule', '-' . "\xc3\xa9" x 400, of(1));
+$peer->tell('rule', "-\xe9\x01", of(2));
 $peer->tell('rule', '-', of(3));
 emit(qw(a b c d));
 wait_status('dead = 3 AND lag_events = 0', 'long, empty and unprintable reasons');
 wait_numbers('1 2 3 4', undef, 'and the others go on');
+is($node->psql('postgres', "SELECT convert_from(convert_to(error, 'UTF8'), 'UTF8') FROM cqrs_dead_letters('reasons')"), 0,
+	'are valid text in the end, wherever they were cut');
 
 # ----------------------------------------------------------------------
 # The connection's fault

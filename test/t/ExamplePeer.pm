@@ -82,7 +82,7 @@ sub messages
 {
 	my ($self, $client) = @_;
 
-	return grep { !defined $client || $_->{client} eq $client } @{ $self->tell('received') };
+	return @{ $self->tell('received', $client) };
 }
 
 # wait_until(CONDITION, WHAT): until the function returns true
@@ -90,7 +90,7 @@ sub wait_until
 {
 	my ($self, $condition, $what) = @_;
 
-	for (1 .. 50 * $PostgreSQL::Test::Utils::timeout_default)
+	for (my $start = time; time < $start + $PostgreSQL::Test::Utils::timeout_default;)
 	{
 		return 1 if $condition->();
 		Time::HiRes::sleep(0.02);
@@ -135,7 +135,8 @@ sub wait_held
 #   close     all connections
 #   say LINE  on all connections
 #   reset     no rules, hold nothing, welcome everybody, forget what was received
-#   received  [{client, line, message}, ...]
+#   received CLIENT
+#             from this client, or from all: [{client, line, message}, ...]
 #   hellos    what clients introduced themselves with
 package ExamplePeer::Process;
 
@@ -259,7 +260,8 @@ sub send
 {
 	my ($self, $connection, $line) = @_;
 
-	utf8::encode($line) if utf8::is_utf8($line);
+	# What tests have it say are bytes, whether or not they are UTF-8.
+	utf8::downgrade($line);
 	syswrite $connection->{socket}, "$line\n";
 }
 
@@ -355,7 +357,12 @@ sub command_reset
 	return $self->command_release;
 }
 
-sub command_received { return $_[0]->{received}; }
+sub command_received
+{
+	my ($self, $client) = @_;
+
+	return [ grep { !defined $client || $_->{client} eq $client } @{ $self->{received} } ];
+}
 
 sub command_hellos { return $_[0]->{hellos}; }
 
