@@ -137,17 +137,22 @@ cqrs_broker_server_generation(void)
 
 /*
  * The text of a module's error as the server can print it, whatever it is and
- * whether or not in a transaction.
+ * whether or not in a transaction. It may have been cut within a character.
  */
 char *
 cqrs_broker_error(const char *error)
 {
 	char	   *result = pstrdup(error);
+	int			length = strlen(error);
+	int			valid = pg_encoding_verifymbstr(PG_UTF8, error, length);
 	char	   *c;
 
 	if (GetDatabaseEncoding() == PG_UTF8 &&
-		pg_verify_mbstr(PG_UTF8, error, strlen(error), true))
+		length - valid < pg_encoding_max_length(PG_UTF8))
+	{
+		result[valid] = '\0';
 		return result;
+	}
 	for (c = result; *c != '\0'; c++)
 		if (IS_HIGHBIT_SET(*c))
 			*c = '?';

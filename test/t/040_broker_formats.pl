@@ -13,7 +13,7 @@ use Test::More;
 use CqrsTest;
 use ExamplePeer;
 
-my $node = new_server('main', '', extra => [ '--encoding=UTF8' ]);
+my $node = new_server('main');
 my $peer = ExamplePeer->new;
 my $port = $peer->port;
 my $traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01';

@@ -13,7 +13,7 @@ use Test::More;
 use CqrsTest;
 use ExamplePeer;
 
-my $node = new_server('main', "cqrs_outbox.max_workers = 8\nlog_statement = none\n", extra => [ '--encoding=UTF8' ]);
+my $node = new_server('main', "cqrs_outbox.max_workers = 8\nlog_statement = none\n");
 my $peer = ExamplePeer->new;
 my $port = $peer->port;
 my $name = 'none';

@@ -14,7 +14,7 @@ use Time::HiRes qw(time);
 use CqrsTest;
 use ExamplePeer;
 
-my $node = new_server('main', "cqrs_outbox.max_workers = 8\nlog_statement = none\n", extra => [ '--encoding=UTF8' ]);
+my $node = new_server('main', "cqrs_outbox.max_workers = 8\nlog_statement = none\n");
 my $peer = ExamplePeer->new;
 my $port = $peer->port;
 

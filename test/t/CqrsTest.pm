@@ -22,7 +22,7 @@ sub new_server
 	my $install_path = delete $init{install_path};
 	my $node = PostgreSQL::Test::Cluster->new($name, install_path => $install_path);
 
-	$node->init(%init);
+	$node->init(extra => [ '--encoding=UTF8', '--locale=C' ], %init);
 	$node->append_conf('postgresql.conf', qq(
 shared_preload_libraries = 'cqrs_outbox'
 cqrs_outbox.poll_interval = '1h'
