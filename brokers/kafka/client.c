@@ -97,8 +97,8 @@ typedef struct KafkaClient
 
 	bool		down;			/* no broker is connected */
 	int64_t		down_since;		/* with something unreported */
-	int64_t		progress;		/* when a message was last reported, or the
-								 * first one was published */
+	int64_t		progress;		/* when a batch last had a report, or the
+								 * first message was published */
 	char		broker_error[CQRS_BROKER_ERROR_SIZE];	/* the last one, or "" */
 	char		lost[CQRS_BROKER_ERROR_SIZE];	/* why; "": it is not */
 } KafkaClient;
@@ -350,14 +350,13 @@ produce_entry(KafkaClient *client, Entry *entry)
 
 	broker_template_expand(client->topic_template, entry->message, topic,
 						   sizeof(topic));
-	if (!kafka_topic_name_check(topic, error))
+	if (!kafka_producer_topic(&client->producer, topic, error))
 	{
 		report_entry(client, entry, CQRS_BROKER_REJECTED, error);
 		return true;
 	}
 
-	code = kafka_producer_produce(&client->producer, topic, entry->message,
-								  entry);
+	code = kafka_producer_produce(&client->producer, entry->message, entry);
 	switch (kafka_error_kind(code))
 	{
 		case KAFKA_ERROR_NONE:
@@ -403,6 +402,7 @@ handle_events(KafkaClient *client)
 			int			batch = (int) rd_kafka_event_message_count(event);
 			const rd_kafka_message_t *delivery;
 
+			client->progress = now_ms();
 			while ((delivery = rd_kafka_event_message_next(event)) != NULL)
 				handle_delivery(client, delivery, batch);
 		}
@@ -527,7 +527,6 @@ report_entry(KafkaClient *client, Entry *entry, CqrsBrokerOutcome outcome,
 	entry->next = client->free;
 	client->free = entry;
 
-	client->progress = now_ms();
 	client->connection->report(message, outcome, error);
 }
 

@@ -18,8 +18,7 @@
 #define HEADER_MESSAGE_ID	"message_id"
 #define HEADER_CONTENT_TYPE	"content-type"
 
-static rd_kafka_topic_t *topic_handle(KafkaProducer *producer,
-									  const char *topic);
+static bool check_topic_name(const char *name, char *error);
 static rd_kafka_headers_t *message_headers(const CqrsBrokerMessage *message);
 
 /*
@@ -74,30 +73,62 @@ kafka_producer_close(KafkaProducer *producer)
 }
 
 /*
+ * Produce to a topic from now on. Returns false, and sets error, if there
+ * cannot be one of this name.
+ */
+bool
+kafka_producer_topic(KafkaProducer *producer, const char *name, char *error)
+{
+	if (producer->topic != NULL)
+	{
+		if (strcmp(rd_kafka_topic_name(producer->topic), name) == 0)
+			return true;
+		rd_kafka_topic_destroy(producer->topic);
+		producer->topic = NULL;
+	}
+	if (!check_topic_name(name, error))
+		return false;
+	producer->topic = rd_kafka_topic_new(producer->rk, name, NULL);
+	return producer->topic != NULL ||
+		broker_error(error, "could not use Kafka topic \"%s\": %s", name,
+					 rd_kafka_err2str(rd_kafka_last_error()));
+}
+
+/*
+ * Is this a name that a topic can have? If not, returns false and sets error.
+ */
+static bool
+check_topic_name(const char *name, char *error)
+{
+	size_t		length = strspn(name, "abcdefghijklmnopqrstuvwxyz"
+								"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+								"0123456789._-");
+
+	if (name[length] == '\0' && length >= 1 && length <= TOPIC_NAME_MAX &&
+		strcmp(name, ".") != 0 && strcmp(name, "..") != 0)
+		return true;
+	return broker_error(error, "Kafka cannot have a topic \"%.250s\": names have 1 to %d letters, digits, dots, hyphens and underscores of ASCII; see the server's option \"topic\"",
+						name, TOPIC_NAME_MAX);
+}
+
+/*
  * Give a message to the producer, which then has it until a delivery report
- * comes with this opaque. Its body is not copied.
+ * comes with this opaque. Its body is not copied. The topic has been chosen.
  *
  * Returns an error if it does not take it.
  */
 rd_kafka_resp_err_t
-kafka_producer_produce(KafkaProducer *producer, const char *topic,
-					   CqrsBrokerMessage *message, void *opaque)
+kafka_producer_produce(KafkaProducer *producer, CqrsBrokerMessage *message,
+					   void *opaque)
 {
-	rd_kafka_topic_t *handle = topic_handle(producer, topic);
 	rd_kafka_headers_t *headers = message_headers(message);
 	rd_kafka_vu_t args[7];
 	rd_kafka_error_t *failure;
 	rd_kafka_resp_err_t code;
 	int			n = 0;
 
-	if (handle == NULL)
-	{
-		rd_kafka_headers_destroy(headers);
-		return rd_kafka_last_error();
-	}
-
 	args[n].vtype = RD_KAFKA_VTYPE_RKT;
-	args[n++].u.rkt = handle;
+	args[n++].u.rkt = producer->topic;
 	args[n].vtype = RD_KAFKA_VTYPE_TIMESTAMP;
 	args[n++].u.i64 = message->timestamp / 1000;
 	args[n].vtype = RD_KAFKA_VTYPE_HEADERS;
@@ -131,23 +162,6 @@ kafka_producer_produce(KafkaProducer *producer, const char *topic,
 }
 
 /*
- * The handle of a topic, which the producer keeps until another is asked for;
- * NULL if librdkafka makes none.
- */
-static rd_kafka_topic_t *
-topic_handle(KafkaProducer *producer, const char *topic)
-{
-	if (producer->topic != NULL)
-	{
-		if (strcmp(rd_kafka_topic_name(producer->topic), topic) == 0)
-			return producer->topic;
-		rd_kafka_topic_destroy(producer->topic);
-	}
-	producer->topic = rd_kafka_topic_new(producer->rk, topic, NULL);
-	return producer->topic;
-}
-
-/*
  * The headers of a record.
  */
 static rd_kafka_headers_t *
@@ -169,23 +183,6 @@ message_headers(const CqrsBrokerMessage *message)
 							message->headers[i].value,
 							strlen(message->headers[i].value));
 	return headers;
-}
-
-/*
- * Is this a name that a topic can have? If not, returns false and sets error.
- */
-bool
-kafka_topic_name_check(const char *name, char *error)
-{
-	size_t		length = strspn(name, "abcdefghijklmnopqrstuvwxyz"
-								"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-								"0123456789._-");
-
-	if (name[length] == '\0' && length >= 1 && length <= TOPIC_NAME_MAX &&
-		strcmp(name, ".") != 0 && strcmp(name, "..") != 0)
-		return true;
-	return broker_error(error, "Kafka cannot have a topic \"%.250s\": names have 1 to %d letters, digits, dots, hyphens and underscores of ASCII; see the server's option \"topic\"",
-						name, TOPIC_NAME_MAX);
 }
 
 /*

@@ -21,7 +21,7 @@ typedef struct KafkaProducer
 {
 	rd_kafka_t *rk;
 	rd_kafka_queue_t *queue;	/* of all its events */
-	rd_kafka_topic_t *topic;	/* the last one used, or NULL */
+	rd_kafka_topic_t *topic;	/* what is produced to; NULL: none yet */
 } KafkaProducer;
 
 /*
@@ -40,12 +40,12 @@ extern bool kafka_producer_open(KafkaProducer *producer,
 								const CqrsBrokerConnection *connection,
 								int event_fd, char *error);
 extern void kafka_producer_close(KafkaProducer *producer);
+extern bool kafka_producer_topic(KafkaProducer *producer, const char *name,
+								 char *error);
 extern rd_kafka_resp_err_t kafka_producer_produce(KafkaProducer *producer,
-												  const char *topic,
 												  CqrsBrokerMessage *message,
 												  void *opaque);
 
-extern bool kafka_topic_name_check(const char *name, char *error);
 extern KafkaErrorKind kafka_error_kind(rd_kafka_resp_err_t code);
 extern void kafka_describe_rejection(rd_kafka_resp_err_t code,
 									 const char *topic,
