@@ -154,7 +154,7 @@ kafka_property_check(const KafkaProperty *property, const char *value,
 							rd_kafka_version_str());
 	if (property->place == KAFKA_USER_MAPPING)
 		return broker_error(error, "librdkafka does not accept it.");
-	return broker_error(error, "librdkafka says: %s.", reason);
+	return broker_error(error, "librdkafka says: %s", reason);
 }
 
 /*

@@ -135,7 +135,7 @@ sub create_server
 	my $list = join ', ', map { "\"$_\" '$all{$_}'" } sort keys %all;
 
 	$node->safe_psql($dbname, qq(
-		CREATE EXTENSION IF NOT EXISTS cqrs_outbox_kafka CASCADE;
+		CREATE EXTENSION IF NOT EXISTS cqrs_outbox_kafka;
 		CREATE SERVER $name FOREIGN DATA WRAPPER cqrs_kafka OPTIONS ($list);
 		CREATE USER MAPPING FOR PUBLIC SERVER $name));
 	return;
