@@ -96,8 +96,8 @@ COMMENT ON TABLE cqrs.command IS 'registered commands';
 --                    0: for ever
 -- retry_delay        after the first failure; doubles with each further one
 -- max_retry_delay    ... up to this
--- handler_timeout    the longest that the handler may take for one event;
---                    0: no limit
+-- handler_timeout    the longest that the handler may take for one event, or a
+--                    broker confirm nothing; 0: no limit
 -- max_retained_size  suspended when it keeps more bytes of events than this
 --                    from being truncated; 0: no limit
 -- max_retained_age   ... or events older than this; 0: no limit
@@ -646,7 +646,8 @@ COMMENT ON FUNCTION cqrs_alter_subscription(text, regprocedure, integer, interva
 	text, text, boolean) IS 'changes settings of a subscription';
 
 -- Removes a subscription, with what it has to retry and its dead letters.
--- Waits for the batch being delivered.
+-- Waits for the batch being delivered; what is on its way to a broker may
+-- arrive.
 -- Errors: 42704 does not exist; 42501 not its owner.
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
 CREATE FUNCTION cqrs_unsubscribe(subscription text) RETURNS void
@@ -655,8 +656,9 @@ COMMENT ON FUNCTION cqrs_unsubscribe(text) IS 'removes a subscription';
 
 -- Stops a subscription: nothing is delivered to it, and its events are kept,
 -- within max_retained_size and max_retained_age. Waits for the batch being
--- delivered: once it returns, and until cqrs_resume(), no handler runs. One
--- that is suspended stays so.
+-- delivered: once it returns, and until cqrs_resume(), no handler runs. What is
+-- on its way to a broker arrives, and is recorded. One that is suspended stays
+-- so.
 -- Errors: 42704 does not exist; 42501 not its owner.
 -- Locks: those for moving its cursors, until the end of the transaction.
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
@@ -673,7 +675,8 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_resume(text) IS 'has delivery to a subscription go on';
 
 -- Moves a subscription in the log, to replay or to skip. What it has to retry
--- is forgotten; its dead letters stay.
+-- is forgotten; its dead letters stay. What is on its way to a broker may
+-- arrive, and counts for nothing.
 --   target  'earliest': to the oldest event retained; 'latest': to what
 --           commits after this call; a time: to the first transaction that
 --           emitted at that time or later, whose earlier events, and those of
