@@ -17,6 +17,7 @@ OBJS = \
 	src/cqrs_outbox.o \
 	src/cursor.o \
 	src/dead_letter.o \
+	src/dispatch.o \
 	src/emit.o \
 	src/event_id.o \
 	src/events.o \

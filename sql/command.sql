@@ -168,7 +168,7 @@ ROLLBACK;
 SELECT cqrs_send('briefly');
 
 -- the registry's tables are what counts
-UPDATE cqrs.command SET handler = 'public.answer_text(jsonb)' WHERE command_name = 'void';
+UPDATE cqrs.command SET handlers = '{public.answer_text(jsonb)}' WHERE command_name = 'void';
 SELECT cqrs_send('void');
 TRUNCATE cqrs.command;
 SELECT cqrs_send('void');

@@ -63,19 +63,25 @@ CREATE TABLE cqrs.event_type (
 COMMENT ON TABLE cqrs.event_type IS 'registered event types';
 
 -- ----------------------------------------------------------------------
--- cqrs.command: the registered commands
+-- cqrs.command: the registered commands and queries
 --
 -- command_name   name, at most 63 bytes
--- handler        the function called, as schema.name(argument types): text,
---                because pg_upgrade refuses regprocedure columns
+-- kind           command: for cqrs_send(); query: for cqrs_query(); stream: a
+--                command whose handler returns a set, for cqrs_stream()
+-- handlers       the functions called, in the order in which they are tried, as
+--                schema.name(argument types): text, because pg_upgrade refuses
+--                regprocedure columns. More than one only of a command
 -- registered_at  when it was registered
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.command (
 	command_name	text		PRIMARY KEY,
-	handler			text		NOT NULL,
-	registered_at	timestamptz	NOT NULL DEFAULT now()
+	kind			text		NOT NULL DEFAULT 'command' CHECK (kind IN ('command', 'query', 'stream')),
+	handlers		text[]		NOT NULL,
+	registered_at	timestamptz	NOT NULL DEFAULT now(),
+	CHECK (cardinality(handlers) > 0 AND array_position(handlers, NULL) IS NULL),
+	CHECK (cardinality(handlers) = 1 OR kind = 'command')
 );
-COMMENT ON TABLE cqrs.command IS 'registered commands';
+COMMENT ON TABLE cqrs.command IS 'registered commands and queries';
 
 -- ----------------------------------------------------------------------
 -- cqrs.subscription: the consumers

@@ -47,8 +47,9 @@ cqrs_handler_init_process(void)
 }
 
 /*
- * Set up a handler of which only the signature is known. What it allocates
- * later is below parent, which must live as long.
+ * Set up a handler of which only the signature is known, and that it returns
+ * one value; for a set, the caller sets returns_set. What it allocates later
+ * is below parent, which must live as long.
  */
 void
 cqrs_handler_init(CqrsHandler *handler, const char *signature,
@@ -100,8 +101,8 @@ cqrs_handler_find(CqrsHandler *handler)
 	proc = (Form_pg_proc) GETSTRUCT(tuple);
 
 	/* The signature holds, but the rest may be another than registered. */
-	if (proc->prokind == PROKIND_FUNCTION && !proc->proretset &&
-		proc->pronargs == 1)
+	if (proc->prokind == PROKIND_FUNCTION &&
+		proc->proretset == handler->returns_set && proc->pronargs == 1)
 	{
 		handler->funcid = DatumGetObjectId(funcid);
 		handler->argtype = proc->proargtypes.values[0];
@@ -126,6 +127,8 @@ cqrs_handler_check(CqrsHandler *handler, const char *kind, const char *name)
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
 				 errmsg("handler %s of %s \"%s\" does not exist",
 						handler->signature, kind, name),
+				 handler->returns_set ?
+				 errdetail("It was dropped, or replaced by something that is not a function with this signature that returns a set.") :
 				 errdetail("It was dropped, or replaced by something that is not a function with this signature that returns one value."),
 				 errhint("Create it again, or register another handler.")));
 
@@ -137,8 +140,8 @@ cqrs_handler_check(CqrsHandler *handler, const char *kind, const char *name)
 }
 
 /*
- * Call the function, which cqrs_handler_check() was just done for. The result
- * is in the current memory context.
+ * Call the function, which cqrs_handler_check() was just done for and which
+ * returns one value. The result is in the current memory context.
  */
 Datum
 cqrs_handler_call(CqrsHandler *handler, Datum arg, bool *isnull)
@@ -191,12 +194,14 @@ cqrs_handler_call(CqrsHandler *handler, Datum arg, bool *isnull)
 
 /*
  * The text that a function is registered by, palloc'd; *argtype and *rettype
- * get its types. Raises 42883 if there is none, 42P13 if it is not a function
- * with one argument that returns one value, 42501 if the current user may not
- * execute it.
+ * get its types, and *returns_set whether it returns a set of the latter.
+ * Raises 42883 if there is none, 42P13 if it is not a function with one
+ * argument, or returns a set and returns_set is NULL, 42501 if the current
+ * user may not execute it.
  */
 char *
-cqrs_handler_describe(Oid funcid, Oid *argtype, Oid *rettype)
+cqrs_handler_describe(Oid funcid, Oid *argtype, Oid *rettype,
+					  bool *returns_set)
 {
 	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid));
 	Form_pg_proc proc;
@@ -214,7 +219,7 @@ cqrs_handler_describe(Oid funcid, Oid *argtype, Oid *rettype)
 		wrong = "It is not a plain function.";
 	else if (proc->pronargs != 1 || OidIsValid(proc->provariadic))
 		wrong = "It does not have exactly one argument.";
-	else if (proc->proretset)
+	else if (proc->proretset && returns_set == NULL)
 		wrong = "It returns a set.";
 	else if (proc->prorettype == TRIGGEROID ||
 			 proc->prorettype == EVENT_TRIGGEROID ||
@@ -225,7 +230,11 @@ cqrs_handler_describe(Oid funcid, Oid *argtype, Oid *rettype)
 				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
 				 errmsg("function %s cannot be a handler", signature),
 				 errdetail_internal("%s", wrong),
-				 errhint("A handler has one argument and returns void or one value.")));
+				 returns_set == NULL ?
+				 errhint("A handler has one argument and returns void or one value.") :
+				 errhint("A handler has one argument and returns void, one value or a set.")));
+	if (returns_set != NULL)
+		*returns_set = proc->proretset;
 	*argtype = proc->proargtypes.values[0];
 	*rettype = proc->prorettype;
 	ReleaseSysCache(tuple);

@@ -16,6 +16,7 @@ typedef struct CqrsHandler
 {
 	char	   *signature;		/* schema.name(argument type) */
 	MemoryContext parent;		/* what the rest is allocated below */
+	bool		returns_set;	/* it must return a set; else it must not */
 
 	/* The rest is valid while generation is that of pg_proc. */
 	uint64		generation;
@@ -39,6 +40,7 @@ extern void cqrs_handler_check(CqrsHandler *handler, const char *kind,
 extern Datum cqrs_handler_call(CqrsHandler *handler, Datum arg, bool *isnull);
 
 /* For registering one. */
-extern char *cqrs_handler_describe(Oid funcid, Oid *argtype, Oid *rettype);
+extern char *cqrs_handler_describe(Oid funcid, Oid *argtype, Oid *rettype,
+								   bool *returns_set);
 
 #endif							/* CQRS_HANDLER_H */

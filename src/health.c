@@ -554,18 +554,22 @@ check_server(Report *report, const CqrsSubscription *subscription,
 }
 
 /*
- * Is there a function to call?
+ * Are there the functions to call?
  */
 static void
 check_command(Report *report, CqrsCommand *command)
 {
-	if (cqrs_handler_find(&command->handler))
-		return;
-	put(report, "warning", "command_handler_missing",
-		psprintf("command \"%s\"", command->name),
-		psprintf("Its handler %s does not exist.",
-				 command->handler.signature),
-		"Create it again, or unregister the command with cqrs_unregister_command().");
+	const char *kind = cqrs_command_kind_name(command->kind);
+	int			i;
+
+	for (i = 0; i < command->nhandlers; i++)
+		if (!cqrs_handler_find(&command->handlers[i]))
+			put(report, "warning", "command_handler_missing",
+				psprintf("%s \"%s\"", kind, command->name),
+				psprintf("Its handler %s does not exist.",
+						 command->handlers[i].signature),
+				psprintf("Create it again, or unregister the %s with cqrs_unregister_command().",
+						 kind));
 }
 
 /*

@@ -1,8 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * mediator.c
- *	  Commands: registered, and dispatched to their handlers in the caller's
- *	  transaction.
+ *	  Commands: registered, and found by name or by type to be dispatched.
  *
  * A dispatch on a warm cache takes no lock on a relation, so in an open
  * transaction it would not learn of what others committed: it asks for
@@ -15,12 +14,14 @@
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "funcapi.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 
 #include "catalog.h"
+#include "dispatch.h"
 #include "payload.h"
 #include "registry.h"
 
@@ -36,14 +37,6 @@ static HTAB *commands_by_type = NULL;
 static uint64 by_type_registry = 0;
 static uint64 by_type_procs = 0;
 
-/* How many commands are being handled up the stack. */
-static int	command_depth = 0;
-
-static void check_dispatch(CqrsCommand *command);
-static Datum convert_payload(CqrsCommand *command, Jsonb *payload);
-static Datum dispatch(FunctionCallInfo fcinfo, CqrsCommand *command,
-					  Datum arg);
-static void dispatch_error_callback(void *arg);
 static CqrsCommand *command_by_type(Oid typid);
 
 PG_FUNCTION_INFO_V1(cqrs_register_command);
@@ -62,8 +55,9 @@ cqrs_register_command(PG_FUNCTION_ARGS)
 	Oid			argtype;
 	Oid			rettype;
 	CqrsAdmin	admin;
-	Oid			types[2] = {TEXTOID, TEXTOID};
-	Datum		values[2];
+	Oid			types[3] = {TEXTOID, TEXTOID, TEXTARRAYOID};
+	Datum		values[3];
+	Datum		signatures[1];
 
 	cqrs_require_writable("cqrs_register_command()");
 	cqrs_name_check("command", name);
@@ -71,7 +65,8 @@ cqrs_register_command(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("handler of command \"%s\" must not be null", name)));
-	signature = cqrs_handler_describe(PG_GETARG_OID(1), &argtype, &rettype);
+	signature = cqrs_handler_describe(PG_GETARG_OID(1), &argtype, &rettype,
+									  NULL);
 	if (argtype != JSONBOID && !cqrs_payload_type_is_composite(argtype))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
@@ -88,9 +83,12 @@ cqrs_register_command(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("command \"%s\" is already registered", name)));
 	values[0] = CStringGetTextDatum(name);
-	values[1] = CStringGetTextDatum(signature);
-	cqrs_admin_execute("INSERT INTO cqrs.command (command_name, handler) VALUES ($1, $2)",
-					   2, types, values, NULL);
+	values[1] = CStringGetTextDatum(cqrs_command_kind_name(CQRS_COMMAND));
+	signatures[0] = CStringGetTextDatum(signature);
+	values[2] = PointerGetDatum(construct_array(signatures, 1, TEXTOID, -1,
+												false, TYPALIGN_INT));
+	cqrs_admin_execute("INSERT INTO cqrs.command (command_name, kind, handlers) VALUES ($1, $2, $3)",
+					   3, types, values, NULL);
 	cqrs_admin_end(&admin);
 	PG_RETURN_VOID();
 }
@@ -126,6 +124,8 @@ cqrs_send(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "command");
 	CqrsCommand *command;
+	CqrsDispatch dispatch;
+	Jsonb	   *payload;
 
 	AcceptInvalidationMessages();
 	command = cqrs_registry_command(name);
@@ -139,9 +139,10 @@ cqrs_send(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("payload of command \"%s\" must not be null", name),
 				 errhint("A command without values has the payload {}.")));
-	check_dispatch(command);
-	return dispatch(fcinfo, command,
-					convert_payload(command, PG_GETARG_JSONB_P(1)));
+	payload = PG_GETARG_JSONB_P(1);
+	cqrs_payload_check_object(payload, "command", command->name);
+	cqrs_dispatch_init(&dispatch, command, JsonbPGetDatum(payload), JSONBOID);
+	return cqrs_dispatch_run(&dispatch, &fcinfo->isnull);
 }
 
 /*
@@ -151,6 +152,7 @@ Datum
 cqrs_send_composite(PG_FUNCTION_ARGS)
 {
 	CqrsCommand *command;
+	CqrsDispatch dispatch;
 	Oid			typid;
 
 	if (PG_ARGISNULL(0))
@@ -165,80 +167,8 @@ cqrs_send_composite(PG_FUNCTION_ARGS)
 				 errhint("Cast it to the composite type that its handler takes.")));
 	AcceptInvalidationMessages();
 	command = command_by_type(typid);
-	check_dispatch(command);
-	return dispatch(fcinfo, command, PG_GETARG_DATUM(0));
-}
-
-/*
- * May the current user dispatch this command here and now? Raises 25000,
- * 54001, 42883 or 42501.
- */
-static void
-check_dispatch(CqrsCommand *command)
-{
-	PreventCommandIfParallelMode("cqrs_send()");
-	if (command_depth >= cqrs_max_command_depth)
-		ereport(ERROR,
-				(errcode(ERRCODE_STATEMENT_TOO_COMPLEX),
-				 errmsg("command \"%s\" is nested too deeply", command->name),
-				 errdetail("%d commands are being handled already, one within the other.",
-						   command_depth),
-				 errhint("A handler may send its own command without end; otherwise raise cqrs_outbox.max_command_depth.")));
-	check_stack_depth();
-
-	cqrs_handler_check(&command->handler, "command", command->name);
-}
-
-/*
- * What the command's handler takes. Raises what payload.c says.
- */
-static Datum
-convert_payload(CqrsCommand *command, Jsonb *payload)
-{
-	cqrs_payload_check_object(payload, "command", command->name);
-	if (command->handler.argtype == JSONBOID)
-		return JsonbPGetDatum(payload);
-	return cqrs_payload_to_composite(payload, command->handler.argtype,
-									 "command", command->name);
-}
-
-/*
- * Call the command's handler with its argument; check_dispatch() was done.
- */
-static Datum
-dispatch(FunctionCallInfo fcinfo, CqrsCommand *command, Datum arg)
-{
-	ErrorContextCallback errcallback;
-	Oid			rettype = command->handler.rettype;
-	bool		isnull;
-	Datum		answer;
-
-	errcallback.callback = dispatch_error_callback;
-	errcallback.arg = command;
-	errcallback.previous = error_context_stack;
-	error_context_stack = &errcallback;
-	command_depth++;
-	PG_TRY();
-	{
-		answer = cqrs_handler_call(&command->handler, arg, &isnull);
-	}
-	PG_FINALLY();
-	{
-		command_depth--;
-	}
-	PG_END_TRY();
-	error_context_stack = errcallback.previous;
-
-	return cqrs_payload_from_value(answer, isnull, rettype, &fcinfo->isnull);
-}
-
-static void
-dispatch_error_callback(void *arg)
-{
-	CqrsCommand *command = (CqrsCommand *) arg;
-
-	errcontext("handler %s of command \"%s\"", command->handler.signature,
-			   command->name);
+	cqrs_dispatch_init(&dispatch, command, PG_GETARG_DATUM(0), typid);
+	return cqrs_dispatch_run(&dispatch, &fcinfo->isnull);
 }
 
 /*
@@ -275,9 +205,11 @@ command_by_type(Oid typid)
 		cqrs_registry_commands(&status);
 		while ((command = hash_seq_search(&status)) != NULL)
 		{
-			if (!cqrs_handler_find(&command->handler))
+			if (command->kind != CQRS_COMMAND ||
+				!cqrs_handler_find(&command->handlers[0]))
 				continue;
-			entry = hash_search(commands_by_type, &command->handler.argtype,
+			entry = hash_search(commands_by_type,
+								&command->handlers[0].argtype,
 								HASH_ENTER, &found);
 			entry->command = command;
 			entry->ambiguous = found;

@@ -78,6 +78,14 @@ enum
 	TOPIC_NATIVE
 };
 
+/* Columns of cqrs.command. */
+enum
+{
+	COMMAND_COMMAND_NAME = 1,
+	COMMAND_KIND,
+	COMMAND_HANDLERS
+};
+
 /* Columns of cqrs.subscription. */
 enum
 {
@@ -289,6 +297,34 @@ cqrs_registry_subscriptions(HASH_SEQ_STATUS *status)
 	hash_seq_init(status, subscriptions);
 }
 
+const char *
+cqrs_command_kind_name(CqrsCommandKind kind)
+{
+	switch (kind)
+	{
+		case CQRS_QUERY:
+			return "query";
+		case CQRS_STREAM:
+			return "stream";
+		default:
+			return "command";
+	}
+}
+
+const char *
+cqrs_command_function(CqrsCommandKind kind)
+{
+	switch (kind)
+	{
+		case CQRS_QUERY:
+			return "cqrs_query()";
+		case CQRS_STREAM:
+			return "cqrs_stream()";
+		default:
+			return "cqrs_send()";
+	}
+}
+
 /*
  * Relcache callback. May come at any time, also in the middle of a load.
  */
@@ -467,12 +503,29 @@ add_event_type(Datum *values, bool *nulls)
 static void
 add_command(Datum *values, bool *nulls)
 {
+	char	   *kind = TextDatumGetCString(values[COMMAND_KIND - 1]);
 	CqrsCommand *command;
+	Datum	   *signatures;
+	int			i;
 
-	command = hash_search(commands, TextDatumGetCString(values[0]),
+	command = hash_search(commands,
+						  TextDatumGetCString(values[COMMAND_COMMAND_NAME - 1]),
 						  HASH_ENTER, NULL);
-	cqrs_handler_init(&command->handler, TextDatumGetCString(values[1]),
-					  CurrentMemoryContext);
+	command->kind =
+		strcmp(kind, "query") == 0 ? CQRS_QUERY :
+		strcmp(kind, "stream") == 0 ? CQRS_STREAM :
+		CQRS_COMMAND;
+	deconstruct_array(DatumGetArrayTypeP(values[COMMAND_HANDLERS - 1]),
+					  TEXTOID, -1, false, TYPALIGN_INT,
+					  &signatures, NULL, &command->nhandlers);
+	command->handlers = palloc(sizeof(CqrsHandler) * command->nhandlers);
+	for (i = 0; i < command->nhandlers; i++)
+	{
+		cqrs_handler_init(&command->handlers[i],
+						  TextDatumGetCString(signatures[i]),
+						  CurrentMemoryContext);
+		command->handlers[i].returns_set = command->kind == CQRS_STREAM;
+	}
 }
 
 static void

@@ -34,10 +34,19 @@ typedef struct CqrsEventType
 	Oid			payload_type;
 } CqrsEventType;
 
+typedef enum CqrsCommandKind
+{
+	CQRS_COMMAND,				/* cqrs_send() */
+	CQRS_QUERY,					/* cqrs_query() */
+	CQRS_STREAM					/* cqrs_stream() */
+} CqrsCommandKind;
+
 typedef struct CqrsCommand
 {
 	char		name[NAMEDATALEN];	/* hash key */
-	CqrsHandler handler;
+	CqrsCommandKind kind;
+	int			nhandlers;		/* more than one only of a CQRS_COMMAND */
+	CqrsHandler *handlers;		/* in the order in which they are tried */
 } CqrsCommand;
 
 typedef enum CqrsSubscriptionState
@@ -87,6 +96,10 @@ extern CqrsSubscription *cqrs_registry_subscription_by_id(int32 subscription_id)
 extern CqrsTopic *cqrs_topic_get(const char *name);
 extern CqrsEventType *cqrs_event_type_get(const char *name);
 extern CqrsSubscription *cqrs_subscription_get(const char *name);
+
+/* The kind in messages, and in table cqrs.command; who dispatches it. */
+extern const char *cqrs_command_kind_name(CqrsCommandKind kind);
+extern const char *cqrs_command_function(CqrsCommandKind kind);
 
 /* Do clients pull it: has it neither a handler nor a server? */
 #define cqrs_subscription_is_pulled(subscription) \

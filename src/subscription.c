@@ -447,7 +447,8 @@ check_handler(const char *subscription, Oid funcid)
 {
 	Oid			argtype;
 	Oid			rettype;
-	char	   *signature = cqrs_handler_describe(funcid, &argtype, &rettype);
+	char	   *signature = cqrs_handler_describe(funcid, &argtype, &rettype,
+												  NULL);
 	HeapTuple	tuple;
 	Oid			funcowner;
 

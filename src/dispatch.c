@@ -1,0 +1,159 @@
+/*-------------------------------------------------------------------------
+ *
+ * dispatch.c
+ *	  One dispatch: what is called, how, and what is being dispatched up the
+ *	  stack.
+ *
+ * A dispatch is on the stack while its handler runs, and only then.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "cqrs_outbox.h"
+
+#include "catalog/pg_type.h"
+#include "utils/jsonb.h"
+
+#include "dispatch.h"
+#include "payload.h"
+
+/* The innermost of those whose handlers are running. */
+static CqrsDispatch *innermost = NULL;
+
+static void check(CqrsDispatch *dispatch, CqrsHandler *handler);
+static Datum payload_for(CqrsDispatch *dispatch, CqrsHandler *handler);
+static Datum call(CqrsDispatch *dispatch, CqrsHandler *handler, bool *isnull);
+static Datum call_on_stack(CqrsDispatch *dispatch, CqrsHandler *handler,
+						   Datum arg, bool *isnull);
+static void error_callback(void *arg);
+
+/*
+ * Set up a dispatch. The payload is a JSON object, or a value of the composite
+ * type that the first handler takes; it must not be toasted.
+ */
+void
+cqrs_dispatch_init(CqrsDispatch *dispatch, CqrsCommand *command,
+				   Datum payload, Oid payload_type)
+{
+	dispatch->outer = NULL;
+	dispatch->depth = 0;
+	dispatch->command = command;
+	dispatch->handler = NULL;
+	dispatch->payload = payload;
+	dispatch->payload_type = payload_type;
+}
+
+/*
+ * Call the handler, and return its answer as jsonb, in the current memory
+ * context.
+ *
+ * Raises 25000 in parallel mode; 54001 nested too deeply; 42883 no such
+ * handler; 42501 it may not be executed; what payload.c says of a payload that
+ * does not fit; and whatever the handler raises.
+ */
+Datum
+cqrs_dispatch_run(CqrsDispatch *dispatch, bool *isnull)
+{
+	return call(dispatch, dispatch->command->handlers, isnull);
+}
+
+/*
+ * May the current user have this handler called here and now?
+ */
+static void
+check(CqrsDispatch *dispatch, CqrsHandler *handler)
+{
+	CqrsCommand *command = dispatch->command;
+	const char *kind = cqrs_command_kind_name(command->kind);
+	int			depth = innermost ? innermost->depth : 0;
+
+	PreventCommandIfParallelMode(cqrs_command_function(command->kind));
+	if (depth >= cqrs_max_command_depth)
+		ereport(ERROR,
+				(errcode(ERRCODE_STATEMENT_TOO_COMPLEX),
+				 errmsg("%s \"%s\" is nested too deeply", kind, command->name),
+				 errdetail("%d commands are being handled already, one within the other.",
+						   depth),
+				 errhint("A handler may send its own command without end; otherwise raise cqrs_outbox.max_command_depth.")));
+	check_stack_depth();
+
+	cqrs_handler_check(handler, kind, command->name);
+}
+
+/*
+ * The payload as the handler takes it.
+ */
+static Datum
+payload_for(CqrsDispatch *dispatch, CqrsHandler *handler)
+{
+	Datum		payload;
+	bool		isnull;
+
+	if (handler->argtype == dispatch->payload_type)
+		return dispatch->payload;
+
+	payload = cqrs_payload_from_value(dispatch->payload, false,
+									  dispatch->payload_type, &isnull);
+	if (handler->argtype == JSONBOID)
+		return payload;
+	return cqrs_payload_to_composite(DatumGetJsonbP(payload), handler->argtype,
+									 cqrs_command_kind_name(dispatch->command->kind),
+									 dispatch->command->name);
+}
+
+/*
+ * Call one handler, and return its answer as jsonb.
+ */
+static Datum
+call(CqrsDispatch *dispatch, CqrsHandler *handler, bool *isnull)
+{
+	Datum		arg;
+	Datum		answer;
+	Oid			rettype;
+
+	check(dispatch, handler);
+	rettype = handler->rettype;
+	arg = payload_for(dispatch, handler);
+	answer = call_on_stack(dispatch, handler, arg, isnull);
+	return cqrs_payload_from_value(answer, *isnull, rettype, isnull);
+}
+
+/*
+ * The call itself; the dispatch is on the stack meanwhile.
+ */
+static Datum
+call_on_stack(CqrsDispatch *dispatch, CqrsHandler *handler, Datum arg,
+			  bool *isnull)
+{
+	ErrorContextCallback errcallback;
+	Datum		answer;
+
+	dispatch->handler = handler;
+	dispatch->outer = innermost;
+	dispatch->depth = innermost ? innermost->depth + 1 : 1;
+	errcallback.callback = error_callback;
+	errcallback.arg = dispatch;
+	errcallback.previous = error_context_stack;
+	error_context_stack = &errcallback;
+	innermost = dispatch;
+	PG_TRY();
+	{
+		answer = cqrs_handler_call(handler, arg, isnull);
+	}
+	PG_FINALLY();
+	{
+		innermost = dispatch->outer;
+	}
+	PG_END_TRY();
+	error_context_stack = errcallback.previous;
+	return answer;
+}
+
+static void
+error_callback(void *arg)
+{
+	CqrsDispatch *dispatch = (CqrsDispatch *) arg;
+
+	errcontext("handler %s of %s \"%s\"", dispatch->handler->signature,
+			   cqrs_command_kind_name(dispatch->command->kind),
+			   dispatch->command->name);
+}
