@@ -441,7 +441,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_unregister_event(text) IS 'removes an event type';
 
 -- ----------------------------------------------------------------------
--- Commands
+-- Commands and queries, which share one space of names
 -- ----------------------------------------------------------------------
 
 -- Binds a command to its handler.
@@ -457,19 +457,27 @@ CREATE FUNCTION cqrs_register_command(command_name text, handler regprocedure) R
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_register_command(text, regprocedure) IS 'binds a command to its handler';
 
--- Removes a command. Errors: 42704 not registered.
+-- Binds a query to its handler.
+--   query_name  name, 1 to 63 bytes
+--   handler     as of a command
+-- Errors, locks and privileges: as cqrs_register_command().
+CREATE FUNCTION cqrs_register_query(query_name text, handler regprocedure) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_register_query(text, regprocedure) IS 'binds a query to its handler';
+
+-- Removes a command or a query. Errors: 42704 not registered.
 -- Locks and privileges: as cqrs_register_command().
 CREATE FUNCTION cqrs_unregister_command(command_name text) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION cqrs_unregister_command(text) IS 'removes a command';
+COMMENT ON FUNCTION cqrs_unregister_command(text) IS 'removes a command or a query';
 
 -- Dispatches a command: calls its handler in the caller's transaction and
 -- returns its answer (void and SQL NULL: NULL).
 --   command_name  a registered command
 --   payload       JSON object; converted when the handler takes a composite
--- Errors: 42883 not registered, or its handler is gone; 42501 the caller may
--- not execute the handler; 22023 and those of the types' input functions for
--- the payload; 54001 commands nested too deeply
+-- Errors: 42883 not registered, or its handler is gone; 42809 it is not a
+-- command; 42501 the caller may not execute the handler; 22023 and those of the
+-- types' input functions for the payload; 54001 commands nested too deeply
 -- (cqrs_outbox.max_command_depth); whatever the handler raises.
 -- Privileges: EXECUTE on the handler.
 CREATE FUNCTION cqrs_send(command_name text, payload jsonb DEFAULT '{}') RETURNS jsonb
@@ -482,6 +490,23 @@ COMMENT ON FUNCTION cqrs_send(text, jsonb) IS 'dispatches a command to its handl
 CREATE FUNCTION cqrs_send(command record) RETURNS jsonb
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_send_composite';
 COMMENT ON FUNCTION cqrs_send(record) IS 'dispatches a command given as a composite value';
+
+-- Dispatches a query: calls its handler, and returns its answer, as
+-- cqrs_send() does, but neither the handler nor what it calls may write or emit,
+-- in a transaction that writes too. What the server forbids in a read-only
+-- transaction is an error; what it allows there is allowed here: to write
+-- temporary tables, pg_notify(), advisory locks, settings and, before version
+-- 16, large objects.
+--   query_name  a registered query
+--   payload     as of cqrs_send()
+-- Errors: as of cqrs_send(); 42809 it is not a query; 25006 something below
+-- tried to write.
+-- Locks: a subtransaction is held meanwhile, unless the transaction is
+-- read-only itself.
+-- Privileges: EXECUTE on the handler.
+CREATE FUNCTION cqrs_query(query_name text, payload jsonb DEFAULT '{}') RETURNS jsonb
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_query(text, jsonb) IS 'dispatches a query, which writes nothing, to its handler';
 
 -- ----------------------------------------------------------------------
 -- The outbox
@@ -1213,7 +1238,7 @@ COMMENT ON FUNCTION cqrs_health(interval, interval) IS 'what is wrong, and what 
 REVOKE EXECUTE ON FUNCTION
 	cqrs_create_topic(text, interval), cqrs_alter_topic(text, interval), cqrs_drop_topic(text, boolean),
 	cqrs_register_event(text, text, regtype), cqrs_unregister_event(text),
-	cqrs_register_command(text, regprocedure), cqrs_unregister_command(text),
+	cqrs_register_command(text, regprocedure), cqrs_register_query(text, regprocedure), cqrs_unregister_command(text),
 	cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval, bigint, interval,
 		text, text, boolean),
 	cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval, text, text,

@@ -6,12 +6,30 @@
  *
  * A dispatch is on the stack while its handler runs, and only then.
  *
+ * Queries
+ *
+ * A query runs with the transaction read-only. So that this ends with it, in
+ * a transaction that may write, it runs in a subtransaction: whatever ends
+ * that gives the outer state back, and meanwhile the server refuses to SET
+ * transaction_read_only = off. Where nothing may be written already, there
+ * is no need for one.
+ *
+ * Failure
+ *
+ * A subtransaction is ended here in any case: who catches the error up the
+ * stack, such as PL/pgSQL's EXCEPTION, rolls back a subtransaction of its
+ * own, and takes the innermost for it. The error goes on as it was; nothing
+ * is caught.
+ *
  *-------------------------------------------------------------------------
  */
 #include "cqrs_outbox.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
 
 #include "dispatch.h"
 #include "payload.h"
@@ -24,6 +42,8 @@ static Datum payload_for(CqrsDispatch *dispatch, CqrsHandler *handler);
 static Datum call(CqrsDispatch *dispatch, CqrsHandler *handler, bool *isnull);
 static Datum call_on_stack(CqrsDispatch *dispatch, CqrsHandler *handler,
 						   Datum arg, bool *isnull);
+static Datum call_in_subtransaction(CqrsDispatch *dispatch,
+									CqrsHandler *handler, bool *isnull);
 static void error_callback(void *arg);
 
 /*
@@ -53,7 +73,11 @@ cqrs_dispatch_init(CqrsDispatch *dispatch, CqrsCommand *command,
 Datum
 cqrs_dispatch_run(CqrsDispatch *dispatch, bool *isnull)
 {
-	return call(dispatch, dispatch->command->handlers, isnull);
+	CqrsCommand *command = dispatch->command;
+
+	if (command->kind == CQRS_QUERY && !XactReadOnly)
+		return call_in_subtransaction(dispatch, command->handlers, isnull);
+	return call(dispatch, command->handlers, isnull);
 }
 
 /*
@@ -145,6 +169,46 @@ call_on_stack(CqrsDispatch *dispatch, CqrsHandler *handler, Datum arg,
 	}
 	PG_END_TRY();
 	error_context_stack = errcallback.previous;
+	return answer;
+}
+
+/*
+ * Call one handler in a subtransaction, which is read-only for a query.
+ */
+static Datum
+call_in_subtransaction(CqrsDispatch *dispatch, CqrsHandler *handler,
+					   bool *isnull)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	Datum		answer;
+
+	/* It would refuse too, but name the subtransaction. */
+	PreventCommandIfParallelMode(cqrs_command_function(dispatch->command->kind));
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		if (dispatch->command->kind == CQRS_QUERY)
+			XactReadOnly = true;
+		answer = call(dispatch, handler, isnull);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		ReThrowError(edata);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
 	return answer;
 }
 

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * mediator.c
- *	  Commands: registered, and found by name or by type to be dispatched.
+ *	  Commands and queries: registered, and found by name or by type to be
+ *	  dispatched.
  *
  * A dispatch on a warm cache takes no lock on a relation, so in an open
  * transaction it would not learn of what others committed: it asks for
@@ -37,12 +38,20 @@ static HTAB *commands_by_type = NULL;
 static uint64 by_type_registry = 0;
 static uint64 by_type_procs = 0;
 
+static void register_command(CqrsCommandKind kind, const char *name,
+							 int nhandlers, Datum *handlers, bool *nulls);
+static char *check_handler(CqrsCommandKind kind, Oid funcid);
+static CqrsCommand *command_arg(FunctionCallInfo fcinfo,
+								CqrsCommandKind kind);
+static Datum payload_arg(FunctionCallInfo fcinfo, CqrsCommand *command);
 static CqrsCommand *command_by_type(Oid typid);
 
 PG_FUNCTION_INFO_V1(cqrs_register_command);
+PG_FUNCTION_INFO_V1(cqrs_register_query);
 PG_FUNCTION_INFO_V1(cqrs_unregister_command);
 PG_FUNCTION_INFO_V1(cqrs_send);
 PG_FUNCTION_INFO_V1(cqrs_send_composite);
+PG_FUNCTION_INFO_V1(cqrs_query);
 
 /*
  * cqrs_register_command(command_name, handler)
@@ -51,45 +60,26 @@ Datum
 cqrs_register_command(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "command");
-	char	   *signature;
-	Oid			argtype;
-	Oid			rettype;
-	CqrsAdmin	admin;
-	Oid			types[3] = {TEXTOID, TEXTOID, TEXTARRAYOID};
-	Datum		values[3];
-	Datum		signatures[1];
 
 	cqrs_require_writable("cqrs_register_command()");
 	cqrs_name_check("command", name);
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("handler of command \"%s\" must not be null", name)));
-	signature = cqrs_handler_describe(PG_GETARG_OID(1), &argtype, &rettype,
-									  NULL);
-	if (argtype != JSONBOID && !cqrs_payload_type_is_composite(argtype))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
-				 errmsg("function %s cannot be a handler of a command",
-						signature),
-				 errdetail("Its argument is of type %s.",
-						   format_type_be(argtype)),
-				 errhint("The argument of a command's handler is jsonb or of a composite type.")));
+	register_command(CQRS_COMMAND, name, 1, &fcinfo->args[1].value,
+					 &fcinfo->args[1].isnull);
+	PG_RETURN_VOID();
+}
 
-	cqrs_admin_begin(&admin);
-	cqrs_admin_ddl("LOCK TABLE cqrs.command IN SHARE ROW EXCLUSIVE MODE");
-	if (cqrs_registry_command(name) != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("command \"%s\" is already registered", name)));
-	values[0] = CStringGetTextDatum(name);
-	values[1] = CStringGetTextDatum(cqrs_command_kind_name(CQRS_COMMAND));
-	signatures[0] = CStringGetTextDatum(signature);
-	values[2] = PointerGetDatum(construct_array(signatures, 1, TEXTOID, -1,
-												false, TYPALIGN_INT));
-	cqrs_admin_execute("INSERT INTO cqrs.command (command_name, kind, handlers) VALUES ($1, $2, $3)",
-					   3, types, values, NULL);
-	cqrs_admin_end(&admin);
+/*
+ * cqrs_register_query(query_name, handler)
+ */
+Datum
+cqrs_register_query(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "query");
+
+	cqrs_require_writable("cqrs_register_query()");
+	cqrs_name_check("query", name);
+	register_command(CQRS_QUERY, name, 1, &fcinfo->args[1].value,
+					 &fcinfo->args[1].isnull);
 	PG_RETURN_VOID();
 }
 
@@ -122,26 +112,25 @@ cqrs_unregister_command(PG_FUNCTION_ARGS)
 Datum
 cqrs_send(PG_FUNCTION_ARGS)
 {
-	char	   *name = cqrs_name_arg(fcinfo, 0, "command");
-	CqrsCommand *command;
+	CqrsCommand *command = command_arg(fcinfo, CQRS_COMMAND);
 	CqrsDispatch dispatch;
-	Jsonb	   *payload;
 
-	AcceptInvalidationMessages();
-	command = cqrs_registry_command(name);
-	if (command == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("command \"%s\" is not registered", name),
-				 errhint("Register it with cqrs_register_command().")));
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("payload of command \"%s\" must not be null", name),
-				 errhint("A command without values has the payload {}.")));
-	payload = PG_GETARG_JSONB_P(1);
-	cqrs_payload_check_object(payload, "command", command->name);
-	cqrs_dispatch_init(&dispatch, command, JsonbPGetDatum(payload), JSONBOID);
+	cqrs_dispatch_init(&dispatch, command,
+					   payload_arg(fcinfo, command), JSONBOID);
+	return cqrs_dispatch_run(&dispatch, &fcinfo->isnull);
+}
+
+/*
+ * cqrs_query(query_name, payload)
+ */
+Datum
+cqrs_query(PG_FUNCTION_ARGS)
+{
+	CqrsCommand *command = command_arg(fcinfo, CQRS_QUERY);
+	CqrsDispatch dispatch;
+
+	cqrs_dispatch_init(&dispatch, command,
+					   payload_arg(fcinfo, command), JSONBOID);
 	return cqrs_dispatch_run(&dispatch, &fcinfo->isnull);
 }
 
@@ -169,6 +158,124 @@ cqrs_send_composite(PG_FUNCTION_ARGS)
 	command = command_by_type(typid);
 	cqrs_dispatch_init(&dispatch, command, PG_GETARG_DATUM(0), typid);
 	return cqrs_dispatch_run(&dispatch, &fcinfo->isnull);
+}
+
+/*
+ * Check the handlers, and add the command to the registry. Raises what
+ * cqrs_register_command() documents, but for the name's form.
+ */
+static void
+register_command(CqrsCommandKind kind, const char *name, int nhandlers,
+				 Datum *handlers, bool *nulls)
+{
+	Datum	   *signatures = palloc(sizeof(Datum) * nhandlers);
+	CqrsCommand *existing;
+	CqrsAdmin	admin;
+	Oid			types[3] = {TEXTOID, TEXTOID, TEXTARRAYOID};
+	Datum		values[3];
+	int			i;
+
+	for (i = 0; i < nhandlers; i++)
+	{
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("handler of %s \"%s\" must not be null",
+							cqrs_command_kind_name(kind), name)));
+		signatures[i] =
+			CStringGetTextDatum(check_handler(kind,
+											  DatumGetObjectId(handlers[i])));
+	}
+
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl("LOCK TABLE cqrs.command IN SHARE ROW EXCLUSIVE MODE");
+	existing = cqrs_registry_command(name);
+	if (existing != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("%s \"%s\" is already registered",
+						cqrs_command_kind_name(existing->kind), name)));
+	values[0] = CStringGetTextDatum(name);
+	values[1] = CStringGetTextDatum(cqrs_command_kind_name(kind));
+	values[2] = PointerGetDatum(construct_array(signatures, nhandlers, TEXTOID,
+												-1, false, TYPALIGN_INT));
+	cqrs_admin_execute("INSERT INTO cqrs.command (command_name, kind, handlers) VALUES ($1, $2, $3)",
+					   3, types, values, NULL);
+	cqrs_admin_end(&admin);
+}
+
+/*
+ * Can this function be a handler, and may the current user execute it?
+ * Returns the text it is registered by.
+ */
+static char *
+check_handler(CqrsCommandKind kind, Oid funcid)
+{
+	Oid			argtype;
+	Oid			rettype;
+	char	   *signature = cqrs_handler_describe(funcid, &argtype, &rettype,
+												  NULL);
+
+	if (argtype != JSONBOID && !cqrs_payload_type_is_composite(argtype))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
+				 errmsg("function %s cannot be a handler of a %s",
+						signature, cqrs_command_kind_name(kind)),
+				 errdetail("Its argument is of type %s.",
+						   format_type_be(argtype)),
+				 errhint("The argument of a %s's handler is jsonb or of a composite type.",
+						 cqrs_command_kind_name(kind))));
+	return signature;
+}
+
+/*
+ * The command named by the first argument, which is of this kind. Raises
+ * 22004, 42883 or 42809.
+ */
+static CqrsCommand *
+command_arg(FunctionCallInfo fcinfo, CqrsCommandKind kind)
+{
+	const char *kind_name = cqrs_command_kind_name(kind);
+	char	   *name = cqrs_name_arg(fcinfo, 0, kind_name);
+	CqrsCommand *command;
+
+	AcceptInvalidationMessages();
+	command = cqrs_registry_command(name);
+	if (command == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("%s \"%s\" is not registered", kind_name, name),
+				 errhint("Register it with %s.",
+						 kind == CQRS_QUERY ? "cqrs_register_query()" :
+						 "cqrs_register_command()")));
+	if (command->kind != kind)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" is a %s, not a %s", name,
+						cqrs_command_kind_name(command->kind), kind_name),
+				 errhint("Call %s.", cqrs_command_function(command->kind))));
+	return command;
+}
+
+/*
+ * The second argument. Raises 22004 or 22023.
+ */
+static Datum
+payload_arg(FunctionCallInfo fcinfo, CqrsCommand *command)
+{
+	const char *kind_name = cqrs_command_kind_name(command->kind);
+	Jsonb	   *payload;
+
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("payload of %s \"%s\" must not be null", kind_name,
+						command->name),
+				 errhint("A %s without values has the payload {}.",
+						 kind_name)));
+	payload = PG_GETARG_JSONB_P(1);
+	cqrs_payload_check_object(payload, kind_name, command->name);
+	return JsonbPGetDatum(payload);
 }
 
 /*
