@@ -65,7 +65,7 @@ EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/cqrs_broker.h
 
-REGRESS = meeting command query emit capture subscription retry pull retention health privileges adopt extension
+REGRESS = meeting command query chain emit capture subscription retry pull retention health privileges adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

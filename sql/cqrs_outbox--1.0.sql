@@ -444,18 +444,19 @@ COMMENT ON FUNCTION cqrs_unregister_event(text) IS 'removes an event type';
 -- Commands and queries, which share one space of names
 -- ----------------------------------------------------------------------
 
--- Binds a command to its handler.
+-- Binds a command to its handler; or to several, a chain: they are tried in
+-- their order, until one does not call cqrs_next().
 --   command_name  name, 1 to 63 bytes
---   handler       a function with one argument, jsonb or composite, that
+--   handlers      each a function with one argument, jsonb or composite, that
 --                 returns void, jsonb, a scalar or a composite, not a set
--- Errors: 42710 registered already; 42883 no such function; 42P13 a function
--- of another form; 42501 the caller may not execute it; 22004, 42602, 42622
--- name.
+-- Errors: 42710 registered already, or the same handler twice; 42883 no such
+-- function; 42P13 a function of another form; 42501 the caller may not execute
+-- it; 22004, 42602, 42622 name; 22004, 2202E handlers.
 -- Locks: SHARE ROW EXCLUSIVE on cqrs.command until the end of the transaction.
 -- Privileges: EXECUTE, not granted to PUBLIC.
-CREATE FUNCTION cqrs_register_command(command_name text, handler regprocedure) RETURNS void
+CREATE FUNCTION cqrs_register_command(command_name text, VARIADIC handlers regprocedure[]) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION cqrs_register_command(text, regprocedure) IS 'binds a command to its handler';
+COMMENT ON FUNCTION cqrs_register_command(text, regprocedure[]) IS 'binds a command to its handler, or to a chain of them';
 
 -- Binds a query to its handler.
 --   query_name  name, 1 to 63 bytes
@@ -472,24 +473,39 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_unregister_command(text) IS 'removes a command or a query';
 
 -- Dispatches a command: calls its handler in the caller's transaction and
--- returns its answer (void and SQL NULL: NULL).
+-- returns its answer (void and SQL NULL: NULL). Each handler of a chain gets the
+-- payload converted to its own argument; if none answers, the answer is NULL.
 --   command_name  a registered command
 --   payload       JSON object; converted when the handler takes a composite
 -- Errors: 42883 not registered, or its handler is gone; 42809 it is not a
 -- command; 42501 the caller may not execute the handler; 22023 and those of the
 -- types' input functions for the payload; 54001 commands nested too deeply
 -- (cqrs_outbox.max_command_depth); whatever the handler raises.
--- Privileges: EXECUTE on the handler.
+-- Locks: each handler of a chain runs in a subtransaction.
+-- Privileges: EXECUTE on the handler; of a chain, on those that are tried.
 CREATE FUNCTION cqrs_send(command_name text, payload jsonb DEFAULT '{}') RETURNS jsonb
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_send(text, jsonb) IS 'dispatches a command to its handler';
 
 -- The same with the handler's composite argument itself: dispatches on its
--- type.
+-- type. Of a chain, this is what the first handler takes; to the others it is
+-- converted.
 -- Errors: as above; 42883 no command takes that type; 42725 several do.
 CREATE FUNCTION cqrs_send(command record) RETURNS jsonb
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_send_composite';
 COMMENT ON FUNCTION cqrs_send(record) IS 'dispatches a command given as a composite value';
+
+-- For a chain's handler: passes the command on to the next one. Returns NULL, for
+-- "RETURN cqrs_next()": once the handler returns, its answer counts for nothing,
+-- and all that it did is rolled back, events included. It stays passed on even
+-- if the handler rolls back a block in which it called this. A handler that
+-- answers NULL without it has answered.
+-- Errors: 55000 the innermost handler is not one of a chain; so also the handler
+-- of a command that has no other.
+-- Privileges: EXECUTE, granted to PUBLIC.
+CREATE FUNCTION cqrs_next() RETURNS jsonb
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_next() IS 'passes a command on to the next handler of its chain';
 
 -- Dispatches a query: calls its handler, and returns its answer, as
 -- cqrs_send() does, but neither the handler nor what it calls may write or emit,
@@ -1238,7 +1254,7 @@ COMMENT ON FUNCTION cqrs_health(interval, interval) IS 'what is wrong, and what 
 REVOKE EXECUTE ON FUNCTION
 	cqrs_create_topic(text, interval), cqrs_alter_topic(text, interval), cqrs_drop_topic(text, boolean),
 	cqrs_register_event(text, text, regtype), cqrs_unregister_event(text),
-	cqrs_register_command(text, regprocedure), cqrs_register_query(text, regprocedure), cqrs_unregister_command(text),
+	cqrs_register_command(text, regprocedure[]), cqrs_register_query(text, regprocedure), cqrs_unregister_command(text),
 	cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval, bigint, interval,
 		text, text, boolean),
 	cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval, text, text,

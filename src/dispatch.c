@@ -14,6 +14,13 @@
  * transaction_read_only = off. Where nothing may be written already, there
  * is no need for one.
  *
+ * Chains
+ *
+ * Each handler of a chain runs in a subtransaction, the last one too, which is
+ * rolled back if the handler passed on. So whoever passes on leaves nothing
+ * behind. A command with one handler has no such subtransaction, so its
+ * handler cannot pass on: what it had done would stay.
+ *
  * Failure
  *
  * A subtransaction is ended here in any case: who catches the error up the
@@ -37,6 +44,7 @@
 /* The innermost of those whose handlers are running. */
 static CqrsDispatch *innermost = NULL;
 
+static Datum run_chain(CqrsDispatch *dispatch, bool *isnull);
 static void check(CqrsDispatch *dispatch, CqrsHandler *handler);
 static Datum payload_for(CqrsDispatch *dispatch, CqrsHandler *handler);
 static Datum call(CqrsDispatch *dispatch, CqrsHandler *handler, bool *isnull);
@@ -58,13 +66,14 @@ cqrs_dispatch_init(CqrsDispatch *dispatch, CqrsCommand *command,
 	dispatch->depth = 0;
 	dispatch->command = command;
 	dispatch->handler = NULL;
+	dispatch->passed_on = false;
 	dispatch->payload = payload;
 	dispatch->payload_type = payload_type;
 }
 
 /*
- * Call the handler, and return its answer as jsonb, in the current memory
- * context.
+ * Call the handler, or those of a chain until one answers, and return the
+ * answer as jsonb, in the current memory context.
  *
  * Raises 25000 in parallel mode; 54001 nested too deeply; 42883 no such
  * handler; 42501 it may not be executed; what payload.c says of a payload that
@@ -75,9 +84,54 @@ cqrs_dispatch_run(CqrsDispatch *dispatch, bool *isnull)
 {
 	CqrsCommand *command = dispatch->command;
 
+	if (command->nhandlers > 1)
+		return run_chain(dispatch, isnull);
 	if (command->kind == CQRS_QUERY && !XactReadOnly)
 		return call_in_subtransaction(dispatch, command->handlers, isnull);
 	return call(dispatch, command->handlers, isnull);
+}
+
+/*
+ * The innermost handler passes on to the next one of its chain. Raises 55000 if
+ * it cannot.
+ */
+void
+cqrs_dispatch_pass_on(void)
+{
+	if (innermost == NULL || innermost->command->nhandlers == 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cqrs_next() was not called by a handler of a chain"),
+				 innermost == NULL ?
+				 errdetail("No command is being handled.") :
+				 errdetail("The innermost handler is the only one of %s \"%s\".",
+						   cqrs_command_kind_name(innermost->command->kind),
+						   innermost->command->name),
+				 errhint("A chain is a command that is registered with several handlers.")));
+	innermost->passed_on = true;
+}
+
+/*
+ * Have the handlers of a chain called until one does not pass on.
+ */
+static Datum
+run_chain(CqrsDispatch *dispatch, bool *isnull)
+{
+	CqrsCommand *command = dispatch->command;
+	int			i;
+
+	for (i = 0; i < command->nhandlers; i++)
+	{
+		Datum		answer;
+
+		dispatch->passed_on = false;
+		answer = call_in_subtransaction(dispatch, &command->handlers[i],
+										isnull);
+		if (!dispatch->passed_on)
+			return answer;
+	}
+	*isnull = true;
+	return (Datum) 0;
 }
 
 /*
@@ -173,7 +227,8 @@ call_on_stack(CqrsDispatch *dispatch, CqrsHandler *handler, Datum arg,
 }
 
 /*
- * Call one handler in a subtransaction, which is read-only for a query.
+ * Call one handler in a subtransaction, which is read-only for a query, and
+ * rolled back if the handler passes on.
  */
 static Datum
 call_in_subtransaction(CqrsDispatch *dispatch, CqrsHandler *handler,
@@ -192,7 +247,8 @@ call_in_subtransaction(CqrsDispatch *dispatch, CqrsHandler *handler,
 		if (dispatch->command->kind == CQRS_QUERY)
 			XactReadOnly = true;
 		answer = call(dispatch, handler, isnull);
-		ReleaseCurrentSubTransaction();
+		if (!dispatch->passed_on)
+			ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
@@ -207,6 +263,8 @@ call_in_subtransaction(CqrsDispatch *dispatch, CqrsHandler *handler,
 		ReThrowError(edata);
 	}
 	PG_END_TRY();
+	if (dispatch->passed_on)
+		RollbackAndReleaseCurrentSubTransaction();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
 	return answer;

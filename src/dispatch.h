@@ -20,6 +20,7 @@ typedef struct CqrsDispatch
 	int			depth;			/* 1: the outermost */
 	CqrsCommand *command;
 	CqrsHandler *handler;		/* the one that runs */
+	bool		passed_on;		/* ... called cqrs_next() */
 	Datum		payload;
 	Oid			payload_type;	/* jsonb, or the first handler's composite */
 } CqrsDispatch;
@@ -27,5 +28,6 @@ typedef struct CqrsDispatch
 extern void cqrs_dispatch_init(CqrsDispatch *dispatch, CqrsCommand *command,
 							   Datum payload, Oid payload_type);
 extern Datum cqrs_dispatch_run(CqrsDispatch *dispatch, bool *isnull);
+extern void cqrs_dispatch_pass_on(void);
 
 #endif							/* CQRS_DISPATCH_H */

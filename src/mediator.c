@@ -20,6 +20,7 @@
 #include "utils/inval.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
+#include "utils/regproc.h"
 
 #include "catalog.h"
 #include "dispatch.h"
@@ -52,19 +53,35 @@ PG_FUNCTION_INFO_V1(cqrs_unregister_command);
 PG_FUNCTION_INFO_V1(cqrs_send);
 PG_FUNCTION_INFO_V1(cqrs_send_composite);
 PG_FUNCTION_INFO_V1(cqrs_query);
+PG_FUNCTION_INFO_V1(cqrs_next);
 
 /*
- * cqrs_register_command(command_name, handler)
+ * cqrs_register_command(command_name, VARIADIC handlers)
  */
 Datum
 cqrs_register_command(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "command");
+	ArrayType  *array;
+	Datum	   *handlers;
+	bool	   *nulls;
+	int			nhandlers;
 
 	cqrs_require_writable("cqrs_register_command()");
 	cqrs_name_check("command", name);
-	register_command(CQRS_COMMAND, name, 1, &fcinfo->args[1].value,
-					 &fcinfo->args[1].isnull);
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("handlers of command \"%s\" must not be null", name)));
+	array = PG_GETARG_ARRAYTYPE_P(1);
+	if (ARR_NDIM(array) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
+				 errmsg("handlers of command \"%s\" are not a one-dimensional array with elements",
+						name)));
+	deconstruct_array(array, REGPROCEDUREOID, sizeof(Oid), true,
+					  TYPALIGN_INT, &handlers, &nulls, &nhandlers);
+	register_command(CQRS_COMMAND, name, nhandlers, handlers, nulls);
 	PG_RETURN_VOID();
 }
 
@@ -161,6 +178,16 @@ cqrs_send_composite(PG_FUNCTION_ARGS)
 }
 
 /*
+ * cqrs_next()
+ */
+Datum
+cqrs_next(PG_FUNCTION_ARGS)
+{
+	cqrs_dispatch_pass_on();
+	PG_RETURN_NULL();
+}
+
+/*
  * Check the handlers, and add the command to the registry. Raises what
  * cqrs_register_command() documents, but for the name's form.
  */
@@ -174,6 +201,7 @@ register_command(CqrsCommandKind kind, const char *name, int nhandlers,
 	Oid			types[3] = {TEXTOID, TEXTOID, TEXTARRAYOID};
 	Datum		values[3];
 	int			i;
+	int			j;
 
 	for (i = 0; i < nhandlers; i++)
 	{
@@ -182,6 +210,13 @@ register_command(CqrsCommandKind kind, const char *name, int nhandlers,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("handler of %s \"%s\" must not be null",
 							cqrs_command_kind_name(kind), name)));
+		for (j = 0; j < i; j++)
+			if (handlers[j] == handlers[i])
+				ereport(ERROR,
+						(errcode(ERRCODE_DUPLICATE_OBJECT),
+						 errmsg("function %s is more than one handler of command \"%s\"",
+								format_procedure_qualified(DatumGetObjectId(handlers[i])),
+								name)));
 		signatures[i] =
 			CStringGetTextDatum(check_handler(kind,
 											  DatumGetObjectId(handlers[i])));
@@ -279,7 +314,8 @@ payload_arg(FunctionCallInfo fcinfo, CqrsCommand *command)
 }
 
 /*
- * The only command whose handler takes this composite type. Raises 42883 if
+ * The only command whose handler, the first one of a chain, takes this
+ * composite type. Raises 42883 if
  * there is none, 42725 if there are several.
  *
  * The answers are kept until the registry or pg_proc changes.
