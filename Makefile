@@ -44,6 +44,7 @@ OBJS = \
 	src/segment.o \
 	src/shmem.o \
 	src/status.o \
+	src/stream.o \
 	src/subscription.o \
 	src/target_broker.o \
 	src/target_handler.o \
@@ -65,7 +66,7 @@ EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/cqrs_broker.h
 
-REGRESS = meeting command query chain emit capture subscription retry pull retention health privileges adopt extension
+REGRESS = meeting command query chain stream emit capture subscription retry pull retention health privileges adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

@@ -55,13 +55,11 @@ SELECT cqrs_register_command('x', 4294967295::oid::regprocedure);
 CREATE FUNCTION takes_two(jsonb, int) RETURNS int LANGUAGE sql AS 'SELECT 1';
 CREATE FUNCTION takes_text(text) RETURNS int LANGUAGE sql AS 'SELECT 1';
 CREATE FUNCTION takes_variadic(VARIADIC jsonb[]) RETURNS int LANGUAGE sql AS 'SELECT 1';
-CREATE FUNCTION answers_set(jsonb) RETURNS SETOF int LANGUAGE sql AS 'SELECT 1';
 CREATE FUNCTION is_trigger() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
 CREATE PROCEDURE is_procedure(jsonb) LANGUAGE sql AS 'SELECT 1';
 SELECT cqrs_register_command('x', 'takes_two(jsonb, int)');
 SELECT cqrs_register_command('x', 'takes_text(text)');
 SELECT cqrs_register_command('x', 'takes_variadic(jsonb[])');
-SELECT cqrs_register_command('x', 'answers_set(jsonb)');
 SELECT cqrs_register_command('x', 'is_trigger()');
 SELECT cqrs_register_command('x', 'is_procedure(jsonb)');
 SELECT cqrs_unregister_command('x');
@@ -136,6 +134,9 @@ RESET cqrs_outbox.max_command_depth;
 \set VERBOSITY default
 SELECT cqrs_send('countdown', '{"n": 3}');
 
+-- an error after the handler has returned is not the handler's
+SELECT cqrs_send('countdown', '{"n": 3}'), 1 / (cqrs_send('countdown', '{"n": 0}')::int);
+
 -- SECURITY DEFINER and SET clauses hold, also after they are changed
 CREATE FUNCTION who(jsonb) RETURNS text LANGUAGE sql SET work_mem = '1MB' AS
 	$$SELECT current_user || ' ' || current_setting('work_mem')$$;
@@ -178,7 +179,7 @@ DROP EXTENSION cqrs_outbox;
 DROP OWNED BY regress_cqrs_handler;
 DROP ROLE regress_cqrs_handler;
 DROP FUNCTION answer_void, answer_jsonb, answer_null, answer_int(jsonb), answer_int(json), answer_text, answer_composite,
-	answer_out, answer_array, join_meeting, takes_two, takes_text, takes_variadic, answers_set, is_trigger, fails,
+	answer_out, answer_array, join_meeting, takes_two, takes_text, takes_variadic, is_trigger, fails,
 	sometimes, countdown, countdown_sql;
 DROP PROCEDURE is_procedure;
 DROP TYPE join_meeting, nobody;

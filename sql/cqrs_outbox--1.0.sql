@@ -445,10 +445,12 @@ COMMENT ON FUNCTION cqrs_unregister_event(text) IS 'removes an event type';
 -- ----------------------------------------------------------------------
 
 -- Binds a command to its handler; or to several, a chain: they are tried in
--- their order, until one does not call cqrs_next().
+-- their order, until one does not call cqrs_next(). A command whose handler
+-- returns a set is a stream, for cqrs_stream().
 --   command_name  name, 1 to 63 bytes
 --   handlers      each a function with one argument, jsonb or composite, that
---                 returns void, jsonb, a scalar or a composite, not a set
+--                 returns void, jsonb, a scalar or a composite; a single one, also
+--                 a set of them
 -- Errors: 42710 registered already, or the same handler twice; 42883 no such
 -- function; 42P13 a function of another form; 42501 the caller may not execute
 -- it; 22004, 42602, 42622 name; 22004, 2202E handlers.
@@ -460,7 +462,7 @@ COMMENT ON FUNCTION cqrs_register_command(text, regprocedure[]) IS 'binds a comm
 
 -- Binds a query to its handler.
 --   query_name  name, 1 to 63 bytes
---   handler     as of a command
+--   handler     as of a command; does not return a set
 -- Errors, locks and privileges: as cqrs_register_command().
 CREATE FUNCTION cqrs_register_query(query_name text, handler regprocedure) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
@@ -494,6 +496,20 @@ COMMENT ON FUNCTION cqrs_send(text, jsonb) IS 'dispatches a command to its handl
 CREATE FUNCTION cqrs_send(command record) RETURNS jsonb
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_send_composite';
 COMMENT ON FUNCTION cqrs_send(record) IS 'dispatches a command given as a composite value';
+
+-- Dispatches a command whose handler returns a set: returns its rows, each as
+-- cqrs_send() returns an answer, NULL ones too. In a select list, and through a
+-- cursor over it, a row is made when it is asked for, if the handler's language
+-- can do that (SQL, PL/Python, C), and what the handler did for it, events
+-- included, is done then; no more rows are made than the caller asks for. PL/pgSQL
+-- makes all of them before the first one.
+--   command_name  a registered command
+--   payload       as of cqrs_send()
+-- Errors: as of cqrs_send(); 42809 it is not a stream.
+-- Privileges: EXECUTE on the handler.
+CREATE FUNCTION cqrs_stream(command_name text, payload jsonb DEFAULT '{}') RETURNS SETOF jsonb
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_stream(text, jsonb) IS 'dispatches a command whose handler returns a set';
 
 -- For a chain's handler: passes the command on to the next one. Returns NULL, for
 -- "RETURN cqrs_next()": once the handler returns, its answer counts for nothing,

@@ -41,8 +41,7 @@
 #include "dispatch.h"
 #include "payload.h"
 
-/* The innermost of those whose handlers are running. */
-static CqrsDispatch *innermost = NULL;
+CqrsDispatch *cqrs_dispatch_innermost = NULL;
 
 static Datum run_chain(CqrsDispatch *dispatch, bool *isnull);
 static void check(CqrsDispatch *dispatch, CqrsHandler *handler);
@@ -52,24 +51,6 @@ static Datum call_on_stack(CqrsDispatch *dispatch, CqrsHandler *handler,
 						   Datum arg, bool *isnull);
 static Datum call_in_subtransaction(CqrsDispatch *dispatch,
 									CqrsHandler *handler, bool *isnull);
-static void error_callback(void *arg);
-
-/*
- * Set up a dispatch. The payload is a JSON object, or a value of the composite
- * type that the first handler takes; it must not be toasted.
- */
-void
-cqrs_dispatch_init(CqrsDispatch *dispatch, CqrsCommand *command,
-				   Datum payload, Oid payload_type)
-{
-	dispatch->outer = NULL;
-	dispatch->depth = 0;
-	dispatch->command = command;
-	dispatch->handler = NULL;
-	dispatch->passed_on = false;
-	dispatch->payload = payload;
-	dispatch->payload_type = payload_type;
-}
 
 /*
  * Call the handler, or those of a chain until one answers, and return the
@@ -98,17 +79,31 @@ cqrs_dispatch_run(CqrsDispatch *dispatch, bool *isnull)
 void
 cqrs_dispatch_pass_on(void)
 {
-	if (innermost == NULL || innermost->command->nhandlers == 1)
+	CqrsDispatch *dispatch = cqrs_dispatch_innermost;
+
+	if (dispatch == NULL || dispatch->command->nhandlers == 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cqrs_next() was not called by a handler of a chain"),
-				 innermost == NULL ?
+				 dispatch == NULL ?
 				 errdetail("No command is being handled.") :
 				 errdetail("The innermost handler is the only one of %s \"%s\".",
-						   cqrs_command_kind_name(innermost->command->kind),
-						   innermost->command->name),
+						   cqrs_command_kind_name(dispatch->command->kind),
+						   dispatch->command->name),
 				 errhint("A chain is a command that is registered with several handlers.")));
-	innermost->passed_on = true;
+	dispatch->passed_on = true;
+}
+
+/*
+ * For who calls the handler himself: see that it can be called here and now,
+ * and return what it takes, in the current memory context. Raises what
+ * cqrs_dispatch_run() does.
+ */
+Datum
+cqrs_dispatch_prepare(CqrsDispatch *dispatch, CqrsHandler *handler)
+{
+	check(dispatch, handler);
+	return payload_for(dispatch, handler);
 }
 
 /*
@@ -135,14 +130,16 @@ run_chain(CqrsDispatch *dispatch, bool *isnull)
 }
 
 /*
- * May the current user have this handler called here and now?
+ * May the current user have this handler called here and now? Raises 25000,
+ * 54001, 42883 or 42501.
  */
 static void
 check(CqrsDispatch *dispatch, CqrsHandler *handler)
 {
 	CqrsCommand *command = dispatch->command;
 	const char *kind = cqrs_command_kind_name(command->kind);
-	int			depth = innermost ? innermost->depth : 0;
+	CqrsDispatch *outer = cqrs_dispatch_innermost;
+	int			depth = outer ? outer->depth : 0;
 
 	PreventCommandIfParallelMode(cqrs_command_function(command->kind));
 	if (depth >= cqrs_max_command_depth)
@@ -158,7 +155,8 @@ check(CqrsDispatch *dispatch, CqrsHandler *handler)
 }
 
 /*
- * The payload as the handler takes it.
+ * The payload as the handler, which was checked, takes it; in the current
+ * memory context. Raises what payload.c says.
  */
 static Datum
 payload_for(CqrsDispatch *dispatch, CqrsHandler *handler)
@@ -202,27 +200,20 @@ static Datum
 call_on_stack(CqrsDispatch *dispatch, CqrsHandler *handler, Datum arg,
 			  bool *isnull)
 {
-	ErrorContextCallback errcallback;
-	Datum		answer;
+	volatile Datum answer;
 
-	dispatch->handler = handler;
-	dispatch->outer = innermost;
-	dispatch->depth = innermost ? innermost->depth + 1 : 1;
-	errcallback.callback = error_callback;
-	errcallback.arg = dispatch;
-	errcallback.previous = error_context_stack;
-	error_context_stack = &errcallback;
-	innermost = dispatch;
+	cqrs_dispatch_push(dispatch, handler);
 	PG_TRY();
 	{
 		answer = cqrs_handler_call(handler, arg, isnull);
 	}
-	PG_FINALLY();
+	PG_CATCH();
 	{
-		innermost = dispatch->outer;
+		cqrs_dispatch_pop(dispatch);
+		PG_RE_THROW();
 	}
 	PG_END_TRY();
-	error_context_stack = errcallback.previous;
+	cqrs_dispatch_pop(dispatch);
 	return answer;
 }
 
@@ -270,8 +261,8 @@ call_in_subtransaction(CqrsDispatch *dispatch, CqrsHandler *handler,
 	return answer;
 }
 
-static void
-error_callback(void *arg)
+void
+cqrs_dispatch_error_context(void *arg)
 {
 	CqrsDispatch *dispatch = (CqrsDispatch *) arg;
 

@@ -13,7 +13,7 @@
 
 #include "registry.h"
 
-/* What is being dispatched; in the C stack of who dispatches it. */
+/* What is being dispatched; in the memory of who dispatches it. */
 typedef struct CqrsDispatch
 {
 	struct CqrsDispatch *outer; /* NULL: none */
@@ -23,11 +23,63 @@ typedef struct CqrsDispatch
 	bool		passed_on;		/* ... called cqrs_next() */
 	Datum		payload;
 	Oid			payload_type;	/* jsonb, or the first handler's composite */
+	ErrorContextCallback errcallback;
 } CqrsDispatch;
 
-extern void cqrs_dispatch_init(CqrsDispatch *dispatch, CqrsCommand *command,
-							   Datum payload, Oid payload_type);
+/* The innermost of those whose handlers are running, or NULL. */
+extern CqrsDispatch *cqrs_dispatch_innermost;
+
 extern Datum cqrs_dispatch_run(CqrsDispatch *dispatch, bool *isnull);
 extern void cqrs_dispatch_pass_on(void);
+
+/* For who calls the handler in another way. */
+extern Datum cqrs_dispatch_prepare(CqrsDispatch *dispatch,
+								   CqrsHandler *handler);
+extern void cqrs_dispatch_error_context(void *arg);
+
+/*
+ * Set up a dispatch. The payload is a JSON object, or a value of the composite
+ * type that the first handler takes; it must not be toasted.
+ */
+static inline void
+cqrs_dispatch_init(CqrsDispatch *dispatch, CqrsCommand *command,
+				   Datum payload, Oid payload_type)
+{
+	dispatch->outer = NULL;
+	dispatch->depth = 0;
+	dispatch->command = command;
+	dispatch->handler = NULL;
+	dispatch->passed_on = false;
+	dispatch->payload = payload;
+	dispatch->payload_type = payload_type;
+}
+
+/*
+ * The dispatch gets on the stack, to call this handler. Whoever pushes it pops
+ * it, also after an error. Not in a PG_FINALLY, though: if there was no error,
+ * the PG_END_TRY after it brings back the error context that is popped here.
+ */
+static inline void
+cqrs_dispatch_push(CqrsDispatch *dispatch, CqrsHandler *handler)
+{
+	CqrsDispatch *outer = cqrs_dispatch_innermost;
+
+	dispatch->handler = handler;
+	dispatch->outer = outer;
+	dispatch->depth = outer ? outer->depth + 1 : 1;
+	dispatch->errcallback.callback = cqrs_dispatch_error_context;
+	dispatch->errcallback.arg = dispatch;
+	dispatch->errcallback.previous = error_context_stack;
+	error_context_stack = &dispatch->errcallback;
+	cqrs_dispatch_innermost = dispatch;
+}
+
+static inline void
+cqrs_dispatch_pop(CqrsDispatch *dispatch)
+{
+	Assert(cqrs_dispatch_innermost == dispatch);
+	cqrs_dispatch_innermost = dispatch->outer;
+	error_context_stack = dispatch->errcallback.previous;
+}
 
 #endif							/* CQRS_DISPATCH_H */

@@ -26,6 +26,7 @@
 #include "dispatch.h"
 #include "payload.h"
 #include "registry.h"
+#include "stream.h"
 
 /* Which command takes a composite type; see command_by_type(). */
 typedef struct TypeEntry
@@ -41,7 +42,8 @@ static uint64 by_type_procs = 0;
 
 static void register_command(CqrsCommandKind kind, const char *name,
 							 int nhandlers, Datum *handlers, bool *nulls);
-static char *check_handler(CqrsCommandKind kind, Oid funcid);
+static char *check_handler(CqrsCommandKind kind, Oid funcid,
+						   bool *returns_set);
 static CqrsCommand *command_arg(FunctionCallInfo fcinfo,
 								CqrsCommandKind kind);
 static Datum payload_arg(FunctionCallInfo fcinfo, CqrsCommand *command);
@@ -53,6 +55,7 @@ PG_FUNCTION_INFO_V1(cqrs_unregister_command);
 PG_FUNCTION_INFO_V1(cqrs_send);
 PG_FUNCTION_INFO_V1(cqrs_send_composite);
 PG_FUNCTION_INFO_V1(cqrs_query);
+PG_FUNCTION_INFO_V1(cqrs_stream);
 PG_FUNCTION_INFO_V1(cqrs_next);
 
 /*
@@ -178,6 +181,21 @@ cqrs_send_composite(PG_FUNCTION_ARGS)
 }
 
 /*
+ * cqrs_stream(command_name, payload)
+ */
+Datum
+cqrs_stream(PG_FUNCTION_ARGS)
+{
+	if (SRF_IS_FIRSTCALL())
+	{
+		CqrsCommand *command = command_arg(fcinfo, CQRS_STREAM);
+
+		cqrs_stream_begin(fcinfo, command, payload_arg(fcinfo, command));
+	}
+	return cqrs_stream_next(fcinfo);
+}
+
+/*
  * cqrs_next()
  */
 Datum
@@ -188,7 +206,8 @@ cqrs_next(PG_FUNCTION_ARGS)
 }
 
 /*
- * Check the handlers, and add the command to the registry. Raises what
+ * Check the handlers, and add the command to the registry; as a stream, if its
+ * only handler returns a set. Raises what
  * cqrs_register_command() documents, but for the name's form.
  */
 static void
@@ -196,6 +215,9 @@ register_command(CqrsCommandKind kind, const char *name, int nhandlers,
 				 Datum *handlers, bool *nulls)
 {
 	Datum	   *signatures = palloc(sizeof(Datum) * nhandlers);
+	bool		may_return_set = kind == CQRS_COMMAND && nhandlers == 1;
+	bool		returns_set = false;
+	char	   *signature;
 	CqrsCommand *existing;
 	CqrsAdmin	admin;
 	Oid			types[3] = {TEXTOID, TEXTOID, TEXTARRAYOID};
@@ -217,10 +239,13 @@ register_command(CqrsCommandKind kind, const char *name, int nhandlers,
 						 errmsg("function %s is more than one handler of command \"%s\"",
 								format_procedure_qualified(DatumGetObjectId(handlers[i])),
 								name)));
-		signatures[i] =
-			CStringGetTextDatum(check_handler(kind,
-											  DatumGetObjectId(handlers[i])));
+		signature = check_handler(kind, DatumGetObjectId(handlers[i]),
+								  may_return_set ? &returns_set : NULL);
+		signatures[i] = CStringGetTextDatum(signature);
 	}
+
+	if (returns_set)
+		kind = CQRS_STREAM;
 
 	cqrs_admin_begin(&admin);
 	cqrs_admin_ddl("LOCK TABLE cqrs.command IN SHARE ROW EXCLUSIVE MODE");
@@ -241,15 +266,16 @@ register_command(CqrsCommandKind kind, const char *name, int nhandlers,
 
 /*
  * Can this function be a handler, and may the current user execute it?
- * Returns the text it is registered by.
+ * Returns the text it is registered by. It may return a set if returns_set is
+ * not NULL, which is told.
  */
 static char *
-check_handler(CqrsCommandKind kind, Oid funcid)
+check_handler(CqrsCommandKind kind, Oid funcid, bool *returns_set)
 {
 	Oid			argtype;
 	Oid			rettype;
 	char	   *signature = cqrs_handler_describe(funcid, &argtype, &rettype,
-												  NULL);
+												  returns_set);
 
 	if (argtype != JSONBOID && !cqrs_payload_type_is_composite(argtype))
 		ereport(ERROR,
@@ -293,7 +319,7 @@ command_arg(FunctionCallInfo fcinfo, CqrsCommandKind kind)
 }
 
 /*
- * The second argument. Raises 22004 or 22023.
+ * The second argument, a JSON object that is not toasted. Raises 22004 or 22023.
  */
 static Datum
 payload_arg(FunctionCallInfo fcinfo, CqrsCommand *command)

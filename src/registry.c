@@ -297,34 +297,6 @@ cqrs_registry_subscriptions(HASH_SEQ_STATUS *status)
 	hash_seq_init(status, subscriptions);
 }
 
-const char *
-cqrs_command_kind_name(CqrsCommandKind kind)
-{
-	switch (kind)
-	{
-		case CQRS_QUERY:
-			return "query";
-		case CQRS_STREAM:
-			return "stream";
-		default:
-			return "command";
-	}
-}
-
-const char *
-cqrs_command_function(CqrsCommandKind kind)
-{
-	switch (kind)
-	{
-		case CQRS_QUERY:
-			return "cqrs_query()";
-		case CQRS_STREAM:
-			return "cqrs_stream()";
-		default:
-			return "cqrs_send()";
-	}
-}
-
 /*
  * Relcache callback. May come at any time, also in the middle of a load.
  */

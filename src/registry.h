@@ -97,9 +97,23 @@ extern CqrsTopic *cqrs_topic_get(const char *name);
 extern CqrsEventType *cqrs_event_type_get(const char *name);
 extern CqrsSubscription *cqrs_subscription_get(const char *name);
 
-/* The kind in messages, and in table cqrs.command; who dispatches it. */
-extern const char *cqrs_command_kind_name(CqrsCommandKind kind);
-extern const char *cqrs_command_function(CqrsCommandKind kind);
+/*
+ * The kind in messages, and in table cqrs.command; and who dispatches it.
+ * Inline, as each dispatch asks for them.
+ */
+static inline const char *
+cqrs_command_kind_name(CqrsCommandKind kind)
+{
+	return kind == CQRS_COMMAND ? "command" :
+		kind == CQRS_QUERY ? "query" : "stream";
+}
+
+static inline const char *
+cqrs_command_function(CqrsCommandKind kind)
+{
+	return kind == CQRS_COMMAND ? "cqrs_send()" :
+		kind == CQRS_QUERY ? "cqrs_query()" : "cqrs_stream()";
+}
 
 /* Do clients pull it: has it neither a handler nor a server? */
 #define cqrs_subscription_is_pulled(subscription) \
