@@ -188,6 +188,31 @@ END $$;
 SELECT cqrs_register_command('Deeper', 'deeper(jsonb)', 'as_jsonb(jsonb)');
 SELECT cqrs_send('Deeper', '{"n": 3}');
 
+-- and without end: an error through many subtransactions
+CREATE FUNCTION endless(jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT cqrs_send('Endless')$$;
+CREATE FUNCTION endless_plpgsql(jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$BEGIN RETURN cqrs_send('EndlessToo'); END$$;
+SELECT cqrs_register_command('Endless', 'endless(jsonb)', 'as_jsonb(jsonb)');
+SELECT cqrs_register_command('EndlessToo', 'endless_plpgsql(jsonb)', 'as_jsonb(jsonb)');
+\set VERBOSITY terse
+SELECT cqrs_send('Endless');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_send('EndlessToo');
+
+-- a cancel is not an error that a handler of a chain can keep
+CREATE FUNCTION slow(jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM cqrs_next();
+	PERFORM pg_sleep(600);
+	RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+	RETURN NULL;
+END $$;
+SELECT cqrs_register_command('Slow', 'slow(jsonb)', 'as_jsonb(jsonb)');
+SET statement_timeout = 10;
+SELECT cqrs_send('Slow');
+RESET statement_timeout;
+\set VERBOSITY default
+
 -- registering
 CREATE FUNCTION many(jsonb) RETURNS SETOF int LANGUAGE sql AS 'SELECT 1';
 SELECT cqrs_register_command('x', 'small(jsonb)', 'medium(jsonb)', 'small(jsonb)');
@@ -216,6 +241,6 @@ SELECT cqrs_send('Pay');
 DROP EXTENSION cqrs_outbox CASCADE;
 DROP TABLE attempt;
 DROP FUNCTION large, dispatched, picky, catch, nobody, other_type, as_jsonb, outer_handler, outer_next, caught_next, alone,
-	sends_alone, ask_alone, definer, invoker, ask, deeper, many;
+	sends_alone, ask_alone, definer, invoker, ask, deeper, endless, endless_plpgsql, slow, many;
 DROP TYPE payment, money_payment;
 DROP ROLE regress_cqrs_chain;

@@ -26,7 +26,8 @@
  * A subtransaction is ended here in any case: who catches the error up the
  * stack, such as PL/pgSQL's EXCEPTION, rolls back a subtransaction of its
  * own, and takes the innermost for it. The error goes on as it was; nothing
- * is caught.
+ * is caught. It is not copied either: ReThrowError() leaves some of its strings
+ * in the copy, which may be gone when the next one up the stack copies it.
  *
  *-------------------------------------------------------------------------
  */
@@ -243,15 +244,10 @@ call_in_subtransaction(CqrsDispatch *dispatch, CqrsHandler *handler,
 	}
 	PG_CATCH();
 	{
-		ErrorData  *edata;
-
-		MemoryContextSwitchTo(context);
-		edata = CopyErrorData();
-		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
+		MemoryContextSwitchTo(ErrorContext);
 		CurrentResourceOwner = owner;
-		ReThrowError(edata);
+		PG_RE_THROW();
 	}
 	PG_END_TRY();
 	if (dispatch->passed_on)
