@@ -319,7 +319,8 @@ command_arg(FunctionCallInfo fcinfo, CqrsCommandKind kind)
 }
 
 /*
- * The second argument, a JSON object that is not toasted. Raises 22004 or 22023.
+ * The second argument, a JSON object that is not toasted. Raises 22004 or
+ * 22023.
  */
 static Datum
 payload_arg(FunctionCallInfo fcinfo, CqrsCommand *command)
@@ -341,8 +342,7 @@ payload_arg(FunctionCallInfo fcinfo, CqrsCommand *command)
 
 /*
  * The only command whose handler, the first one of a chain, takes this
- * composite type. Raises 42883 if
- * there is none, 42725 if there are several.
+ * composite type. Raises 42883 if there is none, 42725 if there are several.
  *
  * The answers are kept until the registry or pg_proc changes.
  */

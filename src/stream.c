@@ -54,9 +54,9 @@ static Datum stream_row(Stream *stream, bool *isnull, ExprDoneCond *done);
 static void stream_shutdown(Datum arg);
 
 /*
- * For the first call of a set-returning function: check the stream's handler, and
- * make it ready to be called. The payload is a JSON object; it is copied. Raises
- * what cqrs_dispatch_prepare() does.
+ * For the first call of a set-returning function: check the stream's handler,
+ * and make it ready to be called. The payload is a JSON object; it is copied.
+ * Raises what cqrs_dispatch_prepare() does.
  */
 void
 cqrs_stream_begin(FunctionCallInfo fcinfo, CqrsCommand *command,
