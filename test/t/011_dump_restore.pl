@@ -148,7 +148,7 @@ for my $name (qw(low high))
 
 	# What was registered.
 	for my $query ("SELECT event_name, topic, payload_type FROM cqrs.event_type JOIN cqrs.topic USING (topic_id) ORDER BY 1",
-		'SELECT command_name, handler FROM cqrs.command ORDER BY 1',
+		'SELECT command_name, kind, handlers FROM cqrs.command ORDER BY 1',
 		'SELECT subscription, topics, kind, handler, owner FROM cqrs_subscription_status ORDER BY 1',
 		"SELECT relname, relowner::regrole, relacl FROM pg_class WHERE relnamespace = 'cqrs_topics'::regnamespace ORDER BY 1")
 	{
