@@ -7,7 +7,7 @@ use strict;
 use warnings;
 
 use IO::Handle;
-use JSON::PP qw(decode_json);
+use JSON::PP qw(decode_json encode_json);
 use PostgreSQL::Test::Utils;
 use POSIX ();
 use Test::More;
@@ -39,20 +39,40 @@ sub new
 
 	die "CQRS_KAFKA_CLUSTER must name the program made of test/mock/kafka_cluster.c\n"
 	  unless defined $program && -x $program;
-	pipe(my $in, $self->{to}) && pipe($self->{from}, my $out) or die "could not make a pipe: $!";
-	$self->{pid} = fork // die "could not fork: $!";
-	if ($self->{pid} == 0)
-	{
-		open STDIN, '<&', $in;
-		open STDOUT, '>&', $out;
-		exec $program, $brokers or POSIX::_exit(127);
-	}
-	close $in;
-	close $out;
-	$self->{to}->autoflush(1);
+	@$self{qw(pid to from)} = run_program($program, $brokers);
 	push @started, $self;
 	chomp($self->{bootstrap} = $self->{from}->getline // die "the Kafka cluster did not start\n");
 	return $self;
+}
+
+# run_program(COMMAND...): its pid, its input and its output.
+sub run_program
+{
+	my (@command) = @_;
+
+	pipe(my $in, my $to) && pipe(my $from, my $out) or die "could not make a pipe: $!";
+	my $pid = fork // die "could not fork: $!";
+	if ($pid == 0)
+	{
+		open STDIN, '<&', $in;
+		open STDOUT, '>&', $out;
+		exec @command or POSIX::_exit(127);
+	}
+	$to->autoflush(1);
+	return ($pid, $to, $from);
+}
+
+# gate(OPTIONS): the port of a kafka_gate.js with these, before the first broker.
+sub gate
+{
+	my ($self, %options) = @_;
+	my %gate;
+
+	@gate{qw(pid to from)} =
+	  run_program('node', consumer('kafka_gate.js'), $self->{bootstrap} =~ s/,.*//r, encode_json(\%options));
+	push @started, \%gate;
+	chomp(my $port = $gate{from}->getline // die "kafka_gate.js did not start\n");
+	return $port;
 }
 
 # bootstrap(): the addresses of its brokers.
@@ -154,14 +174,22 @@ sub consume
 {
 	my ($self, @arguments) = @_;
 	my ($out, $err) = ('', '');
+
+	IPC::Run::run([ 'node', consumer('kafka_consumer.js'), $self->{bootstrap}, @arguments ],
+		'<', \undef, '>', \$out, '2>', \$err)
+	  or die "kafka_consumer.js @arguments: $err";
+	return $out;
+}
+
+# consumer(PROGRAM): where it is.
+sub consumer
+{
+	my ($program) = @_;
 	my $folder = $ENV{CQRS_CONSUMERS};
 
 	die "CQRS_CONSUMERS must name the folder of test/consumers, with its packages installed\n"
 	  unless defined $folder && -d "$folder/node_modules";
-	IPC::Run::run([ 'node', "$folder/kafka_consumer.js", $self->{bootstrap}, @arguments ],
-		'<', \undef, '>', \$out, '2>', \$err)
-	  or die "kafka_consumer.js @arguments: $err";
-	return $out;
+	return "$folder/$program";
 }
 
 # wait_status(NODE, DATABASE, SUBSCRIPTION, STATUS): until that is what is
@@ -193,10 +221,10 @@ END
 {
 	my $status = $?;
 
-	for my $cluster (@started)
+	for my $program (@started)
 	{
-		kill 'KILL', $cluster->{pid};
-		waitpid $cluster->{pid}, 0;
+		kill 'KILL', $program->{pid};
+		waitpid $program->{pid}, 0;
 	}
 	$? = $status;
 }
