@@ -18,6 +18,7 @@ OBJS = \
 	src/cursor.o \
 	src/dead_letter.o \
 	src/dispatch.o \
+	src/domain_event.o \
 	src/emit.o \
 	src/event_id.o \
 	src/events.o \
@@ -66,7 +67,7 @@ EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/cqrs_broker.h
 
-REGRESS = meeting command query chain stream emit capture subscription retry pull retention health privileges adopt extension
+REGRESS = meeting command query chain stream emit domain_event capture subscription retry pull retention health privileges adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

@@ -50,17 +50,36 @@ COMMENT ON TABLE cqrs.topic IS 'topics';
 -- cqrs.event_type: the registered event names
 --
 -- event_name     name, at most 63 bytes
--- topic_id       the default topic of its events
+-- topic_id       the default topic of its events, or NULL: they are for their
+--                handlers only
 -- payload_type   jsonb, or the composite type that a payload must fit
 -- registered_at  when it was registered
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.event_type (
 	event_name		text		PRIMARY KEY,
-	topic_id		integer		NOT NULL REFERENCES cqrs.topic,
+	topic_id		integer		REFERENCES cqrs.topic,
 	payload_type	regtype		NOT NULL,
 	registered_at	timestamptz	NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE cqrs.event_type IS 'registered event types';
+
+-- ----------------------------------------------------------------------
+-- cqrs.event_handler: functions called in the transaction that emits
+--
+-- event_name     of which events
+-- handler        the function called, as text (see cqrs.command)
+-- seq            those of one event are called in this order
+-- registered_at  when it was registered
+-- ----------------------------------------------------------------------
+CREATE SEQUENCE cqrs.event_handler_seq;
+CREATE TABLE cqrs.event_handler (
+	event_name		text		NOT NULL REFERENCES cqrs.event_type,
+	handler			text		NOT NULL,
+	seq				bigint		NOT NULL DEFAULT nextval('cqrs.event_handler_seq'),
+	registered_at	timestamptz	NOT NULL DEFAULT now(),
+	PRIMARY KEY (event_name, handler)
+);
+COMMENT ON TABLE cqrs.event_handler IS 'registered handlers of events';
 
 -- ----------------------------------------------------------------------
 -- cqrs.command: the registered commands and queries
@@ -315,6 +334,8 @@ COMMENT ON SEQUENCE cqrs.position IS 'positions of events, in order of emission'
 SELECT pg_catalog.pg_extension_config_dump('cqrs.topic_id', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.topic', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.event_type', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.event_handler_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.event_handler', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.command', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.subscription_id', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.subscription', '');
@@ -341,6 +362,9 @@ ALTER TABLE cqrs.topic ENABLE ALWAYS TRIGGER registry_changed;
 CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.event_type
 	EXECUTE FUNCTION cqrs.registry_changed();
 ALTER TABLE cqrs.event_type ENABLE ALWAYS TRIGGER registry_changed;
+CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.event_handler
+	EXECUTE FUNCTION cqrs.registry_changed();
+ALTER TABLE cqrs.event_handler ENABLE ALWAYS TRIGGER registry_changed;
 CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.command
 	EXECUTE FUNCTION cqrs.registry_changed();
 ALTER TABLE cqrs.command ENABLE ALWAYS TRIGGER registry_changed;
@@ -354,10 +378,11 @@ ALTER TABLE cqrs.subscription_topic ENABLE ALWAYS TRIGGER registry_changed;
 -- ----------------------------------------------------------------------
 -- cqrs_event: one event, as consumers see it
 --
--- position    orders the events of one outbox; identifies nothing
+-- position    orders the events of one outbox; identifies nothing; NULL of an
+--             event without topic
 -- event_id    UUID v7; deduplicate on this
 -- event_name  registered name
--- topic       topic it was emitted to
+-- topic       topic it was emitted to, or NULL: none
 -- key         events of one key are delivered in order
 -- payload     JSON object; NULL is a tombstone
 -- headers     JSON object or NULL
@@ -410,7 +435,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_alter_topic(text, interval) IS 'changes the retention of a topic';
 
 -- Drops a topic and its events; with force also undelivered events, and the
--- event types that have it as their default.
+-- event types that have it as their default, with their handlers.
 -- Errors: 42704 does not exist; 55006 holds undelivered events; 2BP01 event
 -- types use it; 42501 neither its creator nor the extension's owner.
 -- Locks: ACCESS EXCLUSIVE on its segments and view; as cqrs_create_topic().
@@ -423,22 +448,60 @@ COMMENT ON FUNCTION cqrs_drop_topic(text, boolean) IS 'drops a topic';
 -- Registers an event type. Creates the topic, with the default retention,
 -- when there is none of that name.
 --   event_name    name, 1 to 63 bytes
---   topic         where its events go, unless cqrs_emit() says otherwise
+--   topic         where its events go, unless cqrs_emit() says otherwise; NULL:
+--                 nowhere but to their handlers
 --   payload_type  jsonb: any JSON object; a composite type: an object with
 --                 these keys and values that convert to their types
 -- Errors: 42710 registered already; 42804 another kind of type; 22004,
 -- 42602, 42622 names.
 -- Locks: SHARE ROW EXCLUSIVE on cqrs.event_type; those of cqrs_create_topic().
 -- Privileges: EXECUTE, not granted to PUBLIC.
-CREATE FUNCTION cqrs_register_event(event_name text, topic text, payload_type regtype DEFAULT 'jsonb') RETURNS void
+CREATE FUNCTION cqrs_register_event(event_name text, topic text DEFAULT NULL, payload_type regtype DEFAULT 'jsonb')
+RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_register_event(text, text, regtype) IS 'registers an event type';
 
--- Removes an event type; its events stay. Errors: 42704 not registered.
+-- Removes an event type and its handlers; its events stay. Errors: 42704 not
+-- registered.
 -- Locks and privileges: as cqrs_register_event().
 CREATE FUNCTION cqrs_unregister_event(event_name text) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_unregister_event(text) IS 'removes an event type';
+
+-- Has a function called for each event of a type, in the transaction that
+-- emits it. An event has any number of handlers; they are called in the order
+-- in which they were registered, as the current user. Emitted outside of any
+-- dispatch, it is handled before the emitting call returns; in a command, when
+-- the outermost command's handler has returned, and before cqrs_send() does; in
+-- a stream, before the caller gets the next row. What handlers emit is handled
+-- after that, breadth first, until nothing is left. An event that is rolled
+-- back to a savepoint before that is not handled. An error of a handler is that
+-- of the call that has it called. A transaction that is open while a handler is
+-- registered calls it from the next command that it sends on; what it emits
+-- outside of commands need not be handled.
+--   event_name  a registered event type
+--   handler     a function with one argument: cqrs_event (status new, attempts
+--               0); jsonb, or the event's payload type: the payload, NULL of a
+--               tombstone. It returns void or one value, which is ignored
+-- Errors: 42704 the event is not registered; 42710 it is a handler of this
+-- event already; 42883 no such function; 42P13 a function of another form;
+-- 42501 the caller may not execute it; 22004.
+-- Locks: SHARE ROW EXCLUSIVE on cqrs.event_type until the end of the
+-- transaction.
+-- Privileges: EXECUTE, not granted to PUBLIC.
+CREATE FUNCTION cqrs_register_event_handler(event_name text, handler regprocedure) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_register_event_handler(text, regprocedure) IS 'has a function called in the transaction that emits';
+
+-- Removes a handler of an event.
+--   handler  the function; one that is gone as cqrs.event_handler names it
+-- Errors: 42704 the event is not registered, or the function is not its
+-- handler; 22004.
+-- Locks: ROW EXCLUSIVE on cqrs.event_handler.
+-- Privileges: EXECUTE, not granted to PUBLIC.
+CREATE FUNCTION cqrs_unregister_event_handler(event_name text, handler text) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_unregister_event_handler(text, text) IS 'removes a handler of an event';
 
 -- ----------------------------------------------------------------------
 -- Commands and queries, which share one space of names
@@ -544,8 +607,9 @@ COMMENT ON FUNCTION cqrs_query(text, jsonb) IS 'dispatches a query, which writes
 -- The outbox
 -- ----------------------------------------------------------------------
 
--- Adds one event to the outbox. It exists if and only if the transaction
--- commits. While the setting cqrs_outbox.traceparent is not empty, every event
+-- Adds one event to the outbox, and has its handlers called (see
+-- cqrs_register_event_handler). It exists if and only if the transaction
+-- commits. One without topic is only for the handlers. While the setting cqrs_outbox.traceparent is not empty, every event
 -- that is emitted, here and below, has it as the header traceparent, unless
 -- its headers have one; null there stands for none.
 --   event_name  a registered event type
@@ -557,9 +621,13 @@ COMMENT ON FUNCTION cqrs_query(text, jsonb) IS 'dispatches a query, which writes
 -- Returns the event id.
 -- Errors: 42704 not registered, no such topic; 22023 and those of the types'
 -- input functions for the payload; 42501; 25006 read-only transaction or
--- standby; 25000 parallel operation; 55000 the topic's tables were altered.
+-- standby; 25000 parallel operation; 55000 the topic's tables were altered;
+-- 54001 too long a chain of events, each emitted by a handler of the one before
+-- (cqrs_outbox.max_event_depth); 42883 a handler is gone; whatever a handler
+-- raises.
 -- Locks: ROW EXCLUSIVE on the topic's current segment.
--- Privileges: INSERT on cqrs_topics.<topic>.
+-- Privileges: INSERT on cqrs_topics.<topic>; EXECUTE on the handlers, of the
+-- role that has them called.
 CREATE FUNCTION cqrs_emit(event_name text, payload jsonb, key text DEFAULT NULL, headers jsonb DEFAULT NULL,
 	topic text DEFAULT NULL, event_id uuid DEFAULT NULL) RETURNS uuid
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
@@ -1270,6 +1338,7 @@ COMMENT ON FUNCTION cqrs_health(interval, interval) IS 'what is wrong, and what 
 REVOKE EXECUTE ON FUNCTION
 	cqrs_create_topic(text, interval), cqrs_alter_topic(text, interval), cqrs_drop_topic(text, boolean),
 	cqrs_register_event(text, text, regtype), cqrs_unregister_event(text),
+	cqrs_register_event_handler(text, regprocedure), cqrs_unregister_event_handler(text, text),
 	cqrs_register_command(text, regprocedure[]), cqrs_register_query(text, regprocedure), cqrs_unregister_command(text),
 	cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval, bigint, interval,
 		text, text, boolean),

@@ -10,7 +10,6 @@ SELECT topic, retention FROM cqrs.topic ORDER BY topic;
 SELECT cqrs_register_event('order_placed', 'orders');
 \echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_register_event(NULL, 'orders');
-SELECT cqrs_register_event('x', NULL);
 SELECT cqrs_register_event('x', 'orders', NULL);
 SELECT cqrs_register_event('', 'orders');
 SELECT cqrs_register_event(repeat('x', 64), 'orders');

@@ -55,10 +55,10 @@
 #include "utils/tuplestore.h"
 
 #include "catalog.h"
+#include "dispatch.h"
 #include "emit.h"
 #include "payload.h"
 #include "registry.h"
-#include "topic.h"
 
 /* Which rows an envelope has: an index of Capture.envelopes. */
 #define ENVELOPE_OLD	1
@@ -80,7 +80,7 @@ typedef struct Capture
 	MemoryContext context;		/* where all of this is */
 
 	/* Of this call; no emitter: events are written one by one. */
-	CqrsTopic  *topic;
+	CqrsEventType *event_type;
 	CqrsEmitter *emitter;
 } Capture;
 
@@ -147,11 +147,11 @@ cqrs_emit_trigger(PG_FUNCTION_ARGS)
 	check_trigger(trigdata);
 	cqrs_require_writable("cqrs_emit_trigger()");
 	event_type = cqrs_event_type_get(trigdata->tg_trigger->tgargs[0]);
-	cqrs_topic_require(event_type->topic, ACL_INSERT);
+	cqrs_emit_require(event_type);
 	capture = get_capture(fcinfo, event_type);
 	if (capture->state_transfer)
 		check_state_transfer(capture, trigdata);
-	capture->topic = event_type->topic;
+	capture->event_type = event_type;
 	capture->emitter = NULL;
 
 	if (TRIGGER_FIRED_FOR_STATEMENT(trigdata->tg_event) &&
@@ -159,6 +159,8 @@ cqrs_emit_trigger(PG_FUNCTION_ARGS)
 		capture_statement(capture, trigdata);
 	else
 		capture_row(capture, trigdata);
+	if (event_type->handlers != NULL)
+		cqrs_dispatch_events();
 	return PointerGetDatum(NULL);
 }
 
@@ -437,7 +439,7 @@ capture_statement(Capture *capture, const TriggerData *trigdata)
 	rows_begin(&new_rows, trigdata->tg_newtable, desc);
 	if (old_rows.count > 0 || new_rows.count > 0)
 	{
-		capture->emitter = cqrs_emitter_begin(capture->topic,
+		capture->emitter = cqrs_emitter_begin(capture->event_type,
 											  capture->event_name);
 		if (capture->state_transfer)
 		{
@@ -695,6 +697,6 @@ emit(Capture *capture, const char *key, NullableDatum payload)
 	if (capture->emitter != NULL)
 		cqrs_emitter_add(capture->emitter, key_datum, payload);
 	else
-		cqrs_emit_event(capture->topic, capture->event_name, key_datum,
+		cqrs_emit_event(capture->event_type, capture->event_name, key_datum,
 						payload);
 }

@@ -50,6 +50,7 @@
 static const char *const relation_names[CQRS_RELATIONS] = {
 	[CQRS_REL_TOPIC] = "topic",
 	[CQRS_REL_EVENT_TYPE] = "event_type",
+	[CQRS_REL_EVENT_HANDLER] = "event_handler",
 	[CQRS_REL_COMMAND] = "command",
 	[CQRS_REL_SUBSCRIPTION] = "subscription",
 	[CQRS_REL_SUBSCRIPTION_TOPIC] = "subscription_topic",

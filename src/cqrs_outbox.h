@@ -39,6 +39,7 @@ extern int	cqrs_poll_interval;
 extern int	cqrs_max_databases;
 extern int	cqrs_max_workers;
 extern int	cqrs_max_command_depth;
+extern int	cqrs_max_event_depth;
 extern int	cqrs_segment_size;	/* in kB */
 extern int	cqrs_segment_age;	/* in milliseconds */
 extern char *cqrs_traceparent;	/* "": none */

@@ -40,6 +40,7 @@
 #include "utils/resowner.h"
 
 #include "dispatch.h"
+#include "domain_event.h"
 #include "payload.h"
 
 CqrsDispatch *cqrs_dispatch_innermost = NULL;
@@ -57,20 +58,39 @@ static Datum call_in_subtransaction(CqrsDispatch *dispatch,
  * Call the handler, or those of a chain until one answers, and return the
  * answer as jsonb, in the current memory context.
  *
+ * When this is the outermost dispatch, the handlers of the events that were
+ * emitted meanwhile are called before it returns.
+ *
  * Raises 25000 in parallel mode; 54001 nested too deeply; 42883 no such
  * handler; 42501 it may not be executed; what payload.c says of a payload that
- * does not fit; and whatever the handler raises.
+ * does not fit; and whatever the handlers raise.
  */
 Datum
 cqrs_dispatch_run(CqrsDispatch *dispatch, bool *isnull)
 {
 	CqrsCommand *command = dispatch->command;
+	Datum		answer;
 
 	if (command->nhandlers > 1)
-		return run_chain(dispatch, isnull);
-	if (command->kind == CQRS_QUERY && !XactReadOnly)
-		return call_in_subtransaction(dispatch, command->handlers, isnull);
-	return call(dispatch, command->handlers, isnull);
+		answer = run_chain(dispatch, isnull);
+	else if (command->kind == CQRS_QUERY && !XactReadOnly)
+		answer = call_in_subtransaction(dispatch, command->handlers, isnull);
+	else
+		answer = call(dispatch, command->handlers, isnull);
+	cqrs_dispatch_events();
+	return answer;
+}
+
+/*
+ * Have the handlers of the events emitted so far called; while something is
+ * being dispatched, that is put off until the outermost dispatch is over.
+ * Raises whatever the handlers raise.
+ */
+void
+cqrs_dispatch_events(void)
+{
+	if (cqrs_dispatch_innermost == NULL)
+		cqrs_domain_events_handle();
 }
 
 /*

@@ -31,6 +31,7 @@ extern CqrsDispatch *cqrs_dispatch_innermost;
 
 extern Datum cqrs_dispatch_run(CqrsDispatch *dispatch, bool *isnull);
 extern void cqrs_dispatch_pass_on(void);
+extern void cqrs_dispatch_events(void);
 
 /* For who calls the handler in another way. */
 extern Datum cqrs_dispatch_prepare(CqrsDispatch *dispatch,

@@ -11,6 +11,10 @@
  * Which segment is the current one may have changed since the registry was
  * loaded. That is harmless: readers read all of them.
  *
+ * An event whose type has handlers is also queued for them (domain_event.c).
+ * Nothing is written of one whose type has no topic, unless the caller names
+ * one.
+ *
  * Locking
  *
  * The lock on the segment stays until the end of the transaction. If it went
@@ -38,6 +42,8 @@
 
 #include "catalog.h"
 #include "debug_point.h"
+#include "dispatch.h"
+#include "domain_event.h"
 #include "emit.h"
 #include "event_id.h"
 #include "index.h"
@@ -46,6 +52,7 @@
 #include "segment.h"
 #include "shmem.h"
 #include "topic.h"
+#include "window.h"
 
 /* So many events are written at once, as COPY does. */
 #define MULTI_INSERT_ROWS	1000
@@ -64,8 +71,9 @@ typedef struct Writer
 /* Events of one type on their way to a segment. */
 struct CqrsEmitter
 {
-	Writer		writer;
+	CqrsEventType *event_type;
 	Datum		event_name;
+	Writer		writer;			/* this and what follows: not without topic */
 	MemoryContext context;		/* where all of this is */
 	MemoryContext scratch;		/* reset after each write */
 	BulkInsertState bistate;
@@ -75,18 +83,15 @@ struct CqrsEmitter
 	Size		bytes;			/* of their payloads */
 };
 
-static CqrsTopic *check_topic(CqrsEventType *event_type, text *topic_name);
 static void check_payload(CqrsEventType *event_type, Datum payload);
-static void emit(CqrsTopic *topic, TimestampTz now, Datum event_name,
-				 const pg_uuid_t *event_id, NullableDatum key,
-				 NullableDatum headers, NullableDatum payload);
-static void writer_open(Writer *writer, CqrsTopic *topic);
+static void emit(CqrsEventType *event_type, CqrsEvent *event);
+static void insert(CqrsEvent *event);
+static void writer_open(Writer *writer, const CqrsTopic *topic);
 static void writer_close(Writer *writer);
-static void fill_slot(Writer *writer, TupleTableSlot *slot, TimestampTz now,
-					  Datum event_name, const pg_uuid_t *event_id,
-					  NullableDatum key, NullableDatum headers,
-					  NullableDatum payload);
+static void fill_slot(Writer *writer, TupleTableSlot *slot, CqrsEvent *event);
+static void buffer(CqrsEmitter *emitter, CqrsEvent *event);
 static void insert_many(CqrsEmitter *emitter);
+static void trace(CqrsEvent *event);
 static Datum traced_headers(NullableDatum headers);
 
 PG_FUNCTION_INFO_V1(cqrs_emit);
@@ -100,14 +105,16 @@ cqrs_emit(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
 	CqrsEventType *event_type;
-	CqrsTopic  *topic;
-	TimestampTz now;
+	CqrsEvent	event = {0};
 	pg_uuid_t  *event_id;
 
 	cqrs_require_writable("cqrs_emit()");
 	event_type = cqrs_event_type_get(name);
-	topic = check_topic(event_type,
-						PG_ARGISNULL(4) ? NULL : PG_GETARG_TEXT_PP(4));
+	event.topic = event_type->topic;
+	if (!PG_ARGISNULL(4))
+		event.topic = cqrs_topic_get(text_to_cstring(PG_GETARG_TEXT_PP(4)));
+	if (event.topic != NULL)
+		cqrs_topic_require(event.topic, ACL_INSERT);
 	if (!PG_ARGISNULL(1))
 		check_payload(event_type, PG_GETARG_DATUM(1));
 	if (!PG_ARGISNULL(3) && !JB_ROOT_IS_OBJECT(PG_GETARG_JSONB_P(3)))
@@ -116,17 +123,23 @@ cqrs_emit(PG_FUNCTION_ARGS)
 				 errmsg("headers of event \"%s\" are not a JSON object",
 						name)));
 
-	now = GetCurrentTimestamp();
+	event.emitted_at = GetCurrentTimestamp();
 	if (PG_ARGISNULL(5))
 	{
 		event_id = palloc(sizeof(pg_uuid_t));
-		cqrs_event_id_generate(now, event_id);
+		cqrs_event_id_generate(event.emitted_at, event_id);
 	}
 	else
 		event_id = PG_GETARG_UUID_P(5);
 
-	emit(topic, now, PG_GETARG_DATUM(0), event_id, fcinfo->args[2],
-		 fcinfo->args[3], fcinfo->args[1]);
+	event.event_id = UUIDPGetDatum(event_id);
+	event.event_name = PG_GETARG_DATUM(0);
+	event.payload = fcinfo->args[1];
+	event.key = fcinfo->args[2];
+	event.headers = fcinfo->args[3];
+	emit(event_type, &event);
+	if (event_type->handlers != NULL)
+		cqrs_dispatch_events();
 	PG_RETURN_UUID_P(event_id);
 }
 
@@ -138,7 +151,6 @@ cqrs_emit_many(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
 	CqrsEventType *event_type;
-	CqrsTopic  *topic;
 	ArrayType  *array;
 	Datum	   *payloads;
 	bool	   *payload_nulls;
@@ -151,7 +163,7 @@ cqrs_emit_many(PG_FUNCTION_ARGS)
 
 	cqrs_require_writable("cqrs_emit_many()");
 	event_type = cqrs_event_type_get(name);
-	topic = check_topic(event_type, NULL);
+	cqrs_emit_require(event_type);
 	if (PG_ARGISNULL(1))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
@@ -181,7 +193,7 @@ cqrs_emit_many(PG_FUNCTION_ARGS)
 	if (npayloads == 0)
 		PG_RETURN_INT64(0);
 
-	emitter = cqrs_emitter_begin(topic, PG_GETARG_DATUM(0));
+	emitter = cqrs_emitter_begin(event_type, PG_GETARG_DATUM(0));
 	for (i = 0; i < npayloads; i++)
 	{
 		NullableDatum key = {.isnull = true};
@@ -201,29 +213,48 @@ cqrs_emit_many(PG_FUNCTION_ARGS)
 		cqrs_emitter_add(emitter, key, payload);
 	}
 	cqrs_emitter_end(emitter);
+	if (event_type->handlers != NULL)
+		cqrs_dispatch_events();
 
 	PG_RETURN_INT64(npayloads);
 }
 
 /*
- * Add one event, without headers of its own and with a new id, to the topic.
- * The caller has checked that the transaction may write
- * (cqrs_require_writable), that the user may emit to the topic
- * (cqrs_topic_require), and that the payload, if not NULL, fits the event
- * type. event_name is text.
- *
- * Raises 55000 if the topic's tables were altered.
+ * May the current user emit events of this type? If not, what
+ * cqrs_topic_require() raises.
  */
 void
-cqrs_emit_event(CqrsTopic *topic, Datum event_name, NullableDatum key,
-				NullableDatum payload)
+cqrs_emit_require(const CqrsEventType *event_type)
 {
-	NullableDatum headers = {.isnull = true};
-	TimestampTz now = GetCurrentTimestamp();
+	if (event_type->topic != NULL)
+		cqrs_topic_require(event_type->topic, ACL_INSERT);
+}
+
+/*
+ * Emit one event, without headers of its own and with a new id. The caller has
+ * checked that the transaction may write (cqrs_require_writable), that the
+ * user may emit it (cqrs_emit_require), and that the payload, if not NULL,
+ * fits the event type; and has the handlers called when it is done
+ * (cqrs_dispatch_events). event_name is text.
+ *
+ * Raises 55000 if the topic's tables were altered; 54001 for a chain of
+ * causes that is too long.
+ */
+void
+cqrs_emit_event(CqrsEventType *event_type, Datum event_name,
+				NullableDatum key, NullableDatum payload)
+{
+	CqrsEvent	event = {.topic = event_type->topic};
 	pg_uuid_t	event_id;
 
-	cqrs_event_id_generate(now, &event_id);
-	emit(topic, now, event_name, &event_id, key, headers, payload);
+	event.emitted_at = GetCurrentTimestamp();
+	cqrs_event_id_generate(event.emitted_at, &event_id);
+	event.event_id = UUIDPGetDatum(&event_id);
+	event.event_name = event_name;
+	event.key = key;
+	event.headers.isnull = true;
+	event.payload = payload;
+	emit(event_type, &event);
 }
 
 /*
@@ -235,16 +266,19 @@ cqrs_emit_event(CqrsTopic *topic, Datum event_name, NullableDatum key,
  * keys and payloads are copied.
  */
 CqrsEmitter *
-cqrs_emitter_begin(CqrsTopic *topic, Datum event_name)
+cqrs_emitter_begin(CqrsEventType *event_type, Datum event_name)
 {
 	CqrsEmitter *emitter = palloc0(sizeof(CqrsEmitter));
 
+	emitter->event_type = event_type;
 	emitter->event_name = event_name;
+	if (event_type->topic == NULL)
+		return emitter;
 	emitter->context = CurrentMemoryContext;
 	emitter->scratch = AllocSetContextCreate(CurrentMemoryContext,
 											 "cqrs emitter",
 											 ALLOCSET_DEFAULT_SIZES);
-	writer_open(&emitter->writer, topic);
+	writer_open(&emitter->writer, event_type->topic);
 	emitter->bistate = GetBulkInsertState();
 	return emitter;
 }
@@ -253,37 +287,23 @@ void
 cqrs_emitter_add(CqrsEmitter *emitter, NullableDatum key,
 				 NullableDatum payload)
 {
-	NullableDatum headers = {.isnull = true};
-	TimestampTz now = GetCurrentTimestamp();
-	TupleTableSlot *slot;
+	CqrsEventType *event_type = emitter->event_type;
+	CqrsEvent	event = {.topic = event_type->topic};
 	pg_uuid_t	event_id;
 
 	CHECK_FOR_INTERRUPTS();
-	if (emitter->used == emitter->nslots)
-	{
-		MemoryContext oldcontext = MemoryContextSwitchTo(emitter->context);
-
-		emitter->slots[emitter->nslots++] =
-			table_slot_create(emitter->writer.rel, NULL);
-		MemoryContextSwitchTo(oldcontext);
-	}
-	else
-		ExecClearTuple(emitter->slots[emitter->used]);
-	slot = emitter->slots[emitter->used];
-
-	cqrs_event_id_generate(now, &event_id);
-	fill_slot(&emitter->writer, slot, now, emitter->event_name, &event_id,
-			  key, headers, payload);
-
-	/* event_id is a local variable; have the slot own its values. */
-	ExecMaterializeSlot(slot);
-	emitter->used++;
-	if (!payload.isnull)
-		emitter->bytes += VARSIZE_ANY(DatumGetPointer(payload.value));
-
-	if (emitter->used == MULTI_INSERT_ROWS ||
-		emitter->bytes >= MULTI_INSERT_BYTES)
-		insert_many(emitter);
+	event.emitted_at = GetCurrentTimestamp();
+	cqrs_event_id_generate(event.emitted_at, &event_id);
+	event.event_id = UUIDPGetDatum(&event_id);
+	event.event_name = emitter->event_name;
+	event.key = key;
+	event.headers.isnull = true;
+	event.payload = payload;
+	trace(&event);
+	if (event.topic != NULL)
+		buffer(emitter, &event);
+	if (event_type->handlers != NULL)
+		cqrs_domain_event_add(event_type, &event);
 }
 
 void
@@ -291,28 +311,17 @@ cqrs_emitter_end(CqrsEmitter *emitter)
 {
 	int			i;
 
-	if (emitter->used > 0)
-		insert_many(emitter);
-	for (i = 0; i < emitter->nslots; i++)
-		ExecDropSingleTupleTableSlot(emitter->slots[i]);
-	FreeBulkInsertState(emitter->bistate);
-	writer_close(&emitter->writer);
-	MemoryContextDelete(emitter->scratch);
+	if (emitter->event_type->topic != NULL)
+	{
+		if (emitter->used > 0)
+			insert_many(emitter);
+		for (i = 0; i < emitter->nslots; i++)
+			ExecDropSingleTupleTableSlot(emitter->slots[i]);
+		FreeBulkInsertState(emitter->bistate);
+		writer_close(&emitter->writer);
+		MemoryContextDelete(emitter->scratch);
+	}
 	pfree(emitter);
-}
-
-/*
- * The topic that the event goes to. Raises 42704 or 42501.
- */
-static CqrsTopic *
-check_topic(CqrsEventType *event_type, text *topic_name)
-{
-	CqrsTopic  *topic = event_type->topic;
-
-	if (topic_name != NULL)
-		topic = cqrs_topic_get(text_to_cstring(topic_name));
-	cqrs_topic_require(topic, ACL_INSERT);
-	return topic;
 }
 
 /*
@@ -338,20 +347,31 @@ check_payload(CqrsEventType *event_type, Datum payload)
 }
 
 /*
- * Add one event.
+ * Emit one event: to its topic, if it has one, and to the handlers. Its
+ * position is set.
  */
 static void
-emit(CqrsTopic *topic, TimestampTz now, Datum event_name,
-	 const pg_uuid_t *event_id, NullableDatum key, NullableDatum headers,
-	 NullableDatum payload)
+emit(CqrsEventType *event_type, CqrsEvent *event)
+{
+	trace(event);
+	if (event->topic != NULL)
+		insert(event);
+	if (event_type->handlers != NULL)
+		cqrs_domain_event_add(event_type, event);
+}
+
+/*
+ * Write one event to its topic.
+ */
+static void
+insert(CqrsEvent *event)
 {
 	Writer		writer;
 	TupleTableSlot *slot;
 
-	writer_open(&writer, topic);
+	writer_open(&writer, event->topic);
 	slot = table_slot_create(writer.rel, NULL);
-	fill_slot(&writer, slot, now, event_name, event_id, key, headers,
-			  payload);
+	fill_slot(&writer, slot, event);
 	table_tuple_insert(writer.rel, slot, GetCurrentCommandId(true), 0, NULL);
 	CQRS_DEBUG_POINT("emit_before_index");
 	cqrs_indexes_insert(&writer.indexes, slot);
@@ -364,7 +384,7 @@ emit(CqrsTopic *topic, TimestampTz now, Datum event_name,
  * xid.
  */
 static void
-writer_open(Writer *writer, CqrsTopic *topic)
+writer_open(Writer *writer, const CqrsTopic *topic)
 {
 	writer->topic_id = topic->topic_id;
 	writer->xid = GetTopFullTransactionId();
@@ -389,9 +409,7 @@ writer_close(Writer *writer)
  * Put one event into a slot of the segment, with the next position.
  */
 static void
-fill_slot(Writer *writer, TupleTableSlot *slot, TimestampTz now,
-		  Datum event_name, const pg_uuid_t *event_id, NullableDatum key,
-		  NullableDatum headers, NullableDatum payload)
+fill_slot(Writer *writer, TupleTableSlot *slot, CqrsEvent *event)
 {
 	Datum	   *values = slot->tts_values;
 	bool	   *nulls = slot->tts_isnull;
@@ -399,26 +417,53 @@ fill_slot(Writer *writer, TupleTableSlot *slot, TimestampTz now,
 	/* Columns behind ours were dropped. */
 	memset(nulls, true, sizeof(bool) * slot->tts_tupleDescriptor->natts);
 	memset(nulls, false, sizeof(bool) * CQRS_SEG_COLUMNS);
-	values[CQRS_SEG_POSITION - 1] =
-		Int64GetDatum(nextval_internal(writer->position_seq, false));
+	event->position = nextval_internal(writer->position_seq, false);
 	CQRS_DEBUG_POINT("emit_after_nextval");
+	values[CQRS_SEG_POSITION - 1] = Int64GetDatum(event->position);
 	values[CQRS_SEG_XID - 1] = FullTransactionIdGetDatum(writer->xid);
-	values[CQRS_SEG_EMITTED_AT - 1] = TimestampTzGetDatum(now);
-	values[CQRS_SEG_EVENT_ID - 1] = UUIDPGetDatum(event_id);
+	values[CQRS_SEG_EMITTED_AT - 1] = TimestampTzGetDatum(event->emitted_at);
+	values[CQRS_SEG_EVENT_ID - 1] = event->event_id;
 	values[CQRS_SEG_NATIVE - 1] = BoolGetDatum(true);
-	values[CQRS_SEG_EVENT_NAME - 1] = event_name;
-	values[CQRS_SEG_KEY - 1] = key.value;
-	nulls[CQRS_SEG_KEY - 1] = key.isnull;
-	if (cqrs_traceparent[0] != '\0')
-	{
-		headers.value = traced_headers(headers);
-		headers.isnull = false;
-	}
-	values[CQRS_SEG_HEADERS - 1] = headers.value;
-	nulls[CQRS_SEG_HEADERS - 1] = headers.isnull;
-	values[CQRS_SEG_PAYLOAD - 1] = payload.value;
-	nulls[CQRS_SEG_PAYLOAD - 1] = payload.isnull;
+	values[CQRS_SEG_EVENT_NAME - 1] = event->event_name;
+	values[CQRS_SEG_KEY - 1] = event->key.value;
+	nulls[CQRS_SEG_KEY - 1] = event->key.isnull;
+	values[CQRS_SEG_HEADERS - 1] = event->headers.value;
+	nulls[CQRS_SEG_HEADERS - 1] = event->headers.isnull;
+	values[CQRS_SEG_PAYLOAD - 1] = event->payload.value;
+	nulls[CQRS_SEG_PAYLOAD - 1] = event->payload.isnull;
 	ExecStoreVirtualTuple(slot);
+}
+
+/*
+ * Keep one event to be written with others. Its position is set.
+ */
+static void
+buffer(CqrsEmitter *emitter, CqrsEvent *event)
+{
+	TupleTableSlot *slot;
+
+	if (emitter->used == emitter->nslots)
+	{
+		MemoryContext oldcontext = MemoryContextSwitchTo(emitter->context);
+
+		emitter->slots[emitter->nslots++] =
+			table_slot_create(emitter->writer.rel, NULL);
+		MemoryContextSwitchTo(oldcontext);
+	}
+	else
+		ExecClearTuple(emitter->slots[emitter->used]);
+	slot = emitter->slots[emitter->used];
+	fill_slot(&emitter->writer, slot, event);
+
+	/* What the event points to is not the emitter's; have the slot own it. */
+	ExecMaterializeSlot(slot);
+	emitter->used++;
+	if (!event->payload.isnull)
+		emitter->bytes += VARSIZE_ANY(DatumGetPointer(event->payload.value));
+
+	if (emitter->used == MULTI_INSERT_ROWS ||
+		emitter->bytes >= MULTI_INSERT_BYTES)
+		insert_many(emitter);
 }
 
 /*
@@ -443,6 +488,19 @@ insert_many(CqrsEmitter *emitter)
 	MemoryContextReset(emitter->scratch);
 	emitter->used = 0;
 	emitter->bytes = 0;
+}
+
+/*
+ * Give the event the session's trace context, if there is one.
+ */
+static void
+trace(CqrsEvent *event)
+{
+	if (cqrs_traceparent[0] != '\0')
+	{
+		event->headers.value = traced_headers(event->headers);
+		event->headers.isnull = false;
+	}
 }
 
 /*

@@ -14,9 +14,11 @@
 
 typedef struct CqrsEmitter CqrsEmitter;
 
-extern void cqrs_emit_event(CqrsTopic *topic, Datum event_name,
+extern void cqrs_emit_require(const CqrsEventType *event_type);
+extern void cqrs_emit_event(CqrsEventType *event_type, Datum event_name,
 							NullableDatum key, NullableDatum payload);
-extern CqrsEmitter *cqrs_emitter_begin(CqrsTopic *topic, Datum event_name);
+extern CqrsEmitter *cqrs_emitter_begin(CqrsEventType *event_type,
+									   Datum event_name);
 extern void cqrs_emitter_add(CqrsEmitter *emitter, NullableDatum key,
 							 NullableDatum payload);
 extern void cqrs_emitter_end(CqrsEmitter *emitter);

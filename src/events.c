@@ -18,10 +18,14 @@
 #include "cqrs_outbox.h"
 
 #include "access/htup_details.h"
+#include "catalog/dependency.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/tuplestore.h"
 
 #include "catalog.h"
@@ -209,7 +213,10 @@ cqrs_event_deform(const CqrsEvent *event, const char *status, int attempts,
 	values[0] = Int64GetDatum(event->position);
 	values[1] = event->event_id;
 	values[2] = event->event_name;
-	values[3] = CStringGetTextDatum(event->topic->name);
+	if (event->topic != NULL)
+		values[3] = CStringGetTextDatum(event->topic->name);
+	else
+		nulls[0] = nulls[3] = true;
 	values[4] = event->key.value;
 	nulls[4] = event->key.isnull;
 	values[5] = event->payload.value;
@@ -233,6 +240,24 @@ cqrs_event_form(const CqrsEvent *event, const char *status, int attempts,
 
 	cqrs_event_deform(event, status, attempts, values, nulls);
 	return HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
+}
+
+/*
+ * Is it the extension's type cqrs_event?
+ */
+bool
+cqrs_event_is_type(Oid typid)
+{
+	HeapTuple	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(typid));
+	bool		named;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	named = strcmp(NameStr(((Form_pg_type) GETSTRUCT(tuple))->typname),
+				   "cqrs_event") == 0;
+	ReleaseSysCache(tuple);
+	return named && getExtensionOfObject(TypeRelationId, typid) ==
+		get_extension_oid(CQRS_EXTENSION, false);
 }
 
 /*

@@ -23,5 +23,6 @@ extern void cqrs_event_deform(const CqrsEvent *event, const char *status,
 extern Datum cqrs_event_form(const CqrsEvent *event, const char *status,
 							 int attempts, TupleDesc desc);
 extern bool cqrs_events_pending(CqrsTopic *topic);
+extern bool cqrs_event_is_type(Oid typid);
 
 #endif							/* CQRS_EVENTS_H */

@@ -17,6 +17,7 @@ int			cqrs_poll_interval = 1000;
 int			cqrs_max_databases = 64;
 int			cqrs_max_workers = 4;
 int			cqrs_max_command_depth = 64;
+int			cqrs_max_event_depth = 64;
 int			cqrs_segment_size = 256 * 1024;
 int			cqrs_segment_age = 10 * 60 * 1000;
 char	   *cqrs_traceparent = "";
@@ -34,6 +35,10 @@ cqrs_guc_define(void)
 	DefineCustomIntVariable("cqrs_outbox.max_command_depth",
 							"Sets how many commands can be handled one within the other.",
 							NULL, &cqrs_max_command_depth,
+							64, 1, 10000, PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("cqrs_outbox.max_event_depth",
+							"Sets how long a chain of events can be, each emitted by a handler of the one before.",
+							NULL, &cqrs_max_event_depth,
 							64, 1, 10000, PGC_USERSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("cqrs_outbox.segment_size",
 							"Sets how large a topic's current segment gets before the next one is written.",

@@ -146,6 +146,19 @@ cqrs_handler_check(CqrsHandler *handler, const char *kind, const char *name)
 Datum
 cqrs_handler_call(CqrsHandler *handler, Datum arg, bool *isnull)
 {
+	NullableDatum nullable = {.value = arg,.isnull = false};
+
+	return cqrs_handler_call_nullable(handler, nullable, isnull);
+}
+
+/*
+ * The same with an argument that may be NULL: then a function that is STRICT is
+ * not called, and its result is NULL.
+ */
+Datum
+cqrs_handler_call_nullable(CqrsHandler *handler, NullableDatum arg,
+						   bool *isnull)
+{
 	LOCAL_FCINFO(fcinfo, 1);
 	PgStat_FunctionCallUsage usage;
 	FmgrInfo	nested;
@@ -166,8 +179,12 @@ cqrs_handler_call(CqrsHandler *handler, Datum arg, bool *isnull)
 
 	InitFunctionCallInfoData(*fcinfo, is_nested ? &nested : &handler->flinfo,
 							 1, InvalidOid, NULL, NULL);
-	fcinfo->args[0].value = arg;
-	fcinfo->args[0].isnull = false;
+	fcinfo->args[0] = arg;
+	if (arg.isnull && fcinfo->flinfo->fn_strict)
+	{
+		*isnull = true;
+		return (Datum) 0;
+	}
 
 	handler->busy = true;
 	PG_TRY();

@@ -38,6 +38,8 @@ extern uint64 cqrs_handler_generation(void);
 extern void cqrs_handler_check(CqrsHandler *handler, const char *kind,
 							   const char *name);
 extern Datum cqrs_handler_call(CqrsHandler *handler, Datum arg, bool *isnull);
+extern Datum cqrs_handler_call_nullable(CqrsHandler *handler,
+										NullableDatum arg, bool *isnull);
 
 /* For registering one. */
 extern char *cqrs_handler_describe(Oid funcid, Oid *argtype, Oid *rettype,

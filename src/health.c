@@ -78,6 +78,7 @@ static void check_handler(Report *report, CqrsSubscription *subscription,
 static void check_server(Report *report, const CqrsSubscription *subscription,
 						 const char *object);
 static void check_command(Report *report, CqrsCommand *command);
+static void check_event_type(Report *report, CqrsEventType *event_type);
 static const char *role_name(Oid role);
 
 PG_FUNCTION_INFO_V1(cqrs_usable);
@@ -103,6 +104,7 @@ cqrs_check(PG_FUNCTION_ARGS)
 	CqrsTopic  *topic;
 	CqrsSubscription *subscription;
 	CqrsCommand *command;
+	CqrsEventType *event_type;
 
 	report.store = cqrs_srf_begin(fcinfo, &report.desc);
 	if (!cqrs_registry_usable())
@@ -126,6 +128,9 @@ cqrs_check(PG_FUNCTION_ARGS)
 	cqrs_registry_commands(&status);
 	while ((command = hash_seq_search(&status)) != NULL)
 		check_command(&report, command);
+	cqrs_registry_event_types(&status);
+	while ((event_type = hash_seq_search(&status)) != NULL)
+		check_event_type(&report, event_type);
 	return (Datum) 0;
 }
 
@@ -570,6 +575,22 @@ check_command(Report *report, CqrsCommand *command)
 						 command->handlers[i].signature),
 				psprintf("Create it again, or unregister the %s with cqrs_unregister_command().",
 						 kind));
+}
+
+static void
+check_event_type(Report *report, CqrsEventType *event_type)
+{
+	CqrsEventHandler *handler;
+
+	for (handler = event_type->handlers; handler != NULL; handler = handler->next)
+		if (!cqrs_handler_find(&handler->handler))
+			put(report, "warning", "event_handler_missing",
+				psprintf("event \"%s\"", event_type->name),
+				psprintf("Its handler %s does not exist.",
+						 handler->handler.signature),
+				psprintf("SELECT cqrs_unregister_event_handler(%s, %s); -- or create it again",
+						 quote_literal_cstr(event_type->name),
+						 quote_literal_cstr(handler->handler.signature)));
 }
 
 /*

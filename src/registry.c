@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * registry.c
- *	  The backend's copy of what is registered: topics, event types, commands
- *	  and subscriptions.
+ *	  The backend's copy of what is registered: topics, event types and their
+ *	  handlers, commands and subscriptions.
  *
  * Protocol
  *
@@ -120,6 +120,7 @@ static void load_rows(CqrsRelation relation, Snapshot snapshot,
 					  RowCallback add);
 static void add_topic(Datum *values, bool *nulls);
 static void add_event_type(Datum *values, bool *nulls);
+static void add_event_handler(Datum *values, bool *nulls);
 static void add_command(Datum *values, bool *nulls);
 static void add_subscription(Datum *values, bool *nulls);
 static void add_subscription_topic(Datum *values, bool *nulls);
@@ -353,6 +354,7 @@ load_if_stale(void)
 	CQRS_DEBUG_POINT("registry_load");
 	load_rows(CQRS_REL_TOPIC, snapshot, add_topic);
 	load_rows(CQRS_REL_EVENT_TYPE, snapshot, add_event_type);
+	load_rows(CQRS_REL_EVENT_HANDLER, snapshot, add_event_handler);
 	load_rows(CQRS_REL_COMMAND, snapshot, add_command);
 	load_rows(CQRS_REL_SUBSCRIPTION, snapshot, add_subscription);
 	load_rows(CQRS_REL_SUBSCRIPTION_TOPIC, snapshot, add_subscription_topic);
@@ -468,8 +470,35 @@ add_event_type(Datum *values, bool *nulls)
 
 	event_type = hash_search(event_types, TextDatumGetCString(values[0]),
 							 HASH_ENTER, NULL);
-	event_type->topic = find_by_id(topics_by_id, DatumGetInt32(values[1]));
+	event_type->topic = nulls[1] ? NULL :
+		find_by_id(topics_by_id, DatumGetInt32(values[1]));
 	event_type->payload_type = DatumGetObjectId(values[2]);
+	event_type->handlers = NULL;
+}
+
+/*
+ * Rows come in any order; the list is in that of registration.
+ */
+static void
+add_event_handler(Datum *values, bool *nulls)
+{
+	CqrsEventType *event_type;
+	CqrsEventHandler *handler;
+	CqrsEventHandler **link;
+
+	event_type = hash_search(event_types, TextDatumGetCString(values[0]),
+							 HASH_FIND, NULL);
+	if (event_type == NULL)
+		return;
+	handler = palloc0(sizeof(CqrsEventHandler));
+	cqrs_handler_init(&handler->handler, TextDatumGetCString(values[1]),
+					  CurrentMemoryContext);
+	handler->seq = DatumGetInt64(values[2]);
+	link = &event_type->handlers;
+	while (*link != NULL && (*link)->seq < handler->seq)
+		link = &(*link)->next;
+	handler->next = *link;
+	*link = handler;
 }
 
 static void

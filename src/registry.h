@@ -27,11 +27,21 @@ typedef struct CqrsTopic
 	Oid			segments[CQRS_SEGMENTS];	/* the same */
 } CqrsTopic;
 
+/* A function called in the transaction that emits; see domain_event.c. */
+typedef struct CqrsEventHandler
+{
+	struct CqrsEventHandler *next;	/* registered after this one */
+	int64		seq;
+	Oid			checked_type;	/* the argument's type that was found good */
+	CqrsHandler handler;
+} CqrsEventHandler;
+
 typedef struct CqrsEventType
 {
 	char		name[NAMEDATALEN];	/* hash key */
-	CqrsTopic  *topic;
+	CqrsTopic  *topic;			/* NULL: its events are for handlers only */
 	Oid			payload_type;
+	CqrsEventHandler *handlers; /* NULL: none */
 } CqrsEventType;
 
 typedef enum CqrsCommandKind

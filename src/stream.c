@@ -147,9 +147,11 @@ stream_row(Stream *stream, bool *isnull, ExprDoneCond *done)
 	PG_END_TRY();
 	cqrs_dispatch_pop(dispatch);
 
-	if (*done == ExprEndResult)
-		return (Datum) 0;
-	return cqrs_payload_from_value(row, *isnull, stream->rettype, isnull);
+	/* What was emitted on the way is handled before the caller goes on. */
+	if (*done != ExprEndResult)
+		row = cqrs_payload_from_value(row, *isnull, stream->rettype, isnull);
+	cqrs_dispatch_events();
+	return row;
 }
 
 /*

@@ -12,10 +12,8 @@
 #include "cqrs_outbox.h"
 
 #include "access/htup_details.h"
-#include "catalog/dependency.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
-#include "commands/extension.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -25,6 +23,7 @@
 #include "broker_server.h"
 #include "catalog.h"
 #include "cursor.h"
+#include "events.h"
 #include "handler.h"
 #include "message.h"
 #include "registry.h"
@@ -40,7 +39,6 @@ static void check_login(const char *subscription);
 static void check_broker(FunctionCallInfo fcinfo, const char *name,
 						 int first_arg, const CqrsSubscription *old,
 						 Oid *types, Datum *values, char *nulls);
-static bool is_event_type(Oid typid);
 static List *check_topics(const char *subscription, ArrayType *array);
 static bool parse_start(const char *subscription, const char *start);
 
@@ -452,7 +450,7 @@ check_handler(const char *subscription, Oid funcid)
 	HeapTuple	tuple;
 	Oid			funcowner;
 
-	if (!is_event_type(argtype))
+	if (!cqrs_event_is_type(argtype))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
 				 errmsg("function %s cannot be a handler of a subscription",
@@ -552,24 +550,6 @@ check_broker(FunctionCallInfo fcinfo, const char *name, int first_arg,
 		values[1] = CStringGetTextDatum(cqrs_format_name(CQRS_FORMAT_CQRS));
 		nulls[1] = ' ';
 	}
-}
-
-/*
- * Is it the extension's type cqrs_event?
- */
-static bool
-is_event_type(Oid typid)
-{
-	HeapTuple	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(typid));
-	bool		named;
-
-	if (!HeapTupleIsValid(tuple))
-		return false;
-	named = strcmp(NameStr(((Form_pg_type) GETSTRUCT(tuple))->typname),
-				   "cqrs_event") == 0;
-	ReleaseSysCache(tuple);
-	return named && getExtensionOfObject(TypeRelationId, typid) ==
-		get_extension_oid(CQRS_EXTENSION, false);
 }
 
 /*

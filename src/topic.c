@@ -148,6 +148,8 @@ cqrs_drop_topic(PG_FUNCTION_ARGS)
 					 errmsg("topic \"%s\" holds undelivered events", name),
 					 errhint("Have them delivered first, or use force => true.")));
 	}
+	cqrs_admin_execute("DELETE FROM cqrs.event_handler h USING cqrs.event_type t WHERE h.event_name = t.event_name AND t.topic_id = $1",
+					   1, types, values, NULL);
 	cqrs_admin_execute("DELETE FROM cqrs.event_type WHERE topic_id = $1",
 					   1, types, values, NULL);
 	cqrs_admin_execute("DELETE FROM cqrs.subscription_topic WHERE topic_id = $1",
@@ -174,11 +176,11 @@ Datum
 cqrs_register_event(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
-	char	   *topic_name = cqrs_name_arg(fcinfo, 1, "topic");
 	Oid			payload_type;
 	CqrsAdmin	admin;
 	Oid			types[3] = {TEXTOID, INT4OID, REGTYPEOID};
-	Datum		values[3];
+	Datum		values[3] = {0};
+	char		nulls[3] = {' ', 'n', ' '};
 
 	cqrs_require_writable("cqrs_register_event()");
 	cqrs_name_check("event", name);
@@ -203,19 +205,25 @@ cqrs_register_event(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("event \"%s\" is already registered", name)));
-	if (cqrs_registry_topic(topic_name) == NULL)
+	if (!PG_ARGISNULL(1))
 	{
-		Interval	retention = {.day = 1};
+		char	   *topic_name = text_to_cstring(PG_GETARG_TEXT_PP(1));
 
-		create_topic(topic_name, &retention);
+		if (cqrs_registry_topic(topic_name) == NULL)
+		{
+			Interval	retention = {.day = 1};
+
+			create_topic(topic_name, &retention);
+		}
+		values[1] = Int32GetDatum(cqrs_topic_get(topic_name)->topic_id);
+		nulls[1] = ' ';
 	}
 
 	values[0] = CStringGetTextDatum(name);
-	values[1] = Int32GetDatum(cqrs_topic_get(topic_name)->topic_id);
 	values[2] = ObjectIdGetDatum(payload_type);
 	cqrs_admin_begin(&admin);
 	cqrs_admin_execute("INSERT INTO cqrs.event_type (event_name, topic_id, payload_type) VALUES ($1, $2, $3)",
-					   3, types, values, NULL);
+					   3, types, values, nulls);
 	cqrs_admin_end(&admin);
 	PG_RETURN_VOID();
 }
@@ -233,7 +241,10 @@ cqrs_unregister_event(PG_FUNCTION_ARGS)
 
 	cqrs_require_writable("cqrs_unregister_event()");
 	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl("LOCK TABLE cqrs.event_type IN SHARE ROW EXCLUSIVE MODE");
 	values[0] = CStringGetTextDatum(name);
+	cqrs_admin_execute("DELETE FROM cqrs.event_handler WHERE event_name = $1",
+					   1, types, values, NULL);
 	if (cqrs_admin_execute("DELETE FROM cqrs.event_type WHERE event_name = $1",
 						   1, types, values, NULL) == 0)
 		ereport(ERROR,

@@ -22,8 +22,8 @@
 /* One event. Values point into the window's slot until the next is read. */
 typedef struct CqrsEvent
 {
-	const CqrsTopic *topic;
-	int64		position;
+	const CqrsTopic *topic;		/* NULL: it is in no topic, ... */
+	int64		position;		/* ... and has no position */
 	FullTransactionId xid;
 	TimestampTz emitted_at;
 	Datum		event_id;
