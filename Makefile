@@ -14,6 +14,7 @@ OBJS = \
 	src/broker_server.o \
 	src/capture.o \
 	src/catalog.o \
+	src/context.o \
 	src/cqrs_outbox.o \
 	src/cursor.o \
 	src/dead_letter.o \
@@ -67,7 +68,7 @@ EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/cqrs_broker.h
 
-REGRESS = meeting command query chain stream emit domain_event capture subscription retry pull retention health privileges adopt extension
+REGRESS = meeting command query chain stream emit domain_event context capture subscription retry pull retention health privileges adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

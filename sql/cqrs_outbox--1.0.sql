@@ -604,14 +604,52 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_query(text, jsonb) IS 'dispatches a query, which writes nothing, to its handler';
 
 -- ----------------------------------------------------------------------
+-- cqrs_context: what is being handled
+--
+-- kind            command, query, stream or event
+-- name            its registered name
+-- id              UUID v7: the event's id; of what was sent, one made for it
+-- correlation_id  the same for all that has one origin: the header of that name
+--                 of an event; of what was sent by a handler, the handler's;
+--                 otherwise the setting cqrs_outbox.correlation_id, or if that
+--                 is empty, its own id
+-- causation_id    id of what was handled when it was sent or emitted, or NULL:
+--                 nothing was
+-- attempt         1
+-- traceparent     the header of an event, otherwise the setting, or NULL
+-- caller          the role that sent it, or has the event handled; in a
+--                 SECURITY DEFINER function, not the current user
+-- ----------------------------------------------------------------------
+CREATE TYPE cqrs_context AS (
+	kind			text,
+	name			text,
+	id				uuid,
+	correlation_id	text,
+	causation_id	text,
+	attempt			integer,
+	traceparent		text,
+	caller			text
+);
+COMMENT ON TYPE cqrs_context IS 'what is being handled';
+
+-- What the calling handler handles, or NULL outside of any: inside handlers of
+-- commands, queries, streams and events.
+CREATE FUNCTION cqrs_context() RETURNS cqrs_context
+LANGUAGE C STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_context() IS 'what is being handled';
+
+-- ----------------------------------------------------------------------
 -- The outbox
 -- ----------------------------------------------------------------------
 
 -- Adds one event to the outbox, and has its handlers called (see
 -- cqrs_register_event_handler). It exists if and only if the transaction
--- commits. One without topic is only for the handlers. While the setting cqrs_outbox.traceparent is not empty, every event
--- that is emitted, here and below, has it as the header traceparent, unless
--- its headers have one; null there stands for none.
+-- commits. One without topic is only for the handlers. Every event that is
+-- emitted, here and below, has headers that it is not given, unless it is given
+-- others of these names, be they null: in a handler, correlation_id and
+-- causation_id (see cqrs_context); otherwise correlation_id, if the setting
+-- cqrs_outbox.correlation_id is not empty; and traceparent, if the setting
+-- cqrs_outbox.traceparent is not.
 --   event_name  a registered event type
 --   payload     JSON object that fits the payload type; NULL is a tombstone
 --   key         events of one key are delivered in order

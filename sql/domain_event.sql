@@ -21,7 +21,8 @@ END $$;
 -- every kind of argument, and of answer
 CREATE FUNCTION on_event(e cqrs_event) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-	PERFORM say(format('%s %s %s %s %s, %s %s %s %s', e.event_name, e.topic, e.key, e.payload, e.headers, e.status,
+	PERFORM say(format('%s %s %s %s %s, %s %s %s %s', e.event_name, e.topic, e.key, e.payload,
+					   nullif(e.headers - ARRAY['causation_id', 'correlation_id'], '{}'), e.status,
 					   e.attempts, e.position IS NULL, e.emitted_at BETWEEN now() AND clock_timestamp()));
 END $$;
 CREATE FUNCTION on_jsonb(p jsonb) RETURNS text LANGUAGE sql AS $$SELECT say(coalesce('jsonb ' || p::text, 'tombstone'));

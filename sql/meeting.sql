@@ -38,7 +38,7 @@ SELECT topic, count(*), array_agg(payload->>'user_id' ORDER BY position) AS user
 FROM cqrs_events() GROUP BY topic ORDER BY topic;
 
 -- in order, with everything that a consumer needs
-SELECT event_name, topic, key, payload, headers, status, attempts,
+SELECT event_name, topic, key, payload, headers - ARRAY['correlation_id', 'causation_id'] AS headers, status, attempts,
 	   position = lag(position, 1, position - 1) OVER () + 1 AS next_position,
 	   event_id > lag(event_id) OVER () AS next_id,
 	   substr(event_id::text, 15, 1) AS uuid_version,

@@ -32,6 +32,9 @@
 /* A W3C traceparent is as many characters. */
 #define CQRS_TRACEPARENT_LEN	55
 
+/* A correlation id set by a session is at most as many. */
+#define CQRS_CORRELATION_ID_LEN	255
+
 /* Settings; described in guc.c. */
 extern bool cqrs_deliver;
 extern int	cqrs_tick_interval;
@@ -43,6 +46,7 @@ extern int	cqrs_max_event_depth;
 extern int	cqrs_segment_size;	/* in kB */
 extern int	cqrs_segment_age;	/* in milliseconds */
 extern char *cqrs_traceparent;	/* "": none */
+extern char *cqrs_correlation_id;	/* "": none */
 
 extern void cqrs_guc_define(void);
 

@@ -11,6 +11,7 @@
 
 #include "cqrs_outbox.h"
 
+#include "context.h"
 #include "registry.h"
 
 /* What is being dispatched; in the memory of who dispatches it. */
@@ -24,6 +25,7 @@ typedef struct CqrsDispatch
 	Datum		payload;
 	Oid			payload_type;	/* jsonb, or the first handler's composite */
 	ErrorContextCallback errcallback;
+	CqrsContext context;
 } CqrsDispatch;
 
 /* The innermost of those whose handlers are running, or NULL. */
@@ -53,6 +55,8 @@ cqrs_dispatch_init(CqrsDispatch *dispatch, CqrsCommand *command,
 	dispatch->passed_on = false;
 	dispatch->payload = payload;
 	dispatch->payload_type = payload_type;
+	cqrs_context_init(&dispatch->context,
+					  cqrs_command_kind_name(command->kind), command->name);
 }
 
 /*
@@ -73,6 +77,7 @@ cqrs_dispatch_push(CqrsDispatch *dispatch, CqrsHandler *handler)
 	dispatch->errcallback.previous = error_context_stack;
 	error_context_stack = &dispatch->errcallback;
 	cqrs_dispatch_innermost = dispatch;
+	cqrs_context_push(&dispatch->context);
 }
 
 static inline void
@@ -80,6 +85,7 @@ cqrs_dispatch_pop(CqrsDispatch *dispatch)
 {
 	Assert(cqrs_dispatch_innermost == dispatch);
 	cqrs_dispatch_innermost = dispatch->outer;
+	cqrs_context_pop(&dispatch->context);
 	error_context_stack = dispatch->errcallback.previous;
 }
 

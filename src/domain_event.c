@@ -47,6 +47,7 @@
 #include "utils/uuid.h"
 
 #include "catalog.h"
+#include "context.h"
 #include "domain_event.h"
 #include "events.h"
 #include "payload.h"
@@ -65,11 +66,11 @@ typedef struct DomainEvent
 } DomainEvent;
 
 /* An event at a handler, to name them in errors. */
-typedef struct HandlingContext
+typedef struct ErrorInfo
 {
 	const DomainEvent *event;
 	const CqrsHandler *handler;
-} HandlingContext;
+} ErrorInfo;
 
 static dlist_head queue = DLIST_STATIC_INIT(queue);
 static MemoryContext queue_context = NULL;
@@ -276,6 +277,8 @@ cqrs_domain_event_add(CqrsEventType *event_type, const CqrsEvent *event)
 void
 cqrs_domain_events_handle(void)
 {
+	CqrsContext *context = cqrs_context_innermost;
+
 	if (working || dlist_is_empty(&queue))
 		return;
 	working = true;
@@ -287,6 +290,7 @@ cqrs_domain_events_handle(void)
 	{
 		working = false;
 		handling = NULL;
+		cqrs_context_innermost = context;
 	}
 	PG_END_TRY();
 	MemoryContextReset(queue_context);
@@ -372,20 +376,26 @@ work_off(void)
 static void
 call_handlers(const DomainEvent *event)
 {
-	HandlingContext context = {.event = event};
+	ErrorInfo	error_info = {.event = event};
 	ErrorContextCallback errcallback;
+	CqrsContext context;
 	CqrsEventHandler *handler;
 
 	errcallback.callback = error_callback;
-	errcallback.arg = &context;
+	errcallback.arg = &error_info;
 	errcallback.previous = error_context_stack;
 	error_context_stack = &errcallback;
+	cqrs_context_init(&context, "event", event->type->name);
+	context.has_id = true;
+	context.id = event->event_id;
+	context.headers = event->event.headers;
+	cqrs_context_push(&context);
 	for (handler = event->type->handlers; handler != NULL;
 		 handler = handler->next)
 	{
 		bool		isnull;
 
-		context.handler = &handler->handler;
+		error_info.handler = &handler->handler;
 		cqrs_handler_check(&handler->handler, "event", event->type->name);
 		CommandCounterIncrement();
 		PushActiveSnapshot(GetTransactionSnapshot());
@@ -393,6 +403,7 @@ call_handlers(const DomainEvent *event)
 										  argument(event, handler), &isnull);
 		PopActiveSnapshot();
 	}
+	cqrs_context_pop(&context);
 	error_context_stack = errcallback.previous;
 }
 
@@ -453,7 +464,7 @@ path_to(const DomainEvent *event)
 static void
 error_callback(void *arg)
 {
-	HandlingContext *context = (HandlingContext *) arg;
+	ErrorInfo  *context = (ErrorInfo *) arg;
 
 	if (context->event->cause == NULL)
 		errcontext("handler %s of event \"%s\"",

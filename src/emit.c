@@ -41,6 +41,7 @@
 #include "utils/xid8.h"
 
 #include "catalog.h"
+#include "context.h"
 #include "debug_point.h"
 #include "dispatch.h"
 #include "domain_event.h"
@@ -91,8 +92,6 @@ static void writer_close(Writer *writer);
 static void fill_slot(Writer *writer, TupleTableSlot *slot, CqrsEvent *event);
 static void buffer(CqrsEmitter *emitter, CqrsEvent *event);
 static void insert_many(CqrsEmitter *emitter);
-static void trace(CqrsEvent *event);
-static Datum traced_headers(NullableDatum headers);
 
 PG_FUNCTION_INFO_V1(cqrs_emit);
 PG_FUNCTION_INFO_V1(cqrs_emit_many);
@@ -299,7 +298,8 @@ cqrs_emitter_add(CqrsEmitter *emitter, NullableDatum key,
 	event.key = key;
 	event.headers.isnull = true;
 	event.payload = payload;
-	trace(&event);
+	if (cqrs_context_has_headers())
+		event.headers = cqrs_context_headers(event.headers);
 	if (event.topic != NULL)
 		buffer(emitter, &event);
 	if (event_type->handlers != NULL)
@@ -353,7 +353,8 @@ check_payload(CqrsEventType *event_type, Datum payload)
 static void
 emit(CqrsEventType *event_type, CqrsEvent *event)
 {
-	trace(event);
+	if (cqrs_context_has_headers())
+		event->headers = cqrs_context_headers(event->headers);
 	if (event->topic != NULL)
 		insert(event);
 	if (event_type->handlers != NULL)
@@ -488,53 +489,4 @@ insert_many(CqrsEmitter *emitter)
 	MemoryContextReset(emitter->scratch);
 	emitter->used = 0;
 	emitter->bytes = 0;
-}
-
-/*
- * Give the event the session's trace context, if there is one.
- */
-static void
-trace(CqrsEvent *event)
-{
-	if (cqrs_traceparent[0] != '\0')
-	{
-		event->headers.value = traced_headers(event->headers);
-		event->headers.isnull = false;
-	}
-}
-
-/*
- * The headers of an event while cqrs_outbox.traceparent is set. They have it,
- * unless they have a traceparent already, be it null. What is made of nothing
- * is kept for the next event; what is made of headers is in the current
- * context.
- */
-static Datum
-traced_headers(NullableDatum headers)
-{
-	static char made_of[CQRS_TRACEPARENT_LEN + 1] = "";
-	static Jsonb *trace = NULL;
-
-	if (strcmp(made_of, cqrs_traceparent) != 0)
-	{
-		MemoryContext oldcontext;
-		char	   *object;
-
-		/* The value has no character that JSON would have escaped. */
-		object = psprintf("{\"traceparent\": \"%s\"}", cqrs_traceparent);
-		oldcontext = MemoryContextSwitchTo(TopMemoryContext);
-		if (trace != NULL)
-			pfree(trace);
-		trace = NULL;
-		made_of[0] = '\0';
-		trace = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
-												   CStringGetDatum(object)));
-		strlcpy(made_of, cqrs_traceparent, sizeof(made_of));
-		MemoryContextSwitchTo(oldcontext);
-		pfree(object);
-	}
-	if (headers.isnull)
-		return JsonbPGetDatum(trace);
-	return DirectFunctionCall2(jsonb_concat, JsonbPGetDatum(trace),
-							   headers.value);
 }

@@ -21,7 +21,10 @@ int			cqrs_max_event_depth = 64;
 int			cqrs_segment_size = 256 * 1024;
 int			cqrs_segment_age = 10 * 60 * 1000;
 char	   *cqrs_traceparent = "";
+char	   *cqrs_correlation_id = "";
 
+static bool check_correlation_id(char **newval, void **extra,
+								 GucSource source);
 static bool check_traceparent(char **newval, void **extra, GucSource source);
 static bool is_hex(const char *str, int len);
 
@@ -56,6 +59,12 @@ cqrs_guc_define(void)
 							   &cqrs_traceparent,
 							   "", PGC_USERSET, 0,
 							   check_traceparent, NULL, NULL);
+	DefineCustomStringVariable("cqrs_outbox.correlation_id",
+							   "Sets the correlation id of what is handled and emitted.",
+							   "It becomes the header correlation_id of events that have none. If it is empty, the outermost command is the origin of what it leads to.",
+							   &cqrs_correlation_id,
+							   "", PGC_USERSET, 0,
+							   check_correlation_id, NULL, NULL);
 	if (process_shared_preload_libraries_in_progress)
 	{
 		DefineCustomBoolVariable("cqrs_outbox.deliver",
@@ -109,6 +118,26 @@ check_traceparent(char **newval, void **extra, GucSource source)
 		return true;
 
 	GUC_check_errhint("It is 00-<trace id>-<parent id>-<flags>, in 32, 16 and 2 lower-case hexadecimal digits, no id all zeros; or empty.");
+	return false;
+}
+
+/*
+ * What is safe in any encoding, and in a header.
+ */
+static bool
+check_correlation_id(char **newval, void **extra, GucSource source)
+{
+	const char *value = *newval;
+	int			i;
+
+	for (i = 0; value[i] != '\0'; i++)
+		if (value[i] < ' ' || value[i] > '~')
+			break;
+	if (value[i] == '\0' && i <= CQRS_CORRELATION_ID_LEN)
+		return true;
+
+	GUC_check_errhint("It is up to %d printable ASCII characters.",
+					  CQRS_CORRELATION_ID_LEN);
 	return false;
 }
 
