@@ -135,6 +135,7 @@ for my $topic (qw(user_notification_events user_ecst_events))
 			[ $event->{id}, $event->{name}, 'application/json', 2, $event->{seconds}, '', $topic ],
 			"$topic $i: its properties");
 	}
+	ok(take_causes($messages[0]{headers}), "$topic: which command emitted it");
 	is_deeply($messages[0]{headers},
 		$topic eq 'user_ecst_events' ?
 		{ traceparent => '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01', tenant => "Zo\x{eb}", n => '1' } : {},
@@ -167,6 +168,7 @@ for my $i (0 .. $#raws)
 	my ($raw, $event) = ($raws[$i], $events[$i]);
 
 	is($raw->{body}, qq({"user_id":"$event->{user}","meeting_id":"1"}), "raw $i: the payload alone");
+	ok(take_causes($raw->{headers}), "raw $i: which command emitted it");
 	is_deeply($raw->{headers},
 		{ event_id => $event->{id}, event_name => 'user_joined_ecst', event_timestamp => $event->{time}, topic => 'user_ecst_events',
 			traceparent => '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01', tenant => "Zo\x{eb}", n => '1' },

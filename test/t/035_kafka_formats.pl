@@ -70,6 +70,7 @@ for my $topic (qw(user_notification_events user_ecst_events))
 			qq({"payload":{"user_id":"$event->{user}","meeting_id":"1"},"event_id":"$event->{id}","event_timestamp":"$event->{time}","event_name":"$event->{name}","topic":"$topic"}),
 			"$topic $i: the envelope of python-cqrs");
 		is_deeply([ @$record{qw(key timestamp)} ], [ '1', $event->{ms} ], "$topic $i: key and time");
+		ok(take_causes($record->{headers}), "$topic $i: which command emitted it");
 		is_deeply($record->{headers},
 			{ message_id => $event->{id}, 'content-type' => 'application/json',
 				$topic eq 'user_ecst_events' ? (traceparent => $traceparent, tenant => "Zo\x{eb}", n => '1') : () },
@@ -110,6 +111,7 @@ for my $i (0 .. 3)
 	my ($record, $event) = ($record{ $events[$i]{id} }, $events[$i]);
 
 	is($record->{value}, qq({"user_id":"$event->{user}","meeting_id":"1"}), "raw $i: the payload alone");
+	ok(take_causes($record->{headers}), "raw $i: which command emitted it");
 	is_deeply($record->{headers},
 		{ message_id => $event->{id}, 'content-type' => 'application/json',
 			event_id => $event->{id}, event_name => 'user_joined_ecst', event_timestamp => $event->{time}, topic => 'user_ecst_events',

@@ -12,7 +12,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-our @EXPORT = qw(new_server new_session processes wait_managers set_up_recording wait_recorded recorded);
+our @EXPORT = qw(new_server new_session processes take_causes wait_managers set_up_recording wait_recorded recorded);
 
 # new_server(NAME, CONFIGURATION): initialised, not started. Nothing is
 # delivered because somebody polled, unless a test asks for it.
@@ -58,6 +58,16 @@ sub processes
 
 	$sql .= " AND datname = '$dbname'" if defined $dbname;
 	return split /\n/, $node->safe_psql('postgres', "$sql ORDER BY pid");
+}
+
+# take_causes(HEADERS): take out what tells of the command, sent by itself, in
+# which an event was emitted. Returns whether it was there.
+sub take_causes
+{
+	my ($headers) = @_;
+	my ($correlation, $causation) = delete @$headers{qw(correlation_id causation_id)};
+
+	return defined $correlation && $correlation =~ /^[0-9a-f]{8}-[0-9a-f]{4}-7/ && $correlation eq $causation;
 }
 
 # wait_managers(SERVER, DATABASES...): until exactly these have a manager.
