@@ -221,7 +221,8 @@ $node->safe_psql('postgres', "SELECT cqrs_alter_subscription('out', max_attempts
 emit(20);
 ok(RabbitMQ::wait_error($node, 'postgres', 'out', "$at did not take the message (basic.nack); a queue may be full"), 'queue full: the status says so');
 my @taken;
-while (@taken < 20)
+my $deadline = time + $PostgreSQL::Test::Utils::timeout_default;
+while (@taken < 20 && time < $deadline)
 {
 	push @taken, map { decode_json($_->{body})->{payload}{n} } $broker->messages('small');
 }

@@ -98,7 +98,8 @@ subscribe('true');
 emit();
 my @messages;
 my $rejected = 0;
-while (@messages < $keys * $each)
+my $deadline = time + $PostgreSQL::Test::Utils::timeout_default;
+while (@messages < $keys * $each && time < $deadline)
 {
 	push @messages, $broker->messages('small');
 	$rejected ||= $node->safe_psql('postgres', "SELECT last_error LIKE '%basic.nack%' FROM cqrs_subscription_status") eq 't';
