@@ -165,6 +165,7 @@ static void keep_cursor(const CqrsCursor *cursor);
 static Lane *lane_of(uint64 lane);
 static void drop_lane(Lane *lane);
 static bool one_by_lane(void);
+static bool has_room(void);
 static bool first_is_final(void);
 static void take_outcomes(void);
 static void hand_out(void);
@@ -295,8 +296,7 @@ cqrs_target_broker_task(bool finish, char *error)
 		return CQRS_BROKER_TASK_RENEW;
 	if (look || broker.nsent == 0 ||
 		(nfinal > half && first_is_final() && !broker.no_room) ||
-		(!broker.read_all && !renew && broker.nread <= half &&
-		 broker.nbytes < LONGEST_ENTRIES))
+		(!broker.read_all && !renew && has_room()))
 		return CQRS_BROKER_TASK_EXCHANGE;
 	return CQRS_BROKER_TASK_WAIT;
 }
@@ -422,8 +422,8 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 	}
 	leave_window(&relay);
 
-	broker.read_all = true;
-	if (read && broker.nbytes < LONGEST_ENTRIES)
+	broker.read_all = !read || has_room();
+	if (read && has_room())
 	{
 		bool		due = read_parked(&relay, announced, delivery);
 
@@ -578,7 +578,7 @@ leave_window(CqrsRelay *relay)
 static void
 read_new(CqrsRelay *relay)
 {
-	int			most = Max(broker.server->window, CQRS_BATCH_EVENTS);
+	int			most = Max(broker.server->window / 2, CQRS_BATCH_EVENTS);
 	Batch	   *batch = new_batch();
 	CqrsEvent	event;
 
@@ -931,6 +931,16 @@ static bool
 one_by_lane(void)
 {
 	return broker.strict || broker.parked;
+}
+
+/*
+ * Is it time to read on? While half a window is sent, the next half is read.
+ */
+static bool
+has_room(void)
+{
+	return broker.nread <= broker.server->window / 2 &&
+		broker.nbytes < LONGEST_ENTRIES;
 }
 
 /*
