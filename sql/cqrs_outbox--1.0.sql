@@ -324,6 +324,56 @@ CREATE TABLE cqrs.failure (
 );
 COMMENT ON TABLE cqrs.failure IS 'subscriptions that cannot be delivered just now';
 
+-- ----------------------------------------------------------------------
+-- cqrs.idempotency_0, _1, _2: answers of commands that were sent with an
+-- idempotency key, for those that repeat them. The tables are written in turn,
+-- by time; rows are neither updated nor deleted, but a table is truncated when
+-- all in it are older than cqrs_outbox.idempotency_retention.
+--
+-- role             who sent it: the current user then
+-- idempotency_key  the key; at most 255 bytes
+-- command_name     which command
+-- request          SHA-256 of the command's name and the payload
+-- answer           the answer, or NULL
+-- stored_at        when it had been handled
+-- ----------------------------------------------------------------------
+CREATE TABLE cqrs.idempotency_0 (
+	role			regrole		NOT NULL,
+	idempotency_key	text		COLLATE "C" NOT NULL,
+	command_name	text		NOT NULL,
+	request			bytea		NOT NULL,
+	answer			jsonb,
+	stored_at		timestamptz	NOT NULL,
+	PRIMARY KEY (idempotency_key, role)
+) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+CREATE INDEX idempotency_0_stored_at ON cqrs.idempotency_0 (stored_at);
+COMMENT ON TABLE cqrs.idempotency_0 IS 'answers of commands that were sent with an idempotency key';
+COMMENT ON INDEX cqrs.idempotency_0_stored_at IS 'finds the newest';
+CREATE TABLE cqrs.idempotency_1 (
+	role			regrole		NOT NULL,
+	idempotency_key	text		COLLATE "C" NOT NULL,
+	command_name	text		NOT NULL,
+	request			bytea		NOT NULL,
+	answer			jsonb,
+	stored_at		timestamptz	NOT NULL,
+	PRIMARY KEY (idempotency_key, role)
+) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+CREATE INDEX idempotency_1_stored_at ON cqrs.idempotency_1 (stored_at);
+COMMENT ON TABLE cqrs.idempotency_1 IS 'answers of commands that were sent with an idempotency key';
+COMMENT ON INDEX cqrs.idempotency_1_stored_at IS 'finds the newest';
+CREATE TABLE cqrs.idempotency_2 (
+	role			regrole		NOT NULL,
+	idempotency_key	text		COLLATE "C" NOT NULL,
+	command_name	text		NOT NULL,
+	request			bytea		NOT NULL,
+	answer			jsonb,
+	stored_at		timestamptz	NOT NULL,
+	PRIMARY KEY (idempotency_key, role)
+) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+CREATE INDEX idempotency_2_stored_at ON cqrs.idempotency_2 (stored_at);
+COMMENT ON TABLE cqrs.idempotency_2 IS 'answers of commands that were sent with an idempotency key';
+COMMENT ON INDEX cqrs.idempotency_2_stored_at IS 'finds the newest';
+
 -- Positions of events. CACHE 1: a backend must not draw ahead, or an event
 -- emitted after another's commit could get the lower position.
 CREATE SEQUENCE cqrs.position CACHE 1;
@@ -345,6 +395,9 @@ SELECT pg_catalog.pg_extension_config_dump('cqrs.failure', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.retry', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.dead_letter', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.position', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.idempotency_0', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.idempotency_1', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.idempotency_2', '');
 
 -- ----------------------------------------------------------------------
 -- cqrs.registry_changed(): statement trigger of the registry's tables. Has
@@ -542,15 +595,31 @@ COMMENT ON FUNCTION cqrs_unregister_command(text) IS 'removes a command or a que
 -- payload converted to its own argument; if none answers, the answer is NULL.
 --   command_name  a registered command
 --   payload       JSON object; converted when the handler takes a composite
+--   idempotency_key
+--                 NULL: none; 1 to 255 bytes, chosen by the caller anew for each
+--                 command, and the same when he repeats it: a command that was
+--                 handled with this key is not handled again, but its answer
+--                 is returned. Keys are the current user's own, whatever the
+--                 command. A key is kept from when its transaction commits, for
+--                 cqrs_outbox.idempotency_retention at least. Errors are not
+--                 kept.
 -- Errors: 42883 not registered, or its handler is gone; 42809 it is not a
 -- command; 42501 the caller may not execute the handler; 22023 and those of the
 -- types' input functions for the payload; 54001 commands nested too deeply
--- (cqrs_outbox.max_command_depth); whatever the handler raises.
--- Locks: each handler of a chain runs in a subtransaction.
--- Privileges: EXECUTE on the handler; of a chain, on those that are tried.
-CREATE FUNCTION cqrs_send(command_name text, payload jsonb DEFAULT '{}') RETURNS jsonb
+-- (cqrs_outbox.max_command_depth); whatever the handler raises. With a key: 22023
+-- its length; 42710 it was used for another command, or another payload; 55006
+-- it is used by a command that this one is part of; 25006 read-only transaction
+-- or standby.
+-- Locks: each handler of a chain runs in a subtransaction. A key is locked until
+-- the end of the transaction: a repeat waits for it, and then returns what was
+-- committed, in a REPEATABLE READ transaction, too, although that does not see
+-- what the command did. Two transactions that use the same keys in different
+-- order may deadlock; each key takes a place in the server's table of locks.
+-- Privileges: EXECUTE on the handler; of a chain, on those that are tried; on
+-- the first one for a repeat.
+CREATE FUNCTION cqrs_send(command_name text, payload jsonb DEFAULT '{}', idempotency_key text DEFAULT NULL) RETURNS jsonb
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION cqrs_send(text, jsonb) IS 'dispatches a command to its handler';
+COMMENT ON FUNCTION cqrs_send(text, jsonb, text) IS 'dispatches a command to its handler';
 
 -- The same with the handler's composite argument itself: dispatches on its
 -- type. Of a chain, this is what the first handler takes; to the others it is
@@ -1004,15 +1073,16 @@ COMMENT ON FUNCTION cqrs_adopt() IS 'makes restored events ordinary events of th
 
 -- Has topics go on to their next segment, truncates the segments whose
 -- retention is over and which every subscription has got, and suspends the
--- subscriptions that are past a limit of theirs. The worker does this by
--- itself.
---   topic  only this topic and its subscriptions; NULL: all
+-- subscriptions that are past a limit of theirs. Truncates the tables of
+-- idempotency keys that are old enough. The worker does this by itself.
+--   topic  only this topic and its subscriptions; NULL: all, and the keys
 -- Returns what it did, and what it could not do:
---   topic    NULL for 'suspended'
+--   topic    NULL for 'suspended', and for idempotency keys
 --   action   rotated, truncated, held (the segment holds events but is not
 --            truncated), suspended
---   segment  the one that became the current one, was truncated or is held
---   detail   held: by what; suspended: the subscription
+--   segment  the one that became the current one, was truncated or is held;
+--            of idempotency keys, the table's number
+--   detail   held: by what; suspended: the subscription; 'idempotency keys'
 --   pid      held by a lock: of this process, unless of a prepared
 --            transaction
 -- Errors: 42704 no such topic; 25001 in a transaction block (it would keep

@@ -23,6 +23,9 @@
  *	  (cqrs.subscription, subscription_id, partition)
  *								EXCLUSIVE to move that cursor
  *	  (cqrs.tick, 0)			EXCLUSIVE to tick
+ *	  and anywhere among them:
+ *	  (cqrs.idempotency_0, hash)
+ *								EXCLUSIVE to send a command with that key
  *
  *-------------------------------------------------------------------------
  */
@@ -64,6 +67,15 @@ static const char *const relation_names[CQRS_RELATIONS] = {
 	[CQRS_REL_RETRY_PKEY] = "retry_pkey",
 	[CQRS_REL_DEAD_LETTER] = "dead_letter",
 	[CQRS_REL_DEAD_LETTER_PKEY] = "dead_letter_pkey",
+	[CQRS_REL_IDEMPOTENCY_0] = "idempotency_0",
+	[CQRS_REL_IDEMPOTENCY_1] = "idempotency_1",
+	[CQRS_REL_IDEMPOTENCY_2] = "idempotency_2",
+	[CQRS_REL_IDEMPOTENCY_0_PKEY] = "idempotency_0_pkey",
+	[CQRS_REL_IDEMPOTENCY_1_PKEY] = "idempotency_1_pkey",
+	[CQRS_REL_IDEMPOTENCY_2_PKEY] = "idempotency_2_pkey",
+	[CQRS_REL_IDEMPOTENCY_0_STORED_AT] = "idempotency_0_stored_at",
+	[CQRS_REL_IDEMPOTENCY_1_STORED_AT] = "idempotency_1_stored_at",
+	[CQRS_REL_IDEMPOTENCY_2_STORED_AT] = "idempotency_2_stored_at",
 	[CQRS_REL_POSITION_SEQ] = "position",
 	[CQRS_REL_TICK_SEQ] = "tick_id",
 };

@@ -18,7 +18,8 @@
  *
  * Subscriptions past their limits are suspended at the end of a pass, in a
  * transaction of its own. Only then may their segments be truncated, for all to
- * see why.
+ * see why. Then idempotency keys are looked at, if any may have got too old
+ * since the last time (see idempotency.c).
  *
  *-------------------------------------------------------------------------
  */
@@ -35,6 +36,7 @@
 #include "utils/tuplestore.h"
 
 #include "catalog.h"
+#include "idempotency.h"
 #include "maintain.h"
 #include "registry.h"
 #include "retention.h"
@@ -76,6 +78,10 @@ typedef struct Work
 static MemoryContext maintain_context = NULL;
 static HTAB *watches = NULL;
 
+/* When to look at the idempotency keys, and how long they were kept then. */
+static TimestampTz keys_look_at = 0;
+static int	keys_retention = 0;
+
 /* The pass underway, or the last one. */
 static List *todo = NIL;		/* topics still to be looked at */
 static uint64 pass = 0;
@@ -89,6 +95,7 @@ static TimestampTz wake_at = DT_NOEND;
 
 /* What is being maintained, for error_callback(). */
 static char context_topic[NAMEDATALEN];
+static bool context_keys;
 
 static long sooner(long wait, TimestampTz now, TimestampTz then);
 static bool in_transaction(void (*part) (Work *work), Work *work);
@@ -96,10 +103,13 @@ static void begin_pass(Work *work);
 static void maintain_topic(Work *work);
 static void note_step(Watch *watch, const CqrsStep *step);
 static void note_failure(int32 topic_id);
+static void finish_pass(void);
 static void end_pass(Work *work);
+static void maintain_keys(Work *work);
 static int64 known_size(const CqrsTopic *topic, int segment);
 static void maintain_by_hand(CqrsTopic *topic, Tuplestorestate *store,
 							 TupleDesc desc);
+static void maintain_keys_by_hand(Tuplestorestate *store, TupleDesc desc);
 static void put_row(Tuplestorestate *store, TupleDesc desc, const char *topic,
 					const char *action, int segment, const char *detail,
 					int pid);
@@ -148,6 +158,8 @@ cqrs_maintain(PG_FUNCTION_ARGS)
 		put_row(store, desc, NULL, "suspended", -1, (char *) lfirst(lc), 0);
 	foreach(lc, topics)
 		maintain_by_hand((CqrsTopic *) lfirst(lc), store, desc);
+	if (topic == NULL)
+		maintain_keys_by_hand(store, desc);
 	return (Datum) 0;
 }
 
@@ -190,7 +202,7 @@ cqrs_maintain_next(long wait)
 		wake_at = DT_NOEND;
 		(void) in_transaction(begin_pass, &work);
 		if (todo == NIL)
-			(void) in_transaction(end_pass, &work);
+			finish_pass();
 	}
 	while (todo != NIL)
 	{
@@ -204,7 +216,7 @@ cqrs_maintain_next(long wait)
 			return 0;
 		todo = list_delete_first(todo);
 		if (todo == NIL)
-			(void) in_transaction(end_pass, &work);
+			finish_pass();
 	}
 
 	if (wake_at == DT_NOEND)
@@ -237,6 +249,7 @@ in_transaction(void (*part) (Work *work), Work *work)
 	volatile bool done = false;
 
 	context_topic[0] = '\0';
+	context_keys = false;
 	callback.callback = error_callback;
 	callback.arg = NULL;
 	callback.previous = error_context_stack;
@@ -389,6 +402,25 @@ note_failure(int32 topic_id)
 }
 
 /*
+ * What there is to do after all topics were looked at.
+ */
+static void
+finish_pass(void)
+{
+	Work		work = {0, CQRS_STEP_NONE};
+
+	(void) in_transaction(end_pass, &work);
+	if (keys_look_at <= pass_began ||
+		keys_retention != cqrs_idempotency_retention)
+	{
+		keys_retention = cqrs_idempotency_retention;
+		keys_look_at = TimestampTzPlusMilliseconds(pass_began, ERROR_WAIT);
+		(void) in_transaction(maintain_keys, &work);
+	}
+	wake_at = Min(wake_at, keys_look_at);
+}
+
+/*
  * Apply the limits of subscriptions, and find out when the next pass is needed.
  */
 static void
@@ -414,6 +446,28 @@ end_pass(Work *work)
 													  LONGEST_WAIT));
 	if (cqrs_limits_apply(NULL, known_size) != NIL)
 		wake_at = pass_began;
+}
+
+/*
+ * Truncate old idempotency keys, and note when there may be more to do.
+ */
+static void
+maintain_keys(Work *work)
+{
+	TimestampTz look_at = DT_NOEND;
+	int			i;
+
+	context_keys = true;
+	for (i = 0; i < CQRS_SEGMENTS; i++)
+	{
+		TimestampTz next;
+		int			pid;
+
+		if (cqrs_idempotency_truncate(i, &next, &pid) == CQRS_KEYS_LOCKED)
+			next = TimestampTzPlusMilliseconds(pass_began, LONGEST_WAIT);
+		look_at = Min(look_at, next);
+	}
+	keys_look_at = look_at;
 }
 
 /*
@@ -458,6 +512,29 @@ maintain_by_hand(CqrsTopic *topic, Tuplestorestate *store, TupleDesc desc)
 }
 
 /*
+ * Truncate old idempotency keys, and tell what was done, and what was not
+ * because of a lock.
+ */
+static void
+maintain_keys_by_hand(Tuplestorestate *store, TupleDesc desc)
+{
+	int			i;
+
+	for (i = 0; i < CQRS_SEGMENTS; i++)
+	{
+		TimestampTz look_at;
+		int			pid;
+		CqrsIdempotencyState state = cqrs_idempotency_truncate(i, &look_at,
+															   &pid);
+
+		if (state != CQRS_KEYS_KEPT)
+			put_row(store, desc, NULL,
+					state == CQRS_KEYS_TRUNCATED ? "truncated" : "held", i,
+					"idempotency keys", pid);
+	}
+}
+
+/*
  * A row of cqrs_maintain()'s result; segment -1 and pid 0 are NULL.
  */
 static void
@@ -487,6 +564,8 @@ error_callback(void *arg)
 {
 	if (context_topic[0] != '\0')
 		errcontext("maintaining topic \"%s\"", context_topic);
+	else if (context_keys)
+		errcontext("maintaining idempotency keys");
 	else
 		errcontext("maintaining topics");
 }

@@ -24,6 +24,7 @@
 
 #include "catalog.h"
 #include "dispatch.h"
+#include "idempotency.h"
 #include "payload.h"
 #include "registry.h"
 #include "stream.h"
@@ -127,16 +128,24 @@ cqrs_unregister_command(PG_FUNCTION_ARGS)
 }
 
 /*
- * cqrs_send(command_name, payload)
+ * cqrs_send(command_name, payload, idempotency_key)
  */
 Datum
 cqrs_send(PG_FUNCTION_ARGS)
 {
-	CqrsCommand *command = command_arg(fcinfo, CQRS_COMMAND);
+	bool		keyed = !PG_ARGISNULL(2);
+	CqrsIdempotencyKey key;
+	CqrsCommand *command;
 	CqrsDispatch dispatch;
 
+	/* First, as it may have to wait. */
+	if (keyed)
+		cqrs_idempotency_lock(&key, PG_GETARG_TEXT_P(2));
+	command = command_arg(fcinfo, CQRS_COMMAND);
 	cqrs_dispatch_init(&dispatch, command,
 					   payload_arg(fcinfo, command), JSONBOID);
+	if (keyed)
+		return cqrs_idempotency_run(&key, &dispatch, &fcinfo->isnull);
 	return cqrs_dispatch_run(&dispatch, &fcinfo->isnull);
 }
 

@@ -304,16 +304,34 @@ cqrs_segments_unlock(const CqrsTopic *topic)
 }
 
 /*
- * Has another transaction a lock that keeps the segment from being truncated?
- * *pid gets the process, or 0 if the transaction is prepared. The segment
- * exists; no lock is left on it.
+ * cqrs_table_in_use() of a segment.
  */
 bool
 cqrs_segment_in_use(const CqrsTopic *topic, int segment, int *pid)
 {
+	return cqrs_table_in_use(topic->segments[segment], pid);
+}
+
+/*
+ * cqrs_table_lock() of a segment, for cqrs_segment_truncate().
+ */
+bool
+cqrs_segment_lock(const CqrsTopic *topic, int segment)
+{
+	return cqrs_table_lock(topic->segments[segment]);
+}
+
+/*
+ * Has another transaction a lock that keeps the table from being truncated?
+ * *pid gets the process, or 0 if the transaction is prepared. The table
+ * exists; no lock is left on it.
+ */
+bool
+cqrs_table_in_use(Oid relid, int *pid)
+{
 	ListCell   *lc;
 
-	foreach(lc, relations_of(topic->segments[segment]))
+	foreach(lc, relations_of(relid))
 	{
 		LOCKTAG		tag;
 
@@ -325,22 +343,22 @@ cqrs_segment_in_use(const CqrsTopic *topic, int segment, int *pid)
 }
 
 /*
- * Lock a segment for cqrs_segment_truncate(), until the end of the
- * transaction. Returns false if that is not possible at once.
+ * Lock a table to truncate it, until the end of the transaction. Returns false
+ * if that is not possible at once.
  *
  * TRUNCATE takes the same lock on all that belongs to the table. It would wait
  * for that, while everybody waits for the table: somebody, a vacuum of the
  * TOAST table against wraparound for one, may have a lock there alone.
  */
 bool
-cqrs_segment_lock(const CqrsTopic *topic, int segment)
+cqrs_table_lock(Oid relid)
 {
 	int			pid;
 	ListCell   *lc;
 
-	if (cqrs_segment_in_use(topic, segment, &pid))
+	if (cqrs_table_in_use(relid, &pid))
 		return false;
-	foreach(lc, relations_of(topic->segments[segment]))
+	foreach(lc, relations_of(relid))
 	{
 		if (!ConditionalLockRelationOid(lfirst_oid(lc), AccessExclusiveLock))
 			return false;

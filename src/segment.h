@@ -55,4 +55,8 @@ extern bool cqrs_segment_in_use(const CqrsTopic *topic, int segment,
 extern bool cqrs_segment_lock(const CqrsTopic *topic, int segment);
 extern void cqrs_segment_truncate(const CqrsTopic *topic, int segment);
 
+/* Of any table of ours that is to be truncated. */
+extern bool cqrs_table_in_use(Oid relid, int *pid);
+extern bool cqrs_table_lock(Oid relid);
+
 #endif							/* CQRS_SEGMENT_H */
