@@ -103,6 +103,14 @@ $source->safe_psql('app', q(
 	SELECT cqrs_subscribe('behind', ARRAY['items', 'notes']);
 	RESET ROLE;
 	SELECT cqrs_register_command('Add', 'add(item)');
+	CREATE SEQUENCE number;
+	GRANT ALL ON number TO app;
+	CREATE FUNCTION number(jsonb) RETURNS bigint LANGUAGE sql AS $$
+		SELECT nextval('public.number')
+	$$;
+	SELECT cqrs_register_command('Number', 'number(jsonb)');
+	SET ROLE app;
+	SELECT cqrs_send('Number', idempotency_key => 'first');
 ));
 
 # The third event's transaction is in progress while the cursors pass it by.
@@ -156,6 +164,10 @@ for my $name (qw(low high))
 	}
 	isnt($node->psql('app', "SET ROLE reader; SELECT cqrs_emit('added', '{}')"), 0, "$name: a reader cannot emit");
 	isnt($node->psql('app', "SELECT cqrs_emit('added', '{\"n\": \"x\"}')"), 0, "$name: payloads are checked");
+
+	# What was sent with a key is not handled again.
+	is($node->safe_psql('app', "SET ROLE app; SELECT cqrs_send('Number', idempotency_key => 'first'); SELECT cqrs_send('Number', idempotency_key => 'second')"),
+		"1\n2", "$name: the answers of commands are there by their keys");
 
 	$node->safe_psql('app', 'DROP TABLE broken');
 
