@@ -24,6 +24,7 @@ OBJS = \
 	src/event_id.o \
 	src/events.o \
 	src/failure.o \
+	src/fallback.o \
 	src/guc.o \
 	src/handler.o \
 	src/health.o \
@@ -69,7 +70,7 @@ EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/cqrs_broker.h
 
-REGRESS = meeting command query chain stream idempotency emit domain_event context capture subscription retry pull retention health privileges adopt extension
+REGRESS = meeting command query chain stream fallback idempotency emit domain_event context capture subscription retry pull retention health privileges adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

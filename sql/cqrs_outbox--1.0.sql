@@ -103,6 +103,26 @@ CREATE TABLE cqrs.command (
 COMMENT ON TABLE cqrs.command IS 'registered commands and queries';
 
 -- ----------------------------------------------------------------------
+-- cqrs.fallback: what is called instead of handlers that fail
+--
+-- handler        the function whose failure counts, as text (see cqrs.command),
+--                wherever it is a handler
+-- fallback       the function called instead, as text
+-- sqlstates      after which errors: SQLSTATEs, or the two characters of a
+--                class; NULL: after all but class 57 (operator intervention),
+--                53200 (out of memory), P0004 (failed assertion), XX001 and
+--                XX002 (corrupted data). Never after 57014, 57P01 and 57P02
+-- registered_at  when it was registered
+-- ----------------------------------------------------------------------
+CREATE TABLE cqrs.fallback (
+	handler			text		PRIMARY KEY,
+	fallback		text		NOT NULL,
+	sqlstates		text[],
+	registered_at	timestamptz	NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE cqrs.fallback IS 'fallbacks of handlers';
+
+-- ----------------------------------------------------------------------
 -- cqrs.subscription: the consumers
 --
 -- subscription_id    names its cursors and their locks
@@ -387,6 +407,7 @@ SELECT pg_catalog.pg_extension_config_dump('cqrs.event_type', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.event_handler_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.event_handler', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.command', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.fallback', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.subscription_id', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.subscription', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.subscription_topic', '');
@@ -421,6 +442,9 @@ ALTER TABLE cqrs.event_handler ENABLE ALWAYS TRIGGER registry_changed;
 CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.command
 	EXECUTE FUNCTION cqrs.registry_changed();
 ALTER TABLE cqrs.command ENABLE ALWAYS TRIGGER registry_changed;
+CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.fallback
+	EXECUTE FUNCTION cqrs.registry_changed();
+ALTER TABLE cqrs.fallback ENABLE ALWAYS TRIGGER registry_changed;
 CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.subscription
 	EXECUTE FUNCTION cqrs.registry_changed();
 ALTER TABLE cqrs.subscription ENABLE ALWAYS TRIGGER registry_changed;
@@ -590,6 +614,37 @@ CREATE FUNCTION cqrs_unregister_command(command_name text) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_unregister_command(text) IS 'removes a command or a query';
 
+-- Gives a handler a fallback: when the handler raises an error, wherever it
+-- handles a command or a query, alone or in a chain, all that it wrote and emitted is
+-- rolled back, and the fallback is called with the same argument; its answer
+-- counts. What is wrong with the dispatch itself (the payload, a handler
+-- that is not there or may not be executed) is no failure of the handler; nor is
+-- what a deferred constraint says at commit. The fallback's own fallback, if it
+-- has one, is not called.
+--   handler    a function with one argument, jsonb or composite, that does not
+--              return a set; it need not be registered as a handler yet
+--   fallback   a function with the same argument and the same return type; one
+--              of the two may return jsonb instead
+--   sqlstates  after which errors, as SQLSTATEs, or classes of two characters;
+--              NULL: after all but class 57, 53200, P0004, XX001 and XX002. The
+--              errors of a cancelled statement and of a shutdown (57014, 57P01,
+--              57P02) are never caught
+-- Errors: 42710 it has one already; 42883 no such function; 42P13 a function of
+-- another form; 42501 the caller may not execute it; 22004, 22023 arguments.
+-- Privileges: EXECUTE, not granted to PUBLIC. Dispatching needs EXECUTE on the
+-- handler, and on the fallback when that is called.
+CREATE FUNCTION cqrs_register_fallback(handler regprocedure, fallback regprocedure, sqlstates text[] DEFAULT NULL)
+RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_register_fallback(regprocedure, regprocedure, text[]) IS
+'has another function called when a handler fails';
+
+-- Removes a handler's fallback. Errors: 42704 it has none; 22004 handler.
+-- Privileges: as cqrs_register_fallback().
+CREATE FUNCTION cqrs_unregister_fallback(handler regprocedure) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_unregister_fallback(regprocedure) IS 'removes the fallback of a handler';
+
 -- Dispatches a command: calls its handler in the caller's transaction and
 -- returns its answer (void and SQL NULL: NULL). Each handler of a chain gets the
 -- payload converted to its own argument; if none answers, the answer is NULL.
@@ -610,8 +665,8 @@ COMMENT ON FUNCTION cqrs_unregister_command(text) IS 'removes a command or a que
 -- its length; 42710 it was used for another command, or another payload; 55006
 -- it is used by a command that this one is part of; 25006 read-only transaction
 -- or standby.
--- Locks: each handler of a chain runs in a subtransaction. A key is locked until
--- the end of the transaction: a repeat waits for it, and then returns what was
+-- Locks: each handler of a chain runs in a subtransaction, and so does one that
+-- has a fallback. A key is locked until the end of the transaction: a repeat waits for it, and then returns what was
 -- committed, in a REPEATABLE READ transaction, too, although that does not see
 -- what the command did. Two transactions that use the same keys in different
 -- order may deadlock; each key takes a place in the server's table of locks.
@@ -1448,6 +1503,7 @@ REVOKE EXECUTE ON FUNCTION
 	cqrs_register_event(text, text, regtype), cqrs_unregister_event(text),
 	cqrs_register_event_handler(text, regprocedure), cqrs_unregister_event_handler(text, text),
 	cqrs_register_command(text, regprocedure[]), cqrs_register_query(text, regprocedure), cqrs_unregister_command(text),
+	cqrs_register_fallback(regprocedure, regprocedure, text[]), cqrs_unregister_fallback(regprocedure),
 	cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval, bigint, interval,
 		text, text, boolean),
 	cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval, text, text,

@@ -55,6 +55,7 @@ static const char *const relation_names[CQRS_RELATIONS] = {
 	[CQRS_REL_EVENT_TYPE] = "event_type",
 	[CQRS_REL_EVENT_HANDLER] = "event_handler",
 	[CQRS_REL_COMMAND] = "command",
+	[CQRS_REL_FALLBACK] = "fallback",
 	[CQRS_REL_SUBSCRIPTION] = "subscription",
 	[CQRS_REL_SUBSCRIPTION_TOPIC] = "subscription_topic",
 	[CQRS_REL_TICK] = "tick",

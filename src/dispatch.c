@@ -21,6 +21,10 @@
  * behind. A command with one handler has no such subtransaction, so its
  * handler cannot pass on: what it had done would stay.
  *
+ * Fallbacks
+ *
+ * A handler that has one runs in a subtransaction; see fallback.c.
+ *
  * Failure
  *
  * A subtransaction is ended here in any case: who catches the error up the
@@ -41,14 +45,24 @@
 
 #include "dispatch.h"
 #include "domain_event.h"
+#include "fallback.h"
 #include "payload.h"
+
+/* A call of a handler, or of its fallback. */
+typedef struct Call
+{
+	CqrsDispatch *dispatch;
+	Datum		arg;			/* of both */
+} Call;
 
 CqrsDispatch *cqrs_dispatch_innermost = NULL;
 
 static Datum run_chain(CqrsDispatch *dispatch, bool *isnull);
 static void check(CqrsDispatch *dispatch, CqrsHandler *handler);
 static Datum payload_for(CqrsDispatch *dispatch, CqrsHandler *handler);
-static Datum call(CqrsDispatch *dispatch, CqrsHandler *handler, bool *isnull);
+static Datum call_handler(CqrsDispatch *dispatch, CqrsHandler *handler,
+						  bool *isnull);
+static Datum call_checked(void *arg, CqrsHandler *handler, bool *isnull);
 static Datum call_on_stack(CqrsDispatch *dispatch, CqrsHandler *handler,
 						   Datum arg, bool *isnull);
 static Datum call_in_subtransaction(CqrsDispatch *dispatch,
@@ -76,7 +90,7 @@ cqrs_dispatch_run(CqrsDispatch *dispatch, bool *isnull)
 	else if (command->kind == CQRS_QUERY && !XactReadOnly)
 		answer = call_in_subtransaction(dispatch, command->handlers, isnull);
 	else
-		answer = call(dispatch, command->handlers, isnull);
+		answer = call_handler(dispatch, command->handlers, isnull);
 	cqrs_dispatch_events();
 	return answer;
 }
@@ -140,7 +154,6 @@ run_chain(CqrsDispatch *dispatch, bool *isnull)
 	{
 		Datum		answer;
 
-		dispatch->passed_on = false;
 		answer = call_in_subtransaction(dispatch, &command->handlers[i],
 										isnull);
 		if (!dispatch->passed_on)
@@ -198,19 +211,36 @@ payload_for(CqrsDispatch *dispatch, CqrsHandler *handler)
 }
 
 /*
- * Call one handler, and return its answer as jsonb.
+ * Call one handler, or its fallback if it has one and fails, and return the
+ * answer as jsonb.
  */
 static Datum
-call(CqrsDispatch *dispatch, CqrsHandler *handler, bool *isnull)
+call_handler(CqrsDispatch *dispatch, CqrsHandler *handler, bool *isnull)
 {
-	Datum		arg;
-	Datum		answer;
-	Oid			rettype;
+	Call		call;
 
 	check(dispatch, handler);
-	rettype = handler->rettype;
-	arg = payload_for(dispatch, handler);
-	answer = call_on_stack(dispatch, handler, arg, isnull);
+	call.dispatch = dispatch;
+	call.arg = payload_for(dispatch, handler);
+	if (handler->fallback != NULL)
+		return cqrs_fallback_run(handler,
+								 cqrs_command_kind_name(dispatch->command->kind),
+								 dispatch->command->name,
+								 call_checked, &call, isnull);
+	return call_checked(&call, handler, isnull);
+}
+
+/*
+ * The same, once the handler is checked and its argument is there.
+ */
+static Datum
+call_checked(void *arg, CqrsHandler *handler, bool *isnull)
+{
+	Call	   *call = (Call *) arg;
+	Oid			rettype = handler->rettype;
+	Datum		answer;
+
+	answer = call_on_stack(call->dispatch, handler, call->arg, isnull);
 	return cqrs_payload_from_value(answer, *isnull, rettype, isnull);
 }
 
@@ -258,7 +288,7 @@ call_in_subtransaction(CqrsDispatch *dispatch, CqrsHandler *handler,
 	{
 		if (dispatch->command->kind == CQRS_QUERY)
 			XactReadOnly = true;
-		answer = call(dispatch, handler, isnull);
+		answer = call_handler(dispatch, handler, isnull);
 		if (!dispatch->passed_on)
 			ReleaseCurrentSubTransaction();
 	}

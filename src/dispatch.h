@@ -70,6 +70,7 @@ cqrs_dispatch_push(CqrsDispatch *dispatch, CqrsHandler *handler)
 	CqrsDispatch *outer = cqrs_dispatch_innermost;
 
 	dispatch->handler = handler;
+	dispatch->passed_on = false;
 	dispatch->outer = outer;
 	dispatch->depth = outer ? outer->depth + 1 : 1;
 	dispatch->errcallback.callback = cqrs_dispatch_error_context;

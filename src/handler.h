@@ -17,6 +17,7 @@ typedef struct CqrsHandler
 	char	   *signature;		/* schema.name(argument type) */
 	MemoryContext parent;		/* what the rest is allocated below */
 	bool		returns_set;	/* it must return a set; else it must not */
+	struct CqrsFallback *fallback;	/* NULL: none, or none that counts */
 
 	/* The rest is valid while generation is that of pg_proc. */
 	uint64		generation;

@@ -29,6 +29,7 @@
 #include "utils/tuplestore.h"
 
 #include "catalog.h"
+#include "fallback.h"
 #include "registry.h"
 #include "segment.h"
 #include "shmem.h"
@@ -568,13 +569,25 @@ check_command(Report *report, CqrsCommand *command)
 	int			i;
 
 	for (i = 0; i < command->nhandlers; i++)
-		if (!cqrs_handler_find(&command->handlers[i]))
+	{
+		CqrsHandler *handler = &command->handlers[i];
+
+		if (!cqrs_handler_find(handler))
 			put(report, "warning", "command_handler_missing",
 				psprintf("%s \"%s\"", kind, command->name),
 				psprintf("Its handler %s does not exist.",
-						 command->handlers[i].signature),
+						 handler->signature),
 				psprintf("Create it again, or unregister the %s with cqrs_unregister_command().",
 						 kind));
+		if (handler->fallback != NULL &&
+			!cqrs_handler_find(&handler->fallback->handler))
+			put(report, "warning", "fallback_missing",
+				psprintf("%s \"%s\"", kind, command->name),
+				psprintf("The fallback %s of its handler %s does not exist.",
+						 handler->fallback->handler.signature,
+						 handler->signature),
+				"Create it again, or unregister it with cqrs_unregister_fallback().");
+	}
 }
 
 static void

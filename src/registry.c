@@ -2,7 +2,7 @@
  *
  * registry.c
  *	  The backend's copy of what is registered: topics, event types and their
- *	  handlers, commands and subscriptions.
+ *	  handlers, commands, fallbacks and subscriptions.
  *
  * Protocol
  *
@@ -45,6 +45,7 @@
 
 #include "catalog.h"
 #include "debug_point.h"
+#include "fallback.h"
 #include "registry.h"
 #include "version.h"
 
@@ -54,6 +55,7 @@ static MemoryContext registry_context = NULL;
 static HTAB *topics = NULL;
 static HTAB *event_types = NULL;
 static HTAB *commands = NULL;
+static HTAB *fallbacks = NULL;
 static HTAB *subscriptions = NULL;
 
 /* The same entries by their ids. */
@@ -113,6 +115,7 @@ static uint64 loaded_count = 0;
 static void invalidate(Datum arg, Oid relid);
 static void load_if_stale(void);
 static HTAB *new_table(const char *name, Size entrysize);
+static HTAB *new_fallback_table(void);
 static HTAB *new_id_table(const char *name);
 static void remember_by_id(HTAB *table, int32 id, void *entry);
 static void *find_by_id(HTAB *table, int32 id);
@@ -121,6 +124,8 @@ static void load_rows(CqrsRelation relation, Snapshot snapshot,
 static void add_topic(Datum *values, bool *nulls);
 static void add_event_type(Datum *values, bool *nulls);
 static void add_event_handler(Datum *values, bool *nulls);
+static void add_fallback(Datum *values, bool *nulls);
+static void init_handler(CqrsHandler *handler, Datum signature);
 static void add_command(Datum *values, bool *nulls);
 static void add_subscription(Datum *values, bool *nulls);
 static void add_subscription_topic(Datum *values, bool *nulls);
@@ -329,7 +334,7 @@ load_if_stale(void)
 	{
 		MemoryContextSetParent(registry_context, TopTransactionContext);
 		registry_context = NULL;
-		topics = event_types = commands = subscriptions = NULL;
+		topics = event_types = commands = fallbacks = subscriptions = NULL;
 		topics_by_id = subscriptions_by_id = NULL;
 	}
 
@@ -341,6 +346,7 @@ load_if_stale(void)
 	topics_by_id = new_id_table("cqrs topics by id");
 	event_types = new_table("cqrs event types", sizeof(CqrsEventType));
 	commands = new_table("cqrs commands", sizeof(CqrsCommand));
+	fallbacks = new_fallback_table();
 	subscriptions = new_table("cqrs subscriptions", sizeof(CqrsSubscription));
 	subscriptions_by_id = new_id_table("cqrs subscriptions by id");
 
@@ -355,6 +361,7 @@ load_if_stale(void)
 	load_rows(CQRS_REL_TOPIC, snapshot, add_topic);
 	load_rows(CQRS_REL_EVENT_TYPE, snapshot, add_event_type);
 	load_rows(CQRS_REL_EVENT_HANDLER, snapshot, add_event_handler);
+	load_rows(CQRS_REL_FALLBACK, snapshot, add_fallback);
 	load_rows(CQRS_REL_COMMAND, snapshot, add_command);
 	load_rows(CQRS_REL_SUBSCRIPTION, snapshot, add_subscription);
 	load_rows(CQRS_REL_SUBSCRIPTION_TOPIC, snapshot, add_subscription_topic);
@@ -375,6 +382,18 @@ new_table(const char *name, Size entrysize)
 	ctl.entrysize = entrysize;
 	ctl.hcxt = CurrentMemoryContext;
 	return hash_create(name, 64, &ctl, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+}
+
+static HTAB *
+new_fallback_table(void)
+{
+	HASHCTL		ctl;
+
+	ctl.keysize = CQRS_MAX_SIGNATURE;
+	ctl.entrysize = sizeof(CqrsFallback);
+	ctl.hcxt = CurrentMemoryContext;
+	return hash_create("cqrs fallbacks", 16, &ctl,
+					   HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
 }
 
 static HTAB *
@@ -502,6 +521,26 @@ add_event_handler(Datum *values, bool *nulls)
 }
 
 static void
+add_fallback(Datum *values, bool *nulls)
+{
+	cqrs_fallback_load(hash_search(fallbacks, cqrs_fallback_primary(values),
+								   HASH_ENTER, NULL),
+					   values, nulls);
+}
+
+/*
+ * Set up the handler of what is dispatched: one that has a fallback gets it.
+ */
+static void
+init_handler(CqrsHandler *handler, Datum signature)
+{
+	char	   *string = TextDatumGetCString(signature);
+
+	cqrs_handler_init(handler, string, CurrentMemoryContext);
+	handler->fallback = hash_search(fallbacks, string, HASH_FIND, NULL);
+}
+
+static void
 add_command(Datum *values, bool *nulls)
 {
 	char	   *kind = TextDatumGetCString(values[COMMAND_KIND - 1]);
@@ -522,9 +561,7 @@ add_command(Datum *values, bool *nulls)
 	command->handlers = palloc(sizeof(CqrsHandler) * command->nhandlers);
 	for (i = 0; i < command->nhandlers; i++)
 	{
-		cqrs_handler_init(&command->handlers[i],
-						  TextDatumGetCString(signatures[i]),
-						  CurrentMemoryContext);
+		init_handler(&command->handlers[i], signatures[i]);
 		command->handlers[i].returns_set = command->kind == CQRS_STREAM;
 	}
 }
