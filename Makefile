@@ -10,6 +10,7 @@
 MODULE_big = cqrs_outbox
 OBJS = \
 	src/adopt.o \
+	src/breaker.o \
 	src/broker_link.o \
 	src/broker_server.o \
 	src/capture.o \
@@ -70,7 +71,7 @@ EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/cqrs_broker.h
 
-REGRESS = meeting command query chain stream fallback idempotency emit domain_event context capture subscription retry pull retention health privileges adopt extension
+REGRESS = meeting command query chain stream fallback breaker idempotency emit domain_event context capture subscription retry pull retention health privileges adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

@@ -105,6 +105,7 @@ COMMENT ON TABLE cqrs.command IS 'registered commands and queries';
 -- ----------------------------------------------------------------------
 -- cqrs.fallback: what is called instead of handlers that fail
 --
+-- fallback_id    names its circuit breaker
 -- handler        the function whose failure counts, as text (see cqrs.command),
 --                wherever it is a handler
 -- fallback       the function called instead, as text
@@ -112,12 +113,21 @@ COMMENT ON TABLE cqrs.command IS 'registered commands and queries';
 --                class; NULL: after all but class 57 (operator intervention),
 --                53200 (out of memory), P0004 (failed assertion), XX001 and
 --                XX002 (corrupted data). Never after 57014, 57P01 and 57P02
+-- fail_max       so many failures in a row open the circuit breaker; 0: there
+--                is none
+-- reset_after    so long after that, the handler is tried again
+-- excluded       errors that are no failures for the breaker, as sqlstates
 -- registered_at  when it was registered
 -- ----------------------------------------------------------------------
+CREATE SEQUENCE cqrs.fallback_id AS integer;
 CREATE TABLE cqrs.fallback (
-	handler			text		PRIMARY KEY,
+	fallback_id		integer		PRIMARY KEY DEFAULT nextval('cqrs.fallback_id'),
+	handler			text		NOT NULL UNIQUE,
 	fallback		text		NOT NULL,
 	sqlstates		text[],
+	fail_max		integer		NOT NULL,
+	reset_after		interval	NOT NULL,
+	excluded		text[],
 	registered_at	timestamptz	NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE cqrs.fallback IS 'fallbacks of handlers';
@@ -407,6 +417,7 @@ SELECT pg_catalog.pg_extension_config_dump('cqrs.event_type', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.event_handler_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.event_handler', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.command', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.fallback_id', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.fallback', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.subscription_id', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.subscription', '');
@@ -629,14 +640,26 @@ COMMENT ON FUNCTION cqrs_unregister_command(text) IS 'removes a command or a que
 --              NULL: after all but class 57, 53200, P0004, XX001 and XX002. The
 --              errors of a cancelled statement and of a shutdown (57014, 57P01,
 --              57P02) are never caught
+--   fail_max   after so many failures in a row, of all sessions, the circuit
+--              breaker opens: the handler is not called any more, the fallback is;
+--              0: no breaker
+--   reset_after  so long after it opened, one call is the trial: its success
+--              closes the breaker, its failure opens it again. Not negative
+--   excluded   errors that are no failures for the breaker, but count like
+--              success: those of a handler that works; as sqlstates. The fallback
+--              is called all the same
+-- What counts as a failure is an error in sqlstates that is not in excluded; others
+-- leave the breaker as it is. What the breaker has counted is not undone by a
+-- rollback; it is common to all sessions if cqrs_outbox is in
+-- shared_preload_libraries, else each has its own. A restart closes it.
 -- Errors: 42710 it has one already; 42883 no such function; 42P13 a function of
 -- another form; 42501 the caller may not execute it; 22004, 22023 arguments.
 -- Privileges: EXECUTE, not granted to PUBLIC. Dispatching needs EXECUTE on the
 -- handler, and on the fallback when that is called.
-CREATE FUNCTION cqrs_register_fallback(handler regprocedure, fallback regprocedure, sqlstates text[] DEFAULT NULL)
-RETURNS void
+CREATE FUNCTION cqrs_register_fallback(handler regprocedure, fallback regprocedure, sqlstates text[] DEFAULT NULL,
+	fail_max integer DEFAULT 5, reset_after interval DEFAULT '60 s', excluded text[] DEFAULT NULL) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION cqrs_register_fallback(regprocedure, regprocedure, text[]) IS
+COMMENT ON FUNCTION cqrs_register_fallback(regprocedure, regprocedure, text[], integer, interval, text[]) IS
 'has another function called when a handler fails';
 
 -- Removes a handler's fallback. Errors: 42704 it has none; 22004 handler.
@@ -644,6 +667,29 @@ COMMENT ON FUNCTION cqrs_register_fallback(regprocedure, regprocedure, text[]) I
 CREATE FUNCTION cqrs_unregister_fallback(handler regprocedure) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_unregister_fallback(regprocedure) IS 'removes the fallback of a handler';
+
+-- The circuit breaker of a handler's fallback, as cqrs_breaker_status has it;
+-- NULL if it has no fallback.
+CREATE FUNCTION cqrs.breaker_state(handler text, OUT state text, OUT failures integer, OUT opened_at timestamptz,
+	OUT retry_at timestamptz)
+LANGUAGE C STABLE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_breaker_state';
+COMMENT ON FUNCTION cqrs.breaker_state(text) IS 'state of a circuit breaker';
+
+-- The circuit breakers, as they are now. Privileges: SELECT, granted to PUBLIC.
+--   handler    the function that is called while it is closed
+--   fallback   the function that is called while it is not
+--   state      closed; open: the handler is not called; half_open: the next call
+--              is the trial, or it is under way
+--   failures   in a row
+--   opened_at  when it opened last, or NULL: it is closed
+--   retry_at   when it is half_open, or NULL
+CREATE VIEW cqrs_breaker_status AS
+SELECT f.handler, f.fallback, b.state, b.failures, b.opened_at, b.retry_at
+FROM cqrs.fallback f
+CROSS JOIN LATERAL cqrs.breaker_state(f.handler) b
+WHERE f.fail_max > 0;
+GRANT SELECT ON cqrs_breaker_status TO PUBLIC;
+COMMENT ON VIEW cqrs_breaker_status IS 'circuit breakers';
 
 -- Dispatches a command: calls its handler in the caller's transaction and
 -- returns its answer (void and SQL NULL: NULL). Each handler of a chain gets the
@@ -666,10 +712,11 @@ COMMENT ON FUNCTION cqrs_unregister_fallback(regprocedure) IS 'removes the fallb
 -- it is used by a command that this one is part of; 25006 read-only transaction
 -- or standby.
 -- Locks: each handler of a chain runs in a subtransaction, and so does one that
--- has a fallback. A key is locked until the end of the transaction: a repeat waits for it, and then returns what was
--- committed, in a REPEATABLE READ transaction, too, although that does not see
--- what the command did. Two transactions that use the same keys in different
--- order may deadlock; each key takes a place in the server's table of locks.
+-- has a fallback. A key is locked until the end of the transaction: a repeat
+-- waits for it, and then returns what was committed, in a REPEATABLE READ
+-- transaction, too, although that does not see what the command did. Two
+-- transactions that use the same keys in different order may deadlock; each key
+-- takes a place in the server's table of locks.
 -- Privileges: EXECUTE on the handler; of a chain, on those that are tried; on
 -- the first one for a repeat.
 CREATE FUNCTION cqrs_send(command_name text, payload jsonb DEFAULT '{}', idempotency_key text DEFAULT NULL) RETURNS jsonb
@@ -1454,6 +1501,14 @@ CROSS JOIN LATERAL (
 ) c
 WHERE (SELECT cqrs.usable())
 UNION ALL
+-- a handler is not called
+SELECT 'warning', 'breaker_open', format('handler %s', b.handler),
+	   format('It failed %s times in a row; since %s, its fallback %s is called instead.',
+			  b.failures, b.opened_at, b.fallback),
+	   format('Remove the cause of its errors; it is tried again at %s.', b.retry_at), NULL, NULL
+FROM cqrs_breaker_status b
+WHERE b.state <> 'closed' AND (SELECT cqrs.usable())
+UNION ALL
 -- space is not freed
 SELECT 'notice', 'truncation_held', format('topic "%s"', t.topic),
 	   format('A segment that nobody needs any more cannot be truncated: %s.', p.held_by),
@@ -1503,7 +1558,8 @@ REVOKE EXECUTE ON FUNCTION
 	cqrs_register_event(text, text, regtype), cqrs_unregister_event(text),
 	cqrs_register_event_handler(text, regprocedure), cqrs_unregister_event_handler(text, text),
 	cqrs_register_command(text, regprocedure[]), cqrs_register_query(text, regprocedure), cqrs_unregister_command(text),
-	cqrs_register_fallback(regprocedure, regprocedure, text[]), cqrs_unregister_fallback(regprocedure),
+	cqrs_register_fallback(regprocedure, regprocedure, text[], integer, interval, text[]),
+	cqrs_unregister_fallback(regprocedure),
 	cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval, bigint, interval,
 		text, text, boolean),
 	cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval, text, text,

@@ -41,6 +41,7 @@ extern int	cqrs_tick_interval;
 extern int	cqrs_poll_interval;
 extern int	cqrs_max_databases;
 extern int	cqrs_max_workers;
+extern int	cqrs_max_breakers;
 extern int	cqrs_max_command_depth;
 extern int	cqrs_max_event_depth;
 extern int	cqrs_segment_size;	/* in kB */

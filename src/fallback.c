@@ -11,7 +11,7 @@
  *
  * 1. The caller has checked the handler and converted the payload: what is
  *	  wrong with those is the caller's error. So is a stack too deep.
- * 2. The handler runs in a subtransaction. On an error that the fallback is
+ * 2. Unless its circuit breaker is open, the handler runs in a subtransaction. On an error that the fallback is
  *	  for, that is rolled back, and with it all that the handler wrote and
  *	  emitted.
  * 3. The fallback runs in the transaction, or subtransaction, that the handler
@@ -33,34 +33,45 @@
 #include "utils/memutils.h"
 #include "utils/regproc.h"
 #include "utils/resowner.h"
+#include "utils/timestamp.h"
 
 #include "catalog.h"
 #include "fallback.h"
 #include "payload.h"
+#include "registry.h"
 
 /* Columns of cqrs.fallback. */
 enum
 {
-	FALLBACK_HANDLER = 1,
+	FALLBACK_ID = 1,
+	FALLBACK_HANDLER,
 	FALLBACK_FALLBACK,
-	FALLBACK_SQLSTATES
+	FALLBACK_SQLSTATES,
+	FALLBACK_FAIL_MAX,
+	FALLBACK_RESET_AFTER,
+	FALLBACK_EXCLUDED
 };
 
 /* What a fallback that runs has to say of why, if it fails too. */
 typedef struct Cause
 {
 	CqrsHandler *handler;
-	ErrorData  *error;
+	ErrorData  *error;			/* NULL: its circuit breaker is open */
 } Cause;
 
-static ErrorData *try_handler(CqrsHandler *handler, CqrsCall call, void *arg,
-							  Datum *answer, bool *isnull);
+static ErrorData *try_handler(CqrsHandler *handler, CqrsBreakerCall *attempt,
+							  CqrsCall call, void *arg, Datum *answer,
+							  bool *isnull);
+static void note_failure(const CqrsFallback *fallback,
+						 CqrsBreakerCall *attempt, const ErrorData *error);
 static bool is_for(const CqrsFallback *fallback, int code);
+static bool is_end(int code);
 static bool listed(const CqrsSqlstate *sqlstates, int n, int code);
 static void error_callback(void *arg);
 static char *check_function(Oid funcid, Oid *argtype, Oid *rettype);
 static void check_pair(const char *handler, const char *fallback,
 					   Oid *argtypes, Oid *rettypes);
+static void check_breaker(FunctionCallInfo fcinfo);
 static CqrsSqlstate *parse_sqlstates(Datum array, const char *argument,
 									 int *n);
 static bool parse_sqlstate(const char *text, CqrsSqlstate *sqlstate);
@@ -69,7 +80,8 @@ PG_FUNCTION_INFO_V1(cqrs_register_fallback);
 PG_FUNCTION_INFO_V1(cqrs_unregister_fallback);
 
 /*
- * cqrs_register_fallback(handler, fallback, sqlstates)
+ * cqrs_register_fallback(handler, fallback, sqlstates, fail_max, reset_after,
+ *		excluded)
  */
 Datum
 cqrs_register_fallback(PG_FUNCTION_ARGS)
@@ -78,9 +90,9 @@ cqrs_register_fallback(PG_FUNCTION_ARGS)
 	Oid			argtypes[2];
 	Oid			rettypes[2];
 	CqrsAdmin	admin;
-	Oid			types[3] = {TEXTOID, TEXTOID, TEXTARRAYOID};
-	Datum		values[3];
-	char		nulls[4] = "   ";
+	Oid			types[6] = {TEXTOID, TEXTOID, TEXTARRAYOID, INT4OID, INTERVALOID, TEXTARRAYOID};
+	Datum		values[6];
+	char		nulls[7] = "      ";
 	int			n;
 	int			i;
 
@@ -109,11 +121,17 @@ cqrs_register_fallback(PG_FUNCTION_ARGS)
 					 errmsg("sqlstates must not be empty"),
 					 errhint("NULL stands for all errors but a few.")));
 	}
+	check_breaker(fcinfo);
+	values[3] = PG_GETARG_DATUM(3);
+	values[4] = PG_GETARG_DATUM(4);
+	values[5] = PG_GETARG_DATUM(5);
+	if (PG_ARGISNULL(5))
+		nulls[5] = 'n';
 
 	cqrs_admin_begin(&admin);
-	if (cqrs_admin_execute("INSERT INTO cqrs.fallback (handler, fallback, sqlstates) "
-						   "VALUES ($1, $2, $3) ON CONFLICT (handler) DO NOTHING",
-						   3, types, values, nulls) == 0)
+	if (cqrs_admin_execute("INSERT INTO cqrs.fallback (handler, fallback, sqlstates, fail_max, reset_after, excluded) "
+						   "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (handler) DO NOTHING",
+						   6, types, values, nulls) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("handler %s has a fallback already", signatures[0]),
@@ -151,7 +169,8 @@ cqrs_unregister_fallback(PG_FUNCTION_ARGS)
 }
 
 /*
- * Call a handler that has a fallback, and the fallback if the handler fails.
+ * Call a handler that has a fallback, and the fallback if the handler fails or
+ * keeps failing.
  * Returns the answer of one of them, in the current memory context. The handler
  * is checked, call is how it is called, with arg; kind and name say whose
  * handler it is. Must not be called in parallel mode.
@@ -165,14 +184,20 @@ cqrs_fallback_run(CqrsHandler *handler, const char *kind, const char *name,
 {
 	CqrsFallback *fallback = handler->fallback;
 	ErrorContextCallback errcallback;
+	CqrsBreakerCall attempt;
 	Datum		answer;
 	Cause		cause;
 
 	Assert(fallback != NULL && !IsInParallelMode());
 	cause.handler = handler;
-	cause.error = try_handler(handler, call, arg, &answer, isnull);
-	if (cause.error == NULL)
-		return answer;
+	cause.error = NULL;
+	if (cqrs_breaker_enter(&attempt, &fallback->breaker))
+	{
+		cause.error = try_handler(handler, &attempt, call, arg, &answer,
+								  isnull);
+		if (cause.error == NULL)
+			return answer;
+	}
 
 	errcallback.callback = error_callback;
 	errcallback.arg = &cause;
@@ -181,7 +206,8 @@ cqrs_fallback_run(CqrsHandler *handler, const char *kind, const char *name,
 	cqrs_handler_check(&fallback->handler, kind, name);
 	answer = call(arg, &fallback->handler, isnull);
 	error_context_stack = errcallback.previous;
-	FreeErrorData(cause.error);
+	if (cause.error != NULL)
+		FreeErrorData(cause.error);
 	return answer;
 }
 
@@ -201,6 +227,16 @@ cqrs_fallback_load(CqrsFallback *fallback, Datum *values, bool *nulls)
 		fallback->sqlstates =
 			parse_sqlstates(values[FALLBACK_SQLSTATES - 1], "sqlstates",
 							&fallback->nsqlstates);
+	fallback->nexcluded = 0;
+	fallback->excluded = NULL;
+	if (!nulls[FALLBACK_EXCLUDED - 1])
+		fallback->excluded =
+			parse_sqlstates(values[FALLBACK_EXCLUDED - 1], "excluded",
+							&fallback->nexcluded);
+	fallback->breaker.fallback_id = DatumGetInt32(values[FALLBACK_ID - 1]);
+	fallback->breaker.fail_max = DatumGetInt32(values[FALLBACK_FAIL_MAX - 1]);
+	fallback->breaker.reset_after =
+		cqrs_milliseconds(values[FALLBACK_RESET_AFTER - 1]);
 }
 
 /*
@@ -214,11 +250,12 @@ cqrs_fallback_primary(Datum *values)
 
 /*
  * Call the handler in a subtransaction. Returns NULL, and the answer; or the
- * error, if the fallback is for it, after all has been rolled back.
+ * error, if the fallback is for it, after all has been rolled back. The breaker
+ * is told.
  */
 static ErrorData *
-try_handler(CqrsHandler *handler, CqrsCall call, void *arg, Datum *answer,
-			bool *isnull)
+try_handler(CqrsHandler *handler, CqrsBreakerCall *attempt, CqrsCall call,
+			void *arg, Datum *answer, bool *isnull)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -239,13 +276,40 @@ try_handler(CqrsHandler *handler, CqrsCall call, void *arg, Datum *answer,
 		RollbackAndReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
+		note_failure(handler->fallback, attempt, error);
 		if (!is_for(handler->fallback, error->sqlerrcode))
 			ReThrowError(error);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
+	if (error == NULL)
+		(void) cqrs_breaker_leave(attempt, CQRS_BREAKER_SUCCEEDED);
 	return error;
+}
+
+/*
+ * Tell the breaker of an error. An excluded one is what a handler that works
+ * may say; one that the fallback is not for tells nothing.
+ */
+static void
+note_failure(const CqrsFallback *fallback, CqrsBreakerCall *attempt,
+			 const ErrorData *error)
+{
+	int			code = error->sqlerrcode;
+	CqrsBreakerOutcome outcome = CQRS_BREAKER_UNDECIDED;
+
+	if (!is_end(code) &&
+		listed(fallback->excluded, fallback->nexcluded, code))
+		outcome = CQRS_BREAKER_SUCCEEDED;
+	else if (is_for(fallback, code))
+		outcome = CQRS_BREAKER_FAILED;
+	if (cqrs_breaker_leave(attempt, outcome))
+		ereport(LOG,
+				(errmsg("circuit breaker of handler %s opened",
+						fallback->primary),
+				 errdetail("The last error was %s: %s",
+						   unpack_sql_state(code), error->message)));
 }
 
 /*
@@ -254,8 +318,7 @@ try_handler(CqrsHandler *handler, CqrsCall call, void *arg, Datum *answer,
 static bool
 is_for(const CqrsFallback *fallback, int code)
 {
-	if (code == ERRCODE_QUERY_CANCELED || code == ERRCODE_ADMIN_SHUTDOWN ||
-		code == ERRCODE_CRASH_SHUTDOWN)
+	if (is_end(code))
 		return false;
 	if (fallback->nsqlstates >= 0)
 		return listed(fallback->sqlstates, fallback->nsqlstates, code);
@@ -264,6 +327,16 @@ is_for(const CqrsFallback *fallback, int code)
 		code != ERRCODE_ASSERT_FAILURE &&
 		code != ERRCODE_DATA_CORRUPTED &&
 		code != ERRCODE_INDEX_CORRUPTED;
+}
+
+/*
+ * Is it the error of a cancel or a shutdown, which nothing catches?
+ */
+static bool
+is_end(int code)
+{
+	return code == ERRCODE_QUERY_CANCELED || code == ERRCODE_ADMIN_SHUTDOWN ||
+		code == ERRCODE_CRASH_SHUTDOWN;
 }
 
 static bool
@@ -282,10 +355,14 @@ error_callback(void *arg)
 {
 	Cause	   *cause = (Cause *) arg;
 
-	errcontext("fallback for handler %s, which failed with %s: %s",
-			   cause->handler->signature,
-			   unpack_sql_state(cause->error->sqlerrcode),
-			   cause->error->message);
+	if (cause->error == NULL)
+		errcontext("fallback for handler %s, whose circuit breaker is open",
+				   cause->handler->signature);
+	else
+		errcontext("fallback for handler %s, which failed with %s: %s",
+				   cause->handler->signature,
+				   unpack_sql_state(cause->error->sqlerrcode),
+				   cause->error->message);
 }
 
 /*
@@ -338,6 +415,34 @@ check_pair(const char *handler, const char *fallback, Oid *argtypes,
 						   format_type_be(rettypes[1]),
 						   format_type_be(rettypes[0])),
 				 errhint("Both return the same type, or one of them returns jsonb.")));
+}
+
+/*
+ * Check the arguments of the breaker. Raises 22004 or 22023.
+ */
+static void
+check_breaker(FunctionCallInfo fcinfo)
+{
+	Interval	zero = {0};
+	int			n;
+
+	if (PG_ARGISNULL(3) || PG_ARGISNULL(4))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s must not be null",
+						PG_ARGISNULL(3) ? "fail_max" : "reset_after")));
+	if (PG_GETARG_INT32(3) < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("fail_max must not be negative"),
+				 errhint("With 0, there is no circuit breaker.")));
+	if (DatumGetInt32(DirectFunctionCall2(interval_cmp, PG_GETARG_DATUM(4),
+										  IntervalPGetDatum(&zero))) < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("reset_after must not be negative")));
+	if (!PG_ARGISNULL(5))
+		(void) parse_sqlstates(PG_GETARG_DATUM(5), "excluded", &n);
 }
 
 /*

@@ -10,6 +10,7 @@
 
 #include "cqrs_outbox.h"
 
+#include "breaker.h"
 #include "handler.h"
 
 /* A signature fits: schema, name, and a type with its schema, all quoted. */
@@ -28,6 +29,9 @@ typedef struct CqrsFallback
 	CqrsHandler handler;		/* the fallback */
 	int			nsqlstates;		/* -1: see cqrs.fallback */
 	CqrsSqlstate *sqlstates;
+	int			nexcluded;
+	CqrsSqlstate *excluded;
+	CqrsBreaker breaker;
 } CqrsFallback;
 
 /*

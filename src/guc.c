@@ -16,6 +16,7 @@ int			cqrs_tick_interval = 2;
 int			cqrs_poll_interval = 1000;
 int			cqrs_max_databases = 64;
 int			cqrs_max_workers = 4;
+int			cqrs_max_breakers = 128;
 int			cqrs_max_command_depth = 64;
 int			cqrs_max_event_depth = 64;
 int			cqrs_segment_size = 256 * 1024;
@@ -100,6 +101,11 @@ cqrs_guc_define(void)
 								"Each needs one of max_worker_processes.",
 								&cqrs_max_workers,
 								4, 1, 1000, PGC_POSTMASTER, 0,
+								NULL, NULL, NULL);
+		DefineCustomIntVariable("cqrs_outbox.max_breakers",
+								"Sets how many circuit breakers can have failures to remember at the same time.",
+								NULL, &cqrs_max_breakers,
+								128, 1, 100000, PGC_POSTMASTER, 0,
 								NULL, NULL, NULL);
 	}
 	MarkGUCPrefixReserved("cqrs_outbox");

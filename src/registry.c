@@ -129,7 +129,6 @@ static void init_handler(CqrsHandler *handler, Datum signature);
 static void add_command(Datum *values, bool *nulls);
 static void add_subscription(Datum *values, bool *nulls);
 static void add_subscription_topic(Datum *values, bool *nulls);
-static int64 milliseconds(Datum interval);
 static void *lookup(HTAB **table, const char *name);
 
 PG_FUNCTION_INFO_V1(cqrs_registry_changed);
@@ -194,6 +193,18 @@ CqrsCommand *
 cqrs_registry_command(const char *name)
 {
 	return lookup(&commands, name);
+}
+
+/*
+ * The fallback of the handler with this signature.
+ */
+CqrsFallback *
+cqrs_registry_fallback(const char *signature)
+{
+	load_if_stale();
+	if (strlen(signature) >= CQRS_MAX_SIGNATURE)
+		return NULL;
+	return hash_search(fallbacks, signature, HASH_FIND, NULL);
 }
 
 CqrsSubscription *
@@ -462,7 +473,7 @@ add_topic(Datum *values, bool *nulls)
 	int			i;
 
 	topic->topic_id = DatumGetInt32(values[TOPIC_ID - 1]);
-	topic->retention = milliseconds(values[TOPIC_RETENTION - 1]);
+	topic->retention = cqrs_milliseconds(values[TOPIC_RETENTION - 1]);
 	topic->current_segment =
 		DatumGetInt16(values[TOPIC_CURRENT_SEGMENT - 1]);
 	deconstruct_array(opened_at, TIMESTAMPTZOID, sizeof(TimestampTz),
@@ -593,15 +604,15 @@ add_subscription(Datum *values, bool *nulls)
 	subscription->max_attempts =
 		DatumGetInt32(values[SUBSCRIPTION_MAX_ATTEMPTS - 1]);
 	subscription->retry_delay =
-		milliseconds(values[SUBSCRIPTION_RETRY_DELAY - 1]);
+		cqrs_milliseconds(values[SUBSCRIPTION_RETRY_DELAY - 1]);
 	subscription->max_retry_delay =
-		milliseconds(values[SUBSCRIPTION_MAX_RETRY_DELAY - 1]);
+		cqrs_milliseconds(values[SUBSCRIPTION_MAX_RETRY_DELAY - 1]);
 	subscription->handler_timeout =
-		milliseconds(values[SUBSCRIPTION_HANDLER_TIMEOUT - 1]);
+		cqrs_milliseconds(values[SUBSCRIPTION_HANDLER_TIMEOUT - 1]);
 	subscription->max_retained_size =
 		DatumGetInt64(values[SUBSCRIPTION_MAX_RETAINED_SIZE - 1]);
 	subscription->max_retained_age =
-		milliseconds(values[SUBSCRIPTION_MAX_RETAINED_AGE - 1]);
+		cqrs_milliseconds(values[SUBSCRIPTION_MAX_RETAINED_AGE - 1]);
 	subscription->state =
 		strcmp(state, "paused") == 0 ? CQRS_SUBSCRIPTION_PAUSED :
 		strcmp(state, "suspended") == 0 ? CQRS_SUBSCRIPTION_SUSPENDED :
@@ -635,8 +646,8 @@ add_subscription_topic(Datum *values, bool *nulls)
  * An interval in milliseconds; a month has 30 days. At most so much that it
  * can be added to the time.
  */
-static int64
-milliseconds(Datum interval)
+int64
+cqrs_milliseconds(Datum interval)
 {
 	Interval   *value = DatumGetIntervalP(interval);
 

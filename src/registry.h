@@ -99,6 +99,7 @@ extern CqrsTopic *cqrs_registry_topic(const char *name);
 extern CqrsTopic *cqrs_registry_topic_by_id(int32 topic_id);
 extern CqrsEventType *cqrs_registry_event_type(const char *name);
 extern CqrsCommand *cqrs_registry_command(const char *name);
+extern struct CqrsFallback *cqrs_registry_fallback(const char *signature);
 extern CqrsSubscription *cqrs_registry_subscription(const char *name);
 extern CqrsSubscription *cqrs_registry_subscription_by_id(int32 subscription_id);
 
@@ -124,6 +125,9 @@ cqrs_command_function(CqrsCommandKind kind)
 	return kind == CQRS_COMMAND ? "cqrs_send()" :
 		kind == CQRS_QUERY ? "cqrs_query()" : "cqrs_stream()";
 }
+
+/* An interval in milliseconds, as the registry has it. */
+extern int64 cqrs_milliseconds(Datum interval);
 
 /* Do clients pull it: has it neither a handler nor a server? */
 #define cqrs_subscription_is_pulled(subscription) \

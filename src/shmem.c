@@ -25,6 +25,7 @@
 #include "utils/guc.h"
 #include "utils/resowner.h"
 
+#include "breaker.h"
 #include "catalog.h"
 #include "shmem.h"
 #include "utility.h"
@@ -396,6 +397,7 @@ shmem_request(void)
 #endif
 	RequestAddinShmemSpace(shmem_size());
 	RequestNamedLWLockTranche("cqrs_outbox", 1);
+	cqrs_breaker_shmem_request();
 }
 
 static void
@@ -437,6 +439,7 @@ shmem_startup(void)
 				pg_atomic_init_u64(&cqrs_shared->databases[i].dirty[j], 0);
 		}
 	}
+	cqrs_breaker_shmem_startup();
 	LWLockRelease(AddinShmemInitLock);
 }
 
