@@ -62,8 +62,8 @@ typedef struct Cause
 static ErrorData *try_handler(CqrsHandler *handler, CqrsBreakerCall *attempt,
 							  CqrsCall call, void *arg, Datum *answer,
 							  bool *isnull);
-static void note_failure(const CqrsFallback *fallback,
-						 CqrsBreakerCall *attempt, const ErrorData *error);
+static void note_error(const CqrsFallback *fallback, CqrsBreakerCall *attempt,
+					   int code, const ErrorData *error);
 static bool is_for(const CqrsFallback *fallback, int code);
 static bool is_end(int code);
 static bool listed(const CqrsSqlstate *sqlstates, int n, int code);
@@ -270,15 +270,23 @@ try_handler(CqrsHandler *handler, CqrsBreakerCall *attempt, CqrsCall call,
 	}
 	PG_CATCH();
 	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
+		int			code = geterrcode();
+
+		/* Only what goes no further is copied; see dispatch.c. */
+		if (is_for(handler->fallback, code))
+		{
+			MemoryContextSwitchTo(context);
+			error = CopyErrorData();
+			FlushErrorState();
+		}
 		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
-		note_failure(handler->fallback, attempt, error);
-		if (!is_for(handler->fallback, error->sqlerrcode))
-			ReThrowError(error);
+		note_error(handler->fallback, attempt, code, error);
+		if (error == NULL)
+		{
+			MemoryContextSwitchTo(ErrorContext);
+			PG_RE_THROW();
+		}
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -289,20 +297,20 @@ try_handler(CqrsHandler *handler, CqrsBreakerCall *attempt, CqrsCall call,
 }
 
 /*
- * Tell the breaker of an error. An excluded one is what a handler that works
- * may say; one that the fallback is not for tells nothing.
+ * Tell the breaker of an error, which is NULL if the fallback is not for it. An
+ * excluded one is what a handler that works may say; another one that the
+ * fallback is not for tells nothing.
  */
 static void
-note_failure(const CqrsFallback *fallback, CqrsBreakerCall *attempt,
-			 const ErrorData *error)
+note_error(const CqrsFallback *fallback, CqrsBreakerCall *attempt, int code,
+		   const ErrorData *error)
 {
-	int			code = error->sqlerrcode;
 	CqrsBreakerOutcome outcome = CQRS_BREAKER_UNDECIDED;
 
 	if (!is_end(code) &&
 		listed(fallback->excluded, fallback->nexcluded, code))
 		outcome = CQRS_BREAKER_SUCCEEDED;
-	else if (is_for(fallback, code))
+	else if (error != NULL)
 		outcome = CQRS_BREAKER_FAILED;
 	if (cqrs_breaker_leave(attempt, outcome))
 		ereport(LOG,
