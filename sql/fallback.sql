@@ -210,6 +210,20 @@ SELECT cqrs_register_fallback('sends(jsonb)', 'instead(jsonb)');
 SELECT payload, d.answer, d.attempts FROM unnest(ARRAY['{"by": 1}', '{"by": 1, "error": "P0001"}', '{"by": 0, "error": "P0001"}',
 				  '{"by": 1, "error": "P0001", "fallback_error": "P0002"}']::jsonb[]) payload, dispatched('Sends', payload) d;
 
+-- without end: an error that no fallback on its way is for, and one that each is for
+CREATE FUNCTION endless(jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT cqrs_send('Endless', $1)$$;
+CREATE FUNCTION enough(jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT to_jsonb(1 / 0)';
+SELECT cqrs_register_command('Endless', 'endless(jsonb)');
+SELECT cqrs_register_fallback('endless(jsonb)', 'enough(jsonb)', '{08}');
+\set VERBOSITY terse
+SELECT cqrs_send('Endless', '{}');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_unregister_fallback('endless(jsonb)');
+SELECT cqrs_register_fallback('endless(jsonb)', 'enough(jsonb)', fail_max => 0);
+SELECT cqrs_send('Endless', '{}');
+\echo :LAST_ERROR_SQLSTATE
+\set VERBOSITY default
+
 -- handlers in SQL and C, void ones; SECURITY DEFINER and SET clauses are undone
 CREATE FUNCTION nothing(jsonb) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET work_mem = '1MB' AS $$
 BEGIN
@@ -280,6 +294,6 @@ SELECT object, detail, hint FROM cqrs_health() WHERE problem = 'fallback_missing
 DROP EXTENSION cqrs_outbox CASCADE;
 DROP TABLE attempt;
 DROP FUNCTION primary_handler, fallback_handler, dispatched, slow, pay, pay_later, nested, ask, ask_cache, first, last,
-	fails, sends, nothing, who, no_array, many, as_text, of_int;
+	fails, sends, endless, enough, nothing, who, no_array, many, as_text, of_int;
 DROP TYPE payment;
 DROP ROLE regress_cqrs_fallback;
