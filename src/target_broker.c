@@ -230,8 +230,8 @@ cqrs_target_broker_connect(void)
 
 /*
  * Take what the broker had to say, send what may be sent (with finish, nothing
- * more), and say what is to be done next. With CQRS_BROKER_TASK_FAIL, error, of CQRS_BROKER_ERROR_SIZE
- * bytes, says why, in the server's encoding.
+ * more), and say what is to be done next. With CQRS_BROKER_TASK_FAIL, error,
+ * of CQRS_BROKER_ERROR_SIZE bytes, says why, in the server's encoding.
  */
 CqrsBrokerTask
 cqrs_target_broker_task(bool finish, char *error)
@@ -266,7 +266,12 @@ cqrs_target_broker_task(bool finish, char *error)
 		(broker.nsent > 0 && broker.trouble_since != 0 &&
 		 TimestampDifferenceExceeds(broker.trouble_since, now,
 									LONGEST_TROUBLE)))
-		strlcpy(error, cqrs_broker_error(trouble), CQRS_BROKER_ERROR_SIZE);
+	{
+		char	   *text = cqrs_broker_error(trouble);
+
+		strlcpy(error, text, CQRS_BROKER_ERROR_SIZE);
+		pfree(text);
+	}
 	else if ((broker.nsent > 0 || state == CQRS_LINK_CONNECTING) &&
 			 broker.timeout > 0 &&
 			 TimestampDifferenceExceeds(broker.waiting_since, now,
