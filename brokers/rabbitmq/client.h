@@ -101,7 +101,7 @@ extern bool rabbitmq_connect(RabbitClient *client, char *error);
 extern void rabbitmq_disconnect(RabbitClient *client);
 extern void rabbitmq_mark_lost(RabbitClient *client);
 extern bool rabbitmq_lost(RabbitClient *client, int status, char *error);
-extern void rabbitmq_text(amqp_bytes_t bytes, char *text);
+extern void rabbitmq_text(amqp_bytes_t bytes, char *buffer);
 
 /* tls.c */
 extern amqp_socket_t *rabbitmq_tls_socket(RabbitClient *client,

@@ -198,19 +198,19 @@ rabbitmq_lost(RabbitClient *client, int status, char *error)
 }
 
 /*
- * Copy what the broker says, at most 255 bytes, to text, an array of
+ * Copy what the broker says, at most 255 bytes, to buffer, an array of
  * RABBITMQ_TEXT_SIZE bytes.
  */
 void
-rabbitmq_text(amqp_bytes_t bytes, char *text)
+rabbitmq_text(amqp_bytes_t bytes, char *buffer)
 {
 	size_t		length = bytes.len;
 
 	if (length > RABBITMQ_TEXT_SIZE - 1)
 		length = RABBITMQ_TEXT_SIZE - 1;
 	if (length > 0)
-		memcpy(text, bytes.bytes, length);
-	text[		length] = '\0';
+		memcpy(buffer, bytes.bytes, length);
+	buffer[length] = '\0';
 }
 
 /*
@@ -447,21 +447,21 @@ static bool
 refused_login(RabbitClient *client, amqp_connection_close_t *close,
 			  char *error)
 {
-	char text[	RABBITMQ_TEXT_SIZE];
+	char		reply_text[RABBITMQ_TEXT_SIZE];
 
-	rabbitmq_text(close->reply_text, text);
+	rabbitmq_text(close->reply_text, reply_text);
 	if (close->reply_code == AMQP_ACCESS_REFUSED)
 		return broker_error(error,
 							"RabbitMQ at %s refused username or password of the user mapping: %s",
-							client->peer, text);
-	if (close->reply_code == AMQP_NOT_ALLOWED && strstr(text, "not found") != NULL)
+							client->peer, reply_text);
+	if (close->reply_code == AMQP_NOT_ALLOWED && strstr(reply_text, "not found") != NULL)
 		return broker_error(error, "vhost \"%s\" does not exist in RabbitMQ at %s: %s",
-							client->vhost, client->peer, text);
+							client->vhost, client->peer, reply_text);
 	if (close->reply_code == AMQP_NOT_ALLOWED)
 		return broker_error(error, "RabbitMQ at %s refused access to vhost \"%s\": %s",
-							client->peer, client->vhost, text);
+							client->peer, client->vhost, reply_text);
 	return broker_error(error, "RabbitMQ at %s refused the connection: %s",
-						client->peer, text);
+						client->peer, reply_text);
 }
 
 /*
@@ -484,7 +484,7 @@ open_channel(RabbitClient *client, char *error)
 static bool
 replied(RabbitClient *client, amqp_rpc_reply_t reply, char *error)
 {
-	char text[	RABBITMQ_TEXT_SIZE] = "";
+	char		reply_text[RABBITMQ_TEXT_SIZE] = "";
 
 	if (reply.reply_type == AMQP_RESPONSE_LIBRARY_EXCEPTION)
 	{
@@ -498,13 +498,13 @@ replied(RabbitClient *client, amqp_rpc_reply_t reply, char *error)
 	if (reply.reply_type == AMQP_RESPONSE_SERVER_EXCEPTION &&
 		reply.reply.id == AMQP_CONNECTION_CLOSE_METHOD)
 		rabbitmq_text(((amqp_connection_close_t *) reply.reply.decoded)->reply_text,
-					  text);
+					  reply_text);
 	if (reply.reply_type == AMQP_RESPONSE_SERVER_EXCEPTION &&
 		reply.reply.id == AMQP_CHANNEL_CLOSE_METHOD)
 		rabbitmq_text(((amqp_channel_close_t *) reply.reply.decoded)->reply_text,
-					  text);
+					  reply_text);
 	return broker_error(error, "RabbitMQ at %s refused to open a channel: %s",
-						client->peer, text);
+						client->peer, reply_text);
 }
 
 /*

@@ -358,13 +358,13 @@ handle_frame(RabbitClient *client, const amqp_frame_t *frame, char *error)
 			return channel_closed(client, method, error);
 		case AMQP_CONNECTION_CLOSE_METHOD:
 			{
-				char text[	RABBITMQ_TEXT_SIZE];
+				char		reply_text[RABBITMQ_TEXT_SIZE];
 
 				rabbitmq_text(((amqp_connection_close_t *) method)->reply_text,
-							  text);
+							  reply_text);
 				return broker_error(error,
 									"RabbitMQ at %s ended the connection: %s",
-									client->peer, text);
+									client->peer, reply_text);
 			}
 		default:
 			return true;
@@ -475,22 +475,22 @@ static bool
 channel_closed(RabbitClient *client, const amqp_channel_close_t *close,
 			   char *error)
 {
-	char text[	RABBITMQ_TEXT_SIZE];
+	char		reply_text[RABBITMQ_TEXT_SIZE];
 
-	rabbitmq_text(close->reply_text, text);
-	blame_messages(client, close->reply_code, text);
+	rabbitmq_text(close->reply_text, reply_text);
+	blame_messages(client, close->reply_code, reply_text);
 
 	if (close->reply_code == AMQP_NOT_FOUND && !is_template(client->exchange))
 		return broker_error(error,
 							"exchange \"%s\" does not exist in vhost \"%s\" of RabbitMQ at %s (%s)",
 							client->exchange, client->vhost, client->peer,
-							text);
+							reply_text);
 	if (close->reply_code == AMQP_ACCESS_REFUSED)
 		return broker_error(error,
 							"the user of the user mapping may not publish to RabbitMQ at %s: %s",
-							client->peer, text);
+							client->peer, reply_text);
 	return broker_error(error, "RabbitMQ at %s closed the channel: %s",
-						client->peer, text);
+						client->peer, reply_text);
 }
 
 /*
