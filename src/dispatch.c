@@ -217,21 +217,29 @@ payload_for(CqrsDispatch *dispatch, CqrsHandler *handler)
 static Datum
 call_handler(CqrsDispatch *dispatch, CqrsHandler *handler, bool *isnull)
 {
-	Call		call;
+	Datum		arg;
+	Datum		answer;
+	Oid			rettype;
 
 	check(dispatch, handler);
-	call.dispatch = dispatch;
-	call.arg = payload_for(dispatch, handler);
+	rettype = handler->rettype;
+	arg = payload_for(dispatch, handler);
 	if (handler->fallback != NULL)
+	{
+		Call		call = {dispatch, arg};
+
 		return cqrs_fallback_run(handler,
 								 cqrs_command_kind_name(dispatch->command->kind),
 								 dispatch->command->name,
 								 call_checked, &call, isnull);
-	return call_checked(&call, handler, isnull);
+	}
+	answer = call_on_stack(dispatch, handler, arg, isnull);
+	return cqrs_payload_from_value(answer, *isnull, rettype, isnull);
 }
 
 /*
- * The same, once the handler is checked and its argument is there.
+ * The same for fallback.c, once the handler is checked and its argument is
+ * there.
  */
 static Datum
 call_checked(void *arg, CqrsHandler *handler, bool *isnull)
