@@ -85,8 +85,11 @@ EXCEPTION WHEN read_only_sql_transaction THEN
 END $$;
 CREATE FUNCTION definer() RETURNS void LANGUAGE sql SECURITY DEFINER SET work_mem = '1MB' AS
 	$$INSERT INTO note VALUES (5, 'definer')$$;
-CREATE FUNCTION unset() RETURNS void LANGUAGE sql SET transaction_read_only = off AS
-	$$INSERT INTO note VALUES (5, 'unset')$$;
+CREATE FUNCTION unset() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM set_config('transaction_read_only', 'off', true);
+	INSERT INTO note VALUES (5, 'unset');
+END $$;
 CREATE PROCEDURE proc() LANGUAGE plpgsql AS 'BEGIN COMMIT; END';
 \t on
 \a
