@@ -43,7 +43,7 @@ SELECT handler, fallback, state, failures, opened_at <= now() AS opened, retry_a
 SELECT severity, problem, object, substring(detail, '^[^;]*'), substring(hint, '^[^;]*') FROM cqrs_health() WHERE problem = 'breaker_open';
 -- open, the fallback's error says so
 SELECT cqrs_unregister_fallback('flaky(jsonb)');
-CREATE FUNCTION fails(c jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT to_jsonb(1 / 0)';
+CREATE FUNCTION fails(c jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT to_jsonb(1 / (length(c::text) * 0))';
 SELECT cqrs_register_fallback('flaky(jsonb)', 'fails(jsonb)', fail_max => 1, reset_after => '1 hour');
 SELECT cqrs_send('Do', '{"error": "P0001"}');
 SELECT cqrs_send('Do', '{"error": "P0001"}');
