@@ -87,6 +87,7 @@ typedef struct Job
 	int64		position;		/* ... and of which event */
 	CqrsDelivery delivery;
 	bool		called;			/* the subscription is there, and ours */
+	bool		prepared;		/* it may be connected to, now */
 	bool		shown;			/* in pg_stat_activity */
 	bool		committing;		/* the rest is done */
 	TimestampTz failed_until;
@@ -409,7 +410,7 @@ open_broker(Job *job)
 		record_outage(job, error);
 		return FAILED;
 	}
-	if (job->failed_until > GetCurrentTimestamp())
+	if (!job->prepared)
 		return FAILED;
 	cqrs_target_broker_connect();
 	return DELIVERED;
@@ -614,6 +615,7 @@ run_announce(CqrsSubscription *subscription, Job *job)
 static void
 run_prepare(CqrsSubscription *subscription, Job *job)
 {
+	job->prepared = false;
 	job->failed_until = cqrs_failure_retry_at(job->subscription_id,
 											  job->partition);
 	if (job->failed_until > GetCurrentTimestamp())
@@ -637,6 +639,7 @@ run_prepare(CqrsSubscription *subscription, Job *job)
 	}
 	cqrs_target_broker_prepare(subscription, job->partition,
 							   job->failed_until != 0);
+	job->prepared = true;
 }
 
 static void
