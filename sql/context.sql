@@ -145,9 +145,47 @@ ROLLBACK TO s;
 SELECT cqrs_context() IS NULL AS is_null;
 COMMIT;
 
+-- a subscription's handler has the event's, by attempt; what it emits was caused by that
+TRUNCATE seen;
+CREATE FUNCTION delivered(e cqrs_event) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	INSERT INTO seen (c) VALUES (cqrs_context());
+	IF e.payload ? 'fail' AND e.attempts = 0 THEN
+		RAISE EXCEPTION 'not at first';
+	END IF;
+	PERFORM cqrs_emit('reaction', jsonb_build_object('to', cqrs_send('See')));
+END $$;
+SELECT cqrs_register_event('reaction', 'reactions');
+SELECT cqrs_subscribe('reader', '{things}', 'delivered(cqrs_event)', start => 'latest', retry_delay => '0 s');
+SELECT cqrs_emit('happened', '{"n": 1}') AS first \gset
+SELECT cqrs_emit('happened', '{"fail": true}', headers => '{"correlation_id": "mine", "causation_id": "before", "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}') AS second \gset
+TRUNCATE seen;
+SELECT cqrs_drain('reader');
+SELECT cqrs_context() IS NULL AS is_null;
+SELECT cqrs_drain('reader');
+SELECT (c).kind, (c).name, CASE (c).id WHEN :'first' THEN 'first' WHEN :'second' THEN 'second' END AS id,
+	   CASE (c).correlation_id WHEN :'first' THEN 'first' ELSE (c).correlation_id END AS correlation_id,
+	   CASE (c).causation_id WHEN :'first' THEN 'first' WHEN :'second' THEN 'second' ELSE (c).causation_id END AS causation_id,
+	   (c).attempt, (c).traceparent, (c).caller = current_user AS caller
+FROM seen ORDER BY n;
+SELECT CASE headers->>'correlation_id' WHEN :'first' THEN 'first' ELSE headers->>'correlation_id' END AS correlation_id,
+	   CASE headers->>'causation_id' WHEN :'first' THEN 'first' WHEN :'second' THEN 'second' END AS causation_id
+FROM cqrs_events('reactions') ORDER BY position;
+-- drained by a command, an event has nothing to do with that
+TRUNCATE seen;
+CREATE FUNCTION drains(jsonb) RETURNS text LANGUAGE sql AS $$SELECT cqrs_drain('reader'); SELECT (cqrs_context()).name$$;
+SELECT cqrs_register_command('Drains', 'drains(jsonb)');
+SELECT cqrs_emit('happened', '{"n": 2}') AS third \gset
+SELECT cqrs_send('Drains');
+SELECT (c).kind, (c).name, (c).correlation_id = :'third' AS is_origin, (c).causation_id = :'third' AS caused FROM seen
+WHERE (c).id = :'third' OR (c).kind = 'command' ORDER BY n;
+
 DROP TABLE seen CASCADE;
+SELECT cqrs_unsubscribe('reader');
+DROP FUNCTION delivered;
+SELECT cqrs_drop_topic('reactions', force => true);
 SELECT cqrs_drop_topic('things', force => true);
 DROP FUNCTION follow, ask, stream;
 DROP EXTENSION cqrs_outbox;
-DROP FUNCTION see, outermost, inner_one, emits, last_headers, fails, catches;
+DROP FUNCTION drains, see, outermost, inner_one, emits, last_headers, fails, catches;
 DROP ROLE regress_cqrs_caller;

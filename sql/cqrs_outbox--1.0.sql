@@ -626,12 +626,13 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_unregister_command(text) IS 'removes a command or a query';
 
 -- Gives a handler a fallback: when the handler raises an error, wherever it
--- handles a command or a query, alone or in a chain, all that it wrote and emitted is
--- rolled back, and the fallback is called with the same argument; its answer
--- counts. What is wrong with the dispatch itself (the payload, a handler
--- that is not there or may not be executed) is no failure of the handler; nor is
--- what a deferred constraint says at commit. The fallback's own fallback, if it
--- has one, is not called.
+-- handles a command or a query, alone or in a chain, or an event in the
+-- transaction that emits it, all that it wrote and emitted is rolled back, and
+-- the fallback is called with the same argument; its answer counts. A
+-- subscription's handler has no fallback: it is tried again. What is wrong with
+-- the dispatch itself (the payload, a handler that is not there or may not be
+-- executed) is no failure of the handler; nor is what a deferred constraint says
+-- at commit. The fallback's own fallback, if it has one, is not called.
 --   handler    a function with one argument, jsonb or composite, that does not
 --              return a set; it need not be registered as a handler yet
 --   fallback   a function with the same argument and the same return type; one
@@ -662,11 +663,13 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_register_fallback(regprocedure, regprocedure, text[], integer, interval, text[]) IS
 'has another function called when a handler fails';
 
--- Removes a handler's fallback. Errors: 42704 it has none; 22004 handler.
+-- Removes a handler's fallback.
+--   handler  the function; one that was dropped is named as in cqrs.fallback
+-- Errors: 42704 it has none; 22004 handler.
 -- Privileges: as cqrs_register_fallback().
-CREATE FUNCTION cqrs_unregister_fallback(handler regprocedure) RETURNS void
+CREATE FUNCTION cqrs_unregister_fallback(handler text) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION cqrs_unregister_fallback(regprocedure) IS 'removes the fallback of a handler';
+COMMENT ON FUNCTION cqrs_unregister_fallback(text) IS 'removes the fallback of a handler';
 
 -- The circuit breaker of a handler's fallback, as cqrs_breaker_status has it;
 -- NULL if it has no fallback.
@@ -786,10 +789,11 @@ COMMENT ON FUNCTION cqrs_query(text, jsonb) IS 'dispatches a query, which writes
 --                 is empty, its own id
 -- causation_id    id of what was handled when it was sent or emitted, or NULL:
 --                 nothing was
--- attempt         1
+-- attempt         which it is of a subscription's deliveries of the event; else 1
 -- traceparent     the header of an event, otherwise the setting, or NULL
--- caller          the role that sent it, or has the event handled; in a
---                 SECURITY DEFINER function, not the current user
+-- caller          the role that sent it, or has the event handled, which for a
+--                 subscription is its owner; in a SECURITY DEFINER function,
+--                 not the current user
 -- ----------------------------------------------------------------------
 CREATE TYPE cqrs_context AS (
 	kind			text,
@@ -804,7 +808,7 @@ CREATE TYPE cqrs_context AS (
 COMMENT ON TYPE cqrs_context IS 'what is being handled';
 
 -- What the calling handler handles, or NULL outside of any: inside handlers of
--- commands, queries, streams and events.
+-- commands, queries, streams and events, those of subscriptions too.
 CREATE FUNCTION cqrs_context() RETURNS cqrs_context
 LANGUAGE C STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_context() IS 'what is being handled';
@@ -1559,7 +1563,7 @@ REVOKE EXECUTE ON FUNCTION
 	cqrs_register_event_handler(text, regprocedure), cqrs_unregister_event_handler(text, text),
 	cqrs_register_command(text, regprocedure[]), cqrs_register_query(text, regprocedure), cqrs_unregister_command(text),
 	cqrs_register_fallback(regprocedure, regprocedure, text[], integer, interval, text[]),
-	cqrs_unregister_fallback(regprocedure),
+	cqrs_unregister_fallback(text),
 	cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval, bigint, interval,
 		text, text, boolean),
 	cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval, text, text,

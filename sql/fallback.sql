@@ -246,6 +246,61 @@ CREATE FUNCTION no_array(jsonb) RETURNS int LANGUAGE sql AS 'SELECT -1';
 SELECT cqrs_register_fallback('jsonb_array_length(jsonb)', 'no_array(jsonb)');
 SELECT cqrs_send('C');
 
+-- handlers of events, in the emitting transaction
+CREATE TABLE done (n int GENERATED ALWAYS AS IDENTITY, what text);
+CREATE FUNCTION notify_it(e cqrs_event) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	INSERT INTO done (what) VALUES ('notify ' || (e.payload->>'n'));
+	PERFORM cqrs_emit('told', e.payload);
+	IF e.payload ? 'fail' THEN
+		RAISE EXCEPTION USING MESSAGE = 'no', ERRCODE = e.payload->>'fail';
+	END IF;
+END $$;
+CREATE FUNCTION note_it(e cqrs_event) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	INSERT INTO done (what) VALUES ('note ' || (e.payload->>'n'));
+	IF e.payload ? 'fail_too' THEN
+		RAISE EXCEPTION 'neither';
+	END IF;
+	PERFORM cqrs_emit('noted', jsonb_build_object('context', (cqrs_context()).name) || e.payload);
+END $$;
+CREATE FUNCTION told(jsonb) RETURNS void LANGUAGE sql AS $$INSERT INTO done (what) VALUES ('told ' || ($1->>'n'))$$;
+CREATE FUNCTION with_null(jsonb) RETURNS text LANGUAGE plpgsql AS $$BEGIN RAISE 'payload %', $1; END $$;
+CREATE FUNCTION null_too(jsonb) RETURNS text LANGUAGE sql AS $$INSERT INTO done (what) VALUES (coalesce($1::text, 'null')) RETURNING 'ok'$$;
+SELECT cqrs_register_event('happened'), cqrs_register_event('told', 'told'), cqrs_register_event('noted', 'told'),
+	   cqrs_register_event_handler('happened', 'notify_it(cqrs_event)'), cqrs_register_event_handler('told', 'told(jsonb)'),
+	   cqrs_register_event_handler('noted', 'told(jsonb)'),
+	   cqrs_register_fallback('notify_it(cqrs_event)', 'note_it(cqrs_event)', sqlstates => '{22}', fail_max => 2);
+TRUNCATE done;
+SELECT cqrs_emit('happened', '{"n": 1}') IS NOT NULL AS emitted;
+SELECT cqrs_emit('happened', '{"n": 2, "fail": "22012"}') IS NOT NULL AS emitted;
+-- what the one that failed wrote and emitted is gone
+SELECT what FROM done ORDER BY n;
+SELECT event_name, payload FROM cqrs_events('told') ORDER BY position;
+-- another error, and one of the fallback
+SELECT cqrs_emit('happened', '{"n": 3, "fail": "23505"}');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_emit('happened', '{"n": 4, "fail": "22012", "fail_too": 1}');
+-- it was the second failure in a row: the breaker is open
+SELECT handler, state, failures FROM cqrs_breaker_status WHERE handler LIKE '%notify_it%';
+TRUNCATE done;
+SELECT cqrs_emit('happened', '{"n": 5}') IS NOT NULL AS emitted;
+SELECT what FROM done ORDER BY n;
+-- a tombstone
+SELECT cqrs_register_event_handler('told', 'with_null(jsonb)'), cqrs_register_fallback('with_null(jsonb)', 'null_too(jsonb)');
+TRUNCATE done;
+SELECT cqrs_emit('told', NULL) IS NOT NULL AS emitted;
+SELECT what FROM done ORDER BY n;
+-- functions that are gone
+DROP FUNCTION null_too(jsonb);
+SELECT cqrs_emit('told', NULL);
+\echo :LAST_ERROR_SQLSTATE
+SELECT object, detail, hint FROM cqrs_health() WHERE problem = 'fallback_missing';
+DROP FUNCTION with_null(jsonb);
+SELECT cqrs_unregister_fallback('with_null(jsonb)');
+SELECT cqrs_unregister_fallback('public.with_null(pg_catalog.jsonb)');
+SELECT cqrs_drop_topic('told', force => true);
+
 -- registering
 CREATE FUNCTION many(jsonb) RETURNS SETOF jsonb LANGUAGE sql AS 'SELECT $1';
 CREATE FUNCTION as_text(jsonb) RETURNS text LANGUAGE sql AS 'SELECT $1::text';
@@ -291,9 +346,10 @@ SELECT cqrs_send('Chain', '{"fail": 1}');
 SELECT object, detail, hint FROM cqrs_health() WHERE problem = 'fallback_missing' AND object LIKE '%Chain%';
 
 \set VERBOSITY terse
+DROP FUNCTION notify_it, note_it;
 DROP EXTENSION cqrs_outbox CASCADE;
-DROP TABLE attempt;
+DROP TABLE attempt, done;
 DROP FUNCTION primary_handler, fallback_handler, dispatched, slow, pay, pay_later, nested, ask, ask_cache, first, last,
-	fails, sends, endless, enough, nothing, who, no_array, many, as_text, of_int;
+	fails, sends, endless, enough, nothing, who, no_array, many, as_text, of_int, told;
 DROP TYPE payment;
 DROP ROLE regress_cqrs_fallback;

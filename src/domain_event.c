@@ -41,7 +41,6 @@
 #include "lib/stringinfo.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/regproc.h"
 #include "utils/snapmgr.h"
 #include "utils/typcache.h"
 #include "utils/uuid.h"
@@ -50,6 +49,7 @@
 #include "context.h"
 #include "domain_event.h"
 #include "events.h"
+#include "fallback.h"
 #include "payload.h"
 
 /* An event to be handled, or that caused one. */
@@ -65,12 +65,13 @@ typedef struct DomainEvent
 	pg_uuid_t	event_id;
 } DomainEvent;
 
-/* An event at a handler, to name them in errors. */
-typedef struct ErrorInfo
+/* An event at a handler. */
+typedef struct EventCall
 {
 	const DomainEvent *event;
 	const CqrsHandler *handler;
-} ErrorInfo;
+	NullableDatum arg;			/* of the handler, and of its fallback */
+}			EventCall;
 
 static dlist_head queue = DLIST_STATIC_INIT(queue);
 static MemoryContext queue_context = NULL;
@@ -88,6 +89,7 @@ static NullableDatum copy(NullableDatum value);
 static void release(DomainEvent *event);
 static void work_off(void);
 static void call_handlers(const DomainEvent *event);
+static Datum call_handler(void *arg, CqrsHandler *handler, bool *isnull);
 static NullableDatum argument(const DomainEvent *event,
 							  CqrsEventHandler *handler);
 static char *path_to(const DomainEvent *event);
@@ -147,10 +149,8 @@ Datum
 cqrs_unregister_event_handler(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
-
-	LOCAL_FCINFO(call, 1);
-	Datum		funcid;
 	char	   *signature;
+	bool		exists;
 	CqrsAdmin	admin;
 	Oid			types[2] = {TEXTOID, TEXTOID};
 	Datum		values[2];
@@ -161,15 +161,7 @@ cqrs_unregister_event_handler(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("handler of event \"%s\" must not be null", name)));
 	(void) cqrs_event_type_get(name);
-
-	/* A function that is gone is named as it was registered. */
-	signature = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	InitFunctionCallInfoData(*call, NULL, 1, InvalidOid, NULL, NULL);
-	call->args[0].value = PG_GETARG_DATUM(1);
-	call->args[0].isnull = false;
-	funcid = to_regprocedure(call);
-	if (!call->isnull)
-		signature = format_procedure_qualified(DatumGetObjectId(funcid));
+	signature = cqrs_handler_named(PG_GETARG_DATUM(1), &exists);
 
 	cqrs_admin_begin(&admin);
 	values[0] = CStringGetTextDatum(name);
@@ -180,8 +172,8 @@ cqrs_unregister_event_handler(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("function %s is not a handler of event \"%s\"",
 						signature, name),
-				 call->isnull ?
-				 errhint("The function does not exist; if it did, name it as in cqrs.event_handler.") : 0));
+				 exists ? 0 :
+				 errhint("The function does not exist; if it did, name it as in cqrs.event_handler.")));
 	cqrs_admin_end(&admin);
 	PG_RETURN_VOID();
 }
@@ -370,19 +362,19 @@ work_off(void)
 }
 
 /*
- * Call an event's handlers, one after the other. Each sees what those before
- * it did, whatever its volatility.
+ * Call an event's handlers, one after the other, each with its fallback if it
+ * has one.
  */
 static void
 call_handlers(const DomainEvent *event)
 {
-	ErrorInfo	error_info = {.event = event};
+	EventCall	call = {.event = event};
 	ErrorContextCallback errcallback;
 	CqrsContext context;
 	CqrsEventHandler *handler;
 
 	errcallback.callback = error_callback;
-	errcallback.arg = &error_info;
+	errcallback.arg = &call;
 	errcallback.previous = error_context_stack;
 	error_context_stack = &errcallback;
 	cqrs_context_init(&context, "event", event->type->name);
@@ -395,16 +387,36 @@ call_handlers(const DomainEvent *event)
 	{
 		bool		isnull;
 
-		error_info.handler = &handler->handler;
+		call.handler = &handler->handler;
 		cqrs_handler_check(&handler->handler, "event", event->type->name);
-		CommandCounterIncrement();
-		PushActiveSnapshot(GetTransactionSnapshot());
-		(void) cqrs_handler_call_nullable(&handler->handler,
-										  argument(event, handler), &isnull);
-		PopActiveSnapshot();
+		call.arg = argument(event, handler);
+		if (handler->handler.fallback != NULL)
+			(void) cqrs_fallback_run(&handler->handler, "event",
+									 event->type->name, call_handler, &call,
+									 &isnull);
+		else
+			(void) call_handler(&call, &handler->handler, &isnull);
 	}
 	cqrs_context_pop(&context);
 	error_context_stack = errcallback.previous;
+}
+
+/*
+ * Call a handler, or a fallback. It sees what those before it did, whatever its
+ * volatility.
+ */
+static Datum
+call_handler(void *arg, CqrsHandler *handler, bool *isnull)
+{
+	EventCall  *call = (EventCall *) arg;
+	Datum		answer;
+
+	call->handler = handler;
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	answer = cqrs_handler_call_nullable(handler, call->arg, isnull);
+	PopActiveSnapshot();
+	return answer;
 }
 
 /*
@@ -464,15 +476,15 @@ path_to(const DomainEvent *event)
 static void
 error_callback(void *arg)
 {
-	ErrorInfo  *context = (ErrorInfo *) arg;
+	EventCall  *call = (EventCall *) arg;
 
-	if (context->event->cause == NULL)
+	if (call->event->cause == NULL)
 		errcontext("handler %s of event \"%s\"",
-				   context->handler->signature, context->event->type->name);
+				   call->handler->signature, call->event->type->name);
 	else
 		errcontext("handler %s of event \"%s\", caused by %s",
-				   context->handler->signature, context->event->type->name,
-				   path_to(context->event->cause));
+				   call->handler->signature, call->event->type->name,
+				   path_to(call->event->cause));
 }
 
 /*

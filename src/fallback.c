@@ -4,16 +4,17 @@
  *	  What is called instead of a handler that failed.
  *
  * A fallback belongs to a function, by its signature, and counts wherever that
- * function is the handler of a command or a query, alone or in a chain. Its
- * own fallback, if that function has one, does not.
+ * function is the handler of a command or a query, alone or in a chain, or of an
+ * event in the transaction that emits it. Its own fallback, if that function has
+ * one, does not. A subscription's handler has attempts and dead letters instead.
  *
  * Protocol
  *
  * 1. The caller has checked the handler and converted the payload: what is
  *	  wrong with those is the caller's error. So is a stack too deep.
- * 2. Unless its circuit breaker is open, the handler runs in a subtransaction. On an error that the fallback is
- *	  for, that is rolled back, and with it all that the handler wrote and
- *	  emitted.
+ * 2. Unless its circuit breaker is open, the handler runs in a subtransaction.
+ *	  On an error that the fallback is for, that is rolled back, and with it all
+ *	  that the handler wrote and emitted.
  * 3. The fallback runs in the transaction, or subtransaction, that the handler
  *	  would have run in without it. Its error is the caller's.
  *
@@ -147,6 +148,7 @@ Datum
 cqrs_unregister_fallback(PG_FUNCTION_ARGS)
 {
 	char	   *signature;
+	bool		exists;
 	CqrsAdmin	admin;
 	Oid			types[1] = {TEXTOID};
 	Datum		values[1];
@@ -156,24 +158,25 @@ cqrs_unregister_fallback(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("handler must not be null")));
-	signature = format_procedure_qualified(PG_GETARG_OID(0));
+	signature = cqrs_handler_named(PG_GETARG_DATUM(0), &exists);
 	values[0] = CStringGetTextDatum(signature);
 	cqrs_admin_begin(&admin);
 	if (cqrs_admin_execute("DELETE FROM cqrs.fallback WHERE handler = $1",
 						   1, types, values, NULL) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("handler %s has no fallback", signature)));
+				 errmsg("handler %s has no fallback", signature),
+				 exists ? 0 :
+				 errhint("The function does not exist; if it did, name it as in cqrs.fallback.")));
 	cqrs_admin_end(&admin);
 	PG_RETURN_VOID();
 }
 
 /*
  * Call a handler that has a fallback, and the fallback if the handler fails or
- * keeps failing.
- * Returns the answer of one of them, in the current memory context. The handler
- * is checked, call is how it is called, with arg; kind and name say whose
- * handler it is. Must not be called in parallel mode.
+ * keeps failing. Returns the answer of one of them, in the current memory
+ * context. The handler is checked, call is how it is called, with arg; kind and
+ * name say whose handler it is. Must not be called in parallel mode.
  *
  * Raises what the handler raises, if the fallback is not for that; 42883 or
  * 42501 of the fallback, and what that raises.

@@ -284,3 +284,22 @@ forget(CqrsHandler *handler)
 		handler->context = NULL;
 	}
 }
+
+/*
+ * The text by which a function that somebody names, in a text, was registered;
+ * palloc'd. One that does not exist any more is named as it was registered.
+ */
+char *
+cqrs_handler_named(Datum name, bool *exists)
+{
+	LOCAL_FCINFO(call, 1);
+	Datum		funcid;
+
+	InitFunctionCallInfoData(*call, NULL, 1, InvalidOid, NULL, NULL);
+	call->args[0].value = name;
+	call->args[0].isnull = false;
+	funcid = to_regprocedure(call);
+	*exists = !call->isnull;
+	return *exists ? format_procedure_qualified(DatumGetObjectId(funcid)) :
+		TextDatumGetCString(name);
+}

@@ -42,8 +42,9 @@ extern Datum cqrs_handler_call(CqrsHandler *handler, Datum arg, bool *isnull);
 extern Datum cqrs_handler_call_nullable(CqrsHandler *handler,
 										NullableDatum arg, bool *isnull);
 
-/* For registering one. */
+/* For registering one, and the contrary. */
 extern char *cqrs_handler_describe(Oid funcid, Oid *argtype, Oid *rettype,
 								   bool *returns_set);
+extern char *cqrs_handler_named(Datum name, bool *exists);
 
 #endif							/* CQRS_HANDLER_H */

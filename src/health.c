@@ -80,6 +80,8 @@ static void check_server(Report *report, const CqrsSubscription *subscription,
 						 const char *object);
 static void check_command(Report *report, CqrsCommand *command);
 static void check_event_type(Report *report, CqrsEventType *event_type);
+static void check_fallback(Report *report, CqrsHandler *handler,
+						   char *object);
 static const char *role_name(Oid role);
 
 PG_FUNCTION_INFO_V1(cqrs_usable);
@@ -579,14 +581,8 @@ check_command(Report *report, CqrsCommand *command)
 						 handler->signature),
 				psprintf("Create it again, or unregister the %s with cqrs_unregister_command().",
 						 kind));
-		if (handler->fallback != NULL &&
-			!cqrs_handler_find(&handler->fallback->handler))
-			put(report, "warning", "fallback_missing",
-				psprintf("%s \"%s\"", kind, command->name),
-				psprintf("The fallback %s of its handler %s does not exist.",
-						 handler->fallback->handler.signature,
-						 handler->signature),
-				"Create it again, or unregister it with cqrs_unregister_fallback().");
+		check_fallback(report, handler,
+					   psprintf("%s \"%s\"", kind, command->name));
 	}
 }
 
@@ -596,6 +592,7 @@ check_event_type(Report *report, CqrsEventType *event_type)
 	CqrsEventHandler *handler;
 
 	for (handler = event_type->handlers; handler != NULL; handler = handler->next)
+	{
 		if (!cqrs_handler_find(&handler->handler))
 			put(report, "warning", "event_handler_missing",
 				psprintf("event \"%s\"", event_type->name),
@@ -604,6 +601,21 @@ check_event_type(Report *report, CqrsEventType *event_type)
 				psprintf("SELECT cqrs_unregister_event_handler(%s, %s); -- or create it again",
 						 quote_literal_cstr(event_type->name),
 						 quote_literal_cstr(handler->handler.signature)));
+		check_fallback(report, &handler->handler,
+					   psprintf("event \"%s\"", event_type->name));
+	}
+}
+
+static void
+check_fallback(Report *report, CqrsHandler *handler, char *object)
+{
+	if (handler->fallback != NULL &&
+		!cqrs_handler_find(&handler->fallback->handler))
+		put(report, "warning", "fallback_missing", object,
+			psprintf("The fallback %s of its handler %s does not exist.",
+					 handler->fallback->handler.signature, handler->signature),
+			psprintf("SELECT cqrs_unregister_fallback(%s); -- or create it again",
+					 quote_literal_cstr(handler->signature)));
 }
 
 /*

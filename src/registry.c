@@ -370,9 +370,9 @@ load_if_stale(void)
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	CQRS_DEBUG_POINT("registry_load");
 	load_rows(CQRS_REL_TOPIC, snapshot, add_topic);
+	load_rows(CQRS_REL_FALLBACK, snapshot, add_fallback);
 	load_rows(CQRS_REL_EVENT_TYPE, snapshot, add_event_type);
 	load_rows(CQRS_REL_EVENT_HANDLER, snapshot, add_event_handler);
-	load_rows(CQRS_REL_FALLBACK, snapshot, add_fallback);
 	load_rows(CQRS_REL_COMMAND, snapshot, add_command);
 	load_rows(CQRS_REL_SUBSCRIPTION, snapshot, add_subscription);
 	load_rows(CQRS_REL_SUBSCRIPTION_TOPIC, snapshot, add_subscription_topic);
@@ -521,8 +521,7 @@ add_event_handler(Datum *values, bool *nulls)
 	if (event_type == NULL)
 		return;
 	handler = palloc0(sizeof(CqrsEventHandler));
-	cqrs_handler_init(&handler->handler, TextDatumGetCString(values[1]),
-					  CurrentMemoryContext);
+	init_handler(&handler->handler, values[1]);
 	handler->seq = DatumGetInt64(values[2]);
 	link = &event_type->handlers;
 	while (*link != NULL && (*link)->seq < handler->seq)
@@ -540,7 +539,8 @@ add_fallback(Datum *values, bool *nulls)
 }
 
 /*
- * Set up the handler of what is dispatched: one that has a fallback gets it.
+ * Set up the handler of what is dispatched, or of an event in its transaction:
+ * one that has a fallback gets it.
  */
 static void
 init_handler(CqrsHandler *handler, Datum signature)

@@ -35,6 +35,7 @@
 #include "utils/typcache.h"
 
 #include "catalog.h"
+#include "context.h"
 #include "debug_point.h"
 #include "events.h"
 #include "relay.h"
@@ -93,6 +94,8 @@ PG_FUNCTION_INFO_V1(cqrs_drain);
  *	parked_position	not 0: this parked event, due or not, and nothing else
  *	now				parked events are due if they are to be tried by then
  *	in_worker		limit the time of each call, and of the batch
+ *
+ * After an error, the caller sets cqrs_context_innermost to what it was.
  */
 void
 cqrs_target_deliver(CqrsSubscription *subscription, int partition,
@@ -351,14 +354,17 @@ deliver_new(Batch *batch, int max_events)
 }
 
 /*
- * Call the handler with one event, under a snapshot of its own.
+ * Call the handler with one event, under a snapshot of its own. What it is
+ * within, in cqrs_drain(), has nothing to do with the event.
  */
 static void
 call_handler(Batch *batch, const CqrsEvent *event, const char *status,
 			 int attempts)
 {
 	CqrsSubscription *subscription = batch->relay.subscription;
+	CqrsContext *outer = cqrs_context_innermost;
 	MemoryContext oldcontext;
+	CqrsContext context;
 	Datum		arg;
 	bool		isnull;
 
@@ -366,6 +372,13 @@ call_handler(Batch *batch, const CqrsEvent *event, const char *status,
 	batch->context.event = event;
 	oldcontext = MemoryContextSwitchTo(batch->per_event);
 	arg = cqrs_event_form(event, status, attempts, batch->desc);
+	cqrs_context_init(&context, "event",
+					  TextDatumGetCString(event->event_name));
+	context.has_id = true;
+	context.id = *DatumGetUUIDP(event->event_id);
+	context.headers = event->headers;
+	context.attempt = attempts + 1;
+	cqrs_context_innermost = &context;
 	CommandCounterIncrement();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (batch->in_worker && subscription->handler_timeout > 0)
@@ -382,6 +395,7 @@ call_handler(Batch *batch, const CqrsEvent *event, const char *status,
 	else
 		(void) cqrs_handler_call(&subscription->handler, arg, &isnull);
 	PopActiveSnapshot();
+	cqrs_context_innermost = outer;
 	MemoryContextSwitchTo(oldcontext);
 	MemoryContextReset(batch->per_event);
 	batch->context.event = NULL;
@@ -556,6 +570,7 @@ deliver_in_subtransaction(CqrsSubscription *subscription, int partition,
 {
 	MemoryContext oldcontext = CurrentMemoryContext;
 	ResourceOwner oldowner = CurrentResourceOwner;
+	CqrsContext *outer = cqrs_context_innermost;
 	ErrorData  *volatile error = NULL;
 
 	BeginInternalSubTransaction(NULL);
@@ -572,6 +587,7 @@ deliver_in_subtransaction(CqrsSubscription *subscription, int partition,
 		error = CopyErrorData();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
+		cqrs_context_innermost = outer;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(oldcontext);

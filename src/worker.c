@@ -49,6 +49,7 @@
 
 #include "broker_server.h"
 #include "catalog.h"
+#include "context.h"
 #include "failure.h"
 #include "launcher.h"
 #include "registry.h"
@@ -561,6 +562,7 @@ run(JobFunction function, Job *job)
 		disable_all_timeouts(false);
 		QueryCancelPending = false;
 		AbortCurrentTransaction();
+		cqrs_context_innermost = NULL;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
