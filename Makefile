@@ -39,6 +39,8 @@ OBJS = \
 	src/message.o \
 	src/operation.o \
 	src/payload.o \
+	src/payload_path.o \
+	src/payload_type.o \
 	src/pull.o \
 	src/registry.o \
 	src/relay.o \
