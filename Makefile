@@ -11,6 +11,7 @@ MODULE_big = cqrs_outbox
 OBJS = \
 	src/adopt.o \
 	src/breaker.o \
+	src/broker_entry.o \
 	src/broker_link.o \
 	src/broker_server.o \
 	src/capture.o \
