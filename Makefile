@@ -19,6 +19,7 @@ OBJS = \
 	src/context.o \
 	src/cqrs_outbox.o \
 	src/cursor.o \
+	src/deferred.o \
 	src/dead_letter.o \
 	src/dispatch.o \
 	src/domain_event.o \
@@ -45,6 +46,7 @@ OBJS = \
 	src/pull.o \
 	src/registry.o \
 	src/relay.o \
+	src/release.o \
 	src/retention.o \
 	src/retry.o \
 	src/rotation.o \
@@ -74,7 +76,7 @@ EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/cqrs_broker.h
 
-REGRESS = meeting command query chain stream fallback breaker idempotency emit domain_event context capture subscription retry pull retention health privileges adopt extension
+REGRESS = meeting command query chain stream fallback breaker idempotency emit domain_event context capture subscription retry deferred pull retention health privileges adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

@@ -145,7 +145,9 @@ COMMENT ON TABLE cqrs.fallback IS 'fallbacks of handlers';
 --                    NULL without server
 -- strict_key_order   to the broker, no event is on its way together with
 --                    another one of its topic and key
--- owner              whose privileges the delivery has
+-- runs_commands      what it gets are commands that its owner enqueued
+-- owner              whose privileges the delivery has; one with runs_commands
+--                    each
 -- partitions         over how many cursors the events are spread, by key
 -- max_attempts       so often an event is tried before it is a dead letter;
 --                    0: for ever
@@ -171,6 +173,7 @@ CREATE TABLE cqrs.subscription (
 	server				text,
 	format				text,
 	strict_key_order	boolean		NOT NULL,
+	runs_commands		boolean		NOT NULL DEFAULT false,
 	owner				regrole		NOT NULL,
 	partitions			integer		NOT NULL,
 	max_attempts		integer		NOT NULL,
@@ -185,7 +188,9 @@ CREATE TABLE cqrs.subscription (
 	missed_events		bigint		NOT NULL DEFAULT 0,
 	created_at			timestamptz	NOT NULL DEFAULT now()
 );
+CREATE UNIQUE INDEX subscription_runs_commands ON cqrs.subscription (owner) WHERE runs_commands;
 COMMENT ON TABLE cqrs.subscription IS 'subscriptions';
+COMMENT ON INDEX cqrs.subscription_runs_commands IS 'keeps a role from having two for its commands';
 
 -- ----------------------------------------------------------------------
 -- cqrs.subscription_topic: which topics a subscription reads
@@ -404,6 +409,35 @@ CREATE INDEX idempotency_2_stored_at ON cqrs.idempotency_2 (stored_at);
 COMMENT ON TABLE cqrs.idempotency_2 IS 'answers of commands that were sent with an idempotency key';
 COMMENT ON INDEX cqrs.idempotency_2_stored_at IS 'finds the newest';
 
+-- ----------------------------------------------------------------------
+-- cqrs.scheduled_command: commands that were enqueued for later. A row is
+-- deleted by the transaction that puts the command into the outbox, when its
+-- time has come.
+--
+-- command_id    UUID v7, which its event gets
+-- command_name  which command
+-- owner         who enqueued it: the current user then
+-- key           commands of one key are executed in order
+-- run_at        not before
+-- payload       JSON object
+-- headers       JSON object, or NULL: what its event's headers will say of what
+--               caused it
+-- enqueued_at   when it was enqueued
+-- ----------------------------------------------------------------------
+CREATE TABLE cqrs.scheduled_command (
+	command_id		uuid		PRIMARY KEY,
+	command_name	text		NOT NULL,
+	owner			regrole		NOT NULL,
+	key				text,
+	run_at			timestamptz	NOT NULL,
+	payload			jsonb		NOT NULL,
+	headers			jsonb,
+	enqueued_at		timestamptz	NOT NULL
+);
+CREATE INDEX scheduled_command_run_at ON cqrs.scheduled_command (run_at, command_id);
+COMMENT ON TABLE cqrs.scheduled_command IS 'commands that were enqueued for later';
+COMMENT ON INDEX cqrs.scheduled_command_run_at IS 'finds what is due';
+
 -- Positions of events. CACHE 1: a backend must not draw ahead, or an event
 -- emitted after another's commit could get the lower position.
 CREATE SEQUENCE cqrs.position CACHE 1;
@@ -426,6 +460,7 @@ SELECT pg_catalog.pg_extension_config_dump('cqrs.cursor', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.failure', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.retry', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.dead_letter', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.scheduled_command', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.position', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.idempotency_0', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.idempotency_1', '');
@@ -1174,6 +1209,96 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_adopt() IS 'makes restored events ordinary events of this cluster';
 
 -- ----------------------------------------------------------------------
+-- Deferred commands
+-- ----------------------------------------------------------------------
+
+-- Enqueues a command: once the transaction has committed, and not before run_at,
+-- the worker executes it, as cqrs_send() would, but in a transaction of its own,
+-- as the role that enqueued it. Its answer is lost. In its handler, the id in
+-- cqrs_context() is its command id; what was being handled when it was enqueued
+-- is its cause; attempt is which it is.
+--
+-- It is delivered like an event to a subscription: of a topic, to a
+-- subscription, both made when a role first enqueues, and named
+-- commands_of_<role>, or with a number behind that. So one that fails is tried
+-- again, after the same delays, with the same number of attempts, and is a dead
+-- letter in the end; cqrs_alter_subscription(), cqrs_pause(),
+-- cqrs_dead_letters(), cqrs_redrive(), cqrs_drain() and cqrs_wait() are used with
+-- it. It keeps its events whatever their size, until cqrs_alter_subscription()
+-- gives it a limit. A role's commands are executed one after the other.
+-- cqrs_unsubscribe() drops the topic, too, with what is in it; the next
+-- cqrs_enqueue() makes both anew.
+--   command_name  a registered command
+--   payload       JSON object; must fit the handlers, as of now
+--   key           while one waits to be tried again, later ones of its key wait
+--                 behind it; NULL: nobody waits for anybody. Its event has its
+--                 command id as key
+--   run_at        in the past: at once. Those for the same time are executed in
+--                 the order in which they were enqueued; a command for now comes
+--                 before one whose time has come just now
+-- Returns the command id, a UUID v7.
+-- Errors: as of cqrs_send(); 42883 or 42501 of any handler of a chain; 22004,
+-- 22008 a run_at that is NULL, or infinite; 25006 read-only transaction or
+-- standby, or in a query; 25000 parallel operation. The first time, 42501 the
+-- role has no LOGIN (before PostgreSQL 17).
+-- Locks: ROW EXCLUSIVE on the topic's current segment, or on
+-- cqrs.scheduled_command. The first time, SHARE ROW EXCLUSIVE on
+-- cqrs.subscription and cqrs.topic until the end of the transaction.
+-- Privileges: EXECUTE on the handlers; checked again when it is executed.
+CREATE FUNCTION cqrs_enqueue(command_name text, payload jsonb DEFAULT '{}', key text DEFAULT NULL,
+	run_at timestamptz DEFAULT now()) RETURNS uuid
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_enqueue(text, jsonb, text, timestamptz) IS 'has a command executed after the commit, or later';
+
+-- Cancels a command that was enqueued for later, and is not in the outbox yet.
+-- Returns false if there is none of that id: its time has come, it was
+-- cancelled already, or never was.
+-- Errors: 42501 it belongs to another role; 22004; 25006 read-only transaction
+-- or standby.
+-- Locks: the command's row. Waits for who is cancelling it, or putting it into
+-- the outbox.
+-- Privileges: membership in the role that enqueued it.
+CREATE FUNCTION cqrs_cancel_command(command_id uuid) RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_cancel_command(uuid) IS 'cancels a command that was enqueued for later';
+
+-- Commands that were enqueued for later, and are not in the outbox yet, of roles
+-- that the reader is a member of. Columns: see cqrs.scheduled_command.
+CREATE VIEW cqrs_scheduled_commands WITH (security_barrier) AS
+SELECT c.command_id,
+	   c.command_name,
+	   pg_get_userbyid(c.owner) AS owner,
+	   c.key,
+	   c.run_at,
+	   c.payload,
+	   c.enqueued_at
+FROM cqrs.scheduled_command c
+WHERE pg_has_role(current_user, c.owner, 'USAGE');
+GRANT SELECT ON cqrs_scheduled_commands TO PUBLIC;
+COMMENT ON VIEW cqrs_scheduled_commands IS 'commands that were enqueued for later';
+
+-- Puts the commands whose time has come, everybody's, into the outbox; once the
+-- transaction has committed, cqrs_drain() executes them. The worker does this
+-- by itself. Those that somebody is cancelling, or whose topic is locked, are
+-- left for the next time. Returns how many.
+-- Errors: 55000 a topic's tables were altered; 25006 read-only transaction or
+-- standby.
+-- Locks: the commands' rows, and ROW EXCLUSIVE on the topics' current segments,
+-- until the end of the transaction.
+-- Privileges: EXECUTE, not granted to PUBLIC.
+CREATE FUNCTION cqrs_release_commands() RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_release_commands() IS 'puts commands whose time has come into the outbox, by hand';
+
+-- Handler of the subscriptions that execute commands: sends the command that is
+-- named like the event, with its payload.
+-- Errors: as of cqrs_send().
+-- Privileges: EXECUTE is PUBLIC's: it allows nothing that cqrs_send() does not.
+CREATE FUNCTION cqrs_run_command(event cqrs_event) RETURNS void
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_run_command(cqrs_event) IS 'executes an enqueued command';
+
+-- ----------------------------------------------------------------------
 -- Retention
 -- ----------------------------------------------------------------------
 
@@ -1505,6 +1630,21 @@ CROSS JOIN LATERAL (
 ) c
 WHERE (SELECT cqrs.usable())
 UNION ALL
+-- a command is not executed
+SELECT 'error', 'commands_late', format('commands of role "%s"', pg_get_userbyid(c.owner)),
+	   format('%s commands whose time has come are not in the outbox, the first since %s%s.', c.commands, c.run_at,
+			  CASE WHEN NOT c.subscribed THEN ': the role has no subscription for them' END),
+	   CASE WHEN c.subscribed THEN 'See the server''s log, and who has locked the topic''s tables.'
+			ELSE 'The role''s next cqrs_enqueue() makes the subscription; or cqrs_cancel_command().' END,
+	   clock_timestamp() - c.run_at, NULL
+FROM (SELECT d.owner, count(*) AS commands, min(d.run_at) AS run_at,
+			 EXISTS (SELECT FROM cqrs.subscription s JOIN cqrs.subscription_topic t USING (subscription_id)
+					 WHERE s.runs_commands AND s.owner = d.owner) AS subscribed
+	  FROM (SELECT owner, run_at FROM cqrs.scheduled_command
+			WHERE run_at <= clock_timestamp() ORDER BY run_at LIMIT 10000) d
+	  GROUP BY d.owner) c
+WHERE (SELECT cqrs.usable())
+UNION ALL
 -- a handler is not called
 SELECT 'warning', 'breaker_open', format('handler %s', b.handler),
 	   format('It failed %s times in a row; since %s, its fallback %s is called instead.',
@@ -1570,7 +1710,7 @@ REVOKE EXECUTE ON FUNCTION
 		boolean),
 	cqrs_unsubscribe(text), cqrs_pause(text), cqrs_resume(text), cqrs_seek(text, text), cqrs_seek(text, timestamptz),
 	cqrs_redrive(text, uuid), cqrs_discard(text, uuid),
-	cqrs_tick(), cqrs_drain(text), cqrs_adopt(), cqrs_maintain(text),
+	cqrs_tick(), cqrs_drain(text), cqrs_release_commands(), cqrs_adopt(), cqrs_maintain(text),
 	cqrs_worker_status(), cqrs_health(interval, interval), cqrs.check()
 FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION cqrs_worker_status(), cqrs_health(interval, interval), cqrs.check() TO pg_monitor;

@@ -78,6 +78,20 @@ cqrs_table_update(Relation rel, ItemPointer tid, TupleTableSlot *slot,
 	return (bool) update_indexes;
 }
 
+/* 19 gave table_tuple_delete() options. */
+static inline TM_Result
+cqrs_table_delete(Relation rel, ItemPointer tid, CommandId cid,
+				  Snapshot snapshot, bool wait, TM_FailureData *tmfd)
+{
+#if PG_VERSION_NUM >= 190000
+	return table_tuple_delete(rel, tid, cid, 0, snapshot, InvalidSnapshot,
+							  wait, tmfd);
+#else
+	return table_tuple_delete(rel, tid, cid, snapshot, InvalidSnapshot, wait,
+							  tmfd, false);
+#endif
+}
+
 /* 18 gave index_beginscan() instrument, 19 flags. */
 static inline IndexScanDesc
 cqrs_index_beginscan(Relation rel, Relation index, Snapshot snapshot,

@@ -86,7 +86,6 @@ struct CqrsEmitter
 
 static void check_payload(CqrsEventType *event_type, Datum payload);
 static void emit(CqrsEventType *event_type, CqrsEvent *event);
-static void insert(CqrsEvent *event);
 static void writer_open(Writer *writer, const CqrsTopic *topic);
 static void writer_close(Writer *writer);
 static void fill_slot(Writer *writer, TupleTableSlot *slot, CqrsEvent *event);
@@ -325,6 +324,29 @@ cqrs_emitter_end(CqrsEmitter *emitter)
 }
 
 /*
+ * Write one event to its topic as it is, and no more: its type, which need not
+ * be registered, the payload and the user's privileges are the caller's
+ * matter, no handler is called, and no header added. Its position is set.
+ *
+ * Raises 55000 if the topic's tables were altered.
+ */
+void
+cqrs_event_write(CqrsEvent *event)
+{
+	Writer		writer;
+	TupleTableSlot *slot;
+
+	writer_open(&writer, event->topic);
+	slot = table_slot_create(writer.rel, NULL);
+	fill_slot(&writer, slot, event);
+	table_tuple_insert(writer.rel, slot, GetCurrentCommandId(true), 0, NULL);
+	CQRS_DEBUG_POINT("emit_before_index");
+	cqrs_indexes_insert(&writer.indexes, slot);
+	ExecDropSingleTupleTableSlot(slot);
+	writer_close(&writer);
+}
+
+/*
  * Does the payload fit the event type? Raises what payload.c says.
  */
 static void
@@ -356,28 +378,9 @@ emit(CqrsEventType *event_type, CqrsEvent *event)
 	if (cqrs_context_has_headers())
 		event->headers = cqrs_context_headers(event->headers);
 	if (event->topic != NULL)
-		insert(event);
+		cqrs_event_write(event);
 	if (event_type->handlers != NULL)
 		cqrs_domain_event_add(event_type, event);
-}
-
-/*
- * Write one event to its topic.
- */
-static void
-insert(CqrsEvent *event)
-{
-	Writer		writer;
-	TupleTableSlot *slot;
-
-	writer_open(&writer, event->topic);
-	slot = table_slot_create(writer.rel, NULL);
-	fill_slot(&writer, slot, event);
-	table_tuple_insert(writer.rel, slot, GetCurrentCommandId(true), 0, NULL);
-	CQRS_DEBUG_POINT("emit_before_index");
-	cqrs_indexes_insert(&writer.indexes, slot);
-	ExecDropSingleTupleTableSlot(slot);
-	writer_close(&writer);
 }
 
 /*

@@ -11,12 +11,14 @@
 #include "cqrs_outbox.h"
 
 #include "registry.h"
+#include "window.h"
 
 typedef struct CqrsEmitter CqrsEmitter;
 
 extern void cqrs_emit_require(const CqrsEventType *event_type);
 extern void cqrs_emit_event(CqrsEventType *event_type, Datum event_name,
 							NullableDatum key, NullableDatum payload);
+extern void cqrs_event_write(CqrsEvent *event);
 extern CqrsEmitter *cqrs_emitter_begin(CqrsEventType *event_type,
 									   Datum event_name);
 extern void cqrs_emitter_add(CqrsEmitter *emitter, NullableDatum key,

@@ -25,7 +25,8 @@
  *	  commit we saw done, and nothing cancels ours: SIGINT is ignored, and
  *	  SIGTERM ends us before we say so.
  * 4. Between looks, it has segments rotated and truncated (see maintain.c), one
- *	  at a time, so that this holds up no delivery.
+ *	  at a time, so that this holds up no delivery; and puts commands that were
+ *	  scheduled, and whose time has come, into the outbox (see release.c).
  * 5. The manager looks at the extension in each cycle. If it was dropped, or
  *	  made anew, it exits, and takes the database's workers with it. If it
  *	  does not fit the library any more, nothing is delivered until it does.
@@ -51,6 +52,7 @@
 #include "launcher.h"
 #include "maintain.h"
 #include "registry.h"
+#include "release.h"
 #include "schedule.h"
 #include "shmem.h"
 #include "tick.h"
@@ -135,6 +137,7 @@ cqrs_manager_main(Datum arg)
 						wait = cqrs_schedule_assign(my_slot, my_database_name);
 				}
 				wait = cqrs_maintain_next(wait);
+				wait = cqrs_release_next(my_slot, wait);
 			}
 		}
 

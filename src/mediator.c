@@ -25,6 +25,7 @@
 #include "catalog.h"
 #include "dispatch.h"
 #include "idempotency.h"
+#include "mediator.h"
 #include "payload.h"
 #include "registry.h"
 #include "stream.h"
@@ -47,7 +48,6 @@ static char *check_handler(CqrsCommandKind kind, Oid funcid,
 						   bool *returns_set);
 static CqrsCommand *command_arg(FunctionCallInfo fcinfo,
 								CqrsCommandKind kind);
-static Datum payload_arg(FunctionCallInfo fcinfo, CqrsCommand *command);
 static CqrsCommand *command_by_type(Oid typid);
 
 PG_FUNCTION_INFO_V1(cqrs_register_command);
@@ -143,7 +143,7 @@ cqrs_send(PG_FUNCTION_ARGS)
 		cqrs_idempotency_lock(&key, PG_GETARG_TEXT_P(2));
 	command = command_arg(fcinfo, CQRS_COMMAND);
 	cqrs_dispatch_init(&dispatch, command,
-					   payload_arg(fcinfo, command), JSONBOID);
+					   cqrs_command_payload_arg(fcinfo, command), JSONBOID);
 	if (keyed)
 		return cqrs_idempotency_run(&key, &dispatch, &fcinfo->isnull);
 	return cqrs_dispatch_run(&dispatch, &fcinfo->isnull);
@@ -159,7 +159,7 @@ cqrs_query(PG_FUNCTION_ARGS)
 	CqrsDispatch dispatch;
 
 	cqrs_dispatch_init(&dispatch, command,
-					   payload_arg(fcinfo, command), JSONBOID);
+					   cqrs_command_payload_arg(fcinfo, command), JSONBOID);
 	return cqrs_dispatch_run(&dispatch, &fcinfo->isnull);
 }
 
@@ -199,7 +199,8 @@ cqrs_stream(PG_FUNCTION_ARGS)
 	{
 		CqrsCommand *command = command_arg(fcinfo, CQRS_STREAM);
 
-		cqrs_stream_begin(fcinfo, command, payload_arg(fcinfo, command));
+		cqrs_stream_begin(fcinfo, command,
+						  cqrs_command_payload_arg(fcinfo, command));
 	}
 	return cqrs_stream_next(fcinfo);
 }
@@ -212,6 +213,56 @@ cqrs_next(PG_FUNCTION_ARGS)
 {
 	cqrs_dispatch_pass_on();
 	PG_RETURN_NULL();
+}
+
+/*
+ * The command of this name, which is of this kind, as it is registered now.
+ * Raises 42883 or 42809.
+ */
+CqrsCommand *
+cqrs_command_get(const char *name, CqrsCommandKind kind)
+{
+	const char *kind_name = cqrs_command_kind_name(kind);
+	CqrsCommand *command;
+
+	AcceptInvalidationMessages();
+	command = cqrs_registry_command(name);
+	if (command == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("%s \"%s\" is not registered", kind_name, name),
+				 errhint("Register it with %s.",
+						 kind == CQRS_QUERY ? "cqrs_register_query()" :
+						 "cqrs_register_command()")));
+	if (command->kind != kind)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" is a %s, not a %s", name,
+						cqrs_command_kind_name(command->kind), kind_name),
+				 errhint("Call %s.", cqrs_command_function(command->kind))));
+	return command;
+}
+
+/*
+ * The second argument, a JSON object that is not toasted. Raises 22004 or
+ * 22023.
+ */
+Datum
+cqrs_command_payload_arg(FunctionCallInfo fcinfo, CqrsCommand *command)
+{
+	const char *kind_name = cqrs_command_kind_name(command->kind);
+	Jsonb	   *payload;
+
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("payload of %s \"%s\" must not be null", kind_name,
+						command->name),
+				 errhint("A %s without values has the payload {}.",
+						 kind_name)));
+	payload = PG_GETARG_JSONB_P(1);
+	cqrs_payload_check_object(payload, kind_name, command->name);
+	return JsonbPGetDatum(payload);
 }
 
 /*
@@ -305,48 +356,9 @@ check_handler(CqrsCommandKind kind, Oid funcid, bool *returns_set)
 static CqrsCommand *
 command_arg(FunctionCallInfo fcinfo, CqrsCommandKind kind)
 {
-	const char *kind_name = cqrs_command_kind_name(kind);
-	char	   *name = cqrs_name_arg(fcinfo, 0, kind_name);
-	CqrsCommand *command;
-
-	AcceptInvalidationMessages();
-	command = cqrs_registry_command(name);
-	if (command == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("%s \"%s\" is not registered", kind_name, name),
-				 errhint("Register it with %s.",
-						 kind == CQRS_QUERY ? "cqrs_register_query()" :
-						 "cqrs_register_command()")));
-	if (command->kind != kind)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("\"%s\" is a %s, not a %s", name,
-						cqrs_command_kind_name(command->kind), kind_name),
-				 errhint("Call %s.", cqrs_command_function(command->kind))));
-	return command;
-}
-
-/*
- * The second argument, a JSON object that is not toasted. Raises 22004 or
- * 22023.
- */
-static Datum
-payload_arg(FunctionCallInfo fcinfo, CqrsCommand *command)
-{
-	const char *kind_name = cqrs_command_kind_name(command->kind);
-	Jsonb	   *payload;
-
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("payload of %s \"%s\" must not be null", kind_name,
-						command->name),
-				 errhint("A %s without values has the payload {}.",
-						 kind_name)));
-	payload = PG_GETARG_JSONB_P(1);
-	cqrs_payload_check_object(payload, kind_name, command->name);
-	return JsonbPGetDatum(payload);
+	return cqrs_command_get(cqrs_name_arg(fcinfo, 0,
+										  cqrs_command_kind_name(kind)),
+							kind);
 }
 
 /*

@@ -62,6 +62,9 @@ static HTAB *subscriptions = NULL;
 static HTAB *topics_by_id = NULL;
 static HTAB *subscriptions_by_id = NULL;
 
+/* The subscriptions that run commands, by their owners. */
+static HTAB *command_subscriptions = NULL;
+
 typedef struct IdEntry
 {
 	int32		id;				/* hash key */
@@ -97,6 +100,7 @@ enum
 	SUBSCRIPTION_SERVER,
 	SUBSCRIPTION_FORMAT,
 	SUBSCRIPTION_STRICT_KEY_ORDER,
+	SUBSCRIPTION_RUNS_COMMANDS,
 	SUBSCRIPTION_OWNER,
 	SUBSCRIPTION_PARTITIONS,
 	SUBSCRIPTION_MAX_ATTEMPTS,
@@ -228,6 +232,16 @@ cqrs_registry_subscription_by_id(int32 subscription_id)
 }
 
 /*
+ * The subscription that runs the commands which this role enqueued.
+ */
+CqrsSubscription *
+cqrs_registry_command_subscription(Oid owner)
+{
+	load_if_stale();
+	return find_by_id(command_subscriptions, (int32) owner);
+}
+
+/*
  * The topic, or 42704.
  */
 CqrsTopic *
@@ -346,7 +360,7 @@ load_if_stale(void)
 		MemoryContextSetParent(registry_context, TopTransactionContext);
 		registry_context = NULL;
 		topics = event_types = commands = fallbacks = subscriptions = NULL;
-		topics_by_id = subscriptions_by_id = NULL;
+		topics_by_id = subscriptions_by_id = command_subscriptions = NULL;
 	}
 
 	/* Until the load is over, the context goes with the transaction. */
@@ -360,6 +374,7 @@ load_if_stale(void)
 	fallbacks = new_fallback_table();
 	subscriptions = new_table("cqrs subscriptions", sizeof(CqrsSubscription));
 	subscriptions_by_id = new_id_table("cqrs subscriptions by id");
+	command_subscriptions = new_id_table("cqrs subscriptions for commands");
 
 	/* Opening the marker takes in what has been committed by now. */
 	relation_close(relation_open(cqrs_relation_oid(CQRS_REL_TOPIC),
@@ -598,6 +613,8 @@ add_subscription(Datum *values, bool *nulls)
 		TextDatumGetCString(values[SUBSCRIPTION_FORMAT - 1]);
 	subscription->strict_key_order =
 		DatumGetBool(values[SUBSCRIPTION_STRICT_KEY_ORDER - 1]);
+	subscription->runs_commands =
+		DatumGetBool(values[SUBSCRIPTION_RUNS_COMMANDS - 1]);
 	subscription->owner = DatumGetObjectId(values[SUBSCRIPTION_OWNER - 1]);
 	subscription->partitions =
 		DatumGetInt32(values[SUBSCRIPTION_PARTITIONS - 1]);
@@ -621,6 +638,9 @@ add_subscription(Datum *values, bool *nulls)
 	subscription->topics = NULL;
 	remember_by_id(subscriptions_by_id, subscription->subscription_id,
 				   subscription);
+	if (subscription->runs_commands)
+		remember_by_id(command_subscriptions, (int32) subscription->owner,
+					   subscription);
 }
 
 static void

@@ -85,6 +85,7 @@ typedef struct CqrsSubscription
 	char	   *server;			/* of a broker; NULL: none */
 	char	   *format;			/* only with server */
 	bool		strict_key_order;	/* the same */
+	bool		runs_commands;	/* its owner's; see deferred.c */
 	int			ntopics;
 	CqrsTopic **topics;			/* may be none, after cqrs_drop_topic() */
 } CqrsSubscription;
@@ -102,6 +103,7 @@ extern CqrsCommand *cqrs_registry_command(const char *name);
 extern struct CqrsFallback *cqrs_registry_fallback(const char *signature);
 extern CqrsSubscription *cqrs_registry_subscription(const char *name);
 extern CqrsSubscription *cqrs_registry_subscription_by_id(int32 subscription_id);
+extern CqrsSubscription *cqrs_registry_command_subscription(Oid owner);
 
 /* The same, or an error with the SQLSTATE that the name says. */
 extern CqrsTopic *cqrs_topic_get(const char *name);

@@ -7,7 +7,9 @@
  * has become visible, and after its invalidations were sent: it may have
  * changed the registry. That is later than XACT_EVENT_COMMIT. One that created the extension, or a database that may
  * have it, tells the launcher. So does one that emitted in a database without
- * a slot: CREATE DATABASE may have copied the extension there.
+ * a slot: CREATE DATABASE may have copied the extension there. One that scheduled
+ * a command, or removed a scheduled one, tells the manager for when; see
+ * release.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -46,8 +48,16 @@ static bool emitted = false;
 static CqrsTopicSet emitted_topics;
 static Oid	announced = InvalidOid;
 
-/* What the transaction that is just committing tells. */
+/*
+ * The first commands that this transaction scheduled, and that it removed; or
+ * DT_NOEND.
+ */
+static TimestampTz scheduled_from = DT_NOEND;
+static TimestampTz removed_from = DT_NOEND;
+
+/* What the transaction that is just ending tells. */
 static bool tell_manager = false;
+static TimestampTz tell_run_at = DT_NOEND;
 static Oid	tell_launcher = InvalidOid;
 
 /* Our database's slot, when it was last found. */
@@ -137,6 +147,43 @@ cqrs_shmem_changed(void)
 {
 	emitted = true;
 	memset(&emitted_topics, 0xFF, sizeof(emitted_topics));
+}
+
+/*
+ * This transaction scheduled a command for that time: when it commits, have the
+ * manager know. DT_NOBEGIN: any time.
+ */
+void
+cqrs_shmem_command_scheduled(TimestampTz run_at)
+{
+	scheduled_from = Min(scheduled_from, run_at);
+}
+
+/*
+ * This transaction removed a command scheduled for that time. However it ends,
+ * have the manager know: it passes by what somebody is removing, and that may
+ * be there again, also if only a savepoint is rolled back.
+ */
+void
+cqrs_shmem_command_removed(TimestampTz run_at)
+{
+	removed_from = Min(removed_from, run_at);
+}
+
+/*
+ * A command may be scheduled for that time. Returns whether the manager might
+ * have looked too late. Needs no lock.
+ */
+bool
+cqrs_shmem_lower_next_run_at(CqrsDatabaseSlot *slot, TimestampTz run_at)
+{
+	uint64		known = pg_atomic_read_u64(&slot->next_run_at);
+
+	while (run_at < (TimestampTz) known)
+		if (pg_atomic_compare_exchange_u64(&slot->next_run_at, &known,
+										   (uint64) run_at))
+			return true;
+	return false;
 }
 
 void
@@ -234,6 +281,7 @@ cqrs_database_clear(CqrsDatabaseSlot *slot)
 	slot->waiting_since = 0;
 	slot->failed_subscription = 0;
 	pg_atomic_write_u64(&slot->durable_tick, 0);
+	pg_atomic_write_u64(&slot->next_run_at, (uint64) DT_NOBEGIN);
 }
 
 /*
@@ -433,6 +481,7 @@ shmem_startup(void)
 		for (i = 0; i < cqrs_max_databases; i++)
 		{
 			pg_atomic_init_u64(&cqrs_shared->databases[i].durable_tick, 0);
+			pg_atomic_init_u64(&cqrs_shared->databases[i].next_run_at, 0);
 			pg_atomic_init_u32(&cqrs_shared->databases[i].pending, 0);
 			pg_atomic_init_u32(&cqrs_shared->databases[i].asleep, 0);
 			for (j = 0; j < CQRS_TOPIC_WORDS; j++)
@@ -458,11 +507,15 @@ at_xact_end(XactEvent event, void *arg)
 	{
 		tell_manager = emitted;
 		tell_launcher = announced;
+		tell_run_at = Min(scheduled_from, removed_from);
 	}
 	else if (emitted)
 		memset(&emitted_topics, 0, sizeof(emitted_topics));
+	if (event == XACT_EVENT_ABORT && cqrs_shared != NULL)
+		tell_run_at = removed_from;
 	emitted = false;
 	announced = InvalidOid;
+	scheduled_from = removed_from = DT_NOEND;
 }
 
 /*
@@ -475,10 +528,11 @@ at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level,
 	CqrsDatabaseSlot *slot;
 
 	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !is_top_level ||
-		(!tell_manager && !OidIsValid(tell_launcher)))
+		(!tell_manager && tell_run_at == DT_NOEND &&
+		 !OidIsValid(tell_launcher)))
 		return;
 
-	if (tell_manager)
+	if (tell_manager || tell_run_at != DT_NOEND)
 	{
 		if (my_database == NULL || my_database->dboid != MyDatabaseId)
 		{
@@ -490,11 +544,13 @@ at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level,
 		{
 			int			i;
 
-			for (i = 0; i < CQRS_TOPIC_WORDS; i++)
+			for (i = 0; tell_manager && i < CQRS_TOPIC_WORDS; i++)
 				if (emitted_topics.words[i] != 0)
 					(void) pg_atomic_fetch_or_u64(&my_database->dirty[i],
 												  emitted_topics.words[i]);
-			cqrs_shmem_wake(my_database);
+			if (cqrs_shmem_lower_next_run_at(my_database, tell_run_at) ||
+				tell_manager)
+				cqrs_shmem_wake(my_database);
 		}
 		else if (!OidIsValid(tell_launcher))
 			tell_launcher = MyDatabaseId;
@@ -512,6 +568,7 @@ at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level,
 	if (tell_manager)
 		memset(&emitted_topics, 0, sizeof(emitted_topics));
 	tell_manager = false;
+	tell_run_at = DT_NOEND;
 	tell_launcher = InvalidOid;
 }
 

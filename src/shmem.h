@@ -73,6 +73,13 @@ typedef struct CqrsDatabaseSlot
 	 */
 	pg_atomic_uint64 durable_tick;
 
+	/*
+	 * A TimestampTz: no command is scheduled for an earlier time, as far as
+	 * the commits have told that the manager has not heard of yet. See
+	 * release.c.
+	 */
+	pg_atomic_uint64 next_run_at;
+
 	pg_atomic_uint32 pending;
 	pg_atomic_uint32 asleep;
 	pg_atomic_uint64 dirty[CQRS_TOPIC_WORDS];
@@ -146,6 +153,10 @@ extern void cqrs_shmem_init_process(void);
 extern void cqrs_require_preloaded(void);
 extern void cqrs_shmem_emitted(int32 topic_id);
 extern void cqrs_shmem_changed(void);
+extern void cqrs_shmem_command_scheduled(TimestampTz run_at);
+extern void cqrs_shmem_command_removed(TimestampTz run_at);
+extern bool cqrs_shmem_lower_next_run_at(CqrsDatabaseSlot *slot,
+										 TimestampTz run_at);
 extern void cqrs_topic_set_add(CqrsTopicSet *topics, int32 topic_id);
 extern bool cqrs_topic_set_has(const CqrsTopicSet *topics, int32 topic_id);
 extern void cqrs_shmem_take_dirty(CqrsDatabaseSlot *slot, CqrsTopicSet *topics);

@@ -35,7 +35,6 @@ static void check_settings(FunctionCallInfo fcinfo, const char *name,
 						   int first_arg, bool null_allowed, Oid *types,
 						   Datum *values, char *nulls);
 static char *check_handler(const char *subscription, Oid funcid);
-static void check_login(const char *subscription);
 static void check_broker(FunctionCallInfo fcinfo, const char *name,
 						 int first_arg, const CqrsSubscription *old,
 						 Oid *types, Datum *values, char *nulls);
@@ -81,15 +80,12 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	bool		latest;
 	int			partitions;
 	List	   *topics;
-	ListCell   *lc;
 	CqrsAdmin	admin;
 	Oid			types[4 + SETTINGS + BROKER_SETTINGS] = {TEXTOID, TEXTOID, OIDOID, INT4OID};
 	Datum		values[4 + SETTINGS + BROKER_SETTINGS];
 	char		nulls[4 + SETTINGS + BROKER_SETTINGS];
 	bool		isnull;
-	bool		native = true;
 	int32		subscription_id;
-	int			i;
 
 	cqrs_require_writable("cqrs_subscribe()");
 	cqrs_name_check("subscription", name);
@@ -136,34 +132,8 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	subscription_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
 												  SPI_tuptable->tupdesc, 1,
 												  &isnull));
-	foreach(lc, topics)
-	{
-		Oid			link_types[2] = {INT4OID, INT4OID};
-		Datum		link_values[2];
-		CqrsTopic  *topic;
-
-		/* Until our cursor can be seen, nothing is to be truncated. */
-		(void) cqrs_object_lock(CQRS_REL_TOPIC, lfirst_int(lc), 0, ShareLock,
-								true);
-		topic = cqrs_registry_topic_by_id(lfirst_int(lc));
-		native &= topic == NULL || topic->native;
-		link_values[0] = Int32GetDatum(subscription_id);
-		link_values[1] = Int32GetDatum(lfirst_int(lc));
-		cqrs_admin_execute("INSERT INTO cqrs.subscription_topic (subscription_id, topic_id) VALUES ($1, $2)",
-						   2, link_types, link_values, NULL);
-	}
 	cqrs_admin_end(&admin);
-
-	for (i = 0; i < partitions; i++)
-	{
-		CqrsCursor	cursor = {.subscription_id = subscription_id};
-
-		cursor.partition = i;
-		cqrs_cursor_start(&cursor, latest, native);
-		cqrs_cursor_append(&cursor);
-	}
-	foreach(lc, topics)
-		cqrs_shmem_emitted(lfirst_int(lc));
+	cqrs_subscription_start(subscription_id, topics, partitions, latest);
 	PG_RETURN_VOID();
 }
 
@@ -185,6 +155,16 @@ cqrs_unsubscribe(PG_FUNCTION_ARGS)
 	int			i;
 
 	cqrs_subscription_lock_all(subscription);
+
+	/* Its topic is for it alone. Tables are locked in the order of enqueuing. */
+	if (subscription->runs_commands)
+	{
+		cqrs_admin_begin(&admin);
+		cqrs_admin_ddl("LOCK TABLE cqrs.subscription IN ROW EXCLUSIVE MODE");
+		cqrs_admin_end(&admin);
+		for (i = 0; i < subscription->ntopics; i++)
+			cqrs_topic_drop(subscription->topics[i]->name, true);
+	}
 	values[0] = Int32GetDatum(subscription_id);
 	cqrs_admin_begin(&admin);
 	for (i = 0; i < lengthof(tables); i++)
@@ -255,6 +235,55 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 	cqrs_admin_end(&admin);
 	cqrs_subscription_wake(subscription);
 	PG_RETURN_VOID();
+}
+
+/*
+ * Have a subscription whose row was just made start with these topics, a list
+ * of ids: at what they retain, or at what commits from now on.
+ */
+void
+cqrs_subscription_start(int32 subscription_id, List *topics, int partitions,
+						bool latest)
+{
+	bool		native = true;
+	ListCell   *lc;
+	int			i;
+
+	foreach(lc, topics)
+		native &= cqrs_subscription_add_topic(subscription_id, lfirst_int(lc));
+	for (i = 0; i < partitions; i++)
+	{
+		CqrsCursor	cursor = {.subscription_id = subscription_id};
+
+		cursor.partition = i;
+		cqrs_cursor_start(&cursor, latest, native);
+		cqrs_cursor_append(&cursor);
+	}
+	foreach(lc, topics)
+		cqrs_shmem_emitted(lfirst_int(lc));
+}
+
+/*
+ * Have a subscription read a topic, too. Until its cursor can be seen, nothing
+ * of the topic is truncated. Returns whether the topic is native.
+ */
+bool
+cqrs_subscription_add_topic(int32 subscription_id, int32 topic_id)
+{
+	CqrsAdmin	admin;
+	Oid			types[2] = {INT4OID, INT4OID};
+	Datum		values[2];
+	CqrsTopic  *topic;
+
+	(void) cqrs_object_lock(CQRS_REL_TOPIC, topic_id, 0, ShareLock, true);
+	topic = cqrs_registry_topic_by_id(topic_id);
+	values[0] = Int32GetDatum(subscription_id);
+	values[1] = Int32GetDatum(topic_id);
+	cqrs_admin_begin(&admin);
+	cqrs_admin_execute("INSERT INTO cqrs.subscription_topic (subscription_id, topic_id) VALUES ($1, $2)",
+					   2, types, values, NULL);
+	cqrs_admin_end(&admin);
+	return topic == NULL || topic->native;
 }
 
 /*
@@ -389,6 +418,22 @@ cqrs_subscription_owner_can_login(Oid owner)
 }
 
 /*
+ * Can the current user own a subscription that a worker delivers? If not,
+ * 42501.
+ */
+void
+cqrs_subscription_require_login(const char *subscription)
+{
+	if (!cqrs_subscription_owner_can_login(GetUserId()))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" cannot own subscription \"%s\"",
+						GetUserNameFromId(GetUserId(), true), subscription),
+				 errdetail("The worker connects as the owner, who is not permitted to log in."),
+				 errhint("ALTER ROLE ... LOGIN; it needs no password for this.")));
+}
+
+/*
  * The settings among the arguments, as parameters of a statement. Raises 22004
  * for NULL if that is not allowed, 22023 for a negative one.
  */
@@ -467,24 +512,8 @@ check_handler(const char *subscription, Oid funcid)
 	cqrs_subscription_check_handler_owner(subscription, GetUserId(),
 										  signature, funcowner);
 
-	check_login(subscription);
+	cqrs_subscription_require_login(subscription);
 	return signature;
-}
-
-/*
- * Can the current user own a subscription that a worker delivers? If not,
- * 42501.
- */
-static void
-check_login(const char *subscription)
-{
-	if (!cqrs_subscription_owner_can_login(GetUserId()))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("role \"%s\" cannot own subscription \"%s\"",
-						GetUserNameFromId(GetUserId(), true), subscription),
-				 errdetail("The worker connects as the owner, who is not permitted to log in."),
-				 errhint("ALTER ROLE ... LOGIN; it needs no password for this.")));
 }
 
 /*
@@ -542,7 +571,7 @@ check_broker(FunctionCallInfo fcinfo, const char *name, int first_arg,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be owner of subscription \"%s\" to change its server",
 						name)));
-	check_login(name);
+	cqrs_subscription_require_login(name);
 	(void) cqrs_broker_server(TextDatumGetCString(args[0].value), name,
 							  GetUserId());
 	if (old == NULL && args[1].isnull)

@@ -11,9 +11,13 @@
 #include "cqrs_outbox.h"
 
 #include "fmgr.h"
+#include "nodes/pg_list.h"
 
 #include "registry.h"
 
+extern void cqrs_subscription_start(int32 subscription_id, List *topics,
+									int partitions, bool latest);
+extern bool cqrs_subscription_add_topic(int32 subscription_id, int32 topic_id);
 extern CqrsSubscription *cqrs_subscription_own(FunctionCallInfo fcinfo,
 											   const char *function);
 extern void cqrs_subscription_wake(const CqrsSubscription *subscription);
@@ -27,5 +31,6 @@ extern void cqrs_subscription_check_handler_owner(const char *subscription,
 												  const char *signature,
 												  Oid funcowner);
 extern bool cqrs_subscription_owner_can_login(Oid owner);
+extern void cqrs_subscription_require_login(const char *subscription);
 
 #endif							/* CQRS_SUBSCRIPTION_H */

@@ -44,7 +44,6 @@
 
 static void require_control(const CqrsTopic *topic, const char *verb);
 static void check_retention(const char *name, Interval *retention);
-static void create_topic(const char *name, Interval *retention);
 
 PG_FUNCTION_INFO_V1(cqrs_create_topic);
 PG_FUNCTION_INFO_V1(cqrs_alter_topic);
@@ -65,7 +64,7 @@ cqrs_create_topic(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("retention of topic \"%s\" must not be null", name)));
-	create_topic(name, PG_GETARG_INTERVAL_P(1));
+	(void) cqrs_topic_create(name, PG_GETARG_INTERVAL_P(1), true);
 	PG_RETURN_VOID();
 }
 
@@ -108,15 +107,179 @@ cqrs_drop_topic(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "topic");
 	bool		force = !PG_ARGISNULL(1) && PG_GETARG_BOOL(1);
-	CqrsTopic  *topic;
+
+	cqrs_require_writable("cqrs_drop_topic()");
+	require_control(cqrs_topic_get(name), "drop");
+	cqrs_topic_drop(name, force);
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_register_event(event_name, topic, payload_type)
+ */
+Datum
+cqrs_register_event(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
+	Oid			payload_type;
+	CqrsAdmin	admin;
+	Oid			types[3] = {TEXTOID, INT4OID, REGTYPEOID};
+	Datum		values[3] = {0};
+	char		nulls[3] = {' ', 'n', ' '};
+
+	cqrs_require_writable("cqrs_register_event()");
+	cqrs_name_check("event", name);
+	if (PG_ARGISNULL(2))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("payload type of event \"%s\" must not be null",
+						name)));
+	payload_type = PG_GETARG_OID(2);
+	if (payload_type != JSONBOID &&
+		!cqrs_payload_type_is_composite(payload_type))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("payload of event \"%s\" cannot be of type %s", name,
+						format_type_be(payload_type)),
+				 errhint("The payload type is jsonb or a composite type.")));
+
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl("LOCK TABLE cqrs.event_type IN SHARE ROW EXCLUSIVE MODE");
+	cqrs_admin_end(&admin);
+	if (cqrs_registry_event_type(name) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("event \"%s\" is already registered", name)));
+	if (!PG_ARGISNULL(1))
+	{
+		char	   *topic_name = text_to_cstring(PG_GETARG_TEXT_PP(1));
+
+		if (cqrs_registry_topic(topic_name) == NULL)
+		{
+			Interval	retention = {.day = 1};
+
+			(void) cqrs_topic_create(topic_name, &retention, true);
+		}
+		values[1] = Int32GetDatum(cqrs_topic_get(topic_name)->topic_id);
+		nulls[1] = ' ';
+	}
+
+	values[0] = CStringGetTextDatum(name);
+	values[2] = ObjectIdGetDatum(payload_type);
+	cqrs_admin_begin(&admin);
+	cqrs_admin_execute("INSERT INTO cqrs.event_type (event_name, topic_id, payload_type) VALUES ($1, $2, $3)",
+					   3, types, values, nulls);
+	cqrs_admin_end(&admin);
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_unregister_event(event_name)
+ */
+Datum
+cqrs_unregister_event(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
+	CqrsAdmin	admin;
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1];
+
+	cqrs_require_writable("cqrs_unregister_event()");
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl("LOCK TABLE cqrs.event_type IN SHARE ROW EXCLUSIVE MODE");
+	values[0] = CStringGetTextDatum(name);
+	cqrs_admin_execute("DELETE FROM cqrs.event_handler WHERE event_name = $1",
+					   1, types, values, NULL);
+	if (cqrs_admin_execute("DELETE FROM cqrs.event_type WHERE event_name = $1",
+						   1, types, values, NULL) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("event \"%s\" is not registered", name)));
+	cqrs_admin_end(&admin);
+	PG_RETURN_VOID();
+}
+
+/*
+ * Make the row, the tables and the view of a topic, and return its id. Its
+ * creator, the current user, may read it and, with may_emit, emit to it, both
+ * with grant option: that is what it takes to drop it, too. Raises what
+ * cqrs_create_topic() documents.
+ */
+int32
+cqrs_topic_create(const char *name, Interval *retention, bool may_emit)
+{
+	Oid			creator = GetUserId();
+	Oid			types[2] = {TEXTOID, INTERVALOID};
+	Datum		values[2];
+	CqrsAdmin	admin;
+	int32		topic_id;
+	bool		isnull;
+	StringInfoData view;
+	int			i;
+
+	cqrs_name_check("topic", name);
+	check_retention(name, retention);
+
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl("LOCK TABLE cqrs.topic IN SHARE ROW EXCLUSIVE MODE");
+	if (cqrs_registry_topic(name) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("topic \"%s\" already exists", name)));
+
+	values[0] = CStringGetTextDatum(name);
+	values[1] = IntervalPGetDatum(retention);
+	cqrs_admin_execute("INSERT INTO cqrs.topic (topic, retention) VALUES ($1, $2) RETURNING topic_id",
+					   2, types, values, NULL);
+	topic_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
+										   SPI_tuptable->tupdesc, 1, &isnull));
+	cqrs_topic_set_native(topic_id);
+
+	initStringInfo(&view);
+	for (i = 0; i < CQRS_SEGMENTS; i++)
+	{
+		/* segment.c knows this shape. */
+		cqrs_admin_ddl("CREATE TABLE cqrs.topic_%d_%d ("
+					   "position bigint NOT NULL,"
+					   "xid xid8 NOT NULL,"
+					   "emitted_at timestamptz NOT NULL,"
+					   "event_id uuid NOT NULL,"
+					   "native boolean NOT NULL GENERATED ALWAYS AS (false) STORED,"
+					   "event_name text NOT NULL,"
+					   "key text,"
+					   "headers jsonb,"
+					   "payload jsonb"
+					   ") WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false)",
+					   topic_id, i);
+		cqrs_admin_ddl("CREATE INDEX topic_%d_%d_xid ON cqrs.topic_%d_%d (xid, position)",
+					   topic_id, i, topic_id, i);
+		appendStringInfo(&view,
+						 "%sSELECT position, event_id, event_name, key, payload, headers, emitted_at FROM cqrs.topic_%d_%d",
+						 i > 0 ? " UNION ALL " : "", topic_id, i);
+	}
+	cqrs_admin_ddl("CREATE VIEW %s.%s AS %s", CQRS_TOPIC_SCHEMA,
+				   quote_identifier(name), view.data);
+	if (creator != GetUserId())
+		cqrs_admin_ddl("GRANT %s ON %s.%s TO %s WITH GRANT OPTION",
+					   may_emit ? "SELECT, INSERT" : "SELECT",
+					   CQRS_TOPIC_SCHEMA, quote_identifier(name),
+					   quote_identifier(GetUserNameFromId(creator, false)));
+	cqrs_admin_end(&admin);
+	return topic_id;
+}
+
+/*
+ * Drop a topic, for cqrs_drop_topic(), whose errors but 42501 it raises. The
+ * caller has checked that the user may.
+ */
+void
+cqrs_topic_drop(const char *name, bool force)
+{
+	CqrsTopic  *topic = cqrs_topic_get(name);
 	CqrsAdmin	admin;
 	Oid			types[1] = {INT4OID};
 	Datum		values[1];
 	int			i;
-
-	cqrs_require_writable("cqrs_drop_topic()");
-	topic = cqrs_topic_get(name);
-	require_control(topic, "drop");
 
 	cqrs_admin_begin(&admin);
 	cqrs_admin_ddl("LOCK TABLE cqrs.event_type, cqrs.topic, cqrs.subscription_topic IN SHARE ROW EXCLUSIVE MODE");
@@ -166,92 +329,6 @@ cqrs_drop_topic(PG_FUNCTION_ARGS)
 		cqrs_admin_ddl("DROP TABLE IF EXISTS cqrs.topic_%d_%d",
 					   topic->topic_id, i);
 	cqrs_admin_end(&admin);
-	PG_RETURN_VOID();
-}
-
-/*
- * cqrs_register_event(event_name, topic, payload_type)
- */
-Datum
-cqrs_register_event(PG_FUNCTION_ARGS)
-{
-	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
-	Oid			payload_type;
-	CqrsAdmin	admin;
-	Oid			types[3] = {TEXTOID, INT4OID, REGTYPEOID};
-	Datum		values[3] = {0};
-	char		nulls[3] = {' ', 'n', ' '};
-
-	cqrs_require_writable("cqrs_register_event()");
-	cqrs_name_check("event", name);
-	if (PG_ARGISNULL(2))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("payload type of event \"%s\" must not be null",
-						name)));
-	payload_type = PG_GETARG_OID(2);
-	if (payload_type != JSONBOID &&
-		!cqrs_payload_type_is_composite(payload_type))
-		ereport(ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("payload of event \"%s\" cannot be of type %s", name,
-						format_type_be(payload_type)),
-				 errhint("The payload type is jsonb or a composite type.")));
-
-	cqrs_admin_begin(&admin);
-	cqrs_admin_ddl("LOCK TABLE cqrs.event_type IN SHARE ROW EXCLUSIVE MODE");
-	cqrs_admin_end(&admin);
-	if (cqrs_registry_event_type(name) != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("event \"%s\" is already registered", name)));
-	if (!PG_ARGISNULL(1))
-	{
-		char	   *topic_name = text_to_cstring(PG_GETARG_TEXT_PP(1));
-
-		if (cqrs_registry_topic(topic_name) == NULL)
-		{
-			Interval	retention = {.day = 1};
-
-			create_topic(topic_name, &retention);
-		}
-		values[1] = Int32GetDatum(cqrs_topic_get(topic_name)->topic_id);
-		nulls[1] = ' ';
-	}
-
-	values[0] = CStringGetTextDatum(name);
-	values[2] = ObjectIdGetDatum(payload_type);
-	cqrs_admin_begin(&admin);
-	cqrs_admin_execute("INSERT INTO cqrs.event_type (event_name, topic_id, payload_type) VALUES ($1, $2, $3)",
-					   3, types, values, nulls);
-	cqrs_admin_end(&admin);
-	PG_RETURN_VOID();
-}
-
-/*
- * cqrs_unregister_event(event_name)
- */
-Datum
-cqrs_unregister_event(PG_FUNCTION_ARGS)
-{
-	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
-	CqrsAdmin	admin;
-	Oid			types[1] = {TEXTOID};
-	Datum		values[1];
-
-	cqrs_require_writable("cqrs_unregister_event()");
-	cqrs_admin_begin(&admin);
-	cqrs_admin_ddl("LOCK TABLE cqrs.event_type IN SHARE ROW EXCLUSIVE MODE");
-	values[0] = CStringGetTextDatum(name);
-	cqrs_admin_execute("DELETE FROM cqrs.event_handler WHERE event_name = $1",
-					   1, types, values, NULL);
-	if (cqrs_admin_execute("DELETE FROM cqrs.event_type WHERE event_name = $1",
-						   1, types, values, NULL) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("event \"%s\" is not registered", name)));
-	cqrs_admin_end(&admin);
-	PG_RETURN_VOID();
 }
 
 /*
@@ -353,68 +430,4 @@ check_retention(const char *name, Interval *retention)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("retention of topic \"%s\" must not be negative",
 						name)));
-}
-
-/*
- * Make the row, the tables and the view of a topic.
- */
-static void
-create_topic(const char *name, Interval *retention)
-{
-	Oid			creator = GetUserId();
-	Oid			types[2] = {TEXTOID, INTERVALOID};
-	Datum		values[2];
-	CqrsAdmin	admin;
-	int32		topic_id;
-	bool		isnull;
-	StringInfoData view;
-	int			i;
-
-	cqrs_name_check("topic", name);
-	check_retention(name, retention);
-
-	cqrs_admin_begin(&admin);
-	cqrs_admin_ddl("LOCK TABLE cqrs.topic IN SHARE ROW EXCLUSIVE MODE");
-	if (cqrs_registry_topic(name) != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("topic \"%s\" already exists", name)));
-
-	values[0] = CStringGetTextDatum(name);
-	values[1] = IntervalPGetDatum(retention);
-	cqrs_admin_execute("INSERT INTO cqrs.topic (topic, retention) VALUES ($1, $2) RETURNING topic_id",
-					   2, types, values, NULL);
-	topic_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
-										   SPI_tuptable->tupdesc, 1, &isnull));
-	cqrs_topic_set_native(topic_id);
-
-	initStringInfo(&view);
-	for (i = 0; i < CQRS_SEGMENTS; i++)
-	{
-		/* segment.c knows this shape. */
-		cqrs_admin_ddl("CREATE TABLE cqrs.topic_%d_%d ("
-					   "position bigint NOT NULL,"
-					   "xid xid8 NOT NULL,"
-					   "emitted_at timestamptz NOT NULL,"
-					   "event_id uuid NOT NULL,"
-					   "native boolean NOT NULL GENERATED ALWAYS AS (false) STORED,"
-					   "event_name text NOT NULL,"
-					   "key text,"
-					   "headers jsonb,"
-					   "payload jsonb"
-					   ") WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false)",
-					   topic_id, i);
-		cqrs_admin_ddl("CREATE INDEX topic_%d_%d_xid ON cqrs.topic_%d_%d (xid, position)",
-					   topic_id, i, topic_id, i);
-		appendStringInfo(&view,
-						 "%sSELECT position, event_id, event_name, key, payload, headers, emitted_at FROM cqrs.topic_%d_%d",
-						 i > 0 ? " UNION ALL " : "", topic_id, i);
-	}
-	cqrs_admin_ddl("CREATE VIEW %s.%s AS %s", CQRS_TOPIC_SCHEMA,
-				   quote_identifier(name), view.data);
-	if (creator != GetUserId())
-		cqrs_admin_ddl("GRANT SELECT, INSERT ON %s.%s TO %s WITH GRANT OPTION",
-					   CQRS_TOPIC_SCHEMA, quote_identifier(name),
-					   quote_identifier(GetUserNameFromId(creator, false)));
-	cqrs_admin_end(&admin);
 }

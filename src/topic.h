@@ -10,8 +10,13 @@
 
 #include "cqrs_outbox.h"
 
+#include "utils/timestamp.h"
+
 #include "registry.h"
 
+extern int32 cqrs_topic_create(const char *name, Interval *retention,
+							   bool may_emit);
+extern void cqrs_topic_drop(const char *name, bool force);
 extern bool cqrs_topic_allows(const CqrsTopic *topic, AclMode mode);
 extern void cqrs_topic_require(const CqrsTopic *topic, AclMode mode);
 extern void cqrs_topic_set_native(int32 topic_id);

@@ -1,0 +1,297 @@
+-- Deferred commands: enqueued, scheduled, cancelled, executed by hand.
+CREATE EXTENSION cqrs_outbox;
+\set VERBOSITY terse
+CREATE ROLE regress_cqrs_app LOGIN;
+CREATE ROLE regress_cqrs_nologin;
+GRANT CREATE ON SCHEMA public TO regress_cqrs_app;
+GRANT EXECUTE ON FUNCTION cqrs_drain(text), cqrs_unsubscribe(text), cqrs_redrive(text, uuid),
+	cqrs_register_command(text, regprocedure[]) TO regress_cqrs_app;
+CREATE TYPE new_item AS (n int);
+CREATE TABLE item (seq serial, n int, role text DEFAULT current_user, context cqrs_context DEFAULT cqrs_context());
+GRANT INSERT, SELECT ON item TO regress_cqrs_app;
+GRANT USAGE ON SEQUENCE item_seq_seq TO regress_cqrs_app;
+CREATE TABLE secret (n int);
+CREATE FUNCTION add_item(c new_item) RETURNS int LANGUAGE plpgsql SET search_path = public AS $$
+BEGIN
+	INSERT INTO item (n) VALUES (c.n);
+	IF c.n < 0 THEN
+		RAISE 'item % is negative', c.n;
+	END IF;
+	RETURN c.n;
+END $$;
+CREATE FUNCTION steal(jsonb) RETURNS void LANGUAGE sql AS 'INSERT INTO public.secret VALUES (1)';
+CREATE FUNCTION read_items(jsonb) RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM public.item';
+CREATE FUNCTION list_items(jsonb) RETURNS SETOF int LANGUAGE sql AS 'SELECT n FROM public.item';
+CREATE FUNCTION enqueue_in_query(jsonb) RETURNS uuid LANGUAGE sql AS $$ SELECT cqrs_enqueue('Add', '{"n": 1}') $$;
+CREATE FUNCTION add_later(c jsonb) RETURNS uuid LANGUAGE sql SET search_path = public AS $$
+	SELECT cqrs_enqueue('Add', c, run_at => now() + interval '1 hour')
+$$;
+SELECT cqrs_register_command('Add', 'add_item(new_item)');
+SELECT cqrs_register_command('Steal', 'steal(jsonb)');
+SELECT cqrs_register_command('List', 'list_items(jsonb)');
+SELECT cqrs_register_command('AddLater', 'add_later(jsonb)');
+SELECT cqrs_register_query('Read', 'read_items(jsonb)');
+SELECT cqrs_register_query('EnqueueInQuery', 'enqueue_in_query(jsonb)');
+-- What has come due has: nobody waits for the clock here.
+CREATE FUNCTION be_due() RETURNS void LANGUAGE sql AS $$
+	UPDATE cqrs.scheduled_command SET run_at = run_at - interval '2 hours'
+$$;
+
+-- enqueued now: in the outbox at once, executed once committed
+SET ROLE regress_cqrs_app;
+BEGIN;
+SELECT cqrs_enqueue('Add', '{"n": 1}') AS id \gset
+SELECT cqrs_drain('commands_of_regress_cqrs_app');
+COMMIT;
+SELECT event_name, event_id = :'id' AS same_id, key = :'id' AS own_key, payload, headers, status
+FROM cqrs_events('commands_of_regress_cqrs_app');
+SELECT cqrs_drain('commands_of_regress_cqrs_app');
+SELECT n, role, (context).kind, (context).name, (context).id = :'id' AS same_id,
+	   (context).correlation_id = :'id' AS own_origin, (context).causation_id, (context).attempt, (context).caller
+FROM item;
+SELECT cqrs_drain('commands_of_regress_cqrs_app');
+SELECT subscription, topics, kind, handler, owner, partitions, lag_events FROM cqrs_subscription_status;
+-- rolled back: not at all; with the subscription or without
+BEGIN;
+SAVEPOINT s;
+SELECT cqrs_enqueue('Add', '{"n": 2}') IS NOT NULL AS enqueued;
+SELECT cqrs_enqueue('Add', '{"n": 2}', run_at => now() + interval '1 hour') IS NOT NULL AS enqueued;
+ROLLBACK TO s;
+COMMIT;
+SELECT count(*) FROM cqrs_scheduled_commands;
+SELECT cqrs_drain('commands_of_regress_cqrs_app');
+RESET ROLE;
+
+-- each role has its own, made when it first enqueues
+BEGIN;
+SELECT cqrs_enqueue('Add', '{"n": 3}') IS NOT NULL AS enqueued;
+ROLLBACK;
+SELECT cqrs_create_topic('commands_of_' || current_user);
+BEGIN ISOLATION LEVEL REPEATABLE READ;
+SELECT count(*) FROM item;
+SELECT cqrs_enqueue('Add', '{"n": 3}', key => 'k') IS NOT NULL AS enqueued;
+SELECT cqrs_enqueue('Add', '{"n": 4}', key => 'k', run_at => now() - interval '1 day') IS NOT NULL AS enqueued;
+SELECT cqrs_enqueue('Add', '{"n": 5}', run_at => now() + interval '1 hour') IS NOT NULL AS enqueued;
+COMMIT;
+SELECT replace(s.subscription, current_user, 'me') AS subscription, s.runs_commands, s.max_retained_size,
+	   replace(t.topic, current_user, 'me') AS topic
+FROM cqrs.subscription s JOIN cqrs.subscription_topic USING (subscription_id) JOIN cqrs.topic t USING (topic_id)
+ORDER BY 1 DESC;
+SELECT count(*) FROM cqrs_events('commands_of_' || current_user);
+SELECT cqrs_drain('commands_of_' || current_user || '_2');
+SELECT n, role = current_user AS mine FROM item ORDER BY seq;
+
+-- a role may not emit to its topic, nor another read it
+SELECT cqrs_register_event('happened', 'things');
+SET ROLE regress_cqrs_app;
+SELECT cqrs_emit('happened', '{}', topic => 'commands_of_regress_cqrs_app');
+SELECT topic FROM cqrs_topic_status;
+SET ROLE regress_cqrs_nologin;
+SELECT * FROM cqrs_events('commands_of_regress_cqrs_app');
+SET ROLE regress_cqrs_app;
+-- nor do more by this than it may
+SELECT cqrs_enqueue('Steal') IS NOT NULL AS enqueued;
+SELECT cqrs_drain('commands_of_regress_cqrs_app');
+RESET ROLE;
+SELECT count(*) FROM secret;
+SET ROLE regress_cqrs_nologin;
+DO $$
+BEGIN
+	PERFORM cqrs_enqueue('Add', '{"n": 1}');
+	RAISE 'LOGIN is not needed' USING ERRCODE = '42501';	-- not before 17
+EXCEPTION WHEN insufficient_privilege THEN
+	RAISE NOTICE 'not enqueued';
+END $$;
+RESET ROLE;
+
+-- for later: not in the outbox before it is due, and moved there once
+SET ROLE regress_cqrs_app;
+SELECT cqrs_enqueue('Add', '{"n": 6}', 'k', now() + interval '1 hour') AS later \gset
+SELECT cqrs_enqueue('Add', '{"n": 7}', 'k', now() + interval '30 min') AS sooner \gset
+SELECT cqrs_enqueue('Add', '{"n": 8}', 'k', now() + interval '1 day') AS cancelled \gset
+SELECT command_name, owner, key, payload, run_at > now() AS later, enqueued_at <= now() AS enqueued
+FROM cqrs_scheduled_commands ORDER BY run_at;
+SELECT cqrs_release_commands();
+RESET ROLE;
+SELECT cqrs_release_commands();
+SELECT be_due();
+SELECT cqrs_cancel_command(:'cancelled');
+BEGIN;
+SELECT cqrs_release_commands();
+SELECT count(*) FROM cqrs_scheduled_commands;
+ROLLBACK;
+SELECT count(*) FROM cqrs_scheduled_commands;
+SELECT cqrs_release_commands();
+SELECT cqrs_release_commands();
+SELECT count(*) FROM cqrs_scheduled_commands;
+SET ROLE regress_cqrs_app;
+SELECT event_id = :'sooner' AS sooner, event_id = :'later' AS later FROM cqrs_events('commands_of_regress_cqrs_app')
+ORDER BY position DESC LIMIT 2;
+SELECT cqrs_drain('commands_of_regress_cqrs_app');
+SELECT n, (context).id IN (:'sooner', :'later') AS same_id FROM item WHERE n IN (6, 7) ORDER BY seq;
+SELECT cqrs_cancel_command(:'later');
+RESET ROLE;
+-- what is too large for a row comes along
+CREATE FUNCTION measure(c jsonb) RETURNS void LANGUAGE sql SET search_path = public AS $$
+	INSERT INTO item (n) VALUES (length(c->>'text'))
+$$;
+SELECT cqrs_register_command('Measure', 'measure(jsonb)');
+SELECT cqrs_enqueue('Measure', jsonb_build_object('text', (SELECT string_agg(md5(i::text), '') FROM generate_series(1, 1000) i)),
+	run_at => now() + interval '1 hour') IS NOT NULL AS enqueued;
+SELECT be_due();
+SELECT cqrs_release_commands();
+VACUUM cqrs.scheduled_command;
+SELECT cqrs_drain('commands_of_' || current_user || '_2');
+SELECT max(n) FROM item;
+
+-- cancelled
+SET ROLE regress_cqrs_app;
+SELECT cqrs_enqueue('Add', '{"n": 9}', run_at => now() + interval '1 hour') AS id \gset
+RESET ROLE;
+SET ROLE regress_cqrs_nologin;
+\set VERBOSITY sqlstate
+SELECT cqrs_cancel_command(:'id');
+\set VERBOSITY terse
+SELECT count(*) FROM cqrs_scheduled_commands;
+RESET ROLE;
+SET ROLE regress_cqrs_app;
+BEGIN;
+SAVEPOINT s;
+SELECT cqrs_cancel_command(:'id');
+SELECT cqrs_cancel_command(:'id');
+ROLLBACK TO s;
+SELECT cqrs_cancel_command(:'id');
+COMMIT;
+SELECT cqrs_cancel_command(:'id');
+SELECT cqrs_cancel_command(cqrs_enqueue('Add', '{"n": 9}', run_at => now() + interval '1 hour'));
+SELECT cqrs_cancel_command(NULL);
+\echo :LAST_ERROR_SQLSTATE
+SELECT count(*) FROM cqrs_scheduled_commands;
+
+-- what caused it
+SET cqrs_outbox.correlation_id = 'request-1';
+SELECT cqrs_enqueue('Add', '{"n": 10}') AS id \gset
+SELECT cqrs_send('AddLater', '{"n": 11}') AS later \gset
+RESET cqrs_outbox.correlation_id;
+RESET ROLE;
+SELECT headers - 'causation_id' AS headers, headers ? 'causation_id' AS caused FROM cqrs.scheduled_command;
+SELECT be_due();
+SELECT cqrs_release_commands();
+SET ROLE regress_cqrs_app;
+SELECT cqrs_drain('commands_of_regress_cqrs_app');
+SELECT n, (context).correlation_id, (context).causation_id IS NOT NULL AS caused FROM item WHERE n IN (10, 11) ORDER BY n;
+
+-- one that fails is tried again, and those of its key wait; those of no key do not
+SELECT cqrs_enqueue('Add', '{"n": -1}', 'a') IS NOT NULL AS enqueued;
+SELECT cqrs_enqueue('Add', '{"n": 12}', 'a') IS NOT NULL AS enqueued;
+SELECT cqrs_enqueue('Add', '{"n": 13}', 'b') IS NOT NULL AS enqueued;
+SELECT cqrs_enqueue('Add', '{"n": -2}') IS NOT NULL AS enqueued;
+SELECT cqrs_enqueue('Add', '{"n": 14}') IS NOT NULL AS enqueued;
+SET client_min_messages = error;
+SELECT cqrs_drain('commands_of_regress_cqrs_app');
+RESET client_min_messages;
+SELECT n FROM item WHERE n > 11 AND n < 100 ORDER BY seq;
+RESET ROLE;
+SELECT key, event_name, attempts, message FROM cqrs.retry WHERE key = 'a' ORDER BY position;
+
+-- what cannot be enqueued
+SELECT cqrs_enqueue('NoSuchCommand');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_enqueue(NULL);
+SELECT cqrs_enqueue('Read');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_enqueue('List');
+SELECT cqrs_enqueue('Add', NULL);
+SELECT cqrs_enqueue('Add', '[1]');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_enqueue('Add', '{"n": "many"}');
+SELECT cqrs_enqueue('Add', '{"n": 1}', run_at => NULL);
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_enqueue('Add', '{"n": 1}', run_at => 'infinity');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_enqueue('Add', '{"n": 1}', run_at => '-infinity');
+BEGIN READ ONLY;
+SELECT cqrs_enqueue('Add', '{"n": 1}');
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
+DO $$
+BEGIN
+	PERFORM cqrs_query('EnqueueInQuery');
+EXCEPTION WHEN read_only_sql_transaction THEN
+	RAISE NOTICE 'a query enqueues nothing: %', SQLERRM;
+END $$;
+REVOKE EXECUTE ON FUNCTION add_item(new_item) FROM PUBLIC;
+SET ROLE regress_cqrs_app;
+SELECT cqrs_enqueue('Add', '{"n": 1}');
+\echo :LAST_ERROR_SQLSTATE
+RESET ROLE;
+GRANT EXECUTE ON FUNCTION add_item(new_item) TO PUBLIC;
+
+-- it is looked at again when it is executed
+SET ROLE regress_cqrs_app;
+SELECT cqrs_enqueue('Measure', '{"text": ""}') IS NOT NULL AS enqueued;
+RESET ROLE;
+SELECT cqrs_unregister_command('Measure');
+SET ROLE regress_cqrs_app;
+SELECT cqrs_drain('commands_of_regress_cqrs_app');
+RESET ROLE;
+
+-- without its subscription, nothing is lost; the next one makes it anew
+SET ROLE regress_cqrs_app;
+SELECT cqrs_enqueue('Add', '{"n": 20}', run_at => now() + interval '1 hour') IS NOT NULL AS enqueued;
+SELECT cqrs_enqueue('Add', '{"n": 21}') IS NOT NULL AS enqueued;
+SELECT cqrs_unsubscribe('commands_of_regress_cqrs_app');
+RESET ROLE;
+SELECT topic FROM cqrs.topic WHERE topic LIKE '%regress%';
+SELECT be_due();
+SELECT cqrs_release_commands();
+SELECT problem, object, detail ~ '^1 commands .*: the role has no subscription for them' AS detail
+FROM cqrs_health() WHERE problem = 'commands_late';
+SET ROLE regress_cqrs_app;
+SELECT cqrs_enqueue('Add', '{"n": 22}') IS NOT NULL AS enqueued;
+RESET ROLE;
+SELECT count(*) FROM cqrs_health() WHERE problem = 'commands_late' AND detail ~ 'no subscription';
+SELECT cqrs_release_commands();
+SELECT count(*) FROM cqrs_health() WHERE problem = 'commands_late';
+SET ROLE regress_cqrs_app;
+SELECT cqrs_drain('commands_of_regress_cqrs_app');
+SELECT n FROM item WHERE n BETWEEN 20 AND 29 ORDER BY seq;
+RESET ROLE;
+-- the same without its topic
+SELECT cqrs_drop_topic('commands_of_regress_cqrs_app', force => true);
+SET ROLE regress_cqrs_app;
+SELECT cqrs_enqueue('Add', '{"n": 23}') IS NOT NULL AS enqueued;
+SELECT cqrs_drain('commands_of_regress_cqrs_app');
+SELECT n FROM item WHERE n = 23;
+SELECT topics FROM cqrs_subscription_status;
+RESET ROLE;
+
+-- a long name, in the middle of a character
+DO $$
+DECLARE
+	role text := 'regress_cqrs_' || repeat('ä', 24);
+BEGIN
+	EXECUTE format('CREATE ROLE %I LOGIN; GRANT INSERT ON item TO %1$I; GRANT USAGE ON SEQUENCE item_seq_seq TO %1$I', role);
+	EXECUTE format('SET ROLE %I', role);
+	PERFORM cqrs_enqueue('Add', '{"n": 30}');
+	RESET ROLE;
+END $$;
+SELECT length(subscription), octet_length(subscription) FROM cqrs.subscription WHERE subscription LIKE '%ä%';
+
+-- the function by itself
+SELECT cqrs_run_command(ROW(1, NULL, 'Add', NULL, NULL, '{"n": 40}', NULL, NULL, NULL, NULL)::cqrs_event);
+SELECT n FROM item WHERE n = 40;
+SELECT cqrs_run_command(ROW(1, NULL, NULL, NULL, NULL, '{}', NULL, NULL, NULL, NULL)::cqrs_event);
+SELECT cqrs_run_command(ROW(1, NULL, 'Add', NULL, NULL, NULL, NULL, NULL, NULL, NULL)::cqrs_event);
+SELECT cqrs_run_command(NULL);
+
+DROP FUNCTION add_item, steal, read_items, list_items, enqueue_in_query, add_later, be_due, measure;
+DROP TABLE item, secret;
+DROP TYPE new_item;
+DROP EXTENSION cqrs_outbox CASCADE;
+DO $$
+BEGIN
+	EXECUTE format('DROP OWNED BY %I; DROP ROLE %1$I', 'regress_cqrs_' || repeat('ä', 24));
+END $$;
+DROP OWNED BY regress_cqrs_app;
+DROP ROLE regress_cqrs_app, regress_cqrs_nologin;

@@ -1,0 +1,21 @@
+/*-------------------------------------------------------------------------
+ *
+ * mediator.h
+ *	  Commands and queries, found by name to be dispatched.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_MEDIATOR_H
+#define CQRS_MEDIATOR_H
+
+#include "cqrs_outbox.h"
+
+#include "fmgr.h"
+
+#include "registry.h"
+
+extern CqrsCommand *cqrs_command_get(const char *name, CqrsCommandKind kind);
+extern Datum cqrs_command_payload_arg(FunctionCallInfo fcinfo,
+									  CqrsCommand *command);
+
+#endif							/* CQRS_MEDIATOR_H */
