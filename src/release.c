@@ -123,8 +123,9 @@ static Pass pass;
 static bool underway = false;
 static TimestampTz pass_began = 0;
 
-/* When to begin at the very first row again. */
-static TimestampTz full_pass_at = 0;
+/* When the last pass that began at the very first row was over; how long it took. */
+static TimestampTz full_pass_ended = 0;
+static TimestampTz full_pass_took = 0;
 
 /* Where to begin a pass at retry_at, because of what was passed by. */
 static TimestampTz retry_at = DT_NOEND;
@@ -140,6 +141,7 @@ static TimestampTz all_failed_until = 0;
 /* Whose command is being released; InvalidOid: nobody's. */
 static Oid	current_owner = InvalidOid;
 
+static bool time_for_full_pass(TimestampTz now);
 static bool begin_pass(CqrsDatabaseSlot *slot, TimestampTz now);
 static void end_pass(CqrsDatabaseSlot *slot);
 static void note_failure(void);
@@ -199,12 +201,23 @@ cqrs_release_next(CqrsDatabaseSlot *slot, long wait)
 }
 
 /*
+ * Is it time to look whether there is something that nobody announced? The
+ * interval is halved, so that it is each time the manager polls.
+ */
+static bool
+time_for_full_pass(TimestampTz now)
+{
+	return now >= full_pass_ended +
+		Max(cqrs_poll_interval * INT64CONST(1000) / 2, 100 * full_pass_took);
+}
+
+/*
  * Is it time for a pass? Then set it up.
  */
 static bool
 begin_pass(CqrsDatabaseSlot *slot, TimestampTz now)
 {
-	bool		full = full_pass_at <= now;
+	bool		full = time_for_full_pass(now);
 	TimestampTz from;
 
 	if (all_failed_until > now)
@@ -254,11 +267,11 @@ end_pass(CqrsDatabaseSlot *slot)
 			TimestampTzPlusMilliseconds(now, LOCKED_WAIT) : failed_until;
 	}
 
-	/* Half the interval, so that it is time each time the manager polls. */
 	if (pass.full)
-		full_pass_at = Max(TimestampTzPlusMilliseconds(now,
-													   cqrs_poll_interval / 2),
-						   now + 100 * (now - pass_began));
+	{
+		full_pass_ended = now;
+		full_pass_took = now - pass_began;
+	}
 }
 
 /*
