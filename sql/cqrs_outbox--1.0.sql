@@ -1024,9 +1024,10 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval,
 	text, text, boolean) IS 'changes settings of a subscription';
 
--- Removes a subscription, with what it has to retry and its dead letters.
--- Waits for the batch being delivered; what is on its way to a broker may
--- arrive.
+-- Removes a subscription, with what it has to retry and its dead letters; one
+-- that executes commands (see cqrs_enqueue()), with its topic. Waits for the
+-- batch being delivered, and with a topic for its emitters; what is on its way
+-- to a broker may arrive.
 -- Errors: 42704 does not exist; 42501 not its owner.
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
 CREATE FUNCTION cqrs_unsubscribe(subscription text) RETURNS void

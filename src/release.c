@@ -275,8 +275,8 @@ end_pass(CqrsDatabaseSlot *slot)
 }
 
 /*
- * A batch failed: pass by whom the error was about. If it was about nobody,
- * begin anew later.
+ * A batch failed: pass by whom the error was about. If it was about nobody, or
+ * if to pass them by did not help, begin anew later.
  */
 static void
 note_failure(void)
@@ -285,7 +285,8 @@ note_failure(void)
 													ERROR_WAIT);
 	MemoryContext oldcontext;
 
-	if (!OidIsValid(current_owner))
+	if (!OidIsValid(current_owner) ||
+		list_member_oid(failed_owners, current_owner))
 	{
 		underway = false;
 		retry_at = all_failed_until = until;
@@ -293,7 +294,7 @@ note_failure(void)
 		return;
 	}
 	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
-	failed_owners = list_append_unique_oid(failed_owners, current_owner);
+	failed_owners = lappend_oid(failed_owners, current_owner);
 	MemoryContextSwitchTo(oldcontext);
 	failed_until = until;
 }
