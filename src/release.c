@@ -123,9 +123,11 @@ static Pass pass;
 static bool underway = false;
 static TimestampTz pass_began = 0;
 
-/* When the last pass that began at the very first row was over; how long it took. */
+/* When the last pass that began at the very first row ended, ... */
 static TimestampTz full_pass_ended = 0;
-static TimestampTz full_pass_took = 0;
+
+/* ... and how long it took, in microseconds. */
+static int64 full_pass_took = 0;
 
 /* Where to begin a pass at retry_at, because of what was passed by. */
 static TimestampTz retry_at = DT_NOEND;
