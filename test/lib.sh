@@ -71,6 +71,13 @@ install_brokers()
 	export CQRS_CONSUMERS=$scratch/consumers
 }
 
+# install_languages: those that tests have handlers in
+install_languages()
+{
+	[ -e "$("$PG_CONFIG" --sharedir)/extension/plpython3u.control" ] ||
+		install_missing "postgresql-plpython3-$("$PG_CONFIG" --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')"
+}
+
 # build_kafka_cluster: what stands for Kafka in tests
 build_kafka_cluster()
 {
