@@ -44,6 +44,31 @@ EXCEPTION WHEN SQLSTATE 'P0099' THEN
 END $$;
 SELECT amount, d.* FROM unnest(ARRAY[1, 10, 100, 999, 1000]) amount, dispatched(amount) d;
 
+-- each is called until one answers, none after it, and for each dispatch anew; what
+-- is rolled back does not undo a sequence
+CREATE SEQUENCE by_card;
+CREATE SEQUENCE by_transfer;
+CREATE SEQUENCE by_cash;
+CREATE SEQUENCE by_default;
+CREATE FUNCTION pay_by(means regclass, c jsonb) RETURNS jsonb LANGUAGE sql AS $$
+	SELECT nextval(means);
+	SELECT CASE WHEN c->>'by' = means::text OR means = 'by_default'::regclass THEN to_jsonb(means) ELSE cqrs_next() END
+$$;
+CREATE FUNCTION by_card(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT pay_by('by_card', c)$$;
+CREATE FUNCTION by_transfer(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT pay_by('by_transfer', c)$$;
+CREATE FUNCTION by_cash(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT pay_by('by_cash', c)$$;
+CREATE FUNCTION by_default(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT pay_by('by_default', c)$$;
+SELECT cqrs_register_command('PayBy', 'by_card(jsonb)', 'by_transfer(jsonb)', 'by_cash(jsonb)', 'by_default(jsonb)');
+CREATE FUNCTION pay_by(means text, OUT answer jsonb, OUT card bigint, OUT transfer bigint, OUT cash bigint, OUT "default" bigint)
+LANGUAGE plpgsql AS $$
+BEGIN
+	answer := cqrs_send('PayBy', jsonb_build_object('by', means));
+	SELECT pg_sequence_last_value('by_card'), pg_sequence_last_value('by_transfer'),
+		   pg_sequence_last_value('by_cash'), pg_sequence_last_value('by_default')
+	INTO card, transfer, cash, "default";
+END $$;
+SELECT means, called.* FROM unnest('{by_card,by_transfer,by_cash,by_shells,by_card}'::text[]) means, pay_by(means) called;
+
 -- kept when they commit; savepoints around them
 SELECT cqrs_send('Pay', '{"amount": 50}');
 BEGIN;
@@ -240,6 +265,8 @@ SELECT cqrs_send('Pay');
 \set VERBOSITY terse
 DROP EXTENSION cqrs_outbox CASCADE;
 DROP TABLE attempt;
+DROP SEQUENCE by_card, by_transfer, by_cash, by_default;
+DROP FUNCTION pay_by(regclass, jsonb), pay_by(text), by_card, by_transfer, by_cash, by_default;
 DROP FUNCTION large, dispatched, picky, catch, nobody, other_type, as_jsonb, outer_handler, outer_next, caught_next, alone,
 	sends_alone, ask_alone, definer, invoker, ask, deeper, endless, endless_plpgsql, slow, many;
 DROP TYPE payment, money_payment;

@@ -156,6 +156,27 @@ SELECT cqrs_register_event_handler('third', 'stable(jsonb)');
 SELECT cqrs_send('Nested', '{"n": 8}');
 SELECT logged();
 
+-- four commands, four events, each handled before its command returns
+CREATE FUNCTION join_meeting(c jsonb) RETURNS void LANGUAGE sql AS $$SELECT say('joins'), cqrs_emit('b', c)$$;
+SELECT cqrs_register_command('JoinMeeting', 'join_meeting(jsonb)');
+SELECT user_id, cqrs_send('JoinMeeting', jsonb_build_object('user', user_id)) IS NULL AS sent, logged()
+FROM generate_series(1, 4) user_id;
+
+-- handlers in C: what the first does is send a command; the second does not take this payload
+CREATE FUNCTION on_c(e cqrs_event) RETURNS jsonb LANGUAGE c STRICT AS '$libdir/cqrs_outbox', 'cqrs_send_composite';
+CREATE FUNCTION sent_by_c(e cqrs_event) RETURNS void LANGUAGE sql AS $$
+	SELECT say(format('%s %s: %s', (cqrs_context()).kind, (cqrs_context()).name, e.payload))
+$$;
+SELECT cqrs_register_command('SentByC', 'sent_by_c(cqrs_event)'), cqrs_register_event_handler('c', 'on_c(cqrs_event)');
+SELECT cqrs_emit('c', '{"n": 1}') IS NOT NULL AS emitted;
+SELECT logged();
+SELECT cqrs_register_event_handler('c', 'jsonb_array_length(jsonb)');
+SELECT cqrs_emit('c', '{"n": 2}');
+SELECT logged();
+SELECT cqrs_unregister_event_handler('c', 'jsonb_array_length(jsonb)'), cqrs_unregister_event_handler('c', 'on_c(cqrs_event)'),
+	   cqrs_unregister_command('SentByC');
+DROP FUNCTION on_c, sent_by_c;
+
 -- an error aborts; it keeps what it is, and says what led there
 CREATE FUNCTION fails(p jsonb) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
@@ -369,6 +390,6 @@ DROP FUNCTION on_event, same;
 DROP EXTENSION cqrs_outbox;
 DROP ROLE regress_cqrs_emitter;
 DROP FUNCTION say, logged, on_jsonb, on_strict, on_placed, first, first_too, second, nested, outermost, stable, fails,
-	catching, try, careful, passes_on, answers, asks, ask, emit, streams, reads, changes, ping, pong;
+	catching, try, careful, join_meeting, passes_on, answers, asks, ask, emit, streams, reads, changes, ping, pong;
 DROP TYPE order_placed;
 DROP TABLE log;

@@ -33,6 +33,11 @@ EXCEPTION WHEN raise_exception THEN
 END $$;
 
 SELECT count(*) FROM member;
+CREATE FUNCTION read_meeting(query jsonb) RETURNS jsonb LANGUAGE sql AS $$
+	SELECT jsonb_build_object('users', jsonb_agg(user_id ORDER BY user_id)) FROM member WHERE meeting_id = query->>'meeting_id'
+$$;
+SELECT cqrs_register_query('ReadMeeting', 'read_meeting(jsonb)');
+SELECT cqrs_query('ReadMeeting', '{"meeting_id": "1"}') AS answer, jsonb_array_length(cqrs_query('ReadMeeting', '{"meeting_id": "1"}')->'users') AS users;
 SELECT count(*) FROM cqrs_events();
 SELECT topic, count(*), array_agg(payload->>'user_id' ORDER BY position) AS users
 FROM cqrs_events() GROUP BY topic ORDER BY topic;
@@ -82,4 +87,4 @@ DROP TABLE member, meeting;
 DROP FUNCTION count_member;
 DROP EXTENSION cqrs_outbox;
 DROP EXTENSION cqrs_outbox CASCADE;
-DROP FUNCTION join_meeting;
+DROP FUNCTION join_meeting, read_meeting;

@@ -132,6 +132,33 @@ SELECT cqrs_seek('pull', 'whenever');
 SELECT cqrs_seek('pull', NULL::text);
 SELECT cqrs_seek('no such subscription', 'latest');
 
+-- an outbox as a consumer outside has it: of three events one is done, one is tried
+-- again and given up, and the other is not held up by that
+SELECT cqrs_register_event('placed', 'outbox');
+SELECT cqrs_subscribe('outbox', ARRAY['outbox'], retry_delay => '0');
+SELECT count(cqrs_emit('placed', jsonb_build_object('n', n), key => n::text)) FROM generate_series(1, 3) n;
+SELECT cqrs_tick() > 0 AS ticked;
+SELECT event_name, payload, status FROM cqrs_events('outbox', 3);
+SELECT array_agg(event_id) AS ids FROM cqrs_events('outbox', 3) \gset
+SELECT array_agg(event_id) = :'ids' AS the_same FROM cqrs_events('outbox', 3);
+SELECT array_agg(event_id) = :'ids' AS the_same FROM cqrs_receive('outbox', 3);
+SELECT cqrs_ack('outbox', position) = position AS acknowledged FROM cqrs_receive('outbox', 1);
+SELECT event_name, payload, status FROM cqrs_events('outbox', 3);
+SELECT count(*) FROM cqrs_receive('outbox', 3);
+SELECT count(*), cqrs_nack('outbox', min(position), 'no luck', '1 hour') IS NOT NULL AS nacked FROM cqrs_receive('outbox', 2);
+SELECT payload, status, attempts FROM cqrs_events('outbox', 2) ORDER BY status, position;
+SELECT payload FROM cqrs_receive('outbox', 2);
+SELECT cqrs_ack('outbox') IS NOT NULL AS acknowledged;
+DO $$
+BEGIN
+	FOR attempt IN 2..5 LOOP
+		UPDATE cqrs.retry SET retry_at = now() WHERE attempts > 0;
+		PERFORM cqrs_nack('outbox', position, 'no luck', '1 hour') FROM cqrs_receive('outbox');
+	END LOOP;
+END $$;
+SELECT count(*) FROM cqrs_events('outbox');
+SELECT payload, attempts, error FROM cqrs_dead_letters('outbox');
+
 DROP FUNCTION received, position_of, emit_pull;
 DROP TABLE spread, got;
 DROP EXTENSION cqrs_outbox CASCADE;

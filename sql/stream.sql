@@ -164,6 +164,11 @@ BEGIN
 END $$;
 SELECT emitted() AS before \gset
 SELECT abandon(), emitted() - :before AS emitted;
+-- one row and its event; none, and none
+SELECT emitted() AS before \gset
+SELECT row, emitted() - :before AS emitted FROM (SELECT cqrs_stream('Sql', '{"rows": 1}') AS row OFFSET 0) s;
+SELECT row, emitted() - :before AS emitted FROM (SELECT cqrs_stream('Sql', '{"rows": 0}') AS row OFFSET 0) s;
+SELECT emitted() - :before AS emitted;
 
 -- in a query, and a query in a stream
 CREATE FUNCTION asks(c jsonb) RETURNS jsonb LANGUAGE sql AS

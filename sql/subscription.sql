@@ -162,6 +162,26 @@ SELECT cqrs_tick() > 0 AS ticked;
 SELECT cqrs_drain('once');
 SELECT count(*) FROM cqrs.cursor c WHERE NOT EXISTS (SELECT FROM cqrs.subscription s WHERE s.subscription_id = c.subscription_id);
 
+-- handlers in SQL and in C: what this one does is send a command, whose handler is in SQL
+CREATE TABLE sent (n int, subscription text, context cqrs_context);
+CREATE FUNCTION on_sql(event cqrs_event) RETURNS void LANGUAGE sql AS $$
+	INSERT INTO public.sent VALUES ((event.payload->>'n')::int, 'sql', cqrs_context())
+$$;
+CREATE FUNCTION on_c(event cqrs_event) RETURNS jsonb LANGUAGE c STRICT AS '$libdir/cqrs_outbox', 'cqrs_send_composite';
+CREATE FUNCTION sent_by_c(event cqrs_event) RETURNS void LANGUAGE sql AS $$
+	INSERT INTO public.sent VALUES ((event.payload->>'n')::int, 'c', cqrs_context())
+$$;
+SELECT cqrs_register_command('SentByC', 'sent_by_c(cqrs_event)');
+SELECT cqrs_subscribe('sql', ARRAY['topic_a'], 'on_sql(cqrs_event)', 'latest'), cqrs_subscribe('c', ARRAY['topic_a'], 'on_c(cqrs_event)', 'latest');
+SELECT cqrs_emit_many('a', ARRAY['{"n": 1}', '{"n": 2}']::jsonb[]);
+SELECT cqrs_tick() > 0 AS ticked;
+SELECT cqrs_drain('sql'), cqrs_drain('c');
+SELECT n, subscription, (context).kind, (context).name, (context).causation_id IS NOT NULL AS caused FROM sent ORDER BY subscription, n;
+SELECT cqrs_unsubscribe('sql'), cqrs_unsubscribe('c');
+SELECT cqrs_unregister_command('SentByC');
+DROP TABLE sent;
+DROP FUNCTION on_sql, on_c, sent_by_c;
+
 -- cursors and ticks are deleted behind
 DO $$
 BEGIN
