@@ -23,6 +23,7 @@ OBJS = \
 	src/dead_letter.o \
 	src/dispatch.o \
 	src/domain_event.o \
+	src/dry_run.o \
 	src/emit.o \
 	src/event_id.o \
 	src/events.o \
@@ -76,7 +77,7 @@ EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/cqrs_broker.h
 
-REGRESS = meeting command query chain stream fallback breaker idempotency emit domain_event context nesting prepared capture subscription retry deferred pull retention health privileges adopt extension
+REGRESS = meeting command query chain stream fallback breaker idempotency dry_run emit domain_event context nesting prepared capture subscription retry deferred pull retention health privileges adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

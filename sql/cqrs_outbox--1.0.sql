@@ -769,6 +769,34 @@ CREATE FUNCTION cqrs_send(command record) RETURNS jsonb
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_send_composite';
 COMMENT ON FUNCTION cqrs_send(record) IS 'dispatches a command given as a composite value';
 
+-- What cqrs_send() would answer, without effect: the command is handled in a
+-- subtransaction, with the handlers of the events that it emits, and all is
+-- rolled back. Within a handler, too, as if it were sent by itself: handlers of
+-- events are called before this returns.
+--   command_name, payload
+--             as of cqrs_send()
+--   answer    the answer
+--   events    what would have been emitted, in that order, by whatever was
+--             called: also by triggers, and to no topic. Not what was rolled
+--             back on the way: by a handler that passed on, or failed and has a
+--             fallback. position is NULL, and the ids are new ones each time
+-- What would be done at commit only, deferred constraints and triggers, is done
+-- at the end, as by SET CONSTRAINTS ALL IMMEDIATE. So is what the transaction had
+-- deferred before, whose errors and events are then among these; afterwards it
+-- is deferred as it was.
+-- What stays: sequences have advanced, that of positions too; locks of the
+-- session; what was done outside of the database. The transaction has got an id
+-- if something was written. Circuit breakers decide what is called, but do not
+-- count it; no idempotency key is used up; nobody is notified.
+-- Errors: as of cqrs_send(), and of a deferred constraint; 25006 something below
+-- tried to write in a read-only transaction; 54001 dry runs nested too deeply
+-- (cqrs_outbox.max_command_depth); 54000 more than 1 GB of events.
+-- Locks: as of cqrs_send(), while it runs.
+-- Privileges: as of cqrs_send().
+CREATE FUNCTION cqrs_dry_run(command_name text, payload jsonb DEFAULT '{}', OUT answer jsonb, OUT events cqrs_event[])
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_dry_run(text, jsonb) IS 'what a command would answer and emit';
+
 -- Dispatches a command whose handler returns a set: returns its rows, each as
 -- cqrs_send() returns an answer, NULL ones too. In a select list, and through a
 -- cursor over it, a row is made when it is asked for, if the handler's language

@@ -14,7 +14,9 @@
  *	  its failure opens it again, and if it says neither, or its transaction
  *	  ends without a word, the next call is the trial.
  *
- * All of this happens at once, and is not undone by a rollback.
+ * All of this happens at once, and is not undone by a rollback. A dry run, which
+ * is to leave nothing behind, only looks: it calls the handler where another
+ * call would, and tells nothing.
  *
  * Memory
  *
@@ -41,6 +43,7 @@
 
 #include "breaker.h"
 #include "catalog.h"
+#include "dry_run.h"
 #include "fallback.h"
 #include "registry.h"
 
@@ -116,19 +119,26 @@ bool
 cqrs_breaker_enter(CqrsBreakerCall *call, const CqrsBreaker *breaker)
 {
 	CqrsBreakerState state;
+	bool		free_for_trial;
 	Slot	   *slot;
 
 	call->breaker = breaker;
+	call->counts = breaker->fail_max > 0 && !cqrs_dry_run_is_active();
 	call->trial = false;
 	if (breaker->fail_max == 0)
 		return true;
 
 	call->relid = cqrs_relation_oid(CQRS_REL_FALLBACK);
 	lock_slots(LW_SHARED);
-	state = state_of(find(call), breaker);
+	slot = find(call);
+	state = state_of(slot, breaker);
+	free_for_trial = state == CQRS_BREAKER_HALF_OPEN &&
+		cqrs_vxid_pid(slot->trial) == 0;
 	unlock_slots();
 	if (state != CQRS_BREAKER_HALF_OPEN)
 		return state == CQRS_BREAKER_CLOSED;
+	if (!free_for_trial || !call->counts)
+		return free_for_trial;
 
 	lock_slots(LW_EXCLUSIVE);
 	slot = find(call);
@@ -154,7 +164,7 @@ cqrs_breaker_leave(CqrsBreakerCall *call, CqrsBreakerOutcome outcome)
 	bool		opened = false;
 	Slot	   *slot;
 
-	if (call->breaker->fail_max == 0)
+	if (!call->counts)
 		return false;
 	if (outcome != CQRS_BREAKER_FAILED)
 	{

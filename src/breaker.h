@@ -39,6 +39,7 @@ typedef struct CqrsBreakerCall
 {
 	const CqrsBreaker *breaker;
 	Oid			relid;			/* of cqrs.fallback */
+	bool		counts;			/* what becomes of it is told to the breaker */
 	bool		trial;
 } CqrsBreakerCall;
 

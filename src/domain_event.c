@@ -71,7 +71,7 @@ typedef struct EventCall
 	const DomainEvent *event;
 	const CqrsHandler *handler;
 	NullableDatum arg;			/* of the handler, and of its fallback */
-}			EventCall;
+} EventCall;
 
 static dlist_head queue = DLIST_STATIC_INIT(queue);
 static MemoryContext queue_context = NULL;
@@ -85,6 +85,7 @@ static void check_argument(const CqrsEventType *event_type,
 static CqrsEventHandler *find_handler(const CqrsEventType *event_type,
 									  const char *signature);
 static void register_callbacks(void);
+static void move_queue(dlist_head *to, dlist_head *from);
 static NullableDatum copy(NullableDatum value);
 static void release(DomainEvent *event);
 static void work_off(void);
@@ -289,6 +290,39 @@ cqrs_domain_events_handle(void)
 }
 
 /*
+ * Begin anew, with nothing queued and nothing being handled, until
+ * cqrs_domain_events_bring_back(); an error must not keep the caller from that.
+ * It is done at the start of a subtransaction that is then rolled back: so what
+ * is set aside sees no subtransaction end.
+ */
+void
+cqrs_domain_events_set_aside(CqrsDomainEvents *aside)
+{
+	move_queue(&aside->queue, &queue);
+	aside->context = queue_context;
+	aside->working = working;
+	aside->handling = handling;
+	queue_context = NULL;
+	working = false;
+	handling = NULL;
+}
+
+/*
+ * Go on with what was set aside. The queue is empty: it was rolled back.
+ */
+void
+cqrs_domain_events_bring_back(CqrsDomainEvents *aside)
+{
+	Assert(dlist_is_empty(&queue));
+	if (queue_context != NULL)
+		MemoryContextDelete(queue_context);
+	move_queue(&queue, &aside->queue);
+	queue_context = aside->context;
+	working = aside->working;
+	handling = aside->handling;
+}
+
+/*
  * Only who has a queue needs to hear of transactions' ends.
  */
 static void
@@ -301,6 +335,21 @@ register_callbacks(void)
 	RegisterSubXactCallback(at_subxact_event, NULL);
 	RegisterXactCallback(at_xact_event, NULL);
 	registered = true;
+}
+
+/*
+ * Move all to a head whose contents do not matter, and leave nothing.
+ */
+static void
+move_queue(dlist_head *to, dlist_head *from)
+{
+	dlist_init(to);
+	if (!dlist_is_empty(from))
+	{
+		to->head = from->head;
+		to->head.next->prev = to->head.prev->next = &to->head;
+	}
+	dlist_init(from);
 }
 
 /*

@@ -10,11 +10,24 @@
 
 #include "cqrs_outbox.h"
 
+#include "lib/ilist.h"
+
 #include "registry.h"
 #include "window.h"
+
+/* What waits for its handlers, set aside while others are handled. */
+typedef struct CqrsDomainEvents
+{
+	dlist_head	queue;
+	MemoryContext context;
+	bool		working;
+	struct DomainEvent *handling;
+} CqrsDomainEvents;
 
 extern void cqrs_domain_event_add(CqrsEventType *event_type,
 								  const CqrsEvent *event);
 extern void cqrs_domain_events_handle(void);
+extern void cqrs_domain_events_set_aside(CqrsDomainEvents *aside);
+extern void cqrs_domain_events_bring_back(CqrsDomainEvents *aside);
 
 #endif							/* CQRS_DOMAIN_EVENT_H */

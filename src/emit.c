@@ -45,6 +45,7 @@
 #include "debug_point.h"
 #include "dispatch.h"
 #include "domain_event.h"
+#include "dry_run.h"
 #include "emit.h"
 #include "event_id.h"
 #include "index.h"
@@ -301,6 +302,8 @@ cqrs_emitter_add(CqrsEmitter *emitter, NullableDatum key,
 		event.headers = cqrs_context_headers(event.headers);
 	if (event.topic != NULL)
 		buffer(emitter, &event);
+	if (cqrs_dry_run_is_active())
+		cqrs_dry_run_emitted(&event);
 	if (event_type->handlers != NULL)
 		cqrs_domain_event_add(event_type, &event);
 }
@@ -379,6 +382,8 @@ emit(CqrsEventType *event_type, CqrsEvent *event)
 		event->headers = cqrs_context_headers(event->headers);
 	if (event->topic != NULL)
 		cqrs_event_write(event);
+	if (cqrs_dry_run_is_active())
+		cqrs_dry_run_emitted(event);
 	if (event_type->handlers != NULL)
 		cqrs_domain_event_add(event_type, event);
 }
@@ -399,14 +404,16 @@ writer_open(Writer *writer, const CqrsTopic *topic)
 }
 
 /*
- * Close it, and have the manager woken at commit. The lock stays.
+ * Close it, and have the manager woken at commit, unless nothing will be there
+ * then. The lock stays.
  */
 static void
 writer_close(Writer *writer)
 {
 	cqrs_indexes_close(&writer->indexes);
 	table_close(writer->rel, NoLock);
-	cqrs_shmem_emitted(writer->topic_id);
+	if (!cqrs_dry_run_is_active())
+		cqrs_shmem_emitted(writer->topic_id);
 }
 
 /*

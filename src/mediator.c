@@ -19,11 +19,13 @@
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/jsonb.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/regproc.h"
 
 #include "catalog.h"
 #include "dispatch.h"
+#include "dry_run.h"
 #include "idempotency.h"
 #include "mediator.h"
 #include "payload.h"
@@ -55,6 +57,7 @@ PG_FUNCTION_INFO_V1(cqrs_register_query);
 PG_FUNCTION_INFO_V1(cqrs_unregister_command);
 PG_FUNCTION_INFO_V1(cqrs_send);
 PG_FUNCTION_INFO_V1(cqrs_send_composite);
+PG_FUNCTION_INFO_V1(cqrs_dry_run);
 PG_FUNCTION_INFO_V1(cqrs_query);
 PG_FUNCTION_INFO_V1(cqrs_stream);
 PG_FUNCTION_INFO_V1(cqrs_next);
@@ -147,6 +150,31 @@ cqrs_send(PG_FUNCTION_ARGS)
 	if (keyed)
 		return cqrs_idempotency_run(&key, &dispatch, &fcinfo->isnull);
 	return cqrs_dispatch_run(&dispatch, &fcinfo->isnull);
+}
+
+/*
+ * cqrs_dry_run(command_name, payload)
+ */
+Datum
+cqrs_dry_run(PG_FUNCTION_ARGS)
+{
+	CqrsCommand *command = command_arg(fcinfo, CQRS_COMMAND);
+	CqrsDispatch dispatch;
+	TupleDesc	desc;
+	Oid			event_type;
+	Datum		values[2];
+	bool		nulls[2] = {0};
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
+		desc->natts != lengthof(values))
+		elog(ERROR, "unexpected result type");
+	event_type = get_element_type(TupleDescAttr(desc, 1)->atttypid);
+	cqrs_dispatch_init(&dispatch, command,
+					   payload_arg(fcinfo, command), JSONBOID);
+	values[1] = cqrs_dry_run_dispatch(&dispatch, event_type, &values[0],
+									  &nulls[0]);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
+													  values, nulls)));
 }
 
 /*
