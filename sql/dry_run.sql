@@ -24,9 +24,9 @@ BEGIN
 	RETURN (SELECT to_jsonb(o) FROM orders o WHERE id = (c->>'id')::int);
 END $$;
 SELECT cqrs_register_command('Place', 'place(jsonb)');
-SELECT last_value AS before FROM cqrs.position \gset
 SELECT answer, brief(events) FROM cqrs_dry_run('Place', '{"id": 1, "amount": 10}');
 SELECT * FROM state();
+SELECT last_value AS before FROM cqrs.position \gset
 SELECT e.position, substr(e.event_id::text, 15, 1) AS uuid_version, e.event_name, e.topic, e.key, e.payload,
 	   e.headers->'h' AS h, e.headers ? 'causation_id' AS has_cause, e.status, e.attempts,
 	   e.emitted_at BETWEEN now() AND clock_timestamp() AS emitted_now
@@ -80,19 +80,16 @@ END $$;
 CREATE FUNCTION on_booked(e cqrs_event) RETURNS void LANGUAGE sql AS $$SELECT cqrs_emit('noticed', '{"n": 6}', e.event_name) WHERE e.payload->>'n' = '5'$$;
 SELECT cqrs_register_event_handler('noticed', 'on_noticed(jsonb)'), cqrs_register_event_handler('booked', 'on_booked(cqrs_event)'),
 	   cqrs_register_command('EveryWay', 'every_way(jsonb)');
-SELECT answer, regexp_split_to_table(brief(events), ', (?=[a-z_]+(?:/| ))') FROM cqrs_dry_run('EveryWay');
+SELECT answer, brief(ARRAY[e]) FROM cqrs_dry_run('EveryWay'), unnest(events) e;
 SELECT * FROM state();
 -- these are the events that cqrs_send() emits
+SELECT last_value AS before FROM cqrs.position \gset
 BEGIN;
-CREATE TEMP TABLE expected ON COMMIT DROP AS
-	SELECT e.event_name, e.topic, e.key, e.payload, n FROM cqrs_dry_run('EveryWay'), unnest(events) WITH ORDINALITY
-		e (position, event_id, event_name, topic, key, payload, headers, status, attempts, emitted_at, n)
-	WHERE topic IS NOT NULL;
-SELECT coalesce(max(position), 0) AS before FROM cqrs_events(status => 'all') \gset
+SELECT array_agg(concat_ws(' ', e.event_name, e.topic, e.key, e.payload)) AS expected
+FROM cqrs_dry_run('EveryWay'), unnest(events) e WHERE topic IS NOT NULL \gset
 SELECT cqrs_send('EveryWay');
-SELECT array_agg(e ORDER BY position) = (SELECT array_agg(x ORDER BY n) FROM (SELECT event_name, topic, key, payload, n FROM expected) x (a, b, c, d, n),
-		LATERAL (SELECT a, b, c, d) AS y) AS same
-FROM (SELECT position, (event_name, topic, key, payload) AS e FROM cqrs_events(status => 'all', after_position => :before)) s;
+SELECT count(*), array_agg(concat_ws(' ', event_name, topic, key, payload) ORDER BY position) = :'expected' AS same
+FROM cqrs_events(status => 'all', after_position => :before);
 ROLLBACK;
 
 -- only what would be left: not of blocks, handlers and primaries that are rolled back
@@ -187,11 +184,6 @@ INSERT INTO line VALUES (88);
 SAVEPOINT s;
 SELECT cqrs_dry_run('Nothing');
 ROLLBACK TO s;
-SET CONSTRAINTS by_row IMMEDIATE;
-INSERT INTO line VALUES (2);
-SELECT cqrs_dry_run('Nothing');
-\echo :LAST_ERROR_SQLSTATE
-ROLLBACK TO s;
 INSERT INTO orders VALUES (88);
 SELECT brief(events) FROM cqrs_dry_run('Nothing');
 SELECT line FROM log WHERE line LIKE 'line%';
@@ -219,12 +211,14 @@ END $$;
 SELECT cqrs_register_command('Ask', 'asks(jsonb)');
 TRUNCATE log;
 SELECT last_value AS before FROM cqrs.position \gset
-SELECT jsonb_pretty(cqrs_send('Ask', '{"ask": "EveryWay", "payload": {}}'));
+SELECT cqrs_send('Ask', '{"ask": "EveryWay", "payload": {}}')->>'events' = (SELECT brief(events) FROM cqrs_dry_run('EveryWay')) AS same;
 SELECT line FROM log ORDER BY n;
 SELECT event_name, payload FROM cqrs_events(status => 'all', after_position => :before);
 -- a dry run within a dry run, whose events are none of the outer one's
-SELECT jsonb_pretty(answer), brief(events)
+\x
+SELECT answer, brief(events)
 FROM cqrs_dry_run('Ask', '{"ask": "Ask", "payload": {"ask": "Place", "payload": {"id": 9}}}');
+\x
 -- an error in there, caught
 CREATE FUNCTION asks_carefully(c jsonb) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
@@ -272,7 +266,7 @@ SET cqrs_outbox.max_command_depth = 5;
 SELECT cqrs_send('Recurse');
 \echo :LAST_ERROR_SQLSTATE
 RESET cqrs_outbox.max_command_depth;
-SELECT answer, brief(events) FROM cqrs_dry_run('Nested', '{"n": 1}');
+SELECT answer IS NOT NULL AS answered, brief(events) FROM cqrs_dry_run('Nested', '{"n": 1}');
 
 -- read-only
 BEGIN READ ONLY;
@@ -310,26 +304,21 @@ SELECT pg_advisory_unlock(4711);
 SELECT cqrs_emit('made', '{}');
 SELECT cqrs_send('Place', '{"id": 13}', idempotency_key => 'key');
 
--- values that only the subtransaction can read
-CREATE TABLE document (doc jsonb);
-ALTER TABLE document ALTER doc SET STORAGE EXTERNAL;
+-- values that are in a table which is gone
 CREATE FUNCTION store(c jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
 	stored jsonb;
 BEGIN
+	CREATE TABLE document (doc jsonb);
+	ALTER TABLE document ALTER doc SET STORAGE EXTERNAL;
 	INSERT INTO document SELECT jsonb_object_agg(n, md5(n::text)) FROM generate_series(1, 2000) n;
 	SELECT doc INTO stored FROM document;
 	PERFORM cqrs_emit('noticed', doc), cqrs_emit('shipped', doc) FROM document;
 	RETURN stored;
 END $$;
-CREATE FUNCTION store_in_sql(c jsonb) RETURNS jsonb LANGUAGE sql AS $$
-	INSERT INTO document SELECT jsonb_object_agg(n, md5(n::text)) FROM generate_series(1, 2000) n RETURNING doc
-$$;
-SELECT cqrs_register_command('Store', 'store(jsonb)'), cqrs_register_command('StoreInSql', 'store_in_sql(jsonb)');
-SELECT answer->>'2000' = md5('2000') AS answer, cardinality(events), bool_and(e.payload = answer OR e.event_name = 'booked') AS payloads
-FROM cqrs_dry_run('Store'), unnest(events) e GROUP BY answer, events;
-SELECT answer->>'2000' = md5('2000') AS answer FROM cqrs_dry_run('StoreInSql');
-SELECT count(*) FROM document;
+SELECT cqrs_register_command('Store', 'store(jsonb)');
+SELECT event_name, answer->>'2000' = md5('2000') AS answer, e.payload = answer AS payload FROM cqrs_dry_run('Store'), unnest(events) e;
+
 -- many events
 CREATE FUNCTION many(c jsonb) RETURNS bigint LANGUAGE sql AS $$
 	SELECT cqrs_emit_many('booked', array_agg(jsonb_build_object('n', n))) FROM generate_series(1, 2500) n
@@ -355,7 +344,7 @@ RESET ROLE;
 DROP OWNED BY regress_cqrs_dry;
 DROP ROLE regress_cqrs_dry;
 
-DROP TABLE orders, line, log, captured, document CASCADE;
+DROP TABLE orders, line, log, captured CASCADE;
 DROP EXTENSION cqrs_outbox CASCADE;
 DROP FUNCTION say, place, nothing, every_way, on_noticed, tries, passes_on, fails, falls_back, refuse, rows, on_line, add_line,
-	asks, asks_carefully, nested, chained, recursive, ask, leaves, store, store_in_sql, many;
+	asks, asks_carefully, nested, chained, recursive, ask, leaves, store, many;

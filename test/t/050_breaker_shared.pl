@@ -70,6 +70,7 @@ reset_after('0');
 begin_trial($one);
 is(state_of(), 'half_open', 'and shows');
 is($two->query($send), '"steady"', 'others go to the fallback meanwhile');
+is($two->query("SELECT answer FROM cqrs_dry_run('Do')"), '"steady"', 'and so does a dry run');
 $holder->query('SELECT pg_advisory_unlock(1)');
 is($one->finish, '"flaky"', 'it succeeds');
 is(state_of(), 'closed', 'and closes the breaker');
