@@ -21,6 +21,7 @@ OBJS = \
 	src/cursor.o \
 	src/deferred.o \
 	src/dead_letter.o \
+	src/diagram.o \
 	src/dispatch.o \
 	src/domain_event.o \
 	src/dry_run.o \
@@ -77,7 +78,7 @@ EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/cqrs_broker.h
 
-REGRESS = meeting command query chain stream fallback breaker idempotency dry_run emit domain_event context nesting prepared capture subscription retry deferred pull retention health privileges adopt extension
+REGRESS = meeting command query chain stream fallback breaker idempotency dry_run emit domain_event context nesting prepared capture subscription retry deferred pull retention diagram health privileges adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

@@ -1723,6 +1723,25 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION cqrs_health(interval, interval) IS 'what is wrong, and what to do about it';
 
+-- A picture of what is registered, as Mermaid text (https://mermaid.js.org).
+-- Equal registries give equal texts.
+--   kind  'flowchart': commands, queries and streams, their handlers (a chain's
+--         are numbered), and fallbacks (dotted, with the errors that they are
+--         called after); events, their handlers, and their topics; subscriptions,
+--         and where they deliver to. Arrows to and from topics, where delivery is
+--         after the commit, are thick. Which events a handler emits is not
+--         registered.
+--         'sequence': how one command, query or stream is handled
+--   name  flowchart: only what leads to or from the command, query, stream,
+--         event, topic, subscription or server of this name; NULL: all.
+--         sequence: the command, query or stream
+-- Errors: 22023 another kind; 22004 no kind, or no name for a sequence; 42704
+-- nothing has that name; 42883 no command, query or stream has.
+-- Privileges: EXECUTE, granted to pg_monitor, not to PUBLIC.
+CREATE FUNCTION cqrs_diagram(kind text DEFAULT 'flowchart', name text DEFAULT NULL) RETURNS text
+LANGUAGE C STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_diagram(text, text) IS 'a picture of what is registered, as Mermaid text';
+
 -- ----------------------------------------------------------------------
 -- Privileges: what changes configuration is not for everybody
 -- ----------------------------------------------------------------------
@@ -1740,9 +1759,10 @@ REVOKE EXECUTE ON FUNCTION
 	cqrs_unsubscribe(text), cqrs_pause(text), cqrs_resume(text), cqrs_seek(text, text), cqrs_seek(text, timestamptz),
 	cqrs_redrive(text, uuid), cqrs_discard(text, uuid),
 	cqrs_tick(), cqrs_drain(text), cqrs_release_commands(), cqrs_adopt(), cqrs_maintain(text),
-	cqrs_worker_status(), cqrs_health(interval, interval), cqrs.check()
+	cqrs_worker_status(), cqrs_health(interval, interval), cqrs.check(), cqrs_diagram(text, text)
 FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION cqrs_worker_status(), cqrs_health(interval, interval), cqrs.check() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION cqrs_worker_status(), cqrs_health(interval, interval), cqrs.check(), cqrs_diagram(text, text)
+TO pg_monitor;
 
 -- The extension's scripts, those that update it too, end with this: at commit,
 -- tell the launcher that this database has the extension, and everybody to

@@ -170,7 +170,7 @@ cqrs_dry_run(PG_FUNCTION_ARGS)
 		elog(ERROR, "unexpected result type");
 	event_type = get_element_type(TupleDescAttr(desc, 1)->atttypid);
 	cqrs_dispatch_init(&dispatch, command,
-					   payload_arg(fcinfo, command), JSONBOID);
+					   cqrs_command_payload_arg(fcinfo, command), JSONBOID);
 	values[1] = cqrs_dry_run_dispatch(&dispatch, event_type, &values[0],
 									  &nulls[0]);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),

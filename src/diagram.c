@@ -1,0 +1,748 @@
+/*-------------------------------------------------------------------------
+ *
+ * diagram.c
+ *	  What is registered, as a picture: cqrs_diagram().
+ *
+ * The text is Mermaid's (https://mermaid.js.org). Names may be anything, so
+ * they are in labels only, where all that Mermaid, Markdown or HTML could take
+ * for something is an entity code. What a diagram itself calls things by is a
+ * letter and a number.
+ *
+ * A flowchart is a graph that is collected from the registry in order of the
+ * names, so that equal registries have equal diagrams. A function is one node,
+ * however many things it handles. Which events a handler emits is not
+ * registered, so there is no edge for it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "cqrs_outbox.h"
+
+#include "lib/stringinfo.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+
+#include "catalog.h"
+#include "fallback.h"
+#include "registry.h"
+
+typedef enum DiagramKind
+{
+	NODE_COMMAND,
+	NODE_QUERY,
+	NODE_STREAM,
+	NODE_FUNCTION,
+	NODE_EVENT,
+	NODE_TOPIC,
+	NODE_SUBSCRIPTION,
+	NODE_BROKER,
+	NODE_KINDS
+} DiagramKind;
+
+/* What a node looks like; begin and end are the shape. */
+typedef struct DiagramShape
+{
+	const char *id;				/* what its number is put behind */
+	const char *title;			/* the label's first line, or NULL */
+	const char *begin;
+	const char *end;
+} DiagramShape;
+
+static const DiagramShape shapes[NODE_KINDS] = {
+	[NODE_COMMAND] = {"c", "command", "([", "])"},
+	[NODE_QUERY] = {"q", "query", "([", "])"},
+	[NODE_STREAM] = {"r", "stream", "([", "])"},
+	[NODE_FUNCTION] = {"f", NULL, "[", "]"},
+	[NODE_EVENT] = {"e", "event", ">", "]"},
+	[NODE_TOPIC] = {"t", "topic", "[(", ")]"},
+	[NODE_SUBSCRIPTION] = {"s", "subscription", "[/", "/]"},
+	[NODE_BROKER] = {"b", "broker", "{{", "}}"},
+};
+
+typedef struct DiagramKey
+{
+	DiagramKind kind;
+	char		name[CQRS_MAX_SIGNATURE];
+} DiagramKey;
+
+typedef struct DiagramNode
+{
+	DiagramKey	key;			/* hash key */
+	bool		has_fallback;	/* ... among the edges */
+	bool		above;			/* leads to what was asked for */
+	bool		below;			/* is led to from there */
+	int			number;			/* of its kind */
+} DiagramNode;
+
+typedef struct DiagramEdge
+{
+	DiagramNode *from;
+	DiagramNode *to;
+	const char *arrow;
+	const char *label;			/* escaped; NULL: none */
+} DiagramEdge;
+
+typedef struct Diagram
+{
+	HTAB	   *nodes;
+	List	   *edges;			/* in the order in which they are shown */
+} Diagram;
+
+static char *flowchart(const char *name);
+static void add_commands(Diagram *graph);
+static void add_events(Diagram *graph);
+static void add_topics(Diagram *graph);
+static DiagramNode *add_node(Diagram *graph, DiagramKind kind, const char *name);
+static DiagramNode *add_function(Diagram *graph, const CqrsHandler *handler);
+static void add_edge(Diagram *graph, DiagramNode *from, const char *arrow,
+					 const char *label, DiagramNode *to);
+static void choose(Diagram *graph, const char *name);
+static List *chosen_nodes(Diagram *graph);
+static char *sequence(const char *name);
+static List *sequence_participants(StringInfo text, const CqrsCommand *command);
+static void sequence_handlers(StringInfo text, const CqrsCommand *command,
+							  List *functions);
+static void sequence_events(StringInfo text, int indent);
+static void sequence_delivery(StringInfo text);
+static int	number_of(List *functions, const char *signature);
+static void line(StringInfo text, int indent, const char *format,...) pg_attribute_printf(3, 4);
+static List *registered(void (*walk) (HASH_SEQ_STATUS *status));
+static bool any_event_handlers(void);
+static char *errors_caught(const CqrsFallback *fallback);
+static char *escaped(const char *text);
+static bool is_word_char(char c);
+static int	compare_names(const ListCell *a, const ListCell *b);
+static int	compare_nodes(const ListCell *a, const ListCell *b);
+
+PG_FUNCTION_INFO_V1(cqrs_diagram);
+
+/*
+ * cqrs_diagram(kind, name)
+ */
+Datum
+cqrs_diagram(PG_FUNCTION_ARGS)
+{
+	char	   *kind;
+	char	   *name = NULL;
+
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("kind of diagram must not be null")));
+	kind = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	if (!PG_ARGISNULL(1))
+		name = text_to_cstring(PG_GETARG_TEXT_PP(1));
+
+	AcceptInvalidationMessages();
+	if (strcmp(kind, "flowchart") == 0)
+		PG_RETURN_TEXT_P(cstring_to_text(flowchart(name)));
+	if (strcmp(kind, "sequence") == 0)
+	{
+		if (name == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("name must not be null"),
+					 errdetail("A sequence diagram shows one command, query or stream.")));
+		PG_RETURN_TEXT_P(cstring_to_text(sequence(name)));
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("unrecognized kind of diagram \"%s\"", kind),
+			 errhint("Valid values are \"flowchart\" and \"sequence\".")));
+}
+
+/*
+ * The flowchart, palloc'd; unless name is NULL, of what leads to and from what
+ * has that name. Raises 42704 if nothing has.
+ */
+static char *
+flowchart(const char *name)
+{
+	HASHCTL		ctl = {.keysize = sizeof(DiagramKey),.entrysize = sizeof(DiagramNode)};
+	int			numbers[NODE_KINDS] = {0};
+	StringInfoData text;
+	Diagram		graph;
+	ListCell   *lc;
+
+	ctl.hcxt = CurrentMemoryContext;
+	graph.nodes = hash_create("cqrs diagram", 256, &ctl,
+							  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	graph.edges = NIL;
+	add_commands(&graph);
+	add_events(&graph);
+	add_topics(&graph);
+	choose(&graph, name);
+
+	initStringInfo(&text);
+	line(&text, 0, "flowchart LR");
+	foreach(lc, chosen_nodes(&graph))
+	{
+		DiagramNode *node = (DiagramNode *) lfirst(lc);
+		const DiagramShape *shape = &shapes[node->key.kind];
+
+		node->number = ++numbers[node->key.kind];
+		line(&text, 1, "%s%d%s\"%s%s%s\"%s", shape->id, node->number,
+			 shape->begin, shape->title ? shape->title : "",
+			 shape->title ? "<br/>" : "", escaped(node->key.name),
+			 shape->end);
+	}
+	foreach(lc, graph.edges)
+	{
+		DiagramEdge *edge = (DiagramEdge *) lfirst(lc);
+
+		/* Only what is on a way, not what just lies between. */
+		if (!(edge->from->above && edge->to->above) &&
+			!(edge->from->below && edge->to->below))
+			continue;
+		line(&text, 1, "%s%d %s%s%s%s %s%d",
+			 shapes[edge->from->key.kind].id, edge->from->number, edge->arrow,
+			 edge->label ? "|\"" : "", edge->label ? edge->label : "",
+			 edge->label ? "\"|" : "",
+			 shapes[edge->to->key.kind].id, edge->to->number);
+	}
+	return text.data;
+}
+
+/*
+ * Add commands, queries and streams, with what handles them.
+ */
+static void
+add_commands(Diagram *graph)
+{
+	static const DiagramKind kinds[] = {
+		[CQRS_COMMAND] = NODE_COMMAND,
+		[CQRS_QUERY] = NODE_QUERY,
+		[CQRS_STREAM] = NODE_STREAM,
+	};
+	ListCell   *lc;
+
+	foreach(lc, registered(cqrs_registry_commands))
+	{
+		CqrsCommand *command = (CqrsCommand *) lfirst(lc);
+		DiagramNode *node = add_node(graph, kinds[command->kind],
+									 command->name);
+		int			i;
+
+		for (i = 0; i < command->nhandlers; i++)
+			add_edge(graph, node, "-->",
+					 command->nhandlers > 1 ? psprintf("%d", i + 1) : NULL,
+					 add_function(graph, &command->handlers[i]));
+	}
+}
+
+/*
+ * Add events, where they go, and what handles them in the transaction.
+ */
+static void
+add_events(Diagram *graph)
+{
+	ListCell   *lc;
+
+	foreach(lc, registered(cqrs_registry_event_types))
+	{
+		CqrsEventType *type = (CqrsEventType *) lfirst(lc);
+		DiagramNode *node = add_node(graph, NODE_EVENT, type->name);
+		CqrsEventHandler *handler;
+		int			n = 0;
+
+		if (type->topic != NULL)
+			add_edge(graph, node, "==>", NULL,
+					 add_node(graph, NODE_TOPIC, type->topic->name));
+		for (handler = type->handlers; handler != NULL;
+			 handler = handler->next)
+			add_edge(graph, node, "-->",
+					 type->handlers->next ? psprintf("%d", ++n) : NULL,
+					 add_function(graph, &handler->handler));
+	}
+}
+
+/*
+ * Add topics, the subscriptions to them, and where those deliver to.
+ */
+static void
+add_topics(Diagram *graph)
+{
+	ListCell   *lc;
+
+	foreach(lc, registered(cqrs_registry_topics))
+		(void) add_node(graph, NODE_TOPIC, ((CqrsTopic *) lfirst(lc))->name);
+	foreach(lc, registered(cqrs_registry_subscriptions))
+	{
+		CqrsSubscription *subscription = (CqrsSubscription *) lfirst(lc);
+		DiagramNode *node = add_node(graph, NODE_SUBSCRIPTION,
+									 subscription->name);
+		List	   *topics = NIL;
+		ListCell   *topic;
+		int			i;
+
+		for (i = 0; i < subscription->ntopics; i++)
+			topics = lappend(topics, subscription->topics[i]);
+		list_sort(topics, compare_names);
+		foreach(topic, topics)
+			add_edge(graph, add_node(graph, NODE_TOPIC, lfirst(topic)), "==>",
+					 NULL, node);
+		if (subscription->has_handler)
+			add_edge(graph, node, "==>", NULL,
+					 add_function(graph, &subscription->handler));
+		if (subscription->server != NULL)
+			add_edge(graph, node, "==>", escaped(subscription->format),
+					 add_node(graph, NODE_BROKER, subscription->server));
+	}
+}
+
+/*
+ * The node with this name, added if need be.
+ */
+static DiagramNode *
+add_node(Diagram *graph, DiagramKind kind, const char *name)
+{
+	DiagramKey	key;
+	DiagramNode *node;
+	bool		found;
+
+	memset(&key, 0, sizeof(key));
+	key.kind = kind;
+	strlcpy(key.name, name, sizeof(key.name));
+	node = hash_search(graph->nodes, &key, HASH_ENTER, &found);
+	if (!found)
+	{
+		node->has_fallback = node->above = node->below = false;
+		node->number = 0;
+	}
+	return node;
+}
+
+/*
+ * The node of a handler, with its fallback.
+ */
+static DiagramNode *
+add_function(Diagram *graph, const CqrsHandler *handler)
+{
+	DiagramNode *node = add_node(graph, NODE_FUNCTION, handler->signature);
+
+	if (handler->fallback != NULL && !node->has_fallback)
+	{
+		node->has_fallback = true;
+		add_edge(graph, node, "-.->",
+				 psprintf("on %s", errors_caught(handler->fallback)),
+				 add_node(graph, NODE_FUNCTION,
+						  handler->fallback->handler.signature));
+	}
+	return node;
+}
+
+static void
+add_edge(Diagram *graph, DiagramNode *from, const char *arrow, const char *label,
+		 DiagramNode *to)
+{
+	DiagramEdge *edge = palloc(sizeof(DiagramEdge));
+
+	edge->from = from;
+	edge->to = to;
+	edge->arrow = arrow;
+	edge->label = label;
+	graph->edges = lappend(graph->edges, edge);
+}
+
+/*
+ * Mark what is to be shown: all, or what leads to or is led to from the nodes
+ * with this name that are no functions. Raises 42704 if there are none.
+ */
+static void
+choose(Diagram *graph, const char *name)
+{
+	HASH_SEQ_STATUS status;
+	DiagramNode *node;
+	bool		found = name == NULL;
+	bool		changed = name != NULL;
+
+	hash_seq_init(&status, graph->nodes);
+	while ((node = hash_seq_search(&status)) != NULL)
+	{
+		node->above = node->below = name == NULL ||
+			(node->key.kind != NODE_FUNCTION &&
+			 strcmp(node->key.name, name) == 0);
+		found = found || node->above;
+	}
+	if (!found)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("nothing is registered as \"%s\"", name),
+				 errhint("Name a command, a query, a stream, an event, a topic, a subscription or a broker's server.")));
+
+	/* No way has more than a few steps. */
+	while (changed)
+	{
+		ListCell   *lc;
+
+		changed = false;
+		foreach(lc, graph->edges)
+		{
+			DiagramEdge *edge = (DiagramEdge *) lfirst(lc);
+
+			if (edge->from->below && !edge->to->below)
+				changed = edge->to->below = true;
+			if (edge->to->above && !edge->from->above)
+				changed = edge->from->above = true;
+		}
+	}
+}
+
+/*
+ * The nodes to be shown, by kind and name.
+ */
+static List *
+chosen_nodes(Diagram *graph)
+{
+	HASH_SEQ_STATUS status;
+	List	   *nodes = NIL;
+	DiagramNode *node;
+
+	hash_seq_init(&status, graph->nodes);
+	while ((node = hash_seq_search(&status)) != NULL)
+		if (node->above || node->below)
+			nodes = lappend(nodes, node);
+	list_sort(nodes, compare_nodes);
+	return nodes;
+}
+
+/*
+ * The sequence diagram of a command, palloc'd. Raises 42883 if there is none of
+ * that name.
+ */
+static char *
+sequence(const char *name)
+{
+	CqrsCommand *command = cqrs_registry_command(name);
+	StringInfoData text;
+	List	   *functions;
+	const char *sent;
+
+	if (command == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("command \"%s\" is not registered", name),
+				 errdetail("Nor is a query or a stream of that name.")));
+	sent = cqrs_command_function(command->kind);
+
+	initStringInfo(&text);
+	functions = sequence_participants(&text, command);
+	line(&text, 1, "caller->>mediator: %.*s(%s)", (int) strcspn(sent, "("),
+		 sent, escaped(name));
+	if (command->kind == CQRS_STREAM)
+	{
+		line(&text, 1, "loop for each row");
+		line(&text, 2, "mediator->>h1: payload");
+		line(&text, 2, "h1-->>mediator: row");
+		sequence_events(&text, 2);
+		line(&text, 2, "mediator-->>caller: row");
+		line(&text, 1, "end");
+	}
+	else
+	{
+		sequence_handlers(&text, command, functions);
+		if (command->kind == CQRS_COMMAND)
+			sequence_events(&text, 1);
+		line(&text, 1, "mediator-->>caller: answer");
+	}
+	if (command->kind != CQRS_QUERY)
+		sequence_delivery(&text);
+	return text.data;
+}
+
+/*
+ * Begin with those who take part. Returns the signatures of the functions: the
+ * n-th, counted from 1, is participant hn.
+ */
+static List *
+sequence_participants(StringInfo text, const CqrsCommand *command)
+{
+	List	   *functions = NIL;
+	ListCell   *lc;
+	int			n = 0;
+	int			i;
+
+	for (i = 0; i < command->nhandlers; i++)
+	{
+		CqrsHandler *handler = &command->handlers[i];
+
+		if (number_of(functions, handler->signature) == 0)
+			functions = lappend(functions, handler->signature);
+		if (handler->fallback != NULL &&
+			number_of(functions, handler->fallback->handler.signature) == 0)
+			functions = lappend(functions,
+								handler->fallback->handler.signature);
+	}
+
+	line(text, 0, "sequenceDiagram");
+	line(text, 1, "actor caller");
+	line(text, 1, "participant mediator");
+	foreach(lc, functions)
+		line(text, 1, "participant h%d as %s", ++n, escaped(lfirst(lc)));
+	if (command->kind == CQRS_QUERY)
+		return functions;
+	if (any_event_handlers())
+		line(text, 1, "participant events as handlers of events");
+	if (registered(cqrs_registry_topics) != NIL)
+		line(text, 1, "participant outbox");
+	if (registered(cqrs_registry_subscriptions) != NIL)
+		line(text, 1, "participant relay");
+	return functions;
+}
+
+/*
+ * The handlers, one or a chain: each in the case that those before passed on.
+ */
+static void
+sequence_handlers(StringInfo text, const CqrsCommand *command,
+				  List *functions)
+{
+	bool		is_chain = command->nhandlers > 1;
+	int			cases = 0;		/* not ended */
+	int			i;
+
+	for (i = 0; i < command->nhandlers; i++)
+	{
+		CqrsFallback *fallback = command->handlers[i].fallback;
+		int			h = number_of(functions, command->handlers[i].signature);
+		int			indent = i + 1;
+
+		line(text, indent, "mediator->>h%d: payload", h);
+		if (!is_chain && fallback == NULL)
+		{
+			line(text, indent, "h%d-->>mediator: answer", h);
+			break;
+		}
+		line(text, indent, "alt it answers");
+		cases++;
+		line(text, indent + 1, "h%d-->>mediator: answer", h);
+		if (fallback != NULL)
+		{
+			int			f = number_of(functions, fallback->handler.signature);
+
+			line(text, indent, "else it raises %s%s", errors_caught(fallback),
+				 fallback->breaker.fail_max > 0 ?
+				 ", or its circuit breaker is open" : "");
+			line(text, indent + 1,
+				 "h%d--xmediator: error, and all that it did is rolled back",
+				 h);
+			line(text, indent + 1, "mediator->>h%d: payload", f);
+			line(text, indent + 1, "h%d-->>mediator: answer", f);
+		}
+		if (is_chain)
+		{
+			line(text, indent, "else it passes on");
+			line(text, indent + 1,
+				 "h%d-->>mediator: cqrs_next(), and all that it did is rolled back",
+				 h);
+			if (i + 1 == command->nhandlers)
+				line(text, indent + 1, "Note over mediator: the answer is NULL");
+		}
+	}
+	while (cases > 0)
+		line(text, cases--, "end");
+}
+
+/*
+ * What becomes of events in the transaction. Which there are is not
+ * registered.
+ */
+static void
+sequence_events(StringInfo text, int indent)
+{
+	if (!any_event_handlers())
+		return;
+	line(text, indent, "loop until no event is left that has handlers");
+	line(text, indent + 1, "mediator->>events: what was emitted");
+	line(text, indent + 1, "events-->>mediator: done");
+	line(text, indent, "end");
+}
+
+/*
+ * What becomes of them after it.
+ */
+static void
+sequence_delivery(StringInfo text)
+{
+	bool		to_handlers = false;
+	bool		to_clients = false;
+	bool		to_brokers = false;
+	ListCell   *lc;
+
+	if (registered(cqrs_registry_topics) == NIL)
+		return;
+	line(text, 1, "caller->>outbox: COMMIT, with what was emitted to topics");
+	foreach(lc, registered(cqrs_registry_subscriptions))
+	{
+		CqrsSubscription *subscription = (CqrsSubscription *) lfirst(lc);
+
+		if (subscription->has_handler)
+			to_handlers = true;
+		else if (subscription->server != NULL)
+			to_brokers = true;
+		else
+			to_clients = true;
+	}
+	if (!to_handlers && !to_brokers && !to_clients)
+		return;
+	line(text, 1, "outbox->>relay: what is committed, in order");
+	if (to_handlers)
+		line(text, 1, "Note over relay: calls the handlers of subscriptions, once for each event");
+	if (to_brokers)
+		line(text, 1, "Note over relay: sends to brokers, at least once");
+	if (to_clients)
+		line(text, 1, "Note over relay: hands out to clients that ask, until they acknowledge");
+}
+
+/*
+ * Which one of the functions it is, counted from 1; 0: none.
+ */
+static int
+number_of(List *functions, const char *signature)
+{
+	ListCell   *lc;
+	int			n = 0;
+
+	foreach(lc, functions)
+	{
+		n++;
+		if (strcmp(lfirst(lc), signature) == 0)
+			return n;
+	}
+	return 0;
+}
+
+/*
+ * Append a line, indented by so many steps.
+ */
+static void
+line(StringInfo text, int indent, const char *format,...)
+{
+	int			needed = 0;
+
+	appendStringInfoSpaces(text, 4 * indent);
+	do
+	{
+		va_list		args;
+
+		if (needed > 0)
+			enlargeStringInfo(text, needed);
+		va_start(args, format);
+		needed = appendStringInfoVA(text, format, args);
+		va_end(args);
+	} while (needed > 0);
+	appendStringInfoChar(text, '\n');
+}
+
+/*
+ * All entries of one of the registry's tables, by name.
+ */
+static List *
+registered(void (*walk) (HASH_SEQ_STATUS *status))
+{
+	HASH_SEQ_STATUS status;
+	List	   *entries = NIL;
+	void	   *entry;
+
+	walk(&status);
+	while ((entry = hash_seq_search(&status)) != NULL)
+		entries = lappend(entries, entry);
+	list_sort(entries, compare_names);
+	return entries;
+}
+
+static bool
+any_event_handlers(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, registered(cqrs_registry_event_types))
+		if (((CqrsEventType *) lfirst(lc))->handlers != NULL)
+		return true;
+	return false;
+}
+
+/*
+ * After which errors a fallback is called, in words; palloc'd.
+ */
+static char *
+errors_caught(const CqrsFallback *fallback)
+{
+	StringInfoData text;
+	int			i;
+
+	if (fallback->nsqlstates < 0)
+		return pstrdup("an error");
+	initStringInfo(&text);
+	for (i = 0; i < fallback->nsqlstates; i++)
+	{
+		const CqrsSqlstate *sqlstate = &fallback->sqlstates[i];
+		const char *code = unpack_sql_state(sqlstate->code);
+
+		if (sqlstate->mask == ERRCODE_TO_CATEGORY(sqlstate->mask))
+			appendStringInfo(&text, "%sclass %.2s", i > 0 ? ", " : "", code);
+		else
+			appendStringInfo(&text, "%s%s", i > 0 ? ", " : "", code);
+	}
+	return text.data;
+}
+
+/*
+ * A name as a label's text, palloc'd. It is shown as it is; only control
+ * characters, which are not allowed in an SVG file, are replaced.
+ */
+static char *
+escaped(const char *text)
+{
+	StringInfoData result;
+	const char *c;
+
+	initStringInfo(&result);
+	for (c = text; *c != '\0'; c++)
+	{
+		bool		in_word = c > text &&is_word_char(c[-1]) &&
+		is_word_char(c[1]);
+
+		if (is_word_char(*c) || *c == '(' || *c == ')' ||
+			(in_word && (*c == '_' || *c == '.' || *c == '-')) ||
+			(*c == ' ' && c > text &&c[-1] != ' ' && c[1] != '\0'))
+			appendStringInfoChar(&result, *c);
+		else if (*c == ' ')		/* one that would be dropped */
+			appendStringInfoString(&result, "#160;");
+		else if (*c == '\n' || *c == '\t' || (*c > ' ' && *c < '\177'))
+			appendStringInfo(&result, "#%d;", *c);
+		else
+			appendStringInfoString(&result, "#65533;");
+	}
+	return result.data;
+}
+
+/*
+ * A letter or a digit, in whatever script, which means nothing to Mermaid?
+ */
+static bool
+is_word_char(char c)
+{
+	return IS_HIGHBIT_SET(c) || (c >= 'a' && c <= 'z') ||
+		(c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+}
+
+/*
+ * Entries of the registry begin with their names.
+ */
+static int
+compare_names(const ListCell *a, const ListCell *b)
+{
+	return strcmp((const char *) lfirst(a), (const char *) lfirst(b));
+}
+
+static int
+compare_nodes(const ListCell *a, const ListCell *b)
+{
+	const DiagramKey *left = &((const DiagramNode *) lfirst(a))->key;
+	const DiagramKey *right = &((const DiagramNode *) lfirst(b))->key;
+
+	if (left->kind != right->kind)
+		return (int) left->kind - (int) right->kind;
+	return strcmp(left->name, right->name);
+}
