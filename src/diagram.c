@@ -110,6 +110,7 @@ static List *registered(void (*walk) (HASH_SEQ_STATUS *status));
 static bool any_event_handlers(void);
 static char *errors_caught(const CqrsFallback *fallback);
 static char *escaped(const char *text);
+static bool takes_codes(const char *text);
 static bool is_word_char(char c);
 static int	compare_names(const ListCell *a, const ListCell *b);
 static int	compare_nodes(const ListCell *a, const ListCell *b);
@@ -713,8 +714,22 @@ escaped(const char *text)
 			appendStringInfo(&result, "#%d;", *c);
 		else
 			appendStringInfoString(&result, "#65533;");
+		if (takes_codes(c))
+			appendStringInfoString(&result, "#8203;");
 	}
 	return result.data;
+}
+
+/*
+ * Does something begin here that Mermaid makes a line break, a formula or an
+ * icon of, even if it is written in entity codes? A space without width after
+ * the first character keeps it from that.
+ */
+static bool
+takes_codes(const char *text)
+{
+	return strncmp(text, "\\n", 2) == 0 || strncmp(text, "$$", 2) == 0 ||
+		strncmp(text, ":fa-", 4) == 0;
 }
 
 /*

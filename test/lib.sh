@@ -56,19 +56,36 @@ install_missing()
 module_packages=(pkg-config librabbitmq-dev librdkafka-dev libssl-dev)
 
 # install_brokers: RabbitMQ; programs that read what brokers were given, with
-# the client libraries they need, in $scratch/consumers. Node may come from
-# elsewhere.
+# the client libraries they need, in $scratch/consumers
 install_brokers()
 {
-	local packages=(openssl rabbitmq-server)
-
-	{ command -v node && command -v npm; } >/dev/null || packages+=(nodejs npm)
-	install_missing "${packages[@]}"
-	cp -r "$top/test/consumers" "$scratch/"
-	(cd "$scratch/consumers" && npm install --no-audit --no-fund --no-package-lock --cache "$scratch/npm") \
-		>"$scratch/npm.log" 2>&1 || { cat "$scratch/npm.log"; die "could not install the consumers' client libraries"; }
-	rm -rf "$scratch/npm"
+	install_missing openssl rabbitmq-server
+	install_node_folder consumers
 	export CQRS_CONSUMERS=$scratch/consumers
+}
+
+# install_mermaid: what draws diagrams, $CQRS_MERMAID -i FILE -o PICTURE, in
+# Debian's browser
+install_mermaid()
+{
+	install_missing chromium
+	install_node_folder diagrams
+	cat >"$scratch/diagrams/browser.json" <<-X
+		{"executablePath": "$(command -v chromium)", "args": ["--no-sandbox"]}
+	X
+	export CQRS_MERMAID="$scratch/diagrams/node_modules/.bin/mmdc -q -p $scratch/diagrams/browser.json"
+}
+
+# install_node_folder FOLDER: of test/, with the packages it needs, in $scratch.
+# Node may come from elsewhere.
+install_node_folder()
+{
+	{ command -v node && command -v npm; } >/dev/null || install_missing nodejs npm
+	cp -r "$top/test/$1" "$scratch/"
+	(cd "$scratch/$1" &&
+		PUPPETEER_SKIP_DOWNLOAD=1 npm install --no-audit --no-fund --no-package-lock --cache "$scratch/npm") \
+		>"$scratch/npm.log" 2>&1 || { cat "$scratch/npm.log"; die "could not install what test/$1 needs"; }
+	rm -rf "$scratch/npm"
 }
 
 # install_languages: those that tests have handlers in
