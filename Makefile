@@ -41,6 +41,7 @@ OBJS = \
 	src/manager.o \
 	src/mediator.o \
 	src/message.o \
+	src/middleware.o \
 	src/operation.o \
 	src/payload.o \
 	src/payload_path.o \
@@ -76,9 +77,9 @@ endif
 
 EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
-HEADERS_cqrs_outbox = src/cqrs_broker.h
+HEADERS_cqrs_outbox = src/cqrs_broker.h src/cqrs_hooks.h
 
-REGRESS = meeting command query chain stream fallback breaker idempotency dry_run emit domain_event context nesting prepared capture subscription retry deferred pull retention diagram health privileges adopt extension
+REGRESS = meeting command query chain stream fallback breaker middleware idempotency dry_run emit domain_event context nesting prepared capture subscription retry deferred pull retention diagram health privileges adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

@@ -103,6 +103,23 @@ CREATE TABLE cqrs.command (
 COMMENT ON TABLE cqrs.command IS 'registered commands and queries';
 
 -- ----------------------------------------------------------------------
+-- cqrs.middleware: functions called around each command and query
+--
+-- handler        the function called, as text (see cqrs.command)
+-- priority       those with a smaller one are further out
+-- seq            of those with the same one, the first is the outermost
+-- registered_at  when it was registered
+-- ----------------------------------------------------------------------
+CREATE SEQUENCE cqrs.middleware_seq;
+CREATE TABLE cqrs.middleware (
+	handler			text		PRIMARY KEY,
+	priority		integer		NOT NULL,
+	seq				bigint		NOT NULL DEFAULT nextval('cqrs.middleware_seq'),
+	registered_at	timestamptz	NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE cqrs.middleware IS 'registered middleware';
+
+-- ----------------------------------------------------------------------
 -- cqrs.fallback: what is called instead of handlers that fail
 --
 -- fallback_id    names its circuit breaker
@@ -451,6 +468,8 @@ SELECT pg_catalog.pg_extension_config_dump('cqrs.event_type', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.event_handler_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.event_handler', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.command', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.middleware_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('cqrs.middleware', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.fallback_id', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.fallback', '');
 SELECT pg_catalog.pg_extension_config_dump('cqrs.subscription_id', '');
@@ -488,6 +507,9 @@ ALTER TABLE cqrs.event_handler ENABLE ALWAYS TRIGGER registry_changed;
 CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.command
 	EXECUTE FUNCTION cqrs.registry_changed();
 ALTER TABLE cqrs.command ENABLE ALWAYS TRIGGER registry_changed;
+CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.middleware
+	EXECUTE FUNCTION cqrs.registry_changed();
+ALTER TABLE cqrs.middleware ENABLE ALWAYS TRIGGER registry_changed;
 CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.fallback
 	EXECUTE FUNCTION cqrs.registry_changed();
 ALTER TABLE cqrs.fallback ENABLE ALWAYS TRIGGER registry_changed;
@@ -841,6 +863,76 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_query(text, jsonb) IS 'dispatches a query, which writes nothing, to its handler';
 
 -- ----------------------------------------------------------------------
+-- cqrs_request: a command or a query, as middleware sees it
+--
+-- kind     command or query
+-- name     its registered name
+-- payload  JSON object; of a command that was sent as a composite value, what
+--          to_jsonb() makes of it; what the middleware further out passed on
+-- ----------------------------------------------------------------------
+CREATE TYPE cqrs_request AS (
+	kind	text,
+	name	text,
+	payload	jsonb
+);
+COMMENT ON TYPE cqrs_request IS 'a command or a query, as middleware sees it';
+
+-- Has a function called around each command and query, whoever sends it, also
+-- within handlers, and also within other middleware. It returns the answer; to
+-- have the command handled, it calls cqrs_proceed(). It runs in the sender's
+-- transaction, outside of what makes a query read-only, and outside of chains
+-- and fallbacks; a fallback of its own, if it has one, is not called. It is not
+-- called for streams, for handlers of events, or for a repeat with an
+-- idempotency key. A transaction that is open while it is registered has it
+-- called from its next command on.
+-- cqrs_context() in it is that of the command, and the events that it emits were
+-- caused by that; they are handled, as all others, when the outermost command is
+-- over.
+--   handler   a function with one argument, cqrs_request, that returns jsonb
+--   priority  those with a smaller one are further out; of those with the same
+--             one, those that were registered first
+-- Errors: 42710 it is a middleware already; 42883 no such function; 42P13 a
+-- function of another form; 42501 the caller may not execute it; 22004.
+-- Locks: ROW EXCLUSIVE on cqrs.middleware.
+-- Privileges: EXECUTE, not granted to PUBLIC. Whoever sends a command needs
+-- EXECUTE on each middleware that is called.
+CREATE FUNCTION cqrs_register_middleware(handler regprocedure, priority integer DEFAULT 0) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_register_middleware(regprocedure, integer) IS 'has a function called around each command and query';
+
+-- Removes a middleware.
+--   handler  the function; one that is gone as cqrs.middleware names it
+-- Errors: 42704 it is none; 22004.
+-- Locks and privileges: as cqrs_register_middleware().
+CREATE FUNCTION cqrs_unregister_middleware(handler text) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_unregister_middleware(text) IS 'removes a middleware';
+
+-- For a middleware: goes on to the next one, in the end to the handlers, and
+-- returns their answer. It may be called several times; what was done before an
+-- error in it is undone by whoever catches that, as always. What is further in
+-- runs as the current user; but if that is the owner of the middleware, which is
+-- SECURITY DEFINER, as the role, and with the search_path, that the middleware
+-- was called with.
+--   payload  JSON object: what is further in gets this one, which is converted as
+--            any payload; NULL: the one that the middleware was called with
+-- Errors: 55000 it is not called by a middleware, but outside of any dispatch, or
+-- by a handler; 22023 payload; what cqrs_send() raises.
+-- Privileges: EXECUTE, granted to PUBLIC.
+CREATE FUNCTION cqrs_proceed(payload jsonb DEFAULT NULL) RETURNS jsonb
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_proceed(jsonb) IS 'goes on from a middleware to what is further in';
+
+-- A middleware, to be registered: writes a line to the server's log after each
+-- command and query, at level LOG: its kind, name, and id, how long what is
+-- further in took, in milliseconds, and the SQLSTATE of its error. Never the
+-- payload. Errors: 55000 as cqrs_proceed(). Privileges: EXECUTE, granted to
+-- PUBLIC.
+CREATE FUNCTION cqrs_log_dispatch(request cqrs_request) RETURNS jsonb
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_log_dispatch(cqrs_request) IS 'a middleware that logs commands and queries';
+
+-- ----------------------------------------------------------------------
 -- cqrs_context: what is being handled
 --
 -- kind            command, query, stream or event
@@ -870,8 +962,8 @@ CREATE TYPE cqrs_context AS (
 );
 COMMENT ON TYPE cqrs_context IS 'what is being handled';
 
--- What the calling handler handles, or NULL outside of any: inside handlers of
--- commands, queries, streams and events, those of subscriptions too.
+-- What the calling handler, or middleware, handles, or NULL outside of any: inside
+-- handlers of commands, queries, streams and events, those of subscriptions too.
 CREATE FUNCTION cqrs_context() RETURNS cqrs_context
 LANGUAGE C STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_context() IS 'what is being handled';
@@ -1752,6 +1844,7 @@ REVOKE EXECUTE ON FUNCTION
 	cqrs_register_command(text, regprocedure[]), cqrs_register_query(text, regprocedure), cqrs_unregister_command(text),
 	cqrs_register_fallback(regprocedure, regprocedure, text[], integer, interval, text[]),
 	cqrs_unregister_fallback(text),
+	cqrs_register_middleware(regprocedure, integer), cqrs_unregister_middleware(text),
 	cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval, bigint, interval,
 		text, text, boolean),
 	cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval, text, text,

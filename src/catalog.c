@@ -31,10 +31,13 @@
  */
 #include "cqrs_outbox.h"
 
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "catalog/dependency.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_extension.h"
+#include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "funcapi.h"
 #include "storage/lmgr.h"
@@ -55,6 +58,7 @@ static const char *const relation_names[CQRS_RELATIONS] = {
 	[CQRS_REL_EVENT_TYPE] = "event_type",
 	[CQRS_REL_EVENT_HANDLER] = "event_handler",
 	[CQRS_REL_COMMAND] = "command",
+	[CQRS_REL_MIDDLEWARE] = "middleware",
 	[CQRS_REL_FALLBACK] = "fallback",
 	[CQRS_REL_SUBSCRIPTION] = "subscription",
 	[CQRS_REL_SUBSCRIPTION_TOPIC] = "subscription_topic",
@@ -191,6 +195,24 @@ void
 cqrs_catalog_invalidate_registry(void)
 {
 	CacheInvalidateRelcacheByRelid(cqrs_relation_oid(CQRS_REL_TOPIC));
+}
+
+/*
+ * Is this the extension's type of that name? Others may have that name, too.
+ */
+bool
+cqrs_type_is(Oid typid, const char *name)
+{
+	HeapTuple	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(typid));
+	bool		named;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	named = strcmp(NameStr(((Form_pg_type) GETSTRUCT(tuple))->typname),
+				   name) == 0;
+	ReleaseSysCache(tuple);
+	return named && getExtensionOfObject(TypeRelationId, typid) ==
+		get_extension_oid(CQRS_EXTENSION, false);
 }
 
 /*

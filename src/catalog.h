@@ -22,6 +22,7 @@ typedef enum CqrsRelation
 	CQRS_REL_EVENT_TYPE,
 	CQRS_REL_EVENT_HANDLER,
 	CQRS_REL_COMMAND,
+	CQRS_REL_MIDDLEWARE,
 	CQRS_REL_FALLBACK,
 	CQRS_REL_SUBSCRIPTION,
 	CQRS_REL_SUBSCRIPTION_TOPIC,
@@ -58,6 +59,8 @@ extern Oid	cqrs_extension_lock(void);
 extern void cqrs_catalog_reset(void);
 extern bool cqrs_catalog_is_marker(Oid relid);
 extern void cqrs_catalog_invalidate_registry(void);
+
+extern bool cqrs_type_is(Oid typid, const char *name);
 
 extern void cqrs_object_tag(LOCKTAG *tag, CqrsRelation relation, int32 id,
 							int32 part);

@@ -53,7 +53,6 @@ CqrsContext *cqrs_context_innermost = NULL;
 
 static MadeHeaders made;
 
-static const pg_uuid_t *context_id(CqrsContext *context);
 static const char *correlation_id(CqrsContext *context, char *buffer);
 static const char *causation_id(CqrsContext *context, char *buffer);
 static char *header(const CqrsContext *context, const char *name);
@@ -86,7 +85,7 @@ cqrs_context(PG_FUNCTION_ARGS)
 
 	values[0] = CStringGetTextDatum(context->kind);
 	values[1] = CStringGetTextDatum(context->name);
-	values[2] = UUIDPGetDatum(context_id(context));
+	values[2] = UUIDPGetDatum(cqrs_context_id(context));
 	values[3] = CStringGetTextDatum(correlation_id(context, buffer));
 	text = causation_id(context, buffer);
 	nulls[4] = text == NULL;
@@ -121,6 +120,20 @@ cqrs_context_init(CqrsContext *context, const char *kind, const char *name)
 }
 
 /*
+ * The id, which is made if nobody has asked for it before.
+ */
+const pg_uuid_t *
+cqrs_context_id(CqrsContext *context)
+{
+	if (!context->has_id)
+	{
+		cqrs_event_id_generate(GetCurrentTimestamp(), &context->id);
+		context->has_id = true;
+	}
+	return &context->id;
+}
+
+/*
  * The headers of an event that is emitted now with these, which win. Where
  * there are none, the result is good until the next call; else it is in the
  * current memory context.
@@ -147,7 +160,7 @@ cqrs_context_headers(NullableDatum headers)
 		memcpy(made.correlation, correlation, len);
 	if (context != NULL)
 	{
-		uuid_text(context_id(context), buffer);
+		uuid_text(cqrs_context_id(context), buffer);
 		memcpy(made.causation, buffer, UUID_TEXT_LEN);
 	}
 	result.value = JsonbPGetDatum(made.object);
@@ -155,17 +168,6 @@ cqrs_context_headers(NullableDatum headers)
 		result.value = DirectFunctionCall2(jsonb_concat, result.value,
 										   headers.value);
 	return result;
-}
-
-static const pg_uuid_t *
-context_id(CqrsContext *context)
-{
-	if (!context->has_id)
-	{
-		cqrs_event_id_generate(GetCurrentTimestamp(), &context->id);
-		context->has_id = true;
-	}
-	return &context->id;
 }
 
 /*
@@ -187,7 +189,7 @@ correlation_id(CqrsContext *context, char *buffer)
 	}
 	if (cqrs_correlation_id[0] != '\0')
 		return cqrs_correlation_id;
-	uuid_text(context_id(context), buffer);
+	uuid_text(cqrs_context_id(context), buffer);
 	return buffer;
 }
 
@@ -201,7 +203,7 @@ causation_id(CqrsContext *context, char *buffer)
 		return header(context, "causation_id");
 	if (context->outer == NULL)
 		return NULL;
-	uuid_text(context_id(context->outer), buffer);
+	uuid_text(cqrs_context_id(context->outer), buffer);
 	return buffer;
 }
 

@@ -33,6 +33,7 @@ extern PGDLLIMPORT CqrsContext *cqrs_context_innermost;
 
 extern void cqrs_context_init(CqrsContext *context, const char *kind,
 							  const char *name);
+extern const pg_uuid_t *cqrs_context_id(CqrsContext *context);
 extern NullableDatum cqrs_context_headers(NullableDatum headers);
 
 /*

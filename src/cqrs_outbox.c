@@ -12,6 +12,7 @@
 #include "debug_point.h"
 #include "handler.h"
 #include "launcher.h"
+#include "middleware.h"
 #include "registry.h"
 #include "shmem.h"
 #include "utility.h"
@@ -32,6 +33,7 @@ _PG_init(void)
 	cqrs_guc_define();
 	cqrs_registry_init();
 	cqrs_handler_init_process();
+	cqrs_middleware_init();
 	if (process_shared_preload_libraries_in_progress)
 	{
 		cqrs_shmem_init();

@@ -4,7 +4,8 @@
  *	  One dispatch: what is called, how, and what is being dispatched up the
  *	  stack.
  *
- * A dispatch is on the stack while its handler runs, and only then.
+ * A dispatch is on the stack while its handler, or middleware, runs, and only
+ * then.
  *
  * Queries
  *
@@ -24,6 +25,11 @@
  * Fallbacks
  *
  * A handler that has one runs in a subtransaction; see fallback.c.
+ *
+ * Middleware
+ *
+ * What is registered to be called around every dispatch, or hooked there, is
+ * outside of all of that; see middleware.c.
  *
  * Failure
  *
@@ -46,6 +52,7 @@
 #include "dispatch.h"
 #include "domain_event.h"
 #include "fallback.h"
+#include "middleware.h"
 #include "payload.h"
 
 /* A call of a handler, or of its fallback. */
@@ -57,7 +64,9 @@ typedef struct Call
 
 CqrsDispatch *cqrs_dispatch_innermost = NULL;
 
+static Datum run_handlers(CqrsDispatch *dispatch, bool *isnull);
 static Datum run_chain(CqrsDispatch *dispatch, bool *isnull);
+static void check_depth(CqrsDispatch *dispatch);
 static void check(CqrsDispatch *dispatch, CqrsHandler *handler);
 static Datum payload_for(CqrsDispatch *dispatch, CqrsHandler *handler);
 static Datum call_handler(CqrsDispatch *dispatch, CqrsHandler *handler,
@@ -69,28 +78,29 @@ static Datum call_in_subtransaction(CqrsDispatch *dispatch,
 									CqrsHandler *handler, bool *isnull);
 
 /*
- * Call the handler, or those of a chain until one answers, and return the
- * answer as jsonb, in the current memory context.
+ * Call the handler, or those of a chain until one answers, within the
+ * middleware that there is, and return the answer as jsonb, in the current
+ * memory context.
  *
  * When this is the outermost dispatch, the handlers of the events that were
  * emitted meanwhile are called before it returns.
  *
  * Raises 25000 in parallel mode; 54001 nested too deeply; 42883 no such
  * handler; 42501 it may not be executed; what payload.c says of a payload that
- * does not fit; and whatever the handlers raise.
+ * does not fit; what cqrs_middleware_run() says; and whatever the handlers raise.
  */
 Datum
 cqrs_dispatch_run(CqrsDispatch *dispatch, bool *isnull)
 {
-	CqrsCommand *command = dispatch->command;
 	Datum		answer;
 
-	if (command->nhandlers > 1)
-		answer = run_chain(dispatch, isnull);
-	else if (command->kind == CQRS_QUERY && !XactReadOnly)
-		answer = call_in_subtransaction(dispatch, command->handlers, isnull);
+	if (unlikely(cqrs_middleware_present()))
+	{
+		check_depth(dispatch);
+		answer = cqrs_middleware_run(dispatch, run_handlers, isnull);
+	}
 	else
-		answer = call_handler(dispatch, command->handlers, isnull);
+		answer = run_handlers(dispatch, isnull);
 	cqrs_dispatch_events();
 	return answer;
 }
@@ -116,12 +126,15 @@ cqrs_dispatch_pass_on(void)
 {
 	CqrsDispatch *dispatch = cqrs_dispatch_innermost;
 
-	if (dispatch == NULL || dispatch->command->nhandlers == 1)
+	if (dispatch == NULL || dispatch->handler == NULL ||
+		dispatch->command->nhandlers == 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cqrs_next() was not called by a handler of a chain"),
 				 dispatch == NULL ?
 				 errdetail("No command is being handled.") :
+				 dispatch->handler == NULL ?
+				 errdetail("It was called by a middleware.") :
 				 errdetail("The innermost handler is the only one of %s \"%s\".",
 						   cqrs_command_kind_name(dispatch->command->kind),
 						   dispatch->command->name),
@@ -139,6 +152,21 @@ cqrs_dispatch_prepare(CqrsDispatch *dispatch, CqrsHandler *handler)
 {
 	check(dispatch, handler);
 	return payload_for(dispatch, handler);
+}
+
+/*
+ * Call what handles the command, and return the answer as jsonb.
+ */
+static Datum
+run_handlers(CqrsDispatch *dispatch, bool *isnull)
+{
+	CqrsCommand *command = dispatch->command;
+
+	if (command->nhandlers > 1)
+		return run_chain(dispatch, isnull);
+	if (command->kind == CQRS_QUERY && !XactReadOnly)
+		return call_in_subtransaction(dispatch, command->handlers, isnull);
+	return call_handler(dispatch, command->handlers, isnull);
 }
 
 /*
@@ -164,14 +192,12 @@ run_chain(CqrsDispatch *dispatch, bool *isnull)
 }
 
 /*
- * May the current user have this handler called here and now? Raises 25000,
- * 54001, 42883 or 42501.
+ * See that one more dispatch can be on the stack. Raises 25000 or 54001.
  */
 static void
-check(CqrsDispatch *dispatch, CqrsHandler *handler)
+check_depth(CqrsDispatch *dispatch)
 {
 	CqrsCommand *command = dispatch->command;
-	const char *kind = cqrs_command_kind_name(command->kind);
 	CqrsDispatch *outer = cqrs_dispatch_innermost;
 	int			depth = outer ? outer->depth : 0;
 
@@ -179,13 +205,26 @@ check(CqrsDispatch *dispatch, CqrsHandler *handler)
 	if (depth >= cqrs_max_command_depth)
 		ereport(ERROR,
 				(errcode(ERRCODE_STATEMENT_TOO_COMPLEX),
-				 errmsg("%s \"%s\" is nested too deeply", kind, command->name),
+				 errmsg("%s \"%s\" is nested too deeply",
+						cqrs_command_kind_name(command->kind), command->name),
 				 errdetail("%d commands are being handled already, one within the other.",
 						   depth),
 				 errhint("A handler may send its own command without end; otherwise raise cqrs_outbox.max_command_depth.")));
 	check_stack_depth();
+}
 
-	cqrs_handler_check(handler, kind, command->name);
+/*
+ * May the current user have this handler called here and now? Raises 25000,
+ * 54001, 42883 or 42501.
+ */
+static void
+check(CqrsDispatch *dispatch, CqrsHandler *handler)
+{
+	CqrsCommand *command = dispatch->command;
+
+	check_depth(dispatch);
+	cqrs_handler_check(handler, cqrs_command_kind_name(command->kind),
+					   command->name);
 }
 
 /*

@@ -20,7 +20,7 @@ typedef struct CqrsDispatch
 	struct CqrsDispatch *outer; /* NULL: none */
 	int			depth;			/* 1: the outermost */
 	CqrsCommand *command;
-	CqrsHandler *handler;		/* the one that runs */
+	CqrsHandler *handler;		/* the one that runs; NULL: see middleware.c */
 	bool		passed_on;		/* ... called cqrs_next() */
 	Datum		payload;
 	Oid			payload_type;	/* jsonb, or the first handler's composite */

@@ -18,14 +18,11 @@
 #include "cqrs_outbox.h"
 
 #include "access/htup_details.h"
-#include "catalog/dependency.h"
 #include "catalog/pg_type.h"
-#include "commands/extension.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
-#include "utils/syscache.h"
 #include "utils/tuplestore.h"
 
 #include "catalog.h"
@@ -248,16 +245,7 @@ cqrs_event_form(const CqrsEvent *event, const char *status, int attempts,
 bool
 cqrs_event_is_type(Oid typid)
 {
-	HeapTuple	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(typid));
-	bool		named;
-
-	if (!HeapTupleIsValid(tuple))
-		return false;
-	named = strcmp(NameStr(((Form_pg_type) GETSTRUCT(tuple))->typname),
-				   "cqrs_event") == 0;
-	ReleaseSysCache(tuple);
-	return named && getExtensionOfObject(TypeRelationId, typid) ==
-		get_extension_oid(CQRS_EXTENSION, false);
+	return cqrs_type_is(typid, "cqrs_event");
 }
 
 /*

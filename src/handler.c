@@ -108,6 +108,7 @@ cqrs_handler_find(CqrsHandler *handler)
 		handler->argtype = proc->proargtypes.values[0];
 		handler->rettype = proc->prorettype;
 		handler->owner = proc->proowner;
+		handler->security_definer = proc->prosecdef;
 	}
 	ReleaseSysCache(tuple);
 	return OidIsValid(handler->funcid);
@@ -120,8 +121,6 @@ cqrs_handler_find(CqrsHandler *handler)
 void
 cqrs_handler_check(CqrsHandler *handler, const char *kind, const char *name)
 {
-	AclResult	aclresult;
-
 	if (!cqrs_handler_find(handler))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
@@ -131,6 +130,17 @@ cqrs_handler_check(CqrsHandler *handler, const char *kind, const char *name)
 				 errdetail("It was dropped, or replaced by something that is not a function with this signature that returns a set.") :
 				 errdetail("It was dropped, or replaced by something that is not a function with this signature that returns one value."),
 				 errhint("Create it again, or register another handler.")));
+	cqrs_handler_check_privilege(handler);
+}
+
+/*
+ * See that the current user may execute the function, which was just found.
+ * Raises 42501.
+ */
+void
+cqrs_handler_check_privilege(CqrsHandler *handler)
+{
+	AclResult	aclresult;
 
 	aclresult = object_aclcheck(ProcedureRelationId, handler->funcid,
 								GetUserId(), ACL_EXECUTE);

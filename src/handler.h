@@ -25,6 +25,7 @@ typedef struct CqrsHandler
 	Oid			argtype;
 	Oid			rettype;
 	Oid			owner;
+	bool		security_definer;
 	MemoryContext context;		/* of flinfo */
 	FmgrInfo	flinfo;
 	bool		busy;			/* flinfo is in use up the stack */
@@ -38,6 +39,7 @@ extern bool cqrs_handler_find(CqrsHandler *handler);
 extern uint64 cqrs_handler_generation(void);
 extern void cqrs_handler_check(CqrsHandler *handler, const char *kind,
 							   const char *name);
+extern void cqrs_handler_check_privilege(CqrsHandler *handler);
 extern Datum cqrs_handler_call(CqrsHandler *handler, Datum arg, bool *isnull);
 extern Datum cqrs_handler_call_nullable(CqrsHandler *handler,
 										NullableDatum arg, bool *isnull);

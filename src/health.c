@@ -80,6 +80,7 @@ static void check_server(Report *report, const CqrsSubscription *subscription,
 						 const char *object);
 static void check_command(Report *report, CqrsCommand *command);
 static void check_event_type(Report *report, CqrsEventType *event_type);
+static void check_middleware(Report *report, CqrsMiddleware *middleware);
 static void check_fallback(Report *report, CqrsHandler *handler,
 						   char *object);
 static const char *role_name(Oid role);
@@ -108,6 +109,7 @@ cqrs_check(PG_FUNCTION_ARGS)
 	CqrsSubscription *subscription;
 	CqrsCommand *command;
 	CqrsEventType *event_type;
+	CqrsMiddleware *middleware;
 
 	report.store = cqrs_srf_begin(fcinfo, &report.desc);
 	if (!cqrs_registry_usable())
@@ -134,6 +136,9 @@ cqrs_check(PG_FUNCTION_ARGS)
 	cqrs_registry_event_types(&status);
 	while ((event_type = hash_seq_search(&status)) != NULL)
 		check_event_type(&report, event_type);
+	for (middleware = cqrs_registry_middleware; middleware != NULL;
+		 middleware = middleware->next)
+		check_middleware(&report, middleware);
 	return (Datum) 0;
 }
 
@@ -604,6 +609,22 @@ check_event_type(Report *report, CqrsEventType *event_type)
 		check_fallback(report, &handler->handler,
 					   psprintf("event \"%s\"", event_type->name));
 	}
+}
+
+/*
+ * Without it, no command is handled.
+ */
+static void
+check_middleware(Report *report, CqrsMiddleware *middleware)
+{
+	const char *signature = middleware->handler.signature;
+
+	if (!cqrs_handler_find(&middleware->handler))
+		put(report, "error", "middleware_missing",
+			psprintf("middleware %s", signature),
+			"It does not exist, so no command or query can be sent.",
+			psprintf("SELECT cqrs_unregister_middleware(%s); -- or create it again",
+					 quote_literal_cstr(signature)));
 }
 
 static void

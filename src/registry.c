@@ -2,7 +2,7 @@
  *
  * registry.c
  *	  The backend's copy of what is registered: topics, event types and their
- *	  handlers, commands, fallbacks and subscriptions.
+ *	  handlers, commands, middleware, fallbacks and subscriptions.
  *
  * Protocol
  *
@@ -57,6 +57,7 @@ static HTAB *event_types = NULL;
 static HTAB *commands = NULL;
 static HTAB *fallbacks = NULL;
 static HTAB *subscriptions = NULL;
+CqrsMiddleware *cqrs_registry_middleware = NULL;
 
 /* The same entries by their ids. */
 static HTAB *topics_by_id = NULL;
@@ -89,6 +90,14 @@ enum
 	COMMAND_COMMAND_NAME = 1,
 	COMMAND_KIND,
 	COMMAND_HANDLERS
+};
+
+/* Columns of cqrs.middleware. */
+enum
+{
+	MIDDLEWARE_HANDLER = 1,
+	MIDDLEWARE_PRIORITY,
+	MIDDLEWARE_SEQ
 };
 
 /* Columns of cqrs.subscription. */
@@ -131,6 +140,7 @@ static void add_event_handler(Datum *values, bool *nulls);
 static void add_fallback(Datum *values, bool *nulls);
 static void init_handler(CqrsHandler *handler, Datum signature);
 static void add_command(Datum *values, bool *nulls);
+static void add_middleware(Datum *values, bool *nulls);
 static void add_subscription(Datum *values, bool *nulls);
 static void add_subscription_topic(Datum *values, bool *nulls);
 static void *lookup(HTAB **table, const char *name);
@@ -362,6 +372,7 @@ load_if_stale(void)
 		topics = event_types = commands = fallbacks = subscriptions = NULL;
 		topics_by_id = subscriptions_by_id = command_subscriptions = NULL;
 	}
+	cqrs_registry_middleware = NULL;
 
 	/* Until the load is over, the context goes with the transaction. */
 	context = AllocSetContextCreate(TopTransactionContext, "cqrs registry",
@@ -389,6 +400,7 @@ load_if_stale(void)
 	load_rows(CQRS_REL_EVENT_TYPE, snapshot, add_event_type);
 	load_rows(CQRS_REL_EVENT_HANDLER, snapshot, add_event_handler);
 	load_rows(CQRS_REL_COMMAND, snapshot, add_command);
+	load_rows(CQRS_REL_MIDDLEWARE, snapshot, add_middleware);
 	load_rows(CQRS_REL_SUBSCRIPTION, snapshot, add_subscription);
 	load_rows(CQRS_REL_SUBSCRIPTION_TOPIC, snapshot, add_subscription_topic);
 	UnregisterSnapshot(snapshot);
@@ -590,6 +602,29 @@ add_command(Datum *values, bool *nulls)
 		init_handler(&command->handlers[i], signatures[i]);
 		command->handlers[i].returns_set = command->kind == CQRS_STREAM;
 	}
+}
+
+/*
+ * Rows come in any order; the list is from the outermost to the innermost.
+ */
+static void
+add_middleware(Datum *values, bool *nulls)
+{
+	CqrsMiddleware *middleware = palloc(sizeof(CqrsMiddleware));
+	CqrsMiddleware **link = &cqrs_registry_middleware;
+
+	cqrs_handler_init(&middleware->handler,
+					  TextDatumGetCString(values[MIDDLEWARE_HANDLER - 1]),
+					  CurrentMemoryContext);
+	middleware->priority = DatumGetInt32(values[MIDDLEWARE_PRIORITY - 1]);
+	middleware->seq = DatumGetInt64(values[MIDDLEWARE_SEQ - 1]);
+	while (*link != NULL &&
+		   ((*link)->priority < middleware->priority ||
+			((*link)->priority == middleware->priority &&
+			 (*link)->seq < middleware->seq)))
+		link = &(*link)->next;
+	middleware->next = *link;
+	*link = middleware;
 }
 
 static void

@@ -27,6 +27,15 @@ typedef struct CqrsTopic
 	Oid			segments[CQRS_SEGMENTS];	/* the same */
 } CqrsTopic;
 
+/* A function called around each dispatch; see middleware.c. */
+typedef struct CqrsMiddleware
+{
+	struct CqrsMiddleware *next;	/* further in */
+	int32		priority;
+	int64		seq;
+	CqrsHandler handler;
+} CqrsMiddleware;
+
 /* A function called in the transaction that emits; see domain_event.c. */
 typedef struct CqrsEventHandler
 {
@@ -89,6 +98,12 @@ typedef struct CqrsSubscription
 	int			ntopics;
 	CqrsTopic **topics;			/* may be none, after cqrs_drop_topic() */
 } CqrsSubscription;
+
+/*
+ * The outermost middleware, or NULL: there is none. It is that of the copy that
+ * was last looked at.
+ */
+extern CqrsMiddleware *cqrs_registry_middleware;
 
 extern void cqrs_registry_init(void);
 extern bool cqrs_registry_usable(void);
