@@ -878,7 +878,7 @@ CREATE TYPE cqrs_request AS (
 COMMENT ON TYPE cqrs_request IS 'a command or a query, as middleware sees it';
 
 -- Has a function called around each command and query, whoever sends it, also
--- within handlers, and also within other middleware. It returns the answer; to
+-- within handlers and middleware; around a deferred one when it is executed. It returns the answer; to
 -- have the command handled, it calls cqrs_proceed(). It runs in the sender's
 -- transaction, outside of what makes a query read-only, and outside of chains
 -- and fallbacks; a fallback of its own, if it has one, is not called. It is not

@@ -135,6 +135,10 @@ SELECT cqrs_send(ROW(1.50, NULL)::payment), cqrs_send('Pay', '{"amount": 2}');
 SELECT cqrs_send('Pay', '{"payload": {"amount": "3.00", "note": "x"}}');
 SELECT cqrs_send('Pay', '{"payload": {"amount": "three"}}');
 \echo :LAST_ERROR_SQLSTATE
+CREATE TYPE letter AS (body json);
+CREATE FUNCTION receive(l letter) RETURNS void LANGUAGE sql AS 'SELECT say(l.body::text)';
+SELECT cqrs_register_command('Receive', 'receive(letter)');
+SELECT cqrs_send(ROW('{"b":1,  "a":2}')::letter);
 SELECT logged();
 SELECT cqrs_unregister_middleware('pass(cqrs_request)'), cqrs_register_middleware('stamp(cqrs_request)');
 CREATE FUNCTION unstamp(request cqrs_request) RETURNS jsonb LANGUAGE sql AS $$
@@ -387,7 +391,7 @@ SELECT cqrs_unregister_middleware('leaves_cursor(cqrs_request)');
 SELECT cqrs_log_dispatch(NULL);
 
 -- as the caller, who needs EXECUTE
-CREATE ROLE regress_cqrs_sender;
+CREATE ROLE regress_cqrs_sender LOGIN;
 CREATE ROLE regress_cqrs_auditor;
 GRANT ALL ON log TO regress_cqrs_sender;
 CREATE TABLE audit (who text, path text, of text);
@@ -465,6 +469,23 @@ SET ROLE regress_cqrs_sender;
 SELECT cqrs_send('Who')->'handler' AS handler;
 RESET ROLE;
 SELECT cqrs_unregister_middleware('calls_others(cqrs_request)');
+
+-- a deferred command has it when it is executed
+CREATE FUNCTION see_deferred(request cqrs_request) RETURNS jsonb LANGUAGE plpgsql SET search_path = public AS $$
+BEGIN
+	PERFORM say(format('%s %s %s as %s', (cqrs_context()).kind, request.name, (cqrs_context()).id, current_user));
+	RETURN cqrs_proceed();
+END $$;
+ALTER FUNCTION do_it(jsonb) SET search_path = public;
+GRANT INSERT ON cqrs_topics.handlings TO regress_cqrs_sender;
+GRANT EXECUTE ON FUNCTION cqrs_drain(text) TO regress_cqrs_sender;
+SELECT cqrs_register_middleware('see_deferred(cqrs_request)');
+SET ROLE regress_cqrs_sender;
+SELECT cqrs_enqueue('Do', '{"deferred": true}') AS id \gset
+SELECT cqrs_drain('commands_of_regress_cqrs_sender');
+RESET ROLE;
+SELECT replace(line, :'id', 'id') FROM logged() line;
+SELECT cqrs_unregister_middleware('see_deferred(cqrs_request)'), cqrs_unsubscribe('commands_of_regress_cqrs_sender');
 
 -- one that is gone: nothing can be sent, until an administrator removes it
 CREATE FUNCTION gone(cqrs_request) RETURNS jsonb LANGUAGE sql AS 'SELECT cqrs_proceed()';
@@ -555,12 +576,12 @@ RESET log_min_messages;
 SELECT cqrs_unregister_middleware('cqrs_log_dispatch(cqrs_request)');
 DROP FUNCTION around(cqrs_request, text), a, b, c, d, stamp, see, pass, unstamp, watch, swallow, retry, twice, passes, broken,
 	in_context, endless, on_seen_event, tell, on_event, sends, leaves_cursor, who, audit, around_who, sandbox, others,
-	calls_others, removes, returns_text;
+	calls_others, see_deferred, removes, returns_text;
 SELECT cqrs_drop_topic('handlings', true), cqrs_drop_topic('sights', true);
 DROP EXTENSION cqrs_outbox;
 DROP TABLE log, audit;
 DROP FUNCTION say, logged, error_of, emitted, do_it, ask, nest, on_seen, rows, void, first, fails, instead, tell_nested, proceeds,
-	proceeds_plain, proceeds_rows, fetches, emits, tell_who, is_auditor, divide, pay;
-DROP TYPE payment;
+	proceeds_plain, proceeds_rows, fetches, emits, tell_who, is_auditor, divide, pay, receive;
+DROP TYPE payment, letter;
 REVOKE CREATE ON SCHEMA public FROM regress_cqrs_auditor;
 DROP ROLE regress_cqrs_sender, regress_cqrs_auditor;
