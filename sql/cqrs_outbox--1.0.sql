@@ -913,7 +913,7 @@ COMMENT ON FUNCTION cqrs_unregister_middleware(text) IS 'removes a middleware';
 -- error in it is undone by whoever catches that, as always. What is further in
 -- runs as the current user; but if that is the owner of the middleware, which is
 -- SECURITY DEFINER, as the role, and with the search_path, that the middleware
--- was called with.
+-- was called with: then what is SET further in ends there, and ROLE cannot be.
 --   payload  JSON object: what is further in gets this one, which is converted as
 --            any payload; NULL: the one that the middleware was called with
 -- Errors: 55000 it is not called by a middleware, but outside of any dispatch, or

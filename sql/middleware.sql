@@ -447,6 +447,21 @@ SELECT cqrs_send('Divide', '{"by": 0}');
 SELECT current_user, current_setting('search_path') AS path;
 RESET ROLE;
 SELECT * FROM audit;
+-- and nothing further in changes what it still does
+CREATE FUNCTION sets(c jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM set_config(c->>'name', c->>'value', false);
+	RETURN jsonb_build_object('set', current_setting(c->>'name'));
+END $$;
+SELECT cqrs_register_command('Sets', 'sets(jsonb)');
+GRANT regress_cqrs_auditor TO regress_cqrs_sender;
+SET ROLE regress_cqrs_sender;
+SELECT cqrs_send('Sets', '{"name": "search_path", "value": "public, evil"}');
+SELECT current_setting('search_path') AS path;
+SELECT error_of($$SELECT cqrs_send('Sets', '{"name": "role", "value": "regress_cqrs_auditor"}')$$);
+SELECT current_user;
+RESET ROLE;
+REVOKE regress_cqrs_auditor FROM regress_cqrs_sender;
 -- nor the role that another one gave up
 CREATE FUNCTION sandbox(cqrs_request) RETURNS jsonb LANGUAGE plpgsql AS $$
 BEGIN
@@ -580,7 +595,7 @@ DROP FUNCTION around(cqrs_request, text), a, b, c, d, stamp, see, pass, unstamp,
 SELECT cqrs_drop_topic('handlings', true), cqrs_drop_topic('sights', true);
 DROP EXTENSION cqrs_outbox;
 DROP TABLE log, audit;
-DROP FUNCTION say, logged, error_of, emitted, do_it, ask, nest, on_seen, rows, void, first, fails, instead, tell_nested, proceeds,
+DROP FUNCTION sets, say, logged, error_of, emitted, do_it, ask, nest, on_seen, rows, void, first, fails, instead, tell_nested, proceeds,
 	proceeds_plain, proceeds_rows, fetches, emits, tell_who, is_auditor, divide, pay, receive;
 DROP TYPE payment, letter;
 REVOKE CREATE ON SCHEMA public FROM regress_cqrs_auditor;

@@ -26,6 +26,8 @@
  * is not to lend all its privileges, and the search_path in its SET clause, to
  * the handlers of everybody's commands: when it proceeds, what is further in
  * gets back the role and the search_path that the middleware was called with.
+ * Nor are those to leave it another search_path, for what it still does: what
+ * they SET ends with them, and they cannot SET ROLE.
  * That is done only if the current user is the owner: whoever took up another
  * role, or runs in somebody else's function, goes on as that.
  *
@@ -352,7 +354,7 @@ proceed(MiddlewareRun *run, Jsonb *payload)
 	GetUserIdAndSecContext(&userid, &sec_context);
 	nestlevel = leave_definer(&run->step);
 	answer = go_on(run, payload);
-	AtEOXact_GUC(true, nestlevel);
+	AtEOXact_GUC(false, nestlevel);
 	SetUserIdAndSecContext(userid, sec_context);
 	return answer;
 }
@@ -441,6 +443,7 @@ leave_definer(const Step *step)
 								 GUC_ACTION_SAVE, true, 0, false);
 	SetUserIdAndSecContext(step->userid,
 						   step->sec_context |
+						   SECURITY_LOCAL_USERID_CHANGE |
 						   (InSecurityRestrictedOperation() ?
 							SECURITY_RESTRICTED_OPERATION : 0));
 	return nestlevel;
