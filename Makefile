@@ -22,6 +22,7 @@ OBJS = \
 	src/deferred.o \
 	src/dead_letter.o \
 	src/diagram.o \
+	src/diagram_sequence.o \
 	src/dispatch.o \
 	src/domain_event.o \
 	src/dry_run.o \

@@ -1817,9 +1817,9 @@ COMMENT ON FUNCTION cqrs_health(interval, interval) IS 'what is wrong, and what 
 
 -- A picture of what is registered, as Mermaid text (https://mermaid.js.org).
 -- Equal registries give equal texts.
---   kind  'flowchart': commands, queries and streams, their handlers (a chain's
---         are numbered), and fallbacks (dotted, with the errors that they are
---         called after); events, their handlers, and their topics; subscriptions,
+--   kind  'flowchart': middleware, from the outermost to the innermost; commands,
+--         queries and streams, their handlers (a chain's are numbered), and
+--         fallbacks (dotted, with the errors that they are called after); events, their handlers, and their topics; subscriptions,
 --         and where they deliver to. Arrows to and from topics, where delivery is
 --         after the commit, are thick. Which events a handler emits is not
 --         registered.

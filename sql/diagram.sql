@@ -59,6 +59,16 @@ SELECT cqrs_subscribe('projection', '{meetings,users}', 'project(cqrs_event)'),
 	   cqrs_register_command('Pay', 'pay_by_card(jsonb)', 'pay_by_invoice(jsonb)');
 SELECT diagram = cqrs_diagram() AS same FROM before;
 
+-- middleware goes around all commands and queries, but no stream
+BEGIN;
+CREATE FUNCTION around(request cqrs_request) RETURNS jsonb LANGUAGE sql AS 'SELECT cqrs_proceed()';
+SELECT cqrs_register_middleware('around(cqrs_request)'), cqrs_register_middleware('cqrs_log_dispatch(cqrs_request)', -1);
+SELECT cqrs_diagram(name => 'JoinMeeting');
+SELECT line FROM regexp_split_to_table(cqrs_diagram(), '\n') line WHERE line ~ '^ *m\d ';
+SELECT cqrs_diagram('sequence', 'CountUsers');
+SELECT cqrs_diagram('sequence', 'ListUsers') ~ 'cqrs_log_dispatch' AS shown;
+ROLLBACK;
+
 -- names may be anything; a registration counts at once, one that is rolled back never did
 BEGIN;
 SELECT cqrs_register_event(E'end"];<b>#35;\n`x` %% ünï 1. - _a_', 'users'), cqrs_register_query('subgraph (x) --> y', 'count_users(jsonb)');

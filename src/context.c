@@ -104,22 +104,6 @@ cqrs_context(PG_FUNCTION_ARGS)
 }
 
 /*
- * Set up a context, of a first attempt by the current user; an event's has its
- * id and headers set by the caller. kind and name must live as long.
- */
-void
-cqrs_context_init(CqrsContext *context, const char *kind, const char *name)
-{
-	context->outer = NULL;
-	context->kind = kind;
-	context->name = name;
-	context->has_id = false;
-	context->headers.isnull = true;
-	context->attempt = 1;
-	context->caller = GetUserId();
-}
-
-/*
  * The id, which is made if nobody has asked for it before.
  */
 const pg_uuid_t *

@@ -10,6 +10,7 @@
 
 #include "cqrs_outbox.h"
 
+#include "miscadmin.h"
 #include "utils/uuid.h"
 
 /*
@@ -31,10 +32,24 @@ typedef struct CqrsContext
 /* The innermost one, or NULL. */
 extern PGDLLIMPORT CqrsContext *cqrs_context_innermost;
 
-extern void cqrs_context_init(CqrsContext *context, const char *kind,
-							  const char *name);
 extern const pg_uuid_t *cqrs_context_id(CqrsContext *context);
 extern NullableDatum cqrs_context_headers(NullableDatum headers);
+
+/*
+ * Set up a context, of a first attempt by the current user; an event's has its
+ * id and headers set by the caller. kind and name must live as long.
+ */
+static inline void
+cqrs_context_init(CqrsContext *context, const char *kind, const char *name)
+{
+	context->outer = NULL;
+	context->kind = kind;
+	context->name = name;
+	context->has_id = false;
+	context->headers.isnull = true;
+	context->attempt = 1;
+	context->caller = GetUserId();
+}
 
 /*
  * Whoever pushes a context pops it, also after an error.

@@ -23,11 +23,13 @@
 #include "utils/inval.h"
 
 #include "catalog.h"
+#include "diagram.h"
 #include "fallback.h"
 #include "registry.h"
 
 typedef enum DiagramKind
 {
+	NODE_MIDDLEWARE,
 	NODE_COMMAND,
 	NODE_QUERY,
 	NODE_STREAM,
@@ -49,6 +51,7 @@ typedef struct DiagramShape
 } DiagramShape;
 
 static const DiagramShape shapes[NODE_KINDS] = {
+	[NODE_MIDDLEWARE] = {"m", "middleware", "[[", "]]"},
 	[NODE_COMMAND] = {"c", "command", "([", "])"},
 	[NODE_QUERY] = {"q", "query", "([", "])"},
 	[NODE_STREAM] = {"r", "stream", "([", "])"},
@@ -90,6 +93,7 @@ typedef struct Diagram
 
 static char *flowchart(const char *name);
 static void add_commands(Diagram *graph);
+static DiagramNode *add_middleware(Diagram *graph);
 static void add_events(Diagram *graph);
 static void add_topics(Diagram *graph);
 static DiagramNode *add_node(Diagram *graph, DiagramKind kind, const char *name);
@@ -98,18 +102,6 @@ static void add_edge(Diagram *graph, DiagramNode *from, const char *arrow,
 					 const char *label, DiagramNode *to);
 static void choose(Diagram *graph, const char *name);
 static List *chosen_nodes(Diagram *graph);
-static char *sequence(const char *name);
-static List *sequence_participants(StringInfo text, const CqrsCommand *command);
-static void sequence_handlers(StringInfo text, const CqrsCommand *command,
-							  List *functions);
-static void sequence_events(StringInfo text, int indent);
-static void sequence_delivery(StringInfo text);
-static int	number_of(List *functions, const char *signature);
-static void line(StringInfo text, int indent, const char *format,...) pg_attribute_printf(3, 4);
-static List *registered(void (*walk) (HASH_SEQ_STATUS *status));
-static bool any_event_handlers(void);
-static char *errors_caught(const CqrsFallback *fallback);
-static char *escaped(const char *text);
 static bool takes_codes(const char *text);
 static bool is_word_char(char c);
 static int	compare_names(const ListCell *a, const ListCell *b);
@@ -144,7 +136,7 @@ cqrs_diagram(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("name must not be null"),
 					 errdetail("A sequence diagram shows one command, query or stream.")));
-		PG_RETURN_TEXT_P(cstring_to_text(sequence(name)));
+		PG_RETURN_TEXT_P(cstring_to_text(cqrs_diagram_sequence(name)));
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -175,17 +167,17 @@ flowchart(const char *name)
 	choose(&graph, name);
 
 	initStringInfo(&text);
-	line(&text, 0, "flowchart LR");
+	cqrs_diagram_line(&text, 0, "flowchart LR");
 	foreach(lc, chosen_nodes(&graph))
 	{
 		DiagramNode *node = (DiagramNode *) lfirst(lc);
 		const DiagramShape *shape = &shapes[node->key.kind];
 
 		node->number = ++numbers[node->key.kind];
-		line(&text, 1, "%s%d%s\"%s%s%s\"%s", shape->id, node->number,
-			 shape->begin, shape->title ? shape->title : "",
-			 shape->title ? "<br/>" : "", escaped(node->key.name),
-			 shape->end);
+		cqrs_diagram_line(&text, 1, "%s%d%s\"%s%s%s\"%s", shape->id, node->number,
+						  shape->begin, shape->title ? shape->title : "",
+						  shape->title ? "<br/>" : "", cqrs_diagram_escaped(node->key.name),
+						  shape->end);
 	}
 	foreach(lc, graph.edges)
 	{
@@ -195,11 +187,11 @@ flowchart(const char *name)
 		if (!(edge->from->above && edge->to->above) &&
 			!(edge->from->below && edge->to->below))
 			continue;
-		line(&text, 1, "%s%d %s%s%s%s %s%d",
-			 shapes[edge->from->key.kind].id, edge->from->number, edge->arrow,
-			 edge->label ? "|\"" : "", edge->label ? edge->label : "",
-			 edge->label ? "\"|" : "",
-			 shapes[edge->to->key.kind].id, edge->to->number);
+		cqrs_diagram_line(&text, 1, "%s%d %s%s%s%s %s%d",
+						  shapes[edge->from->key.kind].id, edge->from->number, edge->arrow,
+						  edge->label ? "|\"" : "", edge->label ? edge->label : "",
+						  edge->label ? "\"|" : "",
+						  shapes[edge->to->key.kind].id, edge->to->number);
 	}
 	return text.data;
 }
@@ -215,20 +207,47 @@ add_commands(Diagram *graph)
 		[CQRS_QUERY] = NODE_QUERY,
 		[CQRS_STREAM] = NODE_STREAM,
 	};
+	List	   *commands = cqrs_diagram_entries(cqrs_registry_commands);
+	DiagramNode *innermost = add_middleware(graph);
 	ListCell   *lc;
 
-	foreach(lc, registered(cqrs_registry_commands))
+	foreach(lc, commands)
 	{
 		CqrsCommand *command = (CqrsCommand *) lfirst(lc);
 		DiagramNode *node = add_node(graph, kinds[command->kind],
 									 command->name);
 		int			i;
 
+		if (innermost != NULL && command->kind != CQRS_STREAM)
+			add_edge(graph, innermost, "-->", NULL, node);
 		for (i = 0; i < command->nhandlers; i++)
 			add_edge(graph, node, "-->",
 					 command->nhandlers > 1 ? psprintf("%d", i + 1) : NULL,
 					 add_function(graph, &command->handlers[i]));
 	}
+}
+
+/*
+ * Add the middleware, from the outermost to the innermost, which is returned;
+ * NULL if there is none. The registry was looked at before.
+ */
+static DiagramNode *
+add_middleware(Diagram *graph)
+{
+	DiagramNode *innermost = NULL;
+	CqrsMiddleware *middleware;
+
+	for (middleware = cqrs_registry_middleware; middleware != NULL;
+		 middleware = middleware->next)
+	{
+		DiagramNode *node = add_node(graph, NODE_MIDDLEWARE,
+									 middleware->handler.signature);
+
+		if (innermost != NULL)
+			add_edge(graph, innermost, "-->", NULL, node);
+		innermost = node;
+	}
+	return innermost;
 }
 
 /*
@@ -239,7 +258,7 @@ add_events(Diagram *graph)
 {
 	ListCell   *lc;
 
-	foreach(lc, registered(cqrs_registry_event_types))
+	foreach(lc, cqrs_diagram_entries(cqrs_registry_event_types))
 	{
 		CqrsEventType *type = (CqrsEventType *) lfirst(lc);
 		DiagramNode *node = add_node(graph, NODE_EVENT, type->name);
@@ -265,9 +284,9 @@ add_topics(Diagram *graph)
 {
 	ListCell   *lc;
 
-	foreach(lc, registered(cqrs_registry_topics))
+	foreach(lc, cqrs_diagram_entries(cqrs_registry_topics))
 		(void) add_node(graph, NODE_TOPIC, ((CqrsTopic *) lfirst(lc))->name);
-	foreach(lc, registered(cqrs_registry_subscriptions))
+	foreach(lc, cqrs_diagram_entries(cqrs_registry_subscriptions))
 	{
 		CqrsSubscription *subscription = (CqrsSubscription *) lfirst(lc);
 		DiagramNode *node = add_node(graph, NODE_SUBSCRIPTION,
@@ -286,7 +305,7 @@ add_topics(Diagram *graph)
 			add_edge(graph, node, "==>", NULL,
 					 add_function(graph, &subscription->handler));
 		if (subscription->server != NULL)
-			add_edge(graph, node, "==>", escaped(subscription->format),
+			add_edge(graph, node, "==>", cqrs_diagram_escaped(subscription->format),
 					 add_node(graph, NODE_BROKER, subscription->server));
 	}
 }
@@ -325,7 +344,7 @@ add_function(Diagram *graph, const CqrsHandler *handler)
 	{
 		node->has_fallback = true;
 		add_edge(graph, node, "-.->",
-				 psprintf("on %s", errors_caught(handler->fallback)),
+				 psprintf("on %s", cqrs_diagram_errors(handler->fallback)),
 				 add_node(graph, NODE_FUNCTION,
 						  handler->fallback->handler.signature));
 	}
@@ -347,7 +366,7 @@ add_edge(Diagram *graph, DiagramNode *from, const char *arrow, const char *label
 
 /*
  * Mark what is to be shown: all, or what leads to or is led to from the nodes
- * with this name that are no functions. Raises 42704 if there are none.
+ * with this name, but not those of functions. Raises 42704 if there are none.
  */
 static void
 choose(Diagram *graph, const char *name)
@@ -362,6 +381,7 @@ choose(Diagram *graph, const char *name)
 	{
 		node->above = node->below = name == NULL ||
 			(node->key.kind != NODE_FUNCTION &&
+			 node->key.kind != NODE_MIDDLEWARE &&
 			 strcmp(node->key.name, name) == 0);
 		found = found || node->above;
 	}
@@ -408,216 +428,10 @@ chosen_nodes(Diagram *graph)
 }
 
 /*
- * The sequence diagram of a command, palloc'd. Raises 42883 if there is none of
- * that name.
- */
-static char *
-sequence(const char *name)
-{
-	CqrsCommand *command = cqrs_registry_command(name);
-	StringInfoData text;
-	List	   *functions;
-	const char *sent;
-
-	if (command == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("command \"%s\" is not registered", name),
-				 errdetail("Nor is a query or a stream of that name.")));
-	sent = cqrs_command_function(command->kind);
-
-	initStringInfo(&text);
-	functions = sequence_participants(&text, command);
-	line(&text, 1, "caller->>mediator: %.*s(%s)", (int) strcspn(sent, "("),
-		 sent, escaped(name));
-	if (command->kind == CQRS_STREAM)
-	{
-		line(&text, 1, "loop for each row");
-		line(&text, 2, "mediator->>h1: payload");
-		line(&text, 2, "h1-->>mediator: row");
-		sequence_events(&text, 2);
-		line(&text, 2, "mediator-->>caller: row");
-		line(&text, 1, "end");
-	}
-	else
-	{
-		sequence_handlers(&text, command, functions);
-		if (command->kind == CQRS_COMMAND)
-			sequence_events(&text, 1);
-		line(&text, 1, "mediator-->>caller: answer");
-	}
-	if (command->kind != CQRS_QUERY)
-		sequence_delivery(&text);
-	return text.data;
-}
-
-/*
- * Begin with those who take part. Returns the signatures of the functions: the
- * n-th, counted from 1, is participant hn.
- */
-static List *
-sequence_participants(StringInfo text, const CqrsCommand *command)
-{
-	List	   *functions = NIL;
-	ListCell   *lc;
-	int			n = 0;
-	int			i;
-
-	for (i = 0; i < command->nhandlers; i++)
-	{
-		CqrsHandler *handler = &command->handlers[i];
-
-		if (number_of(functions, handler->signature) == 0)
-			functions = lappend(functions, handler->signature);
-		if (handler->fallback != NULL &&
-			number_of(functions, handler->fallback->handler.signature) == 0)
-			functions = lappend(functions,
-								handler->fallback->handler.signature);
-	}
-
-	line(text, 0, "sequenceDiagram");
-	line(text, 1, "actor caller");
-	line(text, 1, "participant mediator");
-	foreach(lc, functions)
-		line(text, 1, "participant h%d as %s", ++n, escaped(lfirst(lc)));
-	if (command->kind == CQRS_QUERY)
-		return functions;
-	if (any_event_handlers())
-		line(text, 1, "participant events as handlers of events");
-	if (registered(cqrs_registry_topics) != NIL)
-		line(text, 1, "participant outbox");
-	if (registered(cqrs_registry_subscriptions) != NIL)
-		line(text, 1, "participant relay");
-	return functions;
-}
-
-/*
- * The handlers, one or a chain: each in the case that those before passed on.
- */
-static void
-sequence_handlers(StringInfo text, const CqrsCommand *command,
-				  List *functions)
-{
-	bool		is_chain = command->nhandlers > 1;
-	int			cases = 0;		/* not ended */
-	int			i;
-
-	for (i = 0; i < command->nhandlers; i++)
-	{
-		CqrsFallback *fallback = command->handlers[i].fallback;
-		int			h = number_of(functions, command->handlers[i].signature);
-		int			indent = i + 1;
-
-		line(text, indent, "mediator->>h%d: payload", h);
-		if (!is_chain && fallback == NULL)
-		{
-			line(text, indent, "h%d-->>mediator: answer", h);
-			break;
-		}
-		line(text, indent, "alt it answers");
-		cases++;
-		line(text, indent + 1, "h%d-->>mediator: answer", h);
-		if (fallback != NULL)
-		{
-			int			f = number_of(functions, fallback->handler.signature);
-
-			line(text, indent, "else it raises %s%s", errors_caught(fallback),
-				 fallback->breaker.fail_max > 0 ?
-				 ", or its circuit breaker is open" : "");
-			line(text, indent + 1,
-				 "h%d--xmediator: error, and all that it did is rolled back",
-				 h);
-			line(text, indent + 1, "mediator->>h%d: payload", f);
-			line(text, indent + 1, "h%d-->>mediator: answer", f);
-		}
-		if (is_chain)
-		{
-			line(text, indent, "else it passes on");
-			line(text, indent + 1,
-				 "h%d-->>mediator: cqrs_next(), and all that it did is rolled back",
-				 h);
-			if (i + 1 == command->nhandlers)
-				line(text, indent + 1, "Note over mediator: the answer is NULL");
-		}
-	}
-	while (cases > 0)
-		line(text, cases--, "end");
-}
-
-/*
- * What becomes of events in the transaction. Which there are is not
- * registered.
- */
-static void
-sequence_events(StringInfo text, int indent)
-{
-	if (!any_event_handlers())
-		return;
-	line(text, indent, "loop until no event is left that has handlers");
-	line(text, indent + 1, "mediator->>events: what was emitted");
-	line(text, indent + 1, "events-->>mediator: done");
-	line(text, indent, "end");
-}
-
-/*
- * What becomes of them after it.
- */
-static void
-sequence_delivery(StringInfo text)
-{
-	bool		to_handlers = false;
-	bool		to_clients = false;
-	bool		to_brokers = false;
-	ListCell   *lc;
-
-	if (registered(cqrs_registry_topics) == NIL)
-		return;
-	line(text, 1, "caller->>outbox: COMMIT, with what was emitted to topics");
-	foreach(lc, registered(cqrs_registry_subscriptions))
-	{
-		CqrsSubscription *subscription = (CqrsSubscription *) lfirst(lc);
-
-		if (subscription->has_handler)
-			to_handlers = true;
-		else if (subscription->server != NULL)
-			to_brokers = true;
-		else
-			to_clients = true;
-	}
-	if (!to_handlers && !to_brokers && !to_clients)
-		return;
-	line(text, 1, "outbox->>relay: what is committed, in order");
-	if (to_handlers)
-		line(text, 1, "Note over relay: calls the handlers of subscriptions, once for each event");
-	if (to_brokers)
-		line(text, 1, "Note over relay: sends to brokers, at least once");
-	if (to_clients)
-		line(text, 1, "Note over relay: hands out to clients that ask, until they acknowledge");
-}
-
-/*
- * Which one of the functions it is, counted from 1; 0: none.
- */
-static int
-number_of(List *functions, const char *signature)
-{
-	ListCell   *lc;
-	int			n = 0;
-
-	foreach(lc, functions)
-	{
-		n++;
-		if (strcmp(lfirst(lc), signature) == 0)
-			return n;
-	}
-	return 0;
-}
-
-/*
  * Append a line, indented by so many steps.
  */
-static void
-line(StringInfo text, int indent, const char *format,...)
+void
+cqrs_diagram_line(StringInfo text, int indent, const char *format,...)
 {
 	int			needed = 0;
 
@@ -638,8 +452,8 @@ line(StringInfo text, int indent, const char *format,...)
 /*
  * All entries of one of the registry's tables, by name.
  */
-static List *
-registered(void (*walk) (HASH_SEQ_STATUS *status))
+List *
+cqrs_diagram_entries(void (*walk) (HASH_SEQ_STATUS *status))
 {
 	HASH_SEQ_STATUS status;
 	List	   *entries = NIL;
@@ -652,22 +466,11 @@ registered(void (*walk) (HASH_SEQ_STATUS *status))
 	return entries;
 }
 
-static bool
-any_event_handlers(void)
-{
-	ListCell   *lc;
-
-	foreach(lc, registered(cqrs_registry_event_types))
-		if (((CqrsEventType *) lfirst(lc))->handlers != NULL)
-		return true;
-	return false;
-}
-
 /*
  * After which errors a fallback is called, in words; palloc'd.
  */
-static char *
-errors_caught(const CqrsFallback *fallback)
+char *
+cqrs_diagram_errors(const CqrsFallback *fallback)
 {
 	StringInfoData text;
 	int			i;
@@ -692,8 +495,8 @@ errors_caught(const CqrsFallback *fallback)
  * A name as a label's text, palloc'd. It is shown as it is; only control
  * characters, which are not allowed in an SVG file, are replaced.
  */
-static char *
-escaped(const char *text)
+char *
+cqrs_diagram_escaped(const char *text)
 {
 	StringInfoData result;
 	const char *c;

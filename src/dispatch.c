@@ -50,7 +50,6 @@
 #include "utils/resowner.h"
 
 #include "dispatch.h"
-#include "domain_event.h"
 #include "fallback.h"
 #include "middleware.h"
 #include "payload.h"
@@ -66,9 +65,9 @@ CqrsDispatch *cqrs_dispatch_innermost = NULL;
 
 static Datum run_handlers(CqrsDispatch *dispatch, bool *isnull);
 static Datum run_chain(CqrsDispatch *dispatch, bool *isnull);
-static void check_depth(CqrsDispatch *dispatch);
-static void check(CqrsDispatch *dispatch, CqrsHandler *handler);
-static Datum payload_for(CqrsDispatch *dispatch, CqrsHandler *handler);
+static inline void check_depth(CqrsDispatch *dispatch);
+static inline void check(CqrsDispatch *dispatch, CqrsHandler *handler);
+static inline Datum payload_for(CqrsDispatch *dispatch, CqrsHandler *handler);
 static Datum call_handler(CqrsDispatch *dispatch, CqrsHandler *handler,
 						  bool *isnull);
 static Datum call_checked(void *arg, CqrsHandler *handler, bool *isnull);
@@ -103,18 +102,6 @@ cqrs_dispatch_run(CqrsDispatch *dispatch, bool *isnull)
 		answer = run_handlers(dispatch, isnull);
 	cqrs_dispatch_events();
 	return answer;
-}
-
-/*
- * Have the handlers of the events emitted so far called; while something is
- * being dispatched, that is put off until the outermost dispatch is over.
- * Raises whatever the handlers raise.
- */
-void
-cqrs_dispatch_events(void)
-{
-	if (cqrs_dispatch_innermost == NULL)
-		cqrs_domain_events_handle();
 }
 
 /*
@@ -194,7 +181,7 @@ run_chain(CqrsDispatch *dispatch, bool *isnull)
 /*
  * See that one more dispatch can be on the stack. Raises 25000 or 54001.
  */
-static void
+static pg_attribute_always_inline void
 check_depth(CqrsDispatch *dispatch)
 {
 	CqrsCommand *command = dispatch->command;
@@ -217,7 +204,7 @@ check_depth(CqrsDispatch *dispatch)
  * May the current user have this handler called here and now? Raises 25000,
  * 54001, 42883 or 42501.
  */
-static void
+static pg_attribute_always_inline void
 check(CqrsDispatch *dispatch, CqrsHandler *handler)
 {
 	CqrsCommand *command = dispatch->command;
@@ -231,7 +218,7 @@ check(CqrsDispatch *dispatch, CqrsHandler *handler)
  * The payload as the handler, which was checked, takes it; in the current
  * memory context. Raises what payload.c says.
  */
-static Datum
+static pg_attribute_always_inline Datum
 payload_for(CqrsDispatch *dispatch, CqrsHandler *handler)
 {
 	Datum		payload;

@@ -12,6 +12,7 @@
 #include "cqrs_outbox.h"
 
 #include "context.h"
+#include "domain_event.h"
 #include "registry.h"
 
 /* What is being dispatched; in the memory of who dispatches it. */
@@ -33,7 +34,6 @@ extern CqrsDispatch *cqrs_dispatch_innermost;
 
 extern Datum cqrs_dispatch_run(CqrsDispatch *dispatch, bool *isnull);
 extern void cqrs_dispatch_pass_on(void);
-extern void cqrs_dispatch_events(void);
 
 /* For who calls the handler in another way. */
 extern Datum cqrs_dispatch_prepare(CqrsDispatch *dispatch,
@@ -88,6 +88,20 @@ cqrs_dispatch_pop(CqrsDispatch *dispatch)
 	cqrs_dispatch_innermost = dispatch->outer;
 	cqrs_context_pop(&dispatch->context);
 	error_context_stack = dispatch->errcallback.previous;
+}
+
+/*
+ * Have the handlers of the events emitted so far called; while something is
+ * being dispatched, that is put off until the outermost dispatch is over.
+ * Raises whatever the handlers raise. Inline, as each dispatch and each event
+ * ask.
+ */
+static inline void
+cqrs_dispatch_events(void)
+{
+	if (cqrs_dispatch_innermost == NULL &&
+		!dlist_is_empty(&cqrs_domain_event_queue))
+		cqrs_domain_events_handle();
 }
 
 #endif							/* CQRS_DISPATCH_H */

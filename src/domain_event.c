@@ -73,7 +73,7 @@ typedef struct EventCall
 	NullableDatum arg;			/* of the handler, and of its fallback */
 } EventCall;
 
-static dlist_head queue = DLIST_STATIC_INIT(queue);
+dlist_head	cqrs_domain_event_queue = DLIST_STATIC_INIT(cqrs_domain_event_queue);
 static MemoryContext queue_context = NULL;
 
 /* The queue is being worked off, up the stack; what is being handled. */
@@ -256,7 +256,7 @@ cqrs_domain_event_add(CqrsEventType *event_type, const CqrsEvent *event)
 
 	if (handling != NULL)
 		handling->references++;
-	dlist_push_tail(&queue, &added->node);
+	dlist_push_tail(&cqrs_domain_event_queue, &added->node);
 }
 
 /*
@@ -272,7 +272,7 @@ cqrs_domain_events_handle(void)
 {
 	CqrsContext *context = cqrs_context_innermost;
 
-	if (working || dlist_is_empty(&queue))
+	if (working || dlist_is_empty(&cqrs_domain_event_queue))
 		return;
 	working = true;
 	PG_TRY();
@@ -298,7 +298,7 @@ cqrs_domain_events_handle(void)
 void
 cqrs_domain_events_set_aside(CqrsDomainEvents *aside)
 {
-	move_queue(&aside->queue, &queue);
+	move_queue(&aside->queue, &cqrs_domain_event_queue);
 	aside->context = queue_context;
 	aside->working = working;
 	aside->handling = handling;
@@ -313,10 +313,10 @@ cqrs_domain_events_set_aside(CqrsDomainEvents *aside)
 void
 cqrs_domain_events_bring_back(CqrsDomainEvents *aside)
 {
-	Assert(dlist_is_empty(&queue));
+	Assert(dlist_is_empty(&cqrs_domain_event_queue));
 	if (queue_context != NULL)
 		MemoryContextDelete(queue_context);
-	move_queue(&queue, &aside->queue);
+	move_queue(&cqrs_domain_event_queue, &aside->queue);
 	queue_context = aside->context;
 	working = aside->working;
 	handling = aside->handling;
@@ -396,11 +396,11 @@ work_off(void)
 													ALLOCSET_DEFAULT_SIZES);
 	MemoryContext oldcontext = MemoryContextSwitchTo(per_event);
 
-	while (!dlist_is_empty(&queue))
+	while (!dlist_is_empty(&cqrs_domain_event_queue))
 	{
 		CHECK_FOR_INTERRUPTS();
 		handling = dlist_container(DomainEvent, node,
-								   dlist_pop_head_node(&queue));
+								   dlist_pop_head_node(&cqrs_domain_event_queue));
 		call_handlers(handling);
 		release(handling);
 		handling = NULL;
@@ -547,7 +547,7 @@ at_subxact_event(SubXactEvent event, SubTransactionId subid,
 
 	if (event == SUBXACT_EVENT_COMMIT_SUB)
 	{
-		dlist_reverse_foreach(iter, &queue)
+		dlist_reverse_foreach(iter, &cqrs_domain_event_queue)
 		{
 			DomainEvent *queued = dlist_container(DomainEvent, node, iter.cur);
 
@@ -558,9 +558,9 @@ at_subxact_event(SubXactEvent event, SubTransactionId subid,
 	}
 	else if (event == SUBXACT_EVENT_ABORT_SUB)
 	{
-		while (!dlist_is_empty(&queue))
+		while (!dlist_is_empty(&cqrs_domain_event_queue))
 		{
-			DomainEvent *last = dlist_tail_element(DomainEvent, node, &queue);
+			DomainEvent *last = dlist_tail_element(DomainEvent, node, &cqrs_domain_event_queue);
 
 			if (last->subid != subid)
 				break;
@@ -569,7 +569,7 @@ at_subxact_event(SubXactEvent event, SubTransactionId subid,
 		}
 
 		/* After an error, what was being handled is still there. */
-		if (!working && queue_context != NULL && dlist_is_empty(&queue))
+		if (!working && queue_context != NULL && dlist_is_empty(&cqrs_domain_event_queue))
 			MemoryContextReset(queue_context);
 	}
 }
@@ -583,8 +583,8 @@ at_xact_event(XactEvent event, void *arg)
 	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT &&
 		event != XACT_EVENT_PREPARE)
 		return;
-	Assert(event == XACT_EVENT_ABORT || dlist_is_empty(&queue));
-	dlist_init(&queue);
+	Assert(event == XACT_EVENT_ABORT || dlist_is_empty(&cqrs_domain_event_queue));
+	dlist_init(&cqrs_domain_event_queue);
 	queue_context = NULL;
 	working = false;
 	handling = NULL;

@@ -24,6 +24,9 @@ typedef struct CqrsDomainEvents
 	struct DomainEvent *handling;
 } CqrsDomainEvents;
 
+/* Events whose handlers are to be called, at the end of the dispatch. */
+extern dlist_head cqrs_domain_event_queue;
+
 extern void cqrs_domain_event_add(CqrsEventType *event_type,
 								  const CqrsEvent *event);
 extern void cqrs_domain_events_handle(void);

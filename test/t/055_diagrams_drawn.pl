@@ -66,12 +66,13 @@ $node->safe_psql('postgres', q(
 	SELECT cqrs_register_command('JoinMeeting', 'join_meeting(join_meeting)');
 	SELECT cqrs_register_fallback('join_meeting(join_meeting)', 'wait_for_seat(join_meeting)', '{P0002}');
 	SELECT cqrs_subscribe('meetings', '{meeting_events}', 'project(cqrs_event)');
+	SELECT cqrs_register_middleware('cqrs_log_dispatch(cqrs_request)');
 ));
-shows(drawn('flowchart', ''), 'command', 'JoinMeeting', 'public.join_meeting(public.join_meeting)', 'on P0002',
+shows(drawn('flowchart', ''), 'middleware', 'public.cqrs_log_dispatch(public.cqrs_request)', 'command', 'JoinMeeting', 'public.join_meeting(public.join_meeting)', 'on P0002',
 	'public.wait_for_seat(public.join_meeting)', 'event', 'user_joined', 'public.greet(public.cqrs_event)', 'topic',
 	'meeting_events', 'subscription', 'meetings', 'public.project(public.cqrs_event)');
 shows(drawn('sequence', q('sequence', 'JoinMeeting')), 'mediator', 'public.join_meeting(public.join_meeting)',
-	'cqrs_send(JoinMeeting)', '[it raises P0002, or its circuit breaker is open]', 'outbox', 'relay');
+	'cqrs_send(JoinMeeting)', 'cqrs_proceed()', '[it raises P0002, or its circuit breaker is open]', 'outbox', 'relay');
 
 # What Mermaid, Markdown, HTML and SVG have a use for; and what each kind of
 # diagram begins and ends with.
