@@ -799,9 +799,10 @@ COMMENT ON FUNCTION cqrs_send(record) IS 'dispatches a command given as a compos
 --             as of cqrs_send()
 --   answer    the answer
 --   events    what would have been emitted, in that order, by whatever was
---             called: also by triggers, and to no topic. Not what was rolled
---             back on the way: by a handler that passed on, or failed and has a
---             fallback. position is NULL, and the ids are new ones each time
+--             called: also by triggers, and to no topic. Not what was rolled back
+--             on the way: by a handler that passed on, or failed and has a
+--             fallback. position is NULL, and the ids are new ones each time.
+--             Commands that are enqueued are no events
 -- What would be done at commit only, deferred constraints and triggers, is done
 -- at the end, as by SET CONSTRAINTS ALL IMMEDIATE. So is what the transaction had
 -- deferred before, whose errors and events are then among these; afterwards it
@@ -1819,10 +1820,10 @@ COMMENT ON FUNCTION cqrs_health(interval, interval) IS 'what is wrong, and what 
 -- Equal registries give equal texts.
 --   kind  'flowchart': middleware, from the outermost to the innermost; commands,
 --         queries and streams, their handlers (a chain's are numbered), and
---         fallbacks (dotted, with the errors that they are called after); events, their handlers, and their topics; subscriptions,
---         and where they deliver to. Arrows to and from topics, where delivery is
---         after the commit, are thick. Which events a handler emits is not
---         registered.
+--         fallbacks (dotted, with the errors that they are called after);
+--         events, their handlers, and their topics; subscriptions, and where
+--         they deliver to. Arrows to and from topics, where delivery is after
+--         the commit, are thick. Which events a handler emits is not registered.
 --         'sequence': how one command, query or stream is handled
 --   name  flowchart: only what leads to or from the command, query, stream,
 --         event, topic, subscription or server of this name; NULL: all.

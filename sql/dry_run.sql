@@ -304,6 +304,23 @@ SELECT pg_advisory_unlock(4711);
 SELECT cqrs_emit('made', '{}');
 SELECT cqrs_send('Place', '{"id": 13}', idempotency_key => 'key');
 
+-- with middleware; commands that are enqueued are no events, and are not enqueued
+CREATE FUNCTION wrap(r cqrs_request) RETURNS jsonb LANGUAGE sql AS $$
+	SELECT cqrs_emit('noticed', '{"n": "around"}');
+	SELECT jsonb_build_object('wrapped', cqrs_proceed())
+$$;
+CREATE FUNCTION enqueue(c jsonb) RETURNS text LANGUAGE sql AS $$
+	SELECT cqrs_enqueue('Nothing'), cqrs_enqueue('Nothing', run_at => now() + interval '1 day');
+	SELECT 'enqueued'
+$$;
+SELECT cqrs_register_middleware('wrap(cqrs_request)'), cqrs_register_command('Enqueue', 'enqueue(jsonb)');
+SELECT answer, brief(events) FROM cqrs_dry_run('Enqueue');
+SELECT cqrs_unregister_middleware('wrap(cqrs_request)');
+SELECT (SELECT count(*) FROM cqrs.scheduled_command) AS scheduled, (SELECT count(*) FROM cqrs.subscription) AS subscriptions;
+SELECT cqrs_send('Enqueue');
+SELECT answer, brief(events) FROM cqrs_dry_run('Enqueue');
+SELECT (SELECT count(*) FROM cqrs.scheduled_command) AS scheduled, (SELECT count(*) FROM cqrs.subscription) AS subscriptions;
+
 -- values that are in a table which is gone
 CREATE FUNCTION store(c jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
@@ -347,4 +364,4 @@ DROP ROLE regress_cqrs_dry;
 DROP TABLE orders, line, log, captured CASCADE;
 DROP EXTENSION cqrs_outbox CASCADE;
 DROP FUNCTION say, place, nothing, every_way, on_noticed, tries, passes_on, fails, falls_back, refuse, rows, on_line, add_line,
-	asks, asks_carefully, nested, chained, recursive, ask, leaves, store, many;
+	asks, asks_carefully, nested, chained, recursive, ask, leaves, enqueue, store, many;
