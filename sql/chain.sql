@@ -238,6 +238,22 @@ SELECT cqrs_send('Slow');
 RESET statement_timeout;
 \set VERBOSITY default
 
+-- nor by the handler of a subscription that one of a chain has drained
+CREATE FUNCTION passes_too(e cqrs_event) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM cqrs_next();
+EXCEPTION WHEN object_not_in_prerequisite_state THEN
+	RAISE WARNING '%', SQLERRM;
+END $$;
+CREATE FUNCTION drains(jsonb) RETURNS text LANGUAGE sql AS $$SELECT cqrs_drain('passing') || ' drained'$$;
+SELECT cqrs_register_event('passed', 'passed'), cqrs_register_command('Drains', 'drains(jsonb)', 'as_jsonb(jsonb)');
+SELECT cqrs_subscribe('passing', '{passed}', 'passes_too(cqrs_event)');
+SELECT cqrs_emit('passed', '{}') IS NOT NULL AS emitted;
+SELECT cqrs_send('Drains');
+SELECT cqrs_unsubscribe('passing');
+SELECT cqrs_drop_topic('passed', force => true);
+DROP FUNCTION passes_too;
+
 -- registering
 CREATE FUNCTION many(jsonb) RETURNS SETOF int LANGUAGE sql AS 'SELECT 1';
 SELECT cqrs_register_command('x', 'small(jsonb)', 'medium(jsonb)', 'small(jsonb)');
@@ -268,6 +284,6 @@ DROP TABLE attempt;
 DROP SEQUENCE by_card, by_transfer, by_cash, by_default;
 DROP FUNCTION pay_by(regclass, jsonb), pay_by(text), by_card, by_transfer, by_cash, by_default;
 DROP FUNCTION large, dispatched, picky, catch, nobody, other_type, as_jsonb, outer_handler, outer_next, caught_next, alone,
-	sends_alone, ask_alone, definer, invoker, ask, deeper, endless, endless_plpgsql, slow, many;
+	sends_alone, ask_alone, definer, invoker, ask, deeper, endless, endless_plpgsql, slow, many, drains;
 DROP TYPE payment, money_payment;
 DROP ROLE regress_cqrs_chain;

@@ -1334,11 +1334,12 @@ COMMENT ON FUNCTION cqrs_adopt() IS 'makes restored events ordinary events of th
 -- Deferred commands
 -- ----------------------------------------------------------------------
 
--- Enqueues a command: once the transaction has committed, and not before run_at,
--- the worker executes it, as cqrs_send() would, but in a transaction of its own,
--- as the role that enqueued it, with search_path pg_catalog. Its answer is lost. In its handler, the id in
--- cqrs_context() is its command id; what was being handled when it was enqueued
--- is its cause; attempt is which it is.
+-- Enqueues a command: once the transaction has committed, and not before
+-- run_at, the worker executes it, as cqrs_send() would, but in a transaction of
+-- its own, as the role that enqueued it, with search_path pg_catalog. Its
+-- answer is lost. In its handler, the id in cqrs_context() is its command id;
+-- what was being handled when it was enqueued is its cause; attempt is which it
+-- is.
 --
 -- It is delivered like an event to a subscription: of a topic, to a
 -- subscription, both made when a role first enqueues, and named

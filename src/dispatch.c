@@ -112,16 +112,19 @@ void
 cqrs_dispatch_pass_on(void)
 {
 	CqrsDispatch *dispatch = cqrs_dispatch_innermost;
+	bool		is_handling;
 
-	if (dispatch == NULL || dispatch->handler == NULL ||
-		dispatch->command->nhandlers == 1)
+	/* What cqrs_drain() has handled is no dispatch, but has a context. */
+	is_handling = dispatch != NULL && dispatch->handler != NULL &&
+		cqrs_context_innermost == &dispatch->context;
+	if (!is_handling || dispatch->command->nhandlers == 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cqrs_next() was not called by a handler of a chain"),
 				 dispatch == NULL ?
 				 errdetail("No command is being handled.") :
-				 dispatch->handler == NULL ?
-				 errdetail("It was called by a middleware.") :
+				 !is_handling ?
+				 errdetail("It was called by a middleware, or by a handler of an event.") :
 				 errdetail("The innermost handler is the only one of %s \"%s\".",
 						   cqrs_command_kind_name(dispatch->command->kind),
 						   dispatch->command->name),
