@@ -14,6 +14,7 @@ SELECT cqrs_register_command('Plain', 'plain(jsonb)'), cqrs_register_query('Ask'
 	   cqrs_register_event('heard'), cqrs_register_event_handler('heard', 'hears(jsonb)'),
 	   cqrs_register_command('Emits', 'emits(jsonb)'),
 	   cqrs_register_event('stored', 'stored'), cqrs_register_command('Outbox', 'outbox(jsonb)');
+CREATE FUNCTION around(cqrs_request) RETURNS jsonb LANGUAGE plpgsql AS 'BEGIN RETURN cqrs_proceed(); END';
 
 CREATE SCHEMA by_hand;
 CREATE TABLE by_hand.sent (key text PRIMARY KEY, command jsonb NOT NULL, answer jsonb);
@@ -29,6 +30,7 @@ BEGIN
 EXCEPTION WHEN OTHERS THEN
 	RETURN plain(command);
 END $$;
+CREATE FUNCTION by_hand.around(command jsonb) RETURNS jsonb LANGUAGE plpgsql AS 'BEGIN RETURN plain(command); END';
 -- who passes on is undone
 CREATE FUNCTION by_hand.passes(jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION SQLSTATE 'PASS0'; END$$;
 CREATE FUNCTION by_hand.chain(command jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
