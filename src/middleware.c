@@ -366,8 +366,6 @@ static Jsonb *
 go_on(MiddlewareRun *run, Jsonb *payload)
 {
 	CqrsDispatch *dispatch = run->dispatch;
-	CqrsMiddleware *next = run->step.middleware != NULL ?
-	run->step.middleware->next : run->first;
 	Step		step = run->step;
 	Datum		sent = dispatch->payload;
 	Oid			sent_type = dispatch->payload_type;
@@ -389,6 +387,10 @@ go_on(MiddlewareRun *run, Jsonb *payload)
 
 	PG_TRY();
 	{
+		CqrsMiddleware *next = run->first;
+
+		if (step.middleware != NULL)
+			next = step.middleware->next;
 		answer = next != NULL ? call_middleware(run, next) :
 			call_handlers(run);
 	}
