@@ -42,8 +42,7 @@ extern int	cqrs_payload_errmismatch(CqrsPayloadPath *path);
 extern void cqrs_payload_unknown_key(CqrsPayloadPath *path,
 									 CqrsPayloadType *type,
 									 CqrsPayloadRow *row,
-									 const JsonbValue *key)
-			pg_attribute_noreturn();
+									 const JsonbValue *key);
 extern void cqrs_payload_reword_error(const CqrsPayloadPath *path,
 									  ErrorData *edata);
 
