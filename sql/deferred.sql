@@ -233,7 +233,9 @@ SELECT cqrs_enqueue('Measure', '{"text": ""}') IS NOT NULL AS enqueued;
 RESET ROLE;
 SELECT cqrs_unregister_command('Measure');
 SET ROLE regress_cqrs_app;
+SET client_min_messages = error;
 SELECT cqrs_drain('commands_of_regress_cqrs_app');
+RESET client_min_messages;
 RESET ROLE;
 
 -- without its subscription, nothing is lost; the next one makes it anew

@@ -360,12 +360,12 @@ SELECT cqrs_unregister_middleware('see(cqrs_request)'), cqrs_unregister_event_ha
 -- a query that was opened by a middleware, and is read outside of it, or by a handler
 CREATE FUNCTION leaves_cursor(request cqrs_request) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
-	c CURSOR FOR SELECT cqrs_proceed();
+	c refcursor := 'c';
 BEGIN
 	IF request.name = 'Fetch' THEN
 		RETURN cqrs_proceed();
 	END IF;
-	OPEN c;
+	OPEN c FOR SELECT cqrs_proceed();
 	RETURN to_jsonb(c::text);
 END $$;
 CREATE FUNCTION fetches(jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
