@@ -460,6 +460,25 @@ COMMENT ON INDEX cqrs.scheduled_command_run_at IS 'finds what is due';
 CREATE SEQUENCE cqrs.position CACHE 1;
 COMMENT ON SEQUENCE cqrs.position IS 'positions of events, in order of emission';
 
+-- ----------------------------------------------------------------------
+-- cqrs.identity: which databases this one is, or was copied from. Where no row
+-- has the database's OID, it is a copy that CREATE DATABASE ... TEMPLATE made:
+-- nothing is delivered in it until cqrs_adopt() adds one. Not dumped: what
+-- is restored gets a row when the extension is created.
+--
+-- id        of the database, random
+-- database  its OID in pg_database
+-- ----------------------------------------------------------------------
+CREATE TABLE cqrs.identity (
+	id			uuid	NOT NULL,
+	database	oid		NOT NULL
+);
+COMMENT ON TABLE cqrs.identity IS 'which databases this one is, or was copied from';
+INSERT INTO cqrs.identity (id, database)
+SELECT pg_catalog.gen_random_uuid(), d.oid
+FROM pg_catalog.pg_database d
+WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database();
+
 -- What a dump contains. Not the ticks, nor where their ids are: they mean
 -- nothing elsewhere, and the worker makes new ones while a dump is restored.
 SELECT pg_catalog.pg_extension_config_dump('cqrs.topic_id', '');
@@ -519,6 +538,9 @@ ALTER TABLE cqrs.subscription ENABLE ALWAYS TRIGGER registry_changed;
 CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.subscription_topic
 	EXECUTE FUNCTION cqrs.registry_changed();
 ALTER TABLE cqrs.subscription_topic ENABLE ALWAYS TRIGGER registry_changed;
+CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.identity
+	EXECUTE FUNCTION cqrs.registry_changed();
+ALTER TABLE cqrs.identity ENABLE ALWAYS TRIGGER registry_changed;
 
 -- ----------------------------------------------------------------------
 -- cqrs_event: one event, as consumers see it
@@ -1314,6 +1336,9 @@ COMMENT ON FUNCTION cqrs_drain(text) IS 'delivers to a subscription''s handler b
 -- 'earliest', and nothing of it if they start at 'latest'. With nothing to
 -- adopt, does nothing.
 --
+-- In a copy that CREATE DATABASE ... TEMPLATE made, where nothing is delivered
+-- before, it has the copy's subscriptions go on where they were.
+--
 -- Takes what is in the topics' tables for events, whoever put it there; of
 -- topics that were made here, nothing. Writes each restored row anew.
 --
@@ -1514,7 +1539,7 @@ COMMENT ON VIEW cqrs_topic_status IS 'size of each topic, and what keeps it from
 --   events_a_second  at which they were delivered lately
 --   pid              of a process that delivers, or NULL
 --   state            idle, delivering, waiting to retry, no worker, paused,
---                    suspended, or restored
+--                    suspended, restored, or copied
 CREATE FUNCTION cqrs.subscription_progress(subscription_id integer,
 	OUT lag_events bigint, OUT lag_seconds double precision, OUT lag_bytes bigint,
 	OUT events_a_second double precision, OUT pid integer, OUT state text)

@@ -4,6 +4,10 @@
  *	  cqrs_adopt(): makes what was restored from a dump events of this
  *	  cluster, and has the restored subscriptions go on where they were.
  *
+ * In a database that CREATE DATABASE ... TEMPLATE copied, it says that this
+ * is to be a database of its own: a row of cqrs.identity with its OID. Rows
+ * are only added, so that logical replication of the table cannot fail.
+ *
  * A dump has the events' transaction ids and the cursors' snapshots. They are
  * another cluster's: they say which event a cursor had delivered, exactly,
  * as long as they are only compared with each other; and they must be gone
@@ -108,6 +112,7 @@ typedef struct Adoption
 	Snapshot	snapshot;		/* taken under the locks; shows no label */
 } Adoption;
 
+static void adopt_identity(void);
 static void lock_topics(Adoption *adoption);
 static void lock_subscriptions(Adoption *adoption);
 static List *all_subscriptions(void);
@@ -147,6 +152,8 @@ cqrs_adopt(PG_FUNCTION_ARGS)
 	cqrs_require_writable("cqrs_adopt()");
 	store = cqrs_srf_begin(fcinfo, &desc);
 	adoption.context = CurrentMemoryContext;
+	if (cqrs_registry_is_copy())
+		adopt_identity();
 	lock_topics(&adoption);
 	lock_subscriptions(&adoption);
 	if (adoption.topics == NIL && adoption.nsubscriptions == 0)
@@ -183,6 +190,26 @@ cqrs_adopt(PG_FUNCTION_ARGS)
 	cqrs_shmem_changed();
 	cqrs_commit_durably();
 	return (Datum) 0;
+}
+
+/*
+ * From now on this database, which is a copy, is one of its own. Its cursors
+ * are in this cluster's terms: they go on where they were.
+ */
+static void
+adopt_identity(void)
+{
+	CqrsAdmin	admin;
+	Oid			types[1] = {OIDOID};
+	Datum		values[1];
+
+	values[0] = ObjectIdGetDatum(MyDatabaseId);
+	cqrs_admin_begin(&admin);
+	(void) cqrs_admin_execute("INSERT INTO cqrs.identity (id, database) VALUES (pg_catalog.gen_random_uuid(), $1)",
+							  1, types, values, NULL);
+	cqrs_admin_end(&admin);
+	cqrs_shmem_changed();
+	cqrs_commit_durably();
 }
 
 /*

@@ -62,6 +62,7 @@ static const char *const relation_names[CQRS_RELATIONS] = {
 	[CQRS_REL_FALLBACK] = "fallback",
 	[CQRS_REL_SUBSCRIPTION] = "subscription",
 	[CQRS_REL_SUBSCRIPTION_TOPIC] = "subscription_topic",
+	[CQRS_REL_IDENTITY] = "identity",
 	[CQRS_REL_TICK] = "tick",
 	[CQRS_REL_TICK_PKEY] = "tick_pkey",
 	[CQRS_REL_CURSOR] = "cursor",

@@ -121,6 +121,11 @@ cqrs_check(PG_FUNCTION_ARGS)
 			"ALTER EXTENSION cqrs_outbox UPDATE, or restart the server, so that it loads the library that was installed last.");
 		return (Datum) 0;
 	}
+	if (cqrs_registry_is_copy())
+		put(&report, "error", "copied",
+			psprintf("database \"%s\"", get_database_name(MyDatabaseId)),
+			"It is a copy of another database, which delivers; nothing is delivered here.",
+			"SELECT cqrs_adopt(); -- delivers from here on what the copy's subscriptions have not got");
 	check_processes(&report);
 
 	/* Nothing that is called during a walk loads the registry again. */

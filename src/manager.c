@@ -88,6 +88,8 @@ static bool time_to_look(TimestampTz now, bool *poll);
 static bool may_look(TimestampTz now);
 static void look(bool poll);
 static bool check_version(void);
+static bool check_identity(void);
+static void forget_look(void);
 static bool find_topics(const CqrsSnapshot *lower, CqrsTopicSet *topics);
 static void tick(void);
 static long next_wakeup(TimestampTz now, long wait);
@@ -321,7 +323,7 @@ look(bool poll)
 	if (!begin_cycle())
 		proc_exit(0);
 	polled = GetCurrentTimestamp();
-	if (!check_version())
+	if (!check_version() || !check_identity())
 	{
 		end_cycle();
 		return;
@@ -365,8 +367,7 @@ look(bool poll)
 }
 
 /*
- * Do library and extension fit each other? If not, say so once, and forget
- * what was seen: once they do, everything is to be looked at.
+ * Do library and extension fit each other? If not, say so once.
  */
 static bool
 check_version(void)
@@ -382,10 +383,46 @@ check_version(void)
 		cqrs_version_report(LOG, psprintf("cqrs_outbox delivers nothing in database \"%s\"",
 										  my_database_name));
 	said = true;
+	forget_look();
+	return false;
+}
+
+/*
+ * Is this database the one that its extension was made for, or that adopted
+ * what it holds? If not, say so once, and deliver nothing: CREATE DATABASE ...
+ * TEMPLATE copied it, and the original delivers.
+ */
+static bool
+check_identity(void)
+{
+	static bool said = false;
+
+	if (!cqrs_registry_is_copy())
+	{
+		said = false;
+		return true;
+	}
+	if (!said)
+		ereport(LOG,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cqrs_outbox delivers nothing in database \"%s\"",
+						my_database_name),
+				 errdetail("It is a copy of another database, which delivers."),
+				 errhint("Use cqrs_adopt() to have this database deliver what it holds.")));
+	said = true;
+	forget_look();
+	return false;
+}
+
+/*
+ * Once delivery begins again, everything is to be looked at.
+ */
+static void
+forget_look(void)
+{
 	if (seen != NULL)
 		pfree(seen);
 	seen = NULL;
-	return false;
 }
 
 /*

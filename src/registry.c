@@ -66,6 +66,9 @@ static HTAB *subscriptions_by_id = NULL;
 /* The subscriptions that run commands, by their owners. */
 static HTAB *command_subscriptions = NULL;
 
+/* Has nobody said yet what this database is? */
+static bool is_copy = false;
+
 typedef struct IdEntry
 {
 	int32		id;				/* hash key */
@@ -121,6 +124,13 @@ enum
 	SUBSCRIPTION_STATE
 };
 
+/* Columns of cqrs.identity. */
+enum
+{
+	IDENTITY_ID = 1,
+	IDENTITY_DATABASE
+};
+
 /* Counts invalidations; the copy is good while it is loaded_count. */
 static uint64 invalidation_count = 1;
 static uint64 loaded_count = 0;
@@ -134,6 +144,7 @@ static void remember_by_id(HTAB *table, int32 id, void *entry);
 static void *find_by_id(HTAB *table, int32 id);
 static void load_rows(CqrsRelation relation, Snapshot snapshot,
 					  RowCallback add);
+static void add_identity(Datum *values, bool *nulls);
 static void add_topic(Datum *values, bool *nulls);
 static void add_event_type(Datum *values, bool *nulls);
 static void add_event_handler(Datum *values, bool *nulls);
@@ -189,6 +200,18 @@ cqrs_registry_generation(void)
 {
 	load_if_stale();
 	return loaded_count;
+}
+
+/*
+ * Is this database a copy that CREATE DATABASE ... TEMPLATE made, and that
+ * cqrs_adopt() was not called in? Then nothing may be delivered: the original
+ * delivers it.
+ */
+bool
+cqrs_registry_is_copy(void)
+{
+	load_if_stale();
+	return is_copy;
 }
 
 CqrsTopic *
@@ -395,6 +418,8 @@ load_if_stale(void)
 		cqrs_version_report(ERROR, "cqrs_outbox cannot be used in this database");
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	CQRS_DEBUG_POINT("registry_load");
+	is_copy = true;
+	load_rows(CQRS_REL_IDENTITY, snapshot, add_identity);
 	load_rows(CQRS_REL_TOPIC, snapshot, add_topic);
 	load_rows(CQRS_REL_FALLBACK, snapshot, add_fallback);
 	load_rows(CQRS_REL_EVENT_TYPE, snapshot, add_event_type);
@@ -484,6 +509,13 @@ load_rows(CqrsRelation relation, Snapshot snapshot, RowCallback add)
 	table_close(rel, AccessShareLock);
 	pfree(values);
 	pfree(nulls);
+}
+
+static void
+add_identity(Datum *values, bool *nulls)
+{
+	if (DatumGetObjectId(values[IDENTITY_DATABASE - 1]) == MyDatabaseId)
+		is_copy = false;
 }
 
 static void

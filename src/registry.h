@@ -108,6 +108,7 @@ extern CqrsMiddleware *cqrs_registry_middleware;
 extern void cqrs_registry_init(void);
 extern bool cqrs_registry_usable(void);
 extern uint64 cqrs_registry_generation(void);
+extern bool cqrs_registry_is_copy(void);
 extern bool cqrs_registry_is_stale(void);
 
 /* NULL if there is none. */

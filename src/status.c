@@ -109,7 +109,8 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 		rate += cqrs_cursor_rate(&cursor, GetActiveSnapshot());
 	}
 
-	state = restored ? "restored" : state_of(subscription, &pid);
+	state = cqrs_registry_is_copy() ? "copied" :
+		restored ? "restored" : state_of(subscription, &pid);
 	values[PROGRESS_LAG_EVENTS] = Int64GetDatum(lag.events);
 	values[PROGRESS_LAG_SECONDS] =
 		Float8GetDatum((now - lag.oldest) / (double) USECS_PER_SEC);

@@ -14,6 +14,7 @@
 #include "access/htup_details.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -329,6 +330,14 @@ cqrs_subscription_lock_all(const CqrsSubscription *subscription)
 void
 cqrs_subscription_require_active(const CqrsSubscription *subscription)
 {
+	if (cqrs_registry_is_copy())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("database \"%s\" is a copy of another one",
+						get_database_name(MyDatabaseId)),
+				 errdetail("Nothing is delivered to subscription \"%s\", because the original delivers it.",
+						   subscription->name),
+				 errhint("Use cqrs_adopt() to have this database deliver what it holds.")));
 	if (subscription->state != CQRS_SUBSCRIPTION_ACTIVE)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -683,7 +683,8 @@ begin_delivery(const Job *job)
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	if (!OidIsValid(cqrs_extension_lock()) || !cqrs_registry_usable())
+	if (!OidIsValid(cqrs_extension_lock()) || !cqrs_registry_usable() ||
+		cqrs_registry_is_copy())
 		return NULL;
 
 	/* The handler of the batch before may have left another one. */
