@@ -222,7 +222,8 @@ COMMENT ON TABLE cqrs.subscription_topic IS 'topics of each subscription';
 -- ----------------------------------------------------------------------
 -- cqrs.tick: durably recorded snapshots, appended and deleted behind
 --
--- tick_id        rises with the snapshot
+-- tick_id        rises with the snapshot; begins at a random multiple of 2^40, so
+--                that ticks that come by logical replication do not collide
 -- ticked_at      when the snapshot was taken
 -- snapshot       what had committed then
 -- last_position  the last position drawn before the snapshot was taken
@@ -230,6 +231,9 @@ COMMENT ON TABLE cqrs.subscription_topic IS 'topics of each subscription';
 --                cluster, where its transaction ids are from
 -- ----------------------------------------------------------------------
 CREATE SEQUENCE cqrs.tick_id;
+SELECT pg_catalog.setval('cqrs.tick_id',
+	(pg_catalog.floor(pg_catalog.random() OPERATOR(pg_catalog.*) 4194304)::bigint OPERATOR(pg_catalog.<<) 40)
+	OPERATOR(pg_catalog.+) 1::bigint, false);
 CREATE TABLE cqrs.tick (
 	tick_id			bigint		PRIMARY KEY,
 	ticked_at		timestamptz	NOT NULL,

@@ -66,6 +66,7 @@
 #include "utils/tuplestore.h"
 #include "utils/xid8.h"
 
+#include "adopt.h"
 #include "catalog.h"
 #include "cursor.h"
 #include "index.h"
@@ -109,9 +110,11 @@ typedef struct Adoption
 	List	   *classes;		/* in order of their labels */
 	FullTransactionId next_label;
 	FullTransactionId end;		/* labels must be lower */
+	int64		last_position;	/* the highest of a restored event */
 	Snapshot	snapshot;		/* taken under the locks; shows no label */
 } Adoption;
 
+static int64 highest_position(const CqrsTopic *topic, int segment);
 static void adopt_identity(void);
 static void lock_topics(Adoption *adoption);
 static void lock_subscriptions(Adoption *adoption);
@@ -133,9 +136,73 @@ static bool reads(const CqrsSubscription *subscription,
 static FullTransactionId new_label(Adoption *adoption,
 								   const Bitmapset *delivered);
 static void check_labels(Adoption *adoption);
+static void raise_sequences(int64 last_position);
 static void move_cursors(Adoption *adoption, int subscription);
 
 PG_FUNCTION_INFO_V1(cqrs_adopt);
+
+/*
+ * Before the first event is emitted where something was restored: have
+ * positions go on behind all restored ones. A dump has the sequence; logical
+ * replication leaves it out, and two events of one position would be in each
+ * other's way. Positions that were drawn are not looked at again: what arrives
+ * later is for cqrs_adopt().
+ */
+void
+cqrs_adopt_positions(void)
+{
+	HASH_SEQ_STATUS status;
+	CqrsTopic  *topic;
+	List	   *topics = NIL;
+	ListCell   *lc;
+	int64		last_position = 0;
+	int			i;
+
+	if (cqrs_last_position() != 0)
+		return;
+	(void) cqrs_object_lock(CQRS_REL_POSITION_SEQ, 0, 0, ExclusiveLock, true);
+	if (cqrs_last_position() != 0)
+		return;
+	cqrs_registry_topics(&status);
+	while ((topic = hash_seq_search(&status)) != NULL)
+		if (!topic->native)
+			topics = lappend(topics, topic);
+	foreach(lc, topics)
+	{
+		for (i = 0; i < CQRS_SEGMENTS; i++)
+			last_position = Max(last_position,
+								highest_position(lfirst(lc), i));
+	}
+	cqrs_position_raise(last_position);
+}
+
+/*
+ * The highest position of a row in a segment, or 0.
+ */
+static int64
+highest_position(const CqrsTopic *topic, int segment)
+{
+	Relation	rel = cqrs_segment_open(topic, segment, AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	TableScanDesc scan = cqrs_table_beginscan(rel, snapshot);
+	int64		highest = 0;
+
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		bool		isnull;
+
+		CHECK_FOR_INTERRUPTS();
+		highest = Max(highest,
+					  DatumGetInt64(slot_getattr(slot, CQRS_SEG_POSITION,
+												 &isnull)));
+	}
+	table_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
+	return highest;
+}
 
 /*
  * cqrs_adopt()
@@ -172,6 +239,7 @@ cqrs_adopt(PG_FUNCTION_ARGS)
 			adopt_segment(&adoption, lfirst(lc), i);
 	}
 	check_labels(&adoption);
+	raise_sequences(adoption.last_position);
 	for (i = 0; i < adoption.nsubscriptions; i++)
 	{
 		Datum		values[2];
@@ -427,6 +495,9 @@ adopt_segment(Adoption *adoption, const CqrsTopic *topic, int segment)
 
 		oldcontext = MemoryContextSwitchTo(per_row);
 		label = label_of(adoption, topic, slot);
+		adoption->last_position =
+			Max(adoption->last_position,
+				DatumGetInt64(slot->tts_values[CQRS_SEG_POSITION - 1]));
 		ExecClearTuple(labelled);
 		memcpy(labelled->tts_values, slot->tts_values, sizeof(Datum) * natts);
 		memcpy(labelled->tts_isnull, slot->tts_isnull, sizeof(bool) * natts);
@@ -571,6 +642,34 @@ check_labels(Adoption *adoption)
 							   topic->name),
 					 errhint("Restore into a database without topics.")));
 	}
+}
+
+/*
+ * Have all sequences go on behind what was restored: logical replication
+ * leaves them out.
+ */
+static void
+raise_sequences(int64 last_position)
+{
+	CqrsAdmin	admin;
+	Oid			types[1] = {INT8OID};
+	Datum		values[1];
+
+	values[0] = Int64GetDatum(last_position);
+	cqrs_admin_begin(&admin);
+	(void) cqrs_admin_execute("SELECT pg_catalog.setval(s.sequence, s.restored)"
+							  " FROM (SELECT 'cqrs.position'::pg_catalog.regclass, greatest($1,"
+							  " (SELECT pg_catalog.max(position) FROM cqrs.retry),"
+							  " (SELECT pg_catalog.max(position) FROM cqrs.dead_letter))"
+							  " UNION ALL SELECT 'cqrs.topic_id', (SELECT pg_catalog.max(topic_id) FROM cqrs.topic)"
+							  " UNION ALL SELECT 'cqrs.subscription_id', (SELECT pg_catalog.max(subscription_id) FROM cqrs.subscription)"
+							  " UNION ALL SELECT 'cqrs.event_handler_seq', (SELECT pg_catalog.max(seq) FROM cqrs.event_handler)"
+							  " UNION ALL SELECT 'cqrs.middleware_seq', (SELECT pg_catalog.max(seq) FROM cqrs.middleware)"
+							  " UNION ALL SELECT 'cqrs.fallback_id', (SELECT pg_catalog.max(fallback_id) FROM cqrs.fallback)"
+							  ") s (sequence, restored)"
+							  " WHERE s.restored > coalesce(pg_catalog.pg_sequence_last_value(s.sequence), 0)",
+							  1, types, values, NULL);
+	cqrs_admin_end(&admin);
 }
 
 /*

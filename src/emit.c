@@ -40,6 +40,7 @@
 #include "utils/uuid.h"
 #include "utils/xid8.h"
 
+#include "adopt.h"
 #include "catalog.h"
 #include "context.h"
 #include "debug_point.h"
@@ -395,6 +396,8 @@ emit(CqrsEventType *event_type, CqrsEvent *event)
 static void
 writer_open(Writer *writer, const CqrsTopic *topic)
 {
+	if (cqrs_registry_has_restored())
+		cqrs_adopt_positions();
 	writer->topic_id = topic->topic_id;
 	writer->xid = GetTopFullTransactionId();
 	writer->position_seq = cqrs_relation_oid(CQRS_REL_POSITION_SEQ);

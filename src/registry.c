@@ -69,6 +69,9 @@ static HTAB *command_subscriptions = NULL;
 /* Has nobody said yet what this database is? */
 static bool is_copy = false;
 
+/* Is any topic a restored one that was not adopted? */
+static bool has_restored = false;
+
 typedef struct IdEntry
 {
 	int32		id;				/* hash key */
@@ -212,6 +215,16 @@ cqrs_registry_is_copy(void)
 {
 	load_if_stale();
 	return is_copy;
+}
+
+/*
+ * Is there a topic that was restored, and not adopted?
+ */
+bool
+cqrs_registry_has_restored(void)
+{
+	load_if_stale();
+	return has_restored;
 }
 
 CqrsTopic *
@@ -418,6 +431,7 @@ load_if_stale(void)
 		cqrs_version_report(ERROR, "cqrs_outbox cannot be used in this database");
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	CQRS_DEBUG_POINT("registry_load");
+	has_restored = false;
 	is_copy = true;
 	load_rows(CQRS_REL_IDENTITY, snapshot, add_identity);
 	load_rows(CQRS_REL_TOPIC, snapshot, add_topic);
@@ -542,6 +556,7 @@ add_topic(Datum *values, bool *nulls)
 		topic->opened_at[i] = i >= nopened || opened_nulls[i] ? 0 :
 			DatumGetTimestampTz(opened_values[i]);
 	topic->native = DatumGetBool(values[TOPIC_NATIVE - 1]);
+	has_restored |= !topic->native;
 	remember_by_id(topics_by_id, topic->topic_id, topic);
 	topic->view = get_relname_relid(name,
 									get_namespace_oid(CQRS_TOPIC_SCHEMA, true));

@@ -17,6 +17,9 @@
  *	  crash takes it back.
  * 4. last_position is read before the snapshot is taken: what emits later
  *	  draws a higher one.
+ * 5. A database's ids begin at a random multiple of TICK_IDS. So ticks that
+ *	  come from another database, by logical replication, are out of the
+ *	  range that is read and deleted here, and collide with none.
  *
  *-------------------------------------------------------------------------
  */
@@ -54,8 +57,13 @@ enum
 /* Every so many ids, the ticks behind are deleted. */
 #define TICKS_KEPT	64
 
+/* A database has so many ids; the extension's script says the same. */
+#define TICK_IDS	(INT64CONST(1) << 40)
+
+static void own_range(ScanKeyData *keys, int64 from);
 static int64 newest_id(void);
 static void delete_before(Relation rel, int64 tick_id);
+static int64 last_value(CqrsRelation sequence, bool *is_called);
 
 PG_FUNCTION_INFO_V1(cqrs_tick);
 
@@ -215,12 +223,14 @@ cqrs_tick_newest(Snapshot snapshot, CqrsTick *tick)
 	Relation	rel;
 	Relation	index;
 	SysScanDesc scan;
+	ScanKeyData keys[2];
 	HeapTuple	tuple;
 	bool		found;
 
 	rel = table_open(cqrs_relation_oid(CQRS_REL_TICK), AccessShareLock);
 	index = index_open(cqrs_relation_oid(CQRS_REL_TICK_PKEY), AccessShareLock);
-	scan = systable_beginscan_ordered(rel, index, snapshot, 0, NULL);
+	own_range(keys, 0);
+	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
 	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
 	found = HeapTupleIsValid(tuple);
 	if (found)
@@ -256,25 +266,39 @@ cqrs_tick_next_id(void)
 int64
 cqrs_last_position(void)
 {
-	Relation	rel;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	int64		position = 0;
+	bool		is_called;
+	int64		position = last_value(CQRS_REL_POSITION_SEQ, &is_called);
 
-	rel = relation_open(cqrs_relation_oid(CQRS_REL_POSITION_SEQ),
-						AccessShareLock);
-	scan = systable_beginscan(rel, InvalidOid, false, SnapshotAny, 0, NULL);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-	{
-		Form_pg_sequence_data data = (Form_pg_sequence_data) GETSTRUCT(tuple);
+	return is_called ? position : 0;
+}
 
-		if (data->is_called)
-			position = data->last_value;
-	}
-	systable_endscan(scan);
-	relation_close(rel, AccessShareLock);
-	return position;
+/*
+ * Have positions go on behind this one. Not undone by an abort, which does no
+ * harm.
+ */
+void
+cqrs_position_raise(int64 position)
+{
+	if (cqrs_last_position() < position)
+		DirectFunctionCall2(setval_oid,
+							ObjectIdGetDatum(cqrs_relation_oid(CQRS_REL_POSITION_SEQ)),
+							Int64GetDatum(position));
+}
+
+/*
+ * Keys for the ids of this database, from this one on.
+ */
+static void
+own_range(ScanKeyData *keys, int64 from)
+{
+	bool		is_called;
+	int64		first = last_value(CQRS_REL_TICK_SEQ, &is_called) / TICK_IDS *
+	TICK_IDS;
+
+	ScanKeyInit(&keys[0], TICK_ID, BTGreaterEqualStrategyNumber, F_INT8GE,
+				Int64GetDatum(Max(first, from)));
+	ScanKeyInit(&keys[1], TICK_ID, BTLessStrategyNumber, F_INT8LT,
+				Int64GetDatum(first + TICK_IDS));
 }
 
 /*
@@ -307,10 +331,8 @@ delete_before(Relation rel, int64 tick_id)
 	HeapTuple	tuple;
 
 	index = index_open(cqrs_relation_oid(CQRS_REL_TICK_PKEY), AccessShareLock);
-	ScanKeyInit(&keys[0], TICK_ID, BTGreaterEqualStrategyNumber, F_INT8GE,
-				Int64GetDatum(deleted_before));
-	ScanKeyInit(&keys[1], TICK_ID, BTLessStrategyNumber, F_INT8LT,
-				Int64GetDatum(tick_id));
+	own_range(keys, deleted_before);
+	keys[1].sk_argument = Int64GetDatum(tick_id);
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
 	while (HeapTupleIsValid(tuple = systable_getnext_ordered(scan,
@@ -322,4 +344,31 @@ delete_before(Relation rel, int64 tick_id)
 
 	/* If we abort, what is left waits for another process. */
 	deleted_before = tick_id;
+}
+
+/*
+ * A sequence's last value; *is_called: it was drawn, else it comes next.
+ */
+static int64
+last_value(CqrsRelation sequence, bool *is_called)
+{
+	Relation	rel = relation_open(cqrs_relation_oid(sequence),
+									AccessShareLock);
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	int64		value = 0;
+
+	*is_called = false;
+	scan = systable_beginscan(rel, InvalidOid, false, SnapshotAny, 0, NULL);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		Form_pg_sequence_data data = (Form_pg_sequence_data) GETSTRUCT(tuple);
+
+		value = data->last_value;
+		*is_called = data->is_called;
+	}
+	systable_endscan(scan);
+	relation_close(rel, AccessShareLock);
+	return value;
 }

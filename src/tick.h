@@ -46,5 +46,6 @@ extern int64 cqrs_tick_record(void);
 extern bool cqrs_tick_newest(Snapshot snapshot, CqrsTick *tick);
 extern int64 cqrs_tick_next_id(void);
 extern int64 cqrs_last_position(void);
+extern void cqrs_position_raise(int64 position);
 
 #endif							/* CQRS_TICK_H */
