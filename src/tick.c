@@ -219,7 +219,7 @@ cqrs_tick_newest(Snapshot snapshot, CqrsTick *tick)
 	bool		found;
 
 	rel = table_open(cqrs_relation_oid(CQRS_REL_TICK), AccessShareLock);
-	index = index_open(cqrs_relation_oid(CQRS_REL_TICK_PKEY), AccessShareLock);
+	index = cqrs_index_open(rel, CQRS_REL_TICK_PKEY, AccessShareLock);
 	scan = systable_beginscan_ordered(rel, index, snapshot, 0, NULL);
 	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
 	found = HeapTupleIsValid(tuple);
@@ -306,7 +306,7 @@ delete_before(Relation rel, int64 tick_id)
 	Snapshot	snapshot;
 	HeapTuple	tuple;
 
-	index = index_open(cqrs_relation_oid(CQRS_REL_TICK_PKEY), AccessShareLock);
+	index = cqrs_index_open(rel, CQRS_REL_TICK_PKEY, AccessShareLock);
 	ScanKeyInit(&keys[0], TICK_ID, BTGreaterEqualStrategyNumber, F_INT8GE,
 				Int64GetDatum(deleted_before));
 	ScanKeyInit(&keys[1], TICK_ID, BTLessStrategyNumber, F_INT8LT,
