@@ -103,7 +103,9 @@ cqrs_relay_begin_ahead(CqrsRelay *relay, CqrsSubscription *subscription,
 {
 	(void) begin(relay, subscription, partition, true);
 	relay->ahead = ahead;
-	if (relay->cursor.seq == ahead->cursor.seq)
+	if (relay->cursor.seq == ahead->cursor.seq &&
+		relay->cursor.subscription_id == ahead->cursor.subscription_id &&
+		relay->cursor.partition == ahead->cursor.partition)
 	{
 		int64		parked_from = relay->cursor.parked_from;
 

@@ -306,6 +306,9 @@ delete_before(Relation rel, int64 tick_id)
 	Snapshot	snapshot;
 	HeapTuple	tuple;
 
+	/* Ids may begin anew, with the extension. */
+	if (deleted_before > tick_id)
+		deleted_before = 0;
 	index = cqrs_index_open(rel, CQRS_REL_TICK_PKEY, AccessShareLock);
 	ScanKeyInit(&keys[0], TICK_ID, BTGreaterEqualStrategyNumber, F_INT8GE,
 				Int64GetDatum(deleted_before));
