@@ -147,7 +147,6 @@ cqrs_subscription_hold(const CqrsTopic *topic, int segment,
 	List	   *subscriptions = subscriptions_of(topic);
 
 	find_hold(topic, segment, subscriptions, snapshot, hold);
-	CQRS_DEBUG_POINT("truncate_before_record");
 	if (hold->holder == CQRS_HELD_BY_NOTHING &&
 		!record_missed(missed, topic, subscriptions, snapshot))
 		hold->holder = CQRS_HELD_BY_CHANGE;
@@ -172,7 +171,10 @@ find_hold(const CqrsTopic *topic, int segment, List *subscriptions,
 		int			i;
 
 		if (subscription->state == CQRS_SUBSCRIPTION_SUSPENDED)
+		{
+			CQRS_DEBUG_POINT("truncate_past_suspended");
 			continue;
+		}
 		for (i = 0; i < subscription->partitions; i++)
 		{
 			CqrsCursor	cursor;
