@@ -497,7 +497,7 @@ same_locks(const List *a, const List *b)
 		return false;
 	forboth(lca, a, lcb, b)
 		if (memcmp(lfirst(lca), lfirst(lcb), sizeof(DropLock)) != 0)
-			return false;
+		return false;
 	return true;
 }
 

@@ -99,7 +99,8 @@ struct CqrsWindow
 
 	/*
 	 * The topics, from when it was first attached; their tables, by topic and
-	 * segment, and which of these have entries in the window. NULL until then.
+	 * segment, and which of these have entries in the window. NULL until
+	 * then.
 	 */
 	int			ntopics;
 	int32	   *topic_ids;
