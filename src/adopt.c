@@ -36,9 +36,11 @@
  * Protocol
  *
  * All in one transaction, with the latest snapshots:
- * 1. Keep others from creating topics, and from adopting; take the locks of
- *	  the restored topics: nobody truncates them, or subscribes to them.
- * 2. Take the locks of all cursors of restored subscriptions.
+ * 1. Take the locks of the restored topics: nobody truncates them, or
+ *	  subscribes to them, or adopts them.
+ * 2. Take the locks of all cursors of restored subscriptions, and only then
+ *	  keep others from creating topics: whoever has a cursor's lock may be about
+ *	  to drop its topic, as unsubscribing does where commands are run.
  * 3. Give each restored row its label. It keeps its place, and its payload
  *	  where that is stored out of line; memory is bounded.
  * 4. Append the restored cursors' new rows, and mark the topics.
@@ -117,7 +119,9 @@ typedef struct Adoption
 static int64 highest_position(const CqrsTopic *topic, int segment);
 static void adopt_identity(void);
 static void lock_topics(Adoption *adoption);
-static void lock_subscriptions(Adoption *adoption);
+static void keep_topics(Adoption *adoption);
+static void lock_cursors(void);
+static void list_subscriptions(Adoption *adoption);
 static List *all_subscriptions(void);
 static bool is_restored(const CqrsSubscription *subscription,
 						Snapshot snapshot);
@@ -222,7 +226,9 @@ cqrs_adopt(PG_FUNCTION_ARGS)
 	if (cqrs_registry_is_copy())
 		adopt_identity();
 	lock_topics(&adoption);
-	lock_subscriptions(&adoption);
+	lock_cursors();
+	keep_topics(&adoption);
+	list_subscriptions(&adoption);
 	if (adoption.topics == NIL && adoption.nsubscriptions == 0)
 		return (Datum) 0;
 
@@ -281,20 +287,31 @@ adopt_identity(void)
 }
 
 /*
+ * Keep others from creating or dropping topics, and find those that were
+ * restored, or adopted, while we waited for locks.
+ */
+static void
+keep_topics(Adoption *adoption)
+{
+	CqrsAdmin	admin;
+
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl("LOCK TABLE cqrs.topic IN SHARE ROW EXCLUSIVE MODE");
+	cqrs_admin_end(&admin);
+	lock_topics(adoption);
+}
+
+/*
  * Find the restored topics, and have them to ourselves.
  */
 static void
 lock_topics(Adoption *adoption)
 {
-	CqrsAdmin	admin;
 	HASH_SEQ_STATUS status;
 	CqrsTopic  *topic;
 	ListCell   *lc;
 
-	cqrs_admin_begin(&admin);
-	cqrs_admin_ddl("LOCK TABLE cqrs.topic IN SHARE ROW EXCLUSIVE MODE");
-	cqrs_admin_end(&admin);
-
+	adoption->topics = NIL;
 	cqrs_registry_topics(&status);
 	while ((topic = hash_seq_search(&status)) != NULL)
 		if (!topic->native)
@@ -307,10 +324,10 @@ lock_topics(Adoption *adoption)
 }
 
 /*
- * Find the restored subscriptions, and have their cursors to ourselves.
+ * Have the cursors of the restored subscriptions to ourselves.
  */
 static void
-lock_subscriptions(Adoption *adoption)
+lock_cursors(void)
 {
 	List	   *subscriptions;
 	ListCell   *lc;
@@ -331,9 +348,19 @@ lock_subscriptions(Adoption *adoption)
 									ExclusiveLock, true);
 	}
 	UnregisterSnapshot(snapshot);
+}
 
-	/* While we waited, some may have been removed, or moved by hand. */
-	subscriptions = all_subscriptions();
+/*
+ * Find the restored subscriptions. While we waited for locks, some may have
+ * been removed, or moved by hand.
+ */
+static void
+list_subscriptions(Adoption *adoption)
+{
+	List	   *subscriptions = all_subscriptions();
+	ListCell   *lc;
+	Snapshot	snapshot;
+
 	adoption->subscriptions = palloc0(sizeof(Restored) *
 									  Max(list_length(subscriptions), 1));
 	snapshot = RegisterSnapshot(GetLatestSnapshot());

@@ -4,9 +4,10 @@
  *	  The extension's own relations: where they are, how they are locked, and
  *	  how SQL that changes them is run.
  *
- * The relations are found by name once a backend, and again when the relation
- * that marks registry changes (cqrs.topic) is invalidated: DROP EXTENSION
- * does that too.
+ * Tables and sequences are found by name once a backend, and again when the
+ * relation that marks registry changes (cqrs.topic) is invalidated: DROP
+ * EXTENSION does that too, and nothing else drops them. Indexes are found
+ * whenever they are opened.
  *
  * Locking
  *
@@ -31,6 +32,7 @@
  */
 #include "cqrs_outbox.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
@@ -101,11 +103,12 @@ static Oid	marker_oid = InvalidOid;
 /* The extension, or InvalidOid: not looked up yet. */
 static Oid	extension_oid = InvalidOid;
 
+static Oid	look_up(CqrsRelation relation);
 static Oid	extension_owner(void);
 
 /*
- * The OID of one of our relations. Raises 55000 if the extension, or the
- * relation, is not in this database.
+ * The OID of one of our relations that is no index (see cqrs_index_open()).
+ * Raises 55000 if the extension, or the relation, is not in this database.
  */
 Oid
 cqrs_relation_oid(CqrsRelation relation)
@@ -123,19 +126,52 @@ cqrs_relation_oid(CqrsRelation relation)
 	{
 		if (relation != CQRS_REL_TOPIC)
 			(void) cqrs_relation_oid(CQRS_REL_TOPIC);
-		relid = get_relname_relid(relation_names[relation],
-								  get_namespace_oid(CQRS_SCHEMA, true));
+		relid = look_up(relation);
 	} while (relation != CQRS_REL_TOPIC &&
 			 !OidIsValid(relation_oids[CQRS_REL_TOPIC]));
+	relation_oids[relation] = relid;
+	if (relation == CQRS_REL_TOPIC)
+		marker_oid = relid;
+	return relid;
+}
+
+/*
+ * Open an index of one of our tables, which is open, and so locked. Raises
+ * 55000 if somebody dropped it.
+ *
+ * Where it is is not remembered: REINDEX CONCURRENTLY makes another index, and
+ * swaps their names. It drops the old one only when all have ended that had a
+ * lock on the table by then, and until then keeps it up. So what has the name
+ * now is good for as long as the lock on the table is held.
+ */
+Relation
+cqrs_index_open(Relation table, CqrsRelation index, LOCKMODE lockmode)
+{
+	Relation	rel;
+
+	Assert(CheckRelationLockedByMe(table, AccessShareLock, true));
+	rel = index_open(look_up(index), lockmode);
+	if (rel->rd_index->indrelid != RelationGetRelid(table))
+		elog(ERROR, "\"%s\" is not an index of \"%s\"",
+			 relation_names[index], RelationGetRelationName(table));
+	return rel;
+}
+
+/*
+ * Find one of our relations by its name.
+ */
+static Oid
+look_up(CqrsRelation relation)
+{
+	Oid			relid = get_relname_relid(relation_names[relation],
+										  get_namespace_oid(CQRS_SCHEMA, true));
+
 	if (!OidIsValid(relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("relation \"%s.%s\" does not exist",
 						CQRS_SCHEMA, relation_names[relation]),
 				 errhint("Run CREATE EXTENSION %s.", CQRS_EXTENSION)));
-	relation_oids[relation] = relid;
-	if (relation == CQRS_REL_TOPIC)
-		marker_oid = relid;
 	return relid;
 }
 

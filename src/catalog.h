@@ -56,6 +56,8 @@ typedef enum CqrsRelation
 #define CQRS_RELATIONS	(CQRS_REL_TICK_SEQ + 1)
 
 extern Oid	cqrs_relation_oid(CqrsRelation relation);
+extern Relation cqrs_index_open(Relation table, CqrsRelation index,
+								LOCKMODE lockmode);
 extern Oid	cqrs_extension_lock(void);
 extern void cqrs_catalog_reset(void);
 extern bool cqrs_catalog_is_marker(Oid relid);

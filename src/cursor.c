@@ -106,8 +106,7 @@ cqrs_cursor_read_restored(int32 subscription_id, int32 partition,
 	cursor->partition = partition;
 
 	rel = table_open(cqrs_relation_oid(CQRS_REL_CURSOR), AccessShareLock);
-	index = index_open(cqrs_relation_oid(CQRS_REL_CURSOR_PKEY),
-					   AccessShareLock);
+	index = cqrs_index_open(rel, CQRS_REL_CURSOR_PKEY, AccessShareLock);
 	init_keys(keys, subscription_id, partition);
 	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
 	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
@@ -186,8 +185,7 @@ cqrs_cursor_rate(const CqrsCursor *cursor, Snapshot snapshot)
 	double		rate = 0;
 
 	rel = table_open(cqrs_relation_oid(CQRS_REL_CURSOR), AccessShareLock);
-	index = index_open(cqrs_relation_oid(CQRS_REL_CURSOR_PKEY),
-					   AccessShareLock);
+	index = cqrs_index_open(rel, CQRS_REL_CURSOR_PKEY, AccessShareLock);
 	init_keys(keys, cursor->subscription_id, cursor->partition);
 	ScanKeyInit(&keys[2], CURSOR_SEQ, BTGreaterEqualStrategyNumber, F_INT8GE,
 				Int64GetDatum(cursor->seq - ROWS_KEPT / 2));
@@ -322,8 +320,7 @@ delete_range(Relation rel, int nkeys, ScanKeyData *keys)
 	Snapshot	snapshot;
 	HeapTuple	tuple;
 
-	index = index_open(cqrs_relation_oid(CQRS_REL_CURSOR_PKEY),
-					   AccessShareLock);
+	index = cqrs_index_open(rel, CQRS_REL_CURSOR_PKEY, AccessShareLock);
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	scan = systable_beginscan_ordered(rel, index, snapshot, nkeys, keys);
 	while (HeapTupleIsValid(tuple = systable_getnext_ordered(scan,

@@ -227,8 +227,8 @@ begin_scan(int32 subscription_id, int64 position, Snapshot snapshot,
 	ScanKeyData keys[2];
 
 	scan->rel = table_open(cqrs_relation_oid(CQRS_REL_DEAD_LETTER), lockmode);
-	scan->index = index_open(cqrs_relation_oid(CQRS_REL_DEAD_LETTER_PKEY),
-							 AccessShareLock);
+	scan->index = cqrs_index_open(scan->rel, CQRS_REL_DEAD_LETTER_PKEY,
+								  AccessShareLock);
 	ScanKeyInit(&keys[0], CQRS_DEAD_SUBSCRIPTION_ID, BTEqualStrategyNumber,
 				F_INT4EQ, Int32GetDatum(subscription_id));
 	ScanKeyInit(&keys[1], CQRS_DEAD_POSITION, BTEqualStrategyNumber,

@@ -423,8 +423,8 @@ find_scheduled(Relation rel, pg_uuid_t *command_id, Snapshot snapshot,
 	Datum		values[CQRS_SCHEDULED_COLUMNS];
 	bool		nulls[CQRS_SCHEDULED_COLUMNS];
 
-	index = index_open(cqrs_relation_oid(CQRS_REL_SCHEDULED_COMMAND_PKEY),
-					   AccessShareLock);
+	index = cqrs_index_open(rel, CQRS_REL_SCHEDULED_COMMAND_PKEY,
+							AccessShareLock);
 	ScanKeyInit(&key, CQRS_SCHEDULED_COMMAND_ID, BTEqualStrategyNumber,
 				F_UUID_EQ, UUIDPGetDatum(command_id));
 	scan = systable_beginscan_ordered(rel, index, snapshot, 1, &key);

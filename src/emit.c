@@ -61,6 +61,13 @@
 #define MULTI_INSERT_ROWS	1000
 #define MULTI_INSERT_BYTES	65536
 
+/*
+ * A segment is written at its end, whatever room a VACUUM has found before.
+ * Events next to old ones would have all those pages written again, and whole
+ * to WAL after each checkpoint, for what is truncated soon anyway.
+ */
+#define INSERT_OPTIONS	TABLE_INSERT_SKIP_FSM
+
 /* A segment open for writing. */
 typedef struct Writer
 {
@@ -343,7 +350,8 @@ cqrs_event_write(CqrsEvent *event)
 	writer_open(&writer, event->topic);
 	slot = table_slot_create(writer.rel, NULL);
 	fill_slot(&writer, slot, event);
-	table_tuple_insert(writer.rel, slot, GetCurrentCommandId(true), 0, NULL);
+	table_tuple_insert(writer.rel, slot, GetCurrentCommandId(true),
+					   INSERT_OPTIONS, NULL);
 	CQRS_DEBUG_POINT("emit_before_index");
 	cqrs_indexes_insert(&writer.indexes, slot);
 	ExecDropSingleTupleTableSlot(slot);
@@ -492,7 +500,8 @@ insert_many(CqrsEmitter *emitter)
 	/* table_multi_insert() leaks. */
 	oldcontext = MemoryContextSwitchTo(emitter->scratch);
 	table_multi_insert(emitter->writer.rel, emitter->slots, emitter->used,
-					   GetCurrentCommandId(true), 0, emitter->bistate);
+					   GetCurrentCommandId(true), INSERT_OPTIONS,
+					   emitter->bistate);
 	for (i = 0; i < emitter->used; i++)
 	{
 		CQRS_DEBUG_POINT("emit_before_index");

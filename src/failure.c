@@ -143,8 +143,7 @@ find(Relation rel, int32 subscription_id, int32 partition)
 	ScanKeyData keys[2];
 	HeapTuple	tuple;
 
-	index = index_open(cqrs_relation_oid(CQRS_REL_FAILURE_PKEY),
-					   AccessShareLock);
+	index = cqrs_index_open(rel, CQRS_REL_FAILURE_PKEY, AccessShareLock);
 	ScanKeyInit(&keys[0], FAILURE_SUBSCRIPTION_ID, BTEqualStrategyNumber,
 				F_INT4EQ, Int32GetDatum(subscription_id));
 	ScanKeyInit(&keys[1], FAILURE_PARTITION, BTEqualStrategyNumber,

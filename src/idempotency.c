@@ -307,8 +307,8 @@ find_in_segment(const CqrsIdempotencyKey *key, int segment,
 
 	rel = table_open(cqrs_relation_oid(CQRS_REL_IDEMPOTENCY_0 + segment),
 					 AccessShareLock);
-	index = index_open(cqrs_relation_oid(CQRS_REL_IDEMPOTENCY_0_PKEY + segment),
-					   AccessShareLock);
+	index = cqrs_index_open(rel, CQRS_REL_IDEMPOTENCY_0_PKEY + segment,
+							AccessShareLock);
 	ScanKeyInit(&keys[0], KEY_TEXT, BTEqualStrategyNumber, F_TEXTEQ,
 				PointerGetDatum(key->text));
 	ScanKeyInit(&keys[1], KEY_ROLE, BTEqualStrategyNumber, F_OIDEQ,
@@ -432,8 +432,8 @@ newest_is_old(int segment, TimestampTz *old_at)
 		table_close(rel, NoLock);
 		return false;
 	}
-	index = index_open(cqrs_relation_oid(CQRS_REL_IDEMPOTENCY_0_STORED_AT + segment),
-					   AccessShareLock);
+	index = cqrs_index_open(rel, CQRS_REL_IDEMPOTENCY_0_STORED_AT + segment,
+							AccessShareLock);
 	scan = systable_beginscan_ordered(rel, index, SnapshotSelf, 0, NULL);
 	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
 	if (tuple == NULL)

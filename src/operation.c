@@ -21,6 +21,7 @@
 #include "retry.h"
 #include "shmem.h"
 #include "subscription.h"
+#include "tick.h"
 #include "window.h"
 
 /* How often cqrs_wait() looks by itself, in milliseconds. */
@@ -30,6 +31,8 @@ static int64 set_state(const CqrsSubscription *subscription,
 					   const char *state, const char *reason);
 static void seek(CqrsSubscription *subscription, bool latest,
 				 const TimestampTz *time);
+static void start_since(CqrsCursor *cursor, const CqrsSubscription *subscription,
+						TimestampTz time);
 static bool has_reached(const CqrsSubscription *subscription,
 						const CqrsSnapshot *target);
 
@@ -254,14 +257,38 @@ seek(CqrsSubscription *subscription, bool latest, const TimestampTz *time)
 		if (time != NULL)
 		{
 			cqrs_cursor_require_native(&cursor, subscription->name);
-			cursor.snapshot = cqrs_window_since(subscription->ntopics,
-												subscription->topics, *time,
-												snapshot);
+			start_since(&cursor, subscription, *time);
 		}
 		UnregisterSnapshot(snapshot);
 		cqrs_cursor_append(&cursor);
 	}
 	cqrs_subscription_wake(subscription);
+}
+
+/*
+ * Have a cursor start before the first transaction that emitted at this time
+ * or later.
+ *
+ * A window must not end at a tick that does not show all that the cursor does:
+ * the cursor would go back to that. If the newest one does, later ones do; if
+ * not, those will that are yet to be (see tick.c).
+ */
+static void
+start_since(CqrsCursor *cursor, const CqrsSubscription *subscription,
+			TimestampTz time)
+{
+	Snapshot	snapshot;
+	CqrsTick	tick;
+
+	cursor->snapshot = cqrs_window_since(subscription->ntopics,
+										 subscription->topics, time);
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	if (cqrs_tick_newest(snapshot, &tick) &&
+		!FullTransactionIdPrecedes(tick.snapshot->xmin, cursor->snapshot->xmax))
+		cursor->tick_id = tick.tick_id - 1;
+	else
+		cursor->tick_id = cqrs_tick_next_id();
+	UnregisterSnapshot(snapshot);
 }
 
 /*

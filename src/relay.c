@@ -29,10 +29,14 @@
  *
  * Memory
  *
- * The references of the window read last are kept by the process, so that the
- * next batch need not look for them again. While a batch is read, its window
- * belongs to the transaction: an error frees it, and a batch of another
- * subscription that the handler reads meanwhile has one of its own.
+ * The window read last is kept by the process, with its references to what
+ * comes next, so that the next batch need not look for them again: with a
+ * backlog of a million events, each batch of a thousand would walk over all of
+ * them. It is used again only if it is exactly the one that the cursor is in,
+ * read as far as the cursor is (cqrs_window_is); neither whose it was nor what
+ * happened since matters then. While a batch is read, its window belongs to
+ * the transaction: an error frees it, and a batch of another subscription that
+ * the handler reads meanwhile has one of its own.
  *
  *-------------------------------------------------------------------------
  */
@@ -58,13 +62,8 @@
 /* A batch passes by at most so many events that are not for it. */
 #define BATCH_OTHERS	(10 * CQRS_BATCH_EVENTS)
 
-/* The window read last, and what it is of. */
+/* The window read last, if something may be left of it. */
 static CqrsWindow *kept_window = NULL;
-static int32 kept_subscription_id;
-static int32 kept_partition;
-static uint64 kept_registry;
-static int64 kept_until_tick;
-static int64 kept_position;
 
 static bool begin(CqrsRelay *relay, CqrsSubscription *subscription,
 				  int partition, bool wait);
@@ -104,7 +103,9 @@ cqrs_relay_begin_ahead(CqrsRelay *relay, CqrsSubscription *subscription,
 {
 	(void) begin(relay, subscription, partition, true);
 	relay->ahead = ahead;
-	if (relay->cursor.seq == ahead->cursor.seq)
+	if (relay->cursor.seq == ahead->cursor.seq &&
+		relay->cursor.subscription_id == ahead->cursor.subscription_id &&
+		relay->cursor.partition == ahead->cursor.partition)
 	{
 		int64		parked_from = relay->cursor.parked_from;
 
@@ -318,7 +319,6 @@ open_window(CqrsRelay *relay)
 {
 	CqrsCursor *cursor = &relay->cursor;
 	CqrsSubscription *subscription = relay->subscription;
-	uint64		registry = cqrs_registry_generation();
 
 	if (cursor->until_tick == 0)
 	{
@@ -336,11 +336,9 @@ open_window(CqrsRelay *relay)
 	}
 
 	if (kept_window != NULL &&
-		kept_subscription_id == subscription->subscription_id &&
-		kept_partition == cursor->partition &&
-		kept_registry == registry &&
-		kept_until_tick == cursor->until_tick &&
-		kept_position == read_position(relay))
+		cqrs_window_is(kept_window, cursor->snapshot, cursor->until_snapshot,
+					   read_position(relay), subscription->ntopics,
+					   subscription->topics))
 	{
 		relay->window = kept_window;
 		kept_window = NULL;
@@ -375,12 +373,6 @@ close_window(CqrsRelay *relay)
 		cqrs_window_free(kept_window);
 	kept_window = window;
 	cqrs_window_move(window, TopMemoryContext);
-	kept_subscription_id = relay->cursor.subscription_id;
-	kept_partition = relay->cursor.partition;
-	kept_registry = cqrs_registry_generation();
-	kept_until_tick = relay->cursor.until_tick;
-	kept_position = relay->nevents > 0 || relay->nothers > 0 ? relay->last :
-		read_position(relay);
 }
 
 /*

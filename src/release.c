@@ -384,8 +384,8 @@ release_batch(Pass *tried, bool in_manager)
 		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LONGEST_BATCH);
 	batch.rel = table_open(cqrs_relation_oid(CQRS_REL_SCHEDULED_COMMAND),
 						   RowExclusiveLock);
-	batch.index = index_open(cqrs_relation_oid(CQRS_REL_SCHEDULED_COMMAND_RUN_AT),
-							 AccessShareLock);
+	batch.index = cqrs_index_open(batch.rel, CQRS_REL_SCHEDULED_COMMAND_RUN_AT,
+								  AccessShareLock);
 	batch.snapshot = RegisterSnapshot(GetLatestSnapshot());
 	batch.slot = table_slot_create(batch.rel, NULL);
 	batch.per_command = AllocSetContextCreate(CurrentMemoryContext,

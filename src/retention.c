@@ -43,6 +43,7 @@
 
 #include "catalog.h"
 #include "cursor.h"
+#include "debug_point.h"
 #include "retention.h"
 #include "segment.h"
 #include "window.h"
@@ -72,7 +73,12 @@ typedef struct Kept
 } Kept;
 
 static List *subscriptions_of(const CqrsTopic *topic);
-static void list_suspended(const CqrsTopic *topic, CqrsMissed *missed);
+static void find_hold(const CqrsTopic *topic, int segment,
+					  List *subscriptions, Snapshot snapshot, CqrsHold *hold);
+static int	compare_subscriptions(const ListCell *a, const ListCell *b);
+static bool record_missed(CqrsMissed *missed, const CqrsTopic *topic,
+						  List *subscriptions, Snapshot snapshot);
+static void list_suspended(List *subscriptions, CqrsMissed *missed);
 static int64 count_events(const CqrsTopic *topic, int segment,
 						  const MissedPartition *part,
 						  const CqrsCursor *cursor, const CqrsSnapshot *upper,
@@ -100,7 +106,7 @@ cqrs_segment_hold(const CqrsTopic *topic, int segment, TimestampTz now,
 	if (hold->holder != CQRS_HELD_BY_NOTHING)
 		return;
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	cqrs_subscription_hold(topic, segment, snapshot, hold);
+	find_hold(topic, segment, subscriptions_of(topic), snapshot, hold);
 	UnregisterSnapshot(snapshot);
 	if (hold->holder == CQRS_HELD_BY_NOTHING &&
 		cqrs_segment_in_use(topic, segment, &hold->pid))
@@ -126,15 +132,34 @@ cqrs_retention_hold(const CqrsTopic *topic, int segment, TimestampTz now,
 }
 
 /*
- * Has every subscription of the topic that is not suspended got what the
- * snapshot shows of a segment? If the answer is to stay true, the caller holds
- * the locks that rotation.c says.
+ * Does no subscription hold a segment, once the caller has the locks that
+ * rotation.c says? Then what is missed is recorded; missed is what
+ * cqrs_missed_count() returned.
+ *
+ * Both go by one and the same list: a subscription that was suspended as the
+ * first looked, and had been resumed when the second did, would be neither
+ * waited for nor told.
  */
 void
-cqrs_subscription_hold(const CqrsTopic *topic, int segment, Snapshot snapshot,
-					   CqrsHold *hold)
+cqrs_subscription_hold(const CqrsTopic *topic, int segment,
+					   CqrsMissed *missed, Snapshot snapshot, CqrsHold *hold)
 {
 	List	   *subscriptions = subscriptions_of(topic);
+
+	find_hold(topic, segment, subscriptions, snapshot, hold);
+	if (hold->holder == CQRS_HELD_BY_NOTHING &&
+		!record_missed(missed, topic, subscriptions, snapshot))
+		hold->holder = CQRS_HELD_BY_CHANGE;
+}
+
+/*
+ * Has every one of the subscriptions that is not suspended got what the
+ * snapshot shows of a segment?
+ */
+static void
+find_hold(const CqrsTopic *topic, int segment, List *subscriptions,
+		  Snapshot snapshot, CqrsHold *hold)
+{
 	ListCell   *lc;
 
 	memset(hold, 0, sizeof(*hold));
@@ -146,7 +171,10 @@ cqrs_subscription_hold(const CqrsTopic *topic, int segment, Snapshot snapshot,
 		int			i;
 
 		if (subscription->state == CQRS_SUBSCRIPTION_SUSPENDED)
+		{
+			CQRS_DEBUG_POINT("truncate_past_suspended");
 			continue;
+		}
 		for (i = 0; i < subscription->partitions; i++)
 		{
 			CqrsCursor	cursor;
@@ -207,7 +235,7 @@ cqrs_missed_count(const CqrsTopic *topic, int segment)
 	int			i;
 
 	missed->segment = segment;
-	list_suspended(topic, missed);
+	list_suspended(subscriptions_of(topic), missed);
 	if (missed->nparts == 0)
 		return NULL;
 
@@ -231,7 +259,7 @@ cqrs_missed_count(const CqrsTopic *topic, int segment)
 }
 
 /*
- * Lock the subscriptions' rows, in which cqrs_missed_record() is to write: who
+ * Lock the subscriptions' rows, in which the count is to be recorded: who
  * resumes one does the same, and is told what is written. Returns false if
  * that is not possible at once, or one is not suspended any more.
  */
@@ -267,9 +295,9 @@ cqrs_missed_lock(CqrsMissed *missed)
  * addition, and record it. missed may be NULL. Returns false, with nothing
  * recorded, if the count is not right any more.
  */
-bool
-cqrs_missed_record(CqrsMissed *missed, const CqrsTopic *topic,
-				   Snapshot snapshot)
+static bool
+record_missed(CqrsMissed *missed, const CqrsTopic *topic,
+			  List *subscriptions, Snapshot snapshot)
 {
 	CqrsMissed	now = {0};
 	Oid			types[2] = {INT4OID, INT8OID};
@@ -277,7 +305,7 @@ cqrs_missed_record(CqrsMissed *missed, const CqrsTopic *topic,
 	CqrsAdmin	admin;
 	int			i;
 
-	list_suspended(topic, &now);
+	list_suspended(subscriptions, &now);
 	if (now.nparts != (missed ? missed->nparts : 0))
 		return false;
 	for (i = 0; i < now.nparts; i++)
@@ -363,8 +391,8 @@ cqrs_limits_apply(const CqrsTopic *topic, CqrsSegmentBytes bytes_of)
 }
 
 /*
- * The subscriptions of a topic (NULL: all), as the registry has them now. The
- * entries stay until the end of the transaction.
+ * The subscriptions of a topic (NULL: all) by id, as the registry has them now.
+ * The entries stay until the end of the transaction.
  */
 static List *
 subscriptions_of(const CqrsTopic *topic)
@@ -384,37 +412,44 @@ subscriptions_of(const CqrsTopic *topic)
 		if (wanted)
 			result = lappend(result, subscription);
 	}
+	list_sort(result, compare_subscriptions);
 	return result;
 }
 
+static int
+compare_subscriptions(const ListCell *a, const ListCell *b)
+{
+	return ((const CqrsSubscription *) lfirst(a))->subscription_id -
+		((const CqrsSubscription *) lfirst(b))->subscription_id;
+}
+
 /*
- * The partitions of the topic's suspended subscriptions, by subscription.
+ * The partitions of those of the subscriptions that are suspended.
  */
 static void
-list_suspended(const CqrsTopic *topic, CqrsMissed *missed)
+list_suspended(List *subscriptions, CqrsMissed *missed)
 {
-	List	   *ids = NIL;
 	ListCell   *lc;
 	int			nparts = 0;
 
-	foreach(lc, subscriptions_of(topic))
+	foreach(lc, subscriptions)
 	{
 		const CqrsSubscription *subscription = (CqrsSubscription *) lfirst(lc);
 
-		if (subscription->state != CQRS_SUBSCRIPTION_SUSPENDED)
-			continue;
-		ids = lappend_int(ids, subscription->subscription_id);
-		nparts += subscription->partitions;
+		if (subscription->state == CQRS_SUBSCRIPTION_SUSPENDED)
+			nparts += subscription->partitions;
 	}
 	if (nparts == 0)
 		return;
 
-	list_sort(ids, list_int_cmp);
 	missed->parts = palloc0(sizeof(MissedPartition) * nparts);
-	foreach(lc, ids)
+	foreach(lc, subscriptions)
 	{
-		const CqrsSubscription *subscription = cqrs_registry_subscription_by_id(lfirst_int(lc));
+		const CqrsSubscription *subscription = (CqrsSubscription *) lfirst(lc);
 		int			i;
+
+		if (subscription->state != CQRS_SUBSCRIPTION_SUSPENDED)
+			continue;
 
 		for (i = 0; i < subscription->partitions; i++)
 		{

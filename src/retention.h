@@ -44,14 +44,13 @@ extern void cqrs_segment_hold(const CqrsTopic *topic, int segment,
 							  TimestampTz now, CqrsHold *hold);
 extern void cqrs_retention_hold(const CqrsTopic *topic, int segment,
 								TimestampTz now, CqrsHold *hold);
-extern void cqrs_subscription_hold(const CqrsTopic *topic, int segment,
-								   Snapshot snapshot, CqrsHold *hold);
 extern char *cqrs_hold_describe(const CqrsHold *hold);
 
 extern CqrsMissed *cqrs_missed_count(const CqrsTopic *topic, int segment);
 extern bool cqrs_missed_lock(CqrsMissed *missed);
-extern bool cqrs_missed_record(CqrsMissed *missed, const CqrsTopic *topic,
-							   Snapshot snapshot);
+extern void cqrs_subscription_hold(const CqrsTopic *topic, int segment,
+								   CqrsMissed *missed, Snapshot snapshot,
+								   CqrsHold *hold);
 
 /* The bytes of a segment, as far as the caller knows them. */
 typedef int64 (*CqrsSegmentBytes) (const CqrsTopic *topic, int segment);

@@ -711,8 +711,7 @@ begin_scan(Relation rel, Relation *index, const CqrsCursor *cursor,
 {
 	ScanKeyData keys[3];
 
-	*index = index_open(cqrs_relation_oid(CQRS_REL_RETRY_PKEY),
-						AccessShareLock);
+	*index = cqrs_index_open(rel, CQRS_REL_RETRY_PKEY, AccessShareLock);
 	ScanKeyInit(&keys[0], RETRY_SUBSCRIPTION_ID, BTEqualStrategyNumber,
 				F_INT4EQ, Int32GetDatum(cursor->subscription_id));
 	ScanKeyInit(&keys[1], RETRY_PARTITION, BTEqualStrategyNumber,

@@ -151,10 +151,7 @@ truncate_segment(int32 topic_id, int segment, CqrsHold *hold)
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	cqrs_retention_hold(topic, segment, GetCurrentTimestamp(), hold);
 	if (hold->holder == CQRS_HELD_BY_NOTHING)
-		cqrs_subscription_hold(topic, segment, snapshot, hold);
-	if (hold->holder == CQRS_HELD_BY_NOTHING &&
-		!cqrs_missed_record(missed, topic, snapshot))
-		hold->holder = CQRS_HELD_BY_CHANGE;
+		cqrs_subscription_hold(topic, segment, missed, snapshot, hold);
 	UnregisterSnapshot(snapshot);
 	if (hold->holder != CQRS_HELD_BY_NOTHING)
 		return false;

@@ -31,6 +31,7 @@
 #include "storage/bufmgr.h"
 #include "storage/bufpage.h"
 #include "storage/lmgr.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
@@ -46,9 +47,11 @@ static const Oid column_types[CQRS_SEG_COLUMNS] = {
 };
 
 static Oid	find_index(Relation segment);
+static Oid	look_for_index(Relation segment);
 static bool is_btree(Oid indexid);
 static int64 index_blocks(Relation rel);
 static int	rows_of_page(Relation rel, BlockNumber block);
+static bool lock_segment(Oid relid);
 static List *relations_of(Oid relid);
 static const char *what_was_altered(Relation rel);
 
@@ -141,10 +144,28 @@ cqrs_segment_look(const CqrsTopic *topic, int segment, const char **problem)
 }
 
 /*
- * The index on (xid, position), or InvalidOid.
+ * The index on (xid, position), or InvalidOid. The segment is locked, so it is
+ * good until that lock goes: REINDEX CONCURRENTLY waits before it drops it.
+ *
+ * It may have put another index in its place between the look at the list of
+ * them and that at the index itself, so it is looked for again. It cannot do
+ * so twice while we have the lock.
  */
 static Oid
 find_index(Relation segment)
+{
+	Oid			indexid = look_for_index(segment);
+
+	if (unlikely(!OidIsValid(indexid)))
+	{
+		AcceptInvalidationMessages();
+		indexid = look_for_index(segment);
+	}
+	return indexid;
+}
+
+static Oid
+look_for_index(Relation segment)
 {
 	ListCell   *lc;
 
@@ -276,7 +297,8 @@ cqrs_segments_intact(const CqrsTopic *topic)
 /*
  * Keep the topic's segments from being dropped or truncated, until
  * cqrs_segments_unlock(). Returns false, with nothing locked, if that is not
- * possible at once. Afterwards, the topic may have to be asked for again.
+ * possible at once, or somebody has dropped one. Afterwards, the topic may
+ * have to be asked for again.
  */
 bool
 cqrs_segments_lock(const CqrsTopic *topic)
@@ -285,7 +307,7 @@ cqrs_segments_lock(const CqrsTopic *topic)
 
 	for (i = 0; i < CQRS_SEGMENTS; i++)
 	{
-		if (ConditionalLockRelationOid(topic->segments[i], AccessShareLock))
+		if (lock_segment(topic->segments[i]))
 			continue;
 		while (--i >= 0)
 			UnlockRelationOid(topic->segments[i], AccessShareLock);
@@ -356,8 +378,11 @@ cqrs_table_lock(Oid relid)
 	int			pid;
 	ListCell   *lc;
 
-	if (cqrs_table_in_use(relid, &pid))
+	if (cqrs_table_in_use(relid, &pid) ||
+		!ConditionalLockRelationOid(relid, AccessExclusiveLock))
 		return false;
+
+	/* Until now, its indexes might have been others. */
 	foreach(lc, relations_of(relid))
 	{
 		if (!ConditionalLockRelationOid(lfirst_oid(lc), AccessExclusiveLock))
@@ -438,6 +463,22 @@ rows_of_page(Relation rel, BlockNumber block)
 				rows++;
 	UnlockReleaseBuffer(buffer);
 	return rows;
+}
+
+/*
+ * Lock a segment for cqrs_segments_lock(). Returns false if that is not
+ * possible at once, or there is no such table.
+ */
+static bool
+lock_segment(Oid relid)
+{
+	if (!OidIsValid(relid) ||
+		!ConditionalLockRelationOid(relid, AccessShareLock))
+		return false;
+	if (SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
+		return true;
+	UnlockRelationOid(relid, AccessShareLock);
+	return false;
 }
 
 /*

@@ -228,7 +228,7 @@ cqrs_tick_newest(Snapshot snapshot, CqrsTick *tick)
 	bool		found;
 
 	rel = table_open(cqrs_relation_oid(CQRS_REL_TICK), AccessShareLock);
-	index = index_open(cqrs_relation_oid(CQRS_REL_TICK_PKEY), AccessShareLock);
+	index = cqrs_index_open(rel, CQRS_REL_TICK_PKEY, AccessShareLock);
 	own_range(keys, 0);
 	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
 	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
@@ -330,7 +330,10 @@ delete_before(Relation rel, int64 tick_id)
 	Snapshot	snapshot;
 	HeapTuple	tuple;
 
-	index = index_open(cqrs_relation_oid(CQRS_REL_TICK_PKEY), AccessShareLock);
+	/* Ids may begin anew, with the extension. */
+	if (deleted_before > tick_id)
+		deleted_before = 0;
+	index = cqrs_index_open(rel, CQRS_REL_TICK_PKEY, AccessShareLock);
 	own_range(keys, deleted_before);
 	keys[1].sk_argument = Int64GetDatum(tick_id);
 	snapshot = RegisterSnapshot(GetLatestSnapshot());

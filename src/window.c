@@ -25,13 +25,23 @@
  *	  max_entries. So memory is bounded; a few events of a large window cost
  *	  a walk over its transactions, not over their events; and a window of any
  *	  size costs a few walks.
- * 2. A reference may lead to a row that is not there for us: it aborted, or
- *	  its transaction id is another cluster's (see topic.c). It is passed by.
+ * 2. A reference is not believed. It may lead to a row that is not there for
+ *	  us: it aborted, or its transaction id is another cluster's (see topic.c).
+ *	  Once a row that aborted has been vacuumed, there may even be another
+ *	  event in its place. So a row is an event of the window only if its own
+ *	  position and transaction id say so; else it is passed by. What commits
+ *	  in the window has its row for good, where the index says.
  * 3. If a table was rewritten since the chunk was read, or truncated, the chunk
  *	  is read again.
  *
  * A window is attached to the topics' tables for the time of one transaction
  * at most. An error leaves it attached: it can only be freed then.
+ *
+ * Who keeps a window for another transaction asks cqrs_window_is() whether it
+ * is the one that is needed then. It says so by what the window itself has:
+ * both bounds, the topics and their tables, and what was read last. Nothing
+ * else makes a difference to what comes next: neither who reads, nor what has
+ * changed meanwhile.
  *
  *-------------------------------------------------------------------------
  */
@@ -88,9 +98,13 @@ struct CqrsWindow
 	int			chunk_entries;	/* for the next chunk; at most max_entries */
 
 	/*
-	 * Segments with entries in the window, by topic and segment; NULL until
-	 * first attached.
+	 * The topics, from when it was first attached; their tables, by topic and
+	 * segment, and which of these have entries in the window. NULL until
+	 * then.
 	 */
+	int			ntopics;
+	int32	   *topic_ids;
+	Oid		   *tables;
 	bool	   *needed;
 
 	/* While attached. */
@@ -111,6 +125,13 @@ struct CqrsWindow
 };
 
 static void copy_snapshot(CqrsSnapshot **to, const CqrsSnapshot *from);
+static bool same_snapshot(const CqrsSnapshot *a, const CqrsSnapshot *b);
+static void set_topics(CqrsWindow *window, int ntopics,
+					   CqrsTopic *const *topics);
+static bool has_topics(const CqrsWindow *window, int ntopics,
+					   CqrsTopic *const *topics);
+static void attach_segment(CqrsWindow *window, const CqrsTopic *topic,
+						   int segment, bool first, bool *needed);
 static bool has_entries(const CqrsWindow *window, const Source *source);
 static bool has_xids(IndexScanDesc scan, FullTransactionId from,
 					 FullTransactionId to);
@@ -124,6 +145,7 @@ static bool add_entry(CqrsWindow *window, int source, int64 position,
 static void keep_lowest(CqrsWindow *window);
 static int	compare_entries(const void *a, const void *b);
 static bool fetch(CqrsWindow *window, const Entry *entry, CqrsEvent *event);
+static bool has_xid(const CqrsWindow *window, FullTransactionId xid);
 static bool has_name(const CqrsWindow *window, Datum event_name);
 
 /*
@@ -176,9 +198,27 @@ cqrs_window_move(CqrsWindow *window, MemoryContext parent)
 }
 
 /*
+ * Is this the window (lower, upper] of these topics, and what comes next behind
+ * this position? It has been attached before.
+ */
+bool
+cqrs_window_is(const CqrsWindow *window, const CqrsSnapshot *lower,
+			   const CqrsSnapshot *upper, int64 after_position, int ntopics,
+			   CqrsTopic *const *topics)
+{
+	return window->after_position == after_position &&
+		same_snapshot(window->lower, lower) &&
+		same_snapshot(window->upper, upper) &&
+		window->event_name == NULL &&
+		has_topics(window, ntopics, topics);
+}
+
+/*
  * Open the topics' tables, until cqrs_window_detach(). The snapshot must show
- * all that upper shows, and stay registered. The topics must be the same each
- * time.
+ * all that upper shows, and stay registered. The topics and their tables must
+ * be the same each time (cqrs_window_is).
+ *
+ * Raises 54000 for more segments than an entry can tell apart.
  *
  * Only those segments stay open, and locked, that have something in the window,
  * which is for good: all its transactions have ended. A worker that
@@ -197,35 +237,12 @@ cqrs_window_attach(CqrsWindow *window, int ntopics, CqrsTopic *const *topics,
 	window->snapshot = snapshot;
 	window->sources = palloc(sizeof(Source) * Max(ntopics, 1) * CQRS_SEGMENTS);
 	if (first)
-		window->needed =
-			MemoryContextAlloc(window->context,
-							   sizeof(bool) * Max(ntopics, 1) * CQRS_SEGMENTS);
+		set_topics(window, ntopics, topics);
+	Assert(has_topics(window, ntopics, topics));
 	for (i = 0; i < ntopics; i++)
-	{
 		for (j = 0; j < CQRS_SEGMENTS; j++)
-		{
-			Source	   *source = &window->sources[window->nsources];
-			bool	   *needed = &window->needed[i * CQRS_SEGMENTS + j];
-
-			if (!first && !*needed)
-				continue;
-			source->topic = topics[i];
-			source->rel = cqrs_segment_open(topics[i], j, AccessShareLock);
-			source->index = cqrs_segment_index(source->rel);
-			source->slot = NULL;
-			if (first)
-				*needed = has_entries(window, source);
-			if (!*needed)
-			{
-				relation_close(source->rel, AccessShareLock);
-				continue;
-			}
-			if (window->loaded && window->filenodes[window->nsources] !=
-				source->rel->rd_rel->relfilenode)
-				window->loaded = false;
-			window->nsources++;
-		}
-	}
+			attach_segment(window, topics[i], j, first,
+						   &window->needed[i * CQRS_SEGMENTS + j]);
 }
 
 /*
@@ -336,6 +353,88 @@ copy_snapshot(CqrsSnapshot **to, const CqrsSnapshot *from)
 		*to = palloc(VARSIZE(from));
 		memcpy(*to, from, VARSIZE(from));
 	}
+}
+
+static bool
+same_snapshot(const CqrsSnapshot *a, const CqrsSnapshot *b)
+{
+	return a != NULL && b != NULL && VARSIZE(a) == VARSIZE(b) &&
+		memcmp(a, b, VARSIZE(a)) == 0;
+}
+
+/*
+ * Remember which topics a window is of, and where they are.
+ */
+static void
+set_topics(CqrsWindow *window, int ntopics, CqrsTopic *const *topics)
+{
+	MemoryContext oldcontext = MemoryContextSwitchTo(window->context);
+	int			nsegments = Max(ntopics, 1) * CQRS_SEGMENTS;
+	int			i;
+
+	window->ntopics = ntopics;
+	window->topic_ids = palloc(sizeof(int32) * Max(ntopics, 1));
+	window->tables = palloc(sizeof(Oid) * nsegments);
+	window->needed = palloc0(sizeof(bool) * nsegments);
+	for (i = 0; i < ntopics; i++)
+	{
+		window->topic_ids[i] = topics[i]->topic_id;
+		memcpy(&window->tables[i * CQRS_SEGMENTS], topics[i]->segments,
+			   sizeof(topics[i]->segments));
+	}
+	MemoryContextSwitchTo(oldcontext);
+}
+
+/*
+ * Are these its topics, and still where they were?
+ */
+static bool
+has_topics(const CqrsWindow *window, int ntopics, CqrsTopic *const *topics)
+{
+	int			i;
+
+	if (window->ntopics != ntopics)
+		return false;
+	for (i = 0; i < ntopics; i++)
+		if (window->topic_ids[i] != topics[i]->topic_id ||
+			memcmp(&window->tables[i * CQRS_SEGMENTS], topics[i]->segments,
+				   sizeof(topics[i]->segments)) != 0)
+			return false;
+	return true;
+}
+
+/*
+ * Open a segment of a topic, if it is needed.
+ */
+static void
+attach_segment(CqrsWindow *window, const CqrsTopic *topic, int segment,
+			   bool first, bool *needed)
+{
+	Source	   *source = &window->sources[window->nsources];
+
+	if (!first && !*needed)
+		return;
+	source->topic = topic;
+	source->rel = cqrs_segment_open(topic, segment, AccessShareLock);
+	source->index = cqrs_segment_index(source->rel);
+	source->slot = NULL;
+	if (first)
+		*needed = has_entries(window, source);
+	if (!*needed)
+	{
+		relation_close(source->rel, AccessShareLock);
+		return;
+	}
+	if (window->nsources > PG_UINT16_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("more than %d tables of topics have new events",
+						PG_UINT16_MAX + 1),
+				 errhint("Divide the topics among several subscriptions.")));
+	if (window->loaded && window->filenodes[window->nsources] !=
+		source->rel->rd_rel->relfilenode)
+		window->loaded = false;
+	window->nsources++;
 }
 
 /*
@@ -580,8 +679,8 @@ compare_entries(const void *a, const void *b)
 }
 
 /*
- * Get the event that an entry refers to. Returns false if it is none, or one
- * that is filtered out.
+ * Get the event that an entry refers to. Returns false if there is none of the
+ * window, or one that is filtered out.
  */
 static bool
 fetch(CqrsWindow *window, const Entry *entry, CqrsEvent *event)
@@ -599,14 +698,15 @@ fetch(CqrsWindow *window, const Entry *entry, CqrsEvent *event)
 	slot_getallattrs(source->slot);
 	values = source->slot->tts_values;
 	nulls = source->slot->tts_isnull;
-	if (!DatumGetBool(values[CQRS_SEG_NATIVE - 1]) ||
-		!has_name(window, values[CQRS_SEG_EVENT_NAME - 1]))
-		return false;
-
 	event->topic = source->topic;
 	event->position = DatumGetInt64(values[CQRS_SEG_POSITION - 1]);
 	event->xid = DatumGetFullTransactionId(values[CQRS_SEG_XID - 1]);
-	Assert(event->position == entry->position);
+	if (!DatumGetBool(values[CQRS_SEG_NATIVE - 1]) ||
+		event->position != entry->position ||
+		!has_xid(window, event->xid) ||
+		!has_name(window, values[CQRS_SEG_EVENT_NAME - 1]))
+		return false;
+
 	event->emitted_at = DatumGetTimestampTz(values[CQRS_SEG_EMITTED_AT - 1]);
 	event->event_id = values[CQRS_SEG_EVENT_ID - 1];
 	event->event_name = values[CQRS_SEG_EVENT_NAME - 1];
@@ -617,6 +717,16 @@ fetch(CqrsWindow *window, const Entry *entry, CqrsEvent *event)
 	event->payload.value = values[CQRS_SEG_PAYLOAD - 1];
 	event->payload.isnull = nulls[CQRS_SEG_PAYLOAD - 1];
 	return true;
+}
+
+/*
+ * Is what this transaction emitted in the window?
+ */
+static bool
+has_xid(const CqrsWindow *window, FullTransactionId xid)
+{
+	return !cqrs_snapshot_shows(window->lower, xid) &&
+		(window->upper == NULL || cqrs_snapshot_shows(window->upper, xid));
 }
 
 static bool

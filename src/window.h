@@ -55,6 +55,10 @@ extern CqrsWindow *cqrs_window_create(MemoryContext parent,
 									  int64 after_position, int max_entries);
 extern void cqrs_window_free(CqrsWindow *window);
 extern void cqrs_window_move(CqrsWindow *window, MemoryContext parent);
+extern bool cqrs_window_is(const CqrsWindow *window,
+						   const CqrsSnapshot *lower,
+						   const CqrsSnapshot *upper, int64 after_position,
+						   int ntopics, CqrsTopic *const *topics);
 extern void cqrs_window_attach(CqrsWindow *window, int ntopics,
 							   CqrsTopic *const *topics, Snapshot snapshot);
 extern void cqrs_window_detach(CqrsWindow *window);
@@ -77,7 +81,7 @@ extern void cqrs_window_count(const CqrsTopic *topic,
 extern int	cqrs_key_partition(NullableDatum key, int partitions);
 
 extern CqrsSnapshot *cqrs_window_since(int ntopics, CqrsTopic *const *topics,
-									   TimestampTz time, Snapshot snapshot);
+									   TimestampTz time);
 
 /* In one segment of the topic. */
 extern bool cqrs_window_segment_has_events(const CqrsTopic *topic,

@@ -18,6 +18,7 @@
 #include "utils/timestamp.h"
 #include "utils/xid8.h"
 
+#include "debug_point.h"
 #include "segment.h"
 #include "window.h"
 
@@ -104,17 +105,24 @@ cqrs_window_count(const CqrsTopic *topic, const CqrsSnapshot *lower,
  * A snapshot beyond which are all events that were emitted at this time or
  * later: it shows the transactions before the first one that did. So a few
  * events of others from before that time are beyond it, too.
+ *
+ * At the latest, it ends where the oldest transaction is that runs. That is
+ * found out first, and only then a snapshot is taken to look with: so it shows
+ * all that has committed before there. What commits meanwhile would else be
+ * passed by, not seen and yet before the end.
  */
 CqrsSnapshot *
-cqrs_window_since(int ntopics, CqrsTopic *const *topics, TimestampTz time,
-				  Snapshot snapshot)
+cqrs_window_since(int ntopics, CqrsTopic *const *topics, TimestampTz time)
 {
 	CqrsSnapshot *empty = cqrs_snapshot_empty();
 	CqrsSnapshot *result = cqrs_snapshot_take();
 	Since		since = {time, result->xmin};
+	Snapshot	snapshot;
 	int			i;
 	int			j;
 
+	CQRS_DEBUG_POINT("seek_before_scan");
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	for (i = 0; i < ntopics; i++)
 	{
 		for (j = 0; j < CQRS_SEGMENTS; j++)
@@ -125,6 +133,7 @@ cqrs_window_since(int ntopics, CqrsTopic *const *topics, TimestampTz time,
 			relation_close(rel, NoLock);
 		}
 	}
+	UnregisterSnapshot(snapshot);
 	SET_VARSIZE(result, offsetof(CqrsSnapshot, xip));
 	result->nxip = 0;
 	result->xmin = result->xmax = since.first;
