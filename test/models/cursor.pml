@@ -225,8 +225,17 @@ proctype seeker()
 #ifdef BROKEN_SEEK_TICK
 	t_tick = 0;
 #else
-	/* Behind every tick that there was before the snapshot. */
-	atomic { t_tick = next_tick; next_tick++ }
+	/*
+	 * start_since(): the newest tick may end a window if it shows all that the
+	 * cursor does; else only ticks that are yet to be do.
+	 */
+	atomic {
+		if
+		:: newest_tick != 0 && (((1 << xmin) - 1) & ~newest_snapshot) == 0 ->
+			t_tick = newest_tick - 1
+		:: else -> t_tick = next_tick; next_tick++
+		fi
+	}
 #endif
 	atomic {
 		i = 0;
