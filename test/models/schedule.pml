@@ -11,7 +11,6 @@
  * database 0 may be dropped while a worker starts.
  */
 /* broken: BROKEN_REUSE a slot that failed is reused before its manager has noted that */
-/* broken: BROKEN_WAKING an idle worker that was given work is given other work */
 /* broken: BROKEN_DRAINED a worker says it has drained what was due when it was done */
 /* broken: BROKEN_STARTING a manager that ends stops only those that have attached */
 /* deep: SLOTS=2 LOSSES=2 */
@@ -50,13 +49,9 @@ proctype worker(byte s)
 	byte mine, did;
 	bool with_care;
 
-	/* worker_attach() */
-	atomic {
-		if
-		:: state[s] == STARTING && !attached[s] -> attached[s] = 1
-		:: else -> goto out
-		fi
-	}
+	/* worker_attach(); a slot has one worker after the other. */
+endattach:
+	atomic { state[s] == STARTING && !attached[s] -> attached[s] = 1 };
 	do
 	:: atomic {
 			!stop[s] && request[s] != served[s] && state[s] != DELIVERING ->
@@ -78,7 +73,7 @@ proctype worker(byte s)
 				lost[db[s]] = 1;
 				state[s] = FAILED; attached[s] = 0;
 				wake[0] = 1; wake[1] = 1;
-				goto out
+				goto endattach
 			}
 		fi;
 		atomic {
@@ -97,14 +92,12 @@ proctype worker(byte s)
 	:: atomic { stop[s] && state[s] != DELIVERING ->
 			state[s] = FREE; attached[s] = 0;
 			wake[0] = 1; wake[1] = 1;
-			break
+			goto endattach
 		}
 	:: atomic { !stop[s] && request[s] == served[s] && state[s] == STARTING -> state[s] = IDLE }
 	/* The server stops. A worker for a broker ends for nothing else. */
 	:: atomic { manager_done == 2 && !(gone && db[s] == 0) -> break }
-	od;
-out:
-	skip
+	od
 }
 
 proctype manager(byte me)
@@ -170,7 +163,6 @@ assign:
 					state[s] = STARTING; db[s] = me; attached[s] = 0;
 					stop[s] = 0; request[s] = 0; served[s] = 0; wanted[s] = 0;
 					drained[s] = 0; noted[s] = 0; careful[s] = 0;
-					run worker(s);
 					found = s
 				:: else
 				fi;
@@ -188,11 +180,7 @@ assign:
 				:: s == SLOTS -> break
 				:: else ->
 					if
-#ifdef BROKEN_WAKING
-					:: state[s] == IDLE && db[s] != me && !stop[s] -> stop[s] = 1
-#else
 					:: state[s] == IDLE && db[s] != me && !stop[s] && request[s] == served[s] -> stop[s] = 1
-#endif
 					:: else
 					fi;
 					s++
@@ -229,7 +217,14 @@ assign:
 
 init
 {
+	byte i;
+
 	atomic {
+		do
+		:: i < SLOTS -> run worker(i); i++
+		:: else -> break
+		od;
+		i = 0;
 		run manager(0);
 		run manager(1)
 	}
