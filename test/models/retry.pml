@@ -21,7 +21,7 @@
 /* broken: BROKEN_FULL with all room taken, the cursor passes what should be parked */
 /* broken: BROKEN_ATTEMPT an attempt that may kill is counted only afterwards */
 /* broken: BROKEN_REDRIVE_TWICE an event that is parked already is parked again */
-/* deep: EVENTS=5 LIMIT=3 REDRIVES=2 FAILURES=5 */
+/* deep: EVENTS=5 LIMIT=3 */
 
 #ifndef EVENTS
 #define EVENTS		4
@@ -33,7 +33,7 @@
 #define REDRIVES	1
 #endif
 #ifndef FAILURES
-#define FAILURES	4
+#define FAILURES	5
 #endif
 #define ATTEMPTS	2			/* max_attempts */
 #define lane(p)		((p) & 1)
@@ -46,6 +46,7 @@ byte delivered;					/* since the seek */
 byte last[2];					/* delivered last of each lane, in order */
 byte failures = FAILURES, redrives = REDRIVES, killed[EVENTS + 1];
 byte announced;					/* an event whose attempt is counted */
+byte redriven;					/* since the announcement: they come after it */
 bool seeks, resting;
 
 #define has(set, p)	(((set) >> (p)) & 1)
@@ -142,7 +143,8 @@ inline deliver(q)
 	do
 	:: k == q -> break
 	:: else ->
-		assert(lane(k) != lane(q) || has(delivered, k) || has(dead, k));
+		assert(lane(k) != lane(q) || has(delivered, k) || has(dead, k) ||
+			   has(redriven, k));
 		k++
 	od;
 	delivered = delivered | (1 << q)
@@ -158,6 +160,10 @@ proctype worker()
 			load();
 			due();
 			q = position + 1;
+			if
+			:: p != 0 && q <= EVENTS -> p = 0		/* its time has not come */
+			:: true
+			fi;
 			blocked = 0; k = 1;
 			do
 			:: k > EVENTS || q > EVENTS -> break
@@ -195,6 +201,7 @@ proctype worker()
 #ifdef BROKEN_FULL
 			:: p == 0 && q <= EVENTS && is_full -> position = q
 #endif
+			:: p == 0 && q <= EVENTS && is_full -> skip		/* it waits */
 			:: else -> resting = 1; break
 			fi;
 			p = 0; n = 0; k = 0; set = 0; q = 0; blocked = 0; is_full = 0
@@ -217,7 +224,7 @@ proctype worker()
 				:: else
 				fi
 			fi;
-			announced = 0;
+			announced = 0; redriven = 0;
 			p = 0; n = 0; k = 0; set = 0; q = 0; blocked = 0; is_full = 0
 		}
 	od
@@ -245,6 +252,7 @@ proctype owner()
 					:: !has(parked, q) && q <= position && !has(delivered, q) ->
 						parked = parked | (1 << q);
 						attempts[q] = 0; killed[q] = 0;
+						redriven = redriven | (announced != 0 -> 1 << q : 0);
 #ifndef BROKEN_PARKED_FROM
 						if
 						:: parked_from == 0 || q < parked_from -> parked_from = q
