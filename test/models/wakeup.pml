@@ -42,7 +42,7 @@ byte drawn;						/* positions */
 byte announced;					/* whose announcement is done */
 byte finished;					/* how many have done all */
 byte found;						/* events that were due */
-bool locked, will_unlock;		/* topic 1 */
+bool locked;					/* topic 1 */
 #ifdef BROKEN_CLOCK
 bool set_back;					/* the clock was, after the last look */
 #endif
@@ -88,8 +88,8 @@ proctype emitter(byte me)
 proctype disturber()
 {
 	if
-	:: will_unlock -> locked = 0
-	:: else
+	:: locked = 0
+	:: skip						/* or never */
 	fi;
 #ifdef BROKEN_CLOCK
 	set_back = 1;
@@ -275,7 +275,6 @@ init
 		if
 		:: locked = 0
 		:: locked = 1
-		:: locked = 1; will_unlock = 1
 		fi;
 		do
 		:: i < XACTS -> run emitter(i); i++
