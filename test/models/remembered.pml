@@ -359,10 +359,11 @@ proctype others()
 			if
 			:: j < PLACES ->
 				row[t * PLACES + j] = 5 + emitted;
-				committed++
-			:: else
+				committed++;
+				emitted++
+			:: else -> emitted = LATER
 			fi;
-			emitted++; t = 0; j = 0
+			t = 0; j = 0
 		}
 	/* VACUUM works beside ACCESS SHARE; it cleans the index, too. */
 	:: atomic { happens > 0 && row[PLACES + 1] >= DEAD ->
