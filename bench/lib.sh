@@ -7,8 +7,8 @@
 start_bench()
 {
 	install_missing "$@"
-	bindir=$("$PG_CONFIG" --bindir)
 	make_scratch
+	copy_server
 	build_and_install
 	start_cluster bench "$top/bench/bench.conf"
 	query -c "CREATE EXTENSION cqrs_outbox" -f "$top/bench/functions.sql" >/dev/null

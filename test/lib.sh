@@ -9,13 +9,25 @@ die()
 	exit 1
 }
 
+# server_major: the major version of the server of $PG_CONFIG
+server_major()
+{
+	"$PG_CONFIG" --version | sed 's/[^0-9]*\([0-9]*\).*/\1/'
+}
+
+# default_major: the one that the distribution has
+default_major()
+{
+	apt-cache depends postgresql | sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p'
+}
+
 # install_missing [PACKAGE...]: what is missing to build and run, and these,
-# from Debian's packages, if we may.
+# from Debian's packages, if we may. A VERSION in a package's name is the
+# server's.
 install_missing()
 {
-	local packages=() major=15 package
+	local packages=() package
 
-	command -v "$PG_CONFIG" >/dev/null && major=$("$PG_CONFIG" --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
 	command -v gcc >/dev/null || packages+=(gcc libc6-dev)
 	command -v make >/dev/null || packages+=(make)
 	[ -e /usr/include/uuid/uuid.h ] || packages+=(uuid-dev)
@@ -23,27 +35,31 @@ install_missing()
 	if ! command -v "$PG_CONFIG" >/dev/null ||
 		[ ! -e "$("$PG_CONFIG" --includedir-server)/postgres.h" ] ||
 		[ ! -e "$("$PG_CONFIG" --pgxs)" ]; then
-		packages+=("postgresql-server-dev-$major")
+		packages+=(postgresql-server-dev-VERSION)
 	fi
 	if ! command -v "$PG_CONFIG" >/dev/null || [ ! -x "$("$PG_CONFIG" --bindir)/initdb" ]; then
-		packages+=("postgresql-$major")
+		packages+=(postgresql-VERSION)
 	fi
 	for package; do
+		! command -v "$PG_CONFIG" >/dev/null || package=${package/VERSION/$(server_major)}
 		dpkg -s "$package" >/dev/null 2>&1 || packages+=("$package")
 	done
 	[ ${#packages[@]} -gt 0 ] || return 0
 
 	[ "$(id -u)" = 0 ] && command -v apt-get >/dev/null ||
 		die "Missing; install as root: apt-get install ${packages[*]}"
-	echo "Installing ${packages[*]}"
-	local clusters_before
+	local clusters_before log=/tmp/cqrs_outbox_apt.$$
 	clusters_before=$(pg_lsclusters -h 2>/dev/null | awk '$4 == "online" {print $1, $2}')
-	{
-		apt-get -q update &&
-			DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "${packages[@]}"
-	} >/tmp/cqrs_outbox_apt.$$ 2>&1 ||
-		{ cat /tmp/cqrs_outbox_apt.$$; die "could not install ${packages[*]}"; }
-	rm -f /tmp/cqrs_outbox_apt.$$
+	apt-get -q update >"$log" 2>&1
+	if command -v "$PG_CONFIG" >/dev/null; then
+		packages=("${packages[@]/VERSION/$(server_major)}")
+	else
+		packages=("${packages[@]/VERSION/$(default_major)}")
+	fi
+	echo "Installing ${packages[*]}"
+	DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "${packages[@]}" >>"$log" 2>&1 ||
+		{ cat "$log"; die "could not install ${packages[*]}"; }
+	rm -f "$log"
 
 	# A server's package starts it; nobody asked for that.
 	[[ " ${packages[*]} " != *" rabbitmq-server "* ]] || service rabbitmq-server stop >/dev/null 2>&1
@@ -92,7 +108,7 @@ install_node_folder()
 install_languages()
 {
 	[ -e "$("$PG_CONFIG" --sharedir)/extension/plpython3u.control" ] ||
-		install_missing "postgresql-plpython3-$("$PG_CONFIG" --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')"
+		install_missing postgresql-plpython3-VERSION
 }
 
 # build_kafka_cluster: what stands for Kafka in tests
@@ -101,6 +117,44 @@ build_kafka_cluster()
 	cc -O2 -Wall -Wextra -Werror $(pkg-config --cflags rdkafka) -o "$scratch/kafka_cluster" \
 		"$top/test/mock/kafka_cluster.c" $(pkg-config --libs rdkafka) || die "could not build kafka_cluster"
 	export CQRS_KAFKA_CLUSTER=$scratch/kafka_cluster
+}
+
+# use_server PG_CONFIG
+use_server()
+{
+	PG_CONFIG=$1
+	bindir=$("$PG_CONFIG" --bindir)
+	pgxs=$(dirname "$(dirname "$(dirname "$("$PG_CONFIG" --pgxs)")")")
+}
+
+# copy_server: use a copy of the server, so that nothing is changed in one that
+# serves somebody else. A server finds its files by where it is itself, if the
+# copy has all its folders at the same places below $server_copy.
+copy_server()
+{
+	local folder program libraries
+
+	server_copy=$scratch/server
+	use_server "$PG_CONFIG"
+	libraries=$("$PG_CONFIG" --pkglibdir)
+	for folder in "$libraries" "$("$PG_CONFIG" --sharedir)" "$("$PG_CONFIG" --includedir-server)"; do
+		mkdir -p "$server_copy$folder"
+		cp -a "$folder/." "$server_copy$folder/" || die "could not copy $folder"
+	done
+	# Its folder may have everybody's programs.
+	mkdir -p "$server_copy$bindir"
+	for program in initdb postgres psql {create,drop}{db,user} vacuumdb reindexdb clusterdb "$bindir"/pg{_,bench}*; do
+		program=$bindir/${program##*/}
+		[ ! -e "$program" ] || cp -L "$program" "$server_copy$bindir/"
+	done
+
+	if [ "$("$server_copy$bindir/pg_config" --pkglibdir)" -ef "$server_copy$libraries" ]; then
+		use_server "$server_copy$bindir/pg_config"
+	else
+		echo "A copy of the server would not find its files: installing into $libraries."
+		rm -rf "$server_copy"
+		server_copy=
+	fi
 }
 
 # build_and_install [VARIABLE=VALUE ...]: for the server of $PG_CONFIG.
@@ -117,15 +171,17 @@ build_and_install_from()
 
 	[ -w "$("$PG_CONFIG" --pkglibdir)" ] ||
 		die "Cannot install into $("$PG_CONFIG" --pkglibdir); run as root, or set PG_CONFIG."
-	make -C "$folder" PG_CONFIG="$PG_CONFIG" "$@" >"$log" 2>&1 || { cat "$log"; die "could not build"; }
+	make -j "$(nproc)" -C "$folder" PG_CONFIG="$PG_CONFIG" "$@" >"$log" 2>&1 || { cat "$log"; die "could not build"; }
 	make -C "$folder" PG_CONFIG="$PG_CONFIG" "$@" install >"$log" 2>&1 || { cat "$log"; die "could not install"; }
 }
 
 # Servers refuse to run as root.
 if [ "$(id -u)" = 0 ]; then
 	as_user() { (cd "$scratch" && runuser -u postgres -- "$@"); }
+	own() { chown -R postgres "$1"; }
 else
 	as_user() { (cd "$scratch" && "$@"); }
+	own() { :; }
 fi
 
 # A folder of our own, and nothing left behind.
@@ -133,38 +189,40 @@ make_scratch()
 {
 	scratch=$(mktemp -d "${TMPDIR:-/tmp}/cqrs_outbox.XXXXXX")
 	chmod 755 "$scratch"
+	own "$scratch"
 	trap clean_up EXIT
 	trap 'exit 130' INT TERM
 }
 
 clean_up()
 {
-	stop_clusters
+	stop_servers "$scratch"
 	rm -rf "$scratch"
 }
 
-stop_clusters()
+# stop_servers FOLDER: whose data folders are below it
+stop_servers()
 {
-	local data
+	local pid_file
 
-	for data in "$scratch"/cluster*/data; do
-		[ -e "$data/postmaster.pid" ] && as_user "$bindir/pg_ctl" -D "$data" -m immediate -w stop >/dev/null 2>&1
-	done
-	return 0
-}
-
-own_scratch()
-{
-	[ "$(id -u)" != 0 ] || chown -R postgres "$scratch"
+	find "$1" -name postmaster.pid 2>/dev/null | while read -r pid_file; do
+		as_user "$bindir/pg_ctl" -D "$(dirname "$pid_file")" -m immediate -w stop
+	done >/dev/null 2>&1
 }
 
 # start_cluster NAME [CONFIGURATION FILE]: on a socket in $scratch/cluster_NAME
 start_cluster()
 {
-	local dir=$scratch/cluster_$1
+	start_cluster_in "$scratch/cluster_$1" "${@:2}"
+}
+
+# start_cluster_in FOLDER [CONFIGURATION FILE]
+start_cluster_in()
+{
+	local dir=$1
 
 	mkdir "$dir"
-	own_scratch
+	own "$dir"
 	as_user "$bindir/initdb" -D "$dir/data" -A trust -U postgres --no-sync -E UTF8 --locale=C >"$dir.initdb" 2>&1 ||
 		{ cat "$dir.initdb"; die "could not make a cluster"; }
 	{

@@ -53,12 +53,14 @@ $node->safe_psql('postgres', q(
 ));
 
 # emit(KEY, N...): one after the other.
+# In one transaction: what one of them does to the server does not keep the
+# others from being emitted.
 sub emit
 {
 	my ($key, @n) = @_;
 
-	$node->safe_psql('postgres', join(';',
-		map { "SELECT cqrs_emit('happened', '{\"n\": $_}', key => '$key')" } @n));
+	$node->safe_psql('postgres', join(';', 'BEGIN',
+		(map { "SELECT cqrs_emit('happened', '{\"n\": $_}', key => '$key')" } @n), 'COMMIT'));
 }
 
 sub status
