@@ -1,0 +1,219 @@
+# What happens to the server, and to subscriptions and topics, while the
+# history checker's clients are at work: movers, which are clients themselves,
+# and strikes, which end processes.
+
+package HistoryMovers;
+
+use strict;
+use warnings;
+
+use Exporter 'import';
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Time::HiRes qw(usleep time);
+
+use HistoryClients;
+use HistorySession;
+
+our @EXPORT = qw(movers strike);
+
+my $file;
+my $number = 0;
+
+sub pick { return $_[ rand @_ ]; }
+
+# did(SESSION, WHAT, SQL): and how it went
+sub did
+{
+	my ($session, $what, $sql) = @_;
+	my $output = $session->query($sql);
+	my ($error) = $output =~ /ERROR: +(.*)/;
+
+	say_history($file, "$what: $sql" . (defined $error ? " -- $error" : ''));
+	$session->query("INSERT INTO done VALUES ('$what')") unless defined $error;
+	return !defined $error;
+}
+
+# ------------------------------------------------------------------------
+# Movers
+# ------------------------------------------------------------------------
+
+sub seek_somewhere
+{
+	my ($session) = @_;
+	my $target = pick("'earliest'", "'latest'", sprintf "(clock_timestamp() - interval '%d ms')::text", rand 3000);
+
+	did($session, 'seek', sprintf "SELECT seek('%s', %s)", pick(qw(replayer replay_puller)), $target);
+}
+
+sub pause_and_resume
+{
+	my ($session) = @_;
+
+	did($session, 'pause', "SELECT cqrs_pause('paused')");
+	usleep(rand 300_000);
+	did($session, 'resume', "SELECT cqrs_resume('paused')");
+}
+
+sub alter
+{
+	my ($session) = @_;
+
+	did($session, 'alter', pick(
+		"SELECT cqrs_alter_subscription('paused', handler_timeout => '30 s')",
+		"SELECT cqrs_alter_subscription('paused', handler => handle('paused')::regprocedure)",
+		"SELECT cqrs_alter_subscription('flaky', retry_delay => '10 ms')",
+		"SELECT cqrs_alter_topic('payments', '1 s')",
+		"SELECT cqrs_alter_topic('payments', '0')"));
+}
+
+sub redrive
+{
+	my ($session) = @_;
+
+	did($session, 'redrive', pick("SELECT cqrs_redrive('poisoned')",
+		"SELECT cqrs_redrive('poisoned', (SELECT event_id FROM cqrs_dead_letters('poisoned') ORDER BY random() LIMIT 1))"));
+}
+
+# A subscription comes, its other topics go, one by one, while it is delivered
+# to, and in the end it goes.
+sub topics_come_and_go
+{
+	my ($session) = @_;
+	my $name = sprintf 'passing_%d_%d', $$, $number++;
+	my @topics = map { "${name}_$_" } 1 .. 1 + rand 3;
+	my $list = join ', ', map { "'$_'" } $topics[0], 'orders', @topics[1 .. $#topics];
+	my $created = join ', ', map { "cqrs_create_topic('$_', '0')" } @topics;
+
+	did($session, 'create topics', "SELECT $created") or return;
+	did($session, 'subscribe', "SELECT cqrs_subscribe('$name', ARRAY[$list], handle('$name')::regprocedure, start => 'latest', retry_delay => '20 ms')") or return;
+	$session->query("SELECT record_lifetime('$name', false)");
+	for my $topic (sort { $a cmp $b } @topics)
+	{
+		$session->query("SELECT cqrs_emit('happened', '{}', topic => '$topic')") if rand() < 0.5;
+		usleep(rand 300_000);
+		did($session, 'drop topic', "SELECT cqrs_drop_topic('$topic', true)");
+	}
+	usleep(rand 500_000);
+	$session->query("SELECT record_lifetime('$name', true) FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())) s");
+	if ($session->query("SELECT cqrs_wait('$name', '15 s')") !~ /^t$/m)
+	{
+		$session->query("DELETE FROM lifetime WHERE subscription = '$name' AND ended");
+		say_history($file, "$name was not waited for");
+	}
+	did($session, 'unsubscribe', "SELECT cqrs_unsubscribe('$name')");
+}
+
+sub maintain
+{
+	my ($session) = @_;
+	my $table = pick(split /\n/, $session->query(
+		"SELECT oid::regclass FROM pg_class WHERE relnamespace = 'cqrs'::regnamespace AND relkind = 'r' ORDER BY oid"));
+
+	$session->query("SET lock_timeout = '500 ms'");
+	did($session, 'maintain', pick((map { "VACUUM $_" } $table, $table, ''), "VACUUM (FULL) $table", "REINDEX TABLE $table", "REINDEX TABLE CONCURRENTLY $table",
+		"ANALYZE $table", 'CHECKPOINT', 'SELECT count(*) FROM cqrs_tick()', 'SELECT count(*) FROM cqrs_maintain()', 'SELECT count(*) FROM cqrs_release_commands()'));
+	$session->query('RESET lock_timeout');
+}
+
+sub signal_somebody
+{
+	my ($session) = @_;
+	my $type = pick('client backend', 'cqrs_outbox worker', 'cqrs_outbox manager', 'cqrs_outbox launcher');
+
+	did($session, 'signal', sprintf(
+		"SELECT pg_%s_backend(pid) FROM pg_stat_activity WHERE backend_type = '$type' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1",
+		pick(qw(cancel terminate))));
+}
+
+sub loop
+{
+	my ($rest, @actions) = @_;
+
+	return sub {
+		my ($session) = @_;
+
+		pick(@actions)->($session);
+		usleep(1000 * rand $rest);
+	};
+}
+
+# movers(FILE): by name
+sub movers
+{
+	($file) = @_;
+	return (
+		seeker => loop(600, \&seek_somewhere),
+		steerer => loop(400, \&pause_and_resume, \&alter, \&redrive),
+		passer => loop(100, \&topics_come_and_go),
+		maintainer => loop(150, \&maintain),
+		signaller => loop(800, \&signal_somebody));
+}
+
+# ------------------------------------------------------------------------
+# Strikes
+# ------------------------------------------------------------------------
+
+# Which process to end, and how. SIGKILL of any has the server end all.
+my @STRIKES = (
+	(map { [ KILL => $_ ] } 'client backend', 'cqrs_outbox worker', 'cqrs_outbox worker', 'cqrs_outbox manager',
+		'cqrs_outbox launcher', 'checkpointer', 'walwriter'),
+	[ KILL => 'postmaster' ], [ STOP => 'immediate' ], [ STOP => 'immediate' ], [ STOP => 'fast' ]);
+
+# pids(SERVER, TYPE)
+sub pids
+{
+	my ($node, $type) = @_;
+	my ($rc, $out) = $node->psql('postgres',
+		"SELECT pid FROM pg_stat_activity WHERE backend_type LIKE '$type' AND pid <> pg_backend_pid() ORDER BY pid");
+
+	return $rc == 0 ? split /\n/, $out : ();
+}
+
+# wait_up(SERVER): until it lets us in
+sub wait_up
+{
+	my ($node) = @_;
+
+	for (1 .. 20 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		return if run_log([ 'psql', '-Xq', '-d', $node->connstr('postgres'), '-c', 'SELECT true' ],
+			'<', \undef, '>', '/dev/null', '2>', '/dev/null');
+		usleep(50_000);
+	}
+	die 'the server did not come back';
+}
+
+# strike(SERVER): something ends. Returns what; it is up again.
+sub strike
+{
+	my ($node) = @_;
+	my ($signal, $victim) = @{ pick(@STRIKES) };
+	my @pids;
+
+	if ($signal eq 'STOP')
+	{
+		$node->stop($victim);
+		$node->start;
+		return "$victim shutdown";
+	}
+	if ($victim eq 'postmaster')
+	{
+		@pids = pids($node, '%');
+		$node->kill9;
+
+		# Until all its children have noticed, there can be no other.
+		usleep(10_000) while grep { kill 0, $_ } @pids;
+		usleep(100_000) until $node->start(fail_ok => 1);
+		return 'postmaster killed';
+	}
+
+	my $offset = -s $node->logfile;
+	@pids = pids($node, $victim);
+	return "no $victim" unless @pids && kill 'KILL', pick(@pids);
+	$node->wait_for_log(qr/all server processes terminated; reinitializing|terminating any other active server processes/, $offset);
+	wait_up($node);
+	return "$victim killed";
+}
+
+1;

@@ -1,0 +1,260 @@
+-- What the history checker runs on: tables of what was emitted and of what
+-- arrived, functions that emit and consume, and the subscriptions.
+--
+-- An emitter writes into "truth" what it emits, in the same transaction. So
+-- what "truth" holds in the end is what happened, whatever became of a commit
+-- that was never answered. Each event carries a tag, which "truth" has too. One
+-- with a key also carries a number, counted up in a row that stays locked until
+-- the end of the transaction: of two events of one topic and key, the one with
+-- the higher number was emitted after the other's commit, and no number is
+-- missing.
+
+CREATE EXTENSION cqrs_outbox;
+CREATE EXTENSION cqrs_outbox_example;
+SELECT cqrs_create_topic('orders', '0'), cqrs_create_topic('payments', '0'), cqrs_create_topic('replayed', '1 day');
+SELECT cqrs_register_event('happened', 'orders');
+
+CREATE TABLE truth (tag uuid PRIMARY KEY, event_id uuid, topic text, key text, n bigint,
+	xid xid8 DEFAULT pg_current_xact_id(), pid int DEFAULT pg_backend_pid(),
+	client text DEFAULT current_setting('application_name'), at timestamptz DEFAULT clock_timestamp());
+
+-- seq is in the order of arrival; epoch counts a subscription's seeks.
+CREATE TABLE arrived (seq bigserial, subscription text, tag uuid, event_id uuid, topic text, key text, n bigint,
+	epoch int, xid xid8 DEFAULT pg_current_xact_id(), pid int DEFAULT pg_backend_pid(),
+	at timestamptz DEFAULT clock_timestamp());
+CREATE TABLE epoch (subscription text, epoch int, target text, at timestamptz DEFAULT clock_timestamp(),
+	PRIMARY KEY (subscription, epoch));
+
+-- Batches that clients wrote into files: here, if they are acknowledged.
+CREATE TABLE batch (seq bigserial, id text PRIMARY KEY);
+
+-- Subscriptions that come and go: the highest numbers when they came, and when
+-- they were to have got everything.
+CREATE TABLE lifetime (subscription text, ended boolean, topic text, key text, n bigint);
+
+-- How often what happened.
+CREATE TABLE done (what text);
+
+CREATE TABLE counter (topic text, key text, n bigint DEFAULT 0, PRIMARY KEY (topic, key));
+INSERT INTO counter
+SELECT topic, key
+FROM unnest(ARRAY['orders', 'payments', 'replayed', 'commands']) topic,
+	 (SELECT 'k' || k FROM generate_series(1, 6) k
+	  UNION ALL SELECT 'late' || k FROM generate_series(1, 2) k
+	  UNION ALL SELECT 'prepared' || k FROM generate_series(1, 20) k) keys (key);
+
+CREATE FUNCTION count_up(counted_topic text, counted text, OUT n bigint) LANGUAGE sql AS $$
+	UPDATE counter SET n = counter.n + 1 WHERE topic = counted_topic AND key = counted RETURNING counter.n
+$$;
+
+-- ----------------------------------------------------------------------
+-- Emitters
+-- ----------------------------------------------------------------------
+
+CREATE FUNCTION emit(topic text, key text) RETURNS void LANGUAGE plpgsql SET search_path = public AS $$
+DECLARE
+	tag uuid := gen_random_uuid();
+	n bigint := count_up(topic, key);
+BEGIN
+	INSERT INTO truth
+	VALUES (tag, cqrs_emit('happened', jsonb_build_object('tag', tag, 'n', n), key => key, topic => topic), topic, key, n);
+END $$;
+
+-- One with a key, one with the other, one without, and so on.
+CREATE FUNCTION emit_many(events int, key text, other_key text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+	k text;
+	n bigint;
+	tag uuid;
+	payloads jsonb[];
+	keys text[];
+BEGIN
+	FOR i IN 0 .. events - 1 LOOP
+		k := (ARRAY[key, other_key, NULL])[1 + i % 3];
+		n := count_up('orders', k);
+		tag := gen_random_uuid();
+		INSERT INTO truth VALUES (tag, NULL, 'orders', k, n);
+		keys[i] := k;
+		payloads[i] := jsonb_build_object('tag', tag, 'n', n);
+	END LOOP;
+	PERFORM cqrs_emit_many('happened', payloads, keys);
+END $$;
+
+-- In subtransactions, one inside the other: half of the outer ones, and all of
+-- the inner, are rolled back.
+CREATE FUNCTION emit_nested(events int, topic text, key text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	FOR i IN 1 .. events LOOP
+		BEGIN
+			PERFORM emit(topic, key);
+			BEGIN
+				PERFORM emit(topic, key);
+				RAISE division_by_zero;
+			EXCEPTION WHEN division_by_zero THEN
+			END;
+			IF i % 2 = 0 THEN
+				RAISE no_data_found;
+			END IF;
+		EXCEPTION WHEN no_data_found THEN
+		END;
+	END LOOP;
+END $$;
+
+-- With a key that no prepared transaction holds.
+CREATE FUNCTION emit_free(emitted_topic text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+	free text;
+BEGIN
+	SELECT key INTO STRICT free FROM counter WHERE topic = emitted_topic AND key LIKE 'prepared%'
+	ORDER BY random() LIMIT 1 FOR UPDATE SKIP LOCKED;
+	PERFORM emit(emitted_topic, free);
+END $$;
+
+-- A command, now or later. Later ones have no order.
+CREATE FUNCTION enqueue(key text, delay interval DEFAULT NULL) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+	tag uuid := gen_random_uuid();
+	n bigint := CASE WHEN delay IS NULL THEN count_up('commands', key) END;
+	payload jsonb := jsonb_build_object('tag', tag, 'n', n, 'key', key);
+BEGIN
+	IF delay IS NULL THEN
+		INSERT INTO truth VALUES (tag, cqrs_enqueue('Note', payload, key => key), 'commands', key, n);
+	ELSE
+		INSERT INTO truth VALUES (tag, cqrs_enqueue('Note', payload, run_at => clock_timestamp() + delay), 'commands', key, n);
+	END IF;
+END $$;
+
+CREATE FUNCTION place(command jsonb) RETURNS void LANGUAGE sql SET search_path = public AS $$
+	SELECT emit(command->>'topic', command->>'key')
+$$;
+SELECT cqrs_register_command('Place', 'place(jsonb)');
+
+-- ----------------------------------------------------------------------
+-- Consumers
+-- ----------------------------------------------------------------------
+
+CREATE FUNCTION arrive(consumer text, event_id uuid, topic text, key text, payload jsonb) RETURNS void
+LANGUAGE sql SET search_path = public AS $$
+	INSERT INTO arrived (subscription, tag, event_id, topic, key, n, epoch)
+	VALUES (consumer, (payload->>'tag')::uuid, event_id, topic, key, (payload->>'n')::bigint,
+			(SELECT max(e.epoch) FROM epoch e WHERE e.subscription = consumer))
+$$;
+
+CREATE FUNCTION note(command jsonb) RETURNS void LANGUAGE sql SET search_path = public AS $$
+	SELECT arrive('commands', (SELECT event_id FROM truth WHERE tag = (command->>'tag')::uuid), 'commands', command->>'key', command)
+$$;
+SELECT cqrs_register_command('Note', 'note(jsonb)');
+
+-- One event in 32 fails at its first attempt; one in 43 always, until cured.
+CREATE TABLE cure (done boolean);
+CREATE FUNCTION fails_first(payload jsonb) RETURNS boolean IMMUTABLE LANGUAGE sql AS $$ SELECT payload->>'tag' < '08' $$;
+CREATE FUNCTION is_poison(tag uuid) RETURNS boolean IMMUTABLE LANGUAGE sql AS $$ SELECT tag >= 'fa000000-0000-0000-0000-000000000000' $$;
+
+CREATE FUNCTION fail_perhaps(consumer text, payload jsonb) RETURNS void LANGUAGE plpgsql SET search_path = public AS $$
+BEGIN
+	IF consumer IN ('flaky', 'spread') AND fails_first(payload) AND (cqrs_context()).attempt = 1 THEN
+		RAISE EXCEPTION 'not at the first attempt';
+	ELSIF consumer = 'poisoned' AND is_poison((payload->>'tag')::uuid) AND NOT EXISTS (SELECT FROM cure) THEN
+		RAISE EXCEPTION 'poison';
+	END IF;
+END $$;
+
+-- handle(CONSUMER): makes its handler. Returns what to register.
+CREATE FUNCTION handle(consumer text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	EXECUTE format('CREATE OR REPLACE FUNCTION on_%1$s(event cqrs_event) RETURNS void LANGUAGE plpgsql SET search_path = public AS $f$
+		BEGIN
+			PERFORM arrive(%1$L, event.event_id, event.topic, event.key, event.payload);
+			PERFORM fail_perhaps(%1$L, event.payload);
+		END $f$', consumer);
+	RETURN format('on_%s(cqrs_event)', consumer);
+END $$;
+
+-- Whether receive gives receipts, and what is acknowledged is named.
+CREATE FUNCTION has_receipts() RETURNS boolean STABLE LANGUAGE sql AS $$
+	SELECT EXISTS (SELECT FROM pg_proc WHERE proname = 'cqrs_renew')
+$$;
+
+-- refuse(SUBSCRIPTION, POSITION, THOSE BEFORE IT)
+CREATE FUNCTION refuse(subscription text, refused bigint, before bigint[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	IF has_receipts() THEN
+		PERFORM cqrs_nack(subscription, ARRAY[refused], 'not at the first attempt', retry_after => '20 ms');
+		PERFORM cqrs_ack(subscription, before) WHERE before <> '{}';
+	ELSE
+		PERFORM cqrs_nack(subscription, refused, 'not at the first attempt', retry_after => '20 ms');
+	END IF;
+END $$;
+
+CREATE FUNCTION acknowledge(subscription text, positions bigint[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	IF positions <> '{}' AND has_receipts() THEN
+		PERFORM cqrs_ack(subscription, positions);
+	ELSIF positions <> '{}' THEN
+		PERFORM cqrs_ack(subscription, positions[array_upper(positions, 1)]);
+	END IF;
+END $$;
+
+-- Receive a batch, and work on so many of its events, up to one that fails.
+CREATE FUNCTION pull(subscription text, batch_size int, worked_on int) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+	event record;
+	positions bigint[] := '{}';
+	first int := CASE WHEN has_receipts() THEN 1 ELSE 0 END;
+BEGIN
+	FOR event IN SELECT * FROM cqrs_receive(subscription, batch_size) LIMIT worked_on LOOP
+		IF fails_first(event.payload) AND event.attempts <= first THEN
+			PERFORM refuse(subscription, event.position, positions);
+			RETURN;
+		END IF;
+		PERFORM arrive(subscription, event.event_id, event.topic, event.key, event.payload);
+		positions := positions || event.position;
+	END LOOP;
+	PERFORM acknowledge(subscription, positions);
+END $$;
+
+-- ----------------------------------------------------------------------
+-- Movers
+-- ----------------------------------------------------------------------
+
+-- A seek begins an epoch. Whoever delivers has the cursor's lock, and so is
+-- in the one or in the other.
+CREATE FUNCTION seek(sought text, goal text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM cqrs_seek(sought, goal);
+	INSERT INTO epoch SELECT sought, max(epoch) + 1, goal FROM epoch WHERE subscription = sought;
+	INSERT INTO done VALUES ('seek');
+END $$;
+
+CREATE FUNCTION record_lifetime(subscription text, ended boolean) RETURNS void LANGUAGE sql AS $$
+	INSERT INTO lifetime SELECT subscription, ended, topic, key, n FROM counter WHERE topic = 'orders'
+$$;
+
+-- ----------------------------------------------------------------------
+-- Subscriptions
+-- ----------------------------------------------------------------------
+
+SELECT cqrs_subscribe(s, ARRAY['orders', 'payments'], handle(s)::regprocedure)
+FROM unnest(ARRAY['recorder', 'paused', 'drained']) s;
+SELECT cqrs_subscribe('flaky', ARRAY['orders', 'payments'], handle('flaky')::regprocedure, retry_delay => '20 ms'),
+	   cqrs_subscribe('spread', ARRAY['orders', 'payments'], handle('spread')::regprocedure, partitions => 3, retry_delay => '20 ms'),
+	   cqrs_subscribe('poisoned', ARRAY['orders', 'payments'], handle('poisoned')::regprocedure, max_attempts => 2, retry_delay => '20 ms');
+SELECT cqrs_subscribe(s, ARRAY['orders', 'payments'], max_attempts => 0) FROM unnest(ARRAY['puller', 'filed']) s;
+SELECT cqrs_subscribe('sharers', ARRAY['orders', 'payments'], partitions => 2, max_attempts => 0);
+SELECT cqrs_subscribe('leased', ARRAY['orders', 'payments'], partitions => 2, max_attempts => 0) WHERE has_receipts();
+
+-- What is sought has a topic of its own, which is made anew for each round.
+CREATE FUNCTION begin_round() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	TRUNCATE truth, arrived, epoch, batch, lifetime, cure;
+	UPDATE counter SET n = 0;
+	IF EXISTS (SELECT FROM cqrs_subscription_status WHERE subscription = 'replayer') THEN
+		PERFORM cqrs_unsubscribe('replayer'), cqrs_unsubscribe('replay_puller');
+		PERFORM cqrs_drop_topic('replayed', true);
+		PERFORM cqrs_create_topic('replayed', '1 day');
+	END IF;
+	INSERT INTO epoch VALUES ('replayer', 0, 'earliest'), ('replay_puller', 0, 'earliest');
+	PERFORM cqrs_subscribe('replayer', ARRAY['replayed'], handle('replayer')::regprocedure);
+	PERFORM cqrs_subscribe('replay_puller', ARRAY['replayed'], max_attempts => 0);
+END $$;
+SELECT begin_round();
