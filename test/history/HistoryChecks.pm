@@ -106,9 +106,9 @@ sub seek_differences
 	my ($node, $subscription) = @_;
 	my $arrived = "(SELECT a.*, e.target, (SELECT max(epoch) FROM epoch WHERE subscription = '$subscription') AS last
 		FROM arrived a JOIN epoch e USING (subscription, epoch) WHERE subscription = '$subscription') a";
-	my $truth = "(SELECT * FROM truth WHERE topic = 'replayed') t";
+	my $truth = "(SELECT t.*, coalesce(v.emitted_at, t.at) AS emitted_at
+		FROM truth t LEFT JOIN cqrs_topics.replayed v USING (event_id) WHERE t.topic = 'replayed') t";
 	my $since = q(CASE WHEN target LIKE '2%' THEN target::timestamptz WHEN target = 'earliest' THEN '-infinity' ELSE 'infinity' END);
-	my $emitted = 'SELECT v.emitted_at FROM cqrs_topics.replayed v WHERE v.event_id = t.event_id';
 
 	return find($node, $subscription,
 		invented => "SELECT tag FROM $arrived EXCEPT SELECT tag FROM $truth",
@@ -117,9 +117,9 @@ sub seek_differences
 				FROM $arrived WHERE key IS NOT NULL) s
 			WHERE n <> before + 1",
 		'begun too late' => "SELECT t.tag FROM (SELECT epoch, key, target, min(n) AS first FROM $arrived WHERE key IS NOT NULL GROUP BY 1, 2, 3) s
-			JOIN $truth USING (key) WHERE t.n < s.first AND ($emitted) >= $since",
+			JOIN $truth USING (key) WHERE t.n < s.first AND t.emitted_at >= $since",
 		lost => "SELECT t.tag FROM $truth, (SELECT epoch, target FROM epoch WHERE subscription = '$subscription' ORDER BY epoch DESC LIMIT 1) e
-			WHERE ($emitted) >= $since AND NOT EXISTS (SELECT FROM arrived a WHERE subscription = '$subscription' AND a.epoch = e.epoch AND a.tag = t.tag)");
+			WHERE t.emitted_at >= $since AND NOT EXISTS (SELECT FROM arrived a WHERE subscription = '$subscription' AND a.epoch = e.epoch AND a.tag = t.tag)");
 }
 
 # lifetime_differences(SERVER): of subscriptions that came and went

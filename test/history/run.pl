@@ -168,10 +168,12 @@ sub compare
 	{
 		$node->safe_psql('postgres', "SELECT seek('$_', $target)") for qw(replayer replay_puller);
 		return @found, { what => 'not delivered', subscription => '', tags => [], count => 0 } unless wait_delivered("seek to $target");
+		$node->safe_psql('postgres', 'ANALYZE truth, arrived');
 		push @found, seek_differences($node, $_) for qw(replayer replay_puller);
 	}
 	end_clients(sort keys %clients);
 
+	$node->safe_psql('postgres', 'ANALYZE truth, arrived, lifetime, epoch');
 	load_file($node, $_, $files{$_}) for qw(filed leased);
 	load_messages($node, $_, map { $_->{message}{body} } $peers{$_}->messages) for sort keys %peers;
 	push @found, differences($node, $_, @topics)

@@ -159,6 +159,12 @@ BEGIN
 	END IF;
 END $$;
 
+-- Some are slow, so that something happens in the middle of their windows.
+CREATE FUNCTION take_time(consumer text) RETURNS void LANGUAGE sql AS $$
+	SELECT pg_catalog.pg_sleep(random() * 0.06)
+	WHERE consumer LIKE 'passing%' AND random() < 0.5 OR consumer = 'replayer' AND random() < 0.05
+$$;
+
 -- handle(CONSUMER): makes its handler. Returns what to register.
 CREATE FUNCTION handle(consumer text) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
@@ -166,6 +172,7 @@ BEGIN
 		BEGIN
 			PERFORM arrive(%1$L, event.event_id, event.topic, event.key, event.payload);
 			PERFORM fail_perhaps(%1$L, event.payload);
+			PERFORM take_time(%1$L);
 		END $f$', consumer);
 	RETURN format('on_%s(cqrs_event)', consumer);
 END $$;
