@@ -122,24 +122,28 @@ sub cycle
 	say_history($history, "cycle $number: $what");
 }
 
-# wait_delivered(WHAT): until nothing is left to deliver
+# wait_delivered(WHAT): until nothing is left to deliver. Returns what is wrong,
+# if it takes too long.
 sub wait_delivered
 {
 	my ($what) = @_;
-
 	my $begun = time;
 
-	if ($node->poll_query_until('postgres', q(SELECT coalesce(sum(lag_events + retrying + waiting), 0) = 0
-		AND (SELECT count(*) = 0 FROM cqrs_scheduled_commands) FROM cqrs_subscription_status)))
+	while (time < $begun + 90)
 	{
-		note(sprintf '%s: all delivered after %.1f s', $what, time - $begun);
-		return 1;
+		if ($node->safe_psql('postgres', q(SELECT coalesce(sum(lag_events + retrying + waiting), 0) = 0
+			AND (SELECT count(*) = 0 FROM cqrs_scheduled_commands) FROM cqrs_subscription_status)) eq 't')
+		{
+			note(sprintf '%s: all delivered after %.1f s', $what, time - $begun);
+			return ();
+		}
+		usleep(100_000);
 	}
 	diag("$what: not everything is delivered (seed $seed)\n"
 		  . $node->safe_psql('postgres', 'SELECT subscription, state, state_since, lag_events, retrying, waiting, dead, retry_at, held_by_pid, last_error FROM cqrs_subscription_status ORDER BY 1')
 		  . "\n" . $node->safe_psql('postgres', "SELECT pid, backend_type, application_name, state, wait_event, query FROM pg_stat_activity WHERE backend_type <> 'autovacuum launcher'")
 		  . "\n" . $node->safe_psql('postgres', 'SELECT * FROM cqrs_health()'));
-	return 0;
+	return { what => 'not delivered', subscription => $what, tags => [], count => 1 };
 }
 
 # settle(): nothing is emitted, moved, or killed any more
@@ -159,15 +163,14 @@ sub settle
 sub compare
 {
 	my @topics = ('orders,payments');
-	my @found;
+	my @found = wait_delivered('load');
 
-	return { what => 'not delivered', subscription => '', tags => [], count => 0 } unless wait_delivered('load');
 	push @found, differences($node, 'poisoned', @topics, 1);
 	$node->safe_psql('postgres', "INSERT INTO cure VALUES (true); SELECT cqrs_redrive('poisoned')");
 	for my $target ("(SELECT min(at) + (max(at) - min(at)) / 2 FROM truth)::text", "'earliest'")
 	{
 		$node->safe_psql('postgres', "SELECT seek('$_', $target)") for qw(replayer replay_puller);
-		return @found, { what => 'not delivered', subscription => '', tags => [], count => 0 } unless wait_delivered("seek to $target");
+		push @found, wait_delivered("seek to $target") unless @found;
 		$node->safe_psql('postgres', 'ANALYZE truth, arrived');
 		push @found, seek_differences($node, $_) for qw(replayer replay_puller);
 	}
@@ -205,7 +208,7 @@ while (!$faults && ($crashes ? $struck < $crashes : $round == 0 || time < $end -
 		count(*) FILTER (WHERE key LIKE 'late%'), count(*) FILTER (WHERE topic = 'commands'), count(*) FILTER (WHERE is_poison(tag))) FROM truth));
 	my ($emitted, $prepared, $late, $commands, $poison) = split / /, $counts;
 
-	note(sprintf 'round %d: %d events, compared in %.1f s', $round, $emitted, time - $settling);
+	note(sprintf 'round %d: %d events, settled and compared in %.1f s', $round, $emitted, time - $settling);
 	$totals{events} += $emitted;
 	$totals{prepared} += $prepared;
 	$totals{late} += $late;
