@@ -187,13 +187,13 @@ sub pull_leased
 {
 	my ($session, $file) = @_;
 	my $id = join '-', $$, time, $batches++;
-	my $lease = pick(50, 300, 2000);
-	my @rows = receive($session, 'leased', sprintf("%d, lease => '$lease ms'", pick(1, 3, 100)), 'receipt');
+	my $lease = pick(50, 1000, 2000, 2000);
+	my @rows = receive($session, 'leased', sprintf("%d, lease => '$lease ms'", pick(1, 30, 100)), 'receipt');
 	my (@done, @refused);
 
 	return pause(50) unless @rows;
-	die "leave\n" if chance(0.05);
-	pause(200);
+	die "leave\n" if chance(0.03);
+	pause(80);
 	for my $row (@rows)
 	{
 		# What is left comes again.

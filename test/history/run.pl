@@ -128,9 +128,16 @@ sub wait_delivered
 {
 	my ($what) = @_;
 	my $begun = time;
+	my $told = $begun;
 
 	while (time < $begun + 90)
 	{
+		if (time > $told + 5)
+		{
+			$told = time;
+			note("$what: not yet delivered:\n" . $node->safe_psql('postgres', q(SELECT subscription, state, lag_events, retrying, waiting, retry_at - now(), held_by_pid, last_error
+				FROM cqrs_subscription_status WHERE lag_events + retrying + waiting > 0)));
+		}
 		if ($node->safe_psql('postgres', q(SELECT coalesce(sum(lag_events + retrying + waiting), 0) = 0
 			AND (SELECT count(*) = 0 FROM cqrs_scheduled_commands) FROM cqrs_subscription_status)) eq 't')
 		{
@@ -149,6 +156,8 @@ sub wait_delivered
 # settle(): nothing is emitted, moved, or killed any more
 sub settle
 {
+	my $begun = time;
+
 	end_clients(sort keys %others);
 	HistoryMovers::wait_up($node);
 	$node->safe_psql('postgres', (rand() < 0.7 ? 'COMMIT' : 'ROLLBACK') . " PREPARED '$_'")
@@ -157,6 +166,7 @@ sub settle
 	$node->safe_psql('postgres', "SELECT cqrs_unsubscribe('$_')")
 	  for split /\n/, $node->safe_psql('postgres', "SELECT subscription FROM cqrs_subscription_status WHERE subscription LIKE 'passing%'");
 	$peers{strict}->tell('rule_off');
+	note(sprintf 'settled after %.1f s', time - $begun);
 }
 
 # compare(): everything. Returns what must not be.
@@ -177,12 +187,14 @@ sub compare
 	end_clients(sort keys %clients);
 
 	$node->safe_psql('postgres', 'ANALYZE truth, arrived, lifetime, epoch');
+	my $begun = time;
 	load_file($node, $_, $files{$_}) for qw(filed leased);
 	load_messages($node, $_, map { $_->{message}{body} } $peers{$_}->messages) for sort keys %peers;
 	push @found, differences($node, $_, @topics)
 	  for qw(recorder paused drained flaky spread poisoned puller sharers filed), ($leases ? 'leased' : ()), sort keys %peers;
 	push @found, differences($node, 'commands', 'commands');
 	push @found, lifetime_differences($node);
+	note(sprintf 'compared in %.1f s', time - $begun);
 	return @found;
 }
 
@@ -201,8 +213,8 @@ while (!$faults && ($crashes ? $struck < $crashes : $round == 0 || time < $end -
 	{
 		cycle(++$number);
 	}
-	settle();
 	my $settling = time;
+	settle();
 	my @found = compare();
 	my $counts = $node->safe_psql('postgres', q(SELECT concat_ws(' ', count(*), count(*) FILTER (WHERE key LIKE 'prepared%'),
 		count(*) FILTER (WHERE key LIKE 'late%'), count(*) FILTER (WHERE topic = 'commands'), count(*) FILTER (WHERE is_poison(tag))) FROM truth));
