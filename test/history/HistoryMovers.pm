@@ -95,10 +95,14 @@ sub topics_come_and_go
 		did($session, 'drop topic', "SELECT cqrs_drop_topic('$topic', true)");
 	}
 	usleep(rand 500_000);
-	$session->query("SELECT record_lifetime('$name', true) FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())) s");
-	if ($session->query("SELECT cqrs_wait('$name', '15 s')") !~ /^t$/m)
+	# It counts only once it was waited for: we may be killed before.
+	$session->query("SELECT record_lifetime('$name waited for', true)");
+	if ($session->query("SELECT cqrs_wait('$name', '15 s')") =~ /^t$/m)
 	{
-		$session->query("DELETE FROM lifetime WHERE subscription = '$name' AND ended");
+		$session->query("UPDATE lifetime SET subscription = '$name' WHERE subscription = '$name waited for'");
+	}
+	else
+	{
 		say_history($file, "$name was not waited for");
 	}
 	did($session, 'unsubscribe', "SELECT cqrs_unsubscribe('$name')");
