@@ -52,6 +52,7 @@ OBJS = \
 	src/relay.o \
 	src/release.o \
 	src/retention.o \
+	src/rethrow.o \
 	src/retry.o \
 	src/rotation.o \
 	src/schedule.o \

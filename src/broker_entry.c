@@ -23,6 +23,7 @@
 
 #include "broker_entry.h"
 #include "relay.h"
+#include "rethrow.h"
 #include "target_handler.h"
 
 /* What is known of a lane. */
@@ -215,15 +216,12 @@ form_message(CqrsBrokerEntries *entries, CqrsBrokerEntry *entry,
 	}
 	PG_CATCH();
 	{
-		ErrorData  *error;
+		ErrorData  *error = cqrs_error_take(oldcontext);
 
-		MemoryContextSwitchTo(oldcontext);
-		error = CopyErrorData();
-		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
 		CurrentResourceOwner = oldowner;
 		if (cqrs_target_is_outage(error))
-			ReThrowError(error);
+			cqrs_error_rethrow(error);
 		entry->state = CQRS_ENTRY_REFUSED;
 		entry->fault.sqlerrcode = error->sqlerrcode;
 		entry->fault.message = error->message;

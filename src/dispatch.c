@@ -36,8 +36,8 @@
  * A subtransaction is ended here in any case: who catches the error up the
  * stack, such as PL/pgSQL's EXCEPTION, rolls back a subtransaction of its
  * own, and takes the innermost for it. The error goes on as it was; nothing
- * is caught. It is not copied either: ReThrowError() leaves some of its strings
- * in the copy, which may be gone when the next one up the stack copies it.
+ * is caught. It is taken before the rollback, which may free what it points to;
+ * see rethrow.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -53,6 +53,7 @@
 #include "fallback.h"
 #include "middleware.h"
 #include "payload.h"
+#include "rethrow.h"
 
 /* A call of a handler, or of its fallback. */
 typedef struct Call
@@ -331,10 +332,11 @@ call_in_subtransaction(CqrsDispatch *dispatch, CqrsHandler *handler,
 	}
 	PG_CATCH();
 	{
+		ErrorData  *error = cqrs_error_take(context);
+
 		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(ErrorContext);
 		CurrentResourceOwner = owner;
-		PG_RE_THROW();
+		cqrs_error_rethrow(error);
 	}
 	PG_END_TRY();
 	if (dispatch->passed_on)
