@@ -280,12 +280,10 @@ BEGIN
 END $$;
 SELECT length(subscription), octet_length(subscription) FROM cqrs.subscription WHERE subscription LIKE '%ä%';
 
--- the function by itself
-SELECT cqrs_run_command(ROW(1, NULL, 'Add', NULL, NULL, '{"n": 40}', NULL, NULL, NULL, NULL)::cqrs_event);
+-- the function by itself: only a delivery can call it
+SELECT cqrs.run_command(ROW(1, NULL, 'Add', NULL, NULL, '{"n": 40}', NULL, NULL, NULL, NULL)::cqrs_event);
+SELECT cqrs.run_command(NULL);
 SELECT n FROM item WHERE n = 40;
-SELECT cqrs_run_command(ROW(1, NULL, NULL, NULL, NULL, '{}', NULL, NULL, NULL, NULL)::cqrs_event);
-SELECT cqrs_run_command(ROW(1, NULL, 'Add', NULL, NULL, NULL, NULL, NULL, NULL, NULL)::cqrs_event);
-SELECT cqrs_run_command(NULL);
 
 DROP FUNCTION add_item, steal, read_items, list_items, enqueue_in_query, add_later, be_due, measure;
 DROP TABLE item, secret;
