@@ -200,7 +200,8 @@ form_message(CqrsBrokerEntries *entries, CqrsBrokerEntry *entry,
 	{
 		forming = true;
 		cqrs_message_form(event, entries->format, entries->module,
-						  entries->source, &entry->message.message);
+						  entries->source, entries->max_message_size,
+						  &entry->message.message);
 		forming = false;
 		return;
 	}
@@ -211,7 +212,8 @@ form_message(CqrsBrokerEntries *entries, CqrsBrokerEntry *entry,
 	PG_TRY();
 	{
 		cqrs_message_form(event, entries->format, entries->module,
-						  entries->source, &entry->message.message);
+						  entries->source, entries->max_message_size,
+						  &entry->message.message);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
