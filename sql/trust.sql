@@ -139,8 +139,39 @@ SELECT name, length(correlation_id), causation_id, attempt, traceparent FROM see
 SELECT event_name, headers ? 'correlation_id' AS correlated FROM cqrs_topics.then;
 SELECT command_name, headers ? 'correlation_id' AS correlated FROM cqrs.scheduled_command;
 
+-- types that do not exist
+SELECT cqrs_register_event('x', 'y', 0::regtype);
+SELECT cqrs_register_event('x', 'y', 4294967295::oid::regtype);
+
+-- who registers much in one transaction does not keep as many copies of the registry
+BEGIN;
+DO $$
+BEGIN
+	FOR i IN 1 .. 300 LOOP
+		PERFORM cqrs_register_command('Many' || i, 'passes(jsonb)');
+		PERFORM cqrs_register_event('Many' || i, 'see');
+		PERFORM cqrs_register_event_handler('Many' || i, 'passes(jsonb)');
+	END LOOP;
+END $$;
+SELECT cqrs_send('Many300', '{"n": 1}');
+SELECT count(*), sum(total_bytes) < 4000000 AS small FROM pg_backend_memory_contexts WHERE name = 'cqrs registry';
+ROLLBACK;
+-- ... while what is being handled stays what it is
+CREATE FUNCTION registers(payload jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+	FOR i IN 1 .. 50 LOOP
+		PERFORM cqrs_register_command(format('More%s_%s', payload->>'n', i), 'passes(jsonb)');
+	END LOOP;
+	PERFORM cqrs_next();
+	RETURN payload;
+END $$;
+SELECT cqrs_register_command('Register', 'registers(jsonb)', 'passes(jsonb)'),
+	cqrs_register_middleware('around(cqrs_request)');
+SELECT cqrs_send('Register', '{"n": 1}');
+SELECT cqrs_unregister_middleware('around(cqrs_request)');
+
 DROP TABLE seen;
 DROP EXTENSION cqrs_outbox CASCADE;
-DROP FUNCTION rethrows, rethrown, passes, safe, nested, takes_narrow, sends_wide, sees, forges_command;
+DROP FUNCTION rethrows, rethrown, passes, safe, nested, takes_narrow, sends_wide, sees, forges_command, registers;
 DROP TYPE narrow;
 DROP ROLE regress_cqrs_nobody;

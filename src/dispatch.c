@@ -116,7 +116,7 @@ cqrs_dispatch_pass_on(void)
 	bool		is_handling;
 
 	/* What cqrs_drain() has handled is no dispatch, but has a context. */
-	is_handling = dispatch != NULL && dispatch->handler != NULL &&
+	is_handling = dispatch != NULL && !dispatch->in_middleware &&
 		cqrs_context_innermost == &dispatch->context;
 	if (!is_handling || dispatch->command->nhandlers == 1)
 		ereport(ERROR,
