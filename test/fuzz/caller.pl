@@ -13,6 +13,7 @@ use warnings;
 use POSIX ();
 use Time::HiRes qw(time);
 
+$| = 1;
 my ($seconds, $seed) = @ARGV;
 my $callers = 3;
 my $chunk = 60;		# calls of one session
@@ -34,8 +35,9 @@ my %known = map { /^(\S+?)(?:=(\d+))?$/ ? ($1 => $2 // 3) : () } qw(
   registry_changed=1 breaker_state usable topic_progress subscription_progress cursor_holders);
 
 # What an error may say though it has the code of an internal one: the server's
-# own answers to who changes the same thing at the same time.
-my $excused = qr/tuple concurrently (?:updated|deleted)/;
+# own answers to who changes the same thing at the same time, and to who uses a
+# type that is just being dropped, which nothing locks.
+my $excused = qr/tuple concurrently (?:updated|deleted)|could not open relation with OID|cache lookup failed for type|type with OID \d+ does not exist/;
 
 # psql(SQL, ROLE): what it says, of up to $hang seconds; undef: it hangs.
 sub psql
@@ -233,7 +235,7 @@ sub run
 			my ($line, $error) = ($1, $2);
 
 			next if $error =~ $excused;
-			$failed = bad("as $role: $error\nin line $line of\n" . join("\n", (split /\n/, $sql)[ ($line > 4 ? $line - 4 : 0) .. $line ]));
+			$failed = bad("as $role: $error\nin line $line of\n" . join("\n", (split /\n/, $sql)[ ($line > 4 ? $line - 5 : 0) .. $line - 1 ]));
 		}
 		$failed = bad("the server does not answer $role: $said")
 		  if defined $said && $said =~ /server closed the connection unexpectedly|could not connect|connection to server.*failed: (?!FATAL:  role "fuzz_app" is not permitted)/i
