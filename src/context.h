@@ -27,8 +27,9 @@ typedef struct CqrsContext
 	NullableDatum headers;		/* of an event */
 	int			attempt;
 	Oid			caller;
-	const struct CqrsEvent *command;	/* the enqueued command that this is the
-										 * delivery of, or NULL: it is none */
+	const struct CqrsEvent *command;	/* the enqueued command that this is
+										 * the delivery of, or NULL: it is
+										 * none */
 } CqrsContext;
 
 /* The innermost one, or NULL. */

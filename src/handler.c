@@ -99,8 +99,8 @@ cqrs_handler_find(CqrsHandler *handler)
 
 	/*
 	 * Whether the user may look into the function's schema, or those of its
-	 * arguments' types, does not matter: the privilege is EXECUTE. This runs no
-	 * code but the parser's, and an error restores the user.
+	 * arguments' types, does not matter: the privilege is EXECUTE. This runs
+	 * no code but the parser's, and an error restores the user.
 	 */
 	GetUserIdAndSecContext(&save_userid, &save_sec_context);
 	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, save_sec_context |

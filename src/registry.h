@@ -110,7 +110,8 @@ typedef struct CqrsRegistryMark
 	bool		handed_out;
 } CqrsRegistryMark;
 
-extern CqrsMiddleware *cqrs_registry_middleware;	/* only to see whether there is one */
+extern CqrsMiddleware *cqrs_registry_middleware;	/* only to see whether
+													 * there is one */
 
 extern void cqrs_registry_init(void);
 extern bool cqrs_registry_usable(void);
