@@ -140,6 +140,7 @@ demo:
 
 test:
 	$(srcdir)/test/run
+	$(srcdir)/test/run fuzz 60
 
 bench:
 	$(srcdir)/bench/run
