@@ -52,6 +52,7 @@ OBJS = \
 	src/relay.o \
 	src/release.o \
 	src/retention.o \
+	src/rethrow.o \
 	src/retry.o \
 	src/rotation.o \
 	src/schedule.o \
@@ -80,7 +81,7 @@ EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/cqrs_broker.h src/cqrs_hooks.h
 
-REGRESS = meeting command query chain stream fallback breaker middleware idempotency dry_run emit domain_event context nesting prepared capture subscription retry deferred pull kept retention diagram health privileges adopt extension
+REGRESS = meeting command query chain stream fallback breaker middleware idempotency dry_run emit domain_event context nesting prepared capture subscription retry deferred pull kept retention diagram health privileges adopt trust extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation
@@ -139,6 +140,7 @@ demo:
 
 test:
 	$(srcdir)/test/run
+	$(srcdir)/test/run fuzz 60
 
 bench:
 	$(srcdir)/bench/run

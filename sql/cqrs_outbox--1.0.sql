@@ -1442,13 +1442,14 @@ CREATE FUNCTION cqrs_release_commands() RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_release_commands() IS 'puts commands whose time has come into the outbox, by hand';
 
--- Handler of the subscriptions that execute commands: sends the command that is
--- named like the event, with its payload.
--- Errors: as of cqrs_send().
--- Privileges: EXECUTE is PUBLIC's: it allows nothing that cqrs_send() does not.
-CREATE FUNCTION cqrs_run_command(event cqrs_event) RETURNS void
-LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION cqrs_run_command(cqrs_event) IS 'executes an enqueued command';
+-- Handler of the subscriptions that execute commands: executes the enqueued
+-- command that is being delivered.
+-- Errors: 55000 none is, as whenever anybody but the delivery calls it; else as
+-- of cqrs_send().
+-- Privileges: EXECUTE is PUBLIC's, as roles have their commands delivered.
+CREATE FUNCTION cqrs.run_command(event cqrs_event) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_run_command';
+COMMENT ON FUNCTION cqrs.run_command(cqrs_event) IS 'executes an enqueued command, when it is delivered';
 
 -- ----------------------------------------------------------------------
 -- Retention

@@ -23,6 +23,7 @@
 
 #include "broker_entry.h"
 #include "relay.h"
+#include "rethrow.h"
 #include "target_handler.h"
 
 /* What is known of a lane. */
@@ -199,7 +200,8 @@ form_message(CqrsBrokerEntries *entries, CqrsBrokerEntry *entry,
 	{
 		forming = true;
 		cqrs_message_form(event, entries->format, entries->module,
-						  entries->source, &entry->message.message);
+						  entries->source, entries->max_message_size,
+						  &entry->message.message);
 		forming = false;
 		return;
 	}
@@ -210,20 +212,18 @@ form_message(CqrsBrokerEntries *entries, CqrsBrokerEntry *entry,
 	PG_TRY();
 	{
 		cqrs_message_form(event, entries->format, entries->module,
-						  entries->source, &entry->message.message);
+						  entries->source, entries->max_message_size,
+						  &entry->message.message);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
-		ErrorData  *error;
+		ErrorData  *error = cqrs_error_take(oldcontext);
 
-		MemoryContextSwitchTo(oldcontext);
-		error = CopyErrorData();
-		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
 		CurrentResourceOwner = oldowner;
 		if (cqrs_target_is_outage(error))
-			ReThrowError(error);
+			cqrs_error_rethrow(error);
 		entry->state = CQRS_ENTRY_REFUSED;
 		entry->fault.sqlerrcode = error->sqlerrcode;
 		entry->fault.message = error->message;

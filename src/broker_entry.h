@@ -58,6 +58,7 @@ typedef struct CqrsBrokerEntries
 	CqrsFormat	format;
 	const CqrsBrokerModule *module;
 	const char *source;			/* in messages */
+	int			max_message_size;	/* in bytes */
 	bool		strict;			/* with strict_key_order */
 	bool		parked;			/* the entries are in cqrs.retry */
 	dlist_head	list;

@@ -22,7 +22,10 @@
  *	  does not, because the module does not return, the process has to end: the
  *	  thread still uses the messages. As long as there is a thread, exit()
  *	  would run the libraries' exit handlers under its feet; so at the end of
- *	  the process, after all callbacks of the server's, _exit() ends both.
+ *	  the process, _exit() ends both. That is once the process has given back
+ *	  all that is shared: all callbacks of before_shmem_exit() and
+ *	  on_shmem_exit() have run. What was registered with on_proc_exit() before
+ *	  the first link was made is not called, nor is what was with atexit().
  *
  *-------------------------------------------------------------------------
  */

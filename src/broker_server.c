@@ -33,6 +33,9 @@
 #define MODULE_FUNCTION	"cqrs_broker_module"
 #define MAX_WINDOW		1000000
 
+/* In bytes: what RabbitMQ 4 allows, and more than most do. */
+#define DEFAULT_MESSAGE_SIZE	(16 * 1024 * 1024)
+
 /* Counts what may have changed a server, a user mapping or a wrapper. */
 static uint64 generation = 1;
 
@@ -40,6 +43,7 @@ static const CqrsBrokerModule *find_module(const ForeignServer * server);
 static void check_module(const CqrsBrokerModule *module,
 						 const char *library, const ForeignServer * server);
 static List *user_mapping_options(Oid owner, Oid serverid);
+static int	int_option(DefElem *def, const char *server_name, int max);
 static const char *utf8(const char *string);
 static void forget(Datum arg, int cacheid, uint32 hashvalue);
 
@@ -78,6 +82,7 @@ cqrs_broker_server(const char *server_name, const char *subscription,
 	result->module = find_module(server);
 
 	result->window = result->module->window;
+	result->max_message_size = DEFAULT_MESSAGE_SIZE;
 	all = list_concat_copy(server->options,
 						   user_mapping_options(owner, server->serverid));
 	options = palloc(sizeof(CqrsBrokerOption) * (list_length(all) + 1));
@@ -89,14 +94,11 @@ cqrs_broker_server(const char *server_name, const char *subscription,
 		options[n].value = utf8(defGetString(def));
 		if (strcmp(def->defname, CQRS_BROKER_OPTION_SOURCE) == 0)
 			result->source = options[n].value;
-		if (strcmp(def->defname, CQRS_BROKER_OPTION_WINDOW) == 0 &&
-			(!parse_int(defGetString(def), &result->window, 0, NULL) ||
-			 result->window < 1 || result->window > MAX_WINDOW))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("option \"%s\" of server \"%s\" must be from 1 to %d",
-							CQRS_BROKER_OPTION_WINDOW, server_name,
-							MAX_WINDOW)));
+		if (strcmp(def->defname, CQRS_BROKER_OPTION_WINDOW) == 0)
+			result->window = int_option(def, server_name, MAX_WINDOW);
+		if (strcmp(def->defname, CQRS_BROKER_OPTION_MAX_MESSAGE_SIZE) == 0)
+			result->max_message_size = int_option(def, server_name,
+												  CQRS_BROKER_MAX_MESSAGE_SIZE);
 		n++;
 	}
 	result->connection.database = utf8(get_database_name(MyDatabaseId));
@@ -262,6 +264,23 @@ user_mapping_options(Oid owner, Oid serverid)
 		options = untransformRelOptions(value);
 	ReleaseSysCache(tuple);
 	return options;
+}
+
+/*
+ * An option of the server that is a number from 1 to max, or 22023.
+ */
+static int
+int_option(DefElem *def, const char *server_name, int max)
+{
+	int			value;
+
+	if (!parse_int(defGetString(def), &value, 0, NULL) ||
+		value < 1 || value > max)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("option \"%s\" of server \"%s\" must be from 1 to %d",
+						def->defname, server_name, max)));
+	return value;
 }
 
 static const char *

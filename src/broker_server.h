@@ -19,6 +19,7 @@ typedef struct CqrsBrokerServer
 	const CqrsBrokerModule *module;
 	CqrsBrokerConnection connection;
 	int			window;			/* messages that may be unconfirmed */
+	int			max_message_size;	/* in bytes */
 	const char *source;			/* of cloudevents; NULL: the default */
 } CqrsBrokerServer;
 

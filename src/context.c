@@ -248,7 +248,8 @@ make_headers(const char *correlation, bool has_causation)
 
 /*
  * Where in an object the string under a key is, and its length; NULL and 0 if
- * there is none.
+ * there is none. Headers come from tables, where a restore or a superuser may
+ * have put what is no object.
  */
 static char *
 find_value(Jsonb *object, const char *key, int *len)
@@ -256,7 +257,8 @@ find_value(Jsonb *object, const char *key, int *len)
 	JsonbValue	value;
 
 	*len = 0;
-	if (getKeyJsonValueFromContainer(&object->root, key, strlen(key),
+	if (!JB_ROOT_IS_OBJECT(object) ||
+		getKeyJsonValueFromContainer(&object->root, key, strlen(key),
 									 &value) == NULL ||
 		value.type !=jbvString)
 		return NULL;

@@ -27,6 +27,9 @@ typedef struct CqrsContext
 	NullableDatum headers;		/* of an event */
 	int			attempt;
 	Oid			caller;
+	const struct CqrsEvent *command;	/* the enqueued command that this is
+										 * the delivery of, or NULL: it is
+										 * none */
 } CqrsContext;
 
 /* The innermost one, or NULL. */
@@ -49,6 +52,7 @@ cqrs_context_init(CqrsContext *context, const char *kind, const char *name)
 	context->headers.isnull = true;
 	context->attempt = 1;
 	context->caller = GetUserId();
+	context->command = NULL;
 }
 
 /*

@@ -57,9 +57,15 @@
  *						default, as the module says
  *	cloudevents_source	what events in this format have as their source; by
  *						default /<database>/<topic>
+ *	max_message_size	the largest body of a message, in bytes; an event with a
+ *						larger one is a dead letter
  */
 #define CQRS_BROKER_OPTION_WINDOW	"window"
 #define CQRS_BROKER_OPTION_SOURCE	"cloudevents_source"
+#define CQRS_BROKER_OPTION_MAX_MESSAGE_SIZE	"max_message_size"
+
+/* What the last of these can be at most, in bytes. */
+#define CQRS_BROKER_MAX_MESSAGE_SIZE	(512 * 1024 * 1024)
 
 typedef struct CqrsBrokerOption
 {

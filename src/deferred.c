@@ -5,7 +5,7 @@
  *
  * An enqueued command is an event, in a topic of its own role's: named like the
  * command, with its payload, and with its id as event id. A subscription of
- * the role's, whose handler is cqrs_run_command(), dispatches it. So all that
+ * the role's, whose handler is cqrs.run_command(), dispatches it. So all that
  * holds for subscriptions holds for commands: they run exactly once, with their
  * owner's privileges, in order by key; they are retried, are dead letters,
  * can be paused and redriven.
@@ -139,7 +139,11 @@ cqrs_cancel_command(PG_FUNCTION_ARGS)
 }
 
 /*
- * cqrs_run_command(event): handler of the subscriptions that run commands.
+ * cqrs.run_command(event): handler of the subscriptions that run commands.
+ *
+ * It executes the command that is being delivered, whatever its argument is, and
+ * only if it is what the delivery calls: so nobody can have it believe in an id,
+ * an attempt, or a cause.
  *
  * To its handler, the command has the id under which it was enqueued, was
  * caused by what was being handled then, and has as many attempts as the
@@ -148,42 +152,40 @@ cqrs_cancel_command(PG_FUNCTION_ARGS)
 Datum
 cqrs_run_command(PG_FUNCTION_ARGS)
 {
-	HeapTupleHeader event = PG_GETARG_HEAPTUPLEHEADER(0);
+	CqrsContext *delivery = cqrs_context_innermost;
+	const CqrsEvent *event = delivery ? delivery->command : NULL;
 	CqrsDispatch dispatch;
 	CqrsCommand *command;
-	Datum		value;
+	Jsonb	   *payload;
 	bool		isnull;
 
-	value = GetAttributeByName(event, "event_name", &isnull);
-	if (isnull)
+	if (event == NULL)
 		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("command name must not be null")));
-	command = cqrs_command_get(TextDatumGetCString(value), CQRS_COMMAND);
-
-	value = GetAttributeByName(event, "payload", &isnull);
-	if (isnull)
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("no enqueued command is being delivered"),
+				 errdetail("cqrs.run_command() is only called by the delivery of commands."),
+				 errhint("Send a command with cqrs_send(), or enqueue it with cqrs_enqueue().")));
+	command = cqrs_command_get(delivery->name, CQRS_COMMAND);
+	if (event->payload.isnull)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("payload of command \"%s\" must not be null",
 						command->name)));
-	cqrs_payload_check_object(DatumGetJsonbP(value), "command", command->name);
-	cqrs_dispatch_init(&dispatch, command,
-					   JsonbPGetDatum(DatumGetJsonbP(value)), JSONBOID);
-
-	value = GetAttributeByName(event, "event_id", &isnull);
-	dispatch.context.has_id = !isnull;
-	if (!isnull)
-		dispatch.context.id = *DatumGetUUIDP(value);
-	value = GetAttributeByName(event, "attempts", &isnull);
-	if (!isnull)
-		dispatch.context.attempt = DatumGetInt32(value) + 1;
+	payload = DatumGetJsonbP(event->payload.value);
+	cqrs_payload_check_object(payload, "command", command->name);
+	cqrs_dispatch_init(&dispatch, command, JsonbPGetDatum(payload), JSONBOID);
+	dispatch.context.has_id = true;
+	dispatch.context.id = delivery->id;
+	dispatch.context.attempt = delivery->attempt;
 
 	/* Without headers, its delivery would be the cause. */
-	value = GetAttributeByName(event, "headers", &isnull);
-	dispatch.context.headers.isnull = false;
-	dispatch.context.headers.value = !isnull ? value :
-		DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
+	dispatch.context.headers = delivery->headers;
+	if (delivery->headers.isnull)
+	{
+		dispatch.context.headers.isnull = false;
+		dispatch.context.headers.value =
+			DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
+	}
 
 	(void) cqrs_dispatch_run(&dispatch, &isnull);
 	PG_RETURN_VOID();
@@ -303,10 +305,10 @@ make_subscription(void)
 						   " JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid"
 						   "  AND d.classid = 'pg_proc'::regclass AND d.deptype = 'e'"
 						   " JOIN pg_proc p ON p.oid = d.objid"
-						   " WHERE e.extname = 'cqrs_outbox' AND p.proname = 'cqrs_run_command'"
+						   " WHERE e.extname = 'cqrs_outbox' AND p.pronamespace = 'cqrs'::regnamespace AND p.proname = 'run_command'"
 						   " RETURNING subscription_id",
 						   2, types, values, NULL) != 1)
-		elog(ERROR, "could not find function cqrs_run_command");
+		elog(ERROR, "could not find function run_command");
 	subscription_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
 												  SPI_tuptable->tupdesc, 1,
 												  &isnull));

@@ -237,7 +237,7 @@ add_middleware(Diagram *graph)
 	DiagramNode *innermost = NULL;
 	CqrsMiddleware *middleware;
 
-	for (middleware = cqrs_registry_middleware; middleware != NULL;
+	for (middleware = cqrs_registry_get_middleware(); middleware != NULL;
 		 middleware = middleware->next)
 	{
 		DiagramNode *node = add_node(graph, NODE_MIDDLEWARE,

@@ -95,7 +95,7 @@ sequence_participants(StringInfo text, const CqrsCommand *command)
 	cqrs_diagram_line(text, 1, "actor caller");
 	cqrs_diagram_line(text, 1, "participant mediator");
 	if (command->kind != CQRS_STREAM)
-		for (middleware = cqrs_registry_middleware; middleware != NULL;
+		for (middleware = cqrs_registry_get_middleware(); middleware != NULL;
 			 middleware = middleware->next)
 			cqrs_diagram_line(text, 1, "participant m%d as %s", ++m,
 							  cqrs_diagram_escaped(middleware->handler.signature));
@@ -122,7 +122,7 @@ sequence_middleware(StringInfo text, bool in)
 	CqrsMiddleware *middleware;
 	int			n = 0;
 
-	for (middleware = cqrs_registry_middleware; middleware != NULL;
+	for (middleware = cqrs_registry_get_middleware(); middleware != NULL;
 		 middleware = middleware->next)
 		n++;
 	if (n == 0)

@@ -36,8 +36,8 @@
  * A subtransaction is ended here in any case: who catches the error up the
  * stack, such as PL/pgSQL's EXCEPTION, rolls back a subtransaction of its
  * own, and takes the innermost for it. The error goes on as it was; nothing
- * is caught. It is not copied either: ReThrowError() leaves some of its strings
- * in the copy, which may be gone when the next one up the stack copies it.
+ * is caught. It is taken before the rollback, which may free what it points to;
+ * see rethrow.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -53,6 +53,7 @@
 #include "fallback.h"
 #include "middleware.h"
 #include "payload.h"
+#include "rethrow.h"
 
 /* A call of a handler, or of its fallback. */
 typedef struct Call
@@ -115,7 +116,7 @@ cqrs_dispatch_pass_on(void)
 	bool		is_handling;
 
 	/* What cqrs_drain() has handled is no dispatch, but has a context. */
-	is_handling = dispatch != NULL && dispatch->handler != NULL &&
+	is_handling = dispatch != NULL && !dispatch->in_middleware &&
 		cqrs_context_innermost == &dispatch->context;
 	if (!is_handling || dispatch->command->nhandlers == 1)
 		ereport(ERROR,
@@ -331,10 +332,11 @@ call_in_subtransaction(CqrsDispatch *dispatch, CqrsHandler *handler,
 	}
 	PG_CATCH();
 	{
+		ErrorData  *error = cqrs_error_take(context);
+
 		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(ErrorContext);
 		CurrentResourceOwner = owner;
-		PG_RE_THROW();
+		cqrs_error_rethrow(error);
 	}
 	PG_END_TRY();
 	if (dispatch->passed_on)

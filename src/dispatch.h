@@ -21,7 +21,8 @@ typedef struct CqrsDispatch
 	struct CqrsDispatch *outer; /* NULL: none */
 	int			depth;			/* 1: the outermost */
 	CqrsCommand *command;
-	CqrsHandler *handler;		/* the one that runs; NULL: see middleware.c */
+	bool		in_middleware;	/* a frame of middleware.c's, with no handler */
+	CqrsHandler *handler;		/* the one that runs; NULL: none yet */
 	bool		passed_on;		/* ... called cqrs_next() */
 	Datum		payload;
 	Oid			payload_type;	/* jsonb, or the first handler's composite */
@@ -51,6 +52,7 @@ cqrs_dispatch_init(CqrsDispatch *dispatch, CqrsCommand *command,
 	dispatch->outer = NULL;
 	dispatch->depth = 0;
 	dispatch->command = command;
+	dispatch->in_middleware = false;
 	dispatch->handler = NULL;
 	dispatch->passed_on = false;
 	dispatch->payload = payload;

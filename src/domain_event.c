@@ -113,6 +113,7 @@ cqrs_register_event_handler(PG_FUNCTION_ARGS)
 	char	   *signature;
 	Oid			argtype;
 	Oid			rettype;
+	CqrsRegistryMark mark;
 	CqrsAdmin	admin;
 	Oid			types[2] = {TEXTOID, TEXTOID};
 	Datum		values[2];
@@ -128,6 +129,7 @@ cqrs_register_event_handler(PG_FUNCTION_ARGS)
 	/* So that the event stays. */
 	cqrs_admin_begin(&admin);
 	cqrs_admin_ddl("LOCK TABLE cqrs.event_type IN SHARE ROW EXCLUSIVE MODE");
+	mark = cqrs_registry_mark();
 	event_type = cqrs_event_type_get(name);
 	check_argument(event_type, signature, argtype);
 	if (find_handler(event_type, signature) != NULL)
@@ -135,6 +137,7 @@ cqrs_register_event_handler(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("function %s is already a handler of event \"%s\"",
 						signature, name)));
+	cqrs_registry_give_back(mark);
 	values[0] = CStringGetTextDatum(name);
 	values[1] = CStringGetTextDatum(signature);
 	cqrs_admin_execute("INSERT INTO cqrs.event_handler (event_name, handler) VALUES ($1, $2)",

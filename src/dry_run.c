@@ -42,6 +42,7 @@
 #include "domain_event.h"
 #include "dry_run.h"
 #include "events.h"
+#include "rethrow.h"
 
 /* How many notes there is room for at first. */
 #define FIRST_NOTES	16
@@ -124,11 +125,12 @@ cqrs_dry_run_dispatch(CqrsDispatch *dispatch, Oid event_type, Datum *answer,
 	}
 	PG_CATCH();
 	{
+		ErrorData  *error = cqrs_error_take(context);
+
 		RollbackAndReleaseCurrentSubTransaction();
 		leave(&run);
-		MemoryContextSwitchTo(ErrorContext);
 		CurrentResourceOwner = owner;
-		PG_RE_THROW();
+		cqrs_error_rethrow(error);
 	}
 	PG_END_TRY();
 	RollbackAndReleaseCurrentSubTransaction();

@@ -40,6 +40,7 @@
 #include "fallback.h"
 #include "payload.h"
 #include "registry.h"
+#include "rethrow.h"
 
 /* Columns of cqrs.fallback. */
 enum
@@ -64,7 +65,7 @@ static ErrorData *try_handler(CqrsHandler *handler, CqrsBreakerCall *attempt,
 							  CqrsCall call, void *arg, Datum *answer,
 							  bool *isnull);
 static void note_error(const CqrsFallback *fallback, CqrsBreakerCall *attempt,
-					   int code, const ErrorData *error);
+					   const ErrorData *error, bool caught);
 static bool is_for(const CqrsFallback *fallback, int code);
 static bool is_end(int code);
 static bool listed(const CqrsSqlstate *sqlstates, int n, int code);
@@ -273,23 +274,15 @@ try_handler(CqrsHandler *handler, CqrsBreakerCall *attempt, CqrsCall call,
 	}
 	PG_CATCH();
 	{
-		int			code = geterrcode();
+		bool		caught;
 
-		/* Only what goes no further is copied; see dispatch.c. */
-		if (is_for(handler->fallback, code))
-		{
-			MemoryContextSwitchTo(context);
-			error = CopyErrorData();
-			FlushErrorState();
-		}
+		error = cqrs_error_take(context);
+		caught = is_for(handler->fallback, error->sqlerrcode);
 		RollbackAndReleaseCurrentSubTransaction();
 		CurrentResourceOwner = owner;
-		note_error(handler->fallback, attempt, code, error);
-		if (error == NULL)
-		{
-			MemoryContextSwitchTo(ErrorContext);
-			PG_RE_THROW();
-		}
+		note_error(handler->fallback, attempt, error, caught);
+		if (!caught)
+			cqrs_error_rethrow(error);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -300,20 +293,21 @@ try_handler(CqrsHandler *handler, CqrsBreakerCall *attempt, CqrsCall call,
 }
 
 /*
- * Tell the breaker of an error, which is NULL if the fallback is not for it. An
- * excluded one is what a handler that works may say; another one that the
- * fallback is not for tells nothing.
+ * Tell the breaker of an error; caught: the fallback is for it. An excluded one
+ * is what a handler that works may say; another one that the fallback is not
+ * for tells nothing.
  */
 static void
-note_error(const CqrsFallback *fallback, CqrsBreakerCall *attempt, int code,
-		   const ErrorData *error)
+note_error(const CqrsFallback *fallback, CqrsBreakerCall *attempt,
+		   const ErrorData *error, bool caught)
 {
 	CqrsBreakerOutcome outcome = CQRS_BREAKER_UNDECIDED;
+	int			code = error->sqlerrcode;
 
 	if (!is_end(code) &&
 		listed(fallback->excluded, fallback->nexcluded, code))
 		outcome = CQRS_BREAKER_SUCCEEDED;
-	else if (error != NULL)
+	else if (caught)
 		outcome = CQRS_BREAKER_FAILED;
 	if (cqrs_breaker_leave(attempt, outcome))
 		ereport(LOG,

@@ -20,7 +20,9 @@
 
 #include "access/htup_details.h"
 #include "catalog/objectaccess.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
+#include "miscadmin.h"
 #include "pgstat.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
@@ -30,6 +32,7 @@
 #include "utils/syscache.h"
 
 #include "handler.h"
+#include "rethrow.h"
 
 /* Counts changes of pg_proc. */
 static uint64 proc_generation = 1;
@@ -80,6 +83,8 @@ cqrs_handler_find(CqrsHandler *handler)
 	HeapTuple	tuple;
 	Form_pg_proc proc;
 	Datum		funcid;
+	Oid			save_userid;
+	int			save_sec_context;
 
 	if (handler->generation == proc_generation)
 		return OidIsValid(handler->funcid);
@@ -91,7 +96,17 @@ cqrs_handler_find(CqrsHandler *handler)
 	InitFunctionCallInfoData(*fcinfo, NULL, 1, InvalidOid, NULL, NULL);
 	fcinfo->args[0].value = CStringGetTextDatum(handler->signature);
 	fcinfo->args[0].isnull = false;
+
+	/*
+	 * Whether the user may look into the function's schema, or those of its
+	 * arguments' types, does not matter: the privilege is EXECUTE. This runs
+	 * no code but the parser's, and an error restores the user.
+	 */
+	GetUserIdAndSecContext(&save_userid, &save_sec_context);
+	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, save_sec_context |
+						   SECURITY_LOCAL_USERID_CHANGE);
 	funcid = to_regprocedure(fcinfo);
+	SetUserIdAndSecContext(save_userid, save_sec_context);
 	if (fcinfo->isnull)
 		return false;
 
@@ -173,6 +188,7 @@ cqrs_handler_call_nullable(CqrsHandler *handler, NullableDatum arg,
 	PgStat_FunctionCallUsage usage;
 	FmgrInfo	nested;
 	bool		is_nested = handler->busy;
+	MemoryContext caller = CurrentMemoryContext;
 	volatile Datum result = (Datum) 0;
 
 	if (is_nested)
@@ -205,10 +221,12 @@ cqrs_handler_call_nullable(CqrsHandler *handler, NullableDatum arg,
 	}
 	PG_CATCH();
 	{
+		ErrorData  *error = cqrs_error_take(caller);
+
 		handler->busy = is_nested;
 		if (!is_nested)
 			forget(handler);
-		PG_RE_THROW();
+		cqrs_error_rethrow(error);
 	}
 	PG_END_TRY();
 	handler->busy = is_nested;

@@ -141,7 +141,7 @@ cqrs_check(PG_FUNCTION_ARGS)
 	cqrs_registry_event_types(&status);
 	while ((event_type = hash_seq_search(&status)) != NULL)
 		check_event_type(&report, event_type);
-	for (middleware = cqrs_registry_middleware; middleware != NULL;
+	for (middleware = cqrs_registry_get_middleware(); middleware != NULL;
 		 middleware = middleware->next)
 		check_middleware(&report, middleware);
 	return (Datum) 0;

@@ -11,7 +11,11 @@
  *
  * Where the database's encoding is not UTF-8, all of these raise 22P05 for a
  * character that UTF-8 has no equivalent of, and, where it is SQL_ASCII, 22021
- * for bytes that are not UTF-8. All raise 54000 if the text grows beyond 1 GB.
+ * for bytes that are not UTF-8.
+ *
+ * The text of a number can be ten thousand times as long as the number. So all
+ * raise 54000 before the buffer has more than limit bytes; it may have a few
+ * more, of escapes and punctuation.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,6 +27,7 @@
 
 #include "json.h"
 
+static inline void check_room(StringInfo buf, size_t more, int limit);
 static void append_escaped(StringInfo buf, const char *str, int len);
 
 /*
@@ -30,7 +35,7 @@ static void append_escaped(StringInfo buf, const char *str, int len);
  * within it. Keys come in jsonb's order.
  */
 void
-cqrs_json_append(StringInfo buf, JsonbContainer *container)
+cqrs_json_append(StringInfo buf, JsonbContainer *container, int limit)
 {
 	bool		brackets = !JsonContainerIsScalar(container);
 	bool		comma = false;
@@ -40,6 +45,7 @@ cqrs_json_append(StringInfo buf, JsonbContainer *container)
 
 	while ((token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
 	{
+		check_room(buf, 0, limit);
 		if (comma && token != WJB_END_OBJECT && token != WJB_END_ARRAY)
 			appendStringInfoCharMacro(buf, ',');
 		comma = true;
@@ -51,13 +57,13 @@ cqrs_json_append(StringInfo buf, JsonbContainer *container)
 				break;
 			case WJB_KEY:
 				cqrs_json_append_string(buf, value.val.string.val,
-										value.val.string.len);
+										value.val.string.len, limit);
 				appendStringInfoCharMacro(buf, ':');
 				comma = false;
 				break;
 			case WJB_VALUE:
 			case WJB_ELEM:
-				cqrs_json_append_scalar(buf, &value);
+				cqrs_json_append_scalar(buf, &value, limit);
 				break;
 			case WJB_END_OBJECT:
 				appendStringInfoCharMacro(buf, '}');
@@ -82,7 +88,7 @@ cqrs_json_append(StringInfo buf, JsonbContainer *container)
  * Append a value that is neither an object nor an array.
  */
 void
-cqrs_json_append_scalar(StringInfo buf, const JsonbValue *value)
+cqrs_json_append_scalar(StringInfo buf, const JsonbValue *value, int limit)
 {
 	char	   *digits;
 
@@ -93,11 +99,12 @@ cqrs_json_append_scalar(StringInfo buf, const JsonbValue *value)
 			break;
 		case jbvString:
 			cqrs_json_append_string(buf, value->val.string.val,
-									value->val.string.len);
+									value->val.string.len, limit);
 			break;
 		case jbvNumeric:
 			digits = DatumGetCString(DirectFunctionCall1(numeric_out,
 														 NumericGetDatum(value->val.numeric)));
+			check_room(buf, strlen(digits), limit);
 			appendStringInfoString(buf, digits);
 			pfree(digits);
 			break;
@@ -115,10 +122,12 @@ cqrs_json_append_scalar(StringInfo buf, const JsonbValue *value)
  * Append text in the database's encoding, len bytes of it, as a JSON string.
  */
 void
-cqrs_json_append_string(StringInfo buf, const char *str, int len)
+cqrs_json_append_string(StringInfo buf, const char *str, int len, int limit)
 {
-	char	   *utf8 = pg_server_to_any(str, len, PG_UTF8);
+	char	   *utf8;
 
+	check_room(buf, len, limit);
+	utf8 = pg_server_to_any(str, len, PG_UTF8);
 	appendStringInfoCharMacro(buf, '"');
 	if (utf8 == str)
 		append_escaped(buf, str, len);
@@ -134,10 +143,12 @@ cqrs_json_append_string(StringInfo buf, const char *str, int len)
  * Append text in the database's encoding, len bytes of it, as it is.
  */
 void
-cqrs_utf8_append(StringInfo buf, const char *str, int len)
+cqrs_utf8_append(StringInfo buf, const char *str, int len, int limit)
 {
-	char	   *utf8 = pg_server_to_any(str, len, PG_UTF8);
+	char	   *utf8;
 
+	check_room(buf, len, limit);
+	utf8 = pg_server_to_any(str, len, PG_UTF8);
 	if (utf8 == str)
 		appendBinaryStringInfo(buf, str, len);
 	else
@@ -145,6 +156,27 @@ cqrs_utf8_append(StringInfo buf, const char *str, int len)
 		appendStringInfoString(buf, utf8);
 		pfree(utf8);
 	}
+}
+
+/*
+ * Raise 54000 if so much more is too much.
+ */
+static inline void
+check_room(StringInfo buf, size_t more, int limit)
+{
+	if (unlikely(more > (size_t) limit || buf->len > limit - (int) more))
+		cqrs_text_too_long();
+}
+
+/*
+ * Raise 54000. What cannot be sent now never can.
+ */
+void
+cqrs_text_too_long(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("the message has more bytes than option \"max_message_size\" of the server allows")));
 }
 
 /*

@@ -13,9 +13,14 @@
 #include "lib/stringinfo.h"
 #include "utils/jsonb.h"
 
-extern void cqrs_json_append(StringInfo buf, JsonbContainer *container);
-extern void cqrs_json_append_scalar(StringInfo buf, const JsonbValue *value);
-extern void cqrs_json_append_string(StringInfo buf, const char *str, int len);
-extern void cqrs_utf8_append(StringInfo buf, const char *str, int len);
+extern void cqrs_json_append(StringInfo buf, JsonbContainer *container,
+							 int limit);
+extern void cqrs_json_append_scalar(StringInfo buf, const JsonbValue *value,
+									int limit);
+extern void cqrs_json_append_string(StringInfo buf, const char *str, int len,
+									int limit);
+extern void cqrs_utf8_append(StringInfo buf, const char *str, int len,
+							 int limit);
+extern void cqrs_text_too_long(void) pg_attribute_noreturn();
 
 #endif							/* CQRS_JSON_H */

@@ -31,6 +31,7 @@
  */
 #include "cqrs_outbox.h"
 
+#include "access/detoast.h"
 #include "commands/dbcommands.h"
 #include "datatype/timestamp.h"
 #include "lib/stringinfo.h"
@@ -57,6 +58,9 @@
 /* An event without its payload is about as large. */
 #define TEXT_SIZE		448
 
+/* What is more than so many bytes of jsonb is at least one byte of JSON. */
+#define JSONB_BYTES		16
+
 /* Where a text begins in the buffer. */
 typedef int Offset;
 
@@ -76,6 +80,7 @@ typedef struct Draft
 	Jsonb	   *headers;		/* NULL: the event has none, not even {} */
 	const char *prefix;			/* of attributes */
 	StringInfoData text;
+	int			limit;			/* it must not get longer */
 	Offset		topic;
 	Offset		event_name;
 	Offset		key;
@@ -93,10 +98,10 @@ static const char *const format_names[] = {
 	[CQRS_FORMAT_RAW] = "raw",
 };
 
-static Jsonb *get_jsonb(NullableDatum datum);
+static Jsonb *get_jsonb(NullableDatum datum, int max_size);
 static void free_jsonb(Jsonb *jsonb, NullableDatum datum);
 static void init_draft(Draft *draft, const CqrsEvent *event,
-					   CqrsFormat format);
+					   CqrsFormat format, int max_size);
 static void finish_draft(const Draft *draft, CqrsBrokerMessage *message);
 static Offset end_text(Draft *draft, Offset start);
 static Offset add_string(Draft *draft, const char *str);
@@ -146,23 +151,24 @@ cqrs_format_name(CqrsFormat format)
 /*
  * Fill in *message from an event, for a broker of this module. source is the
  * attribute of that name in the format cloudevents, in UTF-8; NULL stands for
- * /<database>/<topic>.
+ * /<database>/<topic>. Neither the body nor what is beside it is larger than
+ * max_size, in bytes.
  *
  * What *message points to is in the current memory context, none of it in the
  * event, and nothing else is left there. Its tag is 0.
  *
- * Raises what json.c says, 22008 for an event that was emitted at infinity, as
+ * Raises what json.c says, 54000 if the message would be larger, 22008 for an event that was emitted at infinity, as
  * one written by hand may say, and whatever fetching a toasted value raises:
  * this event cannot be a message then, others can. Needs a transaction.
  */
 void
 cqrs_message_form(const CqrsEvent *event, CqrsFormat format,
 				  const CqrsBrokerModule *module, const char *source,
-				  CqrsBrokerMessage *message)
+				  int max_size, CqrsBrokerMessage *message)
 {
 	Draft		draft;
 
-	init_draft(&draft, event, format);
+	init_draft(&draft, event, format, max_size);
 	draft.prefix = module->cloudevents_prefix;
 	if (format == CQRS_FORMAT_CLOUDEVENTS)
 		add_attributes(&draft, source);
@@ -172,22 +178,30 @@ cqrs_message_form(const CqrsEvent *event, CqrsFormat format,
 		add_event_headers(&draft);
 
 	draft.body = draft.text.len;
+	draft.limit = draft.body + max_size;
 	if (draft.payload == NULL && module->tombstones)
 		draft.body = NO_TEXT;
 	else if (format == CQRS_FORMAT_CQRS)
 		add_envelope(&draft);
 	else
 		add_data(&draft, format == CQRS_FORMAT_RAW ? "null" : "");
+	if (draft.text.len > draft.limit)
+		cqrs_text_too_long();
 	finish_draft(&draft, message);
 }
 
 /*
- * NULL for NULL. What has to be fetched or unpacked is in the current context.
+ * NULL for NULL. What has to be fetched or unpacked is in the current context;
+ * but not what is too long in any case.
  */
 static Jsonb *
-get_jsonb(NullableDatum datum)
+get_jsonb(NullableDatum datum, int max_size)
 {
-	return datum.isnull ? NULL : DatumGetJsonbP(datum.value);
+	if (datum.isnull)
+		return NULL;
+	if (toast_raw_datum_size(datum.value) / JSONB_BYTES > (Size) max_size)
+		cqrs_text_too_long();
+	return DatumGetJsonbP(datum.value);
 }
 
 static void
@@ -201,14 +215,16 @@ free_jsonb(Jsonb *jsonb, NullableDatum datum)
  * Start with what every message has: all but the headers and the body.
  */
 static void
-init_draft(Draft *draft, const CqrsEvent *event, CqrsFormat format)
+init_draft(Draft *draft, const CqrsEvent *event, CqrsFormat format,
+		   int max_size)
 {
 	Size		size = TEXT_SIZE;
 	int			nheaders = 0;
 
 	draft->event = event;
-	draft->payload = get_jsonb(event->payload);
-	draft->headers = get_jsonb(event->headers);
+	draft->limit = 4 * TEXT_SIZE + max_size;
+	draft->payload = get_jsonb(event->payload, max_size);
+	draft->headers = get_jsonb(event->headers, max_size);
 	draft->has_data = false;
 	if (draft->headers != NULL && JB_ROOT_COUNT(draft->headers) == 0)
 	{
@@ -224,6 +240,7 @@ init_draft(Draft *draft, const CqrsEvent *event, CqrsFormat format)
 		size += VARSIZE(draft->headers);
 		nheaders = JB_ROOT_COUNT(draft->headers);
 	}
+	size = Min(size, 2 * ((Size) max_size + TEXT_SIZE));
 	if (format != CQRS_FORMAT_CQRS)
 		nheaders += MAX_OWN_HEADERS;
 	draft->text.data = palloc(size);
@@ -297,7 +314,7 @@ add_string(Draft *draft, const char *str)
 {
 	Offset		start = draft->text.len;
 
-	cqrs_utf8_append(&draft->text, str, strlen(str));
+	cqrs_utf8_append(&draft->text, str, strlen(str), draft->limit);
 	return end_text(draft, start);
 }
 
@@ -323,7 +340,7 @@ add_value(Draft *draft, Datum value)
 	text	   *unpacked = DatumGetTextPP(value);
 
 	cqrs_utf8_append(&draft->text, VARDATA_ANY(unpacked),
-					 VARSIZE_ANY_EXHDR(unpacked));
+					 VARSIZE_ANY_EXHDR(unpacked), draft->limit);
 	if ((Pointer) unpacked != DatumGetPointer(value))
 		pfree(unpacked);
 	return end_text(draft, start);
@@ -541,7 +558,7 @@ add_event_headers(Draft *draft)
 		{
 			name = draft->text.len;
 			cqrs_utf8_append(&draft->text, value.val.string.val,
-							 value.val.string.len);
+							 value.val.string.len, draft->limit);
 			end_text(draft, name);
 			if (has_header(draft, nown, name))
 				name = NO_TEXT;
@@ -576,11 +593,12 @@ add_header_value(Draft *draft, const JsonbValue *value)
 
 	if (value->type == jbvString)
 		cqrs_utf8_append(&draft->text, value->val.string.val,
-						 value->val.string.len);
+						 value->val.string.len, draft->limit);
 	else if (value->type == jbvBinary)
-		cqrs_json_append(&draft->text, value->val.binary.data);
+		cqrs_json_append(&draft->text, value->val.binary.data,
+						 draft->limit);
 	else
-		cqrs_json_append_scalar(&draft->text, value);
+		cqrs_json_append_scalar(&draft->text, value, draft->limit);
 	return end_text(draft, start);
 }
 
@@ -599,17 +617,17 @@ add_envelope(Draft *draft)
 	if (draft->payload == NULL)
 		appendStringInfoString(buf, "null");
 	else
-		cqrs_json_append(buf, &draft->payload->root);
+		cqrs_json_append(buf, &draft->payload->root, draft->limit);
 	appendStringInfoString(buf, ",\"event_id\":\"");
 	append_again(draft, draft->event_id);
 	appendStringInfoString(buf, "\",\"event_timestamp\":\"");
 	append_again(draft, draft->timestamp);
 	appendStringInfoString(buf, "\",\"event_name\":");
 	cqrs_json_append_string(buf, VARDATA_ANY(name),
-							VARSIZE_ANY_EXHDR(name));
+							VARSIZE_ANY_EXHDR(name), draft->limit);
 	appendStringInfoString(buf, ",\"topic\":");
 	cqrs_json_append_string(buf, event->topic->name,
-							strlen(event->topic->name));
+							strlen(event->topic->name), draft->limit);
 	appendStringInfoCharMacro(buf, '}');
 	draft->has_data = true;
 }
@@ -633,7 +651,8 @@ static void
 add_data(Draft *draft, const char *without_payload)
 {
 	if (draft->payload != NULL)
-		cqrs_json_append(&draft->text, &draft->payload->root);
+		cqrs_json_append(&draft->text, &draft->payload->root,
+						 draft->limit);
 	else
 		appendStringInfoString(&draft->text, without_payload);
 	draft->has_data = draft->text.len > draft->body;

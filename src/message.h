@@ -25,6 +25,6 @@ extern bool cqrs_format_parse(const char *name, CqrsFormat *format);
 extern const char *cqrs_format_name(CqrsFormat format);
 extern void cqrs_message_form(const CqrsEvent *event, CqrsFormat format,
 							  const CqrsBrokerModule *module,
-							  const char *source, CqrsBrokerMessage *message);
+							  const char *source, int max_size, CqrsBrokerMessage *message);
 
 #endif							/* CQRS_MESSAGE_H */

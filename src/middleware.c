@@ -238,7 +238,7 @@ cqrs_middleware_run(CqrsDispatch *dispatch, CqrsHandle handle, bool *isnull)
 	CqrsRequest request;
 	MiddlewareRun run = {.dispatch = dispatch,.handle = handle};
 
-	run.first = cqrs_registry_middleware;
+	run.first = cqrs_registry_get_middleware();
 	run.step.payload =
 		DatumGetJsonbP(cqrs_payload_from_value(dispatch->payload, false,
 											   dispatch->payload_type,
@@ -250,6 +250,7 @@ cqrs_middleware_run(CqrsDispatch *dispatch, CqrsHandle handle, bool *isnull)
 	request.name = command->name;
 	request.payload = run.step.payload;
 
+	run.frame.in_middleware = true;
 	run.frame.command = command;
 	run.frame.context = dispatch->context;
 	run.frame.outer = cqrs_dispatch_innermost;
@@ -302,7 +303,7 @@ innermost_run(const char *function)
 	CqrsDispatch *innermost = cqrs_dispatch_innermost;
 	MiddlewareRun *run;
 
-	if (innermost != NULL && innermost->handler == NULL)
+	if (innermost != NULL && innermost->in_middleware)
 	{
 		run = (MiddlewareRun *) innermost;
 		if (is_innermost(run) && run->step.middleware != NULL)
@@ -313,7 +314,7 @@ innermost_run(const char *function)
 			 errmsg("%s was not called by a middleware", function),
 			 innermost == NULL ?
 			 errdetail("No command or query is being dispatched.") :
-			 innermost->handler != NULL ?
+			 !innermost->in_middleware ?
 			 errdetail("It was called by handler %s of %s \"%s\".",
 					   innermost->handler->signature,
 					   cqrs_command_kind_name(innermost->command->kind),

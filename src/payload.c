@@ -41,6 +41,7 @@
 #include "payload.h"
 #include "payload_path.h"
 #include "payload_type.h"
+#include "rethrow.h"
 
 /* One call of cqrs_payload_to_composite(). */
 typedef struct Conversion
@@ -232,21 +233,15 @@ convert_guarded(Conversion *conv, Jsonb *payload, Oid typid)
 	}
 	PG_CATCH();
 	{
-		int			category = ERRCODE_TO_CATEGORY(geterrcode());
+		ErrorData  *error = cqrs_error_take(conv->result_context);
+		int			category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
 
-		MemoryContextSwitchTo(conv->result_context);
 		cqrs_payload_types_release(conv->types, true);
 		if (!conv->path.final && conv->path.type_name != NULL &&
 			(category == ERRCODE_DATA_EXCEPTION ||
 			 category == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION))
-		{
-			ErrorData  *edata = CopyErrorData();
-
-			FlushErrorState();
-			cqrs_payload_reword_error(&conv->path, edata);
-			ReThrowError(edata);
-		}
-		PG_RE_THROW();
+			cqrs_payload_reword_error(&conv->path, error);
+		cqrs_error_rethrow(error);
 	}
 	PG_END_TRY();
 	cqrs_payload_types_release(conv->types, false);

@@ -21,8 +21,12 @@
  * Memory
  *
  * The copy lives in one context. A stale one is hung below the transaction's
- * context instead of being freed: callers up the stack may hold entries of
- * it. So an entry may be used until the end of the transaction, not longer.
+ * context instead of being freed, if callers up the stack may hold entries of
+ * it: if somebody has got one. So an entry may be used until the end of the
+ * transaction, not longer; and who registers a thousand commands in one
+ * transaction, and so has the registry loaded a thousand times, does not keep
+ * as many copies. Whoever only asks whether there is an entry, or which id it
+ * has, gets none.
  *
  *-------------------------------------------------------------------------
  */
@@ -58,6 +62,9 @@ static HTAB *commands = NULL;
 static HTAB *fallbacks = NULL;
 static HTAB *subscriptions = NULL;
 CqrsMiddleware *cqrs_registry_middleware = NULL;
+
+/* Has anybody got an entry of the copy? */
+static bool handed_out = false;
 
 /* The same entries by their ids. */
 static HTAB *topics_by_id = NULL;
@@ -157,7 +164,9 @@ static void add_command(Datum *values, bool *nulls);
 static void add_middleware(Datum *values, bool *nulls);
 static void add_subscription(Datum *values, bool *nulls);
 static void add_subscription_topic(Datum *values, bool *nulls);
+static inline void *hand_out(void *entry);
 static void *lookup(HTAB **table, const char *name);
+static void *peek(HTAB **table, const char *name);
 
 PG_FUNCTION_INFO_V1(cqrs_registry_changed);
 
@@ -227,6 +236,54 @@ cqrs_registry_has_restored(void)
 	return has_restored;
 }
 
+/*
+ * For who gets entries, and keeps none of them, with nothing called in between
+ * that may: note the state before, and give it back.
+ */
+CqrsRegistryMark
+cqrs_registry_mark(void)
+{
+	CqrsRegistryMark mark;
+
+	load_if_stale();
+	mark.context = registry_context;
+	mark.handed_out = handed_out;
+	return mark;
+}
+
+void
+cqrs_registry_give_back(CqrsRegistryMark mark)
+{
+	if (registry_context == mark.context)
+		handed_out = mark.handed_out;
+}
+
+/*
+ * The list of middleware, from the outermost to the innermost.
+ */
+CqrsMiddleware *
+cqrs_registry_get_middleware(void)
+{
+	return hand_out(cqrs_registry_middleware);
+}
+
+/*
+ * The topic's id, or 0 if there is none of this name.
+ */
+int32
+cqrs_registry_topic_id(const char *name)
+{
+	CqrsTopic  *topic = peek(&topics, name);
+
+	return topic != NULL ? topic->topic_id : 0;
+}
+
+bool
+cqrs_registry_has_event_type(const char *name)
+{
+	return peek(&event_types, name) != NULL;
+}
+
 CqrsTopic *
 cqrs_registry_topic(const char *name)
 {
@@ -254,7 +311,7 @@ cqrs_registry_fallback(const char *signature)
 	load_if_stale();
 	if (strlen(signature) >= CQRS_MAX_SIGNATURE)
 		return NULL;
-	return hash_search(fallbacks, signature, HASH_FIND, NULL);
+	return hand_out(hash_search(fallbacks, signature, HASH_FIND, NULL));
 }
 
 CqrsSubscription *
@@ -267,14 +324,14 @@ CqrsTopic *
 cqrs_registry_topic_by_id(int32 topic_id)
 {
 	load_if_stale();
-	return find_by_id(topics_by_id, topic_id);
+	return hand_out(find_by_id(topics_by_id, topic_id));
 }
 
 CqrsSubscription *
 cqrs_registry_subscription_by_id(int32 subscription_id)
 {
 	load_if_stale();
-	return find_by_id(subscriptions_by_id, subscription_id);
+	return hand_out(find_by_id(subscriptions_by_id, subscription_id));
 }
 
 /*
@@ -284,7 +341,7 @@ CqrsSubscription *
 cqrs_registry_command_subscription(Oid owner)
 {
 	load_if_stale();
-	return find_by_id(command_subscriptions, (int32) owner);
+	return hand_out(find_by_id(command_subscriptions, (int32) owner));
 }
 
 /*
@@ -350,6 +407,7 @@ void
 cqrs_registry_topics(HASH_SEQ_STATUS *status)
 {
 	load_if_stale();
+	handed_out = true;
 	hash_seq_init(status, topics);
 }
 
@@ -357,6 +415,7 @@ void
 cqrs_registry_event_types(HASH_SEQ_STATUS *status)
 {
 	load_if_stale();
+	handed_out = true;
 	hash_seq_init(status, event_types);
 }
 
@@ -364,6 +423,7 @@ void
 cqrs_registry_commands(HASH_SEQ_STATUS *status)
 {
 	load_if_stale();
+	handed_out = true;
 	hash_seq_init(status, commands);
 }
 
@@ -371,6 +431,7 @@ void
 cqrs_registry_subscriptions(HASH_SEQ_STATUS *status)
 {
 	load_if_stale();
+	handed_out = true;
 	hash_seq_init(status, subscriptions);
 }
 
@@ -403,12 +464,16 @@ load_if_stale(void)
 
 	if (registry_context != NULL)
 	{
-		MemoryContextSetParent(registry_context, TopTransactionContext);
+		if (handed_out)
+			MemoryContextSetParent(registry_context, TopTransactionContext);
+		else
+			MemoryContextDelete(registry_context);
 		registry_context = NULL;
 		topics = event_types = commands = fallbacks = subscriptions = NULL;
 		topics_by_id = subscriptions_by_id = command_subscriptions = NULL;
 	}
 	cqrs_registry_middleware = NULL;
+	handed_out = false;
 
 	/* Until the load is over, the context goes with the transaction. */
 	context = AllocSetContextCreate(TopTransactionContext, "cqrs registry",
@@ -759,10 +824,27 @@ cqrs_milliseconds(Datum interval)
 }
 
 /*
- * A longer name cannot be registered, and the hash would cut it.
+ * Somebody gets this entry, unless it is NULL.
  */
+static inline void *
+hand_out(void *entry)
+{
+	handed_out |= entry != NULL;
+	return entry;
+}
+
 static void *
 lookup(HTAB **table, const char *name)
+{
+	return hand_out(peek(table, name));
+}
+
+/*
+ * For who does not keep it. A longer name cannot be registered, and the hash
+ * would cut it.
+ */
+static void *
+peek(HTAB **table, const char *name)
 {
 	load_if_stale();
 	if (strlen(name) > CQRS_MAX_NAME)

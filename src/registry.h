@@ -103,7 +103,15 @@ typedef struct CqrsSubscription
  * The outermost middleware, or NULL: there is none. It is that of the copy that
  * was last looked at.
  */
-extern CqrsMiddleware *cqrs_registry_middleware;
+/* Whether somebody had got an entry of the copy. */
+typedef struct CqrsRegistryMark
+{
+	MemoryContext context;
+	bool		handed_out;
+} CqrsRegistryMark;
+
+extern CqrsMiddleware *cqrs_registry_middleware;	/* only to see whether
+													 * there is one */
 
 extern void cqrs_registry_init(void);
 extern bool cqrs_registry_usable(void);
@@ -113,6 +121,11 @@ extern bool cqrs_registry_has_restored(void);
 extern bool cqrs_registry_is_stale(void);
 
 /* NULL if there is none. */
+extern CqrsRegistryMark cqrs_registry_mark(void);
+extern void cqrs_registry_give_back(CqrsRegistryMark mark);
+extern CqrsMiddleware *cqrs_registry_get_middleware(void);
+extern int32 cqrs_registry_topic_id(const char *name);
+extern bool cqrs_registry_has_event_type(const char *name);
 extern CqrsTopic *cqrs_registry_topic(const char *name);
 extern CqrsTopic *cqrs_registry_topic_by_id(int32 topic_id);
 extern CqrsEventType *cqrs_registry_event_type(const char *name);

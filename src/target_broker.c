@@ -138,6 +138,7 @@ cqrs_target_broker_prepare(CqrsSubscription *subscription, int partition,
 									   subscription->owner);
 	broker.entries.module = broker.server->module;
 	broker.entries.source = broker.server->source;
+	broker.entries.max_message_size = broker.server->max_message_size;
 	MemoryContextSwitchTo(oldcontext);
 	MemoryContextSetParent(context, TopMemoryContext);
 }

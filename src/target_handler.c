@@ -378,6 +378,8 @@ call_handler(Batch *batch, const CqrsEvent *event, const char *status,
 	context.id = *DatumGetUUIDP(event->event_id);
 	context.headers = event->headers;
 	context.attempt = attempts + 1;
+	if (subscription->runs_commands)
+		context.command = event;
 	cqrs_context_innermost = &context;
 	CommandCounterIncrement();
 	PushActiveSnapshot(GetTransactionSnapshot());

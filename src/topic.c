@@ -36,6 +36,7 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "catalog.h"
@@ -155,6 +156,11 @@ cqrs_register_event(PG_FUNCTION_ARGS)
 				 errmsg("payload type of event \"%s\" must not be null",
 						name)));
 	payload_type = PG_GETARG_OID(2);
+	if (!SearchSysCacheExists1(TYPEOID, ObjectIdGetDatum(payload_type)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("payload type of event \"%s\" does not exist", name),
+				 errdetail("There is no type with OID %u.", payload_type)));
 	if (payload_type != JSONBOID &&
 		!cqrs_payload_type_is_composite(payload_type))
 		ereport(ERROR,
@@ -166,7 +172,7 @@ cqrs_register_event(PG_FUNCTION_ARGS)
 	cqrs_admin_begin(&admin);
 	cqrs_admin_ddl("LOCK TABLE cqrs.event_type IN SHARE ROW EXCLUSIVE MODE");
 	cqrs_admin_end(&admin);
-	if (cqrs_registry_event_type(name) != NULL)
+	if (cqrs_registry_has_event_type(name))
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("event \"%s\" is already registered", name)));
@@ -174,13 +180,13 @@ cqrs_register_event(PG_FUNCTION_ARGS)
 	{
 		char	   *topic_name = text_to_cstring(PG_GETARG_TEXT_PP(1));
 
-		if (cqrs_registry_topic(topic_name) == NULL)
+		if (cqrs_registry_topic_id(topic_name) == 0)
 		{
 			Interval	retention = {.day = 1};
 
 			(void) cqrs_topic_create(topic_name, &retention, true);
 		}
-		values[1] = Int32GetDatum(cqrs_topic_get(topic_name)->topic_id);
+		values[1] = Int32GetDatum(cqrs_registry_topic_id(topic_name));
 		nulls[1] = ' ';
 	}
 

@@ -18,12 +18,15 @@
 #include "broker_client.h"
 
 static bool check_window(const char *value, char *error);
+static bool check_max_message_size(const char *value, char *error);
 
 /* What the core reads, of any module's servers. */
 static const BrokerOptionDef core_options[] = {
 	{CQRS_BROKER_OPTION_WINDOW, ForeignServerRelationId, false, check_window},
 	{CQRS_BROKER_OPTION_SOURCE, ForeignServerRelationId, false,
-	broker_check_not_empty}
+	broker_check_not_empty},
+	{CQRS_BROKER_OPTION_MAX_MESSAGE_SIZE, ForeignServerRelationId, false,
+	check_max_message_size}
 };
 
 static const BrokerOptionDef *find_option(const char *name, Oid catalog,
@@ -179,4 +182,13 @@ static bool
 check_window(const char *value, char *error)
 {
 	return broker_check_int(value, 1, 1000000, error);
+}
+
+/*
+ * The largest body of a message, in bytes.
+ */
+static bool
+check_max_message_size(const char *value, char *error)
+{
+	return broker_check_int(value, 1, CQRS_BROKER_MAX_MESSAGE_SIZE, error);
 }

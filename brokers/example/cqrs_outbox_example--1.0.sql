@@ -16,6 +16,9 @@
 --                    10
 -- window             how many messages may be unconfirmed, 1 to 1000000;
 --                    default 1000
+-- max_message_size   the largest body of a message, in bytes, 1 to 536870912;
+--                    an event with a larger one is a dead letter at once.
+--                    Default 16777216
 -- cloudevents_source source of events in format cloudevents; default
 --                    /<database>/<topic>
 --

@@ -44,7 +44,9 @@ static const ExampleOption known_options[] = {
 
 	/* These the core reads; but it is the validator that has to let them by. */
 	{CQRS_BROKER_OPTION_WINDOW, ForeignServerRelationId, 1, 1000000},
-	{CQRS_BROKER_OPTION_SOURCE, ForeignServerRelationId}
+	{CQRS_BROKER_OPTION_SOURCE, ForeignServerRelationId},
+	{CQRS_BROKER_OPTION_MAX_MESSAGE_SIZE, ForeignServerRelationId, 1,
+	CQRS_BROKER_MAX_MESSAGE_SIZE}
 };
 
 static void check_option(DefElem *option, Oid catalog);

@@ -93,9 +93,6 @@ client_startup(const CqrsBrokerConnection *connection, char *error)
 												"connect_timeout", 10);
 	client->frame_max = broker_option_int(connection, "frame_max",
 										  AMQP_DEFAULT_FRAME_SIZE);
-	client->max_message_size = broker_option_int(connection,
-												 "max_message_size",
-												 128 * 1024 * 1024);
 	client->oldest = client->unsent = client->next = 1;
 
 	if (!rabbitmq_connect(client, error))

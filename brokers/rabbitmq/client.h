@@ -38,6 +38,14 @@
 #define RABBITMQ_PEER_SIZE		(RABBITMQ_HOST_SIZE + 16)
 #define RABBITMQ_TEXT_SIZE		256
 
+/* Of a message that comes back, what must come next. */
+typedef enum RabbitReturn
+{
+	RETURNING_NOTHING = 0,		/* there is none */
+	RETURNING_HEADER,
+	RETURNING_BODY
+} RabbitReturn;
+
 /*
  * A connection.
  *
@@ -57,7 +65,6 @@ typedef struct RabbitClient
 	int			heartbeat;		/* in seconds */
 	int			connect_timeout;	/* in seconds */
 	int			frame_max;		/* in bytes; the broker may want less */
-	size_t		max_message_size;	/* in bytes */
 
 	amqp_connection_state_t amqp;	/* NULL if there is none */
 	char		peer[RABBITMQ_PEER_SIZE];	/* host:port, for messages */
@@ -77,10 +84,11 @@ typedef struct RabbitClient
 	int			headers_size;
 
 	/*
-	 * A message that comes back is two frames and more; this is of the first,
-	 * until the second says which one it is.
+	 * A message that comes back is two frames and more, and nothing between
+	 * them; this is of the first, until the second says which one it is.
 	 */
-	bool		returning;
+	RabbitReturn returning;
+	uint64_t	return_left;	/* of the body, in bytes */
 	int			return_code;
 	char		return_text[RABBITMQ_TEXT_SIZE];
 	uint64_t	return_hint;	/* where to look for the next one */
@@ -101,7 +109,12 @@ extern bool rabbitmq_connect(RabbitClient *client, char *error);
 extern void rabbitmq_disconnect(RabbitClient *client);
 extern void rabbitmq_mark_lost(RabbitClient *client);
 extern bool rabbitmq_lost(RabbitClient *client, int status, char *error);
+extern bool rabbitmq_replied(RabbitClient *client, amqp_rpc_reply_t reply,
+							 char *error);
 extern void rabbitmq_text(amqp_bytes_t bytes, char *buffer);
+
+/* login.c */
+extern bool rabbitmq_log_in(RabbitClient *client, char *error);
 
 /* tls.c */
 extern amqp_socket_t *rabbitmq_tls_socket(RabbitClient *client,

@@ -36,11 +36,7 @@ static bool connect_host(RabbitClient *client, const char *host, int port,
 						 char *error);
 static bool open_socket(RabbitClient *client, const char *host, int port,
 						char *error);
-static bool log_in(RabbitClient *client, char *error);
-static bool refused_login(RabbitClient *client, amqp_connection_close_t *close,
-						  char *error);
 static bool open_channel(RabbitClient *client, char *error);
-static bool replied(RabbitClient *client, amqp_rpc_reply_t reply, char *error);
 static void why_unreachable(const char *host, int port, char *reason);
 static const char *socket_error(int code);
 
@@ -276,7 +272,8 @@ connect_host(RabbitClient *client, const char *host, int port, char *error)
 	client->amqp = amqp_new_connection();
 	if (client->amqp == NULL)
 		return broker_error(error, "out of memory");
-	if (open_socket(client, host, port, error) && log_in(client, error) &&
+	if (open_socket(client, host, port, error) &&
+		rabbitmq_log_in(client, error) &&
 		open_channel(client, error))
 		return true;
 
@@ -338,133 +335,6 @@ open_socket(RabbitClient *client, const char *host, int port, char *error)
 }
 
 /*
- * Log in with the user mapping's username and password.
- */
-static bool
-log_in(RabbitClient *client, char *error)
-{
-	struct timeval timeout = {.tv_sec = client->connect_timeout};
-	char		name[256];
-	amqp_table_entry_t capabilities[] = {
-		{
-			.key = amqp_cstring_bytes("connection.blocked"),
-			.value = {
-				.kind = AMQP_FIELD_KIND_BOOLEAN,
-				.value.boolean = 1
-			}
-		},
-		{
-			.key = amqp_cstring_bytes("publisher_confirms"),
-			.value = {
-				.kind = AMQP_FIELD_KIND_BOOLEAN,
-				.value.boolean = 1
-			}
-		},
-		{
-			.key = amqp_cstring_bytes("basic.nack"),
-			.value = {
-				.kind = AMQP_FIELD_KIND_BOOLEAN,
-				.value.boolean = 1
-			}
-		}
-	};
-	amqp_table_entry_t properties[] = {
-		{
-			.key = amqp_cstring_bytes("product"),
-			.value = {
-				.kind = AMQP_FIELD_KIND_UTF8,
-				.value.bytes = amqp_cstring_bytes("cqrs_outbox")
-			}
-		},
-		{
-			.key = amqp_cstring_bytes("connection_name"),
-			.value = {
-				.kind = AMQP_FIELD_KIND_UTF8,
-				.value.bytes = amqp_cstring_bytes(name)
-			}
-		},
-		{
-			.key = amqp_cstring_bytes("capabilities"),
-			.value = {
-				.kind = AMQP_FIELD_KIND_TABLE,
-				.value.table = {
-					.num_entries = sizeof(capabilities) / sizeof(capabilities[0]),
-					.entries = capabilities
-				}
-			}
-		}
-	};
-	amqp_table_t table = {
-		.num_entries = sizeof(properties) / sizeof(properties[0]),
-		.entries = properties
-	};
-	const char *username = broker_option(client->connection, "username");
-	const char *password = broker_option(client->connection, "password");
-	amqp_rpc_reply_t reply;
-
-	snprintf(name, sizeof(name), "cqrs_outbox %s/%s",
-			 client->connection->database, client->connection->subscription);
-	properties[1].value.value.bytes = amqp_cstring_bytes(name);
-
-	amqp_set_handshake_timeout(client->amqp, &timeout);
-	amqp_set_rpc_timeout(client->amqp, &timeout);
-	errno = 0;
-	reply = amqp_login_with_properties(client->amqp, client->vhost,
-									   RABBITMQ_CHANNEL, client->frame_max,
-									   client->heartbeat, &table,
-									   AMQP_SASL_METHOD_PLAIN,
-									   username != NULL ? username : "",
-									   password != NULL ? password : "");
-	switch (reply.reply_type)
-	{
-		case AMQP_RESPONSE_NORMAL:
-			return true;
-		case AMQP_RESPONSE_SERVER_EXCEPTION:
-			if (reply.reply.id == AMQP_CONNECTION_CLOSE_METHOD)
-				return refused_login(client, reply.reply.decoded, error);
-			break;
-		default:
-			break;
-	}
-	if (reply.library_error == AMQP_STATUS_CONNECTION_CLOSED ||
-		reply.library_error == AMQP_STATUS_SOCKET_ERROR)
-		return broker_error(error,
-							"RabbitMQ at %s ended the connection during the login; perhaps this port expects %s",
-							client->peer,
-							broker_option_bool(client->connection, "tls", false) ?
-							"another protocol" : "TLS");
-	if (reply.library_error == AMQP_STATUS_BROKER_UNSUPPORTED_SASL_METHOD)
-		return broker_error(error,
-							"RabbitMQ at %s does not allow to log in with username and password (PLAIN)",
-							client->peer);
-	return replied(client, reply, error);
-}
-
-/*
- * The broker refuses to let us in: set error to why. Returns false.
- */
-static bool
-refused_login(RabbitClient *client, amqp_connection_close_t *close,
-			  char *error)
-{
-	char		reply_text[RABBITMQ_TEXT_SIZE];
-
-	rabbitmq_text(close->reply_text, reply_text);
-	if (close->reply_code == AMQP_ACCESS_REFUSED)
-		return broker_error(error,
-							"RabbitMQ at %s refused username or password of the user mapping: %s",
-							client->peer, reply_text);
-	if (close->reply_code == AMQP_NOT_ALLOWED && strstr(reply_text, "not found") != NULL)
-		return broker_error(error, "vhost \"%s\" does not exist in RabbitMQ at %s: %s",
-							client->vhost, client->peer, reply_text);
-	if (close->reply_code == AMQP_NOT_ALLOWED)
-		return broker_error(error, "RabbitMQ at %s refused access to vhost \"%s\": %s",
-							client->peer, client->vhost, reply_text);
-	return broker_error(error, "RabbitMQ at %s refused the connection: %s",
-						client->peer, reply_text);
-}
-
-/*
  * Open the channel, and have it confirm what is published.
  */
 static bool
@@ -473,7 +343,7 @@ open_channel(RabbitClient *client, char *error)
 	errno = 0;
 	if (amqp_channel_open(client->amqp, RABBITMQ_CHANNEL) == NULL ||
 		amqp_confirm_select(client->amqp, RABBITMQ_CHANNEL) == NULL)
-		return replied(client, amqp_get_rpc_reply(client->amqp), error);
+		return rabbitmq_replied(client, amqp_get_rpc_reply(client->amqp), error);
 	return true;
 }
 
@@ -481,8 +351,8 @@ open_channel(RabbitClient *client, char *error)
  * Set error to what the broker replied instead of what was asked for. Returns
  * false.
  */
-static bool
-replied(RabbitClient *client, amqp_rpc_reply_t reply, char *error)
+bool
+rabbitmq_replied(RabbitClient *client, amqp_rpc_reply_t reply, char *error)
 {
 	char		reply_text[RABBITMQ_TEXT_SIZE] = "";
 

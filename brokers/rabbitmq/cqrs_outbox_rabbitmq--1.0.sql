@@ -31,8 +31,9 @@
 --                    and again for the login. Default 10
 -- frame_max          in bytes, 4096 to 16777216; the headers of a message
 --                    must fit. The broker may ask for less. Default 131072
--- max_message_size   in bytes; larger messages are dead letters at once. The
---                    broker has a limit of its own. Default 134217728
+-- max_message_size   the largest body of a message, in bytes, 1 to 536870912;
+--                    an event with a larger one is a dead letter at once. The
+--                    broker has a limit of its own. Default 16777216
 -- tls                whether to use TLS, 1.2 or later; default false
 -- tls_verify         whether the broker's certificate must be signed by a
 --                    known authority, and for the host; default true

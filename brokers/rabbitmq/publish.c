@@ -47,12 +47,18 @@ static bool wait_writable(RabbitClient *client, char *error);
 static int	send_message(RabbitClient *client, const CqrsBrokerMessage *message);
 static bool handle_frame(RabbitClient *client, const amqp_frame_t *frame,
 						 char *error);
-static void confirmed(RabbitClient *client, uint64_t tag, bool multiple,
-					  CqrsBrokerOutcome outcome);
+static bool handle_connection_method(RabbitClient *client,
+									 const amqp_method_t *method, char *error);
+static bool handle_method(RabbitClient *client, const amqp_method_t *method,
+						  char *error);
+static bool handle_header(RabbitClient *client, const amqp_frame_t *frame,
+						  char *error);
+static bool violated(RabbitClient *client, const char *what, char *error);
+static bool confirmed(RabbitClient *client, uint64_t tag, bool multiple,
+					  CqrsBrokerOutcome outcome, char *error);
 static void report(RabbitClient *client, uint64_t tag,
 				   CqrsBrokerOutcome outcome, const char *error);
-static void returned(RabbitClient *client,
-					 const amqp_basic_properties_t *properties);
+static void returned(RabbitClient *client, amqp_bytes_t message_id);
 static bool channel_closed(RabbitClient *client,
 						   const amqp_channel_close_t *close, char *error);
 static void blame_messages(RabbitClient *client, int code, const char *text);
@@ -154,11 +160,6 @@ refuse(CqrsBrokerMessage *message, const RabbitClient *client, char *reason)
 	size_t		routing_key;
 	size_t		size = PROPERTIES_SIZE;
 	int			i;
-
-	if (message->body_size > client->max_message_size)
-		return !broker_error(reason,
-							 "the message has %zu bytes, which is more than option \"max_message_size\" of the server, %zu",
-							 message->body_size, client->max_message_size);
 
 	exchange = broker_template_expand(client->exchange, message, NULL, 0);
 	routing_key = broker_template_expand(client->routing_key, message, NULL, 0);
@@ -303,96 +304,165 @@ send_message(RabbitClient *client, const CqrsBrokerMessage *message)
 
 /*
  * Handle what came. False, with error set, if the broker ends the connection or
- * the channel.
+ * the channel, or says what no broker does: what the library decoded is taken
+ * for nothing but what it was checked to be.
  */
 static bool
 handle_frame(RabbitClient *client, const amqp_frame_t *frame, char *error)
 {
-	void	   *method = frame->payload.method.decoded;
+	if (frame->frame_type == AMQP_FRAME_METHOD && frame->channel == 0)
+		return handle_connection_method(client, &frame->payload.method, error);
+	if (frame->channel != RABBITMQ_CHANNEL)
+		return violated(client, "a frame on another channel", error);
 
-	/* Of a message that comes back; its body does not matter. */
-	if (frame->frame_type == AMQP_FRAME_HEADER && client->returning)
+	switch (frame->frame_type)
 	{
-		returned(client, frame->payload.properties.decoded);
-		client->returning = false;
+		case AMQP_FRAME_METHOD:
+			if (client->returning != RETURNING_NOTHING)
+				return violated(client, "a method within a message", error);
+			return handle_method(client, &frame->payload.method, error);
+		case AMQP_FRAME_HEADER:
+			return handle_header(client, frame, error);
+		case AMQP_FRAME_BODY:
+			if (client->returning != RETURNING_BODY ||
+				frame->payload.body_fragment.len > client->return_left)
+				return violated(client, "a body that is no message's", error);
+			client->return_left -= frame->payload.body_fragment.len;
+			if (client->return_left == 0)
+				client->returning = RETURNING_NOTHING;
+			return true;
+		default:
+			return violated(client, "a frame of another type", error);
 	}
-	if (frame->frame_type != AMQP_FRAME_METHOD)
-		return true;
+}
 
-	switch (frame->payload.method.id)
+/*
+ * What the broker says of the connection.
+ */
+static bool
+handle_connection_method(RabbitClient *client, const amqp_method_t *method,
+						 char *error)
+{
+	char		reply_text[RABBITMQ_TEXT_SIZE];
+
+	switch (method->id)
 	{
-		case AMQP_BASIC_ACK_METHOD:
-			{
-				amqp_basic_ack_t *ack = method;
-
-				confirmed(client, ack->delivery_tag, ack->multiple,
-						  CQRS_BROKER_CONFIRMED);
-				return true;
-			}
-		case AMQP_BASIC_NACK_METHOD:
-			{
-				amqp_basic_nack_t *nack = method;
-
-				confirmed(client, nack->delivery_tag, nack->multiple,
-						  CQRS_BROKER_REJECTED);
-				return true;
-			}
-		case AMQP_BASIC_RETURN_METHOD:
-			{
-				amqp_basic_return_t *message = method;
-
-				client->returning = true;
-				client->return_code = message->reply_code;
-				rabbitmq_text(message->reply_text, client->return_text);
-				return true;
-			}
 		case AMQP_CONNECTION_BLOCKED_METHOD:
 			client->blocked = true;
-			rabbitmq_text(((amqp_connection_blocked_t *) method)->reason,
+			rabbitmq_text(((amqp_connection_blocked_t *) method->decoded)->reason,
 						  client->blocked_reason);
 			return true;
 		case AMQP_CONNECTION_UNBLOCKED_METHOD:
 			client->blocked = false;
 			return true;
-		case AMQP_CHANNEL_CLOSE_METHOD:
-			return channel_closed(client, method, error);
 		case AMQP_CONNECTION_CLOSE_METHOD:
-			{
-				char		reply_text[RABBITMQ_TEXT_SIZE];
-
-				rabbitmq_text(((amqp_connection_close_t *) method)->reply_text,
-							  reply_text);
-				return broker_error(error,
-									"RabbitMQ at %s ended the connection: %s",
-									client->peer, reply_text);
-			}
+			rabbitmq_text(((amqp_connection_close_t *) method->decoded)->reply_text,
+						  reply_text);
+			return broker_error(error,
+								"RabbitMQ at %s ended the connection: %s",
+								client->peer, reply_text);
 		default:
-			return true;
+			return violated(client, "another method of the connection", error);
 	}
 }
 
 /*
- * The broker confirmed a message, or all up to it; 0 stands for all.
+ * What it says of the channel, and of messages on it.
  */
-static void
-confirmed(RabbitClient *client, uint64_t tag, bool multiple,
-		  CqrsBrokerOutcome outcome)
+static bool
+handle_method(RabbitClient *client, const amqp_method_t *method, char *error)
 {
-	char		error[CQRS_BROKER_ERROR_SIZE] = "";
+	switch (method->id)
+	{
+		case AMQP_BASIC_ACK_METHOD:
+			{
+				amqp_basic_ack_t *ack = method->decoded;
+
+				return confirmed(client, ack->delivery_tag, ack->multiple,
+								 CQRS_BROKER_CONFIRMED, error);
+			}
+		case AMQP_BASIC_NACK_METHOD:
+			{
+				amqp_basic_nack_t *nack = method->decoded;
+
+				return confirmed(client, nack->delivery_tag, nack->multiple,
+								 CQRS_BROKER_REJECTED, error);
+			}
+		case AMQP_BASIC_RETURN_METHOD:
+			{
+				amqp_basic_return_t *message = method->decoded;
+
+				client->returning = RETURNING_HEADER;
+				client->return_code = message->reply_code;
+				rabbitmq_text(message->reply_text, client->return_text);
+				return true;
+			}
+		case AMQP_CHANNEL_CLOSE_METHOD:
+			return channel_closed(client, method->decoded, error);
+		default:
+			return violated(client, "another method of the channel", error);
+	}
+}
+
+/*
+ * The header of a message that comes back. The library has decoded its
+ * properties as those of whatever class it says it is of, and those that it has
+ * no flag for not at all.
+ */
+static bool
+handle_header(RabbitClient *client, const amqp_frame_t *frame, char *error)
+{
+	const amqp_basic_properties_t *properties = frame->payload.properties.decoded;
+
+	if (client->returning != RETURNING_HEADER)
+		return violated(client, "a header that is no message's", error);
+	if (frame->payload.properties.class_id != AMQP_BASIC_CLASS)
+		return violated(client, "a header of another class", error);
+	client->return_left = frame->payload.properties.body_size;
+	client->returning = client->return_left > 0 ? RETURNING_BODY :
+		RETURNING_NOTHING;
+	if ((properties->_flags & AMQP_BASIC_MESSAGE_ID_FLAG) != 0)
+		returned(client, properties->message_id);
+	return true;
+}
+
+/*
+ * The broker does not keep to the protocol: set error to how. Returns false.
+ */
+static bool
+violated(RabbitClient *client, const char *what, char *error)
+{
+	return broker_error(error,
+						"what answers at %s does not keep to AMQP 0-9-1: it sent %s",
+						client->peer, what);
+}
+
+/*
+ * The broker confirmed a message, or all up to it; 0 stands for all. False if
+ * it was never sent.
+ */
+static bool
+confirmed(RabbitClient *client, uint64_t tag, bool multiple,
+		  CqrsBrokerOutcome outcome, char *error)
+{
+	char		reason[CQRS_BROKER_ERROR_SIZE] = "";
 	uint64_t	first = tag;
 
+	if (tag >= client->unsent || (tag == 0 && !multiple))
+		return violated(client, "a confirm of what was not published", error);
 	if (outcome == CQRS_BROKER_REJECTED)
-		broker_error(error,
+		broker_error(reason,
 					 "RabbitMQ at %s did not take the message (basic.nack); a queue may be full",
 					 client->peer);
 	if (multiple)
 	{
 		first = client->oldest;
-		if (tag == 0 || tag >= client->unsent)
+		if (tag == 0)
 			tag = client->unsent - 1;
 	}
 	for (; first <= tag; first++)
-		report(client, first, outcome, error);
+		report(client, first, outcome, reason);
+	return true;
 }
 
 /*
@@ -417,10 +487,10 @@ report(RabbitClient *client, uint64_t tag, CqrsBrokerOutcome outcome,
 }
 
 /*
- * A message with these properties comes back.
+ * The message with this id comes back.
  */
 static void
-returned(RabbitClient *client, const amqp_basic_properties_t *properties)
+returned(RabbitClient *client, amqp_bytes_t message_id)
 {
 	uint64_t	count = client->unsent - client->oldest;
 	uint64_t	tag = client->return_hint;
@@ -441,9 +511,8 @@ returned(RabbitClient *client, const amqp_basic_properties_t *properties)
 			tag = client->oldest;
 		message = client->ring[tag & (client->ring_size - 1)];
 		if (message != NULL &&
-			properties->message_id.len == strlen(message->message_id) &&
-			memcmp(properties->message_id.bytes, message->message_id,
-				   properties->message_id.len) == 0)
+			message_id.len == strlen(message->message_id) &&
+			memcmp(message_id.bytes, message->message_id, message_id.len) == 0)
 			break;
 	}
 	client->return_hint = tag + 1;

@@ -23,7 +23,6 @@ extern PGDLLEXPORT const CqrsBrokerModule *cqrs_broker_module(void);
 
 static bool check_seconds(const char *value, char *error);
 static bool check_frame_max(const char *value, char *error);
-static bool check_max_message_size(const char *value, char *error);
 
 /* cqrs_outbox_rabbitmq--1.0.sql says what each of them means. */
 static const BrokerOptionDef options[] = {
@@ -37,7 +36,6 @@ static const BrokerOptionDef options[] = {
 	{"heartbeat", ForeignServerRelationId, false, check_seconds},
 	{"connect_timeout", ForeignServerRelationId, false, check_seconds},
 	{"frame_max", ForeignServerRelationId, false, check_frame_max},
-	{"max_message_size", ForeignServerRelationId, false, check_max_message_size},
 	{"tls", ForeignServerRelationId, false, broker_check_bool},
 	{"tls_verify", ForeignServerRelationId, false, broker_check_bool},
 	{"tls_ca_file", ForeignServerRelationId, true, broker_check_not_empty},
@@ -87,13 +85,4 @@ static bool
 check_frame_max(const char *value, char *error)
 {
 	return broker_check_int(value, 4096, 16 * 1024 * 1024, error);
-}
-
-/*
- * RabbitMQ has an upper limit of 512 MB.
- */
-static bool
-check_max_message_size(const char *value, char *error)
-{
-	return broker_check_int(value, 1, 512 * 1024 * 1024, error);
 }

@@ -56,7 +56,7 @@ sub error_of
 
 # What is wrong with options.
 my $options = 'host, port, vhost, exchange, routing_key, mandatory, persistent, heartbeat, connect_timeout, frame_max, '
-  . 'max_message_size, tls, tls_verify, tls_ca_file, tls_cert_file, tls_key_file, window, cloudevents_source';
+  . 'tls, tls_verify, tls_ca_file, tls_cert_file, tls_key_file, window, cloudevents_source, max_message_size';
 is(error_of("ALTER SERVER events OPTIONS (ADD hosts 'x')"),
 	"HV00D: a server of foreign-data wrapper \"cqrs_rabbitmq\" has no option \"hosts\"|Valid options in this context are: $options.",
 	'the valid options of a server are listed');

@@ -46,7 +46,7 @@ sub server
 # Unknown ones; what the core relies on is among them, and what runs code.
 $node->safe_psql('postgres', server('events', 'bootstrap.servers' => $cluster->bootstrap) . '; GRANT USAGE ON FOREIGN SERVER events TO app');
 like(error_of("ALTER SERVER events OPTIONS (ADD brokers 'x')"),
-	qr/^HV00D: a server of foreign-data wrapper "cqrs_kafka" has no option "brokers"\|Valid options in this context are: topic, bootstrap\.servers, .*window, cloudevents_source\.$/,
+	qr/^HV00D: a server of foreign-data wrapper "cqrs_kafka" has no option "brokers"\|Valid options in this context are: topic, bootstrap\.servers, .*window, cloudevents_source, max_message_size\.$/,
 	'the valid options of a server are listed');
 is(error_of("CREATE USER MAPPING FOR app SERVER events OPTIONS (\"user\" 'x')"),
 	'HV00D: a user mapping of foreign-data wrapper "cqrs_kafka" has no option "user"|Valid options in this context are: '

@@ -227,7 +227,7 @@ is(query('SELECT count(*) FROM cqrs.subscription'), '0', 'nothing is left of tha
 
 # The example's validator.
 like(error("CREATE SERVER x FOREIGN DATA WRAPPER cqrs_example OPTIONS (prot '1')"),
-	qr/ERROR:  HV00D: foreign-data wrapper "cqrs_example" has no option "prot" here\nHINT:  Valid options in this context are: host, port, timeout, window, cloudevents_source\.\n/,
+	qr/ERROR:  HV00D: foreign-data wrapper "cqrs_example" has no option "prot" here\nHINT:  Valid options in this context are: host, port, timeout, window, cloudevents_source, max_message_size\.\n/,
 	'an unknown option');
 for my $value ('0', '65536', 'http', '')
 {

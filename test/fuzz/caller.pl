@@ -1,0 +1,304 @@
+# Random calls of every function of the extension, beside what makes them fail.
+#
+#   caller.pl SECONDS SEED
+#
+# Several processes call, each with a seed of its own; another one does what
+# makes a mess. What they say is looked through for internal errors. Exits with
+# 0 if there is none, nothing hangs, the server is the same, and all public
+# functions are known.
+
+use strict;
+use warnings;
+
+use POSIX ();
+use Time::HiRes qw(time);
+
+$| = 1;
+my ($seconds, $seed) = @ARGV;
+my $callers = 3;
+my $chunk = 60;		# calls of one session
+my $hang = 120;		# seconds that such a session may take
+my $database = 'fuzz';
+my $dir = POSIX::getcwd();
+
+# Every public function, and how often it is called compared with others. What is
+# not here is not known: say how to call it, here and in argument().
+my %known = map { /^(\S+?)(?:=(\d+))?$/ ? ($1 => $2 // 3) : () } qw(
+  cqrs_send=12 cqrs_dry_run=6 cqrs_stream=4 cqrs_next cqrs_query=6 cqrs_proceed cqrs_log_dispatch cqrs_context
+  cqrs_emit=12 cqrs_emit_many=6 cqrs_emit_trigger=1 cqrs_events cqrs_wait=1 cqrs_receive=6 cqrs_ack=6 cqrs_nack=6
+  cqrs_dead_letters cqrs_enqueue=8 cqrs_cancel_command cqrs_create_topic cqrs_alter_topic cqrs_drop_topic=1
+  cqrs_register_event cqrs_unregister_event=1 cqrs_register_event_handler cqrs_unregister_event_handler=1
+  cqrs_register_command cqrs_register_query cqrs_unregister_command=1 cqrs_register_fallback cqrs_unregister_fallback=1
+  cqrs_register_middleware=1 cqrs_unregister_middleware=2 cqrs_subscribe cqrs_alter_subscription cqrs_unsubscribe=1
+  cqrs_pause=1 cqrs_resume=2 cqrs_seek=2 cqrs_redrive cqrs_discard cqrs_tick cqrs_drain=6 cqrs_release_commands
+  cqrs_adopt=1 cqrs_maintain=1 cqrs_worker_status=1 cqrs_health=1 cqrs_diagram=1 run_command check announce
+  registry_changed=1 breaker_state usable topic_progress subscription_progress cursor_holders);
+
+# What an error may say though it has the code of an internal one: the server's
+# own answers to who changes the same thing at the same time, and to who uses a
+# type that is just being dropped, which nothing locks.
+my $excused = qr/tuple concurrently (?:updated|deleted)|could not open relation with OID|cache lookup failed for type|type with OID \d+ does not exist/;
+
+# psql(SQL, ROLE): what it says, of up to $hang seconds; undef: it hangs.
+sub psql
+{
+	my ($sql, $role, $name) = @_;
+	my $file = "$dir/fuzz_$$";
+
+	open my $out, '>', "$file.sql" or die "$file.sql: $!";
+	print $out $sql;
+	close $out;
+	system("timeout -k 5 $hang psql -XAtq -v VERBOSITY=verbose -v SHOW_CONTEXT=never -U $role -d $database -f $file.sql >$file.out 2>&1");
+	my $status = $? >> 8;
+	open my $in, '<', "$file.out" or die "$file.out: $!";
+	local $/;
+	my $said = <$in>;
+	return $status == 124 || $status == 137 ? undef : $said;
+}
+
+sub pick { return $_[ int rand @_ ]; }
+
+sub quote
+{
+	my ($text) = @_;
+
+	$text =~ s/'/''/g;
+	return "'$text'";
+}
+
+my @names = qw(a b c d e commands_of_fuzz_app);
+my @handlers = qw(f_ok f_fails f_emits f_sends f_rethrows f_next f_stream f_composite f_event f_middleware f_catches f_drops);
+my @hostile = (
+	'', ' ', "x'; DROP TABLE x; --", '"', '\\', "a\nb", 'ä' x 40, 'x' x 63, 'x' x 64, 'x' x 5000, '%s%n', '{}', 'NULL', 'pg_temp.f', "\x{1}",
+	'commands_of_postgres', 'cqrs.topic', 'public', '..', '0', '-1', 'latest', 'earliest', 'now', 'happened');
+my @json = (
+	'{}', '{"n": 1}', '{"n": null}', '[]', '[1, "correlation_id"]', '"x"', '1', 'null', 'true', '{"correlation_id": 7}',
+	'["AA\u008fAAA\u0001", "xxxxxxxxxxxxco", "rrelation_idzzzz"]', '{"correlation_id": "a\nb", "traceparent": ["x"]}',
+	'{"a": {"a": {"a": [[[[[[[[]]]]]]]]}}}', '{"n": 1e131071}', '{"n": "x"}', '{"N": 1}', '{"": ""}', '{"n": 1, "m": [1, [2]]}',
+	'{"items": [{"n": 1}, {"n": "y"}, null]}');
+
+sub name { return rand() < 0.75 ? pick(@names) : pick(@hostile); }
+
+sub function_name
+{
+	my $name = rand() < 0.9 ? pick(@handlers) : pick('no_such', 'pg_sleep', 'pg_terminate_backend', 'cqrs.run_command', 'pg_temp.f', 'f_overloaded');
+	my $argument = $name eq 'f_event' || $name eq 'cqrs.run_command' || rand() < 0.05 ? 'cqrs_event'
+	  : $name eq 'f_middleware' ? 'cqrs_request' : $name eq 'f_composite' ? 'thing' : 'jsonb';
+
+	return "$name($argument)";
+}
+
+# argument(TYPE, NAME): an expression. Now and then, what nobody would pass.
+sub argument
+{
+	my ($type, $name) = @_;
+
+	return 'NULL' if rand() < 0.06;
+	return "'$1'" . "::$type" if $type =~ /^(?:text|name)$/ && $name eq 'start' && pick('earliest', 'latest', 'x') =~ /(.*)/;
+	return quote($name =~ /format/ ? pick('cqrs', 'raw', 'cloudevents', 'x') : $name =~ /server/ ? pick('peer', 'x') :
+		$name =~ /kind/ ? pick('flowchart', 'sequence', 'x') : $name =~ /^handler$|^fallback$/ ? function_name() : name()) . '::text'
+	  if $type eq 'text';
+	return quote(pick(@json)) . '::jsonb' if $type eq 'jsonb' && rand() < 0.95;
+	return "jsonb_build_object('n', repeat('x', " . pick(10, 3000, 100000) . '))' if $type eq 'jsonb';
+	return 'ARRAY[' . join(', ', map { argument('jsonb', '') } 1 .. int rand 5) . ']::jsonb[]' if $type eq 'jsonb[]';
+	return 'ARRAY[' . join(', ', map { argument('text', '') } 1 .. int rand 4) . ']::text[]' if $type eq 'text[]';
+	return quote(function_name()) . '::regprocedure' if $type eq 'regprocedure';
+	return 'VARIADIC ARRAY[' . join(', ', map { quote(function_name()) } 1 .. 1 + int rand 3) . ']::regprocedure[]' if $type eq 'regprocedure[]';
+	return pick("'jsonb'", "'thing'", "'int'", '0', '4294967295::oid', "'things'", "'cqrs_event'", "'dom'") . '::regtype' if $type eq 'regtype';
+	return quote(pick('0', '1 day', '1 hour', '-1 s', '1 ms', '178000000 years', '10 s', '300 ms')) . '::interval' if $type eq 'interval';
+	return pick('now()', "'infinity'", "'-infinity'", "'2000-01-01'", "now() + '100 ms'", "now() + '1 year'") . '::timestamptz' if $type eq 'timestamp with time zone';
+	return pick('gen_random_uuid()', "'00000000-0000-0000-0000-000000000000'", '(SELECT event_id FROM cqrs_topics.a ORDER BY 1 DESC LIMIT 1)') . '::uuid'
+	  if $type eq 'uuid';
+	return pick('true', 'false') if $type eq 'boolean';
+	return pick(0, 1, 2, 3, 10, 1000, -1, 2147483647, -2147483648) if $type eq 'integer';
+	return pick(0, 1, 5, 100, 100000, -1, 9223372036854775807, '(-9223372036854775808)') if $type eq 'bigint';
+	return "ROW(1)::thing" if $type eq 'record';
+	return "ROW('command', 'a', '{}')::cqrs_request" if $type eq 'cqrs_request';
+	return "(SELECT e FROM (SELECT NULL::cqrs_event) v (e))" if $type eq 'cqrs_event';
+	return 'NULL';
+}
+
+# call(FUNCTION): a statement
+sub call
+{
+	my ($function) = @_;
+	my @arguments;
+	my @given = map { rand() < 0.85 ? $_ : () } 0 .. $#{ $function->{types} };
+
+	for my $i (0 .. $#{ $function->{types} })
+	{
+		my ($type, $name) = ($function->{types}[$i], $function->{names}[$i]);
+		my $value;
+
+		# Those that have a default may be left out.
+		last if $i >= $function->{required} && rand() < 0.4;
+		$value = argument($type, $name);
+		push @arguments, rand() < 0.01 ? quote(pick(@hostile)) : $value;
+	}
+	return sprintf 'SELECT %s FROM %s.%s(%s) LIMIT %d;', pick('*', '*', 'count(*)'), $function->{schema}, $function->{name},
+	  join(', ', @arguments), pick(1, 3, 1000);
+}
+
+# statements(FUNCTIONS): of a session
+sub statements
+{
+	my ($functions) = @_;
+	my @all = map { ($_) x $known{ $_->{name} } } @$functions;
+	my $sql = "SET statement_timeout = '3s'; SET lock_timeout = '1s'; SET client_min_messages = error;\n";
+
+	for (1 .. $chunk)
+	{
+		my $roll = rand;
+
+		$sql .= 'BEGIN' . pick('', ' ISOLATION LEVEL REPEATABLE READ', ' READ ONLY', ' ISOLATION LEVEL SERIALIZABLE') . ";\n" if $roll < 0.06;
+		$sql .= pick('COMMIT', 'ROLLBACK', 'COMMIT', 'SAVEPOINT s', 'ROLLBACK TO s', 'RELEASE s') . ";\n" if $roll > 0.85;
+		$sql .= 'SET cqrs_outbox.' . pick('max_command_depth = 2', 'max_event_depth = 1', "correlation_id = 'x'", "correlation_id = E'a\\nb'", "traceparent = 'x'")
+		  . ";\n" if $roll > 0.48 && $roll < 0.5;
+		$sql .= pick('SELECT * FROM cqrs_subscription_status', 'SELECT * FROM cqrs_topic_status', 'SELECT * FROM cqrs_topics.a LIMIT 3',
+			"INSERT INTO captured VALUES (1, 'x')", 'UPDATE captured SET t = t || t', 'DELETE FROM captured', 'TRUNCATE captured') . ";\n"
+		  if $roll > 0.44 && $roll < 0.48;
+		$sql .= call(pick(@all)) . "\n";
+	}
+	return $sql . "ROLLBACK;\n";
+}
+
+# Whatever is gone, is made again.
+my $set_up = join "\n", map { "DO \$do\$ BEGIN $_; EXCEPTION WHEN OTHERS THEN NULL; END \$do\$;" } (
+	'CREATE TYPE thing AS (n int)', 'CREATE DOMAIN dom AS thing CHECK ((VALUE).n > 0)', 'CREATE TABLE captured (i int, t text)',
+	'GRANT ALL ON captured TO PUBLIC',
+	'CREATE FUNCTION f_ok(jsonb) RETURNS jsonb LANGUAGE sql AS $f$ SELECT $1 $f$',
+	'CREATE FUNCTION f_fails(jsonb) RETURNS jsonb LANGUAGE plpgsql AS $f$ BEGIN RAISE EXCEPTION \'%\', $1; END $f$',
+	'CREATE FUNCTION f_rethrows(jsonb) RETURNS jsonb LANGUAGE plpgsql AS $f$ BEGIN BEGIN RAISE EXCEPTION \'boo\'; EXCEPTION WHEN unique_violation THEN NULL; END; RETURN $1; END $f$',
+	'CREATE FUNCTION f_emits(jsonb) RETURNS jsonb LANGUAGE plpgsql AS $f$ BEGIN PERFORM cqrs_emit(\'a\', $1); PERFORM cqrs_emit(\'b\', $1); RETURN $1; END $f$',
+	'CREATE FUNCTION f_sends(jsonb) RETURNS jsonb LANGUAGE plpgsql AS $f$ BEGIN PERFORM cqrs_enqueue(\'b\', $1); RETURN cqrs_send(\'b\', $1); END $f$',
+	'CREATE FUNCTION f_next(jsonb) RETURNS jsonb LANGUAGE plpgsql AS $f$ BEGIN PERFORM cqrs_next(); RETURN NULL; END $f$',
+	'CREATE FUNCTION f_catches(jsonb) RETURNS jsonb LANGUAGE plpgsql AS $f$ BEGIN RETURN cqrs_query(\'c\', $1); EXCEPTION WHEN OTHERS THEN RETURN to_jsonb(SQLERRM); END $f$',
+	'CREATE FUNCTION f_drops(jsonb) RETURNS jsonb LANGUAGE plpgsql AS $f$ BEGIN PERFORM cqrs_unregister_command(\'a\'); RETURN cqrs_send(\'a\', $1); END $f$',
+	'CREATE FUNCTION f_stream(jsonb) RETURNS SETOF jsonb LANGUAGE sql AS $f$ SELECT to_jsonb(i) FROM generate_series(1, 5) i $f$',
+	'CREATE FUNCTION f_composite(thing) RETURNS thing LANGUAGE sql AS $f$ SELECT $1 $f$',
+	'CREATE FUNCTION f_event(cqrs_event) RETURNS void LANGUAGE plpgsql AS $f$ BEGIN IF random() < 0.2 THEN RAISE EXCEPTION \'no\'; END IF; END $f$',
+	'CREATE FUNCTION f_middleware(cqrs_request) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER AS $f$ BEGIN RETURN cqrs_proceed(); EXCEPTION WHEN OTHERS THEN RETURN cqrs_proceed(); END $f$',
+	(map {; "PERFORM cqrs_create_topic('$_')", "PERFORM cqrs_register_event('$_', '$_')", "PERFORM cqrs_register_command('$_', 'f_emits(jsonb)', 'f_ok(jsonb)')",
+			"PERFORM cqrs_subscribe('$_', ARRAY['$_'], 'f_event(cqrs_event)', max_attempts => 2, retry_delay => '10 ms')",
+			"EXECUTE 'GRANT SELECT, INSERT ON cqrs_topics.$_ TO fuzz_app'" } qw(a b)),
+	"PERFORM cqrs_subscribe('c', ARRAY['a'])", "PERFORM cqrs_register_query('c', 'f_ok(jsonb)')",
+	"PERFORM cqrs_register_command('d', 'f_stream(jsonb)')", "PERFORM cqrs_register_command('e', 'f_composite(thing)')",
+	"PERFORM cqrs_register_event_handler('b', 'f_sends(jsonb)')",
+	'CREATE TRIGGER capture AFTER INSERT OR UPDATE OR DELETE ON captured FOR EACH ROW EXECUTE FUNCTION cqrs_emit_trigger(\'a\', \'i\')');
+
+# mess(): a statement of a superuser's that gets in the way
+sub mess
+{
+	return pick(
+		"SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename LIKE 'fuzz%' ORDER BY random() LIMIT 1",
+		"SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE backend_type LIKE 'cqrs%' ORDER BY random() LIMIT 1",
+		"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type LIKE 'cqrs%' ORDER BY random() LIMIT 1",
+		'DROP FUNCTION IF EXISTS ' . pick(@handlers[0 .. 6]) . '(jsonb)', 'DROP TYPE IF EXISTS thing CASCADE',
+		'ALTER TYPE thing ADD ATTRIBUTE m text', 'ALTER FUNCTION f_ok(jsonb) OWNER TO ' . pick('postgres', 'fuzz_app'),
+		'REVOKE ALL ON ALL TABLES IN SCHEMA cqrs_topics FROM fuzz_app', 'GRANT ALL ON ALL TABLES IN SCHEMA cqrs_topics TO fuzz_app',
+		'ALTER ROLE fuzz_app ' . pick('NOLOGIN', 'LOGIN'), "ALTER ROLE fuzz_app SET search_path = '" . pick('public', 'pg_temp', 'nowhere') . "'",
+		"UPDATE cqrs.retry SET headers = '" . pick('[1]', '"x"', 'null', '{"correlation_id": []}') . "'",
+		"UPDATE cqrs.scheduled_command SET headers = '[\"correlation_id\"]', run_at = '2000-01-01'",
+		'VACUUM FULL cqrs.cursor', 'ANALYZE', 'CHECKPOINT', 'CALL pg_sleep(0)', "SELECT cqrs_drop_topic('b', force => true)",
+		'ALTER EXTENSION cqrs_outbox SET SCHEMA ' . pick('public', 'public', 'elsewhere')) . ";\n";
+}
+
+# bad(WHAT): report it, with the seed
+sub bad
+{
+	my ($what) = @_;
+
+	print "not ok: $what\nseed $seed\n";
+	return 1;
+}
+
+# run(NUMBER, FUNCTIONS, UNTIL): one caller; 0 is who makes the mess. Writes how
+# many calls it made.
+sub run
+{
+	my ($number, $functions, $until) = @_;
+	my $failed = 0;
+	my $calls = 0;
+
+	srand($seed + $number);
+	while (time < $until && !$failed)
+	{
+		my $role = $number == 0 ? 'postgres' : pick('fuzz_app', 'fuzz_app', 'fuzz_admin', 'fuzz_nobody', 'postgres');
+		my $sql = $number == 0 ? "SET lock_timeout = '1s'; SET statement_timeout = '5s';\n" . mess() . mess() . "SELECT pg_sleep(0.1);\n$set_up"
+		  : statements($functions);
+		my $said = psql($sql, $role);
+
+		$calls += $chunk;
+		$failed = bad("a session of $role hangs:\n$sql") unless defined $said;
+		while (defined $said && $said =~ /^psql:\S+?:(\d+): ((?:ERROR|FATAL|PANIC):  (XX\S+|58\S+): .*)/mg)
+		{
+			my ($line, $error) = ($1, $2);
+
+			next if $error =~ $excused;
+			$failed = bad("as $role: $error\nin line $line of\n" . join("\n", (split /\n/, $sql)[ ($line > 4 ? $line - 5 : 0) .. $line - 1 ]));
+		}
+		$failed = bad("the server does not answer $role: $said")
+		  if defined $said && $said =~ /server closed the connection unexpectedly|could not connect|connection to server.*failed: (?!FATAL:  role "fuzz_app" is not permitted)/i
+		  && $said !~ /terminating connection due to administrator command|is not permitted to log in/;
+	}
+	open my $out, '>', "$dir/calls_$number" or die "calls: $!";
+	print $out $calls;
+	close $out;
+	return $failed;
+}
+
+$database = 'postgres';
+psql("CREATE DATABASE fuzz; CREATE ROLE fuzz_app LOGIN; CREATE ROLE fuzz_admin LOGIN; CREATE ROLE fuzz_nobody LOGIN;", 'postgres');
+$database = 'fuzz';
+my $said = psql("CREATE EXTENSION cqrs_outbox; CREATE SCHEMA elsewhere; GRANT CREATE, USAGE ON SCHEMA public TO PUBLIC;
+	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO fuzz_admin; GRANT USAGE ON SCHEMA elsewhere, cqrs TO PUBLIC;\n$set_up", 'postgres');
+die $said if $said =~ /ERROR/;
+my $functions = psql(q(
+	SELECT concat_ws(E'\t', n.nspname, p.proname, p.pronargs - p.pronargdefaults,
+		(SELECT string_agg(format_type(t, NULL), '|' ORDER BY i) FROM unnest(p.proargtypes) WITH ORDINALITY u (t, i)),
+		array_to_string(p.proargnames[1:p.pronargs], '|', ''))
+	FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid JOIN pg_namespace n ON n.oid = p.pronamespace
+	WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+		  AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'cqrs_outbox')
+	ORDER BY p.oid::regprocedure::text COLLATE "C"), 'postgres');
+my @functions;
+my $failed = 0;
+for (split /\n/, $functions)
+{
+	my ($schema, $name, $required, $types, $names) = split /\t/;
+
+	$failed |= bad("function $schema.$name() is not known to test/fuzz/caller.pl") unless exists $known{$name};
+	next if $name eq 'cqrs_validator' || !exists $known{$name};
+	push @functions, { schema => $schema eq 'cqrs' ? 'cqrs' : 'public', name => $name, required => $required,
+		types => [ split /\|/, $types // '' ], names => [ map { $_ // '' } (split /\|/, $names // '', -1)[ 0 .. 20 ] ] };
+}
+exit 1 if $failed;
+my $started = psql('SELECT pg_postmaster_start_time()', 'postgres');
+
+my $until = time + $seconds;
+my @pids;
+for my $number (0 .. $callers)
+{
+	my $pid = fork // die "fork: $!";
+	if ($pid == 0)
+	{
+		my $status = eval { run($number, \@functions, $until) } // bad($@);
+		POSIX::_exit($status);
+	}
+	push @pids, $pid;
+}
+for my $pid (@pids)
+{
+	waitpid $pid, 0;
+	$failed |= $? != 0;
+}
+my $ended = psql('SELECT pg_postmaster_start_time()', 'postgres') // 'nothing';
+$failed |= bad("the server is not the same: $ended") if $ended ne $started;
+my $calls = 0;
+for my $number (1 .. $callers)
+{
+	open my $in, '<', "$dir/calls_$number" or next;
+	$calls += <$in>;
+}
+print "# $calls calls of ", scalar(@functions), " functions\n";
+exit($failed ? 1 : 0);
