@@ -56,6 +56,7 @@ OBJS = \
 	src/rotation.o \
 	src/schedule.o \
 	src/segment.o \
+	src/session.o \
 	src/shmem.o \
 	src/status.o \
 	src/stream.o \
@@ -65,6 +66,7 @@ OBJS = \
 	src/tick.o \
 	src/topic.o \
 	src/topic_status.o \
+	src/underway.o \
 	src/utility.o \
 	src/version.o \
 	src/window.o \
