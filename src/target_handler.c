@@ -478,7 +478,7 @@ call_limited(Batch *batch, Datum arg)
 {
 	CqrsSubscription *subscription = batch->relay.subscription;
 	bool		limited = batch->in_worker &&
-		subscription->handler_timeout > 0;
+	subscription->handler_timeout > 0;
 	int			commit = synchronous_commit;
 	bool		isnull;
 
@@ -756,7 +756,7 @@ drain(int32 subscription_id, int partition)
 						delivery.position, subscription->name),
 				 errdetail_internal("%s", error->message)));
 		(void) cqrs_target_failed(subscription, partition, delivery.position, error,
-						   false);
+								  false);
 		FreeErrorData(error);
 	} while (delivery.more);
 	return total;
