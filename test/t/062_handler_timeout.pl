@@ -69,7 +69,10 @@ is(dead(), "2,2,57014,$message, and would not be canceled\n4,2,57014,$message\n5
 	'... as many attempts as they have, and no more');
 is($node->safe_psql('postgres', q(SELECT string_agg(n::text, ' ' ORDER BY n) FROM seen)), '1 3 6', '... and no other event is to blame');
 my $log = slurp_file($node->logfile, $log_offset);
-is(() = $log =~ /FATAL:  \Q$message\E/g, 3, 'the process ended at each attempt, and says why; the first time, there was another event in the batch');
+my $ends = () = $log =~ /FATAL:  \Q$message\E/g;
+
+# If event 1 was in the same batch, the first time is not counted.
+like($ends, qr/^[23]$/, 'the process ended at each attempt, and says why');
 unlike($log, qr/PANIC|was terminated by signal|all server processes terminated/, '... no other process did');
 
 # After one timeout, another's cancel is none, be there a timeout or not.
