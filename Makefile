@@ -57,6 +57,7 @@ OBJS = \
 	src/rotation.o \
 	src/schedule.o \
 	src/segment.o \
+	src/session.o \
 	src/shmem.o \
 	src/status.o \
 	src/stream.o \
@@ -66,6 +67,7 @@ OBJS = \
 	src/tick.o \
 	src/topic.o \
 	src/topic_status.o \
+	src/underway.o \
 	src/utility.o \
 	src/version.o \
 	src/window.o \
@@ -81,7 +83,7 @@ EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/cqrs_broker.h src/cqrs_hooks.h
 
-REGRESS = meeting command query chain stream fallback breaker middleware idempotency dry_run emit domain_event context nesting prepared capture subscription retry deferred pull kept retention diagram health privileges adopt trust extension
+REGRESS = meeting command query chain stream fallback breaker middleware idempotency dry_run emit domain_event context nesting prepared capture subscription own_subscription retry deferred pull kept retention diagram health privileges adopt trust extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

@@ -162,6 +162,8 @@ COMMENT ON TABLE cqrs.fallback IS 'fallbacks of handlers';
 --                    NULL without server
 -- strict_key_order   to the broker, no event is on its way together with
 --                    another one of its topic and key
+-- transaction        of a handler: batch, one for the events of a batch; event,
+--                    one for each event
 -- runs_commands      what it gets are commands that its owner enqueued
 -- owner              whose privileges the delivery has; one with runs_commands
 --                    each
@@ -190,6 +192,7 @@ CREATE TABLE cqrs.subscription (
 	server				text,
 	format				text,
 	strict_key_order	boolean		NOT NULL,
+	transaction			text		NOT NULL DEFAULT 'batch',
 	runs_commands		boolean		NOT NULL DEFAULT false,
 	owner				regrole		NOT NULL,
 	partitions			integer		NOT NULL,
@@ -1127,6 +1130,10 @@ COMMENT ON FUNCTION cqrs_events(text, integer, text, text, bigint) IS 'events of
 --                      of python-cqrs in JSON; 'cloudevents': CloudEvents 1.0 in
 --                      binary mode; 'raw': the payload alone, the rest in
 --                      headers
+--   transaction        'batch': the handler is called for up to 1000 events in a
+--                      transaction, which it can tell by nothing but now() and
+--                      the transaction's id; 'event': for each in one of its
+--                      own, which is slower; see README
 --   strict_key_order   never have two events of one topic and key (or of one
 --                      topic, without keys) on their way to the broker
 --                      together. Otherwise, if the broker rejects one, the next
@@ -1147,10 +1154,10 @@ CREATE FUNCTION cqrs_subscribe(subscription text, topics text[], handler regproc
 	retry_delay interval DEFAULT '200 ms', max_retry_delay interval DEFAULT '5 min',
 	handler_timeout interval DEFAULT '1 min', max_retained_size bigint DEFAULT 10737418240,
 	max_retained_age interval DEFAULT '0', server text DEFAULT NULL, format text DEFAULT NULL,
-	strict_key_order boolean DEFAULT false) RETURNS void
+	strict_key_order boolean DEFAULT false, transaction text DEFAULT 'batch') RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval,
-	bigint, interval, text, text, boolean) IS 'subscribes to topics';
+	bigint, interval, text, text, boolean, text) IS 'subscribes to topics';
 
 -- Changes settings of a subscription; NULL leaves one as it is.
 --   handler  another handler, for a subscription that has one
@@ -1166,10 +1173,10 @@ CREATE FUNCTION cqrs_alter_subscription(subscription text, handler regprocedure 
 	max_attempts integer DEFAULT NULL, retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
 	handler_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, server text DEFAULT NULL, format text DEFAULT NULL,
-	strict_key_order boolean DEFAULT NULL) RETURNS void
+	strict_key_order boolean DEFAULT NULL, transaction text DEFAULT NULL) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval,
-	text, text, boolean) IS 'changes settings of a subscription';
+	text, text, boolean, text) IS 'changes settings of a subscription';
 
 -- Removes a subscription, with what it has to retry and its dead letters; one
 -- that executes commands (see cqrs_enqueue()), with its topic. Waits for the
@@ -1878,9 +1885,9 @@ REVOKE EXECUTE ON FUNCTION
 	cqrs_unregister_fallback(text),
 	cqrs_register_middleware(regprocedure, integer), cqrs_unregister_middleware(text),
 	cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval, bigint, interval,
-		text, text, boolean),
+		text, text, boolean, text),
 	cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval, text, text,
-		boolean),
+		boolean, text),
 	cqrs_unsubscribe(text), cqrs_pause(text), cqrs_resume(text), cqrs_seek(text, text), cqrs_seek(text, timestamptz),
 	cqrs_redrive(text, uuid), cqrs_discard(text, uuid),
 	cqrs_tick(), cqrs_drain(text), cqrs_release_commands(), cqrs_adopt(), cqrs_maintain(text),

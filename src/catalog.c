@@ -317,9 +317,26 @@ void
 cqrs_commit_durably(void)
 {
 	if (synchronous_commit < SYNCHRONOUS_COMMIT_REMOTE_FLUSH)
-		(void) set_config_option("synchronous_commit", "on",
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_LOCAL, true, 0, false);
+		cqrs_set_commit(SYNCHRONOUS_COMMIT_ON);
+}
+
+/*
+ * Have this transaction commit with this value of synchronous_commit.
+ */
+void
+cqrs_set_commit(int level)
+{
+	static const char *const values[] = {
+		[SYNCHRONOUS_COMMIT_OFF] = "off",
+		[SYNCHRONOUS_COMMIT_LOCAL_FLUSH] = "local",
+		[SYNCHRONOUS_COMMIT_REMOTE_WRITE] = "remote_write",
+		[SYNCHRONOUS_COMMIT_REMOTE_FLUSH] = "on",
+		[SYNCHRONOUS_COMMIT_REMOTE_APPLY] = "remote_apply",
+	};
+
+	(void) set_config_option("synchronous_commit", values[level],
+							 PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
 }
 
 /*

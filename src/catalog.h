@@ -72,6 +72,7 @@ extern bool cqrs_object_lock(CqrsRelation relation, int32 id, int32 part,
 extern bool cqrs_lock_holder(const LOCKTAG *tag, LOCKMODE mode, int *pid);
 extern void cqrs_require_writable(const char *function);
 extern void cqrs_commit_durably(void);
+extern void cqrs_set_commit(int level);
 
 extern void cqrs_name_check(const char *kind, const char *name);
 extern char *cqrs_name_arg(FunctionCallInfo fcinfo, int argno,

@@ -39,6 +39,7 @@
 extern bool cqrs_deliver;
 extern int	cqrs_tick_interval;
 extern int	cqrs_poll_interval;
+extern int	cqrs_batch_duration;
 extern int	cqrs_max_databases;
 extern int	cqrs_max_workers;
 extern int	cqrs_max_breakers;

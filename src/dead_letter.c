@@ -27,6 +27,7 @@
 #include "retry.h"
 #include "shmem.h"
 #include "subscription.h"
+#include "underway.h"
 
 /* Columns of what cqrs_dead_letters() returns. */
 #define RESULT_COLUMNS	12
@@ -113,6 +114,7 @@ cqrs_redrive(PG_FUNCTION_ARGS)
 	cqrs_require_writable("cqrs_redrive()");
 	subscription = letters_subscription(fcinfo);
 	cqrs_subscription_lock_all(subscription);
+	cqrs_underway_settle(subscription->subscription_id);
 	cursors = palloc(sizeof(CqrsCursor) * subscription->partitions);
 	for (i = 0; i < subscription->partitions; i++)
 	{

@@ -14,6 +14,7 @@
 bool		cqrs_deliver = true;
 int			cqrs_tick_interval = 2;
 int			cqrs_poll_interval = 1000;
+int			cqrs_batch_duration = 50;
 int			cqrs_max_databases = 64;
 int			cqrs_max_workers = 4;
 int			cqrs_max_breakers = 128;
@@ -89,6 +90,12 @@ cqrs_guc_define(void)
 								"Events announce themselves when their transaction commits, except if it was prepared and is committed by a session without this library.",
 								&cqrs_poll_interval,
 								1000, 10, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS,
+								NULL, NULL, NULL);
+		DefineCustomIntVariable("cqrs_outbox.batch_duration",
+								"Sets after how long a transaction of a worker's that delivers events to a handler takes no further event.",
+								"So long locks are held that a handler takes, besides the time of one event.",
+								&cqrs_batch_duration,
+								50, 1, 60000, PGC_SIGHUP, GUC_UNIT_MS,
 								NULL, NULL, NULL);
 		DefineCustomIntVariable("cqrs_outbox.max_databases",
 								"Sets how many databases can have the extension.",

@@ -22,6 +22,7 @@
 #include "shmem.h"
 #include "subscription.h"
 #include "tick.h"
+#include "underway.h"
 #include "window.h"
 
 /* How often cqrs_wait() looks by itself, in milliseconds. */
@@ -161,6 +162,12 @@ cqrs_wait(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("timeout must not be negative")));
 	cqrs_require_preloaded();
+	if (cqrs_underway_is(subscription_id))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("subscription \"%s\" is being delivered by this session",
+						name),
+				 errhint("Its handler must not call cqrs_wait() for it.")));
 
 	target = cqrs_snapshot_take();
 	ConditionVariablePrepareToSleep(&cqrs_shared->delivered);
@@ -241,6 +248,7 @@ seek(CqrsSubscription *subscription, bool latest, const TimestampTz *time)
 	for (i = 0; i < subscription->ntopics; i++)
 		native &= subscription->topics[i]->native;
 	cqrs_subscription_lock_all(subscription);
+	cqrs_underway_settle(subscription->subscription_id);
 	for (i = 0; i < subscription->partitions; i++)
 	{
 		Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());

@@ -122,6 +122,7 @@ enum
 	SUBSCRIPTION_SERVER,
 	SUBSCRIPTION_FORMAT,
 	SUBSCRIPTION_STRICT_KEY_ORDER,
+	SUBSCRIPTION_TRANSACTION,
 	SUBSCRIPTION_RUNS_COMMANDS,
 	SUBSCRIPTION_OWNER,
 	SUBSCRIPTION_PARTITIONS,
@@ -760,6 +761,9 @@ add_subscription(Datum *values, bool *nulls)
 		TextDatumGetCString(values[SUBSCRIPTION_FORMAT - 1]);
 	subscription->strict_key_order =
 		DatumGetBool(values[SUBSCRIPTION_STRICT_KEY_ORDER - 1]);
+	subscription->event_transactions =
+		strcmp(TextDatumGetCString(values[SUBSCRIPTION_TRANSACTION - 1]),
+			   "event") == 0;
 	subscription->runs_commands =
 		DatumGetBool(values[SUBSCRIPTION_RUNS_COMMANDS - 1]);
 	subscription->owner = DatumGetObjectId(values[SUBSCRIPTION_OWNER - 1]);

@@ -94,6 +94,7 @@ typedef struct CqrsSubscription
 	char	   *server;			/* of a broker; NULL: none */
 	char	   *format;			/* only with server */
 	bool		strict_key_order;	/* the same */
+	bool		event_transactions; /* of a handler: one for each event */
 	bool		runs_commands;	/* its owner's; see deferred.c */
 	int			ntopics;
 	CqrsTopic **topics;			/* may be none, after cqrs_drop_topic() */

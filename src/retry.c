@@ -83,6 +83,7 @@ static void record_attempt(CqrsParked *parked,
 						   CqrsCursor *cursor, const CqrsFault *fault);
 static void bury(CqrsParkedSet *set, CqrsParked *parked, CqrsCursor *cursor,
 				 const CqrsFault *fault);
+static void forget_dead(Relation rel, int32 subscription_id, int64 position);
 static void update_row(const CqrsCursor *cursor, int64 position,
 					   Datum *values, bool *replace);
 static SysScanDesc begin_scan(Relation rel, Relation *index,
@@ -643,12 +644,41 @@ bury(CqrsParkedSet *set, CqrsParked *parked, CqrsCursor *cursor,
 			CStringGetTextDatum(fault->message ? fault->message : "");
 		rel = table_open(cqrs_relation_oid(CQRS_REL_DEAD_LETTER),
 						 RowExclusiveLock);
+		forget_dead(rel, cursor->subscription_id, event.position);
 		CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values,
 												nulls));
 		table_close(rel, NoLock);
 	}
 	UnregisterSnapshot(snapshot);
 	cqrs_parked_done(set, parked, cursor);
+}
+
+/*
+ * An event that comes again, after a seek, may have been given up before: its
+ * new dead letter takes the place of the old one.
+ */
+static void
+forget_dead(Relation rel, int32 subscription_id, int64 position)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	Relation	index;
+	SysScanDesc scan;
+	ScanKeyData keys[2];
+	HeapTuple	tuple;
+
+	index = cqrs_index_open(rel, CQRS_REL_DEAD_LETTER_PKEY, AccessShareLock);
+	ScanKeyInit(&keys[0], CQRS_DEAD_SUBSCRIPTION_ID, BTEqualStrategyNumber,
+				F_INT4EQ, Int32GetDatum(subscription_id));
+	ScanKeyInit(&keys[1], CQRS_DEAD_POSITION, BTEqualStrategyNumber,
+				F_INT8EQ, Int64GetDatum(position));
+	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
+	tuple = systable_getnext_ordered(scan, ForwardScanDirection);
+	if (HeapTupleIsValid(tuple))
+		simple_heap_delete(rel, &tuple->t_self);
+	systable_endscan_ordered(scan);
+	UnregisterSnapshot(snapshot);
+	index_close(index, AccessShareLock);
+	CommandCounterIncrement();
 }
 
 /*

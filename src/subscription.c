@@ -39,6 +39,9 @@ static char *check_handler(const char *subscription, Oid funcid);
 static void check_broker(FunctionCallInfo fcinfo, const char *name,
 						 int first_arg, const CqrsSubscription *old,
 						 Oid *types, Datum *values, char *nulls);
+static void check_transaction(FunctionCallInfo fcinfo, const char *name,
+							  int arg, const CqrsSubscription *old,
+							  Oid *type, Datum *value, char *null);
 static List *check_topics(const char *subscription, ArrayType *array);
 static bool parse_start(const char *subscription, const char *start);
 
@@ -63,8 +66,9 @@ static const struct
 
 #define SETTINGS	lengthof(settings)
 
-/* Behind them come server, format and strict_key_order. */
+/* Behind them come server, format and strict_key_order, and transaction. */
 #define BROKER_SETTINGS	3
+#define ALL_SETTINGS	(SETTINGS + BROKER_SETTINGS + 1)
 
 PG_FUNCTION_INFO_V1(cqrs_subscribe);
 PG_FUNCTION_INFO_V1(cqrs_unsubscribe);
@@ -82,9 +86,9 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	int			partitions;
 	List	   *topics;
 	CqrsAdmin	admin;
-	Oid			types[4 + SETTINGS + BROKER_SETTINGS] = {TEXTOID, TEXTOID, OIDOID, INT4OID};
-	Datum		values[4 + SETTINGS + BROKER_SETTINGS];
-	char		nulls[4 + SETTINGS + BROKER_SETTINGS];
+	Oid			types[4 + ALL_SETTINGS] = {TEXTOID, TEXTOID, OIDOID, INT4OID};
+	Datum		values[4 + ALL_SETTINGS];
+	char		nulls[4 + ALL_SETTINGS];
 	bool		isnull;
 	int32		subscription_id;
 
@@ -112,6 +116,9 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	check_settings(fcinfo, name, 5, false, types + 4, values + 4, nulls + 4);
 	check_broker(fcinfo, name, 5 + SETTINGS, NULL, types + 4 + SETTINGS,
 				 values + 4 + SETTINGS, nulls + 4 + SETTINGS);
+	check_transaction(fcinfo, name, 5 + SETTINGS + BROKER_SETTINGS, NULL,
+					  &types[3 + ALL_SETTINGS], &values[3 + ALL_SETTINGS],
+					  &nulls[3 + ALL_SETTINGS]);
 	if (!PG_ARGISNULL(2) && !PG_ARGISNULL(5 + SETTINGS))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -127,9 +134,9 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 				 errmsg("subscription \"%s\" already exists", name)));
 	cqrs_admin_execute("INSERT INTO cqrs.subscription (subscription, handler, owner, partitions,"
 					   " max_attempts, retry_delay, max_retry_delay, handler_timeout,"
-					   " max_retained_size, max_retained_age, server, format, strict_key_order)"
-					   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING subscription_id",
-					   4 + SETTINGS + BROKER_SETTINGS, types, values, nulls);
+					   " max_retained_size, max_retained_age, server, format, strict_key_order, transaction)"
+					   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) RETURNING subscription_id",
+					   4 + ALL_SETTINGS, types, values, nulls);
 	subscription_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
 												  SPI_tuptable->tupdesc, 1,
 												  &isnull));
@@ -189,9 +196,9 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo,
 														   "cqrs_alter_subscription()");
 	CqrsAdmin	admin;
-	Oid			types[2 + SETTINGS + BROKER_SETTINGS] = {INT4OID, TEXTOID};
-	Datum		values[2 + SETTINGS + BROKER_SETTINGS];
-	char		nulls[2 + SETTINGS + BROKER_SETTINGS];
+	Oid			types[2 + ALL_SETTINGS] = {INT4OID, TEXTOID};
+	Datum		values[2 + ALL_SETTINGS];
+	char		nulls[2 + ALL_SETTINGS];
 
 	memset(nulls, ' ', sizeof(nulls));
 	values[0] = Int32GetDatum(subscription->subscription_id);
@@ -219,6 +226,10 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 	check_broker(fcinfo, subscription->name, 2 + SETTINGS, subscription,
 				 types + 2 + SETTINGS, values + 2 + SETTINGS,
 				 nulls + 2 + SETTINGS);
+	check_transaction(fcinfo, subscription->name,
+					  2 + SETTINGS + BROKER_SETTINGS, subscription,
+					  &types[1 + ALL_SETTINGS], &values[1 + ALL_SETTINGS],
+					  &nulls[1 + ALL_SETTINGS]);
 
 	cqrs_admin_begin(&admin);
 	cqrs_admin_execute("UPDATE cqrs.subscription SET handler = coalesce($2, handler),"
@@ -230,9 +241,10 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 					   " max_retained_age = coalesce($8, max_retained_age),"
 					   " server = coalesce($9, server),"
 					   " format = coalesce($10, format),"
-					   " strict_key_order = coalesce($11, strict_key_order)"
+					   " strict_key_order = coalesce($11, strict_key_order),"
+					   " transaction = coalesce($12, transaction)"
 					   " WHERE subscription_id = $1",
-					   2 + SETTINGS + BROKER_SETTINGS, types, values, nulls);
+					   2 + ALL_SETTINGS, types, values, nulls);
 	cqrs_admin_end(&admin);
 	cqrs_subscription_wake(subscription);
 	PG_RETURN_VOID();
@@ -588,6 +600,45 @@ check_broker(FunctionCallInfo fcinfo, const char *name, int first_arg,
 		values[1] = CStringGetTextDatum(cqrs_format_name(CQRS_FORMAT_CQRS));
 		nulls[1] = ' ';
 	}
+}
+
+/*
+ * The argument transaction, as a parameter of a statement: of a new
+ * subscription, or of a change to an old one. Raises 22004, 22023 or 55000.
+ */
+static void
+check_transaction(FunctionCallInfo fcinfo, const char *name, int arg,
+				  const CqrsSubscription *old, Oid *type, Datum *value,
+				  char *null)
+{
+	char	   *transaction;
+
+	*type = TEXTOID;
+	*value = PG_GETARG_DATUM(arg);
+	*null = PG_ARGISNULL(arg) ? 'n' : ' ';
+	if (PG_ARGISNULL(arg))
+	{
+		if (old == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("transaction of subscription \"%s\" must not be null",
+							name)));
+		return;
+	}
+	transaction = text_to_cstring(PG_GETARG_TEXT_PP(arg));
+	if (strcmp(transaction, "batch") != 0 && strcmp(transaction, "event") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" cannot have transaction \"%s\"",
+						name, transaction),
+				 errhint("Valid values are \"batch\" and \"event\".")));
+	if (old != NULL ? !old->has_handler :
+		PG_ARGISNULL(2) && strcmp(transaction, "event") == 0)
+		ereport(ERROR,
+				(errcode(old != NULL ? ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
+						 ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" has no handler", name),
+				 errdetail("The transaction is for what a handler does.")));
 }
 
 /*

@@ -8,10 +8,17 @@
  *
  * 1. A batch is one transaction, or subtransaction: the cursor moves with what
  *	  the handler did. First come the parked events that are due, then new
- *	  ones.
+ *	  ones. No handler is to notice that it is in a batch: each event ends as if
+ *	  the transaction did (see session.c), and is the last one of its batch
+ *	  where that is not enough; where it changed what is registered, or moved its
+ *	  own subscription (see underway.c); and where the subtransactions would
+ *	  become too many.
  * 2. If the handler raises an error at the k-th event, all is rolled back;
- *	  the k - 1 before it are done again in a batch; then the one is recorded
- *	  as failed (cqrs_target_failed), and the batches go on behind it.
+ *	  the k - 1 before it are done again in a batch; then the one comes first,
+ *	  and if it fails again, it is recorded as failed (cqrs_target_failed), and
+ *	  the batches go on behind it. So what fails was alone in its transaction.
+ *	  The batches that follow are small at first, so that failures have few
+ *	  others done twice (CqrsPace).
  * 3. An error that is no event's fault (cqrs_target_is_outage) counts as no
  *	  attempt; the whole subscription waits.
  * 4. Where an event may have ended the process (see worker.c), each is parked
@@ -19,8 +26,10 @@
  *	  called (cqrs_target_announce). So is any event whose last attempt was
  *	  announced, and did not come back.
  *
- * The worker limits the time of each call. The timeout cancels the handler like
- * pg_cancel_backend(); one that catches even this fails when it returns.
+ * The worker limits the time of each call, deferred triggers included. The
+ * timeout cancels the handler like pg_cancel_backend(). One that catches this
+ * fails when it returns; if it does not within HANDLER_GRACE, the process ends,
+ * and the worker records the event as failed on its way out.
  *
  *-------------------------------------------------------------------------
  */
@@ -29,6 +38,7 @@
 #include "access/xact.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
@@ -39,11 +49,16 @@
 #include "debug_point.h"
 #include "events.h"
 #include "relay.h"
+#include "session.h"
 #include "subscription.h"
 #include "target_handler.h"
+#include "underway.h"
 
-/* A batch of a worker ends after so long, in milliseconds. */
-#define LONGEST_BATCH	500
+/* A batch ends where it would have more subtransactions. */
+#define BATCH_SUBTRANSACTIONS	48
+
+/* A handler that catches its timeout has so long, in milliseconds. */
+#define HANDLER_GRACE	1000
 
 /* What is being delivered, to name it in errors. */
 typedef struct DeliveryContext
@@ -56,19 +71,24 @@ typedef struct DeliveryContext
 typedef struct Batch
 {
 	CqrsRelay	relay;
+	CqrsUnderway underway;
 	DeliveryContext context;
 	TupleDesc	desc;			/* of the handler's argument */
 	MemoryContext per_event;
 	bool		in_worker;
+	uint64		registry;		/* its generation */
+	int			subtransactions;	/* of the event that had most */
+	bool		stop;			/* no further event */
+	bool		moved;			/* the cursor was, by the handler */
+	int			commit;			/* what synchronous_commit is to be */
 	volatile CqrsDelivery *delivery;
 } Batch;
 
-/* Subscriptions being drained up the stack. */
-static List *draining = NIL;
-
-static bool timeout_registered = false;
+static bool timeouts_registered = false;
 static TimeoutId handler_timeout_id;
+static TimeoutId handler_grace_id;
 static volatile sig_atomic_t handler_timed_out = false;
+static volatile sig_atomic_t handler_overdue = false;
 
 static void find_handler(Batch *batch);
 static bool deliver_parked(Batch *batch, int max_events, int64 position,
@@ -76,8 +96,13 @@ static bool deliver_parked(Batch *batch, int max_events, int64 position,
 static void deliver_new(Batch *batch, int max_events);
 static void call_handler(Batch *batch, const CqrsEvent *event,
 						 const char *status, int attempts);
-static void arm_timeout(const CqrsSubscription *subscription);
+static void call_limited(Batch *batch, Datum arg);
+static void end_event(Batch *batch, int level, int subtransactions);
+static void set_commit(const Batch *batch);
+static void arm_timeouts(const CqrsSubscription *subscription);
+static void disarm_timeouts(void);
 static void handler_timeout(void);
+static void handler_grace_over(void);
 static void delivery_error_callback(void *arg);
 static int64 drain(int32 subscription_id, int partition);
 static ErrorData *deliver_in_subtransaction(CqrsSubscription *subscription,
@@ -95,7 +120,8 @@ PG_FUNCTION_INFO_V1(cqrs_drain);
  *	now				parked events are due if they are to be tried by then
  *	in_worker		limit the time of each call, and of the batch
  *
- * After an error, the caller sets cqrs_context_innermost to what it was.
+ * After an error, the caller sets cqrs_context_innermost and
+ * cqrs_underway_innermost to what they were.
  */
 void
 cqrs_target_deliver(CqrsSubscription *subscription, int partition,
@@ -103,7 +129,7 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 					bool in_worker, volatile CqrsDelivery *delivery)
 {
 	ErrorContextCallback errcallback;
-	Batch		batch = {.in_worker = in_worker};
+	Batch		batch = {.in_worker = in_worker,.commit = -1};
 	CqrsRelay  *relay = &batch.relay;
 
 	batch.delivery = delivery;
@@ -112,6 +138,7 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 	delivery->position = 0;
 	delivery->more = false;
 	delivery->announce = false;
+	delivery->not_flushed = false;
 	delivery->retry_at = 0;
 	errcallback.callback = delivery_error_callback;
 	errcallback.arg = &batch.context;
@@ -123,9 +150,17 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 		cqrs_cursor_require_native(&relay->cursor, subscription->name);
 	relay->park_inside = true;
 	if (in_worker)
+	{
 		relay->deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													  LONGEST_BATCH);
+													  cqrs_batch_duration);
+		if (relay->subscription->event_transactions)
+			max_events = Min(max_events, 1);
+	}
 	batch.context.subscription = relay->subscription;
+	batch.registry = cqrs_registry_generation();
+	batch.underway.relay = relay;
+	batch.underway.outer = cqrs_underway_innermost;
+	cqrs_underway_innermost = &batch.underway;
 	batch.per_event = AllocSetContextCreate(CurrentMemoryContext,
 											"cqrs event",
 											ALLOCSET_DEFAULT_SIZES);
@@ -134,12 +169,16 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 		delivery->more = true;
 	else if (parked_position == 0)
 		deliver_new(&batch, max_events);
+	if (batch.moved)
+		delivery->more = true;
 	delivery->retry_at = cqrs_parked_next_retry(relay->parked);
 
+	cqrs_underway_innermost = batch.underway.outer;
 	if (batch.desc != NULL)
 		ReleaseTupleDesc(batch.desc);
 	cqrs_relay_end(relay);
 	MemoryContextDelete(batch.per_event);
+	set_commit(&batch);
 	error_context_stack = errcallback.previous;
 }
 
@@ -147,9 +186,10 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
  * Record that the event at this position, which an error kept from being
  * delivered, failed: a parked one, or the first behind the cursor. In a
  * transaction, or subtransaction, of its own. With counted, see
- * cqrs_parked_failed().
+ * cqrs_parked_failed(). Returns false, and records nothing, if another event
+ * comes first.
  */
-void
+bool
 cqrs_target_failed(CqrsSubscription *subscription, int partition,
 				   int64 position, const ErrorData *error, bool counted)
 {
@@ -157,6 +197,7 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 	CqrsEvent	event;
 	CqrsParked *parked;
 	CqrsFault	fault = {0};
+	bool		recorded = false;
 
 	fault.sqlerrcode = error->sqlerrcode;
 	fault.message = error->message;
@@ -167,6 +208,7 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 		cqrs_parked_failed(relay.parked, parked, relay.subscription,
 						   &relay.cursor, &fault, counted);
 		cqrs_cursor_append(&relay.cursor);
+		recorded = true;
 	}
 	else
 	{
@@ -178,6 +220,7 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 				relay.parked = cqrs_park(relay.parked, relay.subscription,
 										 &relay.cursor, &event, &fault);
 				relay.nothers++;
+				recorded = true;
 			}
 			else
 			{
@@ -192,6 +235,7 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 			cqrs_relay_advance(&relay);
 	}
 	cqrs_relay_end(&relay);
+	return recorded;
 }
 
 /*
@@ -241,17 +285,48 @@ cqrs_target_announce(CqrsSubscription *subscription, int partition,
 /*
  * Is this error no event's fault? Then it would fail any other event too:
  * resources are short, an administrator intervened, the system has an error.
+ * A handler's timeout is none: whoever calls one asks for that first.
  */
 bool
 cqrs_target_is_outage(const ErrorData *error)
 {
 	int			category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
 
-	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED && handler_timed_out)
-		return false;
 	return category == ERRCODE_INSUFFICIENT_RESOURCES ||
 		category == ERRCODE_OPERATOR_INTERVENTION ||
 		category == ERRCODE_SYSTEM_ERROR;
+}
+
+/*
+ * How many events the next batch may have.
+ */
+int
+cqrs_pace_events(const CqrsPace *pace)
+{
+	return pace->again > 0 ? pace->again : pace->limit;
+}
+
+/*
+ * A batch was delivered. After one that only did again what was done before an
+ * error, the event comes first that was in error.
+ */
+void
+cqrs_pace_done(CqrsPace *pace)
+{
+	if (pace->again == 0)
+		pace->limit = Min(2 * pace->limit, CQRS_BATCH_EVENTS);
+	pace->again = 0;
+}
+
+/*
+ * A batch was rolled back after so many of its events were handled.
+ */
+void
+cqrs_pace_failed(CqrsPace *pace, int nevents)
+{
+	pace->again = nevents;
+	if (nevents > 0)
+		pace->limit = Max((nevents + 1) / 2, 1);
 }
 
 /*
@@ -288,7 +363,7 @@ deliver_parked(Batch *batch, int max_events, int64 position, TimestampTz now)
 	CqrsParked *parked;
 	int			n = 0;
 
-	while (n < max_events && !failed_before)
+	while (n < max_events && !failed_before && !batch->stop)
 	{
 		CqrsEvent	event;
 		int			attempts;
@@ -307,15 +382,15 @@ deliver_parked(Batch *batch, int max_events, int64 position, TimestampTz now)
 		if (cqrs_parked_read(&relay->cursor, parked->position, relay->snapshot,
 							 &event, &attempts))
 		{
-			batch->delivery->position = event.position;
+			/* Before, so that the handler may move the cursor. */
+			cqrs_parked_done(relay->parked, parked, &relay->cursor);
+			batch->underway.parked = true;
 			call_handler(batch, &event, attempts > 0 ? "not_produced" : "new",
 						 position != 0 ? attempts - 1 : attempts);
-			batch->delivery->position = 0;
-			batch->delivery->last = event.position;
-			batch->delivery->nevents++;
 			relay->cursor.delivered++;
 		}
-		cqrs_parked_done(relay->parked, parked, &relay->cursor);
+		else
+			cqrs_parked_done(relay->parked, parked, &relay->cursor);
 		n++;
 		if (relay->deadline != 0 && GetCurrentTimestamp() >= relay->deadline)
 			break;
@@ -324,7 +399,7 @@ deliver_parked(Batch *batch, int max_events, int64 position, TimestampTz now)
 	CQRS_DEBUG_POINT("relay_before_cursor");
 
 	/* The handler may have removed its own subscription. */
-	if (n > 0 &&
+	if (n > 0 && !batch->moved &&
 		cqrs_registry_subscription_by_id(relay->cursor.subscription_id) != NULL)
 		cqrs_cursor_append(&relay->cursor);
 	return n > 0;
@@ -339,37 +414,37 @@ deliver_new(Batch *batch, int max_events)
 	CqrsRelay  *relay = &batch->relay;
 	CqrsEvent	event;
 
-	while (cqrs_relay_next(relay, max_events, &event))
+	batch->underway.parked = false;
+	while (!batch->stop && cqrs_relay_next(relay, max_events, &event))
 	{
 		find_handler(batch);
-		batch->delivery->position = event.position;
 		call_handler(batch, &event, "new", 0);
-		batch->delivery->position = 0;
-		batch->delivery->last = event.position;
-		batch->delivery->nevents++;
 	}
 	CQRS_DEBUG_POINT("relay_before_cursor");
-	cqrs_relay_advance(relay);
+	if (!batch->moved)
+		cqrs_relay_advance(relay);
 	batch->delivery->more = relay->nevents > 0 || relay->nothers > 0;
 }
 
 /*
  * Call the handler with one event, under a snapshot of its own. What it is
- * within, in cqrs_drain(), has nothing to do with the event.
+ * within, in cqrs_drain(), has nothing to do with the event. Sets stop if the
+ * batch has to end with this one.
  */
 static void
 call_handler(Batch *batch, const CqrsEvent *event, const char *status,
 			 int attempts)
 {
-	CqrsSubscription *subscription = batch->relay.subscription;
 	CqrsContext *outer = cqrs_context_innermost;
 	MemoryContext oldcontext;
 	CqrsContext context;
 	Datum		arg;
-	bool		isnull;
+	int			subtransactions = cqrs_session_subtransactions();
+	int			level;
 
 	CHECK_FOR_INTERRUPTS();
 	batch->context.event = event;
+	batch->delivery->position = event->position;
 	oldcontext = MemoryContextSwitchTo(batch->per_event);
 	arg = cqrs_event_form(event, status, attempts, batch->desc);
 	cqrs_context_init(&context, "event",
@@ -382,25 +457,99 @@ call_handler(Batch *batch, const CqrsEvent *event, const char *status,
 		context.command = event;
 	cqrs_context_innermost = &context;
 	CommandCounterIncrement();
+	if (batch->in_worker)
+		SetCurrentStatementStartTimestamp();
+	level = cqrs_session_begin_event(batch->in_worker);
+	call_limited(batch, arg);
+	end_event(batch, level, subtransactions);
+	cqrs_context_innermost = outer;
+	MemoryContextSwitchTo(oldcontext);
+	MemoryContextReset(batch->per_event);
+	batch->context.event = NULL;
+	batch->delivery->position = 0;
+	batch->delivery->last = event->position;
+	batch->delivery->nevents++;
+}
+
+/*
+ * The call itself; in a worker, with what is deferred to the end of the
+ * transaction, and within the time that the subscription allows.
+ */
+static void
+call_limited(Batch *batch, Datum arg)
+{
+	CqrsSubscription *subscription = batch->relay.subscription;
+	bool		limited = batch->in_worker &&
+	subscription->handler_timeout > 0;
+	int			commit = synchronous_commit;
+	bool		isnull;
+
+	if (limited)
+		arm_timeouts(subscription);
 	PushActiveSnapshot(GetTransactionSnapshot());
-	if (batch->in_worker && subscription->handler_timeout > 0)
+	(void) cqrs_handler_call(&subscription->handler, arg, &isnull);
+	PopActiveSnapshot();
+	if (batch->in_worker)
+		cqrs_session_fire_deferred();
+	if (limited)
 	{
-		arm_timeout(subscription);
-		(void) cqrs_handler_call(&subscription->handler, arg, &isnull);
-		disable_timeout(handler_timeout_id, false);
+		disarm_timeouts();
 		CHECK_FOR_INTERRUPTS();
 		if (handler_timed_out)
 			ereport(ERROR,
 					(errcode(ERRCODE_QUERY_CANCELED),
 					 errmsg("handler took too long")));
 	}
-	else
-		(void) cqrs_handler_call(&subscription->handler, arg, &isnull);
-	PopActiveSnapshot();
-	cqrs_context_innermost = outer;
-	MemoryContextSwitchTo(oldcontext);
-	MemoryContextReset(batch->per_event);
-	batch->context.event = NULL;
+
+	/* The batch commits as the most demanding of its handlers wants. */
+	if (synchronous_commit != commit)
+		commit = synchronous_commit;
+	else if (subscription->event_transactions &&
+			 !cqrs_session_event_was_alone())
+		commit = SYNCHRONOUS_COMMIT_OFF;
+	batch->commit = Max(batch->commit, commit);
+}
+
+/*
+ * End an event that was handled, and see if the batch has to end, too.
+ */
+static void
+end_event(Batch *batch, int level, int subtransactions)
+{
+	int			now;
+
+	cqrs_session_end_event(level, batch->in_worker);
+	if (cqrs_underway_moved(&batch->underway))
+		batch->moved = batch->stop = true;
+	if (cqrs_registry_is_stale() ||
+		cqrs_registry_generation() != batch->registry)
+		batch->stop = true;
+	if (!batch->in_worker)
+		return;
+	now = cqrs_session_subtransactions();
+	batch->subtransactions = Max(batch->subtransactions,
+								 now - subtransactions);
+	if (now + batch->subtransactions > BATCH_SUBTRANSACTIONS ||
+		cqrs_session_event_was_alone())
+		batch->stop = true;
+}
+
+/*
+ * Have the transaction commit as its handlers want it. With a transaction for
+ * each event, who has set nothing and announced nothing need not wait for the
+ * disk: the worker does so for several of them. A crash takes back cursor and
+ * effects together.
+ */
+static void
+set_commit(const Batch *batch)
+{
+	if (!batch->in_worker || batch->commit < 0)
+		return;
+	batch->delivery->not_flushed =
+		batch->commit == SYNCHRONOUS_COMMIT_OFF &&
+		batch->relay.subscription->event_transactions;
+	if (batch->commit != synchronous_commit)
+		cqrs_set_commit(batch->commit);
 }
 
 /*
@@ -408,16 +557,60 @@ call_handler(Batch *batch, const CqrsEvent *event, const char *status,
  * timeouts.
  */
 static void
-arm_timeout(const CqrsSubscription *subscription)
+arm_timeouts(const CqrsSubscription *subscription)
 {
-	if (!timeout_registered)
+	EnableTimeoutParams timeouts[2];
+	int64		delay = Min(subscription->handler_timeout,
+							INT_MAX - HANDLER_GRACE);
+
+	if (!timeouts_registered)
 	{
 		handler_timeout_id = RegisterTimeout(USER_TIMEOUT, handler_timeout);
-		timeout_registered = true;
+		handler_grace_id = RegisterTimeout(USER_TIMEOUT, handler_grace_over);
+		timeouts_registered = true;
 	}
 	handler_timed_out = false;
-	enable_timeout_after(handler_timeout_id,
-						 (int) Min(subscription->handler_timeout, INT_MAX));
+	timeouts[0].id = handler_timeout_id;
+	timeouts[0].type = TMPARAM_AFTER;
+	timeouts[0].delay_ms = (int) delay;
+	timeouts[1].id = handler_grace_id;
+	timeouts[1].type = TMPARAM_AFTER;
+	timeouts[1].delay_ms = (int) delay + HANDLER_GRACE;
+	enable_timeouts(timeouts, 2);
+}
+
+static void
+disarm_timeouts(void)
+{
+	DisableTimeoutParams timeouts[2];
+
+	timeouts[0].id = handler_timeout_id;
+	timeouts[0].keep_indicator = false;
+	timeouts[1].id = handler_grace_id;
+	timeouts[1].keep_indicator = false;
+	disable_timeouts(timeouts, 2);
+}
+
+/*
+ * Did the last call end because its time was over? To be asked once, by who
+ * handles its error: what cancels the next one may be somebody else.
+ */
+bool
+cqrs_target_timed_out(void)
+{
+	bool		result = handler_timed_out;
+
+	handler_timed_out = false;
+	return result;
+}
+
+/*
+ * Does this process end because a handler caught its timeout?
+ */
+bool
+cqrs_target_overdue(void)
+{
+	return handler_overdue;
 }
 
 /*
@@ -432,12 +625,25 @@ handler_timeout(void)
 	SetLatch(MyLatch);
 }
 
+/*
+ * The same. Nobody can catch that.
+ */
+static void
+handler_grace_over(void)
+{
+	handler_overdue = true;
+	InterruptPending = true;
+	ProcDiePending = true;
+	SetLatch(MyLatch);
+}
+
 static void
 delivery_error_callback(void *arg)
 {
 	DeliveryContext *context = (DeliveryContext *) arg;
 
-	if (handler_timed_out && geterrcode() == ERRCODE_QUERY_CANCELED)
+	if ((handler_timed_out && geterrcode() == ERRCODE_QUERY_CANCELED) ||
+		(handler_overdue && geterrcode() == ERRCODE_ADMIN_SHUTDOWN))
 		errmsg("handler of subscription \"%s\" took longer than its handler_timeout",
 			   context->subscription->name);
 	if (context->event != NULL)
@@ -460,7 +666,9 @@ cqrs_drain(PG_FUNCTION_ARGS)
 	int32		subscription_id;
 	Oid			save_userid;
 	int			save_sec_context;
+	int			partitions;
 	int64		total = 0;
+	int			i;
 
 	cqrs_require_writable("cqrs_drain()");
 	subscription = cqrs_subscription_get(name);
@@ -482,10 +690,10 @@ cqrs_drain(PG_FUNCTION_ARGS)
 						 quote_identifier(GetUserNameFromId(subscription->owner,
 															false)))));
 	cqrs_subscription_require_active(subscription);
-	if (list_member_int(draining, subscription_id))
+	if (cqrs_underway_is(subscription_id))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("subscription \"%s\" is already being drained by this session",
+				 errmsg("subscription \"%s\" is being delivered by this session",
 						name),
 				 errhint("Its handler must not call cqrs_drain() for it.")));
 
@@ -493,22 +701,9 @@ cqrs_drain(PG_FUNCTION_ARGS)
 	GetUserIdAndSecContext(&save_userid, &save_sec_context);
 	SetUserIdAndSecContext(save_userid,
 						   save_sec_context | SECURITY_LOCAL_USERID_CHANGE);
-	PG_TRY();
-	{
-		MemoryContext oldcontext = MemoryContextSwitchTo(TopMemoryContext);
-		int			partitions = subscription->partitions;
-		int			i;
-
-		draining = lappend_int(draining, subscription_id);
-		MemoryContextSwitchTo(oldcontext);
-		for (i = 0; i < partitions; i++)
-			total += drain(subscription_id, i);
-	}
-	PG_FINALLY();
-	{
-		draining = list_delete_int(draining, subscription_id);
-	}
-	PG_END_TRY();
+	partitions = subscription->partitions;
+	for (i = 0; i < partitions; i++)
+		total += drain(subscription_id, i);
 	SetUserIdAndSecContext(save_userid, save_sec_context);
 	PG_RETURN_INT64(total);
 }
@@ -521,7 +716,7 @@ static int64
 drain(int32 subscription_id, int partition)
 {
 	TimestampTz start = GetCurrentTimestamp();
-	int			max_events = CQRS_BATCH_EVENTS;
+	CqrsPace	pace = CQRS_PACE_INIT;
 	int64		total = 0;
 	CqrsDelivery delivery;
 
@@ -532,32 +727,39 @@ drain(int32 subscription_id, int partition)
 
 		/* A handler may change the registry, even remove this one. */
 		subscription = cqrs_registry_subscription_by_id(subscription_id);
-		if (subscription == NULL)
+		if (subscription == NULL ||
+			subscription->state != CQRS_SUBSCRIPTION_ACTIVE)
 			break;
-		error = deliver_in_subtransaction(subscription, partition, max_events,
-										  start, &delivery);
+		error = deliver_in_subtransaction(subscription, partition,
+										  cqrs_pace_events(&pace), start,
+										  &delivery);
 		if (error == NULL)
 		{
 			total += delivery.nevents;
-			max_events = CQRS_BATCH_EVENTS;
+			cqrs_pace_done(&pace);
 			continue;
 		}
-		if (delivery.position == 0 || cqrs_target_is_outage(error))
+
+		/* The timeout is that of a handler that drains. */
+		if (delivery.position == 0 || handler_timed_out ||
+			cqrs_target_is_outage(error))
 			ReThrowError(error);
 		delivery.more = true;
-		max_events = delivery.nevents;
-		if (max_events > 0)
+		cqrs_pace_failed(&pace, delivery.nevents);
+		if (delivery.nevents > 0)
+		{
+			FreeErrorData(error);
 			continue;
+		}
 
 		ereport(WARNING,
 				(errcode(error->sqlerrcode),
 				 errmsg("could not deliver position " INT64_FORMAT " to subscription \"%s\"",
 						delivery.position, subscription->name),
 				 errdetail_internal("%s", error->message)));
-		cqrs_target_failed(subscription, partition, delivery.position, error,
-						   false);
+		(void) cqrs_target_failed(subscription, partition, delivery.position, error,
+								  false);
 		FreeErrorData(error);
-		max_events = CQRS_BATCH_EVENTS;
 	} while (delivery.more);
 	return total;
 }
@@ -573,6 +775,7 @@ deliver_in_subtransaction(CqrsSubscription *subscription, int partition,
 	MemoryContext oldcontext = CurrentMemoryContext;
 	ResourceOwner oldowner = CurrentResourceOwner;
 	CqrsContext *outer = cqrs_context_innermost;
+	CqrsUnderway *outer_underway = cqrs_underway_innermost;
 	ErrorData  *volatile error = NULL;
 
 	BeginInternalSubTransaction(NULL);
@@ -590,6 +793,7 @@ deliver_in_subtransaction(CqrsSubscription *subscription, int partition,
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
 		cqrs_context_innermost = outer;
+		cqrs_underway_innermost = outer_underway;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(oldcontext);

@@ -11,6 +11,7 @@
 #include "cqrs_outbox.h"
 
 #include "registry.h"
+#include "relay.h"
 #include "utils/timestamp.h"
 
 /* What became of a batch; also to be read after an error. */
@@ -21,19 +22,39 @@ typedef struct CqrsDelivery
 	int64		last;			/* of the one handled last */
 	bool		more;			/* there may be more to do at once ... */
 	bool		announce;		/* ... but the next event is to be announced */
+	bool		not_flushed;	/* it commits without waiting for the disk */
 	TimestampTz retry_at;		/* a parked event may be tried then; 0: none */
 } CqrsDelivery;
+
+/*
+ * How many events a batch has: after an error at the k-th, the k - 1 before it
+ * again; then half of k, and twice as many each time. Had they all been many,
+ * then with few failures everything would be done twice.
+ */
+typedef struct CqrsPace
+{
+	int			limit;
+	int			again;			/* not 0: those before an error */
+} CqrsPace;
+
+#define CQRS_PACE_INIT	{.limit = CQRS_BATCH_EVENTS}
+
+extern int	cqrs_pace_events(const CqrsPace *pace);
+extern void cqrs_pace_done(CqrsPace *pace);
+extern void cqrs_pace_failed(CqrsPace *pace, int nevents);
 
 extern void cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 								int max_events, int64 parked_position,
 								TimestampTz now, bool in_worker,
 								volatile CqrsDelivery *delivery);
-extern void cqrs_target_failed(CqrsSubscription *subscription, int partition,
+extern bool cqrs_target_failed(CqrsSubscription *subscription, int partition,
 							   int64 position, const ErrorData *error,
 							   bool counted);
 extern int64 cqrs_target_announce(CqrsSubscription *subscription,
 								  int partition,
 								  volatile CqrsDelivery *delivery);
 extern bool cqrs_target_is_outage(const ErrorData *error);
+extern bool cqrs_target_timed_out(void);
+extern bool cqrs_target_overdue(void);
 
 #endif							/* CQRS_TARGET_HANDLER_H */

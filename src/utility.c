@@ -29,6 +29,7 @@
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
+#include "session.h"
 #include "shmem.h"
 #include "utility.h"
 
@@ -105,6 +106,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString,
 			hold_database(dboid);
 	}
 
+	cqrs_session_note_utility(stmt);
 	if (prev_ProcessUtility_hook)
 		prev_ProcessUtility_hook(pstmt, queryString, readOnlyTree, context,
 								 params, queryEnv, dest, qc);

@@ -5,9 +5,7 @@
  *
  * A worker is connected as the owner of the subscriptions it delivers: their
  * handlers run in an ordinary session of the owner's, and can gain nothing by
- * leaving it. What a handler set is undone before the next delivery; what else
- * it left in the session (temporary tables, advisory locks) stays, for the
- * other handlers of the same owner to meet.
+ * leaving it. What one of them leaves there, no other one meets: see session.c.
  *
  * Protocol
  *
@@ -22,6 +20,9 @@
  *	  CQRS_BATCH_EVENTS are delivered carefully: one by one, each with its
  *	  attempt counted, and that committed, before the handler is called. So an
  *	  event that kills the process becomes a dead letter in the end.
+ *	  A process that ends itself, because a handler would not be cancelled, knows
+ *	  which event it was: it records that on its way out (blame_overdue). If it
+ *	  can, nobody needs to be careful.
  * 4. If other cursors wait for a worker, it stops after a while and lets the
  *	  manager decide whose turn it is.
  * 5. To a broker, delivery goes on in steps: connect, exchange (see
@@ -29,6 +30,11 @@
  *	  long as it lives, and keeps the connection while there is nothing to do.
  *	  As a client library may end the process too, 3 goes for connecting: then
  *	  the failure is recorded, with its delay, before it is tried.
+ *
+ * 6. With a transaction for each event, those that wait for nothing (see
+ *	  target_handler.c) commit without waiting for the disk. Every
+ *	  cqrs_outbox.batch_duration, and before it says that anything was delivered,
+ *	  the worker waits for all of them.
  *
  * Killed anywhere, it loses nothing: what was not committed, cursor and all,
  * is delivered again.
@@ -38,11 +44,12 @@
 #include "cqrs_outbox.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
+#include "replication/syncrep.h"
 #include "storage/ipc.h"
 #include "tcop/tcopprot.h"
-#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
@@ -54,10 +61,12 @@
 #include "launcher.h"
 #include "registry.h"
 #include "relay.h"
+#include "session.h"
 #include "shmem.h"
 #include "subscription.h"
 #include "target_broker.h"
 #include "target_handler.h"
+#include "underway.h"
 
 /* Exit after so long without work, in milliseconds. */
 #define LONGEST_IDLE	60000
@@ -82,7 +91,8 @@ typedef struct Job
 	bool		finish;			/* begin nothing new */
 	bool		careful;
 	const char *lost;			/* why the connection is */
-	int			max_events;
+	CqrsPace	pace;
+	int			one_by_one;		/* so many events are to be delivered alone */
 	int64		announced;		/* this parked event, or 0 */
 	const ErrorData *error;		/* what to record */
 	int64		position;		/* ... and of which event */
@@ -91,6 +101,8 @@ typedef struct Job
 	bool		prepared;		/* it may be connected to, now */
 	bool		shown;			/* in pg_stat_activity */
 	bool		committing;		/* the rest is done */
+	bool		outage;			/* the error is no event's fault */
+	TimestampTz flush_at;		/* wait for the disk then; 0: for nothing */
 	TimestampTz failed_until;
 } Job;
 
@@ -98,18 +110,23 @@ typedef void (*JobFunction) (CqrsSubscription *subscription, Job *job);
 
 static CqrsWorkerSlot *my_slot = NULL;
 
+/* What is being delivered to a handler, and whether its failure is recorded. */
+static Job *delivering = NULL;
+static bool blamed = false;
+
 static void worker_attach(int index);
 static void worker_exit(int code, Datum arg);
+static void blame_overdue(int code, Datum arg);
 static void deliver(void);
-static Outcome deliver_some(Job *job, int *careful, int *one_by_one);
+static Outcome deliver_some(Job *job, int *careful);
+static Outcome failed_to_deliver(Job *job, ErrorData *error);
+static void flush_commits(Job *job);
 static Outcome deliver_some_to_broker(Job *job, int *careful);
 static Outcome open_broker(Job *job);
 static Outcome exchange_with_broker(Job *job, int *careful);
 static Outcome fail_broker(Job *job, const char *message);
 static void wait_for_broker(void);
 static void record_outage(Job *job, ErrorData *error);
-static void reset_session(void);
-static void reset_role(void);
 static ErrorData *run(JobFunction function, Job *job);
 static void show(const CqrsSubscription *subscription, Job *job);
 static void run_deliver(CqrsSubscription *subscription, Job *job);
@@ -131,6 +148,7 @@ cqrs_worker_main(Datum arg)
 	BackgroundWorkerInitializeConnectionByOid(my_slot->dboid, my_slot->owner,
 											  CQRS_WORKER_CONNECT_FLAGS);
 	cqrs_process_settings("cqrs_outbox worker");
+	cqrs_session_init_worker();
 
 	for (;;)
 	{
@@ -179,6 +197,9 @@ worker_attach(int index)
 	slot->latch = MyLatch;
 	LWLockRelease(cqrs_shared->lock);
 	before_shmem_exit(worker_exit, (Datum) 0);
+
+	/* Before the connection is made: after its transaction was rolled back. */
+	before_shmem_exit(blame_overdue, (Datum) 0);
 }
 
 /*
@@ -189,12 +210,47 @@ static void
 worker_exit(int code, Datum arg)
 {
 	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
-	my_slot->state = code == 0 ? CQRS_WORKER_FREE : CQRS_WORKER_FAILED;
+	my_slot->state = code == 0 || blamed ? CQRS_WORKER_FREE :
+		CQRS_WORKER_FAILED;
 	my_slot->pid = 0;
 	my_slot->latch = NULL;
 	cqrs_shmem_wake_all_managers();
 	ConditionVariableBroadcast(&cqrs_shared->exited);
 	LWLockRelease(cqrs_shared->lock);
+}
+
+/*
+ * If the process ends because a handler would not be cancelled, its event
+ * failed. Nothing can interrupt us now: if somebody else has the cursor's lock,
+ * leave it. If others of the batch come before the event, they are to be done
+ * again first. In both cases the next process is careful.
+ */
+static void
+blame_overdue(int code, Datum arg)
+{
+	Job		   *job = delivering;
+	CqrsSubscription *subscription;
+	ErrorData	error = {0};
+
+	delivering = NULL;
+	if (job == NULL || !cqrs_target_overdue() || job->delivery.position == 0)
+		return;
+	cqrs_context_innermost = NULL;
+	cqrs_underway_innermost = NULL;
+	subscription = begin_delivery(job);
+	if (subscription != NULL && job->partition < subscription->partitions &&
+		cqrs_subscription_lock(subscription, job->partition, false))
+	{
+		error.sqlerrcode = ERRCODE_QUERY_CANCELED;
+		error.message = psprintf("handler of subscription \"%s\" took longer than its handler_timeout, and would not be canceled",
+								 subscription->name);
+		blamed = cqrs_target_failed(subscription, job->partition,
+									job->delivery.position, &error,
+									job->announced != 0);
+	}
+	if (subscription != NULL)
+		PopActiveSnapshot();
+	CommitTransactionCommand();
 }
 
 /*
@@ -208,7 +264,6 @@ deliver(void)
 	uint64		request;
 	int64		wanted_look;
 	int			careful;
-	int			one_by_one = 0;
 	Outcome		outcome;
 
 	LWLockAcquire(cqrs_shared->lock, LW_SHARED);
@@ -220,15 +275,15 @@ deliver(void)
 	job.broker = my_slot->broker;
 	LWLockRelease(cqrs_shared->lock);
 
-	if (!job.broker)
-		reset_session();
 	job.first = true;
-	job.max_events = CQRS_BATCH_EVENTS;
+	job.pace.limit = CQRS_BATCH_EVENTS;
 	do
 	{
 		outcome = job.broker ? deliver_some_to_broker(&job, &careful) :
-			deliver_some(&job, &careful, &one_by_one);
+			deliver_some(&job, &careful);
 		job.first = false;
+		if (job.flush_at != 0 && GetCurrentTimestamp() >= job.flush_at)
+			flush_commits(&job);
 		CHECK_FOR_INTERRUPTS();
 		if (pg_atomic_read_u32(&cqrs_shared->contended) != 0 &&
 			TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
@@ -244,6 +299,7 @@ deliver(void)
 		job.finish |= !cqrs_deliver;
 	} while (outcome == DELIVERED &&
 			 (cqrs_deliver || cqrs_target_broker_pending() > 0));
+	flush_commits(&job);
 	if (outcome == DRAINED && job.finish)
 		outcome = DELIVERED;
 	if (outcome == DRAINED)
@@ -282,13 +338,12 @@ deliver(void)
 
 /*
  * One batch, or what its error leads to. *careful is how many events are still
- * to be delivered carefully; *one_by_one, how many alone.
+ * to be delivered carefully.
  */
 static Outcome
-deliver_some(Job *job, int *careful, int *one_by_one)
+deliver_some(Job *job, int *careful)
 {
 	ErrorData  *error;
-	int			nevents;
 
 	job->announced = 0;
 	if (*careful > 0)
@@ -303,47 +358,63 @@ deliver_some(Job *job, int *careful, int *one_by_one)
 		--*careful;
 	}
 
+	delivering = job;
 	error = run(run_deliver, job);
-	nevents = job->delivery.nevents;
-	if (error == NULL)
-	{
-		if (*one_by_one > 0)
-			--* one_by_one;
-		job->max_events = *one_by_one > 0 ? 1 : CQRS_BATCH_EVENTS;
-		if (job->delivery.announce)
-			*careful = Max(*careful, 1);
-		return job->delivery.more || job->announced != 0 || *careful > 0 ? DELIVERED : DRAINED;
-	}
+	delivering = NULL;
+	cqrs_session_after_transaction();
+	if (error != NULL)
+		return failed_to_deliver(job, error);
+
+	if (job->delivery.not_flushed && job->flush_at == 0)
+		job->flush_at =
+			TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+										cqrs_batch_duration);
+	if (job->one_by_one > 0)
+		job->one_by_one--;
+	else
+		cqrs_pace_done(&job->pace);
+	if (job->delivery.announce)
+		*careful = Max(*careful, 1);
+	return job->delivery.more || job->announced != 0 || *careful > 0 ?
+		DELIVERED : DRAINED;
+}
+
+/*
+ * A batch was rolled back: find out which event is to blame, if any, and record
+ * it. Frees the error.
+ */
+static Outcome
+failed_to_deliver(Job *job, ErrorData *error)
+{
+	int			nevents = job->delivery.nevents;
 
 	job->error = error;
 	job->position = job->delivery.position;
 	if (job->committing)
 	{
-		/* A deferred constraint, say: which event did it? */
+		/* Something that only a commit finds out: which event did it? */
 		if (nevents > 1)
 		{
-			*one_by_one = nevents;
-			job->max_events = 1;
+			job->one_by_one = nevents;
 			FreeErrorData(error);
 			return DELIVERED;
 		}
 		job->position = job->delivery.last;
 	}
-	else if (nevents > 0 && !cqrs_target_is_outage(error) &&
-			 job->position != 0)
+	else if (nevents > 0 && !job->outage && job->position != 0)
 	{
 		/* Those before it, again; next time it comes first. */
-		job->max_events = nevents;
+		cqrs_pace_failed(&job->pace, nevents);
 		FreeErrorData(error);
 		return DELIVERED;
 	}
 
-	if (job->position == 0 || cqrs_target_is_outage(error))
+	if (job->position == 0 || job->outage)
 	{
 		record_outage(job, error);
 		return FAILED;
 	}
-	job->max_events = CQRS_BATCH_EVENTS;
+	cqrs_pace_failed(&job->pace, 0);
 	if (run(run_record_event, job) != NULL)
 	{
 		record_outage(job, error);
@@ -351,6 +422,24 @@ deliver_some(Job *job, int *careful, int *one_by_one)
 	}
 	FreeErrorData(error);
 	return DELIVERED;
+}
+
+/*
+ * Wait for the disk, and for a standby where replication is synchronous, until
+ * all that was delivered is safe.
+ */
+static void
+flush_commits(Job *job)
+{
+	if (job->flush_at == 0)
+		return;
+	job->flush_at = 0;
+	if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
+		return;
+	HOLD_INTERRUPTS();
+	XLogFlush(XactLastCommitEnd);
+	SyncRepWaitForLSN(XactLastCommitEnd, true);
+	RESUME_INTERRUPTS();
 }
 
 /*
@@ -503,26 +592,6 @@ record_outage(Job *job, ErrorData *error)
 }
 
 /*
- * Undo what a handler set for the session, be it the role: it was meant for
- * that handler, and the next one may be another subscription's.
- */
-static void
-reset_session(void)
-{
-	StartTransactionCommand();
-	reset_role();
-	ResetAllOptions();
-	CommitTransactionCommand();
-}
-
-static void
-reset_role(void)
-{
-	SetPGVariable("session_authorization", NIL, false);
-	SetPGVariable("role", NIL, false);
-}
-
-/*
  * Run a function in a transaction. Returns the error that rolled it back, in
  * the current memory context, or NULL. It was logged, if it is not one that
  * makes us do part of the batch again first.
@@ -555,14 +624,18 @@ run(JobFunction function, Job *job)
 	{
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
+		job->outage = cqrs_target_is_outage(error) &&
+			!(cqrs_target_timed_out() &&
+			  error->sqlerrcode == ERRCODE_QUERY_CANCELED);
 		if (job->delivery.nevents <= (job->committing ? 1 : 0) ||
-			cqrs_target_is_outage(error))
+			job->outage)
 			EmitErrorReport();
 		FlushErrorState();
 		disable_all_timeouts(false);
 		QueryCancelPending = false;
 		AbortCurrentTransaction();
 		cqrs_context_innermost = NULL;
+		cqrs_underway_innermost = NULL;
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -591,7 +664,8 @@ show(const CqrsSubscription *subscription, Job *job)
 static void
 run_deliver(CqrsSubscription *subscription, Job *job)
 {
-	cqrs_target_deliver(subscription, job->partition, job->max_events,
+	cqrs_target_deliver(subscription, job->partition,
+						job->one_by_one > 0 ? 1 : cqrs_pace_events(&job->pace),
 						job->announced, GetCurrentTimestamp(), true,
 						&job->delivery);
 	if (job->first)
@@ -660,8 +734,8 @@ run_exchange(CqrsSubscription *subscription, Job *job)
 static void
 run_record_event(CqrsSubscription *subscription, Job *job)
 {
-	cqrs_target_failed(subscription, job->partition, job->position, job->error,
-					   job->announced != 0);
+	(void) cqrs_target_failed(subscription, job->partition, job->position,
+							  job->error, job->announced != 0);
 }
 
 static void
@@ -687,9 +761,6 @@ begin_delivery(const Job *job)
 		cqrs_registry_is_copy())
 		return NULL;
 
-	/* The handler of the batch before may have left another one. */
-	if (GetUserId() != my_slot->owner)
-		reset_role();
 
 	subscription = cqrs_registry_subscription_by_id(job->subscription_id);
 	if (subscription == NULL || subscription->owner != GetUserId())

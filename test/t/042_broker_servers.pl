@@ -244,7 +244,7 @@ like(error("CREATE USER MAPPING FOR PUBLIC SERVER peer OPTIONS (password 'swordf
 query(q(
 	CREATE ROLE app LOGIN;
 	GRANT EXECUTE ON FUNCTION
-		cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval, bigint, interval, text, text, boolean)
+		cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval, bigint, interval, text, text, boolean, text)
 		TO app;
 	GRANT SELECT ON cqrs_topics.orders TO app;
 ));
