@@ -12,13 +12,13 @@ use Test::More;
 
 use CqrsTest;
 
-my $node = new_server('main', "wal_level = logical\ncqrs_outbox.poll_interval = '300ms'\n");
+my $node = new_server('main', "wal_level = logical\nmax_wal_senders = 5\nmax_replication_slots = 5\ncqrs_outbox.poll_interval = '300ms'\n");
 
 $node->start;
 plan skip_all => 'no two-phase logical replication' if $node->safe_psql('postgres', 'SHOW server_version_num') < 150000;
 $node->safe_psql('postgres', 'CREATE DATABASE source');
 set_up_recording($node, 'postgres');
-my $connstr = $node->connstr('source');
+my $connstr = 'dbname=source host=' . $node->host . ' port=' . $node->port;
 $node->safe_psql('source', q(
 	CREATE TABLE replicated (n int PRIMARY KEY);
 	CREATE PUBLICATION everything FOR ALL TABLES;
