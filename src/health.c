@@ -239,14 +239,15 @@ check_processes(Report *report)
 static void
 check_clock(Report *report)
 {
+	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz until;
 
 	if (!cqrs_clock_jumped(&until))
 		return;
 	put(report, "warning", "clock_jumped", "server",
 		psprintf("The clock was set forward by more than a minute, to %s. Nothing that is due by it only now is released before %s: scheduled commands, segments, idempotency keys.",
-				 pstrdup(timestamptz_to_str(GetCurrentTimestamp())),
-				 timestamptz_to_str(until + GetCurrentTimestamp() - cqrs_steady_now())),
+				 pstrdup(timestamptz_to_str(now)),
+				 pstrdup(timestamptz_to_str(until + now - cqrs_steady_now()))),
 		"If the clock is wrong, put it right before that time.");
 }
 

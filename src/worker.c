@@ -99,6 +99,9 @@ typedef void (*JobFunction) (CqrsSubscription *subscription, Job *job);
 
 static CqrsWorkerSlot *my_slot = NULL;
 
+/* What a delivery leaves outside of its transactions; reset before the next. */
+static MemoryContext delivery_context = NULL;
+
 static void worker_attach(int index);
 static void worker_exit(int code, Datum arg);
 static void deliver(void);
@@ -132,6 +135,9 @@ cqrs_worker_main(Datum arg)
 	BackgroundWorkerInitializeConnectionByOid(my_slot->dboid, my_slot->owner,
 											  CQRS_WORKER_CONNECT_FLAGS);
 	cqrs_process_settings("cqrs_outbox worker");
+	delivery_context = AllocSetContextCreate(TopMemoryContext,
+											 "cqrs delivery",
+											 ALLOCSET_DEFAULT_SIZES);
 
 	for (;;)
 	{
@@ -223,6 +229,8 @@ deliver(void)
 
 	if (!job.broker)
 		reset_session();
+	MemoryContextReset(delivery_context);
+	MemoryContextSwitchTo(delivery_context);
 	job.first = true;
 	job.max_events = CQRS_BATCH_EVENTS;
 	do

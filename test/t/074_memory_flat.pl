@@ -77,7 +77,8 @@ sub measure
 	return %used;
 }
 
-# Caches fill at first.
+# Caches fill at first. 4,000 rounds more may add what still comes to them, but
+# not a dozen bytes a round.
 work(1000);
 my %before = measure();
 work(2000);
@@ -88,7 +89,7 @@ my %after = measure();
 is(join(' ', sort keys %after), join(' ', sort keys %before), 'the same processes');
 for my $process (sort keys %after)
 {
-	cmp_ok($after{$process}, '<', $before{$process} + 32 * 1024,
+	cmp_ok($after{$process}, '<', $between{$process} + 48 * 1024,
 		"$process: $before{$process} bytes after 1,000 rounds, $between{$process} after 3,000, $after{$process} after 7,000");
 }
 
