@@ -19,8 +19,8 @@ typedef struct CqrsClock
 	slock_t		mutex;
 	int64		steady_base;	/* steady time less the machine's */
 	int64		offset;			/* wall clock less steady time, as believed */
-	TimestampTz jumped_at;		/* steady; the wall clock is ahead since; 0: is
-								 * not */
+	TimestampTz jumped_at;		/* steady; the wall clock is ahead since; 0:
+								 * is not */
 } CqrsClock;
 
 extern void cqrs_clock_init(CqrsClock *clock);

@@ -265,7 +265,7 @@ deliver(void)
 	{
 		if (outcome == DRAINED)
 			my_slot->drained_look = wanted_look;
-		my_slot->retry_at = 
+		my_slot->retry_at =
 			cqrs_steady_deadline(job.delivery.retry_at, 0);
 		my_slot->failed_until = outcome == FAILED ?
 			cqrs_steady_deadline(job.failed_until,
