@@ -16,6 +16,7 @@ OBJS = \
 	src/broker_server.o \
 	src/capture.o \
 	src/catalog.o \
+	src/clock.o \
 	src/context.o \
 	src/cqrs_outbox.o \
 	src/cursor.o \
@@ -43,6 +44,7 @@ OBJS = \
 	src/mediator.o \
 	src/message.o \
 	src/middleware.o \
+	src/notify.o \
 	src/operation.o \
 	src/payload.o \
 	src/payload_path.o \
@@ -66,6 +68,7 @@ OBJS = \
 	src/target_handler.o \
 	src/tick.o \
 	src/topic.o \
+	src/topic_poll.o \
 	src/topic_status.o \
 	src/underway.o \
 	src/utility.o \

@@ -16,6 +16,9 @@
  * 2. Each side has a pipe by which the other wakes it. Whoever writes to one
  *	  sets its flag; with the flag set, nothing more is written. The reader
  *	  empties the pipe, and only then clears the flag and looks at the lists.
+ *	  So the worker empties it as it asks for the state, which it does first,
+ *	  and not as it takes what was reported: a state that changed in between
+ *	  would wake nobody.
  * 3. The thread runs with all signals blocked: they are the worker's. It calls
  *	  nothing of the server's: no palloc(), no ereport().
  * 4. To close, the worker asks the thread to end, and waits for a while. If it
@@ -168,8 +171,9 @@ cqrs_link_open(const CqrsBrokerModule *module,
 }
 
 /*
- * The link's state. error, of CQRS_BROKER_ERROR_SIZE bytes, gets why it was
- * lost, or why the broker accepts nothing at present; otherwise it is empty.
+ * The link's state, to be asked for before cqrs_link_take(). error, of
+ * CQRS_BROKER_ERROR_SIZE bytes, gets why it was lost, or why the broker accepts
+ * nothing at present; otherwise it is empty.
  *
  * A lost one has handed back all it ever will: what cqrs_link_take() does not
  * return is not reported.
@@ -180,6 +184,7 @@ cqrs_link_state(CqrsBrokerLink *link, char *error)
 	CqrsLinkState state;
 
 	pthread_mutex_lock(&link->mutex);
+	drain_pipe(&link->to_worker);
 	state = link->state;
 	strlcpy(error, link->error, CQRS_BROKER_ERROR_SIZE);
 	pthread_mutex_unlock(&link->mutex);
@@ -213,7 +218,8 @@ cqrs_link_send(CqrsBrokerLink *link, CqrsLinkMessage *first,
 }
 
 /*
- * The list of what was reported since the last call, or NULL.
+ * The list of what was reported since the last call, or NULL. What is reported
+ * after cqrs_link_state() was called is announced by cqrs_link_fd().
  */
 CqrsLinkMessage *
 cqrs_link_take(CqrsBrokerLink *link)
@@ -221,7 +227,6 @@ cqrs_link_take(CqrsBrokerLink *link)
 	CqrsLinkMessage *reported;
 
 	pthread_mutex_lock(&link->mutex);
-	drain_pipe(&link->to_worker);
 	reported = link->reported;
 	link->reported = link->reported_last = NULL;
 	pthread_mutex_unlock(&link->mutex);

@@ -201,6 +201,11 @@ cqrs_vxid_pid(VirtualTransactionId vxid)
 #define CQRS_MY_LXID	(MyProc->lxid)
 #endif
 
+/* Minor versions of 2023 have an interrupted DROP DATABASE leave this behind. */
+#ifndef DATCONNLIMIT_INVALID_DB
+#define DATCONNLIMIT_INVALID_DB	(-2)
+#endif
+
 /* 17 names an extension's wait events. */
 #if PG_VERSION_NUM >= 170000
 #include "utils/wait_event.h"

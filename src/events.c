@@ -285,7 +285,7 @@ collect(CqrsTopic *topic, const Search *query, TupleDesc desc, List *found)
 			bounds[nbounds++] = last->until_snapshot;
 		bound_tick = Max(last->tick_id, last->until_tick);
 	}
-	if (cqrs_tick_newest(query->snapshot, &tick) && tick.tick_id > bound_tick)
+	if (cqrs_tick_newest(query->snapshot, PG_INT64_MAX, &tick) && tick.tick_id > bound_tick)
 		bounds[nbounds++] = tick.snapshot;
 	bounds[nbounds++] = NULL;
 

@@ -42,7 +42,7 @@ enum
 
 /* Delay after the first failure, and the longest, in milliseconds. */
 #define FIRST_DELAY		200
-#define LONGEST_DELAY	(60 * 1000)
+#define LONGEST_DELAY	(CQRS_LONGEST_FAILURE * 4 / 5)
 
 static HeapTuple find(Relation rel, int32 subscription_id, int32 partition);
 static int64 delay_after(int32 failures);
@@ -101,6 +101,7 @@ cqrs_failure_retry_at(int32 subscription_id, int32 partition)
 	Relation	rel = table_open(cqrs_relation_oid(CQRS_REL_FAILURE),
 								 AccessShareLock);
 	HeapTuple	tuple = find(rel, subscription_id, partition);
+	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz retry_at = 0;
 
 	if (tuple != NULL)
@@ -110,6 +111,10 @@ cqrs_failure_retry_at(int32 subscription_id, int32 partition)
 
 		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
 		retry_at = DatumGetTimestampTz(values[FAILURE_RETRY_AT - 1]);
+
+		/* None of ours is so far ahead: the clock was set back. */
+		if (retry_at > TimestampTzPlusMilliseconds(now, CQRS_LONGEST_FAILURE))
+			retry_at = now;
 	}
 	table_close(rel, AccessShareLock);
 	return retry_at;

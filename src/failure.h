@@ -12,6 +12,9 @@
 
 #include "utils/timestamp.h"
 
+/* No failure has a longer delay, in milliseconds. */
+#define CQRS_LONGEST_FAILURE	75000
+
 extern TimestampTz cqrs_failure_record(int32 subscription_id, int32 partition,
 									   const ErrorData *error);
 extern TimestampTz cqrs_failure_retry_at(int32 subscription_id,

@@ -29,6 +29,7 @@
 #include "utils/tuplestore.h"
 
 #include "catalog.h"
+#include "clock.h"
 #include "fallback.h"
 #include "registry.h"
 #include "segment.h"
@@ -66,6 +67,7 @@ static void check_manager(Report *report, const CqrsDatabaseSlot *slot,
 						  bool full);
 static void check_workers(Report *report, const CqrsDatabaseSlot *slot);
 static void check_worker_processes(Report *report, int ndatabases);
+static void check_clock(Report *report);
 static const char *why_not_probed(bool full, const char **hint);
 static void check_topic(Report *report, const CqrsTopic *topic);
 static CqrsSegmentState look_twice(const CqrsTopic *topic, int segment,
@@ -228,6 +230,25 @@ check_processes(Report *report)
 	else if (cqrs_deliver)
 		check_workers(report, &copy);
 	check_worker_processes(report, ndatabases);
+	check_clock(report);
+}
+
+/*
+ * Is the clock far ahead of where it was a moment ago?
+ */
+static void
+check_clock(Report *report)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz until;
+
+	if (!cqrs_clock_jumped(&until))
+		return;
+	put(report, "warning", "clock_jumped", "server",
+		psprintf("The clock was set forward by more than a minute, to %s. Nothing that is due by it only now is released before %s: scheduled commands, segments, idempotency keys.",
+				 pstrdup(timestamptz_to_str(now)),
+				 pstrdup(timestamptz_to_str(until + now - cqrs_steady_now()))),
+		"If the clock is wrong, put it right before that time.");
 }
 
 /*
@@ -256,7 +277,7 @@ check_manager(Report *report, const CqrsDatabaseSlot *slot, bool full)
 	else if (slot->failures > 0)
 		why = psprintf("It ended unexpectedly, %d times in a row; the next may start at %s.",
 					   slot->failures,
-					   timestamptz_to_str(slot->start_after));
+					   timestamptz_to_str(cqrs_steady_to_wall(slot->start_after)));
 	else
 	{
 		why = "It is being started.";
@@ -319,10 +340,10 @@ check_workers(Report *report, const CqrsDatabaseSlot *slot)
 	else if (slot->waiting_since != 0)
 		put_held(report, "warning", "workers_busy", object,
 				 psprintf("Subscriptions wait for a worker since %s: all %d are in use.",
-						  timestamptz_to_str(slot->waiting_since),
+						  timestamptz_to_str(cqrs_steady_to_wall(slot->waiting_since)),
 						  cqrs_shared->nworkers),
 				 "See cqrs_worker_status(). Raise cqrs_outbox.max_workers and restart the server.",
-				 slot->waiting_since, 0);
+				 cqrs_steady_to_wall(slot->waiting_since), 0);
 	if (slot->failed_subscription != 0)
 	{
 		CqrsSubscription *subscription;
@@ -333,7 +354,7 @@ check_workers(Report *report, const CqrsDatabaseSlot *slot)
 				psprintf("subscription \"%s\"", subscription->name),
 				psprintf("A worker for it ended unexpectedly, %d times in a row; the next may start at %s.",
 						 slot->worker_failures,
-						 timestamptz_to_str(slot->worker_retry_at)),
+						 timestamptz_to_str(cqrs_steady_to_wall(slot->worker_retry_at))),
 				"See the server's log.");
 	}
 }

@@ -64,6 +64,7 @@
 #include "utils/snapmgr.h"
 
 #include "catalog.h"
+#include "clock.h"
 #include "handler.h"
 #include "idempotency.h"
 #include "segment.h"
@@ -415,7 +416,7 @@ current_segment(TimestampTz now)
 static bool
 newest_is_old(int segment, TimestampTz *old_at)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = cqrs_wall_now();
 	TimestampTz kept = cqrs_idempotency_retention * USECS_PER_SEC;
 	Relation	rel;
 	Relation	index;

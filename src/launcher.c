@@ -37,6 +37,7 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
+#include "clock.h"
 #include "launcher.h"
 #include "shmem.h"
 
@@ -92,7 +93,7 @@ cqrs_launcher_main(Datum arg)
 	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
 	cqrs_shared->launcher_pid = MyProcPid;
 	cqrs_shared->launcher_latch = MyLatch;
-	cqrs_shared->launcher_started_at = GetCurrentTimestamp();
+	cqrs_shared->launcher_started_at = cqrs_steady_now();
 
 	/*
 	 * What the launcher before us had just asked for may never come. If it
@@ -128,7 +129,8 @@ launcher_exit(int code, Datum arg)
 
 /*
  * The databases that may have the extension: all that accept connections and
- * are no templates; or just one, if it is of those.
+ * are no templates; or just one, if it is of those. One that an interrupted
+ * DROP DATABASE left behind accepts none, whatever datallowconn says.
  */
 static List *
 find_databases(Oid only)
@@ -149,6 +151,7 @@ find_databases(Oid only)
 		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
 
 		if (!database->datallowconn || database->datistemplate ||
+			database->datconnlimit == DATCONNLIMIT_INVALID_DB ||
 			(OidIsValid(only) && database->oid != only))
 			continue;
 		oldcontext = MemoryContextSwitchTo(TopMemoryContext);
@@ -168,7 +171,7 @@ find_databases(Oid only)
 static long
 start_next(List **to_probe)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = cqrs_steady_now();
 	long		wait = -1;
 	int			i;
 
@@ -196,6 +199,7 @@ start_next(List **to_probe)
 		CqrsDatabaseSlot *slot = &cqrs_shared->databases[i];
 		Oid			dboid = slot->dboid;
 		List	   *found;
+		bool		started;
 
 		if (slot->state != CQRS_DATABASE_REQUESTED || slot->held > 0)
 			continue;
@@ -212,7 +216,9 @@ start_next(List **to_probe)
 		slot->announced = false;
 		LWLockRelease(cqrs_shared->lock);
 		found = find_databases(dboid);
-		if (found != NIL && start_manager(slot, dboid))
+		started = found != NIL && start_manager(slot, dboid);
+		list_free(found);
+		if (started)
 			return -1;
 
 		LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
@@ -224,7 +230,6 @@ start_next(List **to_probe)
 			slot->dboid = InvalidOid;
 			continue;
 		}
-		list_free(found);
 		slot->exhausted = true;
 		slot->start_after = TimestampTzPlusMilliseconds(now, EXHAUSTED_WAIT);
 		wait = EXHAUSTED_WAIT;
@@ -253,8 +258,7 @@ still_starting(void)
 	{
 		starting->state = CQRS_DATABASE_REQUESTED;
 		starting->start_after =
-			TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-										EXHAUSTED_WAIT);
+			TimestampTzPlusMilliseconds(cqrs_steady_now(), EXHAUSTED_WAIT);
 		result = false;
 	}
 	LWLockRelease(cqrs_shared->lock);

@@ -14,7 +14,7 @@
  * anything was emitted anywhere, at those that were not looked at for a while;
  * where nothing changes, for ever longer. So a thousand idle topics cost a walk
  * over a thousand entries in memory. An error in one topic is logged, and the
- * others go on.
+ * others go on. Times are steady ones (see clock.c).
  *
  * Subscriptions past their limits are suspended at the end of a pass, in a
  * transaction of its own. Only then may their segments be truncated, for all to
@@ -36,6 +36,7 @@
 #include "utils/tuplestore.h"
 
 #include "catalog.h"
+#include "clock.h"
 #include "idempotency.h"
 #include "maintain.h"
 #include "registry.h"
@@ -92,6 +93,13 @@ static int	pass_segment_size = 0;
 
 /* When there is something to do for a pass, if nothing is emitted. */
 static TimestampTz wake_at = DT_NOEND;
+
+/* Subscriptions whose limits an error was about, until ... */
+static List *failed_limits = NIL;
+static TimestampTz failed_limits_until = 0;
+
+/* ... and whose are being looked at; 0: nobody's. */
+static int32 limit_of = 0;
 
 /* What is being maintained, for error_callback(). */
 static char context_topic[NAMEDATALEN];
@@ -154,7 +162,7 @@ cqrs_maintain(PG_FUNCTION_ARGS)
 	}
 
 	store = cqrs_srf_begin(fcinfo, &desc);
-	foreach(lc, cqrs_limits_apply(topic, cqrs_segment_bytes))
+	foreach(lc, cqrs_limits_apply(topic, cqrs_segment_bytes, NIL, NULL))
 		put_row(store, desc, NULL, "suspended", -1, (char *) lfirst(lc), 0);
 	foreach(lc, topics)
 		maintain_by_hand((CqrsTopic *) lfirst(lc), store, desc);
@@ -171,7 +179,7 @@ cqrs_maintain(PG_FUNCTION_ARGS)
 long
 cqrs_maintain_next(long wait)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = cqrs_steady_now();
 
 	if (maintain_context == NULL)
 	{
@@ -221,7 +229,7 @@ cqrs_maintain_next(long wait)
 
 	if (wake_at == DT_NOEND)
 		return wait;
-	return sooner(wait, GetCurrentTimestamp(),
+	return sooner(wait, cqrs_steady_now(),
 				  Max(wake_at, TimestampTzPlusMilliseconds(pass_began,
 														   PASS_INTERVAL)));
 }
@@ -360,8 +368,9 @@ maintain_topic(Work *work)
 static void
 note_step(Watch *watch, const CqrsStep *step)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = cqrs_steady_now();
 	TimestampTz next;
+	TimestampTz rotate_at = cqrs_steady_from_wall(step->rotate_at);
 	int			i;
 
 	if (!watch->known ||
@@ -375,14 +384,14 @@ note_step(Watch *watch, const CqrsStep *step)
 	watch->known = true;
 	watch->position = pass_position;
 	watch->may_look_at = next;
-	watch->look_at = step->rotate_at > now ? step->rotate_at : next;
+	watch->look_at = rotate_at > now ? rotate_at : next;
 	for (i = 0; i < CQRS_SEGMENTS; i++)
 	{
 		const CqrsHold *hold = &step->holds[i];
+		TimestampTz until = cqrs_steady_deadline(hold->until, 0);
 
 		if (hold->holder != CQRS_HELD_BY_NOTHING)
-			watch->look_at = Min(watch->look_at,
-								 hold->until > now ? hold->until : next);
+			watch->look_at = Min(watch->look_at, until > now ? until : next);
 	}
 }
 
@@ -396,7 +405,7 @@ note_failure(int32 topic_id)
 
 	if (watch == NULL)
 		return;
-	watch->look_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+	watch->look_at = TimestampTzPlusMilliseconds(cqrs_steady_now(),
 												 ERROR_WAIT);
 	watch->may_look_at = watch->look_at;
 }
@@ -409,7 +418,22 @@ finish_pass(void)
 {
 	Work		work = {0, CQRS_STEP_NONE};
 
-	(void) in_transaction(end_pass, &work);
+	/* Again without whom an error was about, so that it concerns no other. */
+	if (failed_limits_until <= pass_began)
+	{
+		list_free(failed_limits);
+		failed_limits = NIL;
+	}
+	limit_of = 0;
+	while (!in_transaction(end_pass, &work) && limit_of != 0)
+	{
+		MemoryContext oldcontext = MemoryContextSwitchTo(maintain_context);
+
+		failed_limits = lappend_int(failed_limits, limit_of);
+		MemoryContextSwitchTo(oldcontext);
+		failed_limits_until = TimestampTzPlusMilliseconds(pass_began, ERROR_WAIT);
+		limit_of = 0;
+	}
 	if (keys_look_at <= pass_began ||
 		keys_retention != cqrs_idempotency_retention)
 	{
@@ -444,7 +468,7 @@ end_pass(Work *work)
 			wake_at = Min(wake_at,
 						  TimestampTzPlusMilliseconds(pass_began,
 													  LONGEST_WAIT));
-	if (cqrs_limits_apply(NULL, known_size) != NIL)
+	if (cqrs_limits_apply(NULL, known_size, failed_limits, &limit_of) != NIL)
 		wake_at = pass_began;
 }
 
@@ -465,6 +489,8 @@ maintain_keys(Work *work)
 
 		if (cqrs_idempotency_truncate(i, &next, &pid) == CQRS_KEYS_LOCKED)
 			next = TimestampTzPlusMilliseconds(pass_began, LONGEST_WAIT);
+		else
+			next = cqrs_steady_from_wall(next);
 		look_at = Min(look_at, next);
 	}
 	keys_look_at = look_at;

@@ -10,13 +10,15 @@
  * 2. Each cycle: if something was committed, and the last look is
  *	  tick_interval ago, look: take a snapshot. The emitters have said which
  *	  topics have something new; the cursors of their subscriptions are due up
- *	  to this look, which gets a number of its own. If nobody announced
- *	  anything for poll_interval, look by way of the index whether there is
- *	  something all the same. Then assign workers to what is due.
+ *	  to this look, which gets a number of its own. Each poll_interval, ask
+ *	  by way of the index which topics have something that nobody announced
+ *	  (see topic_poll.c), and look at these. Then assign workers to what is due.
+ *	  What was announced is looked at in any case, whatever a poll finds.
  * 3. Clients that pull, and brokers, need a tick (see tick.c). If there are such
  *	  subscriptions, tick after a look that found out about a commit, and
- *	  notify those that listen; the handlers, which need none, do not wait for
- *	  it. The cursors of brokers are due only then.
+ *	  notify those that listen (see notify.c); the handlers, which need none,
+ *	  do not wait for it. The cursors of brokers are due only then. If somebody
+ *	  else ticks just now, try again soon.
  *	  The first look of a manager is followed by a tick in any case: what the
  *	  newest tick in the table shows may be of a time before a crash or a
  *	  promotion.
@@ -31,16 +33,24 @@
  *	  made anew, it exits, and takes the database's workers with it. If it
  *	  does not fit the library any more, nothing is delivered until it does.
  *
- * An error ends the manager; the launcher starts another.
+ * No topic may cost another anything: what concerns one waits for nobody, and an
+ * error of its own passes it by. An error that concerns the database as a whole
+ * ends the manager; the launcher starts another, after a while. Of some in a
+ * row, the same one is logged once.
+ *
+ * How long anything takes, or is to wait, goes by steady time: see clock.c.
+ *
+ * Memory: each cycle has a context that is reset. What outlives it is in a
+ * context of its own.
  *
  *-------------------------------------------------------------------------
  */
 #include "cqrs_outbox.h"
 
 #include "access/xact.h"
-#include "commands/async.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
+#include "common/hashfn.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "storage/ipc.h"
@@ -49,17 +59,27 @@
 #include "utils/snapmgr.h"
 
 #include "catalog.h"
+#include "clock.h"
 #include "launcher.h"
 #include "maintain.h"
+#include "notify.h"
 #include "registry.h"
 #include "release.h"
 #include "schedule.h"
 #include "shmem.h"
 #include "tick.h"
+#include "topic_poll.h"
 #include "version.h"
-#include "window.h"
+
+/* Try again after so long, if somebody else ticks, in milliseconds. */
+#define TICK_LOCKED_WAIT	10
+
+/* What ends after so long, in seconds, is not one failure more in a row. */
+#define LONG_ENOUGH			10
 
 static CqrsDatabaseSlot *my_slot = NULL;
+
+static emit_log_hook_type prev_emit_log_hook = NULL;
 
 /* The extension was not found: nothing to manage. */
 static bool nothing_here = false;
@@ -68,13 +88,12 @@ static Oid	my_extension = InvalidOid;
 /* Does not change under us: who renames a database has us exit. */
 static char *my_database_name = NULL;
 
+static MemoryContext cycle_context = NULL;
+
 /* The last look. */
-static MemoryContext look_context = NULL;
-static CqrsSnapshot *seen = NULL;
+static bool seen = false;
 static int64 seen_look = 0;
-static int64 seen_position = 0; /* drawn last before it */
 static TimestampTz looked = 0;
-static TimestampTz polled = 0;
 
 /* What to tick for. */
 static CqrsTopicSet tick_topics;
@@ -82,16 +101,16 @@ static bool tick_due = false;
 
 static void manager_attach(int index);
 static void manager_exit(int code, Datum arg);
+static void note_end(ErrorData *edata);
 static bool begin_cycle(void);
 static void end_cycle(void);
-static bool time_to_look(TimestampTz now, bool *poll);
+static long work(void);
+static bool time_to_look(TimestampTz now);
 static bool may_look(TimestampTz now);
-static void look(bool poll);
+static void look(const CqrsTopicSet *found);
 static bool check_version(void);
 static bool check_identity(void);
-static void forget_look(void);
-static bool find_topics(const CqrsSnapshot *lower, CqrsTopicSet *topics);
-static void tick(void);
+static bool tick(void);
 static long next_wakeup(TimestampTz now, long wait);
 
 void
@@ -105,8 +124,8 @@ cqrs_manager_main(Datum arg)
 	BackgroundWorkerInitializeConnectionByOid(my_slot->dboid, InvalidOid, 0);
 	cqrs_process_settings("cqrs_outbox manager");
 
-	look_context = AllocSetContextCreate(TopMemoryContext, "cqrs look",
-										 ALLOCSET_SMALL_SIZES);
+	cycle_context = AllocSetContextCreate(TopMemoryContext, "cqrs cycle",
+										  ALLOCSET_DEFAULT_SIZES);
 	if (!begin_cycle())
 		proc_exit(0);
 	my_database_name = MemoryContextStrdup(TopMemoryContext,
@@ -121,33 +140,19 @@ cqrs_manager_main(Datum arg)
 
 	for (;;)
 	{
-		TimestampTz now = GetCurrentTimestamp();
+		TimestampTz now;
 		long		wait = -1;
-		bool		poll;
 
+		MemoryContextSwitchTo(cycle_context);
+		MemoryContextReset(cycle_context);
 		if (cqrs_deliver)
-		{
-			if (time_to_look(now, &poll))
-				look(poll);
-			if (seen != NULL)
-			{
-				wait = cqrs_schedule_assign(my_slot, my_database_name);
-				if (tick_due)
-				{
-					tick();
-					if (cqrs_schedule_has_brokers())
-						wait = cqrs_schedule_assign(my_slot, my_database_name);
-				}
-				wait = cqrs_maintain_next(wait);
-				wait = cqrs_release_next(my_slot, wait);
-			}
-		}
+			wait = work();
 
 		/*
 		 * Emitters set our latch from here on, until one has. Not before it
 		 * may be time to look again: until then they need not wake us.
 		 */
-		now = GetCurrentTimestamp();
+		now = cqrs_steady_now();
 		if (cqrs_deliver && may_look(now))
 		{
 			pg_atomic_write_u32(&my_slot->asleep, 1);
@@ -183,10 +188,12 @@ manager_attach(int index)
 	cqrs_database_clear(slot);
 	slot->manager_pid = MyProcPid;
 	slot->manager_latch = MyLatch;
-	slot->started_at = GetCurrentTimestamp();
+	slot->started_at = cqrs_steady_now();
 	held = slot->held > 0;
 	LWLockRelease(cqrs_shared->lock);
 	before_shmem_exit(manager_exit, (Datum) 0);
+	prev_emit_log_hook = emit_log_hook;
+	emit_log_hook = note_end;
 	if (held)
 		proc_exit(0);
 }
@@ -197,12 +204,12 @@ manager_attach(int index)
 static void
 manager_exit(int code, Datum arg)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = cqrs_steady_now();
 	int			i;
 
 	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
-	if (code == 0 || now > my_slot->started_at + 10 * USECS_PER_SEC)
-		my_slot->failures = 0;
+	if (code == 0 || now > my_slot->started_at + LONG_ENOUGH * USECS_PER_SEC)
+		my_slot->failures = my_slot->failure_hash = 0;
 	else
 		my_slot->failures++;
 	cqrs_database_clear(my_slot);
@@ -227,15 +234,41 @@ manager_exit(int code, Datum arg)
 		{
 			CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
 
-			if (worker->pid == 0 || worker->dboid != MyDatabaseId)
+			/* Also one that is only starting: it will see. */
+			if (worker->state < CQRS_WORKER_STARTING ||
+				worker->dboid != MyDatabaseId)
 				continue;
 			worker->stop = true;
-			SetLatch(worker->latch);
+			if (worker->latch != NULL)
+				SetLatch(worker->latch);
 		}
 	}
 	ConditionVariableBroadcast(&cqrs_shared->exited);
 	LWLockRelease(cqrs_shared->lock);
 	cqrs_shmem_wake_launcher();
+}
+
+/*
+ * Called for each message that is logged. What ends a manager soon after it
+ * started is logged once, of some in a row that say the same: cqrs_health()
+ * tells that it goes on.
+ */
+static void
+note_end(ErrorData *edata)
+{
+	if (edata->elevel >= ERROR && edata->message != NULL &&
+		cqrs_steady_now() <= my_slot->started_at + LONG_ENOUGH * USECS_PER_SEC)
+	{
+		uint32		hash = hash_bytes((const unsigned char *) edata->message,
+									  strlen(edata->message)) | 1;
+
+		/* Nobody else writes it while we are here. */
+		if (my_slot->failure_hash == hash)
+			edata->output_to_server = false;
+		my_slot->failure_hash = hash;
+	}
+	if (prev_emit_log_hook)
+		prev_emit_log_hook(edata);
 }
 
 /*
@@ -274,23 +307,47 @@ end_cycle(void)
 {
 	PopActiveSnapshot();
 	CommitTransactionCommand();
+	MemoryContextSwitchTo(cycle_context);
 	pgstat_report_stat(false);
 }
 
 /*
- * Has anything been announced, tick_interval after the last look? Or is it
- * time to look whether there is something all the same (*poll)?
+ * What there is to do in a cycle. Returns how long to wait for more, in
+ * milliseconds; -1: until woken.
+ */
+static long
+work(void)
+{
+	CqrsTopicSet found = {0};
+	long		wait;
+
+	if (time_to_look(cqrs_steady_now()))
+		look(&found);
+	if (seen && cqrs_poll_next(&found))
+		look(&found);
+	if (!seen)
+		return -1;
+	wait = cqrs_schedule_assign(my_slot, my_database_name);
+	if (tick_due && tick() && cqrs_schedule_has_brokers())
+		wait = cqrs_schedule_assign(my_slot, my_database_name);
+	wait = cqrs_notify_next(wait);
+	wait = cqrs_maintain_next(wait);
+	wait = cqrs_release_next(my_slot, wait);
+	if (tick_due)
+		wait = wait < 0 ? TICK_LOCKED_WAIT : Min(wait, TICK_LOCKED_WAIT);
+	return wait;
+}
+
+/*
+ * Has anything been announced, tick_interval after the last look? Or has
+ * nothing been seen yet?
  */
 static bool
-time_to_look(TimestampTz now, bool *poll)
+time_to_look(TimestampTz now)
 {
-	*poll = false;
-	if (seen == NULL)
-		return true;
 	if (pg_atomic_read_u32(&my_slot->pending) != 0)
 		return may_look(now);
-	*poll = TimestampDifferenceExceeds(polled, now, cqrs_poll_interval);
-	return *poll;
+	return !seen && TimestampDifferenceExceeds(looked, now, cqrs_poll_interval);
 }
 
 /*
@@ -304,66 +361,47 @@ may_look(TimestampTz now)
 
 /*
  * Look at what is committed now, and note which cursors have something up to
- * here. With poll, only if there is something.
+ * here: those of the topics that were announced, or that a poll has found.
  */
 static void
-look(bool poll)
+look(const CqrsTopicSet *found)
 {
-	CqrsSnapshot *previous = seen;
 	CqrsTopicSet topics;
-	int64		position;
-	MemoryContext oldcontext;
 	int			i;
 
 	/* What is committed from here on is announced again. */
 	(void) pg_atomic_exchange_u32(&my_slot->pending, 0);
 	pg_memory_barrier();
 	cqrs_shmem_take_dirty(my_slot, &topics);
+	for (i = 0; i < CQRS_TOPIC_WORDS; i++)
+		topics.words[i] |= found->words[i];
 
 	if (!begin_cycle())
 		proc_exit(0);
-	polled = GetCurrentTimestamp();
+	looked = cqrs_steady_now();
 	if (!check_version() || !check_identity())
 	{
 		end_cycle();
 		return;
 	}
 	cqrs_schedule_refresh();
-	position = cqrs_last_position();
-	if (previous == NULL)
+	if (!seen)
 		memset(&topics, 0xFF, sizeof(topics));
-	else if (poll)
-	{
-		/*
-		 * An event that we have not seen has drawn its position since the
-		 * last look, or is of a transaction that was in progress then.
-		 */
-		if ((position == seen_position && previous->nxip == 0) ||
-			!find_topics(previous, &topics))
-		{
-			end_cycle();
-			return;
-		}
-	}
 
 	/*
 	 * Workers are told the number before they take their snapshots. So what
 	 * this one shows, theirs will.
 	 */
-	oldcontext = MemoryContextSwitchTo(look_context);
-	seen = cqrs_snapshot_take();
-	MemoryContextSwitchTo(oldcontext);
-	seen_position = position;
+	cqrs_poll_looked(&topics);
 	seen_look = pg_atomic_add_fetch_u64(&cqrs_shared->looks, 1);
 	cqrs_schedule_due(&topics, seen_look, false);
 	end_cycle();
-	looked = GetCurrentTimestamp();
+	looked = cqrs_steady_now();
 	for (i = 0; i < CQRS_TOPIC_WORDS; i++)
 		tick_topics.words[i] |= topics.words[i];
-	tick_due = cqrs_schedule_pulled_topics() != NIL ||
-		cqrs_schedule_has_brokers() || previous == NULL;
-	if (previous != NULL)
-		pfree(previous);
+	tick_due |= cqrs_schedule_pulled_topics() != NIL ||
+		cqrs_schedule_has_brokers() || !seen;
+	seen = true;
 }
 
 /*
@@ -383,7 +421,7 @@ check_version(void)
 		cqrs_version_report(LOG, psprintf("cqrs_outbox delivers nothing in database \"%s\"",
 										  my_database_name));
 	said = true;
-	forget_look();
+	seen = false;
 	return false;
 }
 
@@ -410,103 +448,52 @@ check_identity(void)
 				 errdetail("It is a copy of another database, which delivers."),
 				 errhint("Use cqrs_adopt() to have this database deliver what it holds.")));
 	said = true;
-	forget_look();
+	seen = false;
 	return false;
 }
 
 /*
- * Once delivery begins again, everything is to be looked at.
- */
-static void
-forget_look(void)
-{
-	if (seen != NULL)
-		pfree(seen);
-	seen = NULL;
-}
-
-/*
- * Which topics have an event that lower does not show? Returns false if none
- * has.
+ * Tick, for brokers and those who pull. Returns false if somebody else ticks
+ * just now: then it is still due.
  */
 static bool
-find_topics(const CqrsSnapshot *lower, CqrsTopicSet *topics)
-{
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	HASH_SEQ_STATUS status;
-	CqrsTopic  *topic;
-	List	   *all = NIL;
-	ListCell   *lc;
-	bool		found = false;
-
-	/* Not during the walk: the registry may be loaded again. */
-	cqrs_registry_topics(&status);
-	while ((topic = hash_seq_search(&status)) != NULL)
-		all = lappend(all, topic);
-	foreach(lc, all)
-	{
-		topic = (CqrsTopic *) lfirst(lc);
-		if (!cqrs_window_has_events(topic, lower, NULL, snapshot))
-			continue;
-		cqrs_topic_set_add(topics, topic->topic_id);
-		found = true;
-	}
-	UnregisterSnapshot(snapshot);
-	return found;
-}
-
-/*
- * Tick, for brokers and those who pull, and tell those of them who listen to a
- * topic's channel. That is done in a transaction of its own: a commit that
- * notifies has to wait for others that do.
- */
-static void
 tick(void)
 {
-	bool		notify = false;
-	ListCell   *lc;
 	int64		tick_id;
 
 	if (!begin_cycle())
 		proc_exit(0);
-	tick_id = cqrs_tick_record();
+	tick_id = cqrs_tick_record(false);
 	end_cycle();
+	if (tick_id == 0)
+		return false;
 	CHECK_FOR_INTERRUPTS();
 	tick_due = false;
 	pg_atomic_write_u64(&my_slot->durable_tick, tick_id);
 	cqrs_schedule_due(&tick_topics, seen_look, true);
-
-	foreach(lc, cqrs_schedule_pulled_topics())
-	{
-		CqrsPulledTopic *topic = (CqrsPulledTopic *) lfirst(lc);
-
-		if (!cqrs_topic_set_has(&tick_topics, topic->topic_id))
-			continue;
-		if (!notify && !begin_cycle())
-			proc_exit(0);
-		notify = true;
-		Async_Notify(topic->name, "");
-	}
-	if (notify)
-		end_cycle();
+	cqrs_notify_add(&tick_topics);
 	memset(&tick_topics, 0, sizeof(tick_topics));
+	return true;
 }
 
 /*
  * How long to wait, in milliseconds: until we may look again, or else until
- * the next poll; or what cqrs_schedule_assign() said.
+ * the next poll; or what work() said.
  */
 static long
 next_wakeup(TimestampTz now, long wait)
 {
-	TimestampTz until;
 	long		timeout;
 
 	if (!cqrs_deliver)
 		return -1;
-	until = may_look(now) ?
-		TimestampTzPlusMilliseconds(polled, cqrs_poll_interval) :
-		TimestampTzPlusMilliseconds(looked, cqrs_tick_interval);
-	timeout = TimestampDifferenceMilliseconds(now, until);
+	if (!may_look(now))
+		timeout = TimestampDifferenceMilliseconds(now,
+												  TimestampTzPlusMilliseconds(looked,
+																			  cqrs_tick_interval));
+	else if (seen)
+		timeout = cqrs_poll_wait();
+	else
+		timeout = cqrs_poll_interval;
 	return wait < 0 ? timeout : Min(wait, timeout);
 }

@@ -291,7 +291,7 @@ start_since(CqrsCursor *cursor, const CqrsSubscription *subscription,
 	cursor->snapshot = cqrs_window_since(subscription->ntopics,
 										 subscription->topics, time);
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	if (cqrs_tick_newest(snapshot, &tick) &&
+	if (cqrs_tick_newest(snapshot, PG_INT64_MAX, &tick) &&
 		!FullTransactionIdPrecedes(tick.snapshot->xmin, cursor->snapshot->xmax))
 		cursor->tick_id = tick.tick_id - 1;
 	else

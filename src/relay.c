@@ -159,12 +159,19 @@ begin(CqrsRelay *relay, CqrsSubscription *subscription, int partition,
 	else
 	{
 		relay->snapshot = RegisterSnapshot(GetLatestSnapshot());
+
+		/*
+		 * A tick above the durable one does not keep those below from being
+		 * read: they are as durable.
+		 */
 		relay->has_tick = cqrs_tick_newest(IsolationUsesXactSnapshot() ?
 										   GetTransactionSnapshot() :
-										   relay->snapshot, &relay->tick);
+										   relay->snapshot,
+										   subscription->server != NULL ?
+										   cqrs_shmem_durable_tick() :
+										   PG_INT64_MAX,
+										   &relay->tick);
 	}
-	if (subscription->server != NULL && relay->has_tick)
-		relay->has_tick = relay->tick.tick_id <= cqrs_shmem_durable_tick();
 
 	/* Without a cursor, the subscription is being restored just now. */
 	(void) cqrs_cursor_read(subscription->subscription_id, partition,

@@ -66,6 +66,7 @@
 #include "utils/uuid.h"
 
 #include "catalog.h"
+#include "clock.h"
 #include "deferred.h"
 #include "registry.h"
 #include "release.h"
@@ -89,7 +90,7 @@
 /* A pass over what is due. */
 typedef struct Pass
 {
-	TimestampTz now;			/* what is due by then */
+	TimestampTz now;			/* what is due by then, on the wall clock */
 
 	/* Where the next batch begins: */
 	TimestampTz run_at;			/* with this time ... */
@@ -118,7 +119,7 @@ typedef struct ReleaseBatch
 	TimestampTz deadline;
 } ReleaseBatch;
 
-/* The manager's pass. */
+/* The manager's pass. Times outside of it are steady ones (see clock.c). */
 static Pass pass;
 static bool underway = false;
 static TimestampTz pass_began = 0;
@@ -129,7 +130,7 @@ static TimestampTz full_pass_ended = 0;
 /* ... and how long it took, in microseconds. */
 static int64 full_pass_took = 0;
 
-/* Where to begin a pass at retry_at, because of what was passed by. */
+/* Where (on the wall clock) to begin a pass at retry_at: what was passed by. */
 static TimestampTz retry_at = DT_NOEND;
 static TimestampTz retry_from = DT_NOEND;
 
@@ -146,6 +147,7 @@ static Oid	current_owner = InvalidOid;
 static bool time_for_full_pass(TimestampTz now);
 static bool begin_pass(CqrsDatabaseSlot *slot, TimestampTz now);
 static void end_pass(CqrsDatabaseSlot *slot);
+static void note_retry(TimestampTz from, TimestampTz at);
 static void note_failure(void);
 static long wait_for_pass(CqrsDatabaseSlot *slot, long wait);
 static bool batch_in_transaction(Pass *tried, bool *over);
@@ -167,7 +169,7 @@ cqrs_release_commands(PG_FUNCTION_ARGS)
 	Pass		all = {0};
 
 	cqrs_require_writable("cqrs_release_commands()");
-	all.now = GetCurrentTimestamp();
+	all.now = cqrs_wall_now();
 	all.run_at = DT_NOBEGIN;
 	all.next = all.passed_from = DT_NOEND;
 	(void) release_batch(&all, false);
@@ -186,7 +188,7 @@ cqrs_release_next(CqrsDatabaseSlot *slot, long wait)
 	Pass		tried;
 	bool		over;
 
-	if (!underway && !begin_pass(slot, GetCurrentTimestamp()))
+	if (!underway && !begin_pass(slot, cqrs_steady_now()))
 		return wait_for_pass(slot, wait);
 
 	/* What an error rolls back is to be done again. */
@@ -225,15 +227,17 @@ begin_pass(CqrsDatabaseSlot *slot, TimestampTz now)
 	if (all_failed_until > now)
 		return false;
 	from = (TimestampTz) pg_atomic_read_u64(&slot->next_run_at);
-	if (!full && from > now && retry_at > now)
+	if (!full && from > cqrs_wall_now() && retry_at > now)
 		return false;
 
 	/* Whatever commits from here on is told again. */
 	from = (TimestampTz) pg_atomic_exchange_u64(&slot->next_run_at,
 												(uint64) DT_NOEND);
 	if (retry_at <= now)
-	{
 		from = Min(from, retry_from);
+	if (full || from <= retry_from)
+	{
+		/* What was passed by is met again. */
 		retry_at = retry_from = DT_NOEND;
 	}
 	if (failed_until <= now)
@@ -244,7 +248,7 @@ begin_pass(CqrsDatabaseSlot *slot, TimestampTz now)
 
 	memset(&pass, 0, sizeof(pass));
 	pass.full = full || from == DT_NOBEGIN;
-	pass.now = now;
+	pass.now = cqrs_wall_now();
 	pass.run_at = full ? DT_NOBEGIN : from;
 	pass.next = pass.passed_from = DT_NOEND;
 	pass_began = now;
@@ -258,16 +262,14 @@ begin_pass(CqrsDatabaseSlot *slot, TimestampTz now)
 static void
 end_pass(CqrsDatabaseSlot *slot)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = cqrs_steady_now();
 
 	underway = false;
 	(void) cqrs_shmem_lower_next_run_at(slot, pass.next);
 	if (pass.passed_from != DT_NOEND)
-	{
-		retry_from = pass.passed_from;
-		retry_at = pass.locked ?
-			TimestampTzPlusMilliseconds(now, LOCKED_WAIT) : failed_until;
-	}
+		note_retry(pass.passed_from, pass.locked ?
+				   TimestampTzPlusMilliseconds(now, LOCKED_WAIT) :
+				   failed_until);
 
 	if (pass.full)
 	{
@@ -277,13 +279,24 @@ end_pass(CqrsDatabaseSlot *slot)
 }
 
 /*
+ * Have a pass begin there at that time. What an earlier pass passed by, and
+ * this one did not come by, is not to be forgotten.
+ */
+static void
+note_retry(TimestampTz from, TimestampTz at)
+{
+	retry_from = Min(retry_from, from);
+	retry_at = Min(retry_at, at);
+}
+
+/*
  * A batch failed: pass by whom the error was about. If it was about nobody, or
  * if to pass them by did not help, begin anew later.
  */
 static void
 note_failure(void)
 {
-	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+	TimestampTz until = TimestampTzPlusMilliseconds(cqrs_steady_now(),
 													ERROR_WAIT);
 	MemoryContext oldcontext;
 
@@ -291,8 +304,8 @@ note_failure(void)
 		list_member_oid(failed_owners, current_owner))
 	{
 		underway = false;
-		retry_at = all_failed_until = until;
-		retry_from = DT_NOBEGIN;
+		all_failed_until = until;
+		note_retry(DT_NOBEGIN, until);
 		return;
 	}
 	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
@@ -311,10 +324,10 @@ wait_for_pass(CqrsDatabaseSlot *slot, long wait)
 	TimestampTz next = (TimestampTz) pg_atomic_read_u64(&slot->next_run_at);
 	long		until;
 
-	next = Max(Min(next, retry_at), all_failed_until);
+	next = Max(Min(cqrs_steady_from_wall(next), retry_at), all_failed_until);
 	if (next == DT_NOEND)
 		return wait;
-	until = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next);
+	until = TimestampDifferenceMilliseconds(cqrs_steady_now(), next);
 	return wait < 0 ? until : Min(wait, until);
 }
 
@@ -381,7 +394,7 @@ release_batch(Pass *tried, bool in_manager)
 
 	batch.max_commands = in_manager ? BATCH_COMMANDS : PG_INT64_MAX;
 	batch.deadline = !in_manager ? DT_NOEND :
-		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LONGEST_BATCH);
+		TimestampTzPlusMilliseconds(cqrs_steady_now(), LONGEST_BATCH);
 	batch.rel = table_open(cqrs_relation_oid(CQRS_REL_SCHEDULED_COMMAND),
 						   RowExclusiveLock);
 	batch.index = cqrs_index_open(batch.rel, CQRS_REL_SCHEDULED_COMMAND_RUN_AT,
@@ -451,7 +464,7 @@ release_range(ReleaseBatch *batch, int nkeys, ScanKey keys)
 			break;
 		}
 		if (batch->max_commands == 0 ||
-			(batch->in_manager && GetCurrentTimestamp() > batch->deadline))
+			(batch->in_manager && cqrs_steady_now() > batch->deadline))
 		{
 			over = false;
 			break;

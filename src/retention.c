@@ -42,6 +42,7 @@
 #include "utils/snapmgr.h"
 
 #include "catalog.h"
+#include "clock.h"
 #include "cursor.h"
 #include "debug_point.h"
 #include "retention.h"
@@ -347,13 +348,15 @@ record_missed(CqrsMissed *missed, const CqrsTopic *topic,
 /*
  * Suspend the subscriptions of a topic (NULL: all) that keep more than they
  * may. What is cheap to know is looked at first: a subscription costs more than
- * a glance only if everything in its topics is more than it may keep. Returns
- * their names.
+ * a glance only if everything in its topics is more than it may keep. Those
+ * with ids in except are passed by; *current, if it is given, has the id of the
+ * one that an error is about. Returns their names.
  */
 List *
-cqrs_limits_apply(const CqrsTopic *topic, CqrsSegmentBytes bytes_of)
+cqrs_limits_apply(const CqrsTopic *topic, CqrsSegmentBytes bytes_of,
+				  List *except, int32 *current)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = cqrs_wall_now();
 	List	   *suspended = NIL;
 	ListCell   *lc;
 
@@ -365,8 +368,11 @@ cqrs_limits_apply(const CqrsTopic *topic, CqrsSegmentBytes bytes_of)
 		char	   *reason;
 
 		if (subscription->state == CQRS_SUBSCRIPTION_SUSPENDED ||
+			list_member_int(except, subscription->subscription_id) ||
 			!may_be_past_limit(subscription, bytes_of, now))
 			continue;
+		if (current != NULL)
+			*current = subscription->subscription_id;
 		snapshot = RegisterSnapshot(GetLatestSnapshot());
 		what_is_kept(subscription, bytes_of, snapshot, &kept);
 		UnregisterSnapshot(snapshot);
@@ -387,6 +393,8 @@ cqrs_limits_apply(const CqrsTopic *topic, CqrsSegmentBytes bytes_of)
 		if (suspend(subscription, reason))
 			suspended = lappend(suspended, pstrdup(subscription->name));
 	}
+	if (current != NULL)
+		*current = 0;
 	return suspended;
 }
 
@@ -539,9 +547,15 @@ what_is_kept(const CqrsSubscription *subscription, CqrsSegmentBytes bytes_of,
 	for (i = 0; i < subscription->ntopics; i++)
 	{
 		const CqrsTopic *topic = subscription->topics[i];
+		List	   *parts;
 
 		if (!cqrs_segments_lock(topic))
 			continue;
+		if (!cqrs_segments_lock_parts(topic, &parts))
+		{
+			cqrs_segments_unlock(topic);
+			continue;
+		}
 		for (j = 0; j < CQRS_SEGMENTS; j++)
 		{
 			int64		bytes = bytes_of(topic, j);
@@ -550,6 +564,7 @@ what_is_kept(const CqrsSubscription *subscription, CqrsSegmentBytes bytes_of,
 				is_kept(subscription, topic, j, snapshot, &kept->oldest))
 				kept->bytes += bytes;
 		}
+		cqrs_segments_unlock_parts(parts);
 		cqrs_segments_unlock(topic);
 	}
 }

@@ -55,6 +55,7 @@ extern void cqrs_subscription_hold(const CqrsTopic *topic, int segment,
 /* The bytes of a segment, as far as the caller knows them. */
 typedef int64 (*CqrsSegmentBytes) (const CqrsTopic *topic, int segment);
 
-extern List *cqrs_limits_apply(const CqrsTopic *topic, CqrsSegmentBytes bytes);
+extern List *cqrs_limits_apply(const CqrsTopic *topic, CqrsSegmentBytes bytes,
+							   List *except, int32 *current);
 
 #endif							/* CQRS_RETENTION_H */

@@ -37,12 +37,14 @@
 #include "utils/timestamp.h"
 
 #include "catalog.h"
+#include "clock.h"
 #include "debug_point.h"
 #include "rotation.h"
 #include "segment.h"
 
 static bool truncate_segment(int32 topic_id, int segment, CqrsHold *hold);
 static bool rotate_topic(const CqrsTopic *topic);
+static void note_set_back(const CqrsTopic *topic, TimestampTz now);
 
 /*
  * Do one step in a topic, if there is one to do: truncate a segment, or rotate.
@@ -53,9 +55,11 @@ void
 cqrs_topic_step(CqrsTopic *topic, CqrsStep *step)
 {
 	int32		topic_id = topic->topic_id;
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = cqrs_wall_now();
 	int			current;
 	int			next;
+	List	   *parts;
+	bool		set_back = false;
 	int			i;
 
 	memset(step, 0, sizeof(*step));
@@ -69,10 +73,21 @@ cqrs_topic_step(CqrsTopic *topic, CqrsStep *step)
 	topic = cqrs_registry_topic_by_id(topic_id);
 	if (topic == NULL)
 		return;
+	if (!cqrs_segments_lock_parts(topic, &parts))
+	{
+		step->holds[topic->current_segment].holder = CQRS_HELD_BY_CHANGE;
+		cqrs_segments_unlock(topic);
+		return;
+	}
 	current = topic->current_segment;
 	next = (current + 1) % CQRS_SEGMENTS;
 	for (i = 0; i < CQRS_SEGMENTS; i++)
+	{
 		step->sizes[i] = cqrs_segment_bytes(topic, i);
+		set_back |= topic->opened_at[i] > now + USECS_PER_SEC;
+	}
+	if (set_back)
+		note_set_back(topic, now);
 
 	/* The oldest first. */
 	for (i = 1; i < CQRS_SEGMENTS; i++)
@@ -106,6 +121,7 @@ cqrs_topic_step(CqrsTopic *topic, CqrsStep *step)
 			step->segment = next;
 		}
 	}
+	cqrs_segments_unlock_parts(parts);
 	cqrs_segments_unlock(topic);
 }
 
@@ -149,7 +165,7 @@ truncate_segment(int32 topic_id, int segment, CqrsHold *hold)
 
 	CQRS_DEBUG_POINT("truncate_after_lock");
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	cqrs_retention_hold(topic, segment, GetCurrentTimestamp(), hold);
+	cqrs_retention_hold(topic, segment, cqrs_wall_now(), hold);
 	if (hold->holder == CQRS_HELD_BY_NOTHING)
 		cqrs_subscription_hold(topic, segment, missed, snapshot, hold);
 	UnregisterSnapshot(snapshot);
@@ -195,4 +211,33 @@ rotate_topic(const CqrsTopic *topic)
 				(errmsg_internal("topic \"%s\" goes on in segment %d",
 								 topic->name, DatumGetInt32(values[2]))));
 	return done;
+}
+
+/*
+ * The clock was set back after a segment became the current one: it did so now,
+ * for all that can be said. Otherwise, nothing would rotate or be truncated
+ * until the clock is there again.
+ */
+static void
+note_set_back(const CqrsTopic *topic, TimestampTz now)
+{
+	Oid			types[2] = {INT4OID, TIMESTAMPTZOID};
+	Datum		values[2];
+	CqrsAdmin	admin;
+
+	if (!ConditionalLockRelationOid(cqrs_relation_oid(CQRS_REL_TOPIC),
+									RowExclusiveLock))
+		return;
+	values[0] = Int32GetDatum(topic->topic_id);
+	values[1] = TimestampTzGetDatum(now);
+	cqrs_admin_begin(&admin);
+	(void) cqrs_admin_execute("UPDATE cqrs.topic t"
+							  " SET opened_at = ARRAY(SELECT CASE WHEN o.at > $2 THEN $2 ELSE o.at END"
+							  "  FROM pg_catalog.unnest(t.opened_at) WITH ORDINALITY o (at, n)"
+							  "  ORDER BY o.n)"
+							  " FROM (SELECT topic_id FROM cqrs.topic WHERE topic_id = $1"
+							  "		  FOR NO KEY UPDATE SKIP LOCKED) l"
+							  " WHERE t.topic_id = l.topic_id",
+							  2, types, values, NULL);
+	cqrs_admin_end(&admin);
 }

@@ -9,6 +9,8 @@
  * for a retry. The list is in the order in which cursors were served last, so
  * where there are more of them than workers, each has its turn.
  *
+ * Times are steady ones (see clock.c). A worker leaves such in its slot, too.
+ *
  *-------------------------------------------------------------------------
  */
 #include "cqrs_outbox.h"
@@ -19,6 +21,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "clock.h"
 #include "registry.h"
 #include "relay.h"
 #include "schedule.h"
@@ -75,8 +78,11 @@ static void schedule_subscription(CqrsSubscription *subscription,
 								  uint64 generation, bool first);
 static void make_due(Scheduled *scheduled);
 static void note_results(CqrsDatabaseSlot *slot, TimestampTz now);
+static void forget_lost_starts(TimestampTz now);
+static void make_all_careful(void);
 static bool assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
 						  TimestampTz now);
+static void reuse_slot(CqrsWorkerSlot *worker);
 static bool start_worker(CqrsWorkerSlot *worker);
 
 /*
@@ -165,7 +171,7 @@ cqrs_schedule_due(const CqrsTopicSet *topics, int64 look, bool brokers)
 long
 cqrs_schedule_assign(CqrsDatabaseSlot *slot, const char *database_name)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = cqrs_steady_now();
 	bool		contended = false;
 	bool		exhausted;
 	TimestampTz next = 0;
@@ -173,7 +179,13 @@ cqrs_schedule_assign(CqrsDatabaseSlot *slot, const char *database_name)
 	dlist_mutable_iter iter;
 
 	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
+	forget_lost_starts(now);
 	note_results(slot, now);
+	if (slot->worker_forgotten && schedule != NULL)
+	{
+		make_all_careful();
+		slot->worker_forgotten = false;
+	}
 	slot->exhausted = false;
 	dlist_foreach_modify(iter, &due_list)
 	{
@@ -328,10 +340,6 @@ note_results(CqrsDatabaseSlot *slot, TimestampTz now)
 		if (worker->state == CQRS_WORKER_FREE ||
 			worker->dboid != MyDatabaseId)
 			continue;
-		if (worker->state == CQRS_WORKER_STARTING && worker->pid == 0 &&
-			TimestampDifferenceExceeds(worker->started_at, now,
-									   LONGEST_START))
-			worker->state = CQRS_WORKER_FAILED;
 		scheduled = schedule == NULL ? NULL :
 			hash_search(schedule, &key, HASH_FIND, NULL);
 		if (worker->state == CQRS_WORKER_FAILED)
@@ -390,6 +398,61 @@ note_results(CqrsDatabaseSlot *slot, TimestampTz now)
 }
 
 /*
+ * A worker that has not come for so long will not. Its slot is free again, also
+ * if the manager that asked for it is gone. The lock is held.
+ */
+static void
+forget_lost_starts(TimestampTz now)
+{
+	int			i;
+
+	for (i = 0; i < cqrs_shared->nworkers; i++)
+	{
+		CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
+
+		if (worker->state == CQRS_WORKER_STARTING && worker->pid == 0 &&
+			TimestampDifferenceExceeds(worker->started_at, now,
+									   LONGEST_START))
+			worker->state = CQRS_WORKER_FAILED;
+	}
+}
+
+/*
+ * A worker was lost, and nobody knows any more which cursor it delivered.
+ */
+static void
+make_all_careful(void)
+{
+	HASH_SEQ_STATUS status;
+	Scheduled  *scheduled;
+
+	hash_seq_init(&status, schedule);
+	while ((scheduled = hash_seq_search(&status)) != NULL)
+	{
+		scheduled->careful = CQRS_BATCH_EVENTS;
+		scheduled->unfinished = true;
+		make_due(scheduled);
+	}
+}
+
+/*
+ * The slot may have another worker. If the one before was lost, and its manager
+ * has not noted that yet, it will know that it does not know. The lock is held.
+ */
+static void
+reuse_slot(CqrsWorkerSlot *worker)
+{
+	if (worker->state == CQRS_WORKER_FAILED)
+	{
+		CqrsDatabaseSlot *database = cqrs_database_find(worker->dboid);
+
+		if (database != NULL)
+			database->worker_forgotten = true;
+	}
+	memset(worker, 0, sizeof(*worker));
+}
+
+/*
  * Have a worker deliver a cursor: the one that has it already; or a new one;
  * or one that has nothing to do. Returns false if there is none: then an idle
  * one that cannot be used was asked to exit. The lock is held.
@@ -413,8 +476,10 @@ assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
 		CqrsWorkerSlot *slot = &cqrs_shared->workers[i];
 
 		if (slot->state == CQRS_WORKER_FREE ||
-			slot->state == CQRS_WORKER_FAILED)
+			(slot->state == CQRS_WORKER_FAILED && unused == NULL))
 			unused = slot;
+		else if (slot->state == CQRS_WORKER_FAILED)
+			continue;
 		else if (slot->stop)
 			continue;
 		else if (slot->dboid == MyDatabaseId &&
@@ -445,7 +510,7 @@ assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
 
 	if (worker == NULL && unused != NULL)
 	{
-		memset(unused, 0, sizeof(*unused));
+		reuse_slot(unused);
 		unused->state = CQRS_WORKER_STARTING;
 		unused->dboid = MyDatabaseId;
 		unused->owner = scheduled->owner;

@@ -52,6 +52,7 @@ static bool is_btree(Oid indexid);
 static int64 index_blocks(Relation rel);
 static int	rows_of_page(Relation rel, BlockNumber block);
 static bool lock_segment(Oid relid);
+static bool lock_parts(Oid relid, List **locked);
 static List *relations_of(Oid relid);
 static const char *what_was_altered(Relation rel);
 
@@ -326,6 +327,38 @@ cqrs_segments_unlock(const CqrsTopic *topic)
 }
 
 /*
+ * The same for what belongs to the segments, which are locked: their indexes,
+ * their TOAST tables, and the indexes of those. Somebody, a REINDEX for one,
+ * may have a lock there alone. *locked, in the current memory context, is for
+ * cqrs_segments_unlock_parts(), to be called before the segments are unlocked.
+ */
+bool
+cqrs_segments_lock_parts(const CqrsTopic *topic, List **locked)
+{
+	int			i;
+
+	*locked = NIL;
+	for (i = 0; i < CQRS_SEGMENTS; i++)
+	{
+		if (lock_parts(topic->segments[i], locked))
+			continue;
+		cqrs_segments_unlock_parts(*locked);
+		return false;
+	}
+	return true;
+}
+
+void
+cqrs_segments_unlock_parts(List *locked)
+{
+	ListCell   *lc;
+
+	foreach(lc, locked)
+		UnlockRelationOid(lfirst_oid(lc), AccessShareLock);
+	list_free(locked);
+}
+
+/*
  * cqrs_table_in_use() of a segment.
  */
 bool
@@ -479,6 +512,35 @@ lock_segment(Oid relid)
 		return true;
 	UnlockRelationOid(relid, AccessShareLock);
 	return false;
+}
+
+/*
+ * Lock what belongs to a table, and add it to *locked. Returns false at the
+ * first that cannot be had at once.
+ */
+static bool
+lock_parts(Oid relid, List **locked)
+{
+	Relation	rel = try_relation_open(relid, NoLock);
+	List	   *parts;
+	ListCell   *lc;
+	Oid			toast;
+
+	if (rel == NULL)
+		return false;
+	parts = RelationGetIndexList(rel);
+	toast = rel->rd_rel->reltoastrelid;
+	if (OidIsValid(toast))
+		parts = lappend_oid(parts, toast);
+	relation_close(rel, NoLock);
+
+	foreach(lc, parts)
+	{
+		if (!ConditionalLockRelationOid(lfirst_oid(lc), AccessShareLock))
+			return false;
+		*locked = lappend_oid(*locked, lfirst_oid(lc));
+	}
+	return !OidIsValid(toast) || lock_parts(toast, locked);
 }
 
 /*

@@ -262,7 +262,9 @@ cqrs_database_request(Oid dboid)
 		slot->announced = false;
 		slot->held = 0;
 		slot->failures = 0;
+		slot->failure_hash = 0;
 		slot->start_after = 0;
+		slot->worker_forgotten = false;
 		cqrs_database_clear(slot);
 	}
 	return slot;
@@ -467,6 +469,7 @@ shmem_startup(void)
 		cqrs_shared->lock = &(GetNamedLWLockTranche("cqrs_outbox"))->lock;
 		ConditionVariableInit(&cqrs_shared->exited);
 		ConditionVariableInit(&cqrs_shared->delivered);
+		cqrs_clock_init(&cqrs_shared->clock);
 
 		/* The postmaster does this again after a process crashed. */
 		cqrs_shared->crashed = startups++ > 0;

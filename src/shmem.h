@@ -16,6 +16,8 @@
 #include "storage/lwlock.h"
 #include "utils/timestamp.h"
 
+#include "clock.h"
+
 typedef enum CqrsDatabaseState
 {
 	CQRS_DATABASE_FREE,			/* nobody's slot */
@@ -35,7 +37,7 @@ typedef struct CqrsTopicSet
 
 /*
  * A database that has, or may have, the extension. The lock protects all but
- * the atomics.
+ * the atomics. Times are steady ones (see clock.c).
  *
  * pending and asleep let a committing emitter wake the manager without a
  * lock, and not more often than needed. The emitter sets pending, and then
@@ -53,6 +55,7 @@ typedef struct CqrsDatabaseSlot
 	bool		announced;		/* a CREATE EXTENSION committed since probed */
 	int			held;			/* > 0: let nobody connect; see utility.c */
 	int			failures;		/* in a row */
+	uint32		failure_hash;	/* of the last one's message; 0: none */
 	bool		exhausted;		/* no background worker was to be had: for the
 								 * manager, or by it for a worker */
 	TimestampTz start_after;
@@ -66,6 +69,12 @@ typedef struct CqrsDatabaseSlot
 	int32		failed_partition;
 	int			worker_failures;	/* ... so often in a row ... */
 	TimestampTz worker_retry_at;	/* ... and until when it has none */
+
+	/*
+	 * A worker of this database was lost, and its slot was needed before the
+	 * manager noted whose it was: any of the cursors'.
+	 */
+	bool		worker_forgotten;
 
 	/*
 	 * The newest tick whose commit the manager saw done, replication and all.
@@ -96,7 +105,7 @@ typedef enum CqrsWorkerState
 
 /*
  * A process that delivers, for one owner of subscriptions in one database.
- * All under the lock.
+ * All under the lock. Times are steady ones (see clock.c).
  *
  * The manager asks by changing request; the worker answers by setting served
  * to the request that it is done with.
@@ -139,6 +148,7 @@ typedef struct CqrsShared
 	pg_atomic_uint64 looks;		/* of all managers; see manager.c */
 	ConditionVariable delivered;	/* a worker moved cursors */
 	bool		crashed;		/* a process did, since the postmaster started */
+	CqrsClock	clock;			/* has a lock of its own */
 	int			ndatabases;
 	int			nworkers;
 	CqrsDatabaseSlot *databases;

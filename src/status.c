@@ -18,6 +18,7 @@
 #include "utils/tuplestore.h"
 
 #include "catalog.h"
+#include "clock.h"
 #include "cursor.h"
 #include "registry.h"
 #include "segment.h"
@@ -330,7 +331,7 @@ static const char *
 worker_of(int32 subscription_id, int *pid)
 {
 	const char *state = "no worker";
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = cqrs_steady_now();
 	int			i;
 
 	if (cqrs_shared == NULL)
@@ -382,6 +383,6 @@ put_process(Tuplestorestate *store, TupleDesc desc, const char *kind, int pid,
 		values[4] = Int32GetDatum(worker->partition);
 	}
 	values[5] = CStringGetTextDatum(state);
-	values[6] = TimestampTzGetDatum(started_at);
+	values[6] = TimestampTzGetDatum(cqrs_steady_to_wall(started_at));
 	tuplestore_putvalues(store, desc, values, nulls);
 }

@@ -41,6 +41,7 @@
 
 #include "catalog.h"
 #include "debug_point.h"
+#include "shmem.h"
 #include "tick.h"
 
 /* Columns of cqrs.tick. */
@@ -80,7 +81,7 @@ cqrs_tick(PG_FUNCTION_ARGS)
 				 errmsg("cqrs_tick() cannot run inside a transaction block"),
 				 errdetail("It would hold up all delivery until the transaction ends."),
 				 errhint("Call it in a transaction of its own (autocommit).")));
-	PG_RETURN_INT64(cqrs_tick_record());
+	PG_RETURN_INT64(cqrs_tick_record(true));
 }
 
 /*
@@ -96,8 +97,8 @@ cqrs_snapshot_take(void)
 	uint32		i;
 
 	PushActiveSnapshot(GetLatestSnapshot());
-	snapshot = cqrs_snapshot_from_datum(DirectFunctionCall1(pg_current_snapshot,
-															(Datum) 0));
+	snapshot = (CqrsSnapshot *)
+		DatumGetPointer(DirectFunctionCall1(pg_current_snapshot, (Datum) 0));
 	PopActiveSnapshot();
 
 	/* A snapshot does not list its own transaction as in progress. */
@@ -176,13 +177,14 @@ cqrs_snapshot_shows(const CqrsSnapshot *snapshot, FullTransactionId xid)
 /*
  * Record a tick and return its id. It counts once the transaction commits,
  * which the caller should have do nothing else for long: the ticker's lock is
- * held until then.
+ * held until then. Without wait, returns 0 if it cannot be had at once.
  *
- * Only the newest tick is read, and cursors hold the snapshots they need, so
- * older ones are deleted now and then.
+ * Only the newest tick is read, or for brokers the newest durable one, and
+ * cursors hold the snapshots they need; so what is older is deleted now and
+ * then. The durable one only gets newer as long as anybody goes by it.
  */
 int64
-cqrs_tick_record(void)
+cqrs_tick_record(bool wait)
 {
 	Relation	rel;
 	Datum		values[TICK_COLUMNS];
@@ -191,7 +193,8 @@ cqrs_tick_record(void)
 	int64		newest;
 	int64		last_position;
 
-	(void) cqrs_object_lock(CQRS_REL_TICK, 0, 0, ExclusiveLock, true);
+	if (!cqrs_object_lock(CQRS_REL_TICK, 0, 0, ExclusiveLock, wait))
+		return 0;
 	newest = newest_id();
 	last_position = cqrs_last_position();
 	tick_id = cqrs_tick_next_id();
@@ -205,7 +208,11 @@ cqrs_tick_record(void)
 	CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values,
 											nulls));
 	if (tick_id / TICKS_KEPT != newest / TICKS_KEPT)
-		delete_before(rel, tick_id);
+	{
+		int64		durable = cqrs_shmem_durable_tick();
+
+		delete_before(rel, durable == 0 ? tick_id : Min(durable, tick_id));
+	}
 	table_close(rel, NoLock);
 
 	cqrs_commit_durably();
@@ -214,11 +221,12 @@ cqrs_tick_record(void)
 }
 
 /*
- * The newest tick that the snapshot shows, in the current memory context.
- * Returns false if there is none, or only restored ones.
+ * The newest tick that the snapshot shows, with an id of at most at_most, in
+ * the current memory context. Returns false if there is none, or only
+ * restored ones.
  */
 bool
-cqrs_tick_newest(Snapshot snapshot, CqrsTick *tick)
+cqrs_tick_newest(Snapshot snapshot, int64 at_most, CqrsTick *tick)
 {
 	Relation	rel;
 	Relation	index;
@@ -230,6 +238,8 @@ cqrs_tick_newest(Snapshot snapshot, CqrsTick *tick)
 	rel = table_open(cqrs_relation_oid(CQRS_REL_TICK), AccessShareLock);
 	index = cqrs_index_open(rel, CQRS_REL_TICK_PKEY, AccessShareLock);
 	own_range(keys, 0);
+	if (at_most < DatumGetInt64(keys[1].sk_argument))
+		keys[1].sk_argument = Int64GetDatum(at_most + 1);
 	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
 	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
 	found = HeapTupleIsValid(tuple);
@@ -309,7 +319,7 @@ newest_id(void)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	CqrsTick	tick;
-	bool		found = cqrs_tick_newest(snapshot, &tick);
+	bool		found = cqrs_tick_newest(snapshot, PG_INT64_MAX, &tick);
 
 	UnregisterSnapshot(snapshot);
 	return found ? tick.tick_id : 0;

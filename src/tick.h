@@ -42,8 +42,9 @@ extern CqrsSnapshot *cqrs_snapshot_from_datum(Datum value);
 extern bool cqrs_snapshot_shows(const CqrsSnapshot *snapshot,
 								FullTransactionId xid);
 
-extern int64 cqrs_tick_record(void);
-extern bool cqrs_tick_newest(Snapshot snapshot, CqrsTick *tick);
+extern int64 cqrs_tick_record(bool wait);
+extern bool cqrs_tick_newest(Snapshot snapshot, int64 at_most,
+							 CqrsTick *tick);
 extern int64 cqrs_tick_next_id(void);
 extern int64 cqrs_last_position(void);
 extern void cqrs_position_raise(int64 position);

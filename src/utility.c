@@ -29,6 +29,7 @@
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
+#include "clock.h"
 #include "session.h"
 #include "shmem.h"
 #include "utility.h"
@@ -221,13 +222,11 @@ hold_database(Oid dboid)
 		held_database = dboid;
 	}
 	LWLockRelease(cqrs_shared->lock);
-	if (slot == NULL)
-		return;
 
-	deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-										   LONGEST_WAIT);
+	/* A worker may be there for longer than the manager that asked for it. */
+	deadline = TimestampTzPlusMilliseconds(cqrs_steady_now(), LONGEST_WAIT);
 	ConditionVariablePrepareToSleep(&cqrs_shared->exited);
-	while (ask_to_exit(dboid) && GetCurrentTimestamp() < deadline)
+	while (ask_to_exit(dboid) && cqrs_steady_now() < deadline)
 		ConditionVariableTimedSleep(&cqrs_shared->exited, 100,
 									CQRS_WAIT_EVENT(wait_event,
 													"CqrsOutboxExit"));

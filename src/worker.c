@@ -56,6 +56,7 @@
 
 #include "broker_server.h"
 #include "catalog.h"
+#include "clock.h"
 #include "context.h"
 #include "failure.h"
 #include "launcher.h"
@@ -114,6 +115,9 @@ static CqrsWorkerSlot *my_slot = NULL;
 static Job *delivering = NULL;
 static bool blamed = false;
 
+/* What a delivery leaves outside of its transactions; reset before the next. */
+static MemoryContext delivery_context = NULL;
+
 static void worker_attach(int index);
 static void worker_exit(int code, Datum arg);
 static void blame_overdue(int code, Datum arg);
@@ -141,7 +145,7 @@ void
 cqrs_worker_main(Datum arg)
 {
 	static uint32 wait_event = 0;
-	TimestampTz idle_since = GetCurrentTimestamp();
+	TimestampTz idle_since = cqrs_steady_now();
 
 	cqrs_process_signals();
 	worker_attach(DatumGetInt32(arg));
@@ -149,6 +153,9 @@ cqrs_worker_main(Datum arg)
 											  CQRS_WORKER_CONNECT_FLAGS);
 	cqrs_process_settings("cqrs_outbox worker");
 	cqrs_session_init_worker();
+	delivery_context = AllocSetContextCreate(TopMemoryContext,
+											 "cqrs delivery",
+											 ALLOCSET_DEFAULT_SIZES);
 
 	for (;;)
 	{
@@ -163,13 +170,13 @@ cqrs_worker_main(Datum arg)
 
 		if (stop ||
 			(!my_slot->broker &&
-			 TimestampDifferenceExceeds(idle_since, GetCurrentTimestamp(),
+			 TimestampDifferenceExceeds(idle_since, cqrs_steady_now(),
 										LONGEST_IDLE)))
 			proc_exit(0);
 		if (work)
 		{
 			deliver();
-			idle_since = GetCurrentTimestamp();
+			idle_since = cqrs_steady_now();
 		}
 		else
 			cqrs_process_wait(LONGEST_IDLE, PGINVALID_SOCKET,
@@ -259,7 +266,7 @@ blame_overdue(int code, Datum arg)
 static void
 deliver(void)
 {
-	TimestampTz start = GetCurrentTimestamp();
+	TimestampTz start = cqrs_steady_now();
 	Job			job = {0};
 	uint64		request;
 	int64		wanted_look;
@@ -275,6 +282,8 @@ deliver(void)
 	job.broker = my_slot->broker;
 	LWLockRelease(cqrs_shared->lock);
 
+	MemoryContextReset(delivery_context);
+	MemoryContextSwitchTo(delivery_context);
 	job.first = true;
 	job.pace.limit = CQRS_BATCH_EVENTS;
 	do
@@ -286,8 +295,7 @@ deliver(void)
 			flush_commits(&job);
 		CHECK_FOR_INTERRUPTS();
 		if (pg_atomic_read_u32(&cqrs_shared->contended) != 0 &&
-			TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
-									   TIME_SLICE))
+			TimestampDifferenceExceeds(start, cqrs_steady_now(), TIME_SLICE))
 		{
 			if (cqrs_target_broker_pending() == 0)
 			{
@@ -313,8 +321,11 @@ deliver(void)
 	{
 		if (outcome == DRAINED)
 			my_slot->drained_look = wanted_look;
-		my_slot->retry_at = job.delivery.retry_at;
-		my_slot->failed_until = outcome == FAILED ? job.failed_until : 0;
+		my_slot->retry_at =
+			cqrs_steady_deadline(job.delivery.retry_at, 0);
+		my_slot->failed_until = outcome == FAILED ?
+			cqrs_steady_deadline(job.failed_until,
+								 CQRS_LONGEST_FAILURE) : 0;
 		my_slot->unfinished = outcome != DRAINED;
 		my_slot->careful = careful;
 		my_slot->noted = false;

@@ -1,0 +1,53 @@
+# Who ticks by hand does not keep brokers from being delivered to, be it that a
+# broker has much to get, and that the ticks that its worker may go by are long
+# behind.
+
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+use CqrsTest;
+use ExamplePeer;
+
+my $peer = ExamplePeer->new;
+my $port = $peer->port;
+my $node = new_server('main');
+
+$node->start;
+$node->safe_psql('postgres', qq(
+	CREATE EXTENSION cqrs_outbox;
+	CREATE EXTENSION cqrs_outbox_example;
+	SELECT cqrs_register_event('happened', 'things');
+	CREATE SERVER peer FOREIGN DATA WRAPPER cqrs_example OPTIONS (host '127.0.0.1', port '$port');
+	SELECT cqrs_subscribe('sender', ARRAY['things'], server => 'peer', format => 'raw');
+));
+
+# Nothing is emitted or polled after this.
+$peer->tell('hold');
+$node->safe_psql('postgres',
+	"SELECT cqrs_emit_many('happened', ARRAY(SELECT jsonb_build_object('n', n) FROM generate_series(1, 20000) n))");
+ok($peer->wait_messages(undef, 1), 'much is being sent');
+my $tick = $node->safe_psql('postgres', 'SELECT max(tick_id) FROM cqrs.tick');
+
+for (1 .. 3)
+{
+	$node->safe_psql('postgres', 'SELECT cqrs_tick();' x 100);
+	is($node->safe_psql('postgres', "SELECT count(*) FROM cqrs.tick WHERE tick_id = $tick"), '1',
+		'ticks by hand leave the one that brokers go by');
+}
+$peer->tell('release');
+ok($peer->wait_messages(undef, 20000), 'the rest is sent');
+is(scalar($peer->messages), 20000, 'once');
+ok($node->poll_query_until('postgres', "SELECT lag_events = 0 FROM cqrs_subscription_status WHERE subscription = 'sender'"),
+	'and recorded');
+
+# The manager's own ticks delete those by hand, in turn.
+$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 0}')") for 1 .. 70;
+ok($peer->wait_messages(undef, 20070), 'what comes later is sent');
+cmp_ok($node->safe_psql('postgres', 'SELECT count(*) FROM cqrs.tick'), '<', 130, 'old ticks are deleted');
+
+$node->stop;
+done_testing();
