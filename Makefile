@@ -47,6 +47,7 @@ OBJS = \
 	src/payload.o \
 	src/payload_path.o \
 	src/payload_type.o \
+	src/privilege.o \
 	src/pull.o \
 	src/registry.o \
 	src/relay.o \
@@ -57,6 +58,7 @@ OBJS = \
 	src/schedule.o \
 	src/segment.o \
 	src/shmem.o \
+	src/signature.o \
 	src/status.o \
 	src/stream.o \
 	src/subscription.o \
