@@ -75,6 +75,7 @@ cqrs_signature_of(Oid funcid)
 		elog(ERROR, "cache lookup failed for the schema of function %u",
 			 funcid);
 	text = compose(&signature);
+
 	ReleaseSysCache(tuple);
 	return text;
 }
@@ -133,9 +134,9 @@ static bool
 parse(const char *text, Signature *signature)
 {
 	if (!parse_pair(&text, &signature->schema, &signature->name) ||
-		*text++ != '(' ||
+		*text ++!= '(' ||
 		!parse_pair(&text, &signature->type_schema, &signature->type_name) ||
-		*text++ != ')')
+		*text ++!= ')')
 		return false;
 	skip_space(&text);
 	return *text == '\0';
@@ -151,7 +152,7 @@ parse_pair(const char **text, char **schema, char **name)
 	*name = parse_identifier(text);
 	if (*name != NULL && **text == '.')
 	{
-		(*text)++;
+		(*text) ++;
 		*schema = *name;
 		*name = parse_identifier(text);
 	}
@@ -206,7 +207,7 @@ static void
 skip_space(const char **text)
 {
 	while (scanner_isspace(**text))
-		(*text)++;
+		(*text) ++;
 }
 
 static char *
