@@ -625,6 +625,13 @@ check_event_type(Report *report, CqrsEventType *event_type)
 {
 	CqrsEventHandler *handler;
 
+	if (!SearchSysCacheExists1(TYPEOID,
+							   ObjectIdGetDatum(event_type->payload_type)))
+		put(report, "warning", "payload_type_missing",
+			psprintf("event \"%s\"", event_type->name),
+			"Its payload type was dropped: no event of it can be emitted.",
+			psprintf("SELECT cqrs_unregister_event(%s); -- then register it again",
+					 quote_literal_cstr(event_type->name)));
 	for (handler = event_type->handlers; handler != NULL; handler = handler->next)
 	{
 		if (!cqrs_handler_find(&handler->handler) &&
