@@ -49,6 +49,7 @@ OBJS = \
 	src/payload.o \
 	src/payload_path.o \
 	src/payload_type.o \
+	src/privilege.o \
 	src/pull.o \
 	src/registry.o \
 	src/relay.o \
@@ -61,6 +62,7 @@ OBJS = \
 	src/segment.o \
 	src/session.o \
 	src/shmem.o \
+	src/signature.o \
 	src/status.o \
 	src/stream.o \
 	src/subscription.o \
@@ -86,7 +88,7 @@ EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/cqrs_broker.h src/cqrs_hooks.h
 
-REGRESS = meeting command query chain stream fallback breaker middleware idempotency dry_run emit domain_event context nesting prepared capture subscription own_subscription retry deferred pull kept retention diagram health privileges adopt trust extension
+REGRESS = meeting command query chain stream fallback breaker middleware idempotency dry_run emit domain_event context nesting prepared capture subscription own_subscription retry deferred pull kept retention diagram health privileges grants trust lookup adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

@@ -156,12 +156,13 @@ SELECT cqrs_register_fallback('steady(jsonb)', 'ask(jsonb)', excluded => ARRAY[N
 
 -- more of them than there is room for: closed ones are forgotten first, then the
 -- one whose failure is longest ago
+CREATE SCHEMA many;
 DO $$
 BEGIN
 	FOR i IN 1..129 LOOP
-		EXECUTE format('CREATE FUNCTION pg_temp.many_%s(c jsonb) RETURNS jsonb LANGUAGE sql AS ''SELECT to_jsonb(1 / (c->>''''by'''')::int)''', i);
-		EXECUTE format('SELECT cqrs_register_command(''Many%1$s'', ''pg_temp.many_%1$s(jsonb)''), '
-					   'cqrs_register_fallback(''pg_temp.many_%1$s(jsonb)'', ''steady(jsonb)'', fail_max => %2$s)', i,
+		EXECUTE format('CREATE FUNCTION many.many_%s(c jsonb) RETURNS jsonb LANGUAGE sql AS ''SELECT to_jsonb(1 / (c->>''''by'''')::int)''', i);
+		EXECUTE format('SELECT cqrs_register_command(''Many%1$s'', ''many.many_%1$s(jsonb)''), '
+					   'cqrs_register_fallback(''many.many_%1$s(jsonb)'', ''steady(jsonb)'', fail_max => %2$s)', i,
 					   CASE i WHEN 2 THEN 2 ELSE 1 END);
 	END LOOP;
 END $$;
@@ -188,5 +189,6 @@ SELECT cqrs_register_fallback('flaky(jsonb)', 'steady(jsonb)', fail_max => 3);
 SELECT * FROM send(NULL);
 
 DROP EXTENSION cqrs_outbox CASCADE;
+DROP SCHEMA many CASCADE;
 DROP FUNCTION flaky, steady, send, renew, fails, again, ask;
 DROP SEQUENCE calls;

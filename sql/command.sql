@@ -146,6 +146,9 @@ SET work_mem = '3MB';
 SELECT cqrs_send('who') = to_jsonb(current_user || ' 1MB');
 ALTER FUNCTION who(jsonb) SECURITY DEFINER SET work_mem = '2MB';
 ALTER FUNCTION who(jsonb) OWNER TO regress_cqrs_handler;
+-- of another role, it is not what was registered
+SELECT cqrs_send('who');
+SELECT cqrs_unregister_command('who'), cqrs_register_command('who', 'who(jsonb)');
 SELECT cqrs_send('who');
 RESET work_mem;
 
@@ -169,7 +172,7 @@ ROLLBACK;
 SELECT cqrs_send('briefly');
 
 -- the registry's tables are what counts
-UPDATE cqrs.command SET handlers = '{public.answer_text(jsonb)}' WHERE command_name = 'void';
+UPDATE cqrs.command SET handlers = '{public.answer_text(pg_catalog.jsonb)}' WHERE command_name = 'void';
 SELECT cqrs_send('void');
 TRUNCATE cqrs.command;
 SELECT cqrs_send('void');

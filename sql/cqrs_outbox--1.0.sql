@@ -3,6 +3,12 @@
 -- complain if script is sourced in psql, rather than via CREATE EXTENSION
 \echo Use "CREATE EXTENSION cqrs_outbox" to load this file. \quit
 
+-- Whoever may create functions and operators in the target schema must not have
+-- tables' defaults, views and SQL functions call his own. So what is made of
+-- expressions is made with this search_path, and what it means of the target
+-- schema is qualified.
+SET LOCAL search_path TO pg_catalog, pg_temp;
+
 -- ----------------------------------------------------------------------
 -- Schemas
 --
@@ -14,7 +20,6 @@
 
 CREATE SCHEMA cqrs;
 CREATE SCHEMA cqrs_topics;
-GRANT USAGE ON SCHEMA cqrs_topics TO PUBLIC;
 COMMENT ON SCHEMA cqrs IS 'internals of cqrs_outbox';
 COMMENT ON SCHEMA cqrs_topics IS
 'one view for each topic; GRANT INSERT on it allows to emit, GRANT SELECT to read';
@@ -57,7 +62,7 @@ COMMENT ON TABLE cqrs.topic IS 'topics';
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.event_type (
 	event_name		text		PRIMARY KEY,
-	topic_id		integer		REFERENCES cqrs.topic,
+	topic_id		integer,
 	payload_type	regtype		NOT NULL,
 	registered_at	timestamptz	NOT NULL DEFAULT now()
 );
@@ -68,13 +73,15 @@ COMMENT ON TABLE cqrs.event_type IS 'registered event types';
 --
 -- event_name     of which events
 -- handler        the function called, as text (see cqrs.command)
+-- owner          whose it was (see cqrs.command)
 -- seq            those of one event are called in this order
 -- registered_at  when it was registered
 -- ----------------------------------------------------------------------
 CREATE SEQUENCE cqrs.event_handler_seq;
 CREATE TABLE cqrs.event_handler (
-	event_name		text		NOT NULL REFERENCES cqrs.event_type,
+	event_name		text		NOT NULL,
 	handler			text		NOT NULL,
+	owner			text		NOT NULL,
 	seq				bigint		NOT NULL DEFAULT nextval('cqrs.event_handler_seq'),
 	registered_at	timestamptz	NOT NULL DEFAULT now(),
 	PRIMARY KEY (event_name, handler)
@@ -88,16 +95,23 @@ COMMENT ON TABLE cqrs.event_handler IS 'registered handlers of events';
 -- kind           command: for cqrs_send(); query: for cqrs_query(); stream: a
 --                command whose handler returns a set, for cqrs_stream()
 -- handlers       the functions called, in the order in which they are tried, as
---                schema.name(argument types): text, because pg_upgrade refuses
---                regprocedure columns. More than one only of a command
+--                schema.name(schema.type), quoted always by the same rule:
+--                text, because pg_upgrade refuses regprocedure columns. More
+--                than one only of a command
+-- owners         the roles that owned them when they were registered: a function
+--                of somebody else's, unless of a superuser's or the extension's
+--                owner's, is not what was registered, and is not called. Names, as
+--                a dump may be restored where a role is missing
 -- registered_at  when it was registered
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.command (
 	command_name	text		PRIMARY KEY,
 	kind			text		NOT NULL DEFAULT 'command' CHECK (kind IN ('command', 'query', 'stream')),
 	handlers		text[]		NOT NULL,
+	owners			text[]		NOT NULL,
 	registered_at	timestamptz	NOT NULL DEFAULT now(),
 	CHECK (cardinality(handlers) > 0 AND array_position(handlers, NULL) IS NULL),
+	CHECK (cardinality(owners) = cardinality(handlers) AND array_position(owners, NULL) IS NULL),
 	CHECK (cardinality(handlers) = 1 OR kind = 'command')
 );
 COMMENT ON TABLE cqrs.command IS 'registered commands and queries';
@@ -106,6 +120,7 @@ COMMENT ON TABLE cqrs.command IS 'registered commands and queries';
 -- cqrs.middleware: functions called around each command and query
 --
 -- handler        the function called, as text (see cqrs.command)
+-- owner          whose it was (see cqrs.command)
 -- priority       those with a smaller one are further out
 -- seq            of those with the same one, the first is the outermost
 -- registered_at  when it was registered
@@ -113,6 +128,7 @@ COMMENT ON TABLE cqrs.command IS 'registered commands and queries';
 CREATE SEQUENCE cqrs.middleware_seq;
 CREATE TABLE cqrs.middleware (
 	handler			text		PRIMARY KEY,
+	owner			text		NOT NULL,
 	priority		integer		NOT NULL,
 	seq				bigint		NOT NULL DEFAULT nextval('cqrs.middleware_seq'),
 	registered_at	timestamptz	NOT NULL DEFAULT now()
@@ -126,6 +142,7 @@ COMMENT ON TABLE cqrs.middleware IS 'registered middleware';
 -- handler        the function whose failure counts, as text (see cqrs.command),
 --                wherever it is a handler
 -- fallback       the function called instead, as text
+-- owner          whose that was (see cqrs.command)
 -- sqlstates      after which errors: SQLSTATEs, or the two characters of a
 --                class; NULL: after all but class 57 (operator intervention),
 --                53200 (out of memory), P0004 (failed assertion), XX001 and
@@ -141,6 +158,7 @@ CREATE TABLE cqrs.fallback (
 	fallback_id		integer		PRIMARY KEY DEFAULT nextval('cqrs.fallback_id'),
 	handler			text		NOT NULL UNIQUE,
 	fallback		text		NOT NULL,
+	owner			text		NOT NULL,
 	sqlstates		text[],
 	fail_max		integer		NOT NULL,
 	reset_after		interval	NOT NULL,
@@ -216,8 +234,8 @@ COMMENT ON INDEX cqrs.subscription_runs_commands IS 'keeps a role from having tw
 -- cqrs.subscription_topic: which topics a subscription reads
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.subscription_topic (
-	subscription_id	integer		REFERENCES cqrs.subscription,
-	topic_id		integer		REFERENCES cqrs.topic,
+	subscription_id	integer,
+	topic_id		integer,
 	PRIMARY KEY (subscription_id, topic_id)
 );
 COMMENT ON TABLE cqrs.subscription_topic IS 'topics of each subscription';
@@ -485,6 +503,10 @@ INSERT INTO cqrs.identity (id, database)
 SELECT pg_catalog.gen_random_uuid(), d.oid
 FROM pg_catalog.pg_database d
 WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database();
+-- No table refers to another by a foreign key: in a dump, a key between members
+-- of an extension is no dependency, and pg_restore -j would load the tables in
+-- any order. Who changes them takes the locks that it takes (see topic.c,
+-- subscription.c), and a row that refers to nothing is passed by.
 
 -- What a dump contains. Not the ticks, nor where their ids are: they mean
 -- nothing elsewhere, and the worker makes new ones while a dump is restored.
@@ -548,6 +570,75 @@ ALTER TABLE cqrs.subscription_topic ENABLE ALWAYS TRIGGER registry_changed;
 CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.identity
 	EXECUTE FUNCTION cqrs.registry_changed();
 ALTER TABLE cqrs.identity ENABLE ALWAYS TRIGGER registry_changed;
+
+-- ----------------------------------------------------------------------
+-- cqrs.refuse_write(): statement trigger of every table in schema cqrs, those of
+-- topics too. Whatever is granted, nobody but a table's owner, and superusers,
+-- may write it: what is there says as whom functions are executed. What we
+-- write ourselves passes it by. ALWAYS, as above.
+-- Errors: 42501.
+-- ----------------------------------------------------------------------
+CREATE FUNCTION cqrs.refuse_write() RETURNS trigger
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'cqrs_refuse_write';
+COMMENT ON FUNCTION cqrs.refuse_write() IS 'keeps everybody but the owner from writing our tables';
+
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.topic
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.topic ENABLE ALWAYS TRIGGER refuse_write;
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.event_type
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.event_type ENABLE ALWAYS TRIGGER refuse_write;
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.event_handler
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.event_handler ENABLE ALWAYS TRIGGER refuse_write;
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.command
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.command ENABLE ALWAYS TRIGGER refuse_write;
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.middleware
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.middleware ENABLE ALWAYS TRIGGER refuse_write;
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.fallback
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.fallback ENABLE ALWAYS TRIGGER refuse_write;
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.subscription
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.subscription ENABLE ALWAYS TRIGGER refuse_write;
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.subscription_topic
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.subscription_topic ENABLE ALWAYS TRIGGER refuse_write;
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.tick
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.tick ENABLE ALWAYS TRIGGER refuse_write;
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.cursor
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.cursor ENABLE ALWAYS TRIGGER refuse_write;
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.retry
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.retry ENABLE ALWAYS TRIGGER refuse_write;
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.dead_letter
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.dead_letter ENABLE ALWAYS TRIGGER refuse_write;
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.failure
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.failure ENABLE ALWAYS TRIGGER refuse_write;
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.idempotency_0
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.idempotency_0 ENABLE ALWAYS TRIGGER refuse_write;
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.idempotency_1
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.idempotency_1 ENABLE ALWAYS TRIGGER refuse_write;
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.idempotency_2
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.idempotency_2 ENABLE ALWAYS TRIGGER refuse_write;
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.scheduled_command
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.scheduled_command ENABLE ALWAYS TRIGGER refuse_write;
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.identity
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.identity ENABLE ALWAYS TRIGGER refuse_write;
+
+SET LOCAL search_path TO @extschema@, pg_temp;
 
 -- ----------------------------------------------------------------------
 -- cqrs_event: one event, as consumers see it
@@ -772,12 +863,13 @@ COMMENT ON FUNCTION cqrs.breaker_state(text) IS 'state of a circuit breaker';
 --   failures   in a row
 --   opened_at  when it opened last, or NULL: it is closed
 --   retry_at   when it is half_open, or NULL
-CREATE VIEW cqrs_breaker_status AS
+SET LOCAL search_path TO pg_catalog, pg_temp;
+CREATE VIEW @extschema@.cqrs_breaker_status AS
 SELECT f.handler, f.fallback, b.state, b.failures, b.opened_at, b.retry_at
 FROM cqrs.fallback f
 CROSS JOIN LATERAL cqrs.breaker_state(f.handler) b
 WHERE f.fail_max > 0;
-GRANT SELECT ON cqrs_breaker_status TO PUBLIC;
+SET LOCAL search_path TO @extschema@, pg_temp;
 COMMENT ON VIEW cqrs_breaker_status IS 'circuit breakers';
 
 -- Dispatches a command: calls its handler in the caller's transaction and
@@ -831,7 +923,9 @@ COMMENT ON FUNCTION cqrs_send(record) IS 'dispatches a command given as a compos
 --             called: also by triggers, and to no topic. Not what was rolled back
 --             on the way: by a handler that passed on, or failed and has a
 --             fallback. position is NULL, and the ids are new ones each time.
---             Commands that are enqueued are no events
+--             Commands that are enqueued are no events. key, payload and
+--             headers are NULL of an event whose topic the caller may not read,
+--             and of one without topic that somebody else emitted
 -- What would be done at commit only, deferred constraints and triggers, is done
 -- at the end, as by SET CONSTRAINTS ALL IMMEDIATE. So is what the transaction had
 -- deferred before, whose errors and events are then among these; afterwards it
@@ -844,7 +938,7 @@ COMMENT ON FUNCTION cqrs_send(record) IS 'dispatches a command given as a compos
 -- tried to write in a read-only transaction; 54001 dry runs nested too deeply
 -- (cqrs_outbox.max_command_depth); 54000 more than 1 GB of events.
 -- Locks: as of cqrs_send(), while it runs.
--- Privileges: as of cqrs_send().
+-- Privileges: as of cqrs_send(); to see what an event says, SELECT on its topic.
 CREATE FUNCTION cqrs_dry_run(command_name text, payload jsonb DEFAULT '{}', OUT answer jsonb, OUT events cqrs_event[])
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_dry_run(text, jsonb) IS 'what a command would answer and emit';
@@ -1423,7 +1517,8 @@ COMMENT ON FUNCTION cqrs_cancel_command(uuid) IS 'cancels a command that was enq
 
 -- Commands that were enqueued for later, and are not in the outbox yet, of roles
 -- that the reader is a member of. Columns: see cqrs.scheduled_command.
-CREATE VIEW cqrs_scheduled_commands WITH (security_barrier) AS
+SET LOCAL search_path TO pg_catalog, pg_temp;
+CREATE VIEW @extschema@.cqrs_scheduled_commands WITH (security_barrier) AS
 SELECT c.command_id,
 	   c.command_name,
 	   pg_get_userbyid(c.owner) AS owner,
@@ -1433,7 +1528,7 @@ SELECT c.command_id,
 	   c.enqueued_at
 FROM cqrs.scheduled_command c
 WHERE pg_has_role(current_user, c.owner, 'USAGE');
-GRANT SELECT ON cqrs_scheduled_commands TO PUBLIC;
+SET LOCAL search_path TO @extschema@, pg_temp;
 COMMENT ON VIEW cqrs_scheduled_commands IS 'commands that were enqueued for later';
 
 -- Puts the commands whose time has come, everybody's, into the outbox; once the
@@ -1519,7 +1614,8 @@ COMMENT ON FUNCTION cqrs.topic_progress(integer) IS 'what a topic keeps, and why
 -- Topics that the reader has SELECT on or, as a member of pg_monitor, all.
 -- Columns: see cqrs.topic and cqrs.topic_progress(); held_since is, with a
 -- lock, when the transaction that has it started, if the reader may know.
-CREATE VIEW cqrs_topic_status AS
+SET LOCAL search_path TO pg_catalog, pg_temp;
+CREATE VIEW @extschema@.cqrs_topic_status WITH (security_barrier) AS
 SELECT t.topic,
 	   p.events,
 	   p.bytes,
@@ -1534,7 +1630,7 @@ FROM cqrs.topic t
 CROSS JOIN LATERAL cqrs.topic_progress(t.topic_id) p
 LEFT JOIN pg_stat_activity a ON a.pid = p.held_by_pid
 WHERE p.segments IS NOT NULL OR p.held_by IS NOT NULL;
-GRANT SELECT ON cqrs_topic_status TO PUBLIC;
+SET LOCAL search_path TO @extschema@, pg_temp;
 COMMENT ON VIEW cqrs_topic_status IS 'size of each topic, and what keeps it from being truncated';
 
 -- How far a subscription is, seen by the caller's snapshot. However many events
@@ -1571,7 +1667,8 @@ COMMENT ON FUNCTION cqrs.cursor_holders(integer) IS 'who has the locks of a subs
 -- the role's own, and to members of pg_monitor, everything, otherwise NULL.
 --   since  when the transaction began, or was prepared
 --   gid    of a prepared transaction
-CREATE VIEW cqrs.cursor_holder AS
+SET LOCAL search_path TO pg_catalog, pg_temp;
+CREATE VIEW cqrs.cursor_holder WITH (security_barrier) AS
 SELECT s.subscription_id,
 	   h.partition,
 	   h.pid,
@@ -1585,6 +1682,7 @@ FROM cqrs.subscription s
 CROSS JOIN LATERAL cqrs.cursor_holders(s.subscription_id) h
 LEFT JOIN pg_stat_activity a ON a.pid = h.pid
 LEFT JOIN pg_prepared_xacts x ON x.transaction = h.transaction;
+SET LOCAL search_path TO @extschema@, pg_temp;
 COMMENT ON VIEW cqrs.cursor_holder IS 'who has the locks of cursors';
 
 -- Subscriptions that the reader owns or, as a member of pg_monitor, all.
@@ -1600,7 +1698,8 @@ COMMENT ON VIEW cqrs.cursor_holder IS 'who has the locks of cursors';
 --   last_error ..
 --             of what failed last, be it an event, or the whole subscription
 --             (then last_error_position is NULL)
-CREATE VIEW cqrs_subscription_status AS
+SET LOCAL search_path TO pg_catalog, pg_temp;
+CREATE VIEW @extschema@.cqrs_subscription_status WITH (security_barrier) AS
 SELECT s.subscription,
 	   ARRAY(SELECT t.topic
 			 FROM cqrs.subscription_topic st JOIN cqrs.topic t USING (topic_id)
@@ -1658,7 +1757,7 @@ LEFT JOIN LATERAL (
 	ORDER BY 1 DESC LIMIT 1) e ON true
 WHERE pg_has_role(current_user, s.owner, 'USAGE')
    OR pg_has_role(current_user, 'pg_monitor', 'USAGE');
-GRANT SELECT ON cqrs_subscription_status TO PUBLIC;
+SET LOCAL search_path TO @extschema@, pg_temp;
 COMMENT ON VIEW cqrs_subscription_status IS 'lag, errors and worker of each subscription';
 
 -- The processes of cqrs_outbox in the whole cluster.
@@ -1697,7 +1796,8 @@ COMMENT ON FUNCTION cqrs.usable() IS 'whether library and extension fit each oth
 -- on the reader's search_path.
 --   lag   a problem only if this is more than what the reader allows ...
 --   held  ... or this; NULL: it is one in any case
-CREATE VIEW cqrs.problem AS
+SET LOCAL search_path TO pg_catalog, pg_temp;
+CREATE VIEW cqrs.problem WITH (security_barrier) AS
 SELECT c.severity, c.problem, c.object, c.detail, c.hint,
 	   NULL::interval AS lag,
 	   clock_timestamp() - coalesce(c.since, a.xact_start) AS held
@@ -1810,7 +1910,7 @@ SELECT 'warning', 'breaker_open', format('handler %s', b.handler),
 	   format('It failed %s times in a row; since %s, its fallback %s is called instead.',
 			  b.failures, b.opened_at, b.fallback),
 	   format('Remove the cause of its errors; it is tried again at %s.', b.retry_at), NULL, NULL
-FROM cqrs_breaker_status b
+FROM @extschema@.cqrs_breaker_status b
 WHERE b.state <> 'closed' AND (SELECT cqrs.usable())
 UNION ALL
 -- space is not freed
@@ -1825,7 +1925,7 @@ FROM cqrs.topic t
 CROSS JOIN LATERAL cqrs.topic_progress(t.topic_id) p
 LEFT JOIN pg_stat_activity a ON a.pid = p.held_by_pid
 WHERE p.held_by LIKE 'lock of %' AND (SELECT cqrs.usable());
-GRANT SELECT ON cqrs.problem TO pg_monitor;
+SET LOCAL search_path TO @extschema@, pg_temp;
 COMMENT ON VIEW cqrs.problem IS 'what may be wrong';
 
 -- What is wrong with cqrs_outbox in this database, and what to do about it: a
@@ -1843,7 +1943,8 @@ COMMENT ON VIEW cqrs.problem IS 'what may be wrong';
 --   hint      what to do: a sentence, or a statement to run
 -- Privileges: EXECUTE, granted to pg_monitor, not to PUBLIC; and membership in
 -- pg_monitor, or being a superuser.
-CREATE FUNCTION cqrs_health(max_lag interval DEFAULT '5 min', max_hold interval DEFAULT '1 min')
+SET LOCAL search_path TO pg_catalog, pg_temp;
+CREATE FUNCTION @extschema@.cqrs_health(max_lag interval DEFAULT '5 min', max_hold interval DEFAULT '1 min')
 RETURNS TABLE (severity text, problem text, object text, detail text, hint text)
 LANGUAGE sql VOLATILE PARALLEL UNSAFE ROWS 10
 BEGIN ATOMIC
@@ -1852,6 +1953,7 @@ BEGIN ATOMIC
 	WHERE coalesce(p.lag > max_lag, true) AND coalesce(p.held > max_hold, true)
 	ORDER BY array_position(ARRAY['error', 'warning', 'notice'], p.severity), p.problem, p.object, p.detail;
 END;
+SET LOCAL search_path TO @extschema@, pg_temp;
 COMMENT ON FUNCTION cqrs_health(interval, interval) IS 'what is wrong, and what to do about it';
 
 -- A picture of what is registered, as Mermaid text (https://mermaid.js.org).
@@ -1873,34 +1975,45 @@ CREATE FUNCTION cqrs_diagram(kind text DEFAULT 'flowchart', name text DEFAULT NU
 LANGUAGE C STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_diagram(text, text) IS 'a picture of what is registered, as Mermaid text';
 
--- ----------------------------------------------------------------------
--- Privileges: what changes configuration is not for everybody
--- ----------------------------------------------------------------------
-REVOKE EXECUTE ON FUNCTION
-	cqrs_create_topic(text, interval), cqrs_alter_topic(text, interval), cqrs_drop_topic(text, boolean),
-	cqrs_register_event(text, text, regtype), cqrs_unregister_event(text),
-	cqrs_register_event_handler(text, regprocedure), cqrs_unregister_event_handler(text, text),
-	cqrs_register_command(text, regprocedure[]), cqrs_register_query(text, regprocedure), cqrs_unregister_command(text),
-	cqrs_register_fallback(regprocedure, regprocedure, text[], integer, interval, text[]),
-	cqrs_unregister_fallback(text),
-	cqrs_register_middleware(regprocedure, integer), cqrs_unregister_middleware(text),
-	cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval, bigint, interval,
-		text, text, boolean, text),
-	cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval, text, text,
-		boolean, text),
-	cqrs_unsubscribe(text), cqrs_pause(text), cqrs_resume(text), cqrs_seek(text, text), cqrs_seek(text, timestamptz),
-	cqrs_redrive(text, uuid), cqrs_discard(text, uuid),
-	cqrs_tick(), cqrs_drain(text), cqrs_release_commands(), cqrs_adopt(), cqrs_maintain(text),
-	cqrs_worker_status(), cqrs_health(interval, interval), cqrs.check(), cqrs_diagram(text, text)
-FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION cqrs_worker_status(), cqrs_health(interval, interval), cqrs.check(), cqrs_diagram(text, text)
-TO pg_monitor;
-
 -- The extension's scripts, those that update it too, end with this: at commit,
 -- tell the launcher that this database has the extension, and everybody to
 -- look whether it fits the library.
 CREATE FUNCTION cqrs.announce() RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_announce';
 COMMENT ON FUNCTION cqrs.announce() IS 'asks the launcher to serve this database';
-REVOKE EXECUTE ON FUNCTION cqrs.announce() FROM PUBLIC;
+
+-- ----------------------------------------------------------------------
+-- Privileges: what is not granted here is nobody's but the owner's, functions
+-- too, whatever ALTER DEFAULT PRIVILEGES says. So what changes configuration is
+-- not for everybody, and what is for everybody does not depend on a default.
+-- ----------------------------------------------------------------------
+CREATE FUNCTION cqrs.withdraw_privileges() RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_withdraw_privileges';
+COMMENT ON FUNCTION cqrs.withdraw_privileges() IS 'withdraws every privilege on the extension''s objects';
+SELECT cqrs.withdraw_privileges();
+
+-- Each checks what its caller may do.
+GRANT EXECUTE ON FUNCTION
+	cqrs_send(text, jsonb, text), cqrs_send(record), cqrs_query(text, jsonb), cqrs_stream(text, jsonb),
+	cqrs_dry_run(text, jsonb), cqrs_next(), cqrs_proceed(jsonb), cqrs_log_dispatch(cqrs_request), cqrs_context(),
+	cqrs_enqueue(text, jsonb, text, timestamptz), cqrs_cancel_command(uuid), cqrs.run_command(cqrs_event),
+	cqrs_emit(text, jsonb, text, jsonb, text, uuid), cqrs_emit_many(text, jsonb[], text[]), cqrs_emit_trigger(),
+	cqrs_events(text, integer, text, text, bigint),
+	cqrs_wait(text, interval), cqrs_receive(text, integer, integer), cqrs_ack(text, bigint, integer),
+	cqrs_nack(text, bigint, text, interval, integer), cqrs_dead_letters(text)
+TO PUBLIC;
+GRANT USAGE ON TYPE cqrs_event, cqrs_request, cqrs_context TO PUBLIC;
+GRANT USAGE ON SCHEMA cqrs_topics TO PUBLIC;
+
+-- The views show what their reader may know; they call these as the reader.
+GRANT SELECT ON cqrs_breaker_status, cqrs_scheduled_commands, cqrs_topic_status, cqrs_subscription_status TO PUBLIC;
+GRANT EXECUTE ON FUNCTION
+	cqrs.breaker_state(text), cqrs.topic_progress(integer), cqrs.subscription_progress(integer),
+	cqrs.cursor_holders(integer), cqrs.usable()
+TO PUBLIC;
+
+GRANT EXECUTE ON FUNCTION cqrs_worker_status(), cqrs_health(interval, interval), cqrs.check(), cqrs_diagram(text, text)
+TO pg_monitor;
+GRANT SELECT ON cqrs.problem TO pg_monitor;
+
 SELECT cqrs.announce();

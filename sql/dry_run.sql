@@ -354,10 +354,28 @@ GRANT INSERT ON cqrs_topics.orders TO regress_cqrs_dry;
 SET ROLE regress_cqrs_dry;
 SELECT answer, brief(events) FROM cqrs_dry_run('Place', '{"id": 14}');
 RESET ROLE;
+-- what its event says is for those who may read the topic
+GRANT SELECT ON cqrs_topics.orders TO regress_cqrs_dry;
+SET ROLE regress_cqrs_dry;
+SELECT answer, brief(events) FROM cqrs_dry_run('Place', '{"id": 14}');
+RESET ROLE;
 REVOKE EXECUTE ON FUNCTION place FROM PUBLIC;
 SET ROLE regress_cqrs_dry;
 SELECT cqrs_dry_run('Place', '{"id": 14}');
 RESET ROLE;
+-- nor is that of an event without topic which somebody else's function emits
+SELECT cqrs_register_event('inner');
+CREATE FUNCTION emit_inner(c jsonb) RETURNS jsonb LANGUAGE sql AS
+	$$SELECT to_jsonb(cqrs_emit('inner', '{"secret": 1}') IS NOT NULL)$$;
+SELECT cqrs_register_command('Inner', 'emit_inner(jsonb)');
+SET ROLE regress_cqrs_dry;
+SELECT (events[1]).payload, (events[1]).event_name FROM cqrs_dry_run('Inner');
+RESET ROLE;
+ALTER FUNCTION emit_inner SECURITY DEFINER;
+SET ROLE regress_cqrs_dry;
+SELECT (events[1]).payload, (events[1]).event_name FROM cqrs_dry_run('Inner');
+RESET ROLE;
+DROP FUNCTION emit_inner;
 DROP OWNED BY regress_cqrs_dry;
 DROP ROLE regress_cqrs_dry;
 

@@ -28,6 +28,25 @@ WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclas
 	  AND has_function_privilege('public', p.oid, 'EXECUTE')
 ORDER BY 1;
 
+-- what filters rows by their reader is a security barrier; the one that shows
+-- everybody everything need not be
+SELECT c.oid::regclass AS no_barrier
+FROM pg_depend d JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'v'
+WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+	  AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'cqrs_outbox')
+	  AND NOT coalesce(c.reloptions @> '{security_barrier=true}', false)
+ORDER BY 1;
+
+-- every table, those of topics too, is guarded against writers other than its
+-- owner; and no foreign key makes the order matter in which a dump is restored
+SELECT c.oid::regclass AS unguarded
+FROM pg_class c
+WHERE c.relnamespace = 'cqrs'::regnamespace AND c.relkind IN ('r', 'p', 'f')
+	  AND NOT EXISTS (SELECT FROM pg_trigger t
+					  WHERE t.tgrelid = c.oid AND t.tgfoid = 'cqrs.refuse_write'::regproc AND t.tgenabled = 'A'
+							AND t.tgtype = (2 | 4 | 8 | 16 | 32));
+SELECT conname FROM pg_constraint WHERE contype = 'f' AND connamespace = 'cqrs'::regnamespace;
+
 -- everything is commented, and is volatile or stable for a reason
 SELECT d.objid::regprocedure AS uncommented
 FROM pg_depend d

@@ -104,7 +104,6 @@ static Oid	marker_oid = InvalidOid;
 static Oid	extension_oid = InvalidOid;
 
 static Oid	look_up(CqrsRelation relation);
-static Oid	extension_owner(void);
 
 /*
  * The OID of one of our relations that is no index (see cqrs_index_open()).
@@ -206,6 +205,32 @@ cqrs_extension_lock(void)
 }
 
 /*
+ * Who owns the extension.
+ */
+Oid
+cqrs_extension_owner(void)
+{
+	Oid			extoid = get_extension_oid(CQRS_EXTENSION, false);
+	SysScanDesc scan;
+	ScanKeyData key;
+	Relation	rel;
+	HeapTuple	tuple;
+	Oid			owner;
+
+	rel = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(extoid));
+	scan = systable_beginscan(rel, ExtensionOidIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "could not find tuple for extension %u", extoid);
+	owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return owner;
+}
+
+/*
  * Forget where the relations are. Called when the marker is invalidated.
  */
 void
@@ -250,6 +275,23 @@ cqrs_type_is(Oid typid, const char *name)
 	ReleaseSysCache(tuple);
 	return named && getExtensionOfObject(TypeRelationId, typid) ==
 		get_extension_oid(CQRS_EXTENSION, false);
+}
+
+/*
+ * Is this type in somebody's temporary schema? So are arrays of such a type.
+ */
+bool
+cqrs_type_is_temporary(Oid typid)
+{
+	HeapTuple	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(typid));
+	bool		temporary;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	temporary =
+		isAnyTempNamespace(((Form_pg_type) GETSTRUCT(tuple))->typnamespace);
+	ReleaseSysCache(tuple);
+	return temporary;
 }
 
 /*
@@ -381,11 +423,16 @@ void
 cqrs_admin_begin(CqrsAdmin *admin)
 {
 	GetUserIdAndSecContext(&admin->save_userid, &admin->save_sec_context);
-	SetUserIdAndSecContext(extension_owner(),
+	SetUserIdAndSecContext(cqrs_extension_owner(),
 						   admin->save_sec_context |
 						   SECURITY_LOCAL_USERID_CHANGE);
 	admin->save_nestlevel = NewGUCNestLevel();
 	(void) set_config_option("search_path", "pg_catalog, pg_temp",
+							 PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+
+	/* What is stored, some of it as text, depends on no setting either. */
+	(void) set_config_option("quote_all_identifiers", "off",
 							 PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
 	if (SPI_connect() != SPI_OK_CONNECT)
@@ -489,30 +536,4 @@ cqrs_srf_begin(FunctionCallInfo fcinfo, TupleDesc *tupdesc)
 	rsinfo->setDesc = *tupdesc;
 	MemoryContextSwitchTo(oldcontext);
 	return store;
-}
-
-/*
- * Who owns the extension.
- */
-static Oid
-extension_owner(void)
-{
-	Oid			extoid = get_extension_oid(CQRS_EXTENSION, false);
-	SysScanDesc scan;
-	ScanKeyData key;
-	Relation	rel;
-	HeapTuple	tuple;
-	Oid			owner;
-
-	rel = table_open(ExtensionRelationId, AccessShareLock);
-	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(extoid));
-	scan = systable_beginscan(rel, ExtensionOidIndexId, true, NULL, 1, &key);
-	tuple = systable_getnext(scan);
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "could not find tuple for extension %u", extoid);
-	owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return owner;
 }

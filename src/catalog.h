@@ -59,11 +59,13 @@ extern Oid	cqrs_relation_oid(CqrsRelation relation);
 extern Relation cqrs_index_open(Relation table, CqrsRelation index,
 								LOCKMODE lockmode);
 extern Oid	cqrs_extension_lock(void);
+extern Oid	cqrs_extension_owner(void);
 extern void cqrs_catalog_reset(void);
 extern bool cqrs_catalog_is_marker(Oid relid);
 extern void cqrs_catalog_invalidate_registry(void);
 
 extern bool cqrs_type_is(Oid typid, const char *name);
+extern bool cqrs_type_is_temporary(Oid typid);
 
 extern void cqrs_object_tag(LOCKTAG *tag, CqrsRelation relation, int32 id,
 							int32 part);

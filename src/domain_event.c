@@ -51,6 +51,7 @@
 #include "events.h"
 #include "fallback.h"
 #include "payload.h"
+#include "signature.h"
 
 /* An event to be handled, or that caused one. */
 typedef struct DomainEvent
@@ -115,8 +116,8 @@ cqrs_register_event_handler(PG_FUNCTION_ARGS)
 	Oid			rettype;
 	CqrsRegistryMark mark;
 	CqrsAdmin	admin;
-	Oid			types[2] = {TEXTOID, TEXTOID};
-	Datum		values[2];
+	Oid			types[3] = {TEXTOID, TEXTOID, TEXTOID};
+	Datum		values[3];
 
 	cqrs_require_writable("cqrs_register_event_handler()");
 	if (PG_ARGISNULL(1))
@@ -140,8 +141,9 @@ cqrs_register_event_handler(PG_FUNCTION_ARGS)
 	cqrs_registry_give_back(mark);
 	values[0] = CStringGetTextDatum(name);
 	values[1] = CStringGetTextDatum(signature);
-	cqrs_admin_execute("INSERT INTO cqrs.event_handler (event_name, handler) VALUES ($1, $2)",
-					   2, types, values, NULL);
+	values[2] = CStringGetTextDatum(cqrs_handler_owner(PG_GETARG_OID(1)));
+	cqrs_admin_execute("INSERT INTO cqrs.event_handler (event_name, handler, owner) VALUES ($1, $2, $3)",
+					   3, types, values, NULL);
 	cqrs_admin_end(&admin);
 	PG_RETURN_VOID();
 }
@@ -165,7 +167,8 @@ cqrs_unregister_event_handler(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("handler of event \"%s\" must not be null", name)));
 	(void) cqrs_event_type_get(name);
-	signature = cqrs_handler_named(PG_GETARG_DATUM(1), &exists);
+	signature = cqrs_signature_named(text_to_cstring(PG_GETARG_TEXT_PP(1)),
+									 &exists);
 
 	cqrs_admin_begin(&admin);
 	values[0] = CStringGetTextDatum(name);

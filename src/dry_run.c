@@ -34,6 +34,7 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "commands/trigger.h"
+#include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
@@ -43,6 +44,7 @@
 #include "dry_run.h"
 #include "events.h"
 #include "rethrow.h"
+#include "topic.h"
 
 /* How many notes there is room for at first. */
 #define FIRST_NOTES	16
@@ -59,6 +61,7 @@ struct CqrsDryRun
 {
 	CqrsDryRun *outer;			/* NULL: none */
 	int			depth;			/* 1: the outermost */
+	Oid			userid;			/* who gets the events */
 	MemoryContext context;		/* of what follows */
 	TupleDesc	event_desc;
 	Note	   *notes;
@@ -72,6 +75,7 @@ struct CqrsDryRun
 
 CqrsDryRun *cqrs_dry_run_innermost = NULL;
 
+static bool may_read(const CqrsDryRun *run, const CqrsEvent *event);
 static void begin(CqrsDryRun *run, Oid event_type);
 static void enter(CqrsDryRun *run);
 static void leave(CqrsDryRun *run);
@@ -148,12 +152,16 @@ void
 cqrs_dry_run_emitted(const CqrsEvent *event)
 {
 	CqrsDryRun *run = cqrs_dry_run_innermost;
+	CqrsEvent	shown = *event;
 	Datum		values[CQRS_EVENT_COLUMNS];
 	bool		nulls[CQRS_EVENT_COLUMNS];
 	HeapTuple	tuple;
 	MemoryContext oldcontext;
 
-	cqrs_event_deform(event, "new", 0, values, nulls);
+	/* What it says is for those who may read it. */
+	if (!may_read(run, event))
+		shown.key.isnull = shown.payload.isnull = shown.headers.isnull = true;
+	cqrs_event_deform(&shown, "new", 0, values, nulls);
 
 	/* It has none: another event may get the one that was drawn. */
 	nulls[0] = true;
@@ -174,6 +182,18 @@ cqrs_dry_run_emitted(const CqrsEvent *event)
 }
 
 /*
+ * May who runs it read this event? One without a topic nobody reads afterwards:
+ * it is told to who emitted it himself.
+ */
+static bool
+may_read(const CqrsDryRun *run, const CqrsEvent *event)
+{
+	if (event->topic == NULL)
+		return has_privs_of_role(run->userid, GetUserId());
+	return cqrs_topic_allows_role(event->topic, ACL_SELECT, run->userid);
+}
+
+/*
  * Set up a dry run, in the current memory context.
  */
 static void
@@ -190,6 +210,7 @@ begin(CqrsDryRun *run, Oid event_type)
 										 ALLOCSET_DEFAULT_SIZES);
 	oldcontext = MemoryContextSwitchTo(run->context);
 	run->event_desc = lookup_rowtype_tupdesc_copy(event_type, -1);
+	run->userid = GetUserId();
 	run->nnotes = 0;
 	run->maxnotes = FIRST_NOTES;
 	run->notes = palloc(sizeof(Note) * run->maxnotes);

@@ -41,6 +41,7 @@
 #include "payload.h"
 #include "registry.h"
 #include "rethrow.h"
+#include "signature.h"
 
 /* Columns of cqrs.fallback. */
 enum
@@ -48,6 +49,7 @@ enum
 	FALLBACK_ID = 1,
 	FALLBACK_HANDLER,
 	FALLBACK_FALLBACK,
+	FALLBACK_OWNER,
 	FALLBACK_SQLSTATES,
 	FALLBACK_FAIL_MAX,
 	FALLBACK_RESET_AFTER,
@@ -92,9 +94,9 @@ cqrs_register_fallback(PG_FUNCTION_ARGS)
 	Oid			argtypes[2];
 	Oid			rettypes[2];
 	CqrsAdmin	admin;
-	Oid			types[6] = {TEXTOID, TEXTOID, TEXTARRAYOID, INT4OID, INTERVALOID, TEXTARRAYOID};
-	Datum		values[6];
-	char		nulls[7] = "      ";
+	Oid			types[7] = {TEXTOID, TEXTOID, TEXTARRAYOID, INT4OID, INTERVALOID, TEXTARRAYOID, TEXTOID};
+	Datum		values[7];
+	char		nulls[8] = "       ";
 	int			n;
 	int			i;
 
@@ -129,11 +131,12 @@ cqrs_register_fallback(PG_FUNCTION_ARGS)
 	values[5] = PG_GETARG_DATUM(5);
 	if (PG_ARGISNULL(5))
 		nulls[5] = 'n';
+	values[6] = CStringGetTextDatum(cqrs_handler_owner(PG_GETARG_OID(1)));
 
 	cqrs_admin_begin(&admin);
-	if (cqrs_admin_execute("INSERT INTO cqrs.fallback (handler, fallback, sqlstates, fail_max, reset_after, excluded) "
-						   "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (handler) DO NOTHING",
-						   6, types, values, nulls) == 0)
+	if (cqrs_admin_execute("INSERT INTO cqrs.fallback (handler, fallback, sqlstates, fail_max, reset_after, excluded, owner) "
+						   "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (handler) DO NOTHING",
+						   7, types, values, nulls) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("handler %s has a fallback already", signatures[0]),
@@ -159,7 +162,8 @@ cqrs_unregister_fallback(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("handler must not be null")));
-	signature = cqrs_handler_named(PG_GETARG_DATUM(0), &exists);
+	signature = cqrs_signature_named(text_to_cstring(PG_GETARG_TEXT_PP(0)),
+									 &exists);
 	values[0] = CStringGetTextDatum(signature);
 	cqrs_admin_begin(&admin);
 	if (cqrs_admin_execute("DELETE FROM cqrs.fallback WHERE handler = $1",
@@ -224,6 +228,7 @@ cqrs_fallback_load(CqrsFallback *fallback, Datum *values, bool *nulls)
 {
 	cqrs_handler_init(&fallback->handler,
 					  TextDatumGetCString(values[FALLBACK_FALLBACK - 1]),
+					  TextDatumGetCString(values[FALLBACK_OWNER - 1]),
 					  CurrentMemoryContext);
 	fallback->nsqlstates = -1;
 	fallback->sqlstates = NULL;

@@ -4,13 +4,18 @@
  *	  A registered SQL function: found, checked and called.
  *
  * A handler is registered by its signature as text, and found again by it
- * whenever pg_proc has changed: so a function that was dropped and made anew
- * is the handler again, and one with other arguments is not.
+ * whenever what that depends on has changed: functions, types, schemas, roles.
+ * So a function that was dropped and made anew is the handler again, and one
+ * with other arguments is not. But whoever may create a function of that name
+ * must not be able to put his own in its place, for others to execute: the
+ * name of the function's owner is registered with it. One that belongs to
+ * somebody else by now is not the handler, unless he is a superuser, or owns
+ * the extension: they could register it. By name, as a dump has no OIDs.
  *
  * Memory
  *
  * The FmgrInfo is kept, for what languages cache in it. It is thrown away
- * when pg_proc changes (it holds a SECURITY DEFINER function's owner and
+ * when another function is found, when pg_proc changes (it holds a SECURITY DEFINER function's owner and
  * settings) and after an error (it may hold a half-run execution). While it
  * is in use up the stack, a nested call gets one of its own.
  *
@@ -19,8 +24,8 @@
 #include "cqrs_outbox.h"
 
 #include "access/htup_details.h"
+#include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
-#include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -31,13 +36,21 @@
 #include "utils/regproc.h"
 #include "utils/syscache.h"
 
+#include "catalog.h"
 #include "handler.h"
 #include "rethrow.h"
+#include "signature.h"
 
-/* Counts changes of pg_proc. */
+/*
+ * Counts changes of what the look-up of a handler depends on, and those of
+ * pg_proc alone.
+ */
+static uint64 generation = 1;
 static uint64 proc_generation = 1;
 
-static void proc_changed(Datum arg, int cacheid, uint32 hashvalue);
+static void catalog_changed(Datum arg, int cacheid, uint32 hashvalue);
+static bool is_trusted_owner(const CqrsHandler *handler, Oid owner);
+static bool is_temporary(Form_pg_proc proc);
 static void forget(CqrsHandler *handler);
 
 /*
@@ -46,20 +59,26 @@ static void forget(CqrsHandler *handler);
 void
 cqrs_handler_init_process(void)
 {
-	CacheRegisterSyscacheCallback(PROCOID, proc_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(PROCOID, catalog_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(TYPEOID, catalog_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(NAMESPACEOID, catalog_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHOID, catalog_changed, (Datum) 0);
 }
 
 /*
- * Set up a handler of which only the signature is known, and that it returns
- * one value; for a set, the caller sets returns_set. What it allocates later
- * is below parent, which must live as long.
+ * Set up a handler of which only the signature is known, whose it was when it
+ * was registered (NULL: it may be anybody's), and that it returns one value;
+ * for a set, the caller sets returns_set. What it allocates later is below
+ * parent, which must live as long.
  */
 void
 cqrs_handler_init(CqrsHandler *handler, const char *signature,
-				  MemoryContext parent)
+				  const char *owner, MemoryContext parent)
 {
 	memset(handler, 0, sizeof(*handler));
 	handler->signature = MemoryContextStrdup(parent, signature);
+	if (owner != NULL)
+		handler->registered_owner = MemoryContextStrdup(parent, owner);
 	handler->parent = parent;
 }
 
@@ -69,64 +88,67 @@ cqrs_handler_init(CqrsHandler *handler, const char *signature,
 uint64
 cqrs_handler_generation(void)
 {
-	return proc_generation;
+	return generation;
 }
 
 /*
- * Find the function, if that was not done since pg_proc changed. Returns
- * false if it does not exist.
+ * Find the function, if that was not done since the catalogs changed. Returns
+ * false if it does not exist, whoever asks.
  */
 bool
 cqrs_handler_find(CqrsHandler *handler)
 {
-	LOCAL_FCINFO(fcinfo, 1);
 	HeapTuple	tuple;
 	Form_pg_proc proc;
-	Datum		funcid;
-	Oid			save_userid;
-	int			save_sec_context;
+	uint64		proc_now = proc_generation;
+	Oid			funcid;
 
-	if (handler->generation == proc_generation)
+	if (handler->generation == generation)
 		return OidIsValid(handler->funcid);
 
-	forget(handler);
+	handler->generation = generation;
+	funcid = cqrs_signature_find(handler->signature);
+	if (funcid != handler->funcid || proc_now != handler->proc_generation)
+		forget(handler);
+	handler->proc_generation = proc_now;
 	handler->funcid = InvalidOid;
-	handler->generation = proc_generation;
-
-	InitFunctionCallInfoData(*fcinfo, NULL, 1, InvalidOid, NULL, NULL);
-	fcinfo->args[0].value = CStringGetTextDatum(handler->signature);
-	fcinfo->args[0].isnull = false;
-
-	/*
-	 * Whether the user may look into the function's schema, or those of its
-	 * arguments' types, does not matter: the privilege is EXECUTE. This runs
-	 * no code but the parser's, and an error restores the user.
-	 */
-	GetUserIdAndSecContext(&save_userid, &save_sec_context);
-	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, save_sec_context |
-						   SECURITY_LOCAL_USERID_CHANGE);
-	funcid = to_regprocedure(fcinfo);
-	SetUserIdAndSecContext(save_userid, save_sec_context);
-	if (fcinfo->isnull)
-		return false;
-
-	tuple = SearchSysCache1(PROCOID, funcid);
+	handler->taken_over = false;
+	tuple = OidIsValid(funcid) ?
+		SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid)) : NULL;
 	if (!HeapTupleIsValid(tuple))
 		return false;
 	proc = (Form_pg_proc) GETSTRUCT(tuple);
 
 	/* The signature holds, but the rest may be another than registered. */
 	if (proc->prokind == PROKIND_FUNCTION &&
-		proc->proretset == handler->returns_set && proc->pronargs == 1)
+		proc->proretset == handler->returns_set && proc->pronargs == 1 &&
+		!is_temporary(proc))
 	{
-		handler->funcid = DatumGetObjectId(funcid);
+		handler->owner = proc->proowner;
+		handler->taken_over = !is_trusted_owner(handler, proc->proowner);
+		if (!handler->taken_over)
+			handler->funcid = funcid;
 		handler->argtype = proc->proargtypes.values[0];
 		handler->rettype = proc->prorettype;
-		handler->owner = proc->proowner;
 		handler->security_definer = proc->prosecdef;
 	}
 	ReleaseSysCache(tuple);
 	return OidIsValid(handler->funcid);
+}
+
+/*
+ * Why a handler was not found: facts for an error's detail, palloc'd.
+ */
+char *
+cqrs_handler_why_missing(const CqrsHandler *handler)
+{
+	if (handler->taken_over)
+		return psprintf("The function of that name belongs to role \"%s\"; the one that was registered belonged to role \"%s\".",
+						GetUserNameFromId(handler->owner, true) ?
+						GetUserNameFromId(handler->owner, true) : "?",
+						handler->registered_owner);
+	return psprintf("It was dropped, or replaced by something that is not a function with this signature that returns %s.",
+					handler->returns_set ? "a set" : "one value");
 }
 
 /*
@@ -141,9 +163,9 @@ cqrs_handler_check(CqrsHandler *handler, const char *kind, const char *name)
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
 				 errmsg("handler %s of %s \"%s\" does not exist",
 						handler->signature, kind, name),
-				 handler->returns_set ?
-				 errdetail("It was dropped, or replaced by something that is not a function with this signature that returns a set.") :
-				 errdetail("It was dropped, or replaced by something that is not a function with this signature that returns one value."),
+				 errdetail_internal("%s", cqrs_handler_why_missing(handler)),
+				 handler->taken_over ?
+				 errhint("If it is meant to be the handler, register it again.") :
 				 errhint("Create it again, or register another handler.")));
 	cqrs_handler_check_privilege(handler);
 }
@@ -270,6 +292,8 @@ cqrs_handler_describe(Oid funcid, Oid *argtype, Oid *rettype,
 			 proc->prorettype == EVENT_TRIGGEROID ||
 			 proc->prorettype == INTERNALOID)
 		wrong = "It returns a value that SQL cannot use.";
+	else if (is_temporary(proc))
+		wrong = "It, or a type of it, is in a temporary schema.";
 	if (wrong)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
@@ -283,6 +307,7 @@ cqrs_handler_describe(Oid funcid, Oid *argtype, Oid *rettype,
 	*argtype = proc->proargtypes.values[0];
 	*rettype = proc->prorettype;
 	ReleaseSysCache(tuple);
+	signature = cqrs_signature_of(funcid);
 
 	aclresult = object_aclcheck(ProcedureRelationId, funcid, GetUserId(),
 								ACL_EXECUTE);
@@ -291,10 +316,66 @@ cqrs_handler_describe(Oid funcid, Oid *argtype, Oid *rettype,
 	return signature;
 }
 
-static void
-proc_changed(Datum arg, int cacheid, uint32 hashvalue)
+/*
+ * The name of the role that owns a function, which exists; palloc'd. It is
+ * registered with the function.
+ */
+char *
+cqrs_handler_owner(Oid funcid)
 {
-	proc_generation++;
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid));
+	char	   *name;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", funcid);
+	name = GetUserNameFromId(((Form_pg_proc) GETSTRUCT(tuple))->proowner,
+							 false);
+	ReleaseSysCache(tuple);
+	return name;
+}
+
+static void
+catalog_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	generation++;
+	if (cacheid == PROCOID)
+		proc_generation++;
+}
+
+/*
+ * Is a function of this owner what was registered?
+ */
+static bool
+is_trusted_owner(const CqrsHandler *handler, Oid owner)
+{
+	char	   *name;
+
+	if (handler->registered_owner == NULL)
+		return true;
+	name = GetUserNameFromId(owner, true);
+	if (name == NULL)
+		return false;
+	return strcmp(name, handler->registered_owner) == 0 ||
+		superuser_arg(owner) || owner == cqrs_extension_owner();
+}
+
+/*
+ * Is it in a temporary schema, or is a type of it?
+ */
+static bool
+is_temporary(Form_pg_proc proc)
+{
+	Oid			types[2];
+	int			i;
+
+	if (isAnyTempNamespace(proc->pronamespace))
+		return true;
+	types[0] = proc->pronargs == 1 ? proc->proargtypes.values[0] : InvalidOid;
+	types[1] = proc->prorettype;
+	for (i = 0; i < lengthof(types); i++)
+		if (cqrs_type_is_temporary(types[i]))
+			return true;
+	return false;
 }
 
 /*
@@ -311,23 +392,4 @@ forget(CqrsHandler *handler)
 		MemoryContextDelete(handler->context);
 		handler->context = NULL;
 	}
-}
-
-/*
- * The text by which a function that somebody names, in a text, was registered;
- * palloc'd. One that does not exist any more is named as it was registered.
- */
-char *
-cqrs_handler_named(Datum name, bool *exists)
-{
-	LOCAL_FCINFO(call, 1);
-	Datum		funcid;
-
-	InitFunctionCallInfoData(*call, NULL, 1, InvalidOid, NULL, NULL);
-	call->args[0].value = name;
-	call->args[0].isnull = false;
-	funcid = to_regprocedure(call);
-	*exists = !call->isnull;
-	return *exists ? format_procedure_qualified(DatumGetObjectId(funcid)) :
-		TextDatumGetCString(name);
 }

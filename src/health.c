@@ -25,6 +25,7 @@
 #include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/regproc.h"
 #include "utils/syscache.h"
 #include "utils/tuplestore.h"
 
@@ -80,6 +81,8 @@ static void check_handler(Report *report, CqrsSubscription *subscription,
 						  const char *object);
 static void check_server(Report *report, const CqrsSubscription *subscription,
 						 const char *object);
+static bool put_taken_over(Report *report, const CqrsHandler *handler,
+						   const char *severity, const char *object);
 static void check_command(Report *report, CqrsCommand *command);
 static void check_event_type(Report *report, CqrsEventType *event_type);
 static void check_middleware(Report *report, CqrsMiddleware *middleware);
@@ -557,7 +560,8 @@ check_handler(Report *report, CqrsSubscription *subscription,
 					 handler->signature,
 					 GetUserNameFromId(handler->owner, true)),
 			psprintf("ALTER FUNCTION %s OWNER TO %s;",
-					 handler->signature, role_name(owner)));
+					 format_procedure_qualified(handler->funcid),
+					 role_name(owner)));
 	if (object_aclcheck(ProcedureRelationId, handler->funcid, owner,
 						ACL_EXECUTE) != ACLCHECK_OK)
 		put(report, "error", "handler_privilege", object,
@@ -565,7 +569,8 @@ check_handler(Report *report, CqrsSubscription *subscription,
 					 GetUserNameFromId(owner, false),
 					 handler->signature),
 			psprintf("GRANT EXECUTE ON FUNCTION %s TO %s;",
-					 handler->signature, role_name(owner)));
+					 format_procedure_qualified(handler->funcid),
+					 role_name(owner)));
 }
 
 /*
@@ -593,6 +598,23 @@ check_server(Report *report, const CqrsSubscription *subscription,
 }
 
 /*
+ * Is the function that was not found there, but another role's by now? Then it
+ * is reported.
+ */
+static bool
+put_taken_over(Report *report, const CqrsHandler *handler,
+			   const char *severity, const char *object)
+{
+	if (!handler->taken_over)
+		return false;
+	put(report, severity, "function_taken_over", object,
+		psprintf("Function %s is not called. %s", handler->signature,
+				 cqrs_handler_why_missing(handler)),
+		"Unregister it, and register it again if that is what is meant.");
+	return true;
+}
+
+/*
  * Are there the functions to call?
  */
 static void
@@ -605,7 +627,9 @@ check_command(Report *report, CqrsCommand *command)
 	{
 		CqrsHandler *handler = &command->handlers[i];
 
-		if (!cqrs_handler_find(handler))
+		if (!cqrs_handler_find(handler) &&
+			!put_taken_over(report, handler, "warning",
+							psprintf("%s \"%s\"", kind, command->name)))
 			put(report, "warning", "command_handler_missing",
 				psprintf("%s \"%s\"", kind, command->name),
 				psprintf("Its handler %s does not exist.",
@@ -622,9 +646,18 @@ check_event_type(Report *report, CqrsEventType *event_type)
 {
 	CqrsEventHandler *handler;
 
+	if (!SearchSysCacheExists1(TYPEOID,
+							   ObjectIdGetDatum(event_type->payload_type)))
+		put(report, "warning", "payload_type_missing",
+			psprintf("event \"%s\"", event_type->name),
+			"Its payload type was dropped: no event of it can be emitted.",
+			psprintf("SELECT cqrs_unregister_event(%s); -- then register it again",
+					 quote_literal_cstr(event_type->name)));
 	for (handler = event_type->handlers; handler != NULL; handler = handler->next)
 	{
-		if (!cqrs_handler_find(&handler->handler))
+		if (!cqrs_handler_find(&handler->handler) &&
+			!put_taken_over(report, &handler->handler, "warning",
+							psprintf("event \"%s\"", event_type->name)))
 			put(report, "warning", "event_handler_missing",
 				psprintf("event \"%s\"", event_type->name),
 				psprintf("Its handler %s does not exist.",
@@ -645,7 +678,9 @@ check_middleware(Report *report, CqrsMiddleware *middleware)
 {
 	const char *signature = middleware->handler.signature;
 
-	if (!cqrs_handler_find(&middleware->handler))
+	if (!cqrs_handler_find(&middleware->handler) &&
+		!put_taken_over(report, &middleware->handler, "error",
+						psprintf("middleware %s", signature)))
 		put(report, "error", "middleware_missing",
 			psprintf("middleware %s", signature),
 			"It does not exist, so no command or query can be sent.",
@@ -657,7 +692,10 @@ static void
 check_fallback(Report *report, CqrsHandler *handler, char *object)
 {
 	if (handler->fallback != NULL &&
-		!cqrs_handler_find(&handler->fallback->handler))
+		!cqrs_handler_find(&handler->fallback->handler) &&
+		!put_taken_over(report, &handler->fallback->handler, "warning",
+						psprintf("fallback %s",
+								 handler->fallback->handler.signature)))
 		put(report, "warning", "fallback_missing", object,
 			psprintf("The fallback %s of its handler %s does not exist.",
 					 handler->fallback->handler.signature, handler->signature),

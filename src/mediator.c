@@ -303,13 +303,14 @@ register_command(CqrsCommandKind kind, const char *name, int nhandlers,
 				 Datum *handlers, bool *nulls)
 {
 	Datum	   *signatures = palloc(sizeof(Datum) * nhandlers);
+	Datum	   *owners = palloc(sizeof(Datum) * nhandlers);
 	bool		may_return_set = kind == CQRS_COMMAND && nhandlers == 1;
 	bool		returns_set = false;
 	char	   *signature;
 	CqrsCommand *existing;
 	CqrsAdmin	admin;
-	Oid			types[3] = {TEXTOID, TEXTOID, TEXTARRAYOID};
-	Datum		values[3];
+	Oid			types[4] = {TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID};
+	Datum		values[4];
 	int			i;
 	int			j;
 
@@ -330,6 +331,8 @@ register_command(CqrsCommandKind kind, const char *name, int nhandlers,
 		signature = check_handler(kind, DatumGetObjectId(handlers[i]),
 								  may_return_set ? &returns_set : NULL);
 		signatures[i] = CStringGetTextDatum(signature);
+		owners[i] =
+			CStringGetTextDatum(cqrs_handler_owner(DatumGetObjectId(handlers[i])));
 	}
 
 	if (returns_set)
@@ -347,8 +350,10 @@ register_command(CqrsCommandKind kind, const char *name, int nhandlers,
 	values[1] = CStringGetTextDatum(cqrs_command_kind_name(kind));
 	values[2] = PointerGetDatum(construct_array(signatures, nhandlers, TEXTOID,
 												-1, false, TYPALIGN_INT));
-	cqrs_admin_execute("INSERT INTO cqrs.command (command_name, kind, handlers) VALUES ($1, $2, $3)",
-					   3, types, values, NULL);
+	values[3] = PointerGetDatum(construct_array(owners, nhandlers, TEXTOID,
+												-1, false, TYPALIGN_INT));
+	cqrs_admin_execute("INSERT INTO cqrs.command (command_name, kind, handlers, owners) VALUES ($1, $2, $3, $4)",
+					   4, types, values, NULL);
 	cqrs_admin_end(&admin);
 }
 

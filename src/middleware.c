@@ -46,6 +46,7 @@
 #include "catalog.h"
 #include "middleware.h"
 #include "payload.h"
+#include "signature.h"
 
 /* Columns of type cqrs_request. */
 #define REQUEST_COLUMNS	3
@@ -119,8 +120,8 @@ cqrs_register_middleware(PG_FUNCTION_ARGS)
 	Oid			argtype;
 	Oid			rettype;
 	CqrsAdmin	admin;
-	Oid			types[2] = {TEXTOID, INT4OID};
-	Datum		values[2];
+	Oid			types[3] = {TEXTOID, INT4OID, TEXTOID};
+	Datum		values[3];
 
 	cqrs_require_writable("cqrs_register_middleware()");
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
@@ -135,8 +136,9 @@ cqrs_register_middleware(PG_FUNCTION_ARGS)
 	cqrs_admin_begin(&admin);
 	values[0] = CStringGetTextDatum(signature);
 	values[1] = PG_GETARG_DATUM(1);
-	if (cqrs_admin_execute("INSERT INTO cqrs.middleware (handler, priority) VALUES ($1, $2) ON CONFLICT (handler) DO NOTHING",
-						   2, types, values, NULL) == 0)
+	values[2] = CStringGetTextDatum(cqrs_handler_owner(PG_GETARG_OID(0)));
+	if (cqrs_admin_execute("INSERT INTO cqrs.middleware (handler, priority, owner) VALUES ($1, $2, $3) ON CONFLICT (handler) DO NOTHING",
+						   3, types, values, NULL) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("function %s is already a middleware", signature),
@@ -162,7 +164,8 @@ cqrs_unregister_middleware(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("handler must not be null")));
-	signature = cqrs_handler_named(PG_GETARG_DATUM(0), &exists);
+	signature = cqrs_signature_named(text_to_cstring(PG_GETARG_TEXT_PP(0)),
+									 &exists);
 	cqrs_admin_begin(&admin);
 	values[0] = CStringGetTextDatum(signature);
 	if (cqrs_admin_execute("DELETE FROM cqrs.middleware WHERE handler = $1",
@@ -507,7 +510,7 @@ check_middleware(CqrsHandler *handler)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
 				 errmsg("middleware %s does not exist", handler->signature),
-				 errdetail("It was dropped, or replaced by something that is not a function with this signature that returns one value."),
+				 errdetail_internal("%s", cqrs_handler_why_missing(handler)),
 				 errhint("Create it again, or remove it with SELECT cqrs_unregister_middleware(%s).",
 						 quote_literal_cstr(handler->signature))));
 	if (handler->rettype != JSONBOID)

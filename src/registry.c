@@ -102,13 +102,24 @@ enum
 {
 	COMMAND_COMMAND_NAME = 1,
 	COMMAND_KIND,
-	COMMAND_HANDLERS
+	COMMAND_HANDLERS,
+	COMMAND_OWNERS
+};
+
+/* Columns of cqrs.event_handler. */
+enum
+{
+	EVENT_HANDLER_EVENT_NAME = 1,
+	EVENT_HANDLER_HANDLER,
+	EVENT_HANDLER_OWNER,
+	EVENT_HANDLER_SEQ
 };
 
 /* Columns of cqrs.middleware. */
 enum
 {
 	MIDDLEWARE_HANDLER = 1,
+	MIDDLEWARE_OWNER,
 	MIDDLEWARE_PRIORITY,
 	MIDDLEWARE_SEQ
 };
@@ -160,7 +171,7 @@ static void add_topic(Datum *values, bool *nulls);
 static void add_event_type(Datum *values, bool *nulls);
 static void add_event_handler(Datum *values, bool *nulls);
 static void add_fallback(Datum *values, bool *nulls);
-static void init_handler(CqrsHandler *handler, Datum signature);
+static void init_handler(CqrsHandler *handler, Datum signature, Datum owner);
 static void add_command(Datum *values, bool *nulls);
 static void add_middleware(Datum *values, bool *nulls);
 static void add_subscription(Datum *values, bool *nulls);
@@ -623,6 +634,7 @@ add_topic(Datum *values, bool *nulls)
 			DatumGetTimestampTz(opened_values[i]);
 	topic->native = DatumGetBool(values[TOPIC_NATIVE - 1]);
 	has_restored |= !topic->native;
+	topic->has_commands = false;
 	remember_by_id(topics_by_id, topic->topic_id, topic);
 	topic->view = get_relname_relid(name,
 									get_namespace_oid(CQRS_TOPIC_SCHEMA, true));
@@ -656,13 +668,15 @@ add_event_handler(Datum *values, bool *nulls)
 	CqrsEventHandler *handler;
 	CqrsEventHandler **link;
 
-	event_type = hash_search(event_types, TextDatumGetCString(values[0]),
+	event_type = hash_search(event_types,
+							 TextDatumGetCString(values[EVENT_HANDLER_EVENT_NAME - 1]),
 							 HASH_FIND, NULL);
 	if (event_type == NULL)
 		return;
 	handler = palloc0(sizeof(CqrsEventHandler));
-	init_handler(&handler->handler, values[1]);
-	handler->seq = DatumGetInt64(values[2]);
+	init_handler(&handler->handler, values[EVENT_HANDLER_HANDLER - 1],
+				 values[EVENT_HANDLER_OWNER - 1]);
+	handler->seq = DatumGetInt64(values[EVENT_HANDLER_SEQ - 1]);
 	link = &event_type->handlers;
 	while (*link != NULL && (*link)->seq < handler->seq)
 		link = &(*link)->next;
@@ -683,11 +697,12 @@ add_fallback(Datum *values, bool *nulls)
  * one that has a fallback gets it.
  */
 static void
-init_handler(CqrsHandler *handler, Datum signature)
+init_handler(CqrsHandler *handler, Datum signature, Datum owner)
 {
 	char	   *string = TextDatumGetCString(signature);
 
-	cqrs_handler_init(handler, string, CurrentMemoryContext);
+	cqrs_handler_init(handler, string, TextDatumGetCString(owner),
+					  CurrentMemoryContext);
 	handler->fallback = hash_search(fallbacks, string, HASH_FIND, NULL);
 }
 
@@ -697,6 +712,8 @@ add_command(Datum *values, bool *nulls)
 	char	   *kind = TextDatumGetCString(values[COMMAND_KIND - 1]);
 	CqrsCommand *command;
 	Datum	   *signatures;
+	Datum	   *owners;
+	int			nowners;
 	int			i;
 
 	command = hash_search(commands,
@@ -709,10 +726,16 @@ add_command(Datum *values, bool *nulls)
 	deconstruct_array(DatumGetArrayTypeP(values[COMMAND_HANDLERS - 1]),
 					  TEXTOID, -1, false, TYPALIGN_INT,
 					  &signatures, NULL, &command->nhandlers);
+	deconstruct_array(DatumGetArrayTypeP(values[COMMAND_OWNERS - 1]),
+					  TEXTOID, -1, false, TYPALIGN_INT,
+					  &owners, NULL, &nowners);
+	if (nowners != command->nhandlers)
+		elog(ERROR, "command \"%s\" has %d handlers, but %d owners of them",
+			 command->name, command->nhandlers, nowners);
 	command->handlers = palloc(sizeof(CqrsHandler) * command->nhandlers);
 	for (i = 0; i < command->nhandlers; i++)
 	{
-		init_handler(&command->handlers[i], signatures[i]);
+		init_handler(&command->handlers[i], signatures[i], owners[i]);
 		command->handlers[i].returns_set = command->kind == CQRS_STREAM;
 	}
 }
@@ -728,6 +751,7 @@ add_middleware(Datum *values, bool *nulls)
 
 	cqrs_handler_init(&middleware->handler,
 					  TextDatumGetCString(values[MIDDLEWARE_HANDLER - 1]),
+					  TextDatumGetCString(values[MIDDLEWARE_OWNER - 1]),
 					  CurrentMemoryContext);
 	middleware->priority = DatumGetInt32(values[MIDDLEWARE_PRIORITY - 1]);
 	middleware->seq = DatumGetInt64(values[MIDDLEWARE_SEQ - 1]);
@@ -754,7 +778,7 @@ add_subscription(Datum *values, bool *nulls)
 	if (subscription->has_handler)
 		cqrs_handler_init(&subscription->handler,
 						  TextDatumGetCString(values[SUBSCRIPTION_HANDLER - 1]),
-						  CurrentMemoryContext);
+						  NULL, CurrentMemoryContext);
 	subscription->server = nulls[SUBSCRIPTION_SERVER - 1] ? NULL :
 		TextDatumGetCString(values[SUBSCRIPTION_SERVER - 1]);
 	subscription->format = nulls[SUBSCRIPTION_FORMAT - 1] ? NULL :
@@ -811,6 +835,7 @@ add_subscription_topic(Datum *values, bool *nulls)
 										sizeof(CqrsTopic *) *
 										(subscription->ntopics + 1));
 	subscription->topics[subscription->ntopics++] = topic;
+	topic->has_commands |= subscription->runs_commands;
 }
 
 /*

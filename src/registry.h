@@ -23,6 +23,7 @@ typedef struct CqrsTopic
 	int			current_segment;
 	TimestampTz opened_at[CQRS_SEGMENTS];	/* 0: never */
 	bool		native;			/* false: restored, and not adopted */
+	bool		has_commands;	/* a role's: see deferred.c */
 	Oid			view;			/* InvalidOid: somebody dropped it */
 	Oid			segments[CQRS_SEGMENTS];	/* the same */
 } CqrsTopic;

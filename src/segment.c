@@ -36,6 +36,7 @@
 #include "utils/syscache.h"
 
 #include "catalog.h"
+#include "privilege.h"
 #include "segment.h"
 
 /* So many pages of a segment are looked at to estimate its rows. */
@@ -55,6 +56,7 @@ static bool lock_segment(Oid relid);
 static bool lock_parts(Oid relid, List **locked);
 static List *relations_of(Oid relid);
 static const char *what_was_altered(Relation rel);
+static bool has_foreign_trigger(Relation rel);
 
 /*
  * Open a segment with this lock. Raises 42704 if the topic was dropped, 55000
@@ -576,7 +578,7 @@ what_was_altered(Relation rel)
 		return "It has a rule.";
 	if (rel->rd_rel->relrowsecurity)
 		return "It has row-level security.";
-	if (rel->trigdesc != NULL)
+	if (rel->trigdesc != NULL && has_foreign_trigger(rel))
 		return "It has a trigger.";
 	if (rel->rd_rel->relhassubclass || rel->rd_rel->relispartition)
 		return "It is part of an inheritance tree.";
@@ -596,4 +598,24 @@ what_was_altered(Relation rel)
 	if (desc->constr->num_check > 0)
 		return "It has a CHECK constraint.";
 	return NULL;
+}
+
+/*
+ * Has it a trigger other than the one that it was made with?
+ *
+ * The function is remembered without a look at whether it is still the one: a
+ * trigger goes with its function.
+ */
+static bool
+has_foreign_trigger(Relation rel)
+{
+	static Oid	guard = InvalidOid;
+	Oid			function;
+
+	if (rel->trigdesc->numtriggers != 1)
+		return true;
+	function = rel->trigdesc->triggers[0].tgfoid;
+	if (unlikely(function != guard))
+		guard = cqrs_guard_function();
+	return function != guard;
 }

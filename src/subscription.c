@@ -289,14 +289,21 @@ cqrs_subscription_add_topic(int32 subscription_id, int32 topic_id)
 	CqrsTopic  *topic;
 
 	(void) cqrs_object_lock(CQRS_REL_TOPIC, topic_id, 0, ShareLock, true);
+
+	/* Who drops a topic locks the table, too: it is there, and stays. */
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl("LOCK TABLE cqrs.subscription_topic IN ROW EXCLUSIVE MODE");
 	topic = cqrs_registry_topic_by_id(topic_id);
+	if (topic == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("topic with id %d was dropped", topic_id)));
 	values[0] = Int32GetDatum(subscription_id);
 	values[1] = Int32GetDatum(topic_id);
-	cqrs_admin_begin(&admin);
 	cqrs_admin_execute("INSERT INTO cqrs.subscription_topic (subscription_id, topic_id) VALUES ($1, $2)",
 					   2, types, values, NULL);
 	cqrs_admin_end(&admin);
-	return topic == NULL || topic->native;
+	return topic->native;
 }
 
 /*

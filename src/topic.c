@@ -6,7 +6,9 @@
  * A topic is a row of cqrs.topic, CQRS_SEGMENTS tables of equal shape in
  * schema cqrs, and a view of all of them in schema cqrs_topics, which is what
  * privileges are granted on. All belong to the extension's owner; whoever
- * creates a topic gets the view's privileges with grant option.
+ * creates a topic gets the view's privileges with grant option, and nobody
+ * else any: those that ALTER DEFAULT PRIVILEGES gave are taken back. The topic
+ * of a role's commands takes nothing but those, whatever is granted on it.
  *
  * The tables are not members of the extension, or a dump would skip them.
  * Being in schemas that are members, they still keep DROP EXTENSION from
@@ -42,6 +44,7 @@
 #include "catalog.h"
 #include "events.h"
 #include "payload.h"
+#include "privilege.h"
 #include "registry.h"
 #include "topic.h"
 
@@ -168,6 +171,12 @@ cqrs_register_event(PG_FUNCTION_ARGS)
 				 errmsg("payload of event \"%s\" cannot be of type %s", name,
 						format_type_be(payload_type)),
 				 errhint("The payload type is jsonb or a composite type.")));
+	if (cqrs_type_is_temporary(payload_type))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("payload of event \"%s\" cannot be of type %s", name,
+						format_type_be(payload_type)),
+				 errdetail("The type is in a temporary schema.")));
 
 	cqrs_admin_begin(&admin);
 	cqrs_admin_ddl("LOCK TABLE cqrs.event_type IN SHARE ROW EXCLUSIVE MODE");
@@ -279,12 +288,16 @@ cqrs_topic_create(const char *name, Interval *retention, bool may_emit)
 					   topic_id, i);
 		cqrs_admin_ddl("CREATE INDEX topic_%d_%d_xid ON cqrs.topic_%d_%d (xid, position)",
 					   topic_id, i, topic_id, i);
+		cqrs_privileges_withdraw(psprintf("cqrs.topic_%d_%d", topic_id, i));
+		cqrs_guard_table(psprintf("cqrs.topic_%d_%d", topic_id, i));
 		appendStringInfo(&view,
 						 "%sSELECT position, event_id, event_name, key, payload, headers, emitted_at FROM cqrs.topic_%d_%d",
 						 i > 0 ? " UNION ALL " : "", topic_id, i);
 	}
 	cqrs_admin_ddl("CREATE VIEW %s.%s AS %s", CQRS_TOPIC_SCHEMA,
 				   quote_identifier(name), view.data);
+	cqrs_privileges_withdraw(quote_qualified_identifier(CQRS_TOPIC_SCHEMA,
+														name));
 	if (creator != GetUserId())
 		cqrs_admin_ddl("GRANT %s ON %s.%s TO %s WITH GRANT OPTION",
 					   may_emit ? "SELECT, INSERT" : "SELECT",
@@ -513,8 +526,19 @@ same_locks(const List *a, const List *b)
 bool
 cqrs_topic_allows(const CqrsTopic *topic, AclMode mode)
 {
+	return cqrs_topic_allows_role(topic, mode, GetUserId());
+}
+
+/*
+ * May this role? Nobody may emit to the topic of a role's commands: who could,
+ * would have the role execute them.
+ */
+bool
+cqrs_topic_allows_role(const CqrsTopic *topic, AclMode mode, Oid role)
+{
 	return OidIsValid(topic->view) &&
-		pg_class_aclcheck(topic->view, GetUserId(), mode) == ACLCHECK_OK;
+		!(topic->has_commands && mode == ACL_INSERT) &&
+		pg_class_aclcheck(topic->view, role, mode) == ACLCHECK_OK;
 }
 
 /*
@@ -528,6 +552,11 @@ cqrs_topic_require(const CqrsTopic *topic, AclMode mode)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("view of topic \"%s\" does not exist", topic->name),
 				 errhint("Drop the topic with cqrs_drop_topic().")));
+	if (topic->has_commands && mode == ACL_INSERT)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for topic \"%s\"", topic->name),
+				 errdetail("Nothing but cqrs_enqueue() writes to a topic of commands, whatever is granted.")));
 	if (!cqrs_topic_allows(topic, mode))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

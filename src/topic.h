@@ -17,6 +17,8 @@
 extern int32 cqrs_topic_create(const char *name, Interval *retention,
 							   bool may_emit);
 extern void cqrs_topic_drop(const char *name, bool force);
+extern bool cqrs_topic_allows_role(const CqrsTopic *topic, AclMode mode,
+								   Oid role);
 extern bool cqrs_topic_allows(const CqrsTopic *topic, AclMode mode);
 extern void cqrs_topic_require(const CqrsTopic *topic, AclMode mode);
 extern void cqrs_topic_set_native(int32 topic_id);
