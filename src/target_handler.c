@@ -453,7 +453,7 @@ call_handler(Batch *batch, const CqrsEvent *event, const char *status,
 	context.id = *DatumGetUUIDP(event->event_id);
 	context.headers = event->headers;
 	context.attempt = attempts + 1;
-	if (subscription->runs_commands)
+	if (batch->relay.subscription->runs_commands)
 		context.command = event;
 	cqrs_context_innermost = &context;
 	CommandCounterIncrement();
