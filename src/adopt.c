@@ -117,7 +117,6 @@ typedef struct Adoption
 } Adoption;
 
 static int64 highest_position(const CqrsTopic *topic, int segment);
-static void adopt_identity(void);
 static void lock_topics(Adoption *adoption);
 static void keep_topics(Adoption *adoption);
 static void lock_cursors(void);
@@ -224,7 +223,7 @@ cqrs_adopt(PG_FUNCTION_ARGS)
 	store = cqrs_srf_begin(fcinfo, &desc);
 	adoption.context = CurrentMemoryContext;
 	if (cqrs_registry_is_copy())
-		adopt_identity();
+		cqrs_adopt_identity();
 	lock_topics(&adoption);
 	lock_cursors();
 	keep_topics(&adoption);
@@ -270,8 +269,8 @@ cqrs_adopt(PG_FUNCTION_ARGS)
  * From now on this database, which is a copy, is one of its own. Its cursors
  * are in this cluster's terms: they go on where they were.
  */
-static void
-adopt_identity(void)
+void
+cqrs_adopt_identity(void)
 {
 	CqrsAdmin	admin;
 	Oid			types[1] = {OIDOID};

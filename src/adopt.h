@@ -8,6 +8,7 @@
 #ifndef CQRS_ADOPT_H
 #define CQRS_ADOPT_H
 
+extern void cqrs_adopt_identity(void);
 extern void cqrs_adopt_positions(void);
 
 #endif							/* CQRS_ADOPT_H */

@@ -58,6 +58,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
+#include "adopt.h"
 #include "catalog.h"
 #include "clock.h"
 #include "launcher.h"
@@ -437,6 +438,9 @@ check_identity(void)
 
 	if (!cqrs_registry_is_copy())
 	{
+		/* Its template may stop being one. */
+		if (cqrs_registry_lacks_identity())
+			cqrs_adopt_identity();
 		said = false;
 		return true;
 	}

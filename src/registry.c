@@ -38,6 +38,7 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_database.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "utils/array.h"
@@ -46,6 +47,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 #include "catalog.h"
 #include "debug_point.h"
@@ -73,8 +75,9 @@ static HTAB *subscriptions_by_id = NULL;
 /* The subscriptions that run commands, by their owners. */
 static HTAB *command_subscriptions = NULL;
 
-/* Has nobody said yet what this database is? */
-static bool is_copy = false;
+/* Is this database named in cqrs.identity? Is a template? */
+static bool has_identity = false;
+static bool is_from_template = false;
 
 /* Is any topic a restored one that was not adopted? */
 static bool has_restored = false;
@@ -229,13 +232,23 @@ cqrs_registry_generation(void)
 /*
  * Is this database a copy that CREATE DATABASE ... TEMPLATE made, and that
  * cqrs_adopt() was not called in? Then nothing may be delivered: the original
- * delivers it.
+ * delivers it. A template delivers nothing, so its copies are originals.
  */
 bool
 cqrs_registry_is_copy(void)
 {
 	load_if_stale();
-	return is_copy;
+	return !has_identity && !is_from_template;
+}
+
+/*
+ * Is this the copy of a template, and is yet to be told from it for good?
+ */
+bool
+cqrs_registry_lacks_identity(void)
+{
+	load_if_stale();
+	return !has_identity && is_from_template;
 }
 
 /*
@@ -509,7 +522,7 @@ load_if_stale(void)
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	CQRS_DEBUG_POINT("registry_load");
 	has_restored = false;
-	is_copy = true;
+	has_identity = is_from_template = false;
 	load_rows(CQRS_REL_IDENTITY, snapshot, add_identity);
 	load_rows(CQRS_REL_TOPIC, snapshot, add_topic);
 	load_rows(CQRS_REL_FALLBACK, snapshot, add_fallback);
@@ -605,8 +618,16 @@ load_rows(CqrsRelation relation, Snapshot snapshot, RowCallback add)
 static void
 add_identity(Datum *values, bool *nulls)
 {
-	if (DatumGetObjectId(values[IDENTITY_DATABASE - 1]) == MyDatabaseId)
-		is_copy = false;
+	Oid			database = DatumGetObjectId(values[IDENTITY_DATABASE - 1]);
+	HeapTuple	tuple;
+
+	has_identity |= database == MyDatabaseId;
+	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(database));
+	if (!HeapTupleIsValid(tuple))
+		return;
+	is_from_template |=
+		((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
+	ReleaseSysCache(tuple);
 }
 
 static void

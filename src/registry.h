@@ -119,6 +119,7 @@ extern void cqrs_registry_init(void);
 extern bool cqrs_registry_usable(void);
 extern uint64 cqrs_registry_generation(void);
 extern bool cqrs_registry_is_copy(void);
+extern bool cqrs_registry_lacks_identity(void);
 extern bool cqrs_registry_has_restored(void);
 extern bool cqrs_registry_is_stale(void);
 

@@ -211,7 +211,9 @@ cqrs_tick_record(bool wait)
 	{
 		int64		durable = cqrs_shmem_durable_tick();
 
-		delete_before(rel, durable == 0 ? tick_id : Min(durable, tick_id));
+		/* 0: a manager that has just started may be about to say which. */
+		if (durable != 0 || cqrs_shared == NULL)
+			delete_before(rel, durable == 0 ? tick_id : Min(durable, tick_id));
 	}
 	table_close(rel, NoLock);
 

@@ -67,6 +67,7 @@ is(recorded($node, 'one'), join(' ', 1 .. 302), 'in the order in which they beca
 # A copy of a database that has the extension. Its handler serves the copy.
 $node->safe_psql('postgres', 'CREATE DATABASE copy TEMPLATE one');
 ok(wait_managers($node, 'copy', 'later', 'one', 'two'), 'CREATE DATABASE TEMPLATE works, and its copy has a manager');
+$node->safe_psql('copy', 'SELECT cqrs_adopt()');
 $node->safe_psql($_, "SELECT cqrs_emit('happened', '{\"n\": 303}')") for qw(one copy);
 for my $dbname (qw(one copy))
 {

@@ -76,5 +76,15 @@ is($node->safe_psql('renamed', q(SELECT cqrs_wait('things', '60 s'))), 't', 'a r
 $node->safe_psql('postgres', 'CREATE DATABASE second TEMPLATE copy');
 is($node->safe_psql('second', 'SELECT DISTINCT state FROM cqrs_subscription_status'), 'copied', 'a copy of a copy is one');
 
+# The copy of a template, which delivers nothing, is no copy, also once that is no template any more.
+$node->safe_psql('postgres', 'ALTER DATABASE copy IS_TEMPLATE true');
+$node->safe_psql('postgres', 'CREATE DATABASE third TEMPLATE copy');
+$node->safe_psql('third', q(SELECT cqrs_emit('happened', '{"n": 6}')));
+is($node->safe_psql('third', q(SELECT cqrs_wait('things', '60 s'))), 't', 'the copy of a template delivers');
+$node->safe_psql('postgres', 'ALTER DATABASE copy IS_TEMPLATE false');
+$node->restart;
+$node->safe_psql('third', q(SELECT cqrs_emit('happened', '{"n": 7}')));
+is($node->safe_psql('third', q(SELECT cqrs_wait('things', '60 s'))), 't', 'and goes on when that is no template any more');
+
 $node->stop;
 done_testing();
