@@ -48,6 +48,9 @@ OBJS = \
 	src/payload_path.o \
 	src/payload_type.o \
 	src/pull.o \
+	src/pull_ack.o \
+	src/pull_wait.o \
+	src/receipt.o \
 	src/registry.o \
 	src/relay.o \
 	src/release.o \

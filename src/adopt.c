@@ -85,7 +85,9 @@ typedef struct Delivered
 	bool		restored;		/* false: all that was restored */
 	CqrsSnapshot *snapshot;
 	CqrsSnapshot *until_snapshot;	/* NULL: was in no window */
-	int64		position;		/* of that window, up to here */
+	int64		position;		/* of that window, up to here ... */
+	int			npassed;		/* ... and some beyond */
+	int64	   *passed;
 } Delivered;
 
 /* A restored subscription. */
@@ -129,6 +131,7 @@ static void read_cursors(Restored *restored, Snapshot snapshot);
 static FullTransactionId end_of_labels(Adoption *adoption);
 static int	compare_topics(const ListCell *a, const ListCell *b);
 static int	compare_subscriptions(const ListCell *a, const ListCell *b);
+static int	compare_positions(const void *a, const void *b);
 static void adopt_segment(Adoption *adoption, const CqrsTopic *topic,
 						  int segment);
 static FullTransactionId label_of(Adoption *adoption, const CqrsTopic *topic,
@@ -439,6 +442,8 @@ read_cursors(Restored *restored, Snapshot snapshot)
 		if (cursor.until_tick != 0)
 			delivered->until_snapshot = cursor.until_snapshot;
 		delivered->position = cursor.position;
+		delivered->npassed = cursor.npassed;
+		delivered->passed = cursor.passed;
 	}
 }
 
@@ -487,6 +492,15 @@ compare_subscriptions(const ListCell *a, const ListCell *b)
 {
 	return ((const CqrsSubscription *) lfirst(a))->subscription_id -
 		((const CqrsSubscription *) lfirst(b))->subscription_id;
+}
+
+static int
+compare_positions(const void *a, const void *b)
+{
+	int64		left = *(const int64 *) a;
+	int64		right = *(const int64 *) b;
+
+	return (left > right) - (left < right);
 }
 
 /*
@@ -595,8 +609,12 @@ was_delivered(const Delivered *cursor, FullTransactionId xid, int64 position)
 {
 	return !cursor->restored ||
 		cqrs_snapshot_shows(cursor->snapshot, xid) ||
-		(cursor->until_snapshot != NULL && position <= cursor->position &&
-		 cqrs_snapshot_shows(cursor->until_snapshot, xid));
+		(cursor->until_snapshot != NULL &&
+		 cqrs_snapshot_shows(cursor->until_snapshot, xid) &&
+		 (position <= cursor->position ||
+		  (cursor->npassed > 0 &&
+		   bsearch(&position, cursor->passed, cursor->npassed, sizeof(int64),
+				   compare_positions) != NULL)));
 }
 
 static bool

@@ -1,237 +1,193 @@
 /*-------------------------------------------------------------------------
  *
  * pull.c
- *	  Subscriptions without a handler: cqrs_receive(), cqrs_ack() and
- *	  cqrs_nack().
+ *	  Subscriptions without a handler: cqrs_receive(). See pull_ack.c for what
+ *	  settles what it hands out.
  *
- * What was handed out but not acknowledged is in the cursor, or, of parked
- * events, in cqrs.retry; not in the session: another connection, from behind
- * a pooler, can acknowledge it.
+ * Protocol
  *
- * A batch has either parked events that are due, or new ones. A position that
- * is acknowledged is looked for among the parked events handed out first: the
- * cursor has passed those, so it cannot mean both.
+ * 1. What is handed out gets a receipt, which is written to the cursor,
+ *	  together with the positions that it covers; parked events that are handed
+ *	  out have it in cqrs.retry, too. Whoever settles an event shows the
+ *	  receipt, and is the one who was handed the event out, or was told by him.
+ * 2. Without a lease, the cursor's lock keeps others out until the
+ *	  transaction ends; with one, leased_until does, from the commit on.
+ * 3. A batch has parked events that are due, in order, and then events of the
+ *	  window, behind those that are settled. An event that failed before holds
+ *	  its lane: what is behind it comes when it is settled.
+ * 4. What is not settled is handed out again by the next call in another
+ *	  transaction. A further call in the same transaction goes on behind what
+ *	  was handed out, and its receipt covers both.
+ * 5. If two leases in a row ran out over the same events, or an attempt at
+ *	  one of them did not come back before, events are handed out alone, parked,
+ *	  with the attempt counted.
+ *
+ * Locking
+ *
+ * The cursor's lock, and those on the topics' tables, are taken only if they
+ * are free. Who waits for events makes each attempt in a subtransaction, which
+ * is rolled back if there was nothing: so no lock is left, and no transaction
+ * id, since nothing is written before the first event is found.
  *
  *-------------------------------------------------------------------------
  */
 #include "cqrs_outbox.h"
 
-#include "access/htup_details.h"
+#include "access/detoast.h"
 #include "access/xact.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
 #include "catalog.h"
-#include "events.h"
+#include "pull.h"
+#include "receipt.h"
 #include "relay.h"
+#include "shmem.h"
 #include "subscription.h"
 
-/* What this transaction received last, for who does not name a partition. */
-static int32 received_subscription_id = 0;
-static int32 received_partition;
-static LocalTransactionId received_lxid = InvalidLocalTransactionId;
+/* Columns of type cqrs_received. */
+#define RECEIVED_COLUMNS	11
 
-static CqrsSubscription *pull_subscription(const char *name);
-static bool receive(CqrsSubscription *subscription, int partition, bool wait,
-					int batch_size, Tuplestorestate *store, TupleDesc desc);
-static int	receive_parked(CqrsRelay *relay, int batch_size,
-						   Tuplestorestate *store, TupleDesc desc);
-static int	receive_new(CqrsRelay *relay, int batch_size,
-						Tuplestorestate *store, TupleDesc desc);
-static void put_event(Tuplestorestate *store, TupleDesc desc,
-					  const CqrsEvent *event, int attempts);
-static int	partition_arg(FunctionCallInfo fcinfo, int argno,
-						  const CqrsSubscription *subscription);
-static int	received_partition_arg(FunctionCallInfo fcinfo, int argno,
-								   const CqrsSubscription *subscription);
-static void begin_ack(CqrsRelay *relay, CqrsSubscription *subscription,
-					  int partition);
-static void not_received(const CqrsSubscription *subscription,
-						 int64 position);
-static CqrsParked *last_received(const CqrsParkedSet *set);
-static void ack_parked(CqrsRelay *relay, int64 position);
-static void ack_new(CqrsCursor *cursor, int64 position);
+#define DEFAULT_EVENTS		100
 
-PG_FUNCTION_INFO_V1(cqrs_receive);
-PG_FUNCTION_INFO_V1(cqrs_ack);
-PG_FUNCTION_INFO_V1(cqrs_nack);
+/* In milliseconds: how long wait may be ... */
+#define LONGEST_WAIT		60000
+
+/* ... how long we wait for a tick in any case ... */
+#define LONGEST_TICK		100
+
+/* ... and how often we look unasked: if a lock was another's, or not. */
+#define POLL_LOCKED			100
+#define POLL				1000
 
 /*
- * cqrs_receive(subscription, batch_size, partition)
+ * So many events settled ahead of the cursor are kept in its row; if there are
+ * more, what is not settled before them is parked.
+ */
+#define PASSED_KEPT			1000
+
+/* Cursors move over so many empty ticks, as in relay.c. */
+#define EMPTY_TICKS			1000
+
+/* How far an attempt that found nothing came. */
+typedef struct Seen
+{
+	MemoryContext context;		/* NULL: no attempt yet */
+	int64		seq;			/* if the cursor's row is still this ... */
+	bool		skipped;		/* ... and nothing had to be parked */
+	CqrsCursor	cursor;			/* without what the receipt covers */
+} Seen;
+
+/* One call of cqrs_receive(). */
+typedef struct Receive
+{
+	const char *name;
+	int			max_events;
+	int			partition;		/* -1: any */
+	int64		wait;			/* in milliseconds */
+	Interval   *lease;			/* NULL: none */
+	Tuplestorestate *store;
+	TupleDesc	desc;
+	MemoryContext context;
+	Seen	   *seen;			/* by partition; NULL: nothing to remember */
+
+	/* What the last attempt met. */
+	bool		locked;			/* something was another transaction's */
+	bool		busy;			/* a topic's table was */
+	bool		wrote;			/* a cursor moved, with nothing handed out */
+	TimestampTz wake_at;		/* a lease ends, or an event is due; 0: no */
+	int64		tick_id;		/* seen */
+} Receive;
+
+/* One partition in one attempt. */
+typedef struct Batch
+{
+	CqrsRelay	relay;
+	bool		here;			/* goes on with this transaction's */
+	bool		alone;			/* one by one ... */
+	bool		over;			/* ... but none is left of those */
+	TimestampTz now;
+	pg_uuid_t	receipt;
+	int			nevents;
+	int64		nbytes;
+	int			ncovered;
+	int			room;
+	int64	   *covered;
+} Batch;
+
+/* What came of it. */
+typedef enum Outcome
+{
+	NOTHING,
+	FOUND,
+	AGAIN						/* try once more */
+} Outcome;
+
+static void receive_args(FunctionCallInfo fcinfo, Receive *receive);
+static bool attempt(Receive *receive, bool last);
+static bool attempt_in_subtransaction(Receive *receive, bool last);
+static bool wait_for_events(Receive *receive);
+static long time_to_wait(const Receive *receive, TimestampTz now,
+						 TimestampTz until);
+static bool receive_from(Receive *receive, CqrsSubscription *subscription,
+						 int partition, bool last);
+static Outcome try_batch(Receive *receive, Batch *batch, bool last,
+						 bool force, bool *together);
+static void begin_batch(Receive *receive, Batch *batch, bool force,
+						bool together);
+static void count_expired(Batch *batch);
+static Outcome hand_out_alone(Receive *receive, Batch *batch);
+static void hand_out_parked(Receive *receive, Batch *batch);
+static bool hand_out_new(Receive *receive, Batch *batch);
+static Outcome found_nothing(Receive *receive, Batch *batch, bool last);
+static void finish_batch(Receive *receive, Batch *batch);
+static void put_event(Receive *receive, Batch *batch, const CqrsEvent *event,
+					  int attempts);
+static void cover(Batch *batch, int64 position);
+static int	compare_positions(const void *a, const void *b);
+static void note_wake(Receive *receive, TimestampTz at);
+static void remember(Receive *receive, const Batch *batch);
+static void recall(Receive *receive, Batch *batch);
+
+PG_FUNCTION_INFO_V1(cqrs_receive);
+
+/*
+ * cqrs_receive(subscription, max_events, wait, lease, partition)
  */
 Datum
 cqrs_receive(PG_FUNCTION_ARGS)
 {
-	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
-	int			batch_size = PG_ARGISNULL(1) ? 0 : PG_GETARG_INT32(1);
+	Receive		receive = {0};
 	CqrsSubscription *subscription;
-	Tuplestorestate *store;
-	TupleDesc	desc;
-	int			partition;
+	bool		found;
 
 	cqrs_require_writable("cqrs_receive()");
-	subscription = pull_subscription(name);
-	if (batch_size < 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("batch_size must be at least 1")));
-	partition = partition_arg(fcinfo, 2, subscription);
+	receive_args(fcinfo, &receive);
+	subscription = cqrs_pull_subscription(receive.name);
+	cqrs_subscription_require_active(subscription);
+	if (receive.wait > 0)
+		cqrs_require_preloaded();
+	receive.store = cqrs_srf_begin(fcinfo, &receive.desc);
+	receive.context = CurrentMemoryContext;
 
-	store = cqrs_srf_begin(fcinfo, &desc);
-	if (partition >= 0)
-		(void) receive(subscription, partition, true, batch_size, store, desc);
-	else
-	{
-		int			n = subscription->partitions;
-		int			start = MyProcPid % n;
-		int			i;
-
-		/* Not all clients begin at the same one. */
-		for (i = 0; i < n; i++)
-			if (receive(subscription, (start + i) % n, false, batch_size,
-						store, desc))
-				break;
-	}
+	found = receive.wait > 0 ? attempt_in_subtransaction(&receive, false) :
+		attempt(&receive, true);
+	if (!found)
+		found = wait_for_events(&receive);
+	if (!found)
+		cqrs_received_note(subscription->subscription_id, -1, NULL, false);
 	return (Datum) 0;
 }
 
 /*
- * cqrs_ack(subscription, position, partition)
+ * The subscription, if it can be pulled from, and the current user may.
  */
-Datum
-cqrs_ack(PG_FUNCTION_ARGS)
-{
-	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
-	CqrsSubscription *subscription;
-	CqrsRelay	relay;
-	CqrsCursor *cursor = &relay.cursor;
-	CqrsParked *parked;
-	int64		position;
-
-	cqrs_require_writable("cqrs_ack()");
-	subscription = pull_subscription(name);
-	begin_ack(&relay, subscription,
-			  received_partition_arg(fcinfo, 2, subscription));
-
-	if (PG_ARGISNULL(1))
-	{
-		parked = cursor->retrying ? last_received(relay.parked) : NULL;
-		if (parked != NULL)
-			position = parked->position;
-		else if (cursor->received != cursor->position)
-			position = cursor->received;
-		else
-			PG_RETURN_NULL();
-	}
-	else
-	{
-		position = PG_GETARG_INT64(1);
-		parked = cqrs_parked_find(relay.parked, position);
-		if (parked == NULL || !parked->received)
-		{
-			parked = NULL;
-
-			/* An acknowledgement that is repeated does no harm. */
-			if (position <= cursor->position ||
-				(position > cursor->received &&
-				 position <= cursor->last_position))
-				PG_RETURN_INT64(position);
-			if (position > cursor->received)
-				not_received(subscription, position);
-		}
-	}
-
-	if (parked != NULL)
-		ack_parked(&relay, position);
-	else
-		ack_new(cursor, position);
-	cqrs_cursor_append(cursor);
-	PG_RETURN_INT64(position);
-}
-
-/*
- * cqrs_nack(subscription, position, error, retry_after, partition)
- */
-Datum
-cqrs_nack(PG_FUNCTION_ARGS)
-{
-	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
-	CqrsSubscription *subscription;
-	CqrsRelay	relay;
-	CqrsCursor *cursor = &relay.cursor;
-	CqrsFault	fault = {ERRCODE_EXTERNAL_ROUTINE_INVOCATION_EXCEPTION, ""};
-	CqrsParked *parked;
-	int64		position;
-
-	cqrs_require_writable("cqrs_nack()");
-	subscription = pull_subscription(name);
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("position must not be null")));
-	position = PG_GETARG_INT64(1);
-	if (!PG_ARGISNULL(2))
-		fault.message = text_to_cstring(PG_GETARG_TEXT_PP(2));
-	if (!PG_ARGISNULL(3))
-		fault.retry_at = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-																 TimestampTzGetDatum(GetCurrentTimestamp()),
-																 PG_GETARG_DATUM(3)));
-	begin_ack(&relay, subscription,
-			  received_partition_arg(fcinfo, 4, subscription));
-
-	parked = cqrs_parked_find(relay.parked, position);
-	if (parked != NULL && parked->received)
-	{
-		ack_parked(&relay, position - 1);
-		cqrs_parked_failed(relay.parked, parked, relay.subscription, cursor,
-						   &fault, false);
-		cursor->retrying = last_received(relay.parked) != NULL;
-	}
-	else
-	{
-		CqrsEvent	event;
-		CqrsWindow *window;
-		Snapshot	snapshot;
-
-		if (position <= cursor->position || position > cursor->received)
-			not_received(subscription, position);
-		if (relay.parked != NULL && relay.parked->full)
-			ereport(ERROR,
-					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-					 errmsg("subscription \"%s\" has too many events to retry",
-							name),
-					 errhint("Acknowledge or discard some of them first.")));
-		snapshot = RegisterSnapshot(GetLatestSnapshot());
-		window = cqrs_window_create(CurrentMemoryContext, cursor->snapshot,
-									cursor->until_snapshot, position - 1, 1);
-		cqrs_window_attach(window, subscription->ntopics,
-						   subscription->topics, snapshot);
-		if (!cqrs_window_next(window, &event) || event.position != position)
-			not_received(subscription, position);
-		relay.parked = cqrs_park(relay.parked, subscription, cursor, &event,
-								 &fault);
-		cqrs_window_detach(window);
-		cqrs_window_free(window);
-		UnregisterSnapshot(snapshot);
-
-		/* What was received behind it may have to wait for it. */
-		if (position < cursor->received)
-			cursor->received_all = false;
-		cursor->received = position;
-		ack_new(cursor, position);
-	}
-	cqrs_cursor_append(cursor);
-	PG_RETURN_VOID();
-}
-
-/*
- * The subscription, if the current user may read it.
- */
-static CqrsSubscription *
-pull_subscription(const char *name)
+CqrsSubscription *
+cqrs_pull_subscription(const char *name)
 {
 	CqrsSubscription *subscription = cqrs_subscription_get(name);
 
@@ -246,251 +202,686 @@ pull_subscription(const char *name)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("subscription \"%s\" has a server", name),
 				 errhint("Its events are delivered to the broker; subscribe without one to receive them.")));
-	cqrs_subscription_require_active(subscription);
 	return subscription;
 }
 
+static void
+receive_args(FunctionCallInfo fcinfo, Receive *receive)
+{
+	receive->name = cqrs_name_arg(fcinfo, 0, "subscription");
+	receive->max_events = PG_ARGISNULL(1) ? DEFAULT_EVENTS :
+		PG_GETARG_INT32(1);
+	receive->wait = PG_ARGISNULL(2) ? 0 :
+		cqrs_milliseconds(PG_GETARG_DATUM(2));
+	receive->lease = PG_ARGISNULL(3) ? NULL : PG_GETARG_INTERVAL_P(3);
+	receive->partition = PG_ARGISNULL(4) ? -1 : PG_GETARG_INT32(4);
+	if (receive->max_events < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("max_events must be at least 1")));
+	if (receive->wait < 0 || receive->wait > LONGEST_WAIT)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("wait must be between 0 and 1 minute")));
+	if (receive->lease != NULL &&
+		cqrs_milliseconds(IntervalPGetDatum(receive->lease)) <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("lease must be positive")));
+	if (!PG_ARGISNULL(4))
+	{
+		CqrsSubscription *subscription = cqrs_subscription_get(receive->name);
+
+		if (receive->partition < 0 ||
+			receive->partition >= subscription->partitions)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("subscription \"%s\" has no partition %d",
+							receive->name, receive->partition),
+					 errhint("Its partitions are 0 to %d.",
+							 subscription->partitions - 1)));
+	}
+}
+
 /*
- * Receive from one partition. Returns false if there is nothing, or, without
- * wait, somebody else is receiving from it.
+ * Look for events, in one partition after the other. With last, cursors are
+ * moved over what is not for them.
  */
 static bool
-receive(CqrsSubscription *subscription, int partition, bool wait,
-		int batch_size, Tuplestorestate *store, TupleDesc desc)
+attempt(Receive *receive, bool last)
 {
-	CqrsRelay	relay;
-	int			nevents;
+	CqrsSubscription *subscription = cqrs_pull_subscription(receive->name);
+	int			n = subscription->partitions;
+	int			start = MyProcPid % n;
+	int			i;
 
-	if (!cqrs_relay_begin(&relay, subscription, partition, wait))
+	cqrs_subscription_require_active(subscription);
+	receive->locked = receive->busy = false;
+	receive->wake_at = 0;
+	receive->tick_id = 0;
+	if (receive->partition >= 0)
+		return receive_from(receive, subscription, receive->partition, last);
+
+	/* Not all clients begin at the same one. */
+	for (i = 0; i < n; i++)
+		if (receive_from(receive, subscription, (start + i) % n, last))
+			return true;
+	return false;
+}
+
+/*
+ * The same, leaving no lock if there is nothing.
+ */
+static bool
+attempt_in_subtransaction(Receive *receive, bool last)
+{
+	MemoryContext oldcontext = CurrentMemoryContext;
+	ResourceOwner oldowner = CurrentResourceOwner;
+	bool		found = false;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(oldcontext);
+	PG_TRY();
+	{
+		found = attempt(receive, last);
+		if (found || receive->wrote)
+			ReleaseCurrentSubTransaction();
+		else
+			RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(oldcontext);
+		CurrentResourceOwner = oldowner;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(oldcontext);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(oldcontext);
+		CurrentResourceOwner = oldowner;
+		ReThrowError(error);
+	}
+	PG_END_TRY();
+	return found;
+}
+
+/*
+ * There is nothing: wait as long as the caller wants to, and, if something is
+ * committed that no tick shows, for the tick that does.
+ */
+static bool
+wait_for_events(Receive *receive)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz until = TimestampTzPlusMilliseconds(now, receive->wait);
+	TimestampTz tick_until = TimestampTzPlusMilliseconds(now, LONGEST_TICK);
+	bool		for_tick = cqrs_deliver && !IsolationUsesXactSnapshot();
+	bool		asked = false;
+	int64		known_tick = receive->tick_id;
+	CqrsSnapshot *target;
+	bool		found = false;
+
+	if (cqrs_shared == NULL || (receive->wait == 0 && !for_tick))
 		return false;
-	cqrs_cursor_require_native(&relay.cursor, subscription->name);
-	nevents = receive_parked(&relay, batch_size, store, desc);
-	if (nevents == 0)
-		nevents = receive_new(&relay, batch_size, store, desc);
-	cqrs_relay_end(&relay);
-	if (nevents == 0)
-		return false;
-	received_subscription_id = subscription->subscription_id;
-	received_partition = partition;
-	received_lxid = CQRS_MY_LXID;
+	target = cqrs_snapshot_take();
+	if (receive->wait > 0)
+		receive->seen = palloc0(sizeof(Seen) * CQRS_MAX_PARTITIONS);
+	while (!found)
+	{
+		CqrsSubscription *subscription = cqrs_pull_subscription(receive->name);
+		int64		tick_id;
+		bool		covered;
+
+		/* A tick from here on ends the wait; one before it is seen now. */
+		cqrs_pull_wait_begin();
+		covered = cqrs_pull_is_covered(subscription, for_tick ? target : NULL,
+									   &tick_id);
+		for_tick = (!covered || receive->busy) && for_tick &&
+			now < tick_until;
+		if (tick_id <= known_tick)
+		{
+			if (!for_tick && (now >= until || receive->wrote))
+				break;
+			if (!covered && !asked)
+			{
+				cqrs_pull_request_tick(subscription);
+				asked = true;
+			}
+			cqrs_pull_wait(time_to_wait(receive, now,
+										now < until ? until : tick_until));
+		}
+		cqrs_pull_wait_end();
+		known_tick = Max(known_tick, tick_id);
+		found = receive->wait > 0 ?
+			attempt_in_subtransaction(receive, false) :
+			attempt(receive, true);
+		now = GetCurrentTimestamp();
+	}
+	cqrs_pull_wait_end();
+
+	/* Nothing came: have the cursors move over what is not for them. */
+	receive->seen = NULL;
+	if (!found && receive->wait > 0 && !receive->wrote)
+		found = attempt_in_subtransaction(receive, true);
+	return found;
+}
+
+/*
+ * How long to wait, in milliseconds, before we look again.
+ */
+static long
+time_to_wait(const Receive *receive, TimestampTz now, TimestampTz until)
+{
+	long		timeout = receive->busy ? 5 :
+		receive->locked ? POLL_LOCKED : POLL;
+
+	if (receive->wake_at != 0 && receive->wake_at < until)
+		until = receive->wake_at;
+	return Min(timeout, TimestampDifferenceMilliseconds(now, until) + 1);
+}
+
+/*
+ * Receive from one partition. Returns false if there is nothing, or if
+ * somebody else has it.
+ */
+static bool
+receive_from(Receive *receive, CqrsSubscription *subscription, int partition,
+			 bool last)
+{
+	MemoryContext context;
+	MemoryContext oldcontext;
+	bool		force = false;
+	bool		together = false;
+	Outcome		outcome;
+
+	context = AllocSetContextCreate(receive->context, "cqrs receive",
+									ALLOCSET_DEFAULT_SIZES);
+	oldcontext = MemoryContextSwitchTo(context);
+	do
+	{
+		Batch		batch = {0};
+
+		CHECK_FOR_INTERRUPTS();
+		if (!cqrs_relay_begin_pull(&batch.relay, subscription, partition))
+		{
+			receive->locked = true;
+			outcome = NOTHING;
+			break;
+		}
+		cqrs_subscription_require_active(batch.relay.subscription);
+		cqrs_cursor_require_native(&batch.relay.cursor, subscription->name);
+		receive->tick_id = batch.relay.has_tick ?
+			batch.relay.tick.tick_id : 0;
+		outcome = try_batch(receive, &batch, last, force, &together);
+		force |= batch.relay.skipped;
+		cqrs_relay_end(&batch.relay);
+	} while (outcome == AGAIN);
+	MemoryContextSwitchTo(oldcontext);
+	MemoryContextDelete(context);
+	return outcome == FOUND;
+}
+
+/*
+ * Hand a batch out. With force, what has to be parked is parked. If no more
+ * is to be handed out one by one, *together is set.
+ */
+static Outcome
+try_batch(Receive *receive, Batch *batch, bool last, bool force,
+		  bool *together)
+{
+	CqrsRelay  *relay = &batch->relay;
+	CqrsCursor *cursor = &relay->cursor;
+	Outcome		outcome = NOTHING;
+	bool		wrote = receive->wrote;
+
+	batch->now = GetCurrentTimestamp();
+	batch->here = cqrs_received_here(cursor->subscription_id, cursor);
+	if (cursor->leased_until > batch->now)
+		note_wake(receive, cursor->leased_until);
+	else if (!cqrs_pull_lock_segments(relay->subscription))
+		receive->busy = receive->locked = true;
+	else
+	{
+		begin_batch(receive, batch, force, *together);
+		if (!batch->here)
+			outcome = hand_out_alone(receive, batch);
+		if (outcome == AGAIN)
+			*together = batch->over;
+		else if (outcome == NOTHING && !batch->alone)
+		{
+			hand_out_parked(receive, batch);
+			if (batch->nevents < receive->max_events &&
+				batch->nbytes < CQRS_BATCH_BYTES)
+			{
+				/* What is handed out may be written at once. */
+				relay->hold_back &= batch->nevents == 0;
+				if (!hand_out_new(receive, batch))
+					outcome = AGAIN;
+			}
+			if (outcome == NOTHING && batch->nevents > 0)
+			{
+				finish_batch(receive, batch);
+				outcome = FOUND;
+			}
+		}
+		cqrs_pull_unlock_segments(relay->subscription);
+		if (outcome == NOTHING)
+			outcome = found_nothing(receive, batch, last);
+	}
+
+	/* Nothing was written under the lock. */
+	if (outcome == NOTHING && receive->wrote == wrote)
+		cqrs_object_unlock(CQRS_REL_SUBSCRIPTION, cursor->subscription_id,
+						   cursor->partition, ExclusiveLock);
+	return outcome;
+}
+
+static void
+begin_batch(Receive *receive, Batch *batch, bool force, bool together)
+{
+	CqrsRelay  *relay = &batch->relay;
+	CqrsCursor *cursor = &relay->cursor;
+
+	relay->park_inside = true;
+	relay->hold_back = !force;
+	cqrs_receipt_generate(cursor->partition, &batch->receipt);
+	if (batch->here)
+	{
+		int			i;
+
+		for (i = 0; i < cursor->ncovered; i++)
+			cover(batch, cursor->covered[i]);
+	}
+	else
+		count_expired(batch);
+	if (together)
+		cursor->expired = 0;
+	batch->alone = cursor->expired >= CQRS_LEASES_EXPIRED;
+	note_wake(receive, cqrs_parked_next_retry(relay->parked));
+	if (!force && !batch->alone)
+		recall(receive, batch);
+}
+
+/*
+ * Did a lease run out over events that are not settled? What was handed out
+ * alone says so by itself: it is known which one it was.
+ */
+static void
+count_expired(Batch *batch)
+{
+	CqrsCursor *cursor = &batch->relay.cursor;
+	int			nleft = 0;
+	bool		killed = false;
+	int			i;
+
+	if (cursor->expired >= CQRS_LEASES_EXPIRED)
+		return;
+	for (i = 0; cursor->has_receipt && i < cursor->ncovered; i++)
+	{
+		CqrsParked *parked;
+
+		if (!cqrs_receipt_is_open(cursor, batch->relay.parked,
+								  cursor->covered[i], &parked))
+			continue;
+		killed |= parked != NULL && parked->killed;
+		nleft++;
+	}
+	if (nleft == 0)
+		cursor->expired = 0;
+	else if (cursor->leased_until != 0 && !killed)
+		cursor->expired++;
+}
+
+/*
+ * Hand out one event alone, parked, with the attempt counted: one whose last
+ * attempt did not come back, or, if the leases on a batch ran out, the next of
+ * that batch. Returns NOTHING if none is to be handed out alone, AGAIN if none
+ * is any more.
+ */
+static Outcome
+hand_out_alone(Receive *receive, Batch *batch)
+{
+	CqrsRelay  *relay = &batch->relay;
+	CqrsCursor *cursor = &relay->cursor;
+	bool		changed = false;
+	CqrsEvent	event;
+	int			attempts;
+	int			i;
+
+	for (i = 0; relay->parked != NULL && i < relay->parked->nparked; i++)
+	{
+		CqrsParked *parked = &relay->parked->parked[i];
+
+		if (parked->gone || !parked->head || parked->retry_at > batch->now ||
+			!(parked->killed || (batch->alone && parked->received)))
+			continue;
+		changed = true;
+		if (!cqrs_parked_begin_attempt(relay->parked, parked,
+									   relay->subscription, cursor) ||
+			!cqrs_parked_read(cursor, parked->position, relay->snapshot,
+							  &event, &attempts))
+			continue;
+		cqrs_parked_hand_out(relay->parked, parked, cursor, &batch->receipt);
+		put_event(receive, batch, &event, parked->attempts);
+		break;
+	}
+	if (batch->nevents == 0 && batch->alone)
+	{
+		int64		until_tick = cursor->until_tick;
+		int64		received = cursor->received;
+
+		relay->hold_back = false;
+		if (until_tick != 0)
+			cqrs_relay_open(relay);
+		while (cursor->until_tick == until_tick && relay->window != NULL &&
+			   cursor->position < received &&
+			   cqrs_relay_next(relay, 1, &event) &&
+			   cursor->until_tick == until_tick && event.position <= received)
+		{
+			CqrsParked *parked;
+
+			relay->parked = cqrs_park(relay->parked, relay->subscription,
+									  cursor, &event, NULL);
+			parked = cqrs_parked_find(relay->parked, event.position);
+			changed = true;
+			relay->nevents = 0;
+			if (!cqrs_parked_begin_attempt(relay->parked, parked,
+										   relay->subscription, cursor))
+				continue;
+			cqrs_parked_hand_out(relay->parked, parked, cursor,
+								 &batch->receipt);
+			put_event(receive, batch, &event, parked->attempts);
+			break;
+		}
+		changed |= relay->has_parked;
+	}
+	if (batch->nevents == 0 && !changed && !batch->alone)
+		return NOTHING;
+	if (batch->nevents == 0)
+	{
+		/* Some may have been given up. */
+		batch->over = batch->alone;
+		if (changed)
+		{
+			cursor->expired = 0;
+			cqrs_cursor_append(cursor);
+			receive->wrote = true;
+		}
+		return AGAIN;
+	}
+	finish_batch(receive, batch);
+	return FOUND;
+}
+
+/*
+ * Hand out parked events that are due.
+ */
+static void
+hand_out_parked(Receive *receive, Batch *batch)
+{
+	CqrsRelay  *relay = &batch->relay;
+	CqrsCursor *cursor = &relay->cursor;
+	CqrsParked *parked;
+	int			next = 0;
+
+	while (batch->nevents < receive->max_events &&
+		   batch->nbytes < CQRS_BATCH_BYTES &&
+		   (parked = cqrs_parked_next(relay->parked, &next,
+									  batch->now)) != NULL)
+	{
+		CqrsEvent	event;
+		int			attempts;
+
+		cqrs_parked_pass(relay->parked, parked);
+		if (batch->here && parked->received &&
+			cqrs_receipt_is_newest(cursor, &parked->receipt))
+			continue;
+
+		/* That is handed out alone, or its topic is gone. */
+		if (parked->killed ||
+			!cqrs_parked_read(cursor, parked->position, relay->snapshot,
+							  &event, &attempts))
+			continue;
+		put_event(receive, batch, &event, attempts + 1);
+		cqrs_parked_hand_out(relay->parked, parked, cursor, &batch->receipt);
+	}
+}
+
+/*
+ * Hand out events of the window. Returns false, with nothing handed out, if
+ * something has to be parked before.
+ */
+static bool
+hand_out_new(Receive *receive, Batch *batch)
+{
+	CqrsRelay  *relay = &batch->relay;
+	CqrsCursor *cursor = &relay->cursor;
+	int64		start_until = cursor->until_tick;
+	bool		settled_ahead = cursor->npassed > PASSED_KEPT;
+	CqrsEvent	event;
+
+	cqrs_relay_open(relay);
+	while (batch->nevents < receive->max_events &&
+		   batch->nbytes < CQRS_BATCH_BYTES &&
+		   cqrs_relay_next(relay, INT_MAX, &event))
+	{
+		if (relay->skipped && relay->hold_back)
+			return false;
+		relay->hold_back = false;
+		relay->nbytes = 0;
+		if (batch->here && cursor->until_tick == start_until &&
+			cqrs_cursor_covers(cursor, event.position))
+			continue;
+		put_event(receive, batch, &event, 1);
+		if (settled_ahead && cursor->until_tick == start_until &&
+			event.position < cursor->passed[cursor->npassed - 1])
+		{
+			relay->parked = cqrs_park_received(relay->parked, cursor, &event,
+											   &batch->receipt);
+			relay->has_parked = true;
+		}
+	}
 	return true;
 }
 
 /*
- * Hand out parked events: those that were not acknowledged, and, if there are
- * none, those that are due.
+ * Nothing is to be handed out. If what was passed by on the way is worth it,
+ * or something had to be parked, move the cursor over that.
  */
-static int
-receive_parked(CqrsRelay *relay, int batch_size, Tuplestorestate *store,
-			   TupleDesc desc)
+static Outcome
+found_nothing(Receive *receive, Batch *batch, bool last)
 {
+	CqrsRelay  *relay = &batch->relay;
 	CqrsCursor *cursor = &relay->cursor;
-	CqrsParkedSet *set = relay->parked;
-	TimestampTz now = GetCurrentTimestamp();
-	bool		again = cursor->retrying && last_received(set) != NULL;
-	bool		changed = false;
-	int			n = 0;
-	int			i;
+	bool		more = relay->window != NULL && relay->nevents == 0 &&
+		relay->nothers > 0 && !relay->full;
 
-	for (i = 0; set != NULL && i < set->nparked && n < batch_size; i++)
+	if (relay->skipped && (more || last))
+		return AGAIN;
+	if (relay->has_parked || more ||
+		(last && (relay->nothers > 0 ||
+				  (relay->start_until != 0 &&
+				   cursor->tick_id != relay->start_tick) ||
+				  cursor->tick_id >= relay->start_tick + EMPTY_TICKS)))
 	{
-		CqrsParked *parked = &set->parked[i];
-		CqrsEvent	event;
-		int			attempts;
-
-		if (again ? !parked->received :
-			!parked->head || parked->retry_at > now)
-			continue;
-		if (!cqrs_parked_read(cursor, parked->position, relay->snapshot,
-							  &event, &attempts))
-			continue;
-		put_event(store, desc, &event, attempts);
-		n++;
-		if (!parked->received)
-		{
-			cqrs_parked_set_received(parked, cursor);
-			changed = true;
-		}
-	}
-	if (changed)
-	{
-		cursor->retrying = true;
+		if (relay->window != NULL && relay->nevents == 0 &&
+			cqrs_window_at_end(relay->window))
+			cqrs_relay_close_window(cursor);
+		cursor->last_position = Max(cursor->last_position, cursor->position);
+		cqrs_cursor_forget_passed(cursor);
 		cqrs_cursor_append(cursor);
+		receive->wrote = true;
+		if (more)
+			return AGAIN;
 	}
-	return n;
+	else if (!last)
+		remember(receive, batch);
+	return NOTHING;
 }
 
 /*
- * Hand out events of the window.
+ * Write down what was handed out.
  */
-static int
-receive_new(CqrsRelay *relay, int batch_size, Tuplestorestate *store,
-			TupleDesc desc)
+static void
+finish_batch(Receive *receive, Batch *batch)
 {
+	CqrsRelay  *relay = &batch->relay;
 	CqrsCursor *cursor = &relay->cursor;
-	int64		position = cursor->position;
-	int64		received = cursor->received;
-	bool		received_all = cursor->received_all;
-	int64		nnew = 0;
-	CqrsEvent	event;
+	int			i;
 
-	while (cqrs_relay_next(relay, batch_size, &event))
+	/* What this transaction received before has the new receipt, too. */
+	for (i = 0; batch->here && relay->parked != NULL &&
+		 i < relay->parked->nparked; i++)
 	{
-		put_event(store, desc, &event, 0);
-		if (cursor->until_tick != relay->start_until ||
-			event.position > received)
-			nnew++;
-	}
-	if (relay->nevents == 0)
-	{
-		cqrs_relay_advance(relay);
-		return 0;
+		CqrsParked *parked = &relay->parked->parked[i];
+
+		if (!parked->gone && parked->received &&
+			cqrs_receipt_is_newest(cursor, &parked->receipt))
+			cqrs_parked_hand_out(relay->parked, parked, cursor,
+								 &batch->receipt);
 	}
 
-	/* What was passed by before the first one is done with. */
-	cursor->received = relay->last;
-	cursor->received_all = cqrs_window_at_end(relay->window);
-	cursor->delivered += nnew;
-	cursor->retrying = false;
-	if (cursor->until_tick != relay->start_until ||
-		cursor->position != position || cursor->received != received ||
-		cursor->received_all != received_all)
-		cqrs_cursor_append(cursor);
-	return relay->nevents;
+	if (!batch->alone && relay->window != NULL)
+	{
+		int64		last = relay->nevents > 0 ? relay->last : cursor->position;
+
+		/* Of a new window, received is 0 here. */
+		cursor->received = batch->here ? Max(cursor->received, last) : last;
+		cursor->received_all = cqrs_window_at_end(relay->window);
+	}
+	else if (!batch->alone && !batch->here)
+	{
+		cursor->received = cursor->position;
+		cursor->received_all = false;
+	}
+	qsort(batch->covered, batch->ncovered, sizeof(int64), compare_positions);
+	cursor->covered = batch->covered;
+	cursor->ncovered = batch->ncovered;
+	cursor->has_receipt = true;
+	cursor->receipt = batch->receipt;
+	cursor->leased_until = 0;
+	if (receive->lease != NULL)
+		cursor->leased_until =
+			DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+													TimestampTzGetDatum(GetCurrentTimestamp()),
+													IntervalPGetDatum(receive->lease)));
+	cqrs_cursor_forget_passed(cursor);
+	cqrs_cursor_append(cursor);
+	cqrs_received_note(cursor->subscription_id, cursor->partition,
+					   &batch->receipt, receive->lease != NULL);
 }
 
 static void
-put_event(Tuplestorestate *store, TupleDesc desc, const CqrsEvent *event,
+put_event(Receive *receive, Batch *batch, const CqrsEvent *event,
 		  int attempts)
 {
-	Datum		values[CQRS_EVENT_COLUMNS];
-	bool		nulls[CQRS_EVENT_COLUMNS];
+	Datum		values[RECEIVED_COLUMNS];
+	bool		nulls[RECEIVED_COLUMNS] = {0};
 
-	cqrs_event_deform(event, attempts > 0 ? "not_produced" : "new", attempts,
-					  values, nulls);
-	tuplestore_putvalues(store, desc, values, nulls);
+	values[0] = Int64GetDatum(event->position);
+	values[1] = event->event_id;
+	values[2] = event->event_name;
+	values[3] = CStringGetTextDatum(event->topic->name);
+	values[4] = event->key.value;
+	nulls[4] = event->key.isnull;
+	values[5] = event->payload.value;
+	nulls[5] = event->payload.isnull;
+	values[6] = event->headers.value;
+	nulls[6] = event->headers.isnull;
+	values[7] = TimestampTzGetDatum(event->emitted_at);
+	values[8] = Int32GetDatum(attempts);
+	values[9] = Int32GetDatum(batch->relay.cursor.partition);
+	values[10] = UUIDPGetDatum(&batch->receipt);
+	tuplestore_putvalues(receive->store, receive->desc, values, nulls);
+	pfree(DatumGetPointer(values[3]));
+	if (!event->payload.isnull)
+		batch->nbytes += toast_raw_datum_size(event->payload.value);
+	batch->nevents++;
+	cover(batch, event->position);
 }
 
 /*
- * The partition that an argument names; if there is one only, that; else -1.
- */
-static int
-partition_arg(FunctionCallInfo fcinfo, int argno,
-			  const CqrsSubscription *subscription)
-{
-	int			partition;
-
-	if (PG_ARGISNULL(argno))
-		return subscription->partitions == 1 ? 0 : -1;
-	partition = PG_GETARG_INT32(argno);
-	if (partition < 0 || partition >= subscription->partitions)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("subscription \"%s\" has no partition %d",
-						subscription->name, partition),
-				 errhint("Its partitions are 0 to %d.",
-						 subscription->partitions - 1)));
-	return partition;
-}
-
-/*
- * The same, or the one that this transaction received from last.
- */
-static int
-received_partition_arg(FunctionCallInfo fcinfo, int argno,
-					   const CqrsSubscription *subscription)
-{
-	int			partition = partition_arg(fcinfo, argno, subscription);
-
-	if (partition >= 0)
-		return partition;
-	if (received_subscription_id != subscription->subscription_id ||
-		received_lxid != CQRS_MY_LXID)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("partition of subscription \"%s\" is not given",
-						subscription->name),
-				 errdetail("This transaction has received nothing from it."),
-				 errhint("Receive and acknowledge in one transaction, or name the partition in both calls.")));
-	return received_partition;
-}
-
-/*
- * Lock and read the cursor, without a window.
+ * The receipt covers this position.
  */
 static void
-begin_ack(CqrsRelay *relay, CqrsSubscription *subscription, int partition)
+cover(Batch *batch, int64 position)
 {
-	Snapshot	snapshot;
-
-	memset(relay, 0, sizeof(*relay));
-	(void) cqrs_subscription_lock(subscription, partition, true);
-	relay->subscription = cqrs_subscription_get(subscription->name);
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	if (!cqrs_cursor_read(subscription->subscription_id, partition, snapshot,
-						  &relay->cursor))
-		elog(ERROR, "subscription %d has no cursor %d",
-			 subscription->subscription_id, partition);
-	cqrs_cursor_require_native(&relay->cursor, subscription->name);
-	relay->parked = cqrs_parked_load(&relay->cursor, snapshot);
-	UnregisterSnapshot(snapshot);
-}
-
-static void
-not_received(const CqrsSubscription *subscription, int64 position)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("position " INT64_FORMAT " was not received by subscription \"%s\"",
-					position, subscription->name),
-			 errhint("Acknowledge positions that cqrs_receive() returned.")));
-}
-
-/*
- * The highest of the parked events that were handed out, or NULL.
- */
-static CqrsParked *
-last_received(const CqrsParkedSet *set)
-{
-	CqrsParked *last = NULL;
-	int			i;
-
-	for (i = 0; set != NULL && i < set->nparked; i++)
-		if (set->parked[i].received && !set->parked[i].gone)
-			last = &set->parked[i];
-	return last;
-}
-
-/*
- * Acknowledge parked events handed out, up to a position.
- */
-static void
-ack_parked(CqrsRelay *relay, int64 position)
-{
-	CqrsParkedSet *set = relay->parked;
-	int			i;
-
-	for (i = 0; i < set->nparked; i++)
+	if (batch->ncovered == batch->room)
 	{
-		CqrsParked *parked = &set->parked[i];
-
-		if (parked->received && !parked->gone && parked->position <= position)
-		{
-			cqrs_parked_done(set, parked, &relay->cursor);
-			relay->cursor.delivered++;
-		}
+		batch->room = Max(64, batch->room * 2);
+		batch->covered = batch->covered == NULL ?
+			palloc(sizeof(int64) * batch->room) :
+			repalloc_huge(batch->covered, sizeof(int64) * batch->room);
 	}
-	relay->cursor.retrying = last_received(set) != NULL;
+	batch->covered[batch->ncovered++] = position;
+}
+
+static int
+compare_positions(const void *a, const void *b)
+{
+	int64		left = *(const int64 *) a;
+	int64		right = *(const int64 *) b;
+
+	return (left > right) - (left < right);
+}
+
+static void
+note_wake(Receive *receive, TimestampTz at)
+{
+	if (at != 0 && (receive->wake_at == 0 || at < receive->wake_at))
+		receive->wake_at = at;
 }
 
 /*
- * Acknowledge events of the window up to a position that was received.
+ * An attempt found nothing up to where the cursor is in memory: the next one
+ * need not look there again, unless the cursor was moved meanwhile.
  */
 static void
-ack_new(CqrsCursor *cursor, int64 position)
+remember(Receive *receive, const Batch *batch)
 {
-	cursor->position = position;
-	cursor->last_position = Max(cursor->last_position, position);
-	if (position == cursor->received && cursor->received_all)
-		cqrs_relay_close_window(cursor);
+	const CqrsCursor *cursor = &batch->relay.cursor;
+	MemoryContext oldcontext;
+	Seen	   *seen;
+	Seen		now;
+
+	if (receive->seen == NULL || batch->here)
+		return;
+	seen = &receive->seen[cursor->partition];
+	now.context = AllocSetContextCreate(receive->context, "cqrs seen",
+										ALLOCSET_SMALL_SIZES);
+	oldcontext = MemoryContextSwitchTo(now.context);
+	now.seq = cursor->seq;
+	now.skipped = batch->relay.skipped;
+	now.cursor = *cursor;
+	now.cursor.snapshot =
+		cqrs_snapshot_from_datum(PointerGetDatum(cursor->snapshot));
+	if (cursor->until_tick != 0)
+		now.cursor.until_snapshot =
+			cqrs_snapshot_from_datum(PointerGetDatum(cursor->until_snapshot));
+	MemoryContextSwitchTo(oldcontext);
+	if (seen->context != NULL)
+		MemoryContextDelete(seen->context);
+	*seen = now;
+}
+
+static void
+recall(Receive *receive, Batch *batch)
+{
+	CqrsCursor *cursor = &batch->relay.cursor;
+	Seen	   *seen;
+
+	if (receive->seen == NULL || batch->here)
+		return;
+	seen = &receive->seen[cursor->partition];
+	if (seen->context == NULL || seen->seq != cursor->seq || seen->skipped)
+		return;
+	cursor->tick_id = seen->cursor.tick_id;
+	cursor->snapshot = seen->cursor.snapshot;
+	cursor->until_tick = seen->cursor.until_tick;
+	cursor->until_snapshot = seen->cursor.until_snapshot;
+	cursor->position = seen->cursor.position;
+	cursor->received = seen->cursor.received;
+	cursor->received_all = seen->cursor.received_all;
 }
