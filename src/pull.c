@@ -487,14 +487,7 @@ begin_batch(Receive *receive, Batch *batch, bool force, bool together)
 	relay->park_inside = true;
 	relay->hold_back = !force;
 	cqrs_receipt_generate(cursor->partition, &batch->receipt);
-	if (batch->here)
-	{
-		int			i;
-
-		for (i = 0; i < cursor->ncovered; i++)
-			cover(batch, cursor->covered[i]);
-	}
-	else
+	if (!batch->here)
 		count_expired(batch);
 	if (together)
 		cursor->expired = 0;
@@ -731,13 +724,19 @@ finish_batch(Receive *receive, Batch *batch)
 	CqrsCursor *cursor = &relay->cursor;
 	int			i;
 
-	/* What this transaction received before has the new receipt, too. */
-	for (i = 0; batch->here && relay->parked != NULL &&
-		 i < relay->parked->nparked; i++)
+	/*
+	 * What this transaction received before has the new receipt, too. If it
+	 * was done with an earlier window, nothing of that is left.
+	 */
+	for (i = 0; batch->here && i < cursor->ncovered; i++)
 	{
-		CqrsParked *parked = &relay->parked->parked[i];
+		CqrsParked *parked;
 
-		if (!parked->gone && parked->received &&
+		parked = cqrs_parked_find(relay->parked, cursor->covered[i]);
+		if (parked == NULL && cursor->until_tick != relay->start_until)
+			continue;
+		cover(batch, cursor->covered[i]);
+		if (parked != NULL && parked->received &&
 			cqrs_receipt_is_newest(cursor, &parked->receipt))
 			cqrs_parked_hand_out(relay->parked, parked, cursor,
 								 &batch->receipt);
