@@ -550,7 +550,8 @@ contains(const int64 *positions, int npositions, int64 position)
 }
 
 /*
- * Move the cursor up to what is not settled yet, and write it down. If events
+ * Move the cursor up to what is not settled yet, and write it down. When all
+ * is settled, the partition is given back. If events
  * are handed out one by one, others of the same batch are not settled that the
  * receipt does not cover: then the next cqrs_receive() moves it.
  */
@@ -558,21 +559,30 @@ static void
 move_cursor(Handed *handed)
 {
 	CqrsCursor *cursor = &handed->cursor;
-	CqrsParked *parked;
+	int64		position = Max(cursor->received, cursor->position);
+	bool		all_settled = true;
 	int			i;
 
+	for (i = 0; i < cursor->ncovered; i++)
+	{
+		CqrsParked *parked;
+
+		if (!cqrs_receipt_is_open(cursor, handed->parked, cursor->covered[i],
+								  &parked))
+			continue;
+		all_settled = false;
+		if (parked == NULL)
+		{
+			position = cursor->covered[i] - 1;
+			break;
+		}
+	}
+
+	/* With nothing left, nobody need wait for the end of the lease. */
+	if (all_settled)
+		cursor->leased_until = 0;
 	if (cursor->until_tick != 0 && cursor->expired < CQRS_LEASES_EXPIRED)
 	{
-		int64		position = Max(cursor->received, cursor->position);
-
-		for (i = 0; i < cursor->ncovered; i++)
-			if (cqrs_receipt_is_open(cursor, handed->parked,
-									 cursor->covered[i], &parked) &&
-				parked == NULL)
-			{
-				position = cursor->covered[i] - 1;
-				break;
-			}
 		cursor->position = position;
 		cursor->last_position = Max(cursor->last_position, position);
 		cqrs_cursor_forget_passed(cursor);
