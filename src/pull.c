@@ -110,6 +110,7 @@ typedef struct Batch
 	bool		here;			/* goes on with this transaction's */
 	bool		alone;			/* one by one ... */
 	bool		over;			/* ... but none is left of those */
+	bool		wrote;			/* the cursor was moved */
 	TimestampTz now;
 	pg_uuid_t	receipt;
 	int			nevents;
@@ -434,7 +435,6 @@ try_batch(Receive *receive, Batch *batch, bool last, bool force,
 	CqrsRelay  *relay = &batch->relay;
 	CqrsCursor *cursor = &relay->cursor;
 	Outcome		outcome = NOTHING;
-	bool		wrote = receive->wrote;
 
 	batch->now = GetCurrentTimestamp();
 	batch->here = cqrs_received_here(cursor->subscription_id, cursor);
@@ -471,8 +471,8 @@ try_batch(Receive *receive, Batch *batch, bool last, bool force,
 			outcome = found_nothing(receive, batch, last);
 	}
 
-	/* Nothing was written under the lock. */
-	if (outcome == NOTHING && receive->wrote == wrote)
+	receive->wrote |= batch->wrote;
+	if (outcome == NOTHING && !batch->wrote)
 		cqrs_object_unlock(CQRS_REL_SUBSCRIPTION, cursor->subscription_id,
 						   cursor->partition, ExclusiveLock);
 	return outcome;
@@ -485,6 +485,7 @@ begin_batch(Receive *receive, Batch *batch, bool force, bool together)
 	CqrsCursor *cursor = &relay->cursor;
 
 	relay->park_inside = true;
+	relay->here = batch->here;
 	relay->hold_back = !force;
 	cqrs_receipt_generate(cursor->partition, &batch->receipt);
 	if (!batch->here)
@@ -600,7 +601,7 @@ hand_out_alone(Receive *receive, Batch *batch)
 		{
 			cursor->expired = 0;
 			cqrs_cursor_append(cursor);
-			receive->wrote = true;
+			batch->wrote = true;
 		}
 		return AGAIN;
 	}
@@ -705,7 +706,7 @@ found_nothing(Receive *receive, Batch *batch, bool last)
 		cursor->last_position = Max(cursor->last_position, cursor->position);
 		cqrs_cursor_forget_passed(cursor);
 		cqrs_cursor_append(cursor);
-		receive->wrote = true;
+		batch->wrote = true;
 		if (more)
 			return AGAIN;
 	}
@@ -757,7 +758,10 @@ finish_batch(Receive *receive, Batch *batch)
 	}
 	qsort(batch->covered, batch->ncovered, sizeof(int64), compare_positions);
 	cursor->covered = batch->covered;
-	cursor->ncovered = batch->ncovered;
+	cursor->ncovered = 0;
+	for (i = 0; i < batch->ncovered; i++)
+		if (i == 0 || batch->covered[i] != batch->covered[i - 1])
+			cursor->covered[cursor->ncovered++] = batch->covered[i];
 	cursor->has_receipt = true;
 	cursor->receipt = batch->receipt;
 	cursor->leased_until = 0;

@@ -253,7 +253,9 @@ cqrs_relay_next(CqrsRelay *relay, int max_events, CqrsEvent *event)
 				 cqrs_parked_has(relay->parked, event))
 			relay->nothers++;	/* settled, or to come from there */
 		else if (relay->ahead != NULL || relay->parked == NULL ||
-				 !cqrs_parked_blocks(relay->parked, cqrs_event_lane(event)))
+				 !cqrs_parked_blocks(relay->parked, cqrs_event_lane(event)) ||
+				 (relay->here && cursor->until_tick == relay->start_until &&
+				  cqrs_cursor_covers(cursor, event->position)))
 		{
 			relay->blocked = relay->ahead != NULL && relay->parked != NULL &&
 				cqrs_parked_blocks(relay->parked, cqrs_event_lane(event));

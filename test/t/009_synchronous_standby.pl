@@ -26,7 +26,7 @@ $primary->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_replica
 
 sub received
 {
-	return $primary->safe_psql('postgres', "SELECT payload->>'n' FROM cqrs_receive('puller'); SELECT cqrs_ack('puller') > 0");
+	return $primary->safe_psql('postgres', "BEGIN; SELECT payload->>'n' FROM cqrs_receive('puller'); SELECT cqrs_ack('puller') > 0; COMMIT");
 }
 
 sub received_in_time
