@@ -89,6 +89,18 @@ SELECT cqrs_ack('pull', positions_of(11, 12, 14), receipt());
 SELECT received('pull');
 SELECT count(*) FROM cqrs.retry;
 
+-- also if the same transaction received again meanwhile
+SELECT emit_pull('a', 16, 17), emit_pull('b', 18);
+SELECT cqrs_tick() > 0 AS ticked;
+BEGIN;
+SELECT received('pull', 2);
+SELECT cqrs_nack('pull', positions_of(16), 'no', '0');
+SELECT received('pull');
+SELECT cqrs_ack('pull', positions_of(17));
+SELECT cqrs_ack('pull');
+COMMIT;
+SELECT received('pull');
+
 -- of two retried events that a client was handed out, and left, none is taken as done
 SELECT emit_pull('a', 21), emit_pull('b', 22);
 SELECT cqrs_tick() > 0 AS ticked;
