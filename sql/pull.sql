@@ -134,8 +134,9 @@ SELECT cqrs_renew('pull', :'first_receipt', '1 s');
 SELECT cqrs_ack('pull', positions_of(31, 32), receipt());
 SELECT cqrs_ack('pull', positions_of(31, 32), receipt()) AS again;
 SELECT cqrs_ack('pull', NULL, :'first_receipt') AS nothing, cqrs_ack('pull', '{}') AS nothing;
+\set VERBOSITY sqlstate
 SELECT cqrs_ack('pull', positions_of(21), receipt());
-\echo :LAST_ERROR_SQLSTATE
+\set VERBOSITY default
 SELECT cqrs_ack('pull', ARRAY[9223372036854775807], receipt());
 SELECT cqrs_ack('pull', ARRAY[NULL::bigint], receipt());
 SELECT cqrs_ack('pull', positions_of(33), gen_random_uuid());

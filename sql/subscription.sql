@@ -26,8 +26,9 @@ SELECT min(position) AS first, max(position) AS last FROM cqrs_topics.topic_a \g
 SELECT max(receipt::text) AS receipt FROM cqrs_receive('reader') \gset
 SELECT cqrs_ack('reader', ARRAY[:last - 1], :'receipt') AS acked;
 SELECT cqrs_ack('reader', ARRAY[:last - 1], :'receipt') AS acked_again;
-\set VERBOSITY terse
+\set VERBOSITY sqlstate
 SELECT cqrs_ack('reader', ARRAY[:first], :'receipt') AS acked_long_ago;
+\set VERBOSITY terse
 SELECT cqrs_ack('reader', ARRAY[9223372036854775807], :'receipt');
 \echo :LAST_ERROR_SQLSTATE
 \set VERBOSITY default

@@ -120,6 +120,7 @@ typedef struct Adoption
 
 static int64 highest_position(const CqrsTopic *topic, int segment);
 static void adopt_identity(void);
+static void forget_receipts(void);
 static void lock_topics(Adoption *adoption);
 static void keep_topics(Adoption *adoption);
 static void lock_cursors(void);
@@ -220,18 +221,22 @@ cqrs_adopt(PG_FUNCTION_ARGS)
 	Tuplestorestate *store;
 	TupleDesc	desc;
 	Adoption	adoption = {0};
+	bool		is_copy;
 	ListCell   *lc;
 	int			i;
 
 	cqrs_require_writable("cqrs_adopt()");
 	store = cqrs_srf_begin(fcinfo, &desc);
 	adoption.context = CurrentMemoryContext;
-	if (cqrs_registry_is_copy())
+	is_copy = cqrs_registry_is_copy();
+	if (is_copy)
 		adopt_identity();
 	lock_topics(&adoption);
 	lock_cursors();
 	keep_topics(&adoption);
 	list_subscriptions(&adoption);
+	if (is_copy)
+		forget_receipts();
 	if (adoption.topics == NIL && adoption.nsubscriptions == 0)
 		return (Datum) 0;
 
@@ -287,6 +292,40 @@ adopt_identity(void)
 	cqrs_admin_end(&admin);
 	cqrs_shmem_changed();
 	cqrs_commit_durably();
+}
+
+/*
+ * What the original had handed out to clients, they settle there.
+ */
+static void
+forget_receipts(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, all_subscriptions())
+	{
+		CqrsSubscription *subscription = lfirst(lc);
+		int			i;
+
+		for (i = 0; i < subscription->partitions; i++)
+		{
+			CqrsCursor	cursor;
+			Snapshot	snapshot;
+			bool		found;
+
+			(void) cqrs_object_lock(CQRS_REL_SUBSCRIPTION,
+									subscription->subscription_id, i,
+									ExclusiveLock, true);
+			snapshot = RegisterSnapshot(GetLatestSnapshot());
+			found = cqrs_cursor_read(subscription->subscription_id, i,
+									 snapshot, &cursor);
+			UnregisterSnapshot(snapshot);
+			if (!found || !cursor.has_receipt)
+				continue;
+			cqrs_cursor_forget_receipt(&cursor);
+			cqrs_cursor_append(&cursor);
+		}
+	}
 }
 
 /*

@@ -270,6 +270,8 @@ handed_elsewhere(CqrsSubscription *subscription, const pg_uuid_t *receipt)
 	Handed	   *handed;
 	bool		wait;
 
+	if (cqrs_registry_is_copy())
+		cqrs_receipt_invalid(subscription, "This database is a copy: what was handed out is settled in the original.");
 	if (partition >= subscription->partitions)
 		cqrs_receipt_invalid(subscription, "It is not a receipt of this subscription.");
 	handed = read_handed(subscription, partition);
