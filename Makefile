@@ -49,6 +49,7 @@ OBJS = \
 	src/payload_type.o \
 	src/pull.o \
 	src/pull_ack.o \
+	src/pull_batch.o \
 	src/pull_wait.o \
 	src/receipt.o \
 	src/registry.o \

@@ -32,9 +32,9 @@ typedef struct CqrsCursor
 	bool		received_all;	/* nothing of it is behind received */
 
 	/*
-	 * What was handed out last, to who pulls: the positions, which the receipt
-	 * covers, in order. And which positions of the window, beyond position,
-	 * are settled already.
+	 * What was handed out last, to who pulls: the positions, which the
+	 * receipt covers, in order. And which positions of the window, beyond
+	 * position, are settled already.
 	 */
 	bool		has_receipt;
 	pg_uuid_t	receipt;

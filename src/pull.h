@@ -10,14 +10,53 @@
 
 #include "cqrs_outbox.h"
 
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+#include "cursor.h"
 #include "registry.h"
 #include "tick.h"
 
 /* So many leases in a row over the same events: then one by one. */
 #define CQRS_LEASES_EXPIRED	2
 
+/* How far an attempt that found nothing came. */
+typedef struct CqrsSeen
+{
+	MemoryContext context;		/* NULL: no attempt yet */
+	int64		seq;			/* if the cursor's row is still this ... */
+	bool		skipped;		/* ... and nothing had to be parked */
+	CqrsCursor	cursor;			/* without what the receipt covers */
+} CqrsSeen;
+
+/* One call of cqrs_receive(). */
+typedef struct CqrsReceive
+{
+	const char *name;
+	int			max_events;
+	int			partition;		/* -1: any */
+	int64		wait;			/* in milliseconds */
+	Interval   *lease;			/* NULL: none */
+	Tuplestorestate *store;
+	TupleDesc	desc;
+	MemoryContext context;
+	CqrsSeen   *seen;			/* by partition; NULL: nothing to remember */
+
+	/* What the last attempt met. */
+	bool		locked;			/* something was another transaction's */
+	bool		busy;			/* a topic's table was */
+	bool		wrote;			/* a cursor moved, with nothing handed out */
+	TimestampTz wake_at;		/* a lease ends, or an event is due; 0: no */
+	int64		tick_id;		/* seen */
+} CqrsReceive;
+
 /* pull.c */
 extern CqrsSubscription *cqrs_pull_subscription(const char *name);
+
+/* pull_batch.c */
+extern bool cqrs_pull_batch(CqrsReceive *receive,
+							CqrsSubscription *subscription, int partition,
+							bool last);
 
 /* pull_wait.c */
 extern bool cqrs_pull_lock_segments(const CqrsSubscription *subscription);

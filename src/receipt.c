@@ -176,7 +176,7 @@ cqrs_received_list(int32 subscription_id)
 		}
 		foreach(lc2, list)
 			if (((CqrsReceived *) lfirst(lc2))->partition == entry->partition)
-				break;
+			break;
 		if (lc2 != NULL)
 			lfirst(lc2) = entry;
 		else

@@ -41,8 +41,9 @@ typedef struct CqrsRelay
 	CqrsWindow *window;			/* NULL: nothing to deliver */
 	CqrsParkedSet *parked;		/* NULL: none */
 	bool		park_inside;	/* park also behind events of this batch */
-	bool		here;			/* what the receipt covers is this transaction's:
-								 * hand it out, whatever it waits for */
+	bool		here;			/* what the receipt covers is this
+								 * transaction's: hand it out, whatever it
+								 * waits for */
 	bool		hold_back;		/* park nothing before the first event ... */
 	bool		skipped;		/* ... but something has to be */
 	bool		has_parked;		/* something was parked on the way */

@@ -637,7 +637,8 @@ add_to_set(CqrsParkedSet *set, int64 position, uint64 lane, bool received)
 
 			if (other->lane != lane || other->gone || !other->head)
 				continue;
-			other->head = false;
+			other	  ->head = false;
+
 			parked->head = true;
 			break;
 		}
