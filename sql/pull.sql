@@ -240,6 +240,24 @@ SELECT received('pull');
 SELECT cqrs_ack('pull');
 COMMIT;
 
+-- what was handed out alone within a savepoint that is rolled back comes again
+SELECT emit_pull('a', 71), emit_pull('b', 72);
+SELECT cqrs_tick() > 0 AS ticked;
+SELECT received('pull', lease => '1 min');
+SELECT expire();
+SELECT received('pull', lease => '1 min');
+SELECT expire();
+BEGIN;
+SAVEPOINT s;
+SELECT received('pull');
+SELECT cqrs_ack('pull');
+ROLLBACK TO s;
+SELECT received('pull');
+SELECT cqrs_ack('pull');
+SELECT received('pull');
+SELECT cqrs_ack('pull');
+COMMIT;
+
 -- partitions: each key is in one, and what has no key in the first
 SELECT cqrs_subscribe('spread', ARRAY['things'], start => 'latest', partitions => 3, retry_delay => '0');
 SELECT cqrs_emit_many('happened', array_agg(jsonb_build_object('n', i) ORDER BY i), array_agg('k' || i % 20 ORDER BY i))

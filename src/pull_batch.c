@@ -293,7 +293,10 @@ hand_out_alone(CqrsReceive *receive, Batch *batch)
 									  cursor, &event, NULL);
 			parked = cqrs_parked_find(relay->parked, event.position);
 			changed = true;
+
+			/* Read, but parked: so the window is behind it. */
 			relay->nevents = 0;
+			relay->nothers++;
 			if (!cqrs_parked_begin_attempt(relay->parked, parked,
 										   relay->subscription, cursor))
 				continue;
