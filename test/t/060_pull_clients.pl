@@ -386,6 +386,9 @@ sub dead
 
 sub redrive
 {
+	# One that was acknowledged since it died, the subscription having been moved,
+	# comes again all the same.
+	delete $acked{ $_->{n} } for grep { $_->{dead} } values %events;
 	my $out = $main->query("SELECT cqrs_redrive('$subscription')");
 
 	push @$trace, "redriven $out";
