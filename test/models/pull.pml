@@ -13,10 +13,11 @@
  *
  * Lanes and order by key are not in here; test/t/060_pull_clients.pl has them.
  */
+/* deep: DEEP=1 */
 /* broken: BROKEN_RECEIPT a position is enough to settle an event */
 /* broken: BROKEN_SAVEPOINT what a savepoint takes back stays in memory */
 
-#ifdef DEEP					/* spin -DDEEP: a minute, 10 million states */
+#ifdef DEEP					/* a minute, 10 million states */
 #define ALL		7			/* three events, a bit each */
 #define RECEIPTS	6
 #else
