@@ -10,7 +10,7 @@ use Test::More;
 
 use CqrsTest;
 
-my $primary = new_server('primary', "synchronous_commit = local\n", allows_streaming => 1);
+my $primary = new_server('primary', "synchronous_commit = local\nclient_min_messages = warning\n", allows_streaming => 1);
 
 $primary->start;
 set_up_recording($primary, 'postgres');

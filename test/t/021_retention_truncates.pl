@@ -13,6 +13,7 @@ use Test::More;
 use CqrsTest;
 
 my $node = new_server('main', q(
+client_min_messages = warning
 cqrs_outbox.segment_size = '64kB'
 cqrs_outbox.segment_age = '1s'
 log_min_messages = debug1
