@@ -51,6 +51,10 @@ OBJS = \
 	src/payload_type.o \
 	src/privilege.o \
 	src/pull.o \
+	src/pull_ack.o \
+	src/pull_batch.o \
+	src/pull_wait.o \
+	src/receipt.o \
 	src/registry.o \
 	src/relay.o \
 	src/release.o \

@@ -8,8 +8,10 @@ SELECT cqrs_subscribe('t', ARRAY['topic_a']);
 SELECT cqrs_subscribe('partitioned', ARRAY['topic_a'], partitions => 4);
 SELECT cqrs_emit_many('a', ARRAY['{"n": 1}', '{"n": 2}', '{"n": 3}']::jsonb[], ARRAY['x', 'y', 'z']);
 SELECT cqrs_tick() > 0 AS ticked;
+BEGIN;
 SELECT payload FROM cqrs_receive('s', 2);
 SELECT cqrs_ack('s') IS NOT NULL AS acknowledged;
+COMMIT;
 SELECT cqrs_emit('a', '{"n": 4}', key => 'x') IS NOT NULL AS emitted;
 
 -- in topics that were made here, nothing is adopted, whoever put it there

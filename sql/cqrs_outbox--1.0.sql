@@ -276,10 +276,15 @@ COMMENT ON TABLE cqrs.tick IS 'snapshots between which events are delivered';
 --                 none is
 -- until_snapshot  ... and with this snapshot
 -- position        of that window, delivered up to this position
--- received        of that window, handed out by cqrs_receive() up to this
---                 position, but not acknowledged
+-- received        of that window, read by cqrs_receive() up to this position
 -- received_all    nothing of that window is behind what was received
--- retrying        what cqrs_receive() handed out last are rows of cqrs.retry
+-- receipt         of what cqrs_receive() handed out last, or NULL
+-- leased_until    nothing else is handed out before; NULL: only the receiving
+--                 transaction had the partition
+-- expired         so many leases on that batch ran out in a row; from 2 on,
+--                 its events are handed out one by one
+-- covered         the positions that the receipt covers, in order
+-- passed          of that window, positions beyond position that are settled
 -- parked_from     the lowest position of a row in cqrs.retry, or NULL: there
 --                 is none
 -- delivered       how many events were delivered; only for showing the rate
@@ -301,7 +306,11 @@ CREATE TABLE cqrs.cursor (
 	position		bigint,
 	received		bigint,
 	received_all	boolean		NOT NULL,
-	retrying		boolean		NOT NULL,
+	receipt			uuid,
+	leased_until	timestamptz,
+	expired			smallint	NOT NULL,
+	covered			bigint[],
+	passed			bigint[],
 	parked_from		bigint,
 	delivered		bigint		NOT NULL,
 	last_position	bigint		NOT NULL,
@@ -312,7 +321,7 @@ CREATE TABLE cqrs.cursor (
 COMMENT ON TABLE cqrs.cursor IS 'cursors of subscriptions, newest row by seq';
 
 -- ----------------------------------------------------------------------
--- cqrs.retry: events that the cursor has passed, but that are not delivered:
+-- cqrs.retry: events that are not delivered, and that the cursor passes by:
 -- those that failed, and the later ones of the same topic and key, which wait
 -- for them
 --
@@ -322,7 +331,8 @@ COMMENT ON TABLE cqrs.cursor IS 'cursors of subscriptions, newest row by seq';
 -- event_id .. emitted_at
 --                  the event, whole
 -- attempts         how often it was tried; 0: it waits for an earlier one
--- received         handed out by cqrs_receive(), and not acknowledged
+-- receipt          handed out by cqrs_receive() with this receipt, and not
+--                  settled, or NULL
 -- failed_at        when it was last tried, or NULL
 -- retry_at         not tried again before; of those of one key, only the
 --                  lowest position is tried
@@ -341,7 +351,7 @@ CREATE TABLE cqrs.retry (
 	payload			jsonb,
 	emitted_at		timestamptz	NOT NULL,
 	attempts		integer		NOT NULL,
-	received		boolean		NOT NULL,
+	receipt			uuid,
 	failed_at		timestamptz,
 	retry_at		timestamptz	NOT NULL,
 	sqlstate		text,
@@ -1333,52 +1343,99 @@ CREATE FUNCTION cqrs_wait(subscription text, timeout interval DEFAULT '10 s') RE
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_wait(text, interval) IS 'waits until a subscription has got what is committed';
 
--- The next events of a subscription without handler. They are received again
--- until acknowledged. A batch has either events that cqrs_nack() said to try
--- again, and that are due, or new ones.
---   batch_size  at most so many events, at least 1; a batch may be shorter
---               although more is waiting, also to stay within 16 MB
---   partition   from this one; NULL: if there are several, from one that has
---               events and that nobody else is receiving from just now
+-- An event as cqrs_receive() hands it out.
+--   attempts   how often it was handed out to be tried, this time included
+--   partition  where it is from
+--   receipt    of this batch, for cqrs_ack(), cqrs_nack() and cqrs_renew()
+CREATE TYPE cqrs_received AS (
+	position	bigint,
+	event_id	uuid,
+	event_name	text,
+	topic		text,
+	key			text,
+	payload		jsonb,
+	headers		jsonb,
+	emitted_at	timestamptz,
+	attempts	integer,
+	partition	integer,
+	receipt		uuid
+);
+COMMENT ON TYPE cqrs_received IS 'an event, as cqrs_receive() hands it out';
+
+-- The next events of one partition of a subscription without handler: those
+-- that failed, or were not settled, and are due, then new ones; none whose
+-- topic and key wait for another. What was committed before the call is
+-- found. NULL for an argument means its default.
+--   max_events  at most so many, at least 1; a batch may be shorter although
+--               more is waiting, also to stay within 16 MB
+--   wait        if there is nothing, wait for so long, at most a minute
+--   lease       NULL: the partition is this transaction's until its end;
+--               otherwise it is the receipt's for so long
+--   partition   from this one; NULL: from one that has something
+-- A partition that another transaction, or a lease, has is passed by. What is
+-- not settled with cqrs_ack() or cqrs_nack() when the transaction, or the
+-- lease, is over comes again; if the lease on a batch runs out twice, one
+-- event at a time, and each time is an attempt.
 -- Errors: 42704 does not exist; 42501 not its owner; 55000 it has a handler,
--- is paused or suspended, or was restored from a dump; 22023 batch_size,
--- partition; 25006 read-only transaction or standby.
--- Locks: the partition's lock until the end of the transaction: another
--- receiver that names it waits for it.
+-- is paused or suspended, or was restored from a dump, or wait without
+-- cqrs_outbox in shared_preload_libraries; 22023 an argument; 25006 read-only
+-- transaction or standby.
+-- Locks: the partition's until the end of the transaction, if events are
+-- returned. It waits for no lock. While it waits it keeps the statement's
+-- snapshot, as any statement does.
 -- Privileges: membership in the subscription's owner, who must have SELECT on
 -- its topics.
-CREATE FUNCTION cqrs_receive(subscription text, batch_size integer DEFAULT 100, "partition" integer DEFAULT NULL)
-RETURNS SETOF cqrs_event
+CREATE FUNCTION cqrs_receive(subscription text, max_events integer DEFAULT 100, wait interval DEFAULT '0',
+	lease interval DEFAULT NULL, "partition" integer DEFAULT NULL) RETURNS SETOF cqrs_received
 LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100 AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION cqrs_receive(text, integer, integer) IS 'next events of a subscription';
+COMMENT ON FUNCTION cqrs_receive(text, integer, interval, interval, integer) IS 'next events of a subscription';
 
--- Acknowledges received events: they are not received again.
---   position   up to and with this event of the batch last received; NULL: all
---              of the batch
---   partition  that was received from; NULL: the one that this transaction
---              received from
--- Returns the position acknowledged up to, or NULL if there was nothing to
--- acknowledge. Errors, locks, privileges: as cqrs_receive(); 22023 a position
--- that was not received, or a partition that cannot be known.
-CREATE FUNCTION cqrs_ack(subscription text, "position" bigint DEFAULT NULL, "partition" integer DEFAULT NULL)
-RETURNS bigint
+-- Acknowledges all that this transaction received and has not settled: it does
+-- not come again. Returns how many events that were; 0 if it received nothing.
+-- Errors: as cqrs_receive(), but not if it is paused; OB003 this transaction
+-- has not called cqrs_receive(), or what it received was moved away.
+-- Privileges: membership in the subscription's owner.
+CREATE FUNCTION cqrs_ack(subscription text) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION cqrs_ack(text, bigint, integer) IS 'acknowledges received events';
+COMMENT ON FUNCTION cqrs_ack(text) IS 'acknowledges what this transaction received';
 
--- Says that a received event could not be processed: it is received again
--- later, or, after max_attempts, is a dead letter. Until then, later events of
--- its topic and key wait; others go on. What was received before it is
--- acknowledged; what was received after it must be received anew.
---   position     of the event
+-- Acknowledges exactly these events.
+--   positions  of events that the receipt covers; NULL: none
+--   receipt    they were received with; NULL: this transaction's
+-- Returns how many were not settled before. Errors: as above; OB003 the
+-- receipt is not the newest of its partition any more, or not valid for
+-- another reason; 22023 a position that it does not cover; 22004 a position
+-- is NULL.
+-- Locks: the partition's until the end of the transaction; it waits for that
+-- only while the lease lasts.
+-- Privileges: membership in the subscription's owner.
+CREATE FUNCTION cqrs_ack(subscription text, positions bigint[], receipt uuid DEFAULT NULL) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_ack_positions';
+COMMENT ON FUNCTION cqrs_ack(text, bigint[], uuid) IS 'acknowledges received events';
+
+-- Says that these events could not be processed: they are received again
+-- later, or, after max_attempts, are dead letters. Until then, later events of
+-- their topics and keys wait, unless they are acknowledged; others go on.
+-- Nothing is acknowledged by this.
+--   positions    of events that the receipt covers; NULL: none
 --   error        why, for people to read
 --   retry_after  not again before; NULL: as the subscription's settings say
---   partition    as in cqrs_ack()
--- Errors, locks, privileges: as cqrs_ack(); 53400 too many of its events are
--- parked.
-CREATE FUNCTION cqrs_nack(subscription text, "position" bigint, error text DEFAULT NULL,
-	retry_after interval DEFAULT NULL, "partition" integer DEFAULT NULL) RETURNS void
+--   give_up      no more attempts
+--   receipt      they were received with; NULL: this transaction's
+-- Returns how many were not settled before. Errors, locks, privileges: as
+-- cqrs_ack().
+CREATE FUNCTION cqrs_nack(subscription text, positions bigint[], error text DEFAULT NULL,
+	retry_after interval DEFAULT NULL, give_up boolean DEFAULT false, receipt uuid DEFAULT NULL) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-COMMENT ON FUNCTION cqrs_nack(text, bigint, text, interval, integer) IS 'has a received event tried again later';
+COMMENT ON FUNCTION cqrs_nack(text, bigint[], text, interval, boolean, uuid) IS 'has received events tried again later';
+
+-- Prolongs a lease.
+--   lease  from now on; '0' gives the partition back, with what is not settled
+-- Returns until when it is leased. Errors, locks, privileges: as cqrs_ack();
+-- 22004 NULL, 22023 a negative lease.
+CREATE FUNCTION cqrs_renew(subscription text, receipt uuid, lease interval) RETURNS timestamptz
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+COMMENT ON FUNCTION cqrs_renew(text, uuid, interval) IS 'prolongs the lease of received events';
 
 -- The events that a subscription gave up on, by position. topic is NULL if it
 -- was dropped; error is the last one's message.
@@ -1735,7 +1792,7 @@ FROM cqrs.subscription s
 CROSS JOIN LATERAL cqrs.subscription_progress(s.subscription_id) p
 CROSS JOIN LATERAL (
 	SELECT count(*) FILTER (WHERE attempts > 0) AS retrying,
-		   count(*) FILTER (WHERE attempts = 0) AS waiting,
+		   count(*) FILTER (WHERE attempts = 0 AND receipt IS NULL) AS waiting,
 		   min(retry_at) FILTER (WHERE attempts > 0) AS retry_at
 	FROM cqrs.retry r WHERE r.subscription_id = s.subscription_id) r
 LEFT JOIN LATERAL (
@@ -1999,10 +2056,11 @@ GRANT EXECUTE ON FUNCTION
 	cqrs_enqueue(text, jsonb, text, timestamptz), cqrs_cancel_command(uuid), cqrs.run_command(cqrs_event),
 	cqrs_emit(text, jsonb, text, jsonb, text, uuid), cqrs_emit_many(text, jsonb[], text[]), cqrs_emit_trigger(),
 	cqrs_events(text, integer, text, text, bigint),
-	cqrs_wait(text, interval), cqrs_receive(text, integer, integer), cqrs_ack(text, bigint, integer),
-	cqrs_nack(text, bigint, text, interval, integer), cqrs_dead_letters(text)
+	cqrs_wait(text, interval), cqrs_receive(text, integer, interval, interval, integer), cqrs_ack(text),
+	cqrs_ack(text, bigint[], uuid), cqrs_nack(text, bigint[], text, interval, boolean, uuid),
+	cqrs_renew(text, uuid, interval), cqrs_dead_letters(text)
 TO PUBLIC;
-GRANT USAGE ON TYPE cqrs_event, cqrs_request, cqrs_context TO PUBLIC;
+GRANT USAGE ON TYPE cqrs_event, cqrs_received, cqrs_request, cqrs_context TO PUBLIC;
 GRANT USAGE ON SCHEMA cqrs_topics TO PUBLIC;
 
 -- The views show what their reader may know; they call these as the reader.

@@ -56,8 +56,10 @@ SELECT cqrs_emit_many('a', ARRAY(SELECT jsonb_build_object('n', n) FROM generate
 SELECT * FROM pg_temp.problems();
 SELECT * FROM pg_temp.problems(max_lag => '0');
 SELECT cqrs_tick() > 0 AS ticked;
+BEGIN;
 SELECT count(*) FROM cqrs_receive('pull');
 SELECT cqrs_ack('pull') > 0 AS acknowledged;
+COMMIT;
 SET ROLE regress_cqrs_owner;
 GRANT EXECUTE ON FUNCTION on_event TO PUBLIC;
 RESET ROLE;
@@ -70,20 +72,20 @@ SELECT * FROM pg_temp.problems(max_lag => '0');
 -- tried again, and given up
 SELECT cqrs_emit('a', '{}', key => 'k') IS NOT NULL AS emitted;
 SELECT cqrs_tick() > 0 AS ticked;
-SELECT position FROM cqrs_receive('pull') \gset
-SELECT cqrs_nack('pull', :position, 'no luck', '0');
+SELECT cqrs_nack('pull', ARRAY[position], 'no luck', '0') FROM cqrs_receive('pull');
 SET ROLE regress_cqrs_owner;
 SELECT cqrs_drain('handled');
 RESET ROLE;
 SELECT * FROM pg_temp.problems();
 SELECT * FROM pg_temp.problems(max_lag => '0');
 SELECT detail ~ '^1 events failed and are tried again, .*: no luck$' AS told FROM cqrs_health('0') WHERE problem = 'retrying';
-SELECT count(*) FROM cqrs_receive('pull');
-SELECT cqrs_nack('pull', :position, 'no luck');
+SELECT cqrs_nack('pull', ARRAY[position], 'no luck') FROM cqrs_receive('pull');
 SELECT * FROM pg_temp.problems(max_lag => '0');
 SELECT cqrs_redrive('pull');
+BEGIN;
 SELECT count(*) FROM cqrs_receive('pull');
 SELECT cqrs_ack('pull') > 0 AS acknowledged;
+COMMIT;
 SELECT * FROM pg_temp.problems(max_lag => '0');
 
 -- dead letters are counted so far, and no further; the last error is found
@@ -96,6 +98,8 @@ SELECT cqrs_discard('pull');
 SELECT * FROM pg_temp.problems();
 
 -- held by a transaction that was prepared
+SELECT cqrs_emit('a', '{}') IS NOT NULL AS emitted;
+SELECT cqrs_tick() > 0 AS ticked;
 BEGIN;
 SELECT count(*) FROM cqrs_receive('pull');
 SELECT * FROM pg_temp.problems(max_hold => '0');
@@ -106,6 +110,10 @@ SELECT * FROM pg_temp.problems(max_hold => '0');
 RESET ROLE;
 ROLLBACK PREPARED 'it''s prepared';
 SELECT * FROM pg_temp.problems(max_hold => '0');
+BEGIN;
+SELECT count(*) FROM cqrs_receive('pull');
+SELECT cqrs_ack('pull');
+COMMIT;
 
 -- the owner's privileges
 REVOKE SELECT ON cqrs_topics.topic_a FROM regress_cqrs_owner;
@@ -140,8 +148,8 @@ SELECT * FROM pg_temp.problems();
 -- what was restored
 SELECT subscription_id, seq FROM cqrs.subscription JOIN cqrs.cursor USING (subscription_id)
 WHERE subscription = 'pull' ORDER BY seq DESC LIMIT 1 \gset
-INSERT INTO cqrs.cursor (subscription_id, partition, seq, tick_id, snapshot, received_all, retrying, delivered, last_position, moved_at)
-SELECT subscription_id, partition, seq + 1, tick_id, snapshot, received_all, retrying, delivered, last_position, moved_at
+INSERT INTO cqrs.cursor (subscription_id, partition, seq, tick_id, snapshot, received_all, expired, delivered, last_position, moved_at)
+SELECT subscription_id, partition, seq + 1, tick_id, snapshot, received_all, expired, delivered, last_position, moved_at
 FROM cqrs.cursor WHERE subscription_id = :subscription_id AND seq = :seq;
 SELECT * FROM pg_temp.problems();
 SELECT cqrs_seek('pull', 'latest');
@@ -241,8 +249,10 @@ SELECT pages('SELECT * FROM cqrs_subscription_status') < 1.5 * :status_pages AS 
 	   pages('SELECT * FROM cqrs_health()') < 1.5 * :health_pages AS health_flat;
 -- also behind delivered events of a window, more than are looked at
 SELECT cqrs_tick() > 0 AS ticked;
+BEGIN;
 SELECT count(*) FROM cqrs_receive('small', 50000);
 SELECT cqrs_ack('small') > 0 AS acknowledged;
+COMMIT;
 SELECT lag_events, lag_seconds > 0 AS lags, lag_bytes / lag_events BETWEEN 80 AND 160 AS bytes
 FROM cqrs_subscription_status WHERE subscription = 'small';
 SELECT pages('SELECT * FROM cqrs_subscription_status') < 1.5 * :status_pages AS status_flat;

@@ -77,9 +77,10 @@ SELECT receive(2);
 SELECT * FROM cqrs_maintain();
 -- received is not acknowledged; acknowledged is not committed
 SELECT cqrs_tick() > 0 AS ticked;
-SELECT payload FROM cqrs_receive('reader');
+SELECT position, payload, receipt FROM cqrs_receive('reader') \gset
+SELECT :'payload' AS payload;
 SELECT * FROM cqrs_maintain();
-SELECT cqrs_ack('reader') > 0 AS acked;
+SELECT cqrs_ack('reader', ARRAY[:position], :'receipt');
 SELECT * FROM cqrs_maintain();
 
 -- rows of aborted transactions hold nothing; what was rolled back to a savepoint neither
@@ -97,8 +98,7 @@ SELECT * FROM cqrs_maintain();
 -- nothing of a parked event is held: it is kept elsewhere
 SELECT emit(1);
 SELECT cqrs_tick() > 0 AS ticked;
-SELECT payload FROM cqrs_receive('reader');
-SELECT cqrs_nack('reader', (SELECT max(position) FROM cqrs_topics.t), 'no', retry_after => '0');
+SELECT payload, cqrs_nack('reader', ARRAY[position], 'no', retry_after => '0') FROM cqrs_receive('reader');
 SELECT * FROM cqrs_maintain();
 SELECT receive(1);
 
@@ -108,11 +108,15 @@ SELECT emit(8);
 SELECT cqrs_tick() > 0 AS ticked;
 SELECT receive(8);
 SELECT * FROM cqrs_maintain();
+BEGIN;
 SELECT count(*) FROM cqrs_receive('other', partition => 0);
-SELECT cqrs_ack('other', partition => 0) > 0 AS acked;
+SELECT cqrs_ack('other') > 0 AS acked;
+COMMIT;
 SELECT * FROM cqrs_maintain();
+BEGIN;
 SELECT count(*) FROM cqrs_receive('other', partition => 1);
-SELECT cqrs_ack('other', partition => 1) > 0 AS acked;
+SELECT cqrs_ack('other') > 0 AS acked;
+COMMIT;
 SELECT * FROM cqrs_maintain();
 SELECT emit(1);
 SELECT cqrs_tick() > 0 AS ticked;
@@ -188,8 +192,8 @@ SELECT format('topic_%s_%s', topic_id, current_segment) AS segment FROM cqrs.top
 INSERT INTO cqrs.:segment (position, xid, emitted_at, event_id, event_name)
 VALUES (1, '3', now(), gen_random_uuid(), 'e');
 CREATE TEMP TABLE saved AS SELECT * FROM cqrs.cursor ORDER BY seq DESC LIMIT 1;
-INSERT INTO cqrs.cursor (subscription_id, partition, seq, tick_id, snapshot, received_all, retrying, delivered, last_position, moved_at)
-SELECT subscription_id, partition, seq + 1, tick_id, snapshot, received_all, retrying, delivered, last_position, moved_at FROM saved;
+INSERT INTO cqrs.cursor (subscription_id, partition, seq, tick_id, snapshot, received_all, expired, delivered, last_position, moved_at)
+SELECT subscription_id, partition, seq + 1, tick_id, snapshot, received_all, expired, delivered, last_position, moved_at FROM saved;
 SELECT action, detail FROM cqrs_maintain();
 SELECT cqrs_seek('reader', 'latest');
 SELECT action, detail FROM cqrs_maintain();

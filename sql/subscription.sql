@@ -9,26 +9,33 @@ SELECT count(cqrs_emit('a', jsonb_build_object('n', n))) FROM generate_series(1,
 SELECT count(*) AS before_tick FROM cqrs_receive('reader');
 SELECT cqrs_tick() > 0 AS ticked;
 SELECT event_name, payload FROM cqrs_events('topic_a');
-SELECT payload, status FROM cqrs_receive('reader', 1);
+SELECT payload, attempts FROM cqrs_receive('reader', 1);
+BEGIN;
 SELECT payload AS again FROM cqrs_receive('reader', 1);
-SELECT cqrs_ack('reader') = min(position) AS acked FROM cqrs_topics.topic_a;
+SELECT cqrs_ack('reader');
+COMMIT;
 SELECT payload FROM cqrs_events('topic_a');
 SELECT payload, status FROM cqrs_events('topic_a', status => 'all');
-SELECT cqrs_ack('reader') IS NULL AS nothing_to_ack;
+SELECT cqrs_ack('reader');
+\echo :LAST_ERROR_SQLSTATE
 SELECT payload FROM cqrs_receive('reader');
 SELECT lag_events, kind, state, pid FROM cqrs_subscription_status;
 
 -- by position, repeated, wrong
 SELECT min(position) AS first, max(position) AS last FROM cqrs_topics.topic_a \gset
-SELECT cqrs_ack('reader', :last - 1) = :last - 1 AS acked;
-SELECT cqrs_ack('reader', :last - 1) = :last - 1 AS acked_again;
-SELECT cqrs_ack('reader', :first) = :first AS acked_long_ago;
+SELECT max(receipt::text) AS receipt FROM cqrs_receive('reader') \gset
+SELECT cqrs_ack('reader', ARRAY[:last - 1], :'receipt') AS acked;
+SELECT cqrs_ack('reader', ARRAY[:last - 1], :'receipt') AS acked_again;
+\set VERBOSITY sqlstate
+SELECT cqrs_ack('reader', ARRAY[:first], :'receipt') AS acked_long_ago;
 \set VERBOSITY terse
-SELECT cqrs_ack('reader', 9223372036854775807);
+SELECT cqrs_ack('reader', ARRAY[9223372036854775807], :'receipt');
 \echo :LAST_ERROR_SQLSTATE
 \set VERBOSITY default
+BEGIN;
 SELECT payload FROM cqrs_receive('reader');
-SELECT cqrs_ack('reader', :last) = :last AS acked;
+SELECT cqrs_ack('reader', ARRAY[:last]) AS acked;
+COMMIT;
 SELECT count(*) FROM cqrs_receive('reader');
 SELECT count(*) FROM cqrs_events('topic_a');
 
@@ -45,7 +52,7 @@ SELECT payload FROM cqrs_receive('reader');
 SAVEPOINT s;
 SELECT cqrs_ack('reader') > 0 AS acked;
 ROLLBACK TO s;
-SELECT payload AS not_acked FROM cqrs_receive('reader');
+SELECT count(*) AS handed_out FROM cqrs_receive('reader');
 SELECT cqrs_ack('reader') > 0 AS acked;
 COMMIT;
 SELECT count(*) FROM cqrs_receive('reader');
@@ -62,7 +69,7 @@ BEGIN
 END $$;
 DO $$
 DECLARE
-	e cqrs_event;
+	e cqrs_received;
 BEGIN
 	LOOP
 		SELECT * INTO e FROM cqrs_receive('reader', 1);
@@ -227,7 +234,9 @@ SELECT cqrs_receive('handler');
 SELECT cqrs_ack('handler');
 SELECT cqrs_drain('reader');
 SELECT cqrs_receive('reader', 0);
-SELECT cqrs_receive('reader', NULL);
+SELECT cqrs_receive('reader', wait => '-1 s');
+SELECT cqrs_receive('reader', wait => '2 min');
+SELECT cqrs_receive('reader', lease => '0');
 SELECT cqrs_events(batch_size => 0);
 SELECT cqrs_events(status => 'done');
 SELECT cqrs_events('no such topic');

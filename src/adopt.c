@@ -85,7 +85,9 @@ typedef struct Delivered
 	bool		restored;		/* false: all that was restored */
 	CqrsSnapshot *snapshot;
 	CqrsSnapshot *until_snapshot;	/* NULL: was in no window */
-	int64		position;		/* of that window, up to here */
+	int64		position;		/* of that window, up to here ... */
+	int			npassed;		/* ... and some beyond */
+	int64	   *passed;
 } Delivered;
 
 /* A restored subscription. */
@@ -117,6 +119,7 @@ typedef struct Adoption
 } Adoption;
 
 static int64 highest_position(const CqrsTopic *topic, int segment);
+static void forget_receipts(void);
 static void lock_topics(Adoption *adoption);
 static void keep_topics(Adoption *adoption);
 static void lock_cursors(void);
@@ -128,6 +131,7 @@ static void read_cursors(Restored *restored, Snapshot snapshot);
 static FullTransactionId end_of_labels(Adoption *adoption);
 static int	compare_topics(const ListCell *a, const ListCell *b);
 static int	compare_subscriptions(const ListCell *a, const ListCell *b);
+static int	compare_positions(const void *a, const void *b);
 static void adopt_segment(Adoption *adoption, const CqrsTopic *topic,
 						  int segment);
 static FullTransactionId label_of(Adoption *adoption, const CqrsTopic *topic,
@@ -216,18 +220,22 @@ cqrs_adopt(PG_FUNCTION_ARGS)
 	Tuplestorestate *store;
 	TupleDesc	desc;
 	Adoption	adoption = {0};
+	bool		is_copy;
 	ListCell   *lc;
 	int			i;
 
 	cqrs_require_writable("cqrs_adopt()");
 	store = cqrs_srf_begin(fcinfo, &desc);
 	adoption.context = CurrentMemoryContext;
-	if (cqrs_registry_is_copy())
+	is_copy = cqrs_registry_is_copy();
+	if (is_copy)
 		cqrs_adopt_identity();
 	lock_topics(&adoption);
 	lock_cursors();
 	keep_topics(&adoption);
 	list_subscriptions(&adoption);
+	if (is_copy)
+		forget_receipts();
 	if (adoption.topics == NIL && adoption.nsubscriptions == 0)
 		return (Datum) 0;
 
@@ -283,6 +291,40 @@ cqrs_adopt_identity(void)
 	cqrs_admin_end(&admin);
 	cqrs_shmem_changed();
 	cqrs_commit_durably();
+}
+
+/*
+ * What the original had handed out to clients, they settle there.
+ */
+static void
+forget_receipts(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, all_subscriptions())
+	{
+		CqrsSubscription *subscription = lfirst(lc);
+		int			i;
+
+		for (i = 0; i < subscription->partitions; i++)
+		{
+			CqrsCursor	cursor;
+			Snapshot	snapshot;
+			bool		found;
+
+			(void) cqrs_object_lock(CQRS_REL_SUBSCRIPTION,
+									subscription->subscription_id, i,
+									ExclusiveLock, true);
+			snapshot = RegisterSnapshot(GetLatestSnapshot());
+			found = cqrs_cursor_read(subscription->subscription_id, i,
+									 snapshot, &cursor);
+			UnregisterSnapshot(snapshot);
+			if (!found || !cursor.has_receipt)
+				continue;
+			cqrs_cursor_forget_receipt(&cursor);
+			cqrs_cursor_append(&cursor);
+		}
+	}
 }
 
 /*
@@ -438,6 +480,8 @@ read_cursors(Restored *restored, Snapshot snapshot)
 		if (cursor.until_tick != 0)
 			delivered->until_snapshot = cursor.until_snapshot;
 		delivered->position = cursor.position;
+		delivered->npassed = cursor.npassed;
+		delivered->passed = cursor.passed;
 	}
 }
 
@@ -486,6 +530,15 @@ compare_subscriptions(const ListCell *a, const ListCell *b)
 {
 	return ((const CqrsSubscription *) lfirst(a))->subscription_id -
 		((const CqrsSubscription *) lfirst(b))->subscription_id;
+}
+
+static int
+compare_positions(const void *a, const void *b)
+{
+	int64		left = *(const int64 *) a;
+	int64		right = *(const int64 *) b;
+
+	return (left > right) - (left < right);
 }
 
 /*
@@ -594,8 +647,12 @@ was_delivered(const Delivered *cursor, FullTransactionId xid, int64 position)
 {
 	return !cursor->restored ||
 		cqrs_snapshot_shows(cursor->snapshot, xid) ||
-		(cursor->until_snapshot != NULL && position <= cursor->position &&
-		 cqrs_snapshot_shows(cursor->until_snapshot, xid));
+		(cursor->until_snapshot != NULL &&
+		 cqrs_snapshot_shows(cursor->until_snapshot, xid) &&
+		 (position <= cursor->position ||
+		  (cursor->npassed > 0 &&
+		   bsearch(&position, cursor->passed, cursor->npassed, sizeof(int64),
+				   compare_positions) != NULL)));
 }
 
 static bool

@@ -324,6 +324,18 @@ cqrs_object_lock(CqrsRelation relation, int32 id, int32 part, LOCKMODE mode,
 }
 
 /*
+ * Give a lock back before the transaction ends: nothing was changed under it.
+ */
+void
+cqrs_object_unlock(CqrsRelation relation, int32 id, int32 part, LOCKMODE mode)
+{
+	LOCKTAG		tag;
+
+	cqrs_object_tag(&tag, relation, id, part);
+	(void) LockRelease(&tag, mode, false);
+}
+
+/*
  * Has another transaction a lock that conflicts with this mode? *pid gets the
  * process, or 0 if the transaction is prepared.
  */

@@ -71,6 +71,8 @@ extern void cqrs_object_tag(LOCKTAG *tag, CqrsRelation relation, int32 id,
 							int32 part);
 extern bool cqrs_object_lock(CqrsRelation relation, int32 id, int32 part,
 							 LOCKMODE mode, bool wait);
+extern void cqrs_object_unlock(CqrsRelation relation, int32 id, int32 part,
+							   LOCKMODE mode);
 extern bool cqrs_lock_holder(const LOCKTAG *tag, LOCKMODE mode, int *pid);
 extern void cqrs_require_writable(const char *function);
 extern void cqrs_commit_durably(void);

@@ -35,6 +35,9 @@
 /* A correlation id set by a session is at most as many. */
 #define CQRS_CORRELATION_ID_LEN	255
 
+/* A receipt that is not the newest of its partition, or no receipt at all. */
+#define ERRCODE_CQRS_INVALID_RECEIPT	MAKE_SQLSTATE('O','B','0','0','3')
+
 /* Settings; described in guc.c. */
 extern bool cqrs_deliver;
 extern int	cqrs_tick_interval;

@@ -24,6 +24,9 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
+#include "catalog/pg_type.h"
+#include "port/pg_bitutils.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
@@ -46,7 +49,11 @@ enum
 	CURSOR_POSITION,
 	CURSOR_RECEIVED,
 	CURSOR_RECEIVED_ALL,
-	CURSOR_RETRYING,
+	CURSOR_RECEIPT,
+	CURSOR_LEASED_UNTIL,
+	CURSOR_EXPIRED,
+	CURSOR_COVERED,
+	CURSOR_PASSED,
 	CURSOR_PARKED_FROM,
 	CURSOR_DELIVERED,
 	CURSOR_LAST_POSITION,
@@ -58,6 +65,14 @@ enum
 /* Every so many moves, the rows behind are deleted. */
 #define ROWS_KEPT	64
 
+static void read_receipt(CqrsCursor *cursor, const Datum *values,
+						 const bool *nulls);
+static void write_receipt(const CqrsCursor *cursor, Datum *values,
+						  bool *nulls);
+static int	read_positions(Datum array, int64 **positions);
+static Datum write_positions(const int64 *positions, int npositions);
+static int	find_position(const int64 *positions, int npositions,
+						  int64 position);
 static void delete_range(Relation rel, int nkeys, ScanKeyData *keys);
 static void init_keys(ScanKeyData *keys, int32 subscription_id,
 					  int32 partition);
@@ -83,6 +98,8 @@ cqrs_cursor_read(int32 subscription_id, int32 partition, Snapshot snapshot,
 		cursor->until_snapshot = NULL;
 		cursor->position = cursor->received = 0;
 		cursor->received_all = false;
+		cursor->npassed = 0;
+		cqrs_cursor_forget_receipt(cursor);
 	}
 	return true;
 }
@@ -132,7 +149,7 @@ cqrs_cursor_read_restored(int32 subscription_id, int32 partition,
 		}
 		cursor->received_all =
 			DatumGetBool(values[CURSOR_RECEIVED_ALL - 1]);
-		cursor->retrying = DatumGetBool(values[CURSOR_RETRYING - 1]);
+		read_receipt(cursor, values, nulls);
 		if (!nulls[CURSOR_PARKED_FROM - 1])
 			cursor->parked_from =
 				DatumGetInt64(values[CURSOR_PARKED_FROM - 1]);
@@ -156,6 +173,8 @@ void
 cqrs_cursor_start(CqrsCursor *cursor, bool latest, bool native)
 {
 	cursor->native = latest || native;
+	cursor->npassed = 0;
+	cqrs_cursor_forget_receipt(cursor);
 	if (latest)
 	{
 		cursor->last_position = cqrs_last_position();
@@ -261,7 +280,7 @@ cqrs_cursor_append(CqrsCursor *cursor)
 		nulls[CURSOR_RECEIVED - 1] = true;
 	}
 	values[CURSOR_RECEIVED_ALL - 1] = BoolGetDatum(cursor->received_all);
-	values[CURSOR_RETRYING - 1] = BoolGetDatum(cursor->retrying);
+	write_receipt(cursor, values, nulls);
 	if (cursor->parked_from != 0)
 		values[CURSOR_PARKED_FROM - 1] = Int64GetDatum(cursor->parked_from);
 	else
@@ -295,6 +314,92 @@ cqrs_cursor_append(CqrsCursor *cursor)
 }
 
 /*
+ * Nothing is handed out any more: the receipt is not valid.
+ */
+void
+cqrs_cursor_forget_receipt(CqrsCursor *cursor)
+{
+	cursor->has_receipt = false;
+	cursor->leased_until = 0;
+	cursor->expired = 0;
+	cursor->ncovered = 0;
+}
+
+/*
+ * Does the receipt cover this position?
+ */
+bool
+cqrs_cursor_covers(const CqrsCursor *cursor, int64 position)
+{
+	int			i = find_position(cursor->covered, cursor->ncovered, position);
+
+	return i < cursor->ncovered && cursor->covered[i] == position;
+}
+
+/*
+ * Is this position of the window settled, although the cursor is not there?
+ */
+bool
+cqrs_cursor_has_passed(const CqrsCursor *cursor, int64 position)
+{
+	int			i = find_position(cursor->passed, cursor->npassed, position);
+
+	return i < cursor->npassed && cursor->passed[i] == position;
+}
+
+/*
+ * The event at this position is settled. If the cursor has yet to come there,
+ * note that it is to be passed by. (It may be of an earlier window: then it
+ * is noted in vain.)
+ */
+void
+cqrs_cursor_pass(CqrsCursor *cursor, int64 position)
+{
+	int			i;
+
+	if (cursor->until_tick == 0 || position <= cursor->position)
+		return;
+	i = find_position(cursor->passed, cursor->npassed, position);
+	if (i < cursor->npassed && cursor->passed[i] == position)
+		return;
+
+	/* Room for as many again each time that a power of two is reached. */
+	if (cursor->npassed == 0)
+		cursor->passed = palloc(sizeof(int64));
+	else if ((cursor->npassed & (cursor->npassed - 1)) == 0)
+		cursor->passed = repalloc_huge(cursor->passed,
+									   sizeof(int64) * 2 * cursor->npassed);
+	memmove(&cursor->passed[i + 1], &cursor->passed[i],
+			sizeof(int64) * (cursor->npassed - i));
+	cursor->passed[i] = position;
+	cursor->npassed++;
+}
+
+/*
+ * Forget what the cursor has come to of what was to be passed by.
+ */
+void
+cqrs_cursor_forget_passed(CqrsCursor *cursor)
+{
+	int			n;
+
+	if (cursor->npassed == 0)
+		return;
+	n = find_position(cursor->passed, cursor->npassed, cursor->position + 1);
+	if (n == 0)
+		return;
+	cursor->npassed -= n;
+	if (cursor->npassed > 0)
+	{
+		int64	   *rest = palloc(sizeof(int64) *
+								  pg_nextpower2_32(cursor->npassed));
+
+		memcpy(rest, cursor->passed + n, sizeof(int64) * cursor->npassed);
+		cursor->passed = rest;
+	}
+}
+
+/*
  * Delete a subscription's cursors.
  */
 void
@@ -307,6 +412,100 @@ cqrs_cursor_delete_all(int32 subscription_id)
 	init_keys(keys, subscription_id, 0);
 	delete_range(rel, 1, keys);
 	table_close(rel, NoLock);
+}
+
+/*
+ * What a row says of what was handed out.
+ */
+static void
+read_receipt(CqrsCursor *cursor, const Datum *values, const bool *nulls)
+{
+	cursor->has_receipt = !nulls[CURSOR_RECEIPT - 1];
+	if (cursor->has_receipt)
+		cursor->receipt = *DatumGetUUIDP(values[CURSOR_RECEIPT - 1]);
+	if (!nulls[CURSOR_LEASED_UNTIL - 1])
+		cursor->leased_until =
+			DatumGetTimestampTz(values[CURSOR_LEASED_UNTIL - 1]);
+	cursor->expired = DatumGetInt16(values[CURSOR_EXPIRED - 1]);
+	if (!nulls[CURSOR_COVERED - 1])
+		cursor->ncovered = read_positions(values[CURSOR_COVERED - 1],
+										  &cursor->covered);
+	if (!nulls[CURSOR_PASSED - 1])
+		cursor->npassed = read_positions(values[CURSOR_PASSED - 1],
+										 &cursor->passed);
+}
+
+static void
+write_receipt(const CqrsCursor *cursor, Datum *values, bool *nulls)
+{
+	nulls[CURSOR_RECEIPT - 1] = !cursor->has_receipt;
+	values[CURSOR_RECEIPT - 1] = UUIDPGetDatum(&cursor->receipt);
+	nulls[CURSOR_LEASED_UNTIL - 1] = cursor->leased_until == 0;
+	values[CURSOR_LEASED_UNTIL - 1] =
+		TimestampTzGetDatum(cursor->leased_until);
+	values[CURSOR_EXPIRED - 1] = Int16GetDatum((int16) cursor->expired);
+	nulls[CURSOR_COVERED - 1] = cursor->ncovered == 0;
+	if (cursor->ncovered > 0)
+		values[CURSOR_COVERED - 1] = write_positions(cursor->covered,
+													 cursor->ncovered);
+	nulls[CURSOR_PASSED - 1] = cursor->npassed == 0;
+	if (cursor->npassed > 0)
+		values[CURSOR_PASSED - 1] = write_positions(cursor->passed,
+													cursor->npassed);
+}
+
+/*
+ * The elements of an array of bigint, none NULL, in memory of their own that
+ * has room for a power of two.
+ */
+static int
+read_positions(Datum array, int64 **positions)
+{
+	ArrayType  *value = DatumGetArrayTypeP(array);
+	int			n = ArrayGetNItems(ARR_NDIM(value), ARR_DIMS(value));
+
+	if (n == 0)
+		return 0;
+	*positions = palloc(sizeof(int64) * pg_nextpower2_32(n));
+	memcpy(*positions, ARR_DATA_PTR(value), sizeof(int64) * n);
+	return n;
+}
+
+static Datum
+write_positions(const int64 *positions, int npositions)
+{
+	Size		size = ARR_OVERHEAD_NONULLS(1) + sizeof(int64) * npositions;
+	ArrayType  *array = palloc0(size);
+
+	SET_VARSIZE(array, size);
+	array->ndim = 1;
+	array->dataoffset = 0;
+	array->elemtype = INT8OID;
+	ARR_DIMS(array)[0] = npositions;
+	ARR_LBOUND(array)[0] = 1;
+	memcpy(ARR_DATA_PTR(array), positions, sizeof(int64) * npositions);
+	return PointerGetDatum(array);
+}
+
+/*
+ * The index of the first that is not lower.
+ */
+static int
+find_position(const int64 *positions, int npositions, int64 position)
+{
+	int			low = 0;
+	int			high = npositions;
+
+	while (low < high)
+	{
+		int			middle = low + (high - low) / 2;
+
+		if (positions[middle] < position)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
 }
 
 /*

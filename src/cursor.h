@@ -10,6 +10,8 @@
 
 #include "cqrs_outbox.h"
 
+#include "utils/uuid.h"
+
 #include "tick.h"
 
 typedef struct CqrsCursor
@@ -29,7 +31,20 @@ typedef struct CqrsCursor
 	int64		received;		/* of it, handed out up to here; >= position */
 	bool		received_all;	/* nothing of it is behind received */
 
-	bool		retrying;		/* what was handed out last are retries */
+	/*
+	 * What was handed out last, to who pulls: the positions, which the
+	 * receipt covers, in order. And which positions of the window, beyond
+	 * position, are settled already.
+	 */
+	bool		has_receipt;
+	pg_uuid_t	receipt;
+	TimestampTz leased_until;	/* 0: only until the transaction ended */
+	int			expired;		/* so many leases ran out in a row */
+	int			ncovered;
+	int64	   *covered;
+	int			npassed;
+	int64	   *passed;
+
 	int64		parked_from;	/* lowest position in cqrs.retry; 0: none */
 	int64		delivered;		/* events, for showing the rate */
 	int64		last_position;	/* see cqrs.cursor */
@@ -46,6 +61,11 @@ extern void cqrs_cursor_require_native(const CqrsCursor *cursor,
 extern bool cqrs_cursor_read_restored(int32 subscription_id, int32 partition,
 									  Snapshot snapshot, CqrsCursor *cursor);
 extern void cqrs_cursor_append(CqrsCursor *cursor);
+extern void cqrs_cursor_forget_receipt(CqrsCursor *cursor);
+extern bool cqrs_cursor_covers(const CqrsCursor *cursor, int64 position);
+extern bool cqrs_cursor_has_passed(const CqrsCursor *cursor, int64 position);
+extern void cqrs_cursor_pass(CqrsCursor *cursor, int64 position);
+extern void cqrs_cursor_forget_passed(CqrsCursor *cursor);
 extern void cqrs_cursor_delete_all(int32 subscription_id);
 
 #endif							/* CQRS_CURSOR_H */

@@ -104,6 +104,8 @@ static bool wanted(const Search *query, const CqrsEvent *event,
 				   StatusFilter status);
 static StatusFilter event_status(const CqrsEvent *event,
 								 const Consumers *consumers, int *attempts);
+static bool is_parked(const CqrsCursor *cursor, const CqrsEvent *event,
+					  Snapshot snapshot);
 static int	compare_found(const ListCell *a, const ListCell *b);
 
 PG_FUNCTION_INFO_V1(cqrs_events);
@@ -531,8 +533,11 @@ event_status(const CqrsEvent *event, const Consumers *consumers,
 		cursor = &consumer->cursors[cqrs_key_partition(event->key,
 													   consumer->subscription->partitions)];
 		if (!cqrs_snapshot_shows(cursor->snapshot, event->xid) &&
-			(cursor->until_tick == 0 || event->position > cursor->position ||
-			 !cqrs_snapshot_shows(cursor->until_snapshot, event->xid)))
+			(cursor->until_tick == 0 ||
+			 (event->position > cursor->position &&
+			  !cqrs_cursor_has_passed(cursor, event->position)) ||
+			 !cqrs_snapshot_shows(cursor->until_snapshot, event->xid)) &&
+			!is_parked(cursor, event, consumers->snapshot))
 			delivered = false;
 		else if (cursor->parked_from != 0 &&
 				 event->position >= cursor->parked_from &&
@@ -554,6 +559,22 @@ event_status(const CqrsEvent *event, const Consumers *consumers,
 	if (!delivered)
 		return *attempts > 0 && !dead ? STATUS_NOT_PRODUCED : STATUS_NEW;
 	return dead ? STATUS_DEAD : STATUS_PRODUCED;
+}
+
+/*
+ * Is the event parked, ahead of the cursor?
+ */
+static bool
+is_parked(const CqrsCursor *cursor, const CqrsEvent *event, Snapshot snapshot)
+{
+	CqrsEvent	parked;
+	int			attempts;
+
+	return cursor->parked_from != 0 &&
+		event->position >= cursor->parked_from &&
+		event->position <= cursor->received &&
+		cqrs_parked_read(cursor, event->position, snapshot, &parked,
+						 &attempts);
 }
 
 static int

@@ -474,6 +474,7 @@ tick(void)
 	CHECK_FOR_INTERRUPTS();
 	tick_due = false;
 	pg_atomic_write_u64(&my_slot->durable_tick, tick_id);
+	ConditionVariableBroadcast(&my_slot->ticked);
 	cqrs_schedule_due(&tick_topics, seen_look, true);
 	cqrs_notify_add(&tick_topics);
 	memset(&tick_topics, 0, sizeof(tick_topics));

@@ -17,8 +17,9 @@
  * 3. If the cursor is inside a window, go on with that window: another end
  *	  would let lower positions in behind the cursor. If not, or if nothing is
  *	  left of it, the next window goes from its end to the new one.
- * 4. Pass by the events of other partitions; park those of a lane in which
- *	  an earlier one is parked (see retry.c).
+ * 4. Pass by the events of other partitions, and those that are settled or
+ *	  parked already, which may be so ahead of the cursor; park those of a lane
+ *	  in which an earlier one is parked (see retry.c).
  * 5. Append the cursor, in the same transaction as what was done with the
  *	  events.
  *
@@ -87,9 +88,29 @@ cqrs_relay_begin(CqrsRelay *relay, CqrsSubscription *subscription,
 {
 	if (!begin(relay, subscription, partition, wait))
 		return false;
+	cqrs_relay_open(relay);
+	return true;
+}
+
+/*
+ * Begin a batch for who pulls, without waiting for the lock: read the cursor,
+ * and no more.
+ */
+bool
+cqrs_relay_begin_pull(CqrsRelay *relay, CqrsSubscription *subscription,
+					  int partition)
+{
+	return begin(relay, subscription, partition, false);
+}
+
+/*
+ * Find the window of a batch that began.
+ */
+void
+cqrs_relay_open(CqrsRelay *relay)
+{
 	if (may_read(relay))
 		open_window(relay);
-	return true;
 }
 
 /*
@@ -107,10 +128,13 @@ cqrs_relay_begin_ahead(CqrsRelay *relay, CqrsSubscription *subscription,
 		relay->cursor.subscription_id == ahead->cursor.subscription_id &&
 		relay->cursor.partition == ahead->cursor.partition)
 	{
-		int64		parked_from = relay->cursor.parked_from;
+		CqrsCursor	read = relay->cursor;
 
 		relay->cursor = ahead->cursor;
-		relay->cursor.parked_from = parked_from;
+		relay->cursor.parked_from = read.parked_from;
+		relay->cursor.npassed = read.npassed;
+		relay->cursor.passed = read.passed;
+		relay->cursor.ncovered = 0;
 		return true;
 	}
 	ahead->position = 0;
@@ -214,7 +238,8 @@ cqrs_relay_next(CqrsRelay *relay, int max_events, CqrsEvent *event)
 		if (!cqrs_window_next(relay->window, event))
 		{
 			/* A batch stays within one window. */
-			if (relay->nevents > 0 || relay->nothers > 0)
+			if (relay->nevents > 0 ||
+				(relay->nothers > 0 && !relay->hold_back))
 				return false;
 
 			if (relay->ahead != NULL && !relay->may_leave)
@@ -223,6 +248,7 @@ cqrs_relay_next(CqrsRelay *relay, int max_events, CqrsEvent *event)
 			/* Nothing left of this one: on to the next, if there is one. */
 			close_window(relay);
 			cqrs_relay_close_window(cursor);
+			relay->last = 0;
 			open_window(relay);
 			continue;
 		}
@@ -230,8 +256,13 @@ cqrs_relay_next(CqrsRelay *relay, int max_events, CqrsEvent *event)
 		if (cqrs_key_partition(event->key, relay->subscription->partitions) !=
 			cursor->partition)
 			relay->nothers++;
+		else if (cqrs_cursor_has_passed(cursor, event->position) ||
+				 cqrs_parked_has(relay->parked, event))
+			relay->nothers++;	/* settled, or to come from there */
 		else if (relay->ahead != NULL || relay->parked == NULL ||
-				 !cqrs_parked_blocks(relay->parked, cqrs_event_lane(event)))
+				 !cqrs_parked_blocks(relay->parked, cqrs_event_lane(event)) ||
+				 (relay->here && cursor->until_tick == relay->start_until &&
+				  cqrs_cursor_covers(cursor, event->position)))
 		{
 			relay->blocked = relay->ahead != NULL && relay->parked != NULL &&
 				cqrs_parked_blocks(relay->parked, cqrs_event_lane(event));
@@ -240,6 +271,11 @@ cqrs_relay_next(CqrsRelay *relay, int max_events, CqrsEvent *event)
 				relay->nbytes += toast_raw_datum_size(event->payload.value);
 			relay->last = event->position;
 			return true;
+		}
+		else if (relay->hold_back && relay->nevents == 0)
+		{
+			relay->skipped = true;
+			relay->nothers++;
 		}
 		else if (relay->parked->full ||
 				 (!relay->park_inside && relay->nevents > 0))
@@ -253,6 +289,7 @@ cqrs_relay_next(CqrsRelay *relay, int max_events, CqrsEvent *event)
 		else
 		{
 			cqrs_park(relay->parked, relay->subscription, cursor, event, NULL);
+			relay->has_parked = true;
 			relay->nothers++;
 			if (!event->payload.isnull)
 				relay->nbytes += toast_raw_datum_size(event->payload.value);
@@ -278,6 +315,7 @@ cqrs_relay_advance(CqrsRelay *relay)
 	{
 		cursor->last_position = Max(cursor->last_position, relay->last);
 		cursor->position = relay->last;
+		cqrs_cursor_forget_passed(cursor);
 		cursor->received = Max(cursor->received, relay->last);
 		cursor->delivered += relay->nevents;
 		if (cqrs_window_at_end(relay->window))
@@ -304,6 +342,7 @@ cqrs_relay_close_window(CqrsCursor *cursor)
 	cursor->until_tick = 0;
 	cursor->position = cursor->received = 0;
 	cursor->received_all = false;
+	cursor->npassed = 0;
 }
 
 /*
@@ -335,6 +374,7 @@ open_window(CqrsRelay *relay)
 		cursor->until_snapshot = relay->tick.snapshot;
 		cursor->position = cursor->received = 0;
 		cursor->received_all = false;
+		cursor->npassed = 0;
 		if (relay->ahead != NULL)
 		{
 			relay->ahead->position = 0;

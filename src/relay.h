@@ -41,6 +41,12 @@ typedef struct CqrsRelay
 	CqrsWindow *window;			/* NULL: nothing to deliver */
 	CqrsParkedSet *parked;		/* NULL: none */
 	bool		park_inside;	/* park also behind events of this batch */
+	bool		here;			/* what the receipt covers is this
+								 * transaction's: hand it out, whatever it
+								 * waits for */
+	bool		hold_back;		/* park nothing before the first event ... */
+	bool		skipped;		/* ... but something has to be */
+	bool		has_parked;		/* something was parked on the way */
 	CqrsReadAhead *ahead;		/* park nothing, leave the cursor; or NULL */
 	bool		may_leave;		/* with ahead: all read before is recorded */
 	bool		blocked;		/* with ahead: the event read last has to wait */
@@ -63,6 +69,10 @@ extern bool cqrs_relay_begin(CqrsRelay *relay, CqrsSubscription *subscription,
 extern bool cqrs_relay_begin_ahead(CqrsRelay *relay,
 								   CqrsSubscription *subscription,
 								   int partition, CqrsReadAhead *ahead);
+extern bool cqrs_relay_begin_pull(CqrsRelay *relay,
+								  CqrsSubscription *subscription,
+								  int partition);
+extern void cqrs_relay_open(CqrsRelay *relay);
 extern void cqrs_relay_read_ahead(CqrsRelay *relay);
 extern bool cqrs_relay_next(CqrsRelay *relay, int max_events,
 							CqrsEvent *event);

@@ -55,7 +55,7 @@ enum
 	RETRY_PAYLOAD,
 	RETRY_EMITTED_AT,
 	RETRY_ATTEMPTS,
-	RETRY_RECEIVED,
+	RETRY_RECEIPT,
 	RETRY_FAILED_AT,
 	RETRY_RETRY_AT,
 	RETRY_SQLSTATE,
@@ -63,16 +63,24 @@ enum
 	RETRY_COLUMNS = RETRY_MESSAGE
 };
 
-/* The first, in position, of the parked events of a lane. */
+/* The parked events of a lane. */
 typedef struct LaneEntry
 {
 	uint64		lane;			/* hash key */
 	int			nparked;
+	int			npassed;		/* of them, handed out; others may follow */
+	bool		closed;			/* of those handed out, none may follow */
 } LaneEntry;
 
 static uint64 lane_of(int32 topic_id, NullableDatum key);
 static CqrsParkedSet *new_set(void);
-static void add_to_lane(CqrsParkedSet *set, CqrsParked *parked);
+static CqrsParked *add_to_set(CqrsParkedSet *set, int64 position, uint64 lane,
+							  bool received);
+static int	find_index(const CqrsParkedSet *set, int64 position);
+static LaneEntry *find_lane(const CqrsParkedSet *set, uint64 lane);
+static void insert_row(CqrsCursor *cursor, const CqrsEvent *event,
+					   int attempts, TimestampTz retry_at,
+					   const CqrsFault *fault, const pg_uuid_t *receipt);
 static void remove_from_set(CqrsParkedSet *set, CqrsParked *parked,
 							CqrsCursor *cursor);
 static void event_from_values(const Datum *values, const bool *nulls,
@@ -85,7 +93,7 @@ static void bury(CqrsParkedSet *set, CqrsParked *parked, CqrsCursor *cursor,
 				 const CqrsFault *fault);
 static void forget_dead(Relation rel, int32 subscription_id, int64 position);
 static void update_row(const CqrsCursor *cursor, int64 position,
-					   Datum *values, bool *replace);
+					   Datum *values, bool *nulls, bool *replace);
 static SysScanDesc begin_scan(Relation rel, Relation *index,
 							  const CqrsCursor *cursor, int64 from,
 							  bool only_this, Snapshot snapshot);
@@ -113,37 +121,45 @@ cqrs_parked_load(CqrsCursor *cursor, Snapshot snapshot)
 	Relation	index;
 	SysScanDesc scan;
 	HeapTuple	tuple;
+	int64		last;
 
 	if (cursor->parked_from == 0)
 		return NULL;
 	set = new_set();
 
+	/* What the receipt covers is needed in any case. */
+	last = cursor->ncovered > 0 ? cursor->covered[cursor->ncovered - 1] : 0;
+
 	rel = table_open(cqrs_relation_oid(CQRS_REL_RETRY), AccessShareLock);
 	scan = begin_scan(rel, &index, cursor, cursor->parked_from, false,
 					  snapshot);
-	while (!set->full &&
-		   HeapTupleIsValid(tuple = systable_getnext_ordered(scan,
+	while (HeapTupleIsValid(tuple = systable_getnext_ordered(scan,
 															 ForwardScanDirection)))
 	{
 		Datum		values[RETRY_COLUMNS];
 		bool		nulls[RETRY_COLUMNS];
-		CqrsParked *parked = &set->parked[set->nparked++];
+		CqrsParked *parked;
 		NullableDatum key;
+		int64		position;
 
 		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		position = DatumGetInt64(values[RETRY_POSITION - 1]);
+		if (set->full && position > last)
+			break;
 		key.value = values[RETRY_KEY - 1];
 		key.isnull = nulls[RETRY_KEY - 1];
-		parked->position = DatumGetInt64(values[RETRY_POSITION - 1]);
-		parked->lane = lane_of(DatumGetInt32(values[RETRY_TOPIC_ID - 1]), key);
+		parked = add_to_set(set, position,
+							lane_of(DatumGetInt32(values[RETRY_TOPIC_ID - 1]),
+									key),
+							!nulls[RETRY_RECEIPT - 1]);
+		parked->event_id = *DatumGetUUIDP(values[RETRY_EVENT_ID - 1]);
 		parked->attempts = DatumGetInt32(values[RETRY_ATTEMPTS - 1]);
-		parked->received = DatumGetBool(values[RETRY_RECEIVED - 1]);
+		if (parked->received)
+			parked->receipt = *DatumGetUUIDP(values[RETRY_RECEIPT - 1]);
 		parked->retry_at = DatumGetTimestampTz(values[RETRY_RETRY_AT - 1]);
-		parked->gone = false;
 		parked->killed = !nulls[RETRY_SQLSTATE - 1] &&
 			strcmp(TextDatumGetCString(values[RETRY_SQLSTATE - 1]),
 				   unpack_sql_state(ERRCODE_CRASH_SHUTDOWN)) == 0;
-		add_to_lane(set, parked);
-		set->full = set->nparked == CQRS_MAX_PARKED;
 	}
 	systable_endscan_ordered(scan);
 	index_close(index, AccessShareLock);
@@ -164,7 +180,7 @@ cqrs_parked_blocks(const CqrsParkedSet *set, uint64 lane)
 	if (set == NULL)
 		return false;
 	entry = hash_search(set->lanes, &lane, HASH_FIND, NULL);
-	return entry != NULL && entry->nparked > 0;
+	return entry != NULL && entry->nparked > entry->npassed;
 }
 
 /*
@@ -213,10 +229,67 @@ cqrs_parked_find(const CqrsParkedSet *set, int64 position)
 {
 	int			i;
 
-	for (i = 0; set != NULL && i < set->nparked; i++)
-		if (set->parked[i].position == position && !set->parked[i].gone)
+	if (set == NULL)
+		return NULL;
+	for (i = find_index(set, position);
+		 i < set->nparked && set->parked[i].position == position;
+		 i++)
+		if (!set->parked[i].gone)
 			return &set->parked[i];
 	return NULL;
+}
+
+/*
+ * Is this event parked?
+ */
+bool
+cqrs_parked_has(const CqrsParkedSet *set, const CqrsEvent *event)
+{
+	CqrsParked *parked = cqrs_parked_find(set, event->position);
+
+	return parked != NULL &&
+		memcmp(&parked->event_id, DatumGetUUIDP(event->event_id),
+			   UUID_LEN) == 0;
+}
+
+/*
+ * The next parked event from index *next on that may be handed out to who
+ * pulls, or NULL: one that is due, and before which nothing of its lane is
+ * left. What is called with it next is cqrs_parked_pass().
+ */
+CqrsParked *
+cqrs_parked_next(CqrsParkedSet *set, int *next, TimestampTz now)
+{
+	while (set != NULL && *next < set->nparked)
+	{
+		CqrsParked *parked = &set->parked[(*next)++];
+		LaneEntry  *entry;
+
+		if (parked->gone)
+			continue;
+		entry = find_lane(set, parked->lane);
+		if (entry->closed)
+			continue;
+		if (parked->retry_at <= now)
+			return parked;
+		entry->closed = true;
+	}
+	return NULL;
+}
+
+/*
+ * This parked event is handed out: others of its lane may follow it, unless
+ * it failed before.
+ */
+void
+cqrs_parked_pass(CqrsParkedSet *set, const CqrsParked *parked)
+{
+	LaneEntry  *entry = find_lane(set, parked->lane);
+
+	if (parked->attempts > 0)
+		entry->closed = true;
+	else
+		entry->npassed++;
 }
 
 /*
@@ -261,6 +334,14 @@ void
 cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event, int attempts,
 				   TimestampTz retry_at, const CqrsFault *fault)
 {
+	insert_row(cursor, event, attempts, retry_at, fault, NULL);
+}
+
+static void
+insert_row(CqrsCursor *cursor, const CqrsEvent *event, int attempts,
+		   TimestampTz retry_at, const CqrsFault *fault,
+		   const pg_uuid_t *receipt)
+{
 	Relation	rel;
 	Datum		values[RETRY_COLUMNS];
 	bool		nulls[RETRY_COLUMNS] = {0};
@@ -279,7 +360,8 @@ cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event, int attempts,
 	nulls[RETRY_PAYLOAD - 1] = event->payload.isnull;
 	values[RETRY_EMITTED_AT - 1] = TimestampTzGetDatum(event->emitted_at);
 	values[RETRY_ATTEMPTS - 1] = Int32GetDatum(attempts);
-	values[RETRY_RECEIVED - 1] = BoolGetDatum(false);
+	values[RETRY_RECEIPT - 1] = UUIDPGetDatum(receipt);
+	nulls[RETRY_RECEIPT - 1] = receipt == NULL;
 	values[RETRY_RETRY_AT - 1] = TimestampTzGetDatum(retry_at);
 	set_fault(fault, values, nulls);
 
@@ -295,9 +377,9 @@ cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event, int attempts,
 }
 
 /*
- * Park an event that the cursor is about to pass: because it failed, or, with
- * fault NULL, because it has to wait. Returns the set, made if there was none.
- * A full set has room for just one more.
+ * Park an event: because it failed, or, with fault NULL, because it has to
+ * wait. Returns the set, made if there was none. What was found in a set
+ * before may be elsewhere by then.
  */
 CqrsParkedSet *
 cqrs_park(CqrsParkedSet *set, const CqrsSubscription *subscription,
@@ -307,23 +389,40 @@ cqrs_park(CqrsParkedSet *set, const CqrsSubscription *subscription,
 
 	if (set == NULL)
 		set = new_set();
-	Assert(set->nparked <= CQRS_MAX_PARKED);
-	parked = &set->parked[set->nparked++];
-	parked->position = event->position;
-	parked->lane = cqrs_event_lane(event);
+	parked = add_to_set(set, event->position, cqrs_event_lane(event), false);
+	parked->event_id = *DatumGetUUIDP(event->event_id);
 	parked->attempts = fault ? 1 : 0;
-	parked->received = false;
-	parked->gone = false;
 	parked->killed = false;
 	parked->retry_at = fault == NULL ? event->emitted_at :
 		fault->retry_at != 0 ? fault->retry_at :
 		cqrs_retry_time(subscription, 1);
-	add_to_lane(set, parked);
-	set->full = set->nparked >= CQRS_MAX_PARKED;
 	cqrs_parked_insert(cursor, event, parked->attempts, parked->retry_at,
 					   fault);
 	if (fault != NULL && (fault->final || subscription->max_attempts == 1))
 		bury(set, parked, cursor, fault);
+	return set;
+}
+
+/*
+ * Park an event that has not failed, but was handed out with this receipt, and
+ * may have to come again.
+ */
+CqrsParkedSet *
+cqrs_park_received(CqrsParkedSet *set, CqrsCursor *cursor,
+				   const CqrsEvent *event, const pg_uuid_t *receipt)
+{
+	CqrsParked *parked;
+
+	if (set == NULL)
+		set = new_set();
+	parked = add_to_set(set, event->position, cqrs_event_lane(event), true);
+	parked->event_id = *DatumGetUUIDP(event->event_id);
+	parked->attempts = 0;
+	parked->receipt = *receipt;
+	parked->killed = false;
+	parked->retry_at = event->emitted_at;
+	cqrs_parked_pass(set, parked);
+	insert_row(cursor, event, 0, parked->retry_at, NULL, receipt);
 	return set;
 }
 
@@ -357,7 +456,9 @@ cqrs_parked_begin_attempt(CqrsParkedSet *set, CqrsParked *parked,
 {
 	CqrsFault	fault = {ERRCODE_CRASH_SHUTDOWN};
 
-	fault.message = "the server process ended while it handled the event";
+	fault.message = subscription->has_handler || subscription->server != NULL ?
+		"the server process ended while it handled the event" :
+		"the lease ran out before the event was acknowledged";
 	if (subscription->max_attempts > 0 &&
 		parked->attempts >= subscription->max_attempts)
 	{
@@ -383,18 +484,22 @@ cqrs_parked_void_attempt(CqrsParked *parked,
 }
 
 /*
- * Note that a parked event was handed out by cqrs_receive().
+ * Note that a parked event was handed out by cqrs_receive(), with this
+ * receipt.
  */
 void
-cqrs_parked_set_received(CqrsParked *parked, CqrsCursor *cursor)
+cqrs_parked_hand_out(CqrsParkedSet *set, CqrsParked *parked,
+					 CqrsCursor *cursor, const pg_uuid_t *receipt)
 {
 	Datum		values[RETRY_COLUMNS];
+	bool		nulls[RETRY_COLUMNS] = {0};
 	bool		replace[RETRY_COLUMNS] = {0};
 
 	parked->received = true;
-	values[RETRY_RECEIVED - 1] = BoolGetDatum(true);
-	replace[RETRY_RECEIVED - 1] = true;
-	update_row(cursor, parked->position, values, replace);
+	parked->receipt = *receipt;
+	values[RETRY_RECEIPT - 1] = UUIDPGetDatum(receipt);
+	replace[RETRY_RECEIPT - 1] = true;
+	update_row(cursor, parked->position, values, nulls, replace);
 }
 
 /*
@@ -404,6 +509,7 @@ void
 cqrs_parked_done(CqrsParkedSet *set, CqrsParked *parked, CqrsCursor *cursor)
 {
 	delete_row(cursor, parked->position);
+	cqrs_cursor_pass(cursor, parked->position);
 	remove_from_set(set, parked, cursor);
 }
 
@@ -434,7 +540,6 @@ cqrs_parked_discard_all(CqrsCursor *cursor)
 	table_close(rel, NoLock);
 	CommandCounterIncrement();
 	cursor->parked_from = 0;
-	cursor->retrying = false;
 }
 
 /*
@@ -479,11 +584,8 @@ new_set(void)
 	CqrsParkedSet *set = palloc0(sizeof(CqrsParkedSet));
 	HASHCTL		ctl;
 
-	/*
-	 * One more: what fails, or is announced, when the set has just become
-	 * full.
-	 */
-	set->parked = palloc(sizeof(CqrsParked) * (CQRS_MAX_PARKED + 1));
+	set->room = 64;
+	set->parked = palloc(sizeof(CqrsParked) * set->room);
 	ctl.keysize = sizeof(uint64);
 	ctl.entrysize = sizeof(LaneEntry);
 	ctl.hcxt = CurrentMemoryContext;
@@ -493,50 +595,118 @@ new_set(void)
 }
 
 /*
- * Events are added in the order in which they are to be delivered.
+ * Add an event, in its place by position. Of a lane, the lowest position comes
+ * first, also if it is a late transaction's.
  */
-static void
-add_to_lane(CqrsParkedSet *set, CqrsParked *parked)
+static CqrsParked *
+add_to_set(CqrsParkedSet *set, int64 position, uint64 lane, bool received)
 {
+	int			index = find_index(set, position + 1);
+	CqrsParked *parked;
 	LaneEntry  *entry;
 	bool		found;
+	int			i;
 
-	entry = hash_search(set->lanes, &parked->lane, HASH_ENTER, &found);
+	if (set->nparked == set->room)
+	{
+		set->room *= 2;
+		set->parked = repalloc_huge(set->parked,
+									sizeof(CqrsParked) * set->room);
+	}
+	parked = &set->parked[index];
+	memmove(parked + 1, parked, sizeof(CqrsParked) * (set->nparked - index));
+	set->nparked++;
+	set->first = Min(set->first, index);
+	parked->position = position;
+	parked->lane = lane;
+	parked->received = received;
+	parked->gone = false;
+
+	entry = hash_search(set->lanes, &lane, HASH_ENTER, &found);
 	if (!found)
-		entry->nparked = 0;
+	{
+		entry->nparked = entry->npassed = 0;
+		entry->closed = false;
+	}
 	parked->head = entry->nparked++ == 0;
+	if (!parked->head && index < set->nparked - 1)
+	{
+		/* Is it before the one that was first? */
+		for (i = index + 1; i < set->nparked; i++)
+		{
+			CqrsParked *other = &set->parked[i];
+
+			if (other->lane != lane || other->gone || !other->head)
+				continue;
+			other	  ->head = false;
+
+			parked->head = true;
+			break;
+		}
+	}
+	if (!received && ++set->nheld >= CQRS_MAX_PARKED)
+		set->full = true;
+	return parked;
+}
+
+/*
+ * The index of the first that is not lower.
+ */
+static int
+find_index(const CqrsParkedSet *set, int64 position)
+{
+	int			low = 0;
+	int			high = set->nparked;
+
+	while (low < high)
+	{
+		int			middle = low + (high - low) / 2;
+
+		if (set->parked[middle].position < position)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+static LaneEntry *
+find_lane(const CqrsParkedSet *set, uint64 lane)
+{
+	return (LaneEntry *) hash_search(set->lanes, &lane, HASH_FIND, NULL);
 }
 
 static void
 remove_from_set(CqrsParkedSet *set, CqrsParked *parked, CqrsCursor *cursor)
 {
-	LaneEntry  *entry;
+	LaneEntry  *entry = find_lane(set, parked->lane);
 	int			i;
 
-	entry = hash_search(set->lanes, &parked->lane, HASH_FIND, NULL);
-	entry->nparked--;
 	parked->gone = true;
-	cursor->parked_from = 0;
-	for (i = 0; i < set->nparked; i++)
+	if (--entry->nparked > 0 && parked->head)
 	{
-		CqrsParked *other = &set->parked[i];
-
-		if (other->gone)
-			continue;
-		if (cursor->parked_from == 0 || other->position < cursor->parked_from)
-			cursor->parked_from = other->position;
-
-		if (parked->head && other->lane == parked->lane)
+		for (i = parked - set->parked + 1; i < set->nparked; i++)
 		{
-			other	  ->head = true;
+			CqrsParked *next = &set->parked[i];
 
-			parked->head = false;
+			if (next->lane != parked->lane || next->gone)
+				continue;
+			next->head = true;
+			break;
 		}
 	}
+	parked->head = false;
 
-	/* Those that were not loaded have higher positions. */
-	if (cursor->parked_from == 0 && set->full)
-		cursor->parked_from = parked->position + 1;
+	while (set->first < set->nparked && set->parked[set->first].gone)
+		set->first++;
+	if (set->first < set->nparked)
+		cursor->parked_from = set->parked[set->first].position;
+	else
+	{
+		/* Those that were not loaded have higher positions. */
+		cursor->parked_from = set->full ?
+			set->parked[set->nparked - 1].position + 1 : 0;
+	}
 }
 
 /*
@@ -583,23 +753,24 @@ record_attempt(CqrsParked *parked, const CqrsSubscription *subscription,
 			   CqrsCursor *cursor, const CqrsFault *fault)
 {
 	Datum		values[RETRY_COLUMNS];
-	bool		nulls[RETRY_COLUMNS];
+	bool		nulls[RETRY_COLUMNS] = {0};
 	bool		replace[RETRY_COLUMNS] = {0};
 
 	parked->retry_at = fault->retry_at != 0 ? fault->retry_at :
 		cqrs_retry_time(subscription, parked->attempts);
 	parked->received = false;
+	parked->killed = fault->sqlerrcode == ERRCODE_CRASH_SHUTDOWN;
 	values[RETRY_ATTEMPTS - 1] = Int32GetDatum(parked->attempts);
 	replace[RETRY_ATTEMPTS - 1] = true;
-	values[RETRY_RECEIVED - 1] = BoolGetDatum(false);
-	replace[RETRY_RECEIVED - 1] = true;
+	nulls[RETRY_RECEIPT - 1] = true;
+	replace[RETRY_RECEIPT - 1] = true;
 	values[RETRY_RETRY_AT - 1] = TimestampTzGetDatum(parked->retry_at);
 	replace[RETRY_RETRY_AT - 1] = true;
 	set_fault(fault, values, nulls);
 	replace[RETRY_FAILED_AT - 1] = true;
 	replace[RETRY_SQLSTATE - 1] = true;
 	replace[RETRY_MESSAGE - 1] = true;
-	update_row(cursor, parked->position, values, replace);
+	update_row(cursor, parked->position, values, nulls, replace);
 }
 
 /*
@@ -682,13 +853,12 @@ forget_dead(Relation rel, int32 subscription_id, int64 position)
 }
 
 /*
- * Change some columns of a row, none to NULL.
+ * Change some columns of a row.
  */
 static void
 update_row(const CqrsCursor *cursor, int64 position, Datum *values,
-		   bool *replace)
+		   bool *nulls, bool *replace)
 {
-	bool		nulls[RETRY_COLUMNS] = {0};
 	Relation	rel;
 	Relation	index;
 	SysScanDesc scan;

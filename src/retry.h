@@ -13,6 +13,7 @@
 #include "utils/hsearch.h"
 #include "utils/snapshot.h"
 #include "utils/timestamp.h"
+#include "utils/uuid.h"
 
 #include "cursor.h"
 #include "registry.h"
@@ -20,7 +21,8 @@
 
 /*
  * With so many parked events, a cursor moves no further: where everything
- * fails, this bounds what is copied.
+ * fails, this bounds what is copied. What was merely handed out to a client
+ * does not count.
  */
 #define CQRS_MAX_PARKED		1000
 
@@ -28,9 +30,11 @@
 typedef struct CqrsParked
 {
 	int64		position;
+	pg_uuid_t	event_id;
 	uint64		lane;
 	int32		attempts;
-	bool		received;
+	bool		received;		/* handed out, and not settled since ... */
+	pg_uuid_t	receipt;		/* ... with this receipt */
 	bool		head;			/* the lowest position of its lane */
 	bool		gone;			/* delivered or dead meanwhile */
 	bool		killed;			/* the last attempt did not come back */
@@ -40,8 +44,11 @@ typedef struct CqrsParked
 /* The parked events of one cursor, by position. */
 typedef struct CqrsParkedSet
 {
-	int			nparked;		/* at most CQRS_MAX_PARKED are loaded ... */
-	bool		full;			/* ... there are as many, or more */
+	int			nparked;
+	int			nheld;			/* of them, not merely handed out */
+	bool		full;			/* so many of those that no more are loaded */
+	int			first;			/* those before it are gone */
+	int			room;
 	CqrsParked *parked;
 	HTAB	   *lanes;
 } CqrsParkedSet;
@@ -84,7 +91,17 @@ extern void cqrs_parked_void_attempt(CqrsParked *parked,
 									 const CqrsSubscription *subscription,
 									 CqrsCursor *cursor,
 									 const CqrsFault *fault);
-extern void cqrs_parked_set_received(CqrsParked *parked, CqrsCursor *cursor);
+extern CqrsParkedSet *cqrs_park_received(CqrsParkedSet *set,
+										 CqrsCursor *cursor,
+										 const CqrsEvent *event,
+										 const pg_uuid_t *receipt);
+extern CqrsParked *cqrs_parked_next(CqrsParkedSet *set, int *next,
+									TimestampTz now);
+extern void cqrs_parked_pass(CqrsParkedSet *set, const CqrsParked *parked);
+extern void cqrs_parked_hand_out(CqrsParkedSet *set, CqrsParked *parked,
+								 CqrsCursor *cursor,
+								 const pg_uuid_t *receipt);
+extern bool cqrs_parked_has(const CqrsParkedSet *set, const CqrsEvent *event);
 extern void cqrs_parked_done(CqrsParkedSet *set, CqrsParked *parked,
 							 CqrsCursor *cursor);
 extern void cqrs_parked_discard_all(CqrsCursor *cursor);

@@ -485,6 +485,7 @@ shmem_startup(void)
 		{
 			pg_atomic_init_u64(&cqrs_shared->databases[i].durable_tick, 0);
 			pg_atomic_init_u64(&cqrs_shared->databases[i].next_run_at, 0);
+			ConditionVariableInit(&cqrs_shared->databases[i].ticked);
 			pg_atomic_init_u32(&cqrs_shared->databases[i].pending, 0);
 			pg_atomic_init_u32(&cqrs_shared->databases[i].asleep, 0);
 			for (j = 0; j < CQRS_TOPIC_WORDS; j++)

@@ -89,6 +89,8 @@ typedef struct CqrsDatabaseSlot
 	 */
 	pg_atomic_uint64 next_run_at;
 
+	ConditionVariable ticked;	/* for clients that wait; see pull_wait.c */
+
 	pg_atomic_uint32 pending;
 	pg_atomic_uint32 asleep;
 	pg_atomic_uint64 dirty[CQRS_TOPIC_WORDS];

@@ -70,15 +70,31 @@ my %given;
 sub receive
 {
 	my ($session) = @_;
-	my $answer = $session->query("BEGIN; SELECT 'event', event_id, key, payload->>'n' FROM cqrs_receive('outside', 50); COMMIT");
-	my @batch = $answer =~ /^event\|(.*)$/mg;
+	my $answer = $session->query("BEGIN; SELECT 'event', position, receipt, event_id, key, payload->>'n' FROM cqrs_receive('outside', 50); COMMIT");
+	my @batch;
 
+	$session->{positions} = [];
+	while ($answer =~ /^event\|(\d+)\|([^|]+)\|(.*)$/mg)
+	{
+		push @{ $session->{positions} }, $1;
+		$session->{receipt} = $2;
+		push @batch, $3;
+	}
 	for (@batch)
 	{
 		push @outside, [ split /\|/ ];
 		$given{$_} = 1;
 	}
 	return scalar @batch;
+}
+
+# Acknowledge what was received, in another transaction.
+sub acknowledge
+{
+	my ($session) = @_;
+	my $positions = join ',', @{ $session->{positions} };
+
+	$session->query("SELECT cqrs_ack('outside', '{$positions}', '$session->{receipt}')");
 }
 
 # From here on, the log is written only by commits that wait for that.
@@ -139,7 +155,7 @@ for my $synchronous_commit (qw(off on off on))
 	while (@outside < $at_least)
 	{
 		die "pgbench ended: $err" unless $pgbench->pumpable;
-		$consumer->query("SELECT cqrs_ack('outside')") if receive($consumer) > 0;
+		acknowledge($consumer) if receive($consumer) > 0;
 	}
 	receive($consumer);
 	crash($synchronous_commit eq 'off');
@@ -156,7 +172,7 @@ my $consumer = new_session($node, 'postgres');
 $node->safe_psql('postgres', q(SELECT cqrs_send('CountUp', '{"key": 1}')));
 $count++;
 ok(wait_recorded($node, 'postgres', $count), 'the handler got every event');
-receive($consumer) and $consumer->query("SELECT cqrs_ack('outside')") until is_drained();
+receive($consumer) and acknowledge($consumer) until is_drained();
 
 sub is_drained
 {

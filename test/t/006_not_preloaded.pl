@@ -32,9 +32,10 @@ $node->safe_psql('postgres', 'SELECT cqrs_tick()');
 is($node->safe_psql('postgres', "SELECT cqrs_drain('recorder')"), '1', 'what was prepared, too');
 is($node->safe_psql('postgres', "SELECT cqrs_drain('recorder')"), '0', 'but once');
 is(recorded($node, 'postgres'), '1 2', 'to the handler');
-is($node->safe_psql('postgres', "SELECT payload->>'n' FROM cqrs_receive('puller')"), "1\n2", 'and received');
-isnt($node->safe_psql('postgres', "SELECT cqrs_ack('puller')"), '', 'and acknowledged');
+is($node->safe_psql('postgres', "BEGIN; SELECT payload->>'n' FROM cqrs_receive('puller'); SELECT cqrs_ack('puller'); COMMIT"), "1\n2\n2", 'and received, and acknowledged');
 is($node->safe_psql('postgres', "SELECT count(*) FROM cqrs_receive('puller')"), '0', 'for good');
+my ($rc, $out, $err) = $node->psql('postgres', "SELECT * FROM cqrs_receive('puller', wait => '1 s')");
+like($err, qr/cqrs_outbox is not preloaded/, 'nobody would wake who waits');
 is($node->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'cqrs%'"), '0', 'no process of ours runs');
 
 # Utility commands are not ours to look at.

@@ -10,7 +10,7 @@ use Test::More;
 
 use CqrsTest;
 
-my $primary = new_server('primary', "synchronous_commit = local\n", allows_streaming => 1);
+my $primary = new_server('primary', "synchronous_commit = local\nclient_min_messages = warning\n", allows_streaming => 1);
 
 $primary->start;
 set_up_recording($primary, 'postgres');
@@ -26,7 +26,7 @@ $primary->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_replica
 
 sub received
 {
-	return $primary->safe_psql('postgres', "SELECT payload->>'n' FROM cqrs_receive('puller'); SELECT cqrs_ack('puller') > 0");
+	return $primary->safe_psql('postgres', "BEGIN; SELECT payload->>'n' FROM cqrs_receive('puller'); SELECT cqrs_ack('puller') > 0; COMMIT");
 }
 
 sub received_in_time
@@ -44,7 +44,7 @@ is($primary->safe_psql('postgres', "SELECT payload->>'n' FROM cqrs_events('thing
 	'without it, an event may be committed here');
 ok($primary->poll_query_until('postgres', "SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager' AND datname = 'postgres'"),
 	'but its tick waits');
-is(received(), '', 'and it cannot be received');
+is(received(), 'f', 'and it cannot be received');
 
 $standby->start;
 ok(received_in_time(), 'until the standby has it');

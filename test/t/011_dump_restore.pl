@@ -56,8 +56,8 @@ sub acknowledge
 
 	$node->safe_psql($dbname, qq(
 		SET ROLE app;
-		SELECT count(*) FROM cqrs_receive('$subscription', 100);
-		SELECT cqrs_ack('$subscription', position) FROM cqrs_topics.items WHERE payload->>'n' = '$n'));
+		SELECT cqrs_ack('$subscription', array_agg(position)) FROM cqrs_receive('$subscription', 100)
+			WHERE position <= (SELECT position FROM cqrs_topics.items WHERE payload->>'n' = '$n')));
 }
 
 my $source = new_server('source');

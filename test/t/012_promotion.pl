@@ -58,10 +58,25 @@ my %given;
 sub receive
 {
 	my ($session) = @_;
-	my @batch = $session->query("SELECT 'event', key, payload->>'n' FROM cqrs_receive('outside', 50)") =~ /^event\|(.*)$/mg;
+	my $answer = $session->query("SELECT 'event', position, receipt, key, payload->>'n' FROM cqrs_receive('outside', 50, lease => '200 ms')");
 
-	$given{$_}++ for @batch;
-	return scalar @batch;
+	$session->{positions} = [];
+	while ($answer =~ /^event\|(\d+)\|([^|]+)\|(.*)$/mg)
+	{
+		push @{ $session->{positions} }, $1;
+		$session->{receipt} = $2;
+		$given{$3}++;
+	}
+	return scalar @{ $session->{positions} };
+}
+
+# Acknowledge that.
+sub acknowledge
+{
+	my ($session) = @_;
+	my $positions = join ',', @{ $session->{positions} };
+
+	return $session->query("SELECT cqrs_ack('outside', '{$positions}', '$session->{receipt}')");
 }
 
 sub psql_of
@@ -93,7 +108,7 @@ for my $round ([ 1, 'stopped at once' ], [ 2, 'killed' ])
 	while (keys %given < $wanted)
 	{
 		$_->{harness}->pump_nb for values %emitter;
-		$consumer->query("SELECT cqrs_ack('outside')") if receive($consumer) > 0;
+		acknowledge($consumer) if receive($consumer) > 0;
 	}
 	receive($consumer);
 	$n == 1 ? $primary->stop('immediate') : $primary->kill9;
@@ -126,9 +141,9 @@ for my $round ([ 1, 'stopped at once' ], [ 2, 'killed' ])
 	is(join(', ', (grep { !$happened{$_} } sort keys %given)), '', "$how: nothing was given outside that did not happen");
 }
 
-# The consumer outside gets all there is.
+# The consumer outside gets all there is, once the lease of who died is over.
 my $consumer = new_session($primary, 'postgres');
-receive($consumer) and $consumer->query("SELECT cqrs_ack('outside')")
+receive($consumer) and acknowledge($consumer)
   until $primary->safe_psql('postgres', q(SELECT lag_events FROM cqrs_subscription_status WHERE subscription = 'outside')) eq '0';
 is(scalar(keys %given), $primary->safe_psql('postgres', 'SELECT count(*) FROM business'), 'the consumer outside got every event');
 $consumer->quit;

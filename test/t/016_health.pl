@@ -129,6 +129,7 @@ my $alice = new_session($node, 'postgres', 'alice');
 $alice->query("SELECT cqrs_subscribe('pull', ARRAY['things'], start => 'latest')");
 my $other = new_session($node, 'postgres', 'alice');
 my $pid = $other->query('SELECT pg_backend_pid()');
+emit();
 $other->query("BEGIN; SELECT count(*) FROM cqrs_receive('pull')");
 ok(wait_problems('held_by_client subscription "pull"', "max_hold => '0'"), 'a client that keeps its transaction open');
 like(of('held_by_client', 'detail', "max_hold => '0'"),

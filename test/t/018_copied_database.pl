@@ -32,6 +32,8 @@ is($node->safe_psql('original', q(SELECT cqrs_wait('things', '60 s'))), 't', 'th
 $node->safe_psql('original', q(SELECT cqrs_pause('things')));
 $node->safe_psql('original', q(SELECT cqrs_emit('happened', '{"n": 2}')));
 $node->safe_psql('original', q(SELECT cqrs_enqueue('Later', '{"n": 3}', run_at => now() + interval '1 day')));
+my ($position, $receipt) = split /\|/, $node->safe_psql('original', "SELECT position, receipt FROM cqrs_receive('pulled', 1)");
+my $settle = "SELECT cqrs_ack('pulled', ARRAY[$position], '$receipt')";
 my $log = -s $node->logfile;
 $node->safe_psql('postgres', 'CREATE DATABASE copy TEMPLATE original');
 $node->safe_psql('copy', q(
@@ -53,6 +55,9 @@ for my $call ("cqrs_receive('pulled')", "cqrs_drain('things')")
 	like($error, qr/database "copy" is a copy of another one/, 'and says why');
 }
 
+my ($code, undef, $error) = $node->psql('copy', "\\set VERBOSITY sqlstate\n$settle");
+like($error, qr/OB003/, 'what the original handed out is not settled in the copy');
+
 # The manager has looked at it (it said so), and a worker at nothing.
 $node->safe_psql('original', q(SELECT cqrs_resume('things')));
 is($node->safe_psql('original', q(SELECT cqrs_wait('things', '60 s'))), 't', 'the original goes on');
@@ -61,6 +66,9 @@ is($node->safe_psql('copy', "SELECT string_agg(n || ' ' || database, ', ' ORDER 
 	'its handler was not called');
 
 $node->safe_psql('copy', q(SELECT * FROM cqrs_adopt()));
+($code, undef, $error) = $node->psql('copy', "\\set VERBOSITY sqlstate\n$settle");
+like($error, qr/OB003/, 'nor once it is adopted');
+is($node->safe_psql('original', $settle), '1', 'but in the original');
 is($node->safe_psql('copy', q(SELECT cqrs_wait('things', '60 s'))), 't', 'once adopted, the copy delivers');
 ok($node->poll_query_until('copy', "SELECT string_agg(n || ' ' || database, ', ' ORDER BY n) = '1 original, 2 copy, 3 copy, 4 copy' FROM recorded"),
 	'what the original had not got, the command that was due, and its own');

@@ -13,6 +13,7 @@ use Test::More;
 use CqrsTest;
 
 my $node = new_server('main', q(
+client_min_messages = warning
 cqrs_outbox.segment_size = '64kB'
 cqrs_outbox.segment_age = '1s'
 log_min_messages = debug1
@@ -113,11 +114,11 @@ $node->safe_psql('postgres', q(
 	SELECT cqrs_subscribe('busy', ARRAY['bulk'], 'record_event(cqrs_event)');
 	TRUNCATE recorded;
 	SELECT cqrs_emit('filled', '{}', i::text) FROM generate_series(1, 10) i));
-ok($node->poll_query_until('postgres', "SELECT count(*) > 0 FROM cqrs_receive('idle', 100, 0)"), 'the first few are received');
+ok($node->poll_query_until('postgres', "SELECT count(*) > 0 FROM cqrs_receive('idle', partition => 0)"), 'the first few are received');
 my $received = $node->safe_psql('postgres', q(
 	BEGIN;
-	SELECT count(*) FROM cqrs_receive('idle', 100, 0);
-	SELECT cqrs_ack('idle', partition => 0) > 0;
+	SELECT count(*) FROM cqrs_receive('idle', partition => 0);
+	SELECT cqrs_ack('idle') > 0;
 	COMMIT));
 $received =~ s/\D.*//s;
 $node->safe_psql('postgres', q(
