@@ -96,7 +96,7 @@ cqrs_pull_is_covered(const CqrsSubscription *subscription,
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	CqrsTick	tick;
-	bool		found = cqrs_tick_newest(snapshot, &tick);
+	bool		found = cqrs_tick_newest(snapshot, PG_INT64_MAX, &tick);
 	bool		covered = true;
 	int			i;
 

@@ -69,6 +69,7 @@ static volatile sig_atomic_t waiting = false;
 static Size shmem_size(void);
 static void shmem_request(void);
 static void shmem_startup(void);
+static CqrsDatabaseSlot *my_database_slot(void);
 static void at_xact_end(XactEvent event, void *arg);
 static void at_release(ResourceReleasePhase phase, bool is_commit,
 					   bool is_top_level, void *arg);
@@ -283,6 +284,7 @@ cqrs_database_clear(CqrsDatabaseSlot *slot)
 	slot->waiting_since = 0;
 	slot->failed_subscription = 0;
 	pg_atomic_write_u64(&slot->durable_tick, 0);
+	pg_atomic_write_u64(&slot->recorded_tick, 0);
 	pg_atomic_write_u64(&slot->next_run_at, (uint64) DT_NOBEGIN);
 }
 
@@ -335,14 +337,51 @@ cqrs_shmem_wake_launcher(void)
 int64
 cqrs_shmem_durable_tick(void)
 {
+	int64		durable;
+	int64		recorded;
+
+	cqrs_shmem_manager_ticks(&durable, &recorded);
+	return durable;
+}
+
+/*
+ * The same, and the one that the manager recorded last; 0: none.
+ */
+void
+cqrs_shmem_manager_ticks(int64 *durable, int64 *recorded)
+{
+	CqrsDatabaseSlot *slot = my_database_slot();
+
+	*durable = slot ? pg_atomic_read_u64(&slot->durable_tick) : 0;
+	*recorded = slot ? pg_atomic_read_u64(&slot->recorded_tick) : 0;
+}
+
+/*
+ * The manager is recording this tick.
+ */
+void
+cqrs_shmem_tick_recorded(int64 tick_id)
+{
+	CqrsDatabaseSlot *slot = my_database_slot();
+
+	if (slot != NULL)
+		pg_atomic_write_u64(&slot->recorded_tick, tick_id);
+}
+
+/*
+ * The slot of this database, or NULL.
+ */
+static CqrsDatabaseSlot *
+my_database_slot(void)
+{
 	CqrsDatabaseSlot *slot;
 
 	if (cqrs_shared == NULL)
-		return 0;
+		return NULL;
 	LWLockAcquire(cqrs_shared->lock, LW_SHARED);
 	slot = cqrs_database_find(MyDatabaseId);
 	LWLockRelease(cqrs_shared->lock);
-	return slot ? pg_atomic_read_u64(&slot->durable_tick) : 0;
+	return slot;
 }
 
 /*
@@ -484,6 +523,7 @@ shmem_startup(void)
 		for (i = 0; i < cqrs_max_databases; i++)
 		{
 			pg_atomic_init_u64(&cqrs_shared->databases[i].durable_tick, 0);
+			pg_atomic_init_u64(&cqrs_shared->databases[i].recorded_tick, 0);
 			pg_atomic_init_u64(&cqrs_shared->databases[i].next_run_at, 0);
 			ConditionVariableInit(&cqrs_shared->databases[i].ticked);
 			pg_atomic_init_u32(&cqrs_shared->databases[i].pending, 0);

@@ -82,6 +82,9 @@ typedef struct CqrsDatabaseSlot
 	 */
 	pg_atomic_uint64 durable_tick;
 
+	/* The one that it recorded last, committed or not: the next durable one. */
+	pg_atomic_uint64 recorded_tick;
+
 	/*
 	 * A TimestampTz: no command is scheduled for an earlier time, as far as
 	 * the commits have told that the manager has not heard of yet. See
@@ -173,6 +176,8 @@ extern void cqrs_topic_set_add(CqrsTopicSet *topics, int32 topic_id);
 extern bool cqrs_topic_set_has(const CqrsTopicSet *topics, int32 topic_id);
 extern void cqrs_shmem_take_dirty(CqrsDatabaseSlot *slot, CqrsTopicSet *topics);
 extern int64 cqrs_shmem_durable_tick(void);
+extern void cqrs_shmem_manager_ticks(int64 *durable, int64 *recorded);
+extern void cqrs_shmem_tick_recorded(int64 tick_id);
 extern void cqrs_shmem_announce(Oid dboid);
 extern CqrsDatabaseSlot *cqrs_database_find(Oid dboid);
 extern CqrsDatabaseSlot *cqrs_database_request(Oid dboid);

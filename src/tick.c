@@ -177,11 +177,12 @@ cqrs_snapshot_shows(const CqrsSnapshot *snapshot, FullTransactionId xid)
 /*
  * Record a tick and return its id. It counts once the transaction commits,
  * which the caller should have do nothing else for long: the ticker's lock is
- * held until then. Without wait, returns 0 if it cannot be had at once.
+ * held until then. Without wait, as the manager calls it, returns 0 if it
+ * cannot be had at once.
  *
- * Only the newest tick is read, or for brokers the newest durable one, and
- * cursors hold the snapshots they need; so what is older is deleted now and
- * then. The durable one only gets newer as long as anybody goes by it.
+ * Only the newest tick is read, or for brokers the durable one, and cursors
+ * hold the snapshots they need; so the others are deleted now and then. The one
+ * that the manager recorded last stays, too: it will be durable soon.
  */
 int64
 cqrs_tick_record(bool wait)
@@ -198,6 +199,8 @@ cqrs_tick_record(bool wait)
 	newest = newest_id();
 	last_position = cqrs_last_position();
 	tick_id = cqrs_tick_next_id();
+	if (!wait)
+		cqrs_shmem_tick_recorded(tick_id);
 
 	values[TICK_ID - 1] = Int64GetDatum(tick_id);
 	values[TICK_TICKED_AT - 1] = TimestampTzGetDatum(GetCurrentTimestamp());
@@ -208,13 +211,7 @@ cqrs_tick_record(bool wait)
 	CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values,
 											nulls));
 	if (tick_id / TICKS_KEPT != newest / TICKS_KEPT)
-	{
-		int64		durable = cqrs_shmem_durable_tick();
-
-		/* 0: a manager that has just started may be about to say which. */
-		if (durable != 0 || cqrs_shared == NULL)
-			delete_before(rel, durable == 0 ? tick_id : Min(durable, tick_id));
-	}
+		delete_before(rel, tick_id);
 	table_close(rel, NoLock);
 
 	cqrs_commit_durably();
@@ -328,14 +325,17 @@ newest_id(void)
 }
 
 /*
- * Delete the ticks with lower ids. The bound that this process deleted up to
- * before is remembered: looked up, it would mean a walk over the dead entries
- * that a long transaction keeps in the index. The ticker's lock is held.
+ * Delete the ticks with lower ids, but for the manager's. The bound that this
+ * process deleted up to before is remembered: looked up, it would mean a walk
+ * over the dead entries that a long transaction keeps in the index. If we abort,
+ * what is left waits for another process. The ticker's lock is held.
  */
 static void
 delete_before(Relation rel, int64 tick_id)
 {
 	static int64 deleted_before = 0;
+	int64		durable;
+	int64		recorded;
 	Relation	index;
 	SysScanDesc scan;
 	ScanKeyData keys[2];
@@ -345,20 +345,29 @@ delete_before(Relation rel, int64 tick_id)
 	/* Ids may begin anew, with the extension. */
 	if (deleted_before > tick_id)
 		deleted_before = 0;
+	cqrs_shmem_manager_ticks(&durable, &recorded);
 	index = cqrs_index_open(rel, CQRS_REL_TICK_PKEY, AccessShareLock);
 	own_range(keys, deleted_before);
 	keys[1].sk_argument = Int64GetDatum(tick_id);
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
+	deleted_before = tick_id;
 	while (HeapTupleIsValid(tuple = systable_getnext_ordered(scan,
 															 ForwardScanDirection)))
-		simple_heap_delete(rel, &tuple->t_self);
+	{
+		bool		isnull;
+		int64		id = DatumGetInt64(heap_getattr(tuple, TICK_ID,
+													RelationGetDescr(rel),
+													&isnull));
+
+		if (id != durable && id != recorded)
+			simple_heap_delete(rel, &tuple->t_self);
+		else
+			deleted_before = Min(deleted_before, id);
+	}
 	systable_endscan_ordered(scan);
 	UnregisterSnapshot(snapshot);
 	index_close(index, AccessShareLock);
-
-	/* If we abort, what is left waits for another process. */
-	deleted_before = tick_id;
 }
 
 /*

@@ -15,8 +15,8 @@
 /* broken: BROKEN_HAND_TICK a newest tick above the durable one is as good as none */
 /* broken: BROKEN_VISIBLE a broker is sent what a visible tick shows */
 /* broken: BROKEN_ASYNC a tick does not wait for its commit */
-/* broken: BROKEN_DELETE who ticks deletes what is before his own tick */
-/* broken: BROKEN_DELETE_UNKNOWN the same, while none is known to be durable */
+/* broken: BROKEN_DELETE who ticks deletes all that is before his own tick */
+/* broken: BROKEN_DELETE_RECORDED ... all but the durable one */
 /* broken: BROKEN_SAID_FIRST the manager says that the tick is durable before its commit */
 /* broken: BROKEN_DUE_FIRST a broker's cursor is due before the tick */
 /* deep: RESTARTS=1 */
@@ -43,6 +43,7 @@ short visible;					/* ticks that are there, by id */
 byte newest;					/* the newest of them */
 
 byte durable_tick;				/* in shared memory */
+byte recorded_tick;				/* the same; the manager's last, durable soon */
 byte looks, due_look, drained_look;
 bool pending, first = 1;		/* announced; the manager has not looked yet */
 
@@ -75,21 +76,23 @@ end:
 }
 
 /* cqrs_tick_record() and its commit */
-inline record(cancelled)
+inline record(by_manager, cancelled)
 {
 	atomic { ticker_lock == 0 -> ticker_lock = 1 }
-	atomic { id = next_tick; next_tick++; snapshot = events }
+	atomic {
+		id = next_tick; next_tick++; snapshot = events;
+		recorded_tick = (by_manager -> id : recorded_tick)
+	}
 	/* delete_before() */
 	atomic {
 #ifdef BROKEN_DELETE
-	gone = id;
+		kept = 0;
 #endif
-#ifdef BROKEN_DELETE_UNKNOWN
-	gone = (durable_tick == 0 || durable_tick > id -> id : durable_tick);
+#ifdef BROKEN_DELETE_RECORDED
+		kept = 1 << durable_tick;
 #endif
-#if !defined(BROKEN_DELETE) && !defined(BROKEN_DELETE_UNKNOWN)
-	/* As long as none is known to be durable, any of them may turn out to be. */
-	gone = (durable_tick > id -> id : durable_tick);
+#if !defined(BROKEN_DELETE) && !defined(BROKEN_DELETE_RECORDED)
+		kept = (1 << durable_tick) | (1 << recorded_tick);
 #endif
 		lsn++; my_lsn = lsn
 	}
@@ -102,20 +105,21 @@ inline record(cancelled)
 	/* Visible, and then the lock */
 	atomic {
 		shown_by[id] = snapshot;
-		visible = (visible & ~((1 << gone) - 1)) | (1 << id);
+		visible = (visible & kept) | (1 << id);
 		newest = id;
 		ticker_lock = 0;
-		snapshot = 0; gone = 0; my_lsn = 0
+		snapshot = 0; kept = 0; my_lsn = 0
 	}
 }
 
 /* cqrs_tick(); somebody may cancel its wait for the standby. */
 proctype hand()
 {
-	byte id, snapshot, gone, my_lsn, n;
+	byte id, snapshot, my_lsn, n;
+	short kept;
 
 	do
-	:: n < HAND -> n++; record(true); id = 0
+	:: n < HAND -> n++; record(false, true); id = 0
 	:: break
 	od;
 	done++
@@ -123,7 +127,8 @@ proctype hand()
 
 proctype manager()
 {
-	byte id, snapshot, gone, my_lsn, look, restarts;
+	byte id, snapshot, my_lsn, look, restarts;
+	short kept;
 
 end:
 	do
@@ -137,13 +142,14 @@ end:
 #ifdef BROKEN_SAID_FIRST
 		durable_tick = next_tick;
 #endif
-		record(false);
+		record(true, false);
 		durable_tick = id;
 		atomic { due_look = look; first = 0; id = 0; look = 0 }
 	:: atomic { restarts < RESTARTS ->
 			/* Another one: it knows nothing, and looks and ticks first. */
 			restarts++;
 			durable_tick = 0;
+			recorded_tick = 0;
 			first = 1
 		}
 	od
