@@ -40,7 +40,7 @@ $node->safe_psql('postgres', q(
 			n := n + 1;
 			PERFORM pg_sleep(0.001);
 		END LOOP;
-		RAISE NOTICE 'next %', n;
+		RAISE WARNING 'next %', n;
 	END $$;
 	-- What the topics take on disk.
 	CREATE VIEW kept AS
