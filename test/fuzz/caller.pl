@@ -22,17 +22,18 @@ my $database = 'fuzz';
 my $dir = POSIX::getcwd();
 
 # Every public function, and how often it is called compared with others. What is
-# not here is not known: say how to call it, here and in argument().
+# not here is not known: say how to call it, here and in argument(). What takes
+# away all privileges is never called: it would leave nothing to be tried.
 my %known = map { /^(\S+?)(?:=(\d+))?$/ ? ($1 => $2 // 3) : () } qw(
   cqrs_send=12 cqrs_dry_run=6 cqrs_stream=4 cqrs_next cqrs_query=6 cqrs_proceed cqrs_log_dispatch cqrs_context
-  cqrs_emit=12 cqrs_emit_many=6 cqrs_emit_trigger=1 cqrs_events cqrs_wait=1 cqrs_receive=6 cqrs_ack=6 cqrs_nack=6
+  cqrs_emit=12 cqrs_emit_many=6 cqrs_emit_trigger=1 cqrs_events cqrs_wait=1 cqrs_receive=6 cqrs_ack=6 cqrs_nack=6 cqrs_renew=4
   cqrs_dead_letters cqrs_enqueue=8 cqrs_cancel_command cqrs_create_topic cqrs_alter_topic cqrs_drop_topic=1
   cqrs_register_event cqrs_unregister_event=1 cqrs_register_event_handler cqrs_unregister_event_handler=1
   cqrs_register_command cqrs_register_query cqrs_unregister_command=1 cqrs_register_fallback cqrs_unregister_fallback=1
   cqrs_register_middleware=1 cqrs_unregister_middleware=2 cqrs_subscribe cqrs_alter_subscription cqrs_unsubscribe=1
   cqrs_pause=1 cqrs_resume=2 cqrs_seek=2 cqrs_redrive cqrs_discard cqrs_tick cqrs_drain=6 cqrs_release_commands
   cqrs_adopt=1 cqrs_maintain=1 cqrs_worker_status=1 cqrs_health=1 cqrs_diagram=1 run_command check announce
-  registry_changed=1 breaker_state usable topic_progress subscription_progress cursor_holders);
+  registry_changed=1 refuse_write=1 withdraw_privileges=0 breaker_state usable topic_progress subscription_progress cursor_holders);
 
 # What an error may say though it has the code of an internal one: the server's
 # own answers to who changes the same thing at the same time, and to who uses a
@@ -107,9 +108,12 @@ sub argument
 	return pick("'jsonb'", "'thing'", "'int'", '0', '4294967295::oid', "'things'", "'cqrs_event'", "'dom'") . '::regtype' if $type eq 'regtype';
 	return quote(pick('0', '1 day', '1 hour', '-1 s', '1 ms', '178000000 years', '10 s', '300 ms')) . '::interval' if $type eq 'interval';
 	return pick('now()', "'infinity'", "'-infinity'", "'2000-01-01'", "now() + '100 ms'", "now() + '1 year'") . '::timestamptz' if $type eq 'timestamp with time zone';
+	return "(SELECT receipt FROM cqrs_receive('c', " . pick(1, 3) . pick('', ", lease => '1 s'") . ') LIMIT 1)' if $name eq 'receipt' && rand() < 0.7;
 	return pick('gen_random_uuid()', "'00000000-0000-0000-0000-000000000000'", '(SELECT event_id FROM cqrs_topics.a ORDER BY 1 DESC LIMIT 1)') . '::uuid'
 	  if $type eq 'uuid';
 	return pick('true', 'false') if $type eq 'boolean';
+	return pick('ARRAY[]', 'ARRAY[NULL]', 'ARRAY[1, 2, 1]', 'ARRAY[9223372036854775807]', 'ARRAY[[1], [2]]',
+		'(SELECT array_agg(position) FROM cqrs_topics.a)', "(SELECT array_agg(position) FROM cqrs_receive('c', 5))") . '::bigint[]' if $type eq 'bigint[]';
 	return pick(0, 1, 2, 3, 10, 1000, -1, 2147483647, -2147483648) if $type eq 'integer';
 	return pick(0, 1, 5, 100, 100000, -1, 9223372036854775807, '(-9223372036854775808)') if $type eq 'bigint';
 	return "ROW(1)::thing" if $type eq 'record';
