@@ -24,6 +24,7 @@
 #include "catalog.h"
 #include "pull.h"
 #include "receipt.h"
+#include "rethrow.h"
 #include "shmem.h"
 #include "subscription.h"
 
@@ -186,15 +187,12 @@ attempt_in_subtransaction(CqrsReceive *receive, bool last)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *error;
+		ErrorData  *error = cqrs_error_take(oldcontext);
 
-		MemoryContextSwitchTo(oldcontext);
-		error = CopyErrorData();
-		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(oldcontext);
 		CurrentResourceOwner = oldowner;
-		ReThrowError(error);
+		cqrs_error_rethrow(error);
 	}
 	PG_END_TRY();
 	return found;

@@ -49,6 +49,7 @@
 #include "debug_point.h"
 #include "events.h"
 #include "relay.h"
+#include "rethrow.h"
 #include "session.h"
 #include "subscription.h"
 #include "target_handler.h"
@@ -743,7 +744,7 @@ drain(int32 subscription_id, int partition)
 		/* The timeout is that of a handler that drains. */
 		if (delivery.position == 0 || handler_timed_out ||
 			cqrs_target_is_outage(error))
-			ReThrowError(error);
+			cqrs_error_rethrow(error);
 		delivery.more = true;
 		cqrs_pace_failed(&pace, delivery.nevents);
 		if (delivery.nevents > 0)
@@ -788,9 +789,7 @@ deliver_in_subtransaction(CqrsSubscription *subscription, int partition,
 	}
 	PG_CATCH();
 	{
-		MemoryContextSwitchTo(oldcontext);
-		error = CopyErrorData();
-		FlushErrorState();
+		error = cqrs_error_take(oldcontext);
 		RollbackAndReleaseCurrentSubTransaction();
 		cqrs_context_innermost = outer;
 		cqrs_underway_innermost = outer_underway;
