@@ -283,7 +283,7 @@ COMMENT ON TABLE cqrs.tick IS 'snapshots between which events are delivered';
 --                 transaction had the partition
 -- expired         so many leases on that batch ran out in a row; from 2 on,
 --                 its events are handed out one by one
--- covered         the positions that the receipt covers, in order
+-- covered         the positions that the receipt covers, in order, packed
 -- passed          of that window, positions beyond position that are settled
 -- parked_from     the lowest position of a row in cqrs.retry, or NULL: there
 --                 is none
@@ -309,7 +309,7 @@ CREATE TABLE cqrs.cursor (
 	receipt			uuid,
 	leased_until	timestamptz,
 	expired			smallint	NOT NULL,
-	covered			bigint[],
+	covered			bytea,
 	passed			bigint[],
 	parked_from		bigint,
 	delivered		bigint		NOT NULL,

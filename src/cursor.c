@@ -65,12 +65,17 @@ enum
 /* Every so many moves, the rows behind are deleted. */
 #define ROWS_KEPT	64
 
+/* Bytes of a position in "covered", at most: 64 bits, seven a byte. */
+#define PACKED_LENGTH	10
+
 static void read_receipt(CqrsCursor *cursor, const Datum *values,
 						 const bool *nulls);
 static void write_receipt(const CqrsCursor *cursor, Datum *values,
 						  bool *nulls);
 static int	read_positions(Datum array, int64 **positions);
 static Datum write_positions(const int64 *positions, int npositions);
+static int	unpack_positions(Datum packed, int64 **positions);
+static Datum pack_positions(const int64 *positions, int npositions);
 static int	find_position(const int64 *positions, int npositions,
 						  int64 position);
 static void delete_range(Relation rel, int nkeys, ScanKeyData *keys);
@@ -428,8 +433,8 @@ read_receipt(CqrsCursor *cursor, const Datum *values, const bool *nulls)
 			DatumGetTimestampTz(values[CURSOR_LEASED_UNTIL - 1]);
 	cursor->expired = DatumGetInt16(values[CURSOR_EXPIRED - 1]);
 	if (!nulls[CURSOR_COVERED - 1])
-		cursor->ncovered = read_positions(values[CURSOR_COVERED - 1],
-										  &cursor->covered);
+		cursor->ncovered = unpack_positions(values[CURSOR_COVERED - 1],
+											&cursor->covered);
 	if (!nulls[CURSOR_PASSED - 1])
 		cursor->npassed = read_positions(values[CURSOR_PASSED - 1],
 										 &cursor->passed);
@@ -446,8 +451,8 @@ write_receipt(const CqrsCursor *cursor, Datum *values, bool *nulls)
 	values[CURSOR_EXPIRED - 1] = Int16GetDatum((int16) cursor->expired);
 	nulls[CURSOR_COVERED - 1] = cursor->ncovered == 0;
 	if (cursor->ncovered > 0)
-		values[CURSOR_COVERED - 1] = write_positions(cursor->covered,
-													 cursor->ncovered);
+		values[CURSOR_COVERED - 1] = pack_positions(cursor->covered,
+													cursor->ncovered);
 	nulls[CURSOR_PASSED - 1] = cursor->npassed == 0;
 	if (cursor->npassed > 0)
 		values[CURSOR_PASSED - 1] = write_positions(cursor->passed,
@@ -485,6 +490,58 @@ write_positions(const int64 *positions, int npositions)
 	ARR_LBOUND(array)[0] = 1;
 	memcpy(ARR_DATA_PTR(array), positions, sizeof(int64) * npositions);
 	return PointerGetDatum(array);
+}
+
+/*
+ * Each receive and each acknowledgement writes down what was handed out. So
+ * that is packed: of each position, how much higher it is than the one before,
+ * seven bits a byte, the lowest first; all bytes but the last have the eighth.
+ */
+static Datum
+pack_positions(const int64 *positions, int npositions)
+{
+	bytea	   *packed = palloc(VARHDRSZ + (Size) npositions * PACKED_LENGTH);
+	uint8	   *next = (uint8 *) VARDATA(packed);
+	int64		before = 0;
+	int			i;
+
+	for (i = 0; i < npositions; i++)
+	{
+		uint64		rest = positions[i] - before;
+
+		for (; rest >= 0x80; rest >>= 7)
+			*next++ = (rest & 0x7F) | 0x80;
+		*next++ = rest;
+		before = positions[i];
+	}
+	SET_VARSIZE(packed, (char *) next - (char *) packed);
+	return PointerGetDatum(packed);
+}
+
+static int
+unpack_positions(Datum packed, int64 **positions)
+{
+	bytea	   *value = DatumGetByteaPP(packed);
+	const uint8 *next = (const uint8 *) VARDATA_ANY(value);
+	const uint8 *end = next + VARSIZE_ANY_EXHDR(value);
+	uint64		position = 0;
+	int			n = 0;
+
+	*positions = palloc_extended(sizeof(int64) * (end - next + 1),
+								 MCXT_ALLOC_HUGE);
+	while (next < end)
+	{
+		uint64		step = 0;
+		int			shift = 0;
+
+		for (; next < end && (*next & 0x80) != 0 && shift < 56; shift += 7)
+			step |= (uint64) (*next++ & 0x7F) << shift;
+		if (next < end)
+			step |= (uint64) *next++ << shift;
+		position += step;
+		(*positions)[n++] = (int64) position;
+	}
+	return n;
 }
 
 /*

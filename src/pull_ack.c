@@ -67,6 +67,8 @@ static int	compare_positions(const void *a, const void *b);
 static void check_positions(CqrsSubscription *subscription, List *handed,
 							const int64 *positions, int npositions);
 static int64 settle(Handed *handed, const int64 *positions, int npositions);
+static bool settles_all(const Handed *handed, const int64 *positions,
+						int npositions);
 static int64 fail(Handed *handed, const int64 *positions, int npositions,
 				  const CqrsFault *fault);
 static int64 fail_new(Handed *handed, const int64 *positions, int npositions,
@@ -77,6 +79,7 @@ static bool next_open(Handed *handed, CqrsWindow *window, int64 last,
 					  CqrsEvent *event);
 static bool contains(const int64 *positions, int npositions, int64 position);
 static void move_cursor(Handed *handed);
+static void give_back(Handed *handed, int64 position, bool all_settled);
 
 PG_FUNCTION_INFO_V1(cqrs_ack);
 PG_FUNCTION_INFO_V1(cqrs_ack_positions);
@@ -390,6 +393,12 @@ settle(Handed *handed, const int64 *positions, int npositions)
 	int64		n = 0;
 	int			i;
 
+	if (settles_all(handed, positions, npositions))
+	{
+		cursor->delivered += npositions;
+		give_back(handed, cursor->received, true);
+		return npositions;
+	}
 	for (i = 0; i < npositions; i++)
 	{
 		CqrsParked *parked;
@@ -410,6 +419,23 @@ settle(Handed *handed, const int64 *positions, int npositions)
 		move_cursor(handed);
 	}
 	return n;
+}
+
+/*
+ * Is this a whole batch of which nothing is settled yet, and nothing parked?
+ * Almost all are, and then there is nothing to look for.
+ */
+static bool
+settles_all(const Handed *handed, const int64 *positions, int npositions)
+{
+	const CqrsCursor *cursor = &handed->cursor;
+
+	return handed->parked == NULL && cursor->npassed == 0 &&
+		cursor->until_tick != 0 && npositions > 0 &&
+		npositions == cursor->ncovered &&
+		positions[0] > cursor->position &&
+		positions[npositions - 1] <= cursor->received &&
+		memcmp(positions, cursor->covered, sizeof(int64) * npositions) == 0;
 }
 
 /*
@@ -552,10 +578,7 @@ contains(const int64 *positions, int npositions, int64 position)
 }
 
 /*
- * Move the cursor up to what is not settled yet, and write it down. When all
- * is settled, the partition is given back. If events
- * are handed out one by one, others of the same batch are not settled that the
- * receipt does not cover: then the next cqrs_receive() moves it.
+ * Move the cursor up to what is not settled yet, and write it down.
  */
 static void
 move_cursor(Handed *handed)
@@ -579,6 +602,19 @@ move_cursor(Handed *handed)
 			break;
 		}
 	}
+	give_back(handed, position, all_settled);
+}
+
+/*
+ * Write down that all is settled up to this position. When all of the batch
+ * is, the partition is given back. If events are handed out one by one, others
+ * of the same batch are not settled that the receipt does not cover: then the
+ * next cqrs_receive() moves the cursor.
+ */
+static void
+give_back(Handed *handed, int64 position, bool all_settled)
+{
+	CqrsCursor *cursor = &handed->cursor;
 
 	/* With nothing left, nobody need wait for the end of the lease. */
 	if (all_settled)

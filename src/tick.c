@@ -33,6 +33,7 @@
 #include "access/xact.h"
 #include "catalog/indexing.h"
 #include "commands/sequence.h"
+#include "storage/bufmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
@@ -371,28 +372,29 @@ delete_before(Relation rel, int64 tick_id)
 }
 
 /*
- * A sequence's last value; *is_called: it was drawn, else it comes next.
+ * A sequence's last value; *is_called: it was drawn, else it comes next. Its
+ * only row is read where it is, as nextval() does: every batch does this.
  */
 static int64
 last_value(CqrsRelation sequence, bool *is_called)
 {
 	Relation	rel = relation_open(cqrs_relation_oid(sequence),
 									AccessShareLock);
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	int64		value = 0;
+	Buffer		buffer = ReadBuffer(rel, 0);
+	HeapTupleHeader tuple;
+	Form_pg_sequence_data data;
+	Page		page;
+	int64		value;
 
-	*is_called = false;
-	scan = systable_beginscan(rel, InvalidOid, false, SnapshotAny, 0, NULL);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-	{
-		Form_pg_sequence_data data = (Form_pg_sequence_data) GETSTRUCT(tuple);
-
-		value = data->last_value;
-		*is_called = data->is_called;
-	}
-	systable_endscan(scan);
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	page = BufferGetPage(buffer);
+	tuple = (HeapTupleHeader) PageGetItem(page,
+										  PageGetItemId(page,
+														FirstOffsetNumber));
+	data = (Form_pg_sequence_data) ((char *) tuple + tuple->t_hoff);
+	value = data->last_value;
+	*is_called = data->is_called;
+	UnlockReleaseBuffer(buffer);
 	relation_close(rel, AccessShareLock);
 	return value;
 }
