@@ -152,7 +152,7 @@ check_correlation_id(char **newval, void **extra, GucSource source)
 	for (i = 0; value[i] != '\0'; i++)
 		if (value[i] < ' ' || value[i] > '~')
 			break;
-	if (value[i] == '\0' && i <= CQRS_CORRELATION_ID_LEN)
+	if (i <= CQRS_CORRELATION_ID_LEN && value[i] == '\0')
 		return true;
 
 	GUC_check_errhint("It is up to %d printable ASCII characters.",

@@ -32,8 +32,8 @@ $node->safe_psql('postgres', q(
 	SELECT cqrs_register_event('happened', 'things');
 ));
 
-# got(TODO, PARTITIONS): events 0 to 4, the first a dead letter, to a handler
-# that does TODO at the 2; what was handled in the end.
+# got(ACTION, PARTITIONS): events 0 to 4, the first a dead letter, to a handler
+# that does ACTION at the 2; what was handled in the end.
 sub got
 {
 	my ($todo, $partitions) = @_;
