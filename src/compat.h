@@ -201,6 +201,11 @@ cqrs_vxid_pid(VirtualTransactionId vxid)
 #define CQRS_MY_LXID	(MyProc->lxid)
 #endif
 
+/* 18 has it before the declaration. */
+#ifndef pg_noreturn
+#define pg_noreturn	__attribute__((noreturn))
+#endif
+
 /* Minor versions of 2023 have an interrupted DROP DATABASE leave this behind. */
 #ifndef DATCONNLIMIT_INVALID_DB
 #define DATCONNLIMIT_INVALID_DB	(-2)

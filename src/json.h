@@ -21,6 +21,6 @@ extern void cqrs_json_append_string(StringInfo buf, const char *str, int len,
 									int limit);
 extern void cqrs_utf8_append(StringInfo buf, const char *str, int len,
 							 int limit);
-extern void cqrs_text_too_long(void) pg_attribute_noreturn();
+pg_noreturn extern void cqrs_text_too_long(void);
 
 #endif							/* CQRS_JSON_H */

@@ -33,8 +33,8 @@ extern bool cqrs_receipt_is_newest(const CqrsCursor *cursor,
 extern bool cqrs_receipt_is_open(const CqrsCursor *cursor,
 								 const CqrsParkedSet *set, int64 position,
 								 CqrsParked **parked);
-extern void cqrs_receipt_invalid(const CqrsSubscription *subscription,
-								 const char *detail) pg_attribute_noreturn();
+pg_noreturn extern void cqrs_receipt_invalid(const CqrsSubscription *subscription,
+											 const char *detail);
 
 extern void cqrs_received_note(int32 subscription_id, int partition,
 							   const pg_uuid_t *receipt, bool leased);

@@ -11,6 +11,6 @@
 #include "cqrs_outbox.h"
 
 extern ErrorData *cqrs_error_take(MemoryContext context);
-extern void cqrs_error_rethrow(ErrorData *error) pg_attribute_noreturn();
+pg_noreturn extern void cqrs_error_rethrow(ErrorData *error);
 
 #endif							/* CQRS_RETHROW_H */
