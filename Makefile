@@ -92,7 +92,7 @@ EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/cqrs_broker.h src/cqrs_hooks.h
 
-REGRESS = meeting command query chain stream fallback breaker middleware idempotency dry_run emit domain_event context nesting prepared capture subscription own_subscription retry deferred pull kept retention diagram health privileges grants trust lookup adopt extension
+REGRESS = meeting command query chain stream fallback breaker middleware idempotency dry_run emit domain_event context nesting prepared capture subscription own_subscription retry deferred pull kept retention diagram health privileges grants matrix trust lookup adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation
@@ -151,7 +151,6 @@ demo:
 
 test:
 	$(srcdir)/test/run
-	$(srcdir)/test/run fuzz 60
 
 bench:
 	$(srcdir)/bench/run

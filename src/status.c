@@ -9,8 +9,10 @@
 
 #include "access/htup_details.h"
 #include "access/twophase.h"
+#include "catalog/pg_authid.h"
 #include "commands/dbcommands.h"
 #include "funcapi.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
@@ -53,6 +55,7 @@ typedef struct Lag
 	TimestampTz oldest;
 } Lag;
 
+static bool may_know(const CqrsSubscription *subscription);
 static bool is_countable(const CqrsSubscription *subscription);
 static void add_lag(CqrsSubscription *subscription, const CqrsCursor *cursor,
 					Snapshot snapshot, Lag *lag);
@@ -94,7 +97,7 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 	desc = BlessTupleDesc(desc);
 	subscription = cqrs_registry_subscription_by_id(subscription_id);
-	if (subscription == NULL)
+	if (subscription == NULL || !may_know(subscription))
 		PG_RETURN_NULL();
 	countable = is_countable(subscription);
 	for (i = 0; i < subscription->partitions; i++)
@@ -141,7 +144,7 @@ cqrs_cursor_holders(PG_FUNCTION_ARGS)
 
 	store = cqrs_srf_begin(fcinfo, &desc);
 	subscription = cqrs_registry_subscription_by_id(subscription_id);
-	if (subscription == NULL)
+	if (subscription == NULL || !may_know(subscription))
 		return (Datum) 0;
 	for (i = 0; i < subscription->partitions; i++)
 		put_holder(store, desc, subscription_id, i);
@@ -203,6 +206,17 @@ cqrs_worker_status(PG_FUNCTION_ARGS)
 						worker_states[workers[i].state],
 						workers[i].started_at);
 	return (Datum) 0;
+}
+
+/*
+ * May the user know how far a subscription is? The views that ask leave out what
+ * he may not, but he could ask without them.
+ */
+static bool
+may_know(const CqrsSubscription *subscription)
+{
+	return has_privs_of_role(GetUserId(), subscription->owner) ||
+		has_privs_of_role(GetUserId(), ROLE_PG_MONITOR);
 }
 
 /*

@@ -100,10 +100,6 @@ sub argument
 	my ($type, $name) = @_;
 
 	return 'NULL' if rand() < 0.06;
-	return '(SELECT ' . ($name eq 'receipt' ? 'receipt' : 'array_agg(position)') . " FROM cqrs_receive('c', 3)" . ($name eq 'receipt' ? ' LIMIT 1)' : ')')
-	  if $name =~ /^(?:receipt|positions)$/ && rand() < 0.3;
-	return '(SELECT receipt FROM cqrs.cursor ORDER BY random() LIMIT 1)' if $name eq 'receipt' && rand() < 0.5;
-	return 'ARRAY[' . join(', ', map { argument('bigint', '') } 1 .. int rand 4) . ']::bigint[]' if $type eq 'bigint[]';
 	return "'$1'" . "::$type" if $type =~ /^(?:text|name)$/ && $name eq 'start' && pick('earliest', 'latest', 'x') =~ /(.*)/;
 	return quote($name =~ /format/ ? pick('cqrs', 'raw', 'cloudevents', 'x') : $name =~ /server/ ? pick('peer', 'x') :
 		$name =~ /kind/ ? pick('flowchart', 'sequence', 'x') : $name =~ /^handler$|^fallback$/ ? function_name() : name()) . '::text'

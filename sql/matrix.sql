@@ -1,0 +1,202 @@
+-- What everybody, and an application, may do: privilege by privilege, function by
+-- function, from the catalog's own list. What is expected is README's "Privileges".
+\set VERBOSITY terse
+\set SHOW_CONTEXT never
+SET client_min_messages = warning;
+CREATE EXTENSION cqrs_outbox;
+-- nobody has CONNECT alone; app has what README names to an application; the
+-- monitor watches; boss is whose everything else is
+CREATE ROLE regress_cqrs_nobody LOGIN;
+CREATE ROLE regress_cqrs_reader LOGIN;
+CREATE ROLE regress_cqrs_app LOGIN IN ROLE regress_cqrs_reader;
+CREATE ROLE regress_cqrs_monitor LOGIN IN ROLE pg_monitor;
+CREATE ROLE regress_cqrs_boss LOGIN SUPERUSER;
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+CREATE FUNCTION open(c jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT c';
+CREATE FUNCTION closed(c jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT c';
+CREATE FUNCTION tells(c jsonb) RETURNS uuid LANGUAGE sql SECURITY DEFINER AS $$ SELECT public.cqrs_emit('secret', c) $$;
+CREATE FUNCTION streams(c jsonb) RETURNS SETOF jsonb LANGUAGE sql AS 'SELECT c';
+CREATE FUNCTION streams_closed(c jsonb) RETURNS SETOF jsonb LANGUAGE sql AS 'SELECT c';
+CREATE FUNCTION on_event(e cqrs_event) RETURNS void LANGUAGE sql AS '';
+CREATE TYPE closed_type AS (a integer);
+CREATE FUNCTION closed_of(closed_type) RETURNS jsonb LANGUAGE sql AS $$ SELECT '1'::jsonb $$;
+REVOKE EXECUTE ON FUNCTION open, closed, closed_of, tells, streams, streams_closed, on_event FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION open, tells, streams TO regress_cqrs_app;
+SELECT cqrs_register_event('open', 'open'), cqrs_register_event('secret', 'secret');
+SELECT cqrs_register_command('Open', 'open(jsonb)'), cqrs_register_command('Closed', 'closed(jsonb)'),
+	cqrs_register_command('Tells', 'tells(jsonb)'), cqrs_register_command('ClosedOf', 'closed_of(closed_type)'),
+	cqrs_register_command('Chain', 'open(jsonb)', 'closed(jsonb)'),
+	cqrs_register_command('Streams', 'streams(jsonb)'), cqrs_register_command('StreamsClosed', 'streams_closed(jsonb)'),
+	cqrs_register_query('AskOpen', 'open(jsonb)'), cqrs_register_query('AskClosed', 'closed(jsonb)');
+GRANT SELECT, INSERT ON cqrs_topics.open TO regress_cqrs_app;
+GRANT SELECT ON cqrs_topics.open TO regress_cqrs_reader;
+GRANT EXECUTE ON FUNCTION cqrs_subscribe TO regress_cqrs_reader;
+SET ROLE regress_cqrs_reader;
+SELECT cqrs_subscribe('mine', ARRAY['open']);
+RESET ROLE;
+REVOKE EXECUTE ON FUNCTION cqrs_subscribe FROM regress_cqrs_reader;
+SET ROLE regress_cqrs_boss;
+SELECT cqrs_subscribe('secret', ARRAY['secret']), cqrs_subscribe('secret_handled', ARRAY['secret'], 'on_event(cqrs_event)');
+SELECT cqrs_enqueue('Closed', '{"secret": 1}') IS NOT NULL AS enqueued;
+SELECT cqrs_enqueue('Closed', '{"secret": 1}', run_at => '2100-01-01') IS NOT NULL AS scheduled;
+RESET ROLE;
+SELECT count(cqrs_emit(topic, '{"of": "boss"}', topic)) FROM unnest('{open,secret}'::text[]) topic;
+SELECT cqrs_tick() > 0 AS ticked;
+
+CREATE TABLE roles (role text, n serial);
+INSERT INTO roles VALUES ('regress_cqrs_nobody'), ('regress_cqrs_app'), ('regress_cqrs_monitor');
+CREATE VIEW functions AS
+SELECT p.oid, p.oid::regprocedure::text COLLATE "C" AS function, p.proname,
+	   (SELECT coalesce(string_agg(CASE WHEN i = p.pronargs AND p.provariadic <> 0 THEN 'VARIADIC ' ELSE '' END || 'NULL::' || format_type(t, NULL),
+								   ', ' ORDER BY i), '')
+		FROM unnest(p.proargtypes) WITH ORDINALITY u (t, i)) AS nothing
+FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid
+WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+	  AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'cqrs_outbox');
+
+-- ----------------------------------------------------------------------
+-- Who has EXECUTE
+-- ----------------------------------------------------------------------
+SELECT function,
+	   concat_ws(', ', CASE WHEN has_function_privilege('regress_cqrs_nobody', oid, 'EXECUTE') THEN 'everybody' END,
+				 CASE WHEN NOT has_function_privilege('regress_cqrs_nobody', oid, 'EXECUTE') AND has_function_privilege('regress_cqrs_app', oid, 'EXECUTE') THEN 'app' END,
+				 CASE WHEN NOT has_function_privilege('regress_cqrs_nobody', oid, 'EXECUTE') AND has_function_privilege('regress_cqrs_monitor', oid, 'EXECUTE') THEN 'monitor' END) AS may_execute
+FROM functions ORDER BY function;
+-- who gets more privileges than he has: none of ours
+SELECT function FROM functions JOIN pg_proc p USING (oid) WHERE p.prosecdef ORDER BY 1;
+
+-- ----------------------------------------------------------------------
+-- Who may do what with tables, views, sequences, schemas; what nobody may is
+-- not listed
+-- ----------------------------------------------------------------------
+SELECT replace(role, 'regress_cqrs_', '') AS role, c.oid::regclass::text COLLATE "C" AS relation, string_agg(privilege, ', ' ORDER BY privilege) AS may
+FROM roles, pg_class c, unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) privilege
+WHERE (c.relnamespace IN ('cqrs'::regnamespace, 'cqrs_topics'::regnamespace)
+	   OR EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+				  AND d.refclassid = 'pg_extension'::regclass AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'cqrs_outbox')))
+	  AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND has_table_privilege(role, c.oid, privilege)
+GROUP BY n, 1, 2 ORDER BY n, 2;
+SELECT role, c.oid::regclass AS sequence
+FROM roles, pg_class c
+WHERE c.relnamespace IN ('cqrs'::regnamespace, 'cqrs_topics'::regnamespace) AND c.relkind = 'S'
+	  AND has_sequence_privilege(role, c.oid, 'USAGE, SELECT, UPDATE');
+SELECT replace(role, 'regress_cqrs_', '') AS role, nspname, string_agg(privilege, ', ') AS may
+FROM roles, pg_namespace, unnest('{USAGE,CREATE}'::text[]) privilege
+WHERE nspname IN ('cqrs', 'cqrs_topics') AND has_schema_privilege(role, nspname, privilege)
+GROUP BY n, 1, 2 ORDER BY n, 2;
+
+-- ----------------------------------------------------------------------
+-- What comes of calling it. Each call is rolled back.
+-- ----------------------------------------------------------------------
+CREATE TABLE calls (n serial, call text, tells text DEFAULT 'result');
+INSERT INTO calls (call, tells) VALUES
+	-- commands and queries
+	('cqrs_send(''Open'', ''{"a": 1}'')', 'result'), ('cqrs_send(''Closed'')', 'result'), ('cqrs_send(''Chain'')', 'result'),
+	('cqrs_send(''Tells'')', 'result IS NOT NULL'), ('cqrs_send(ROW(1)::closed_type)', 'result'), ('cqrs_send(''None'')', 'result'),
+	('cqrs_query(''AskOpen'')', 'result'), ('cqrs_query(''AskClosed'')', 'result'),
+	('cqrs_stream(''Streams'')', 'result'), ('cqrs_stream(''StreamsClosed'')', 'result'),
+	('(cqrs_dry_run(''Open'')).answer', 'result'), ('(cqrs_dry_run(''Closed'')).answer', 'result'),
+	('(cqrs_dry_run(''Tells'', ''{"secret": 1}'')).events', '(result::cqrs_event[])[1].payload'),
+	('cqrs_next()', 'result'), ('cqrs_proceed()', 'result'), ('cqrs_log_dispatch(NULL)', 'result'), ('cqrs_context()', 'result'),
+	('cqrs_enqueue(''Open'')', 'result IS NOT NULL'), ('cqrs_enqueue(''Closed'')', 'result IS NOT NULL'),
+	('cqrs_enqueue(''Chain'')', 'result IS NOT NULL'), ('cqrs_enqueue(''Open'', run_at => ''2100-01-01'')', 'result IS NOT NULL'),
+	('cqrs_cancel_command((SELECT command_id FROM scheduled))', 'result'),
+	('cqrs.run_command(NULL)', 'result'),
+	-- events
+	('cqrs_emit(''open'', ''{}'')', 'result IS NOT NULL'), ('cqrs_emit(''secret'', ''{}'')', 'result IS NOT NULL'),
+	('cqrs_emit(''open'', ''{}'', topic => ''secret'')', 'result IS NOT NULL'),
+	('cqrs_emit(''open'', ''{}'', topic => ''commands_of_regress_cqrs_boss'')', 'result IS NOT NULL'),
+	('cqrs_emit_many(''open'', ''{}'')', 'result'), ('cqrs_emit_many(''secret'', ARRAY[''{}'']::jsonb[])', 'result'),
+	('(SELECT array_agg(payload) FROM cqrs_events(''open''))', 'result'), ('(SELECT array_agg(payload) FROM cqrs_events(''secret''))', 'result'),
+	('(SELECT array_agg(topic) FROM cqrs_events(status => ''all''))', 'result'),
+	('(SELECT array_agg(payload) FROM cqrs_topics.open)', 'result'), ('(SELECT array_agg(payload) FROM cqrs_topics.secret)', 'result'),
+	-- subscriptions
+	('(SELECT array_agg(payload) FROM cqrs_receive(''mine''))', 'result'), ('(SELECT array_agg(payload) FROM cqrs_receive(''secret''))', 'result'),
+	('(SELECT array_agg(payload) FROM cqrs_receive(''secret_handled''))', 'result'), ('(SELECT array_agg(payload) FROM cqrs_receive(''none''))', 'result'),
+	('cqrs_ack(''mine'')', 'result'), ('cqrs_ack(''secret'')', 'result'),
+	('cqrs_ack(''mine'', ''{1}'', gen_random_uuid())', 'result'), ('cqrs_ack(''secret'', ''{1}'', gen_random_uuid())', 'result'),
+	('cqrs_nack(''mine'', ''{1}'', receipt => gen_random_uuid())', 'result'), ('cqrs_nack(''secret'', ''{1}'', receipt => gen_random_uuid())', 'result'),
+	('cqrs_renew(''mine'', gen_random_uuid(), ''1 h'')', 'result'), ('cqrs_renew(''secret'', gen_random_uuid(), ''1 h'')', 'result'),
+	('(SELECT count(*) FROM cqrs_dead_letters(''mine''))', 'result'), ('(SELECT count(*) FROM cqrs_dead_letters(''secret''))', 'result'),
+	('cqrs_wait(''mine'', ''0'')', 'result IS NOT NULL'), ('cqrs_wait(''secret'', ''0'')', 'result IS NOT NULL'),
+	-- what the views call
+	('(cqrs.breaker_state(''public.closed(pg_catalog.jsonb)''))', 'result'), ('(SELECT array_agg(t) FROM cqrs.topic_progress(2) t)', 'result ~ ''[0-9]'''),
+	('(SELECT array_agg(t) FROM cqrs.subscription_progress(2) t)', 'result ~ ''[0-9]'''), ('(SELECT count(*) FROM cqrs.cursor_holders(2) t)', 'result'),
+	('cqrs.usable()', 'result'),
+	('(SELECT array_agg(subscription) FROM cqrs_subscription_status)', 'result'), ('(SELECT array_agg(topic) FROM cqrs_topic_status)', 'result'),
+	('(SELECT array_agg(payload) FROM cqrs_scheduled_commands)', 'result'), ('(SELECT count(*) FROM cqrs_breaker_status)', 'result'),
+	('(SELECT count(*) FROM cqrs.problem)', 'result IS NOT NULL'),
+	-- watching
+	('(SELECT count(*) FROM cqrs_worker_status())', 'result IS NOT NULL'), ('(SELECT count(*) FROM cqrs_health())', 'result IS NOT NULL'),
+	('(SELECT count(*) FROM cqrs.check())', 'result IS NOT NULL'), ('cqrs_diagram()', 'result LIKE ''%closed%''');
+-- the id of a command that is boss's
+CREATE TABLE scheduled AS SELECT command_id FROM cqrs.scheduled_command;
+GRANT SELECT ON scheduled TO PUBLIC;
+CREATE FUNCTION called(role text, call text, tells text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	result text;
+BEGIN
+	BEGIN
+		PERFORM set_config('role', role, true);
+		EXECUTE 'SELECT (' || call || ')::text' INTO result;
+		RAISE SQLSTATE 'UNDO0';
+	EXCEPTION WHEN SQLSTATE 'UNDO0' THEN
+		EXECUTE 'SELECT coalesce((' || tells || ')::text, ''NULL'') FROM (SELECT $1 AS result) r' INTO result USING result;
+		RETURN result;
+	WHEN OTHERS THEN
+		-- This is told to who may ask.
+		RETURN CASE WHEN SQLERRM = 'cqrs_outbox is not preloaded' THEN 'true' WHEN SQLSTATE = '42501' THEN regexp_replace(replace(SQLERRM, 'permission denied', 'denied'), '[-0-9a-f]{36}', 'its id') ELSE SQLSTATE || ' ' || SQLERRM END;
+	END;
+END $$;
+CREATE FUNCTION pg_temp.hash_of_tables() RETURNS text LANGUAGE sql AS $$
+	SELECT string_agg(md5(query_to_xml(format('SELECT * FROM %s t ORDER BY t::text', c.oid::regclass), true, false, '')::text), ' ' ORDER BY c.oid)
+	FROM pg_class c WHERE c.relnamespace = 'cqrs'::regnamespace AND c.relkind = 'r'
+$$;
+SELECT pg_temp.hash_of_tables() AS before \gset
+SELECT call, called('regress_cqrs_nobody', call, tells) AS nobody, called('regress_cqrs_app', call, tells) AS app,
+	   called('regress_cqrs_monitor', call, tells) AS monitor
+FROM calls ORDER BY n \gx
+-- each function that one of them may execute has been called
+SELECT function AS not_called
+FROM functions
+WHERE EXISTS (SELECT FROM roles WHERE has_function_privilege(role, functions.oid, 'EXECUTE'))
+	  AND NOT EXISTS (SELECT FROM calls WHERE call ~ ('\m' || proname || '\('))
+	  AND proname <> 'cqrs_emit_trigger'
+ORDER BY 1;
+-- who was let into the schema by mistake learns no more
+GRANT USAGE ON SCHEMA cqrs TO regress_cqrs_nobody, regress_cqrs_app, regress_cqrs_monitor;
+BEGIN;
+SET LOCAL ROLE regress_cqrs_boss;
+SELECT payload FROM cqrs_receive('secret');
+PREPARE TRANSACTION 'holds';
+SELECT call, called('regress_cqrs_nobody', call, tells) AS nobody, called('regress_cqrs_app', call, tells) AS app,
+	   called('regress_cqrs_monitor', call, tells) AS monitor
+FROM calls WHERE call LIKE '%cqrs.%' ORDER BY n \gx
+ROLLBACK PREPARED 'holds';
+REVOKE USAGE ON SCHEMA cqrs FROM regress_cqrs_nobody, regress_cqrs_app, regress_cqrs_monitor;
+-- a trigger emits as who writes the table
+CREATE TABLE written (a integer);
+GRANT INSERT ON written TO PUBLIC;
+CREATE TRIGGER emits AFTER INSERT ON written FOR EACH ROW EXECUTE FUNCTION cqrs_emit_trigger('secret');
+SET ROLE regress_cqrs_app;
+INSERT INTO written VALUES (1);
+RESET ROLE;
+-- what nobody may execute, nobody can, whatever the arguments
+SELECT function, role
+FROM roles, functions
+WHERE NOT has_function_privilege(role, functions.oid, 'EXECUTE')
+	  AND called(role, format('%s(%s)', functions.oid::regproc, nothing), 'result')
+		  !~ '^denied for (function|schema) ';
+-- with nothing for arguments, what they may execute says so, or does nothing
+SELECT function, role, called
+FROM roles, functions,
+	 called(role, format('%s(%s)', functions.oid::regproc, nothing), 'result')
+WHERE has_function_privilege(role, functions.oid, 'EXECUTE') AND called ~ '^(XX|58|53|57)';
+SELECT pg_temp.hash_of_tables() = :'before' AS unchanged;
+
+DROP TABLE roles, calls, scheduled, written CASCADE;
+DROP EXTENSION cqrs_outbox CASCADE;
+DROP FUNCTION called, open, closed, closed_of, tells, streams, streams_closed;
+DROP TYPE closed_type;
+DROP OWNED BY regress_cqrs_nobody, regress_cqrs_reader, regress_cqrs_app, regress_cqrs_monitor, regress_cqrs_boss;
+DROP ROLE regress_cqrs_nobody, regress_cqrs_reader, regress_cqrs_app, regress_cqrs_monitor, regress_cqrs_boss;
