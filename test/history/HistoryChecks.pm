@@ -66,7 +66,7 @@ sub differences
 	my $arrived = "(SELECT * FROM arrived WHERE subscription = '$subscription') a";
 	my $truth = "(SELECT * FROM truth WHERE topic = ANY('{$topics}')) t";
 	my $given_up = $dead ? "SELECT (payload->>'tag')::uuid FROM cqrs_dead_letters('$subscription')" : 'SELECT NULL::uuid WHERE false';
-	my $ordered = $subscription eq 'poisoned' ? 'NOT is_poison(tag)' : 'true';
+	my $ordered = $subscription =~ /^(?:poisoned|puller|sharers|leased)$/ ? 'NOT is_poison(tag)' : 'true';
 
 	return find($node, $subscription,
 		lost => "SELECT tag FROM $truth EXCEPT SELECT tag FROM $arrived EXCEPT ($given_up)",

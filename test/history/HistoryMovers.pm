@@ -71,7 +71,7 @@ sub redrive
 {
 	my ($session) = @_;
 
-	did($session, 'redrive', pick("SELECT cqrs_redrive('poisoned')",
+	did($session, 'redrive', pick((map { "SELECT cqrs_redrive('$_')" } qw(poisoned puller sharers leased)),
 		"SELECT cqrs_redrive('poisoned', (SELECT event_id FROM cqrs_dead_letters('poisoned') ORDER BY random() LIMIT 1))"));
 }
 

@@ -58,13 +58,8 @@ $node->safe_psql('postgres', qq(
 	SELECT cqrs_subscribe('$_', ARRAY['orders', 'payments'], server => '$_', format => 'raw', max_attempts => 0,
 		retry_delay => '20 ms', strict_key_order => '$_' = 'strict');
 )) for sort keys %peers;
-my $leases = $node->safe_psql('postgres', 'SELECT has_receipts()') eq 't';
 
-my %consumers = map { my $f = $CONSUMERS{$_}; ($_ => /^filer/ ? sub { $f->($_[0], $files{filed}) } : $f) } keys %CONSUMERS;
-if ($leases)
-{
-	$consumers{"leaser$_"} = sub { HistoryClients::pull_leased($_[0], $files{leased}) } for 1 .. 3;
-}
+my %consumers = map { my ($f, $file) = ($CONSUMERS{$_}, $files{ $_ =~ s/r\d$/d/r }); ($_ => sub { $f->($_[0], $file) }) } keys %CONSUMERS;
 my %others = (%EMITTERS, movers($history));
 
 # start(NAME, NUMBER): a client
@@ -175,8 +170,8 @@ sub compare
 	my @topics = ('orders,payments');
 	my @found = wait_delivered('load');
 
-	push @found, differences($node, 'poisoned', @topics, 1);
-	$node->safe_psql('postgres', "INSERT INTO cure VALUES (true); SELECT cqrs_redrive('poisoned')");
+	push @found, differences($node, $_, @topics, 1) for qw(poisoned puller sharers);
+	$node->safe_psql('postgres', "INSERT INTO cure VALUES (true); SELECT cqrs_redrive(s) FROM unnest('{poisoned, puller, sharers, leased}'::text[]) s");
 	for my $target ("(SELECT min(at) + (max(at) - min(at)) / 2 FROM truth)::text", "'earliest'")
 	{
 		$node->safe_psql('postgres', "SELECT seek('$_', $target)") for qw(replayer replay_puller);
@@ -191,7 +186,7 @@ sub compare
 	load_file($node, $_, $files{$_}) for qw(filed leased);
 	load_messages($node, $_, map { $_->{message}{body} } $peers{$_}->messages) for sort keys %peers;
 	push @found, differences($node, $_, @topics)
-	  for qw(recorder paused drained flaky spread poisoned puller sharers filed), ($leases ? 'leased' : ()), sort keys %peers;
+	  for qw(recorder paused drained single flaky spread poisoned puller sharers filed leased), sort keys %peers;
 	push @found, differences($node, 'commands', 'commands');
 	push @found, lifetime_differences($node);
 	note(sprintf 'compared in %.1f s', time - $begun);
