@@ -79,20 +79,20 @@ sub differences
 			WHERE n <= before");
 }
 
-# find(SERVER, SUBSCRIPTION, QUERIES): "WHAT SUBSCRIPTION: tags" for each that
-# finds something
+# find(SERVER, SUBSCRIPTION, QUERIES): what each finds, if anything
 sub find
 {
 	my ($node, $subscription, %queries) = @_;
 	my @found;
 
-	for my $what (sort keys %queries)
+	my @parts = map { "SELECT '$_', count(*), string_agg(tag::text, ' ') FROM ($queries{$_}) q HAVING count(*) > 0" } sort keys %queries;
+
+	for (split /\n/, $node->safe_psql('postgres', join "\nUNION ALL\n", @parts))
 	{
-		my $tags = $node->safe_psql('postgres', "SELECT string_agg(tag::text, ' '), count(*) FROM ($queries{$what}) q");
-		my ($list, $count) = split /\|/, $tags;
+		my ($what, $count, $list) = split /\|/;
 
 		push @found, { what => $what, subscription => $subscription, count => $count,
-			tags => [ (split / /, $list)[0 .. ($count > 3 ? 2 : $count - 1)] ] } if $count;
+			tags => [ (split / /, $list)[0 .. ($count > 3 ? 2 : $count - 1)] ] };
 	}
 	return @found;
 }

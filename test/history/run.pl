@@ -30,7 +30,8 @@ use HistorySession;
 my $crashes = $ENV{CQRS_HISTORY_CRASHES};
 my $seconds = $ENV{CQRS_HISTORY_SECONDS} || 120;
 my $seed = $ENV{CQRS_HISTORY_SEED} || 1 + time % 1_000_000;
-my $end = time + $seconds;
+my $begun = time;
+my $end = $begun + $seconds;
 
 # Nobody polls: what is not announced, or found after a restart, stays.
 my $node = new_server('main', q(
@@ -48,6 +49,7 @@ my $history = "$PostgreSQL::Test::Utils::log_path/events.history";
 my %files = map { $_ => $node->basedir . "/$_" } qw(filed leased);
 my %clients;
 my $struck = 0;
+my $striking = 0;
 
 srand($seed);
 diag("seed $seed");
@@ -100,7 +102,8 @@ sub cycle
 	my ($number) = @_;
 	my $what;
 
-	usleep(200_000 + rand 900_000);
+	# If it goes by crashes, these are what is rare.
+	usleep($crashes ? 100_000 + rand 600_000 : 200_000 + rand 900_000);
 	disturb_peers();
 	if (!$crashes && rand() < 0.4)
 	{
@@ -111,8 +114,10 @@ sub cycle
 	}
 	else
 	{
+		my $begun = time;
 		$what = strike($node);
 		$struck++;
+		$striking += time - $begun;
 	}
 	say_history($history, "cycle $number: $what");
 }
@@ -200,7 +205,7 @@ my $faults = 0;
 
 while (!$faults && ($crashes ? $struck < $crashes : $round == 0 || time < $end - 10))
 {
-	my $until = time + 12;
+	my $until = time + ($crashes ? 24 : 12);
 
 	$round++;
 	start($_, "round $round") for sort(keys %others), sort keys %consumers;
@@ -236,7 +241,7 @@ end_clients(sort keys %clients);
 
 is($faults, 0, "nothing is lost, invented, out of order, or twice (seed $seed; $history)");
 cmp_ok($totals{$_}, '>', 0, "there was a load: $totals{$_} $_") for sort keys %totals;
-note("$struck times a process was killed, in $round rounds");
+note(sprintf '%d times a process was killed, in %d rounds and %.0f s, %.0f s of which until the server was back', $struck, $round, time - $begun, $striking);
 note($node->safe_psql('postgres', "SELECT what, count(*) FROM done GROUP BY 1 ORDER BY 1"));
 unlike(slurp_file($node->logfile), qr/PANIC|TRAP:|signal 11/, 'no process crashed by itself');
 $node->stop('fast');
