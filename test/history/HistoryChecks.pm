@@ -66,7 +66,7 @@ sub differences
 	my $arrived = "(SELECT * FROM arrived WHERE subscription = '$subscription') a";
 	my $truth = "(SELECT * FROM truth WHERE topic = ANY('{$topics}')) t";
 	my $given_up = $dead ? "SELECT (payload->>'tag')::uuid FROM cqrs_dead_letters('$subscription')" : 'SELECT NULL::uuid WHERE false';
-	my $ordered = $subscription eq 'poisoned' ? 'NOT is_poison(tag)' : 'true';
+	my $ordered = $subscription =~ /^(?:poisoned|puller|sharers|leased)$/ ? 'NOT is_poison(tag)' : 'true';
 
 	return find($node, $subscription,
 		lost => "SELECT tag FROM $truth EXCEPT SELECT tag FROM $arrived EXCEPT ($given_up)",
@@ -79,20 +79,20 @@ sub differences
 			WHERE n <= before");
 }
 
-# find(SERVER, SUBSCRIPTION, QUERIES): "WHAT SUBSCRIPTION: tags" for each that
-# finds something
+# find(SERVER, SUBSCRIPTION, QUERIES): what each finds, if anything
 sub find
 {
 	my ($node, $subscription, %queries) = @_;
 	my @found;
 
-	for my $what (sort keys %queries)
+	my @parts = map { "SELECT '$_', count(*), string_agg(tag::text, ' ') FROM ($queries{$_}) q HAVING count(*) > 0" } sort keys %queries;
+
+	for (split /\n/, $node->safe_psql('postgres', join "\nUNION ALL\n", @parts))
 	{
-		my $tags = $node->safe_psql('postgres', "SELECT string_agg(tag::text, ' '), count(*) FROM ($queries{$what}) q");
-		my ($list, $count) = split /\|/, $tags;
+		my ($what, $count, $list) = split /\|/;
 
 		push @found, { what => $what, subscription => $subscription, count => $count,
-			tags => [ (split / /, $list)[0 .. ($count > 3 ? 2 : $count - 1)] ] } if $count;
+			tags => [ (split / /, $list)[0 .. ($count > 3 ? 2 : $count - 1)] ] };
 	}
 	return @found;
 }

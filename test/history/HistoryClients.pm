@@ -113,25 +113,35 @@ our %EMITTERS = (
 # Consumers
 # ------------------------------------------------------------------------
 
-# All, a part, nothing in the end, or the client vanishes.
+# All, a part, more than once in a transaction, again after a savepoint, nothing
+# in the end, or the client vanishes.
 sub pull
 {
 	my ($session, $subscription) = @_;
 	my $end = rand;
 	my $size = pick(1, 5, 50, 100);
+	my $all = "SELECT pull('$subscription', $size, $size, 1)";
 
-	if ($end < 0.6)
+	if ($end < 0.5)
 	{
-		$session->query("SELECT pull('$subscription', $size, $size)");
+		$session->query($all);
 	}
-	elsif ($end < 0.8)
+	elsif ($end < 0.65)
 	{
-		$session->query(sprintf "BEGIN; SELECT pull('$subscription', $size, %d); COMMIT", 1 + rand $size);
+		$session->query(sprintf "SELECT pull('$subscription', $size, %d, 1)", 1 + rand $size);
+	}
+	elsif ($end < 0.75)
+	{
+		$session->query(sprintf "SELECT pull('$subscription', $size, %d, 3)", 1 + rand 3 * $size);
+	}
+	elsif ($end < 0.85)
+	{
+		$session->query("BEGIN; SAVEPOINT s; $all; ROLLBACK TO s; $all; COMMIT");
 	}
 	else
 	{
-		$session->query("BEGIN; SELECT pull('$subscription', $size, $size)");
-		die "leave\n" if $end < 0.85;
+		$session->query("BEGIN; $all");
+		die "leave\n" if $end < 0.88;
 		$session->query('ROLLBACK');
 	}
 	pause(40);
@@ -150,15 +160,27 @@ sub write_batch
 	close $out;
 }
 
-# receive(SESSION, SUBSCRIPTION, OPTIONS): rows of position, event
+# receive(SESSION, SUBSCRIPTION, OPTIONS): the events: position, receipt, lane,
+# whether to give up on it, and what goes into a file
 sub receive
 {
-	my ($session, $subscription, $options, @columns) = @_;
-	my $output = $session->query(sprintf q(SELECT concat_ws('|', %s, payload->>'tag', event_id, topic, coalesce(key, ''), coalesce(payload->>'n', ''))
-		FROM cqrs_receive('%s', %s) WITH ORDINALITY ORDER BY ordinality), join(', ', 'position', @columns), $subscription, $options);
+	my ($session, $subscription, $options) = @_;
+	my $output = $session->query(sprintf q(SELECT concat_ws('|', position, receipt, coalesce(topic || ' ' || key, ''), gives_up('%s', payload)::int,
+			payload->>'tag', event_id, topic, coalesce(key, ''), coalesce(payload->>'n', ''))
+		FROM cqrs_receive('%s', %s) WITH ORDINALITY ORDER BY ordinality), $subscription, $subscription, $options);
+	my @events;
 
-	return map { [ split /\|/, $_, @columns + 2 ] } grep { /^\d+\|/ } split /\n/, $output;
+	for (grep { /^\d+\|/ } split /\n/, $output)
+	{
+		my %event;
+
+		@event{qw(position receipt lane poison line)} = split /\|/, $_, 5;
+		push @events, \%event;
+	}
+	return @events;
 }
+
+sub positions { return "'{" . join(',', map { $_->{position} } @_) . "}'"; }
 
 sub pull_to_file
 {
@@ -173,43 +195,46 @@ sub pull_to_file
 		return pause(50);
 	}
 	splice @rows, 1 + rand @rows if chance(0.3);
-	write_batch($file, $id, map { $_->[1] } @rows);
-	my $positions = join ',', map { $_->[0] } @rows;
-	$session->query("SELECT acknowledge('filed', '{$positions}')");
+	write_batch($file, $id, map { $_->{line} } @rows);
+	$session->query("SELECT cqrs_ack('filed', " . positions(@rows) . ')');
 	$session->query("INSERT INTO batch (id) VALUES ('$id')");
 	die "leave\n" if chance(0.03);
 	$session->query(chance(0.9) ? 'COMMIT' : 'ROLLBACK');
 	pause(20);
 }
 
-# Received in one transaction, acknowledged in another, perhaps too late.
+# Received in one transaction, settled in another, perhaps too late. Some is
+# refused, or left to come again: then so is what of its lane is behind it. Who
+# leaves something mostly gives the lease back; otherwise it runs out.
 sub pull_leased
 {
 	my ($session, $file) = @_;
 	my $id = join '-', $$, time, $batches++;
-	my $lease = pick(50, 1000, 2000, 2000);
-	my @rows = receive($session, 'leased', sprintf("%d, lease => '$lease ms'", pick(1, 30, 100)), 'receipt');
-	my (@done, @refused);
+	my $lease = pick(20, 300, 500, 500);
+	my @rows = receive($session, 'leased', sprintf("%d, lease => '$lease ms', wait => '%d ms'", pick(1, 30, 100), pick(0, 0, 20)));
+	my $careful = chance(0.7);
+	my (@done, @refused, @given_up, @left, %left);
 
 	return pause(50) unless @rows;
-	die "leave\n" if chance(0.03);
-	pause(80);
+	die "leave\n" if chance(0.02);
+	pause(@rows > 1 ? 60 : 5);
 	for my $row (@rows)
 	{
-		# What is left comes again.
-		last if chance(0.01);
-		if (chance(0.005)) { push @refused, $row; last; }
-		push @done, $row;
+		my $into = $left{ $row->{lane} } ? \@left : $row->{poison} ? \@given_up : chance(0.01) ? \@refused : !$careful && chance(0.03) ? \@left : \@done;
+
+		push @$into, $row;
+		$left{ $row->{lane} } = 1 if $row->{lane} && ($into == \@refused || $into == \@left);
 	}
-	@done = reverse @done if chance(0.1);
-	write_batch($file, $id, map { $_->[2] } sort { $a->[0] <=> $b->[0] } @done);
+	write_batch($file, $id, map { $_->{line} } @done);
 	my @statements;
-	my $receipt = $rows[0][1];
-	push @statements, "SELECT cqrs_renew('leased', '$receipt', '1 s')" if chance(0.1);
-	push @statements, sprintf "SELECT cqrs_nack('leased', '{%d}', 'not now', retry_after => '20 ms', receipt => '$receipt')", $_->[0] for @refused;
-	push @statements, sprintf "SELECT cqrs_ack('leased', '{%s}', '$receipt')", join ',', map { $_->[0] } @done if @done;
+	my $receipt = "receipt => '$rows[0]{receipt}'";
+	push @statements, "SELECT cqrs_nack('leased', " . positions(@refused) . ", 'not now', retry_after => '20 ms', $receipt)" if @refused;
+	push @statements, "SELECT cqrs_nack('leased', " . positions(@given_up) . ", 'poison', give_up => true, $receipt)" if @given_up;
+	my @parts = @done > 2 && chance(0.3) ? ([ @done[ 1 .. $#done ] ], [ $done[0] ]) : @done ? (\@done) : ();
+	push @statements, map { "SELECT cqrs_ack('leased', " . positions(reverse @$_) . ", $receipt)" } @parts;
+	push @statements, "SELECT cqrs_renew('leased', $receipt, lease => '" . (@left && chance(0.8) ? 0 : 300) . " ms')" if @left || chance(0.1);
 	push @statements, "INSERT INTO batch (id) VALUES ('$id')";
-	$session->query(join ";\n", 'BEGIN', @statements, chance(0.95) ? 'COMMIT' : 'ROLLBACK');
+	$session->query(join ";\n", 'BEGIN', @statements, chance(0.97) ? 'COMMIT' : 'ROLLBACK');
 	pause(20);
 }
 
@@ -225,6 +250,7 @@ our %CONSUMERS = (
 	(map { my $subscription = $_; ($_ => sub { pull($_[0], $subscription) }) } qw(puller replay_puller)),
 	(map { ("sharer$_" => sub { pull($_[0], 'sharers') }) } 1 .. 2),
 	(map { ("filer$_" => \&pull_to_file) } 1 .. 2),
+	(map { ("leaser$_" => \&pull_leased) } 1 .. 3),
 	drainer => \&drain);
 
 1;

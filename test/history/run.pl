@@ -30,7 +30,8 @@ use HistorySession;
 my $crashes = $ENV{CQRS_HISTORY_CRASHES};
 my $seconds = $ENV{CQRS_HISTORY_SECONDS} || 120;
 my $seed = $ENV{CQRS_HISTORY_SEED} || 1 + time % 1_000_000;
-my $end = time + $seconds;
+my $begun = time;
+my $end = $begun + $seconds;
 
 # Nobody polls: what is not announced, or found after a restart, stays.
 my $node = new_server('main', q(
@@ -48,6 +49,7 @@ my $history = "$PostgreSQL::Test::Utils::log_path/events.history";
 my %files = map { $_ => $node->basedir . "/$_" } qw(filed leased);
 my %clients;
 my $struck = 0;
+my $striking = 0;
 
 srand($seed);
 diag("seed $seed");
@@ -58,13 +60,8 @@ $node->safe_psql('postgres', qq(
 	SELECT cqrs_subscribe('$_', ARRAY['orders', 'payments'], server => '$_', format => 'raw', max_attempts => 0,
 		retry_delay => '20 ms', strict_key_order => '$_' = 'strict');
 )) for sort keys %peers;
-my $leases = $node->safe_psql('postgres', 'SELECT has_receipts()') eq 't';
 
-my %consumers = map { my $f = $CONSUMERS{$_}; ($_ => /^filer/ ? sub { $f->($_[0], $files{filed}) } : $f) } keys %CONSUMERS;
-if ($leases)
-{
-	$consumers{"leaser$_"} = sub { HistoryClients::pull_leased($_[0], $files{leased}) } for 1 .. 3;
-}
+my %consumers = map { my ($f, $file) = ($CONSUMERS{$_}, $files{ $_ =~ s/r\d$/d/r }); ($_ => sub { $f->($_[0], $file) }) } keys %CONSUMERS;
 my %others = (%EMITTERS, movers($history));
 
 # start(NAME, NUMBER): a client
@@ -105,7 +102,8 @@ sub cycle
 	my ($number) = @_;
 	my $what;
 
-	usleep(200_000 + rand 900_000);
+	# If it goes by crashes, these are what is rare.
+	usleep($crashes ? 100_000 + rand 600_000 : 200_000 + rand 900_000);
 	disturb_peers();
 	if (!$crashes && rand() < 0.4)
 	{
@@ -116,8 +114,10 @@ sub cycle
 	}
 	else
 	{
+		my $begun = time;
 		$what = strike($node);
 		$struck++;
+		$striking += time - $begun;
 	}
 	say_history($history, "cycle $number: $what");
 }
@@ -175,8 +175,8 @@ sub compare
 	my @topics = ('orders,payments');
 	my @found = wait_delivered('load');
 
-	push @found, differences($node, 'poisoned', @topics, 1);
-	$node->safe_psql('postgres', "INSERT INTO cure VALUES (true); SELECT cqrs_redrive('poisoned')");
+	push @found, differences($node, $_, @topics, 1) for qw(poisoned puller sharers);
+	$node->safe_psql('postgres', "INSERT INTO cure VALUES (true); SELECT cqrs_redrive(s) FROM unnest('{poisoned, puller, sharers, leased}'::text[]) s");
 	for my $target ("(SELECT min(at) + (max(at) - min(at)) / 2 FROM truth)::text", "'earliest'")
 	{
 		$node->safe_psql('postgres', "SELECT seek('$_', $target)") for qw(replayer replay_puller);
@@ -191,7 +191,7 @@ sub compare
 	load_file($node, $_, $files{$_}) for qw(filed leased);
 	load_messages($node, $_, map { $_->{message}{body} } $peers{$_}->messages) for sort keys %peers;
 	push @found, differences($node, $_, @topics)
-	  for qw(recorder paused drained flaky spread poisoned puller sharers filed), ($leases ? 'leased' : ()), sort keys %peers;
+	  for qw(recorder paused drained single flaky spread poisoned puller sharers filed leased), sort keys %peers;
 	push @found, differences($node, 'commands', 'commands');
 	push @found, lifetime_differences($node);
 	note(sprintf 'compared in %.1f s', time - $begun);
@@ -205,7 +205,7 @@ my $faults = 0;
 
 while (!$faults && ($crashes ? $struck < $crashes : $round == 0 || time < $end - 10))
 {
-	my $until = time + 12;
+	my $until = time + ($crashes ? 24 : 12);
 
 	$round++;
 	start($_, "round $round") for sort(keys %others), sort keys %consumers;
@@ -241,7 +241,7 @@ end_clients(sort keys %clients);
 
 is($faults, 0, "nothing is lost, invented, out of order, or twice (seed $seed; $history)");
 cmp_ok($totals{$_}, '>', 0, "there was a load: $totals{$_} $_") for sort keys %totals;
-note("$struck times a process was killed, in $round rounds");
+note(sprintf '%d times a process was killed, in %d rounds and %.0f s, %.0f s of which until the server was back', $struck, $round, time - $begun, $striking);
 note($node->safe_psql('postgres', "SELECT what, count(*) FROM done GROUP BY 1 ORDER BY 1"));
 unlike(slurp_file($node->logfile), qr/PANIC|TRAP:|signal 11/, 'no process crashed by itself');
 $node->stop('fast');

@@ -150,9 +150,16 @@ CREATE TABLE cure (done boolean);
 CREATE FUNCTION fails_first(payload jsonb) RETURNS boolean IMMUTABLE LANGUAGE sql AS $$ SELECT payload->>'tag' < '08' $$;
 CREATE FUNCTION is_poison(tag uuid) RETURNS boolean IMMUTABLE LANGUAGE sql AS $$ SELECT tag >= 'fa000000-0000-0000-0000-000000000000' $$;
 
+-- Whether a client gives up on the event. Volatile, to see what was committed
+-- while cqrs_receive() waited.
+CREATE FUNCTION gives_up(subscription text, payload jsonb) RETURNS boolean VOLATILE LANGUAGE plpgsql SET search_path = public AS $$
+BEGIN
+	RETURN subscription IN ('puller', 'sharers', 'leased') AND is_poison((payload->>'tag')::uuid) AND NOT EXISTS (SELECT FROM cure);
+END $$;
+
 CREATE FUNCTION fail_perhaps(consumer text, payload jsonb) RETURNS void LANGUAGE plpgsql SET search_path = public AS $$
 BEGIN
-	IF consumer IN ('flaky', 'spread') AND fails_first(payload) AND (cqrs_context()).attempt = 1 THEN
+	IF consumer IN ('flaky', 'spread', 'single') AND fails_first(payload) AND (cqrs_context()).attempt = 1 THEN
 		RAISE EXCEPTION 'not at the first attempt';
 	ELSIF consumer = 'poisoned' AND is_poison((payload->>'tag')::uuid) AND NOT EXISTS (SELECT FROM cure) THEN
 		RAISE EXCEPTION 'poison';
@@ -177,47 +184,42 @@ BEGIN
 	RETURN format('on_%s(cqrs_event)', consumer);
 END $$;
 
--- Whether receive gives receipts, and what is acknowledged is named.
-CREATE FUNCTION has_receipts() RETURNS boolean STABLE LANGUAGE sql AS $$
-	SELECT EXISTS (SELECT FROM pg_proc WHERE proname = 'cqrs_renew')
-$$;
-
--- refuse(SUBSCRIPTION, POSITION, THOSE BEFORE IT)
-CREATE FUNCTION refuse(subscription text, refused bigint, before bigint[]) RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-	IF has_receipts() THEN
-		PERFORM cqrs_nack(subscription, ARRAY[refused], 'not at the first attempt', retry_after => '20 ms');
-		PERFORM cqrs_ack(subscription, before) WHERE before <> '{}';
-	ELSE
-		PERFORM cqrs_nack(subscription, refused, 'not at the first attempt', retry_after => '20 ms');
-	END IF;
-END $$;
-
-CREATE FUNCTION acknowledge(subscription text, positions bigint[]) RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-	IF positions <> '{}' AND has_receipts() THEN
-		PERFORM cqrs_ack(subscription, positions);
-	ELSIF positions <> '{}' THEN
-		PERFORM cqrs_ack(subscription, positions[array_upper(positions, 1)]);
-	END IF;
-END $$;
-
--- Receive a batch, and work on so many of its events, up to one that fails.
-CREATE FUNCTION pull(subscription text, batch_size int, worked_on int) RETURNS void LANGUAGE plpgsql AS $$
+-- Receive so many batches, and work on so many of their events. One that fails
+-- is refused, poison for good. What of its key comes behind it, or behind what
+-- was not worked on, is left: so holes are acknowledged around.
+CREATE FUNCTION pull(subscription text, batch_size int, worked_on int, batches int DEFAULT 1) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
 	event record;
-	positions bigint[] := '{}';
-	first int := CASE WHEN has_receipts() THEN 1 ELSE 0 END;
+	done bigint[] := '{}';
+	refused bigint[] := '{}';
+	given_up bigint[] := '{}';
+	left_lanes text[] := '{}';
+	left_any boolean := false;
 BEGIN
-	FOR event IN SELECT * FROM cqrs_receive(subscription, batch_size) LIMIT worked_on LOOP
-		IF fails_first(event.payload) AND event.attempts <= first THEN
-			PERFORM refuse(subscription, event.position, positions);
-			RETURN;
-		END IF;
-		PERFORM arrive(subscription, event.event_id, event.topic, event.key, event.payload);
-		positions := positions || event.position;
+	FOR i IN 1 .. batches LOOP
+		FOR event IN SELECT *, topic || ' ' || key AS lane FROM cqrs_receive(subscription, batch_size, wait => CASE WHEN random() < 0.2 THEN interval '20 ms' END) LOOP
+			IF event.lane = ANY (left_lanes) OR cardinality(done) >= worked_on THEN
+				left_any := true;
+			ELSIF gives_up(subscription, event.payload) THEN
+				given_up := given_up || event.position;
+				CONTINUE;
+			ELSIF fails_first(event.payload) AND event.attempts = 1 THEN
+				refused := refused || event.position;
+			ELSE
+				PERFORM arrive(subscription, event.event_id, event.topic, event.key, event.payload);
+				done := done || event.position;
+				CONTINUE;
+			END IF;
+			left_lanes := left_lanes || coalesce(event.lane, '');
+		END LOOP;
 	END LOOP;
-	PERFORM acknowledge(subscription, positions);
+	PERFORM cqrs_nack(subscription, refused, 'not at the first attempt', retry_after => '20 ms') WHERE refused <> '{}';
+	PERFORM cqrs_nack(subscription, given_up, 'poison', give_up => true) WHERE given_up <> '{}';
+	IF left_any OR random() < 0.5 THEN
+		PERFORM cqrs_ack(subscription, done) WHERE done <> '{}';
+	ELSE
+		PERFORM cqrs_ack(subscription);
+	END IF;
 END $$;
 
 -- ----------------------------------------------------------------------
@@ -243,12 +245,13 @@ $$;
 
 SELECT cqrs_subscribe(s, ARRAY['orders', 'payments'], handle(s)::regprocedure)
 FROM unnest(ARRAY['recorder', 'paused', 'drained']) s;
-SELECT cqrs_subscribe('flaky', ARRAY['orders', 'payments'], handle('flaky')::regprocedure, retry_delay => '20 ms'),
+SELECT cqrs_subscribe('single', ARRAY['orders', 'payments'], handle('single')::regprocedure, retry_delay => '20 ms', transaction => 'event'),
+	   cqrs_subscribe('flaky', ARRAY['orders', 'payments'], handle('flaky')::regprocedure, retry_delay => '20 ms'),
 	   cqrs_subscribe('spread', ARRAY['orders', 'payments'], handle('spread')::regprocedure, partitions => 3, retry_delay => '20 ms'),
 	   cqrs_subscribe('poisoned', ARRAY['orders', 'payments'], handle('poisoned')::regprocedure, max_attempts => 2, retry_delay => '20 ms');
 SELECT cqrs_subscribe(s, ARRAY['orders', 'payments'], max_attempts => 0) FROM unnest(ARRAY['puller', 'filed']) s;
 SELECT cqrs_subscribe('sharers', ARRAY['orders', 'payments'], partitions => 2, max_attempts => 0);
-SELECT cqrs_subscribe('leased', ARRAY['orders', 'payments'], partitions => 2, max_attempts => 0) WHERE has_receipts();
+SELECT cqrs_subscribe('leased', ARRAY['orders', 'payments'], partitions => 2, max_attempts => 0, retry_delay => '20 ms', max_retry_delay => '100 ms');
 
 -- What is sought has a topic of its own, which is made anew for each round.
 CREATE FUNCTION begin_round() RETURNS void LANGUAGE plpgsql AS $$
