@@ -522,8 +522,8 @@ static int
 unpack_positions(Datum packed, int64 **positions)
 {
 	bytea	   *value = DatumGetByteaPP(packed);
-	const		uint8 *next = (const uint8 *) VARDATA_ANY(value);
-	const		uint8 *end = next + VARSIZE_ANY_EXHDR(value);
+	const uint8 *next = (const uint8 *) VARDATA_ANY(value);
+	const uint8 *end = next + VARSIZE_ANY_EXHDR(value);
 	uint64		position = 0;
 	int			n = 0;
 
