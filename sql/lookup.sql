@@ -105,6 +105,22 @@ SELECT cqrs_unregister_event_handler('paid', 'closed.on_paid(closed.pay)');
 SELECT cqrs_unregister_event_handler('e', '"closed" . ON_event ( public.cqrs_event )');
 SELECT cqrs_unregister_fallback('closed.fails(jsonb)'), cqrs_unregister_fallback('closed.handle(jsonb)');
 SELECT cqrs_unregister_fallback('closed.fails(jsonb)');
+-- also the payload type of an event, of which somebody else's handler knows nothing
+CREATE TYPE paid_type AS (amount integer);
+SELECT cqrs_register_event('typed', 't', 'paid_type');
+CREATE TABLE captured (a integer);
+CREATE TRIGGER capture AFTER INSERT ON captured FOR EACH ROW EXECUTE FUNCTION cqrs_emit_trigger('typed');
+DROP TYPE paid_type;
+CREATE FUNCTION of_other(open_old) RETURNS void LANGUAGE sql AS '';
+SELECT cqrs_register_event_handler('typed', 'of_other(open_old)');
+\echo :LAST_ERROR_SQLSTATE
+INSERT INTO captured VALUES (1);
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_emit('typed', '{"amount": 1}');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_unregister_event('typed');
+DROP TABLE captured;
+DROP FUNCTION of_other;
 -- names of other forms
 SELECT cqrs_unregister_fallback('f');
 DO $$

@@ -59,6 +59,7 @@
 #include "emit.h"
 #include "payload.h"
 #include "registry.h"
+#include "topic.h"
 
 /* Which rows an envelope has: an index of Capture.envelopes. */
 #define ENVELOPE_OLD	1
@@ -322,20 +323,23 @@ find_key_columns(Capture *capture, const TriggerData *trigdata)
 }
 
 /*
- * Raise 42804 unless the event's payload type is this table's row type.
+ * Raise 42804 unless the event's payload type is this table's row type; 42704 if
+ * it is gone.
  */
 static void
 check_row_type(CqrsEventType *event_type, Oid relid)
 {
-	if (event_type->payload_type != get_rel_type_id(relid))
-		ereport(ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("payload of event \"%s\" is not a row of table \"%s\"",
-						event_type->name, get_rel_name(relid)),
-				 errdetail("The payload type is %s.",
-						   format_type_be(event_type->payload_type)),
-				 errhint("Register an event with payload type %s for the rows themselves, or jsonb for envelopes with the old and the new row.",
-						 format_type_be(get_rel_type_id(relid)))));
+	if (event_type->payload_type == get_rel_type_id(relid))
+		return;
+	cqrs_event_type_require_payload(event_type);
+	ereport(ERROR,
+			(errcode(ERRCODE_DATATYPE_MISMATCH),
+			 errmsg("payload of event \"%s\" is not a row of table \"%s\"",
+					event_type->name, get_rel_name(relid)),
+			 errdetail("The payload type is %s.",
+					   format_type_be(event_type->payload_type)),
+			 errhint("Register an event with payload type %s for the rows themselves, or jsonb for envelopes with the old and the new row.",
+					 format_type_be(get_rel_type_id(relid)))));
 }
 
 /*

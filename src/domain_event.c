@@ -52,6 +52,7 @@
 #include "fallback.h"
 #include "payload.h"
 #include "signature.h"
+#include "topic.h"
 
 /* An event to be handled, or that caused one. */
 typedef struct DomainEvent
@@ -186,7 +187,8 @@ cqrs_unregister_event_handler(PG_FUNCTION_ARGS)
 }
 
 /*
- * Can a handler of this event take an argument of this type? If not, 42P13.
+ * Can a handler of this event take an argument of this type? If not, 42P13, or
+ * 42704 if the event's own type is gone.
  */
 static void
 check_argument(const CqrsEventType *event_type, const char *signature,
@@ -195,6 +197,7 @@ check_argument(const CqrsEventType *event_type, const char *signature,
 	if (argtype == JSONBOID || argtype == event_type->payload_type ||
 		cqrs_event_is_type(argtype))
 		return;
+	cqrs_event_type_require_payload(event_type);
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
 			 errmsg("function %s cannot be a handler of event \"%s\"",

@@ -369,12 +369,7 @@ check_payload(CqrsEventType *event_type, Datum payload)
 	cqrs_payload_check_object(object, "event", event_type->name);
 	if (event_type->payload_type != JSONBOID)
 	{
-		if (!cqrs_payload_type_is_composite(event_type->payload_type))
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_OBJECT),
-					 errmsg("payload type of event \"%s\" does not exist",
-							event_type->name),
-					 errhint("Register the event again with another type.")));
+		cqrs_event_type_require_payload(event_type);
 		cqrs_payload_to_composite(object, event_type->payload_type, "event",
 								  event_type->name);
 	}

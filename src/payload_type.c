@@ -25,6 +25,7 @@
  */
 #include "cqrs_outbox.h"
 
+#include "access/relation.h"
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
@@ -32,6 +33,7 @@
 #include "utils/memutils.h"
 #include "utils/typcache.h"
 
+#include "debug_point.h"
 #include "payload_type.h"
 
 struct CqrsPayloadTypes
@@ -44,6 +46,7 @@ static CqrsPayloadTypes *session_types = NULL;
 static bool session_types_used = false; /* by a conversion up the stack */
 static bool session_types_broken = false;
 
+static TypeCacheEntry *composite(CqrsPayloadType *type);
 static CqrsPayloadTypes *create_types(MemoryContext parent);
 static void init_type(CqrsPayloadType *type, Oid typid, int32 typmod);
 static int	compare_columns(const void *a, const void *b);
@@ -175,13 +178,37 @@ init_type(CqrsPayloadType *type, Oid typid, int32 typmod)
 }
 
 /*
+ * What the type cache has of a composite type. Nothing keeps a type from being
+ * dropped, so what its columns are is only looked up under its relation's lock:
+ * raises 42704 if it is gone.
+ */
+static TypeCacheEntry *
+composite(CqrsPayloadType *type)
+{
+	TypeCacheEntry *typentry;
+	Relation	rel;
+
+	CQRS_DEBUG_POINT("payload_before_row");
+	typentry = lookup_type_cache(type->base_typid, 0);
+	if (typentry->tupDesc != NULL || !OidIsValid(typentry->typrelid))
+		return typentry;
+	rel = try_relation_open(typentry->typrelid, AccessShareLock);
+	if (rel == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("type %s does not exist", type->type_name)));
+	typentry = lookup_type_cache(type->base_typid, TYPECACHE_TUPDESC);
+	relation_close(rel, AccessShareLock);
+	return typentry;
+}
+
+/*
  * The columns that the composite type has now.
  */
 CqrsPayloadRow *
 cqrs_payload_row(CqrsPayloadType *type)
 {
-	TypeCacheEntry *typentry = lookup_type_cache(type->base_typid,
-												 TYPECACHE_TUPDESC);
+	TypeCacheEntry *typentry = composite(type);
 	MemoryContext context;
 	MemoryContext oldcontext;
 	uint64		row_id;

@@ -209,6 +209,21 @@ cqrs_register_event(PG_FUNCTION_ARGS)
 }
 
 /*
+ * Raise 42704 if the payload type of an event is gone.
+ */
+void
+cqrs_event_type_require_payload(const CqrsEventType *event_type)
+{
+	if (event_type->payload_type != JSONBOID &&
+		!cqrs_payload_type_is_composite(event_type->payload_type))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("payload type of event \"%s\" does not exist",
+						event_type->name),
+				 errhint("Register the event again with another type.")));
+}
+
+/*
  * cqrs_unregister_event(event_name)
  */
 Datum
