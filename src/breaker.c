@@ -34,6 +34,7 @@
  */
 #include "cqrs_outbox.h"
 
+#include "clock.h"
 #include "funcapi.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
@@ -192,7 +193,7 @@ cqrs_breaker_leave(CqrsBreakerCall *call, CqrsBreakerOutcome outcome)
 		else if (outcome == CQRS_BREAKER_FAILED)
 		{
 			slot->failures++;
-			slot->failed_at = GetCurrentTimestamp();
+			slot->failed_at = cqrs_steady_now();
 			if (call->trial || slot->failures >= call->breaker->fail_max)
 			{
 				slot->opened_at = slot->failed_at;
@@ -237,8 +238,9 @@ cqrs_breaker_state(PG_FUNCTION_ARGS)
 
 	values[0] = CStringGetTextDatum(state_name(state));
 	values[1] = Int32GetDatum(copy.failures);
-	values[2] = TimestampTzGetDatum(copy.opened_at);
-	values[3] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(copy.opened_at,
+	values[2] =
+		TimestampTzGetDatum(cqrs_steady_to_wall(copy.opened_at));
+	values[3] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(cqrs_steady_to_wall(copy.opened_at),
 																call.breaker->reset_after));
 	nulls[2] = nulls[3] = copy.opened_at == 0;
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(tupdesc),
@@ -336,7 +338,7 @@ state_of(const Slot *slot, const CqrsBreaker *breaker)
 {
 	if (slot == NULL || slot->opened_at == 0)
 		return CQRS_BREAKER_CLOSED;
-	return GetCurrentTimestamp() >=
+	return cqrs_steady_now() >=
 		TimestampTzPlusMilliseconds(slot->opened_at, breaker->reset_after) ?
 		CQRS_BREAKER_HALF_OPEN : CQRS_BREAKER_OPEN;
 }

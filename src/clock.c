@@ -44,6 +44,13 @@
 #define MACHINE_CLOCK	CLOCK_MONOTONIC
 #endif
 
+#ifdef CQRS_DEBUG_POINTS
+#define debug_passed() \
+	(cqrs_shared != NULL ? cqrs_shared->clock.debug_passed : 0)
+#else
+#define debug_passed()	0
+#endif
+
 static int64 machine_now(void);
 static int64 believed_offset(TimestampTz steady);
 
@@ -57,6 +64,9 @@ cqrs_clock_init(CqrsClock *clock)
 	clock->steady_base = GetCurrentTimestamp() - machine_now();
 	clock->offset = 0;
 	clock->jumped_at = 0;
+#ifdef CQRS_DEBUG_POINTS
+	clock->debug_ahead = clock->debug_passed = 0;
+#endif
 }
 
 /*
@@ -81,6 +91,21 @@ cqrs_wall_now(void)
 		return GetCurrentTimestamp();
 	steady = cqrs_steady_now();
 	return steady + believed_offset(steady);
+}
+
+/*
+ * When, by the believed wall clock, something is due that a table has a time
+ * of, which was reckoned at another time, since (0: at once). If that is still
+ * to come, the clock was set back, and nobody waits until it is there again. What
+ * is due was so a while ago, for who looked at the clock before.
+ */
+TimestampTz
+cqrs_wall_due(TimestampTz at, TimestampTz since)
+{
+	TimestampTz now = cqrs_wall_now();
+
+	return since == 0 || since > now + LONGEST_STEP ?
+		Min(at, now - LONGEST_STEP) : at;
 }
 
 /*
@@ -153,7 +178,7 @@ machine_now(void)
 	struct timespec now;
 
 	(void) clock_gettime(MACHINE_CLOCK, &now);
-	return now.tv_sec * USECS_PER_SEC + now.tv_nsec / 1000;
+	return now.tv_sec * USECS_PER_SEC + now.tv_nsec / 1000 + debug_passed();
 }
 
 /*
@@ -180,3 +205,37 @@ believed_offset(TimestampTz steady)
 	SpinLockRelease(&clock->mutex);
 	return offset;
 }
+
+#ifdef CQRS_DEBUG_POINTS
+#undef GetCurrentTimestamp
+
+PG_FUNCTION_INFO_V1(cqrs_debug_clock);
+
+/*
+ * What all files take for GetCurrentTimestamp() in a build with debug points.
+ */
+TimestampTz
+cqrs_debug_wall_clock(void)
+{
+	if (cqrs_shared == NULL)
+		return GetCurrentTimestamp();
+	return GetCurrentTimestamp() + cqrs_shared->clock.debug_passed +
+		cqrs_shared->clock.debug_ahead;
+}
+
+/*
+ * cqrs_debug_clock(ahead, passed): have the wall clock be so far ahead, in
+ * milliseconds, and so much time pass. A test creates the function.
+ */
+Datum
+cqrs_debug_clock(PG_FUNCTION_ARGS)
+{
+	CqrsClock  *clock = &cqrs_shared->clock;
+
+	SpinLockAcquire(&clock->mutex);
+	clock->debug_ahead = PG_GETARG_INT64(0) * 1000;
+	clock->debug_passed += PG_GETARG_INT64(1) * 1000;
+	SpinLockRelease(&clock->mutex);
+	PG_RETURN_VOID();
+}
+#endif

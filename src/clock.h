@@ -21,11 +21,16 @@ typedef struct CqrsClock
 	int64		offset;			/* wall clock less steady time, as believed */
 	TimestampTz jumped_at;		/* steady; the wall clock is ahead since; 0:
 								 * is not */
+#ifdef CQRS_DEBUG_POINTS
+	int64		debug_ahead;	/* wall clock less the machine's */
+	int64		debug_passed;	/* time that did not pass, but is to have */
+#endif
 } CqrsClock;
 
 extern void cqrs_clock_init(CqrsClock *clock);
 extern TimestampTz cqrs_steady_now(void);
 extern TimestampTz cqrs_wall_now(void);
+extern TimestampTz cqrs_wall_due(TimestampTz at, TimestampTz since);
 extern TimestampTz cqrs_steady_from_wall(TimestampTz wall);
 extern TimestampTz cqrs_steady_deadline(TimestampTz wall, int64 longest);
 extern TimestampTz cqrs_steady_to_wall(TimestampTz steady);

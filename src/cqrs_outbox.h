@@ -12,6 +12,15 @@
 
 #include "compat.h"
 
+#ifdef CQRS_DEBUG_POINTS
+#include "utils/timestamp.h"
+
+/* So that a test can set the clock; see clock.c. */
+#define GetCurrentTimestamp()	cqrs_debug_wall_clock()
+
+extern TimestampTz cqrs_debug_wall_clock(void);
+#endif
+
 #define CQRS_EXTENSION		"cqrs_outbox"
 
 /* Of library and SQL alike; the control file has it too. */

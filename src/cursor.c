@@ -34,6 +34,7 @@
 #include "utils/timestamp.h"
 
 #include "catalog.h"
+#include "clock.h"
 #include "cursor.h"
 
 /* Columns of cqrs.cursor. */
@@ -222,7 +223,7 @@ cqrs_cursor_rate(const CqrsCursor *cursor, Snapshot snapshot)
 		double		seconds;
 
 		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
-		seconds = (GetCurrentTimestamp() -
+		seconds = (cqrs_wall_now() -
 				   DatumGetTimestampTz(values[CURSOR_MOVED_AT - 1])) /
 			(double) USECS_PER_SEC;
 		if (seconds > 0)
@@ -292,7 +293,7 @@ cqrs_cursor_append(CqrsCursor *cursor)
 		nulls[CURSOR_PARKED_FROM - 1] = true;
 	values[CURSOR_DELIVERED - 1] = Int64GetDatum(cursor->delivered);
 	values[CURSOR_LAST_POSITION - 1] = Int64GetDatum(cursor->last_position);
-	cursor->moved_at = GetCurrentTimestamp();
+	cursor->moved_at = cqrs_wall_now();
 	values[CURSOR_MOVED_AT - 1] = TimestampTzGetDatum(cursor->moved_at);
 	values[CURSOR_NATIVE - 1] = BoolGetDatum(cursor->native);
 
@@ -430,7 +431,8 @@ read_receipt(CqrsCursor *cursor, const Datum *values, const bool *nulls)
 		cursor->receipt = *DatumGetUUIDP(values[CURSOR_RECEIPT - 1]);
 	if (!nulls[CURSOR_LEASED_UNTIL - 1])
 		cursor->leased_until =
-			DatumGetTimestampTz(values[CURSOR_LEASED_UNTIL - 1]);
+			cqrs_wall_due(DatumGetTimestampTz(values[CURSOR_LEASED_UNTIL - 1]),
+						  DatumGetTimestampTz(values[CURSOR_MOVED_AT - 1]));
 	cursor->expired = DatumGetInt16(values[CURSOR_EXPIRED - 1]);
 	if (!nulls[CURSOR_COVERED - 1])
 		cursor->ncovered = unpack_positions(values[CURSOR_COVERED - 1],

@@ -13,6 +13,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "clock.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -265,7 +266,7 @@ remove_letters(FunctionCallInfo fcinfo, CqrsSubscription *subscription,
 			   CqrsCursor *cursors)
 {
 	pg_uuid_t  *event_id = PG_ARGISNULL(1) ? NULL : PG_GETARG_UUID_P(1);
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = cqrs_wall_now();
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	CqrsDeadLetterScan *scan;
 	CqrsEvent	event;

@@ -51,6 +51,7 @@
 #include "utils/uuid.h"
 
 #include "catalog.h"
+#include "clock.h"
 #include "context.h"
 #include "deferred.h"
 #include "dispatch.h"
@@ -112,7 +113,10 @@ cqrs_enqueue(PG_FUNCTION_ARGS)
 	event.key = fcinfo->args[2];
 	event.headers.isnull = true;
 	event.headers = cqrs_context_headers(event.headers);
-	if (run_at <= event.emitted_at)
+
+	/* The default is now(), whether that is believed or not. */
+	if (run_at == GetCurrentTransactionStartTimestamp() ||
+		run_at <= cqrs_wall_now())
 		cqrs_command_write(&event);
 	else
 		schedule(&event, run_at);

@@ -25,6 +25,7 @@
 #include "utils/snapmgr.h"
 
 #include "catalog.h"
+#include "clock.h"
 #include "failure.h"
 
 /* Columns of cqrs.failure. */
@@ -60,7 +61,7 @@ cqrs_failure_record(int32 subscription_id, int32 partition,
 	HeapTuple	tuple;
 	Datum		values[FAILURE_COLUMNS];
 	bool		nulls[FAILURE_COLUMNS] = {0};
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = cqrs_wall_now();
 	TimestampTz retry_at;
 	int32		failures = 1;
 
@@ -101,7 +102,7 @@ cqrs_failure_retry_at(int32 subscription_id, int32 partition)
 	Relation	rel = table_open(cqrs_relation_oid(CQRS_REL_FAILURE),
 								 AccessShareLock);
 	HeapTuple	tuple = find(rel, subscription_id, partition);
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = cqrs_wall_now();
 	TimestampTz retry_at = 0;
 
 	if (tuple != NULL)

@@ -286,7 +286,7 @@ hash_request(const CqrsDispatch *dispatch)
 static bool
 find(const CqrsIdempotencyKey *key, StoredCommand *stored)
 {
-	int			current = current_segment(GetCurrentTimestamp());
+	int			current = current_segment(cqrs_wall_now());
 	int			i;
 
 	/* A repeat mostly follows soon. */
@@ -373,7 +373,7 @@ static void
 store(const CqrsIdempotencyKey *key, const CqrsDispatch *dispatch,
 	  bytea * request, Datum answer, bool isnull)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = cqrs_wall_now();
 	Datum		values[KEY_COLUMNS];
 	bool		nulls[KEY_COLUMNS] = {0};
 	Relation	rel;

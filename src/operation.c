@@ -16,6 +16,7 @@
 #include "utils/wait_event.h"
 
 #include "catalog.h"
+#include "clock.h"
 #include "cursor.h"
 #include "registry.h"
 #include "retry.h"
@@ -144,7 +145,7 @@ cqrs_wait(PG_FUNCTION_ARGS)
 	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
 	CqrsSubscription *subscription = cqrs_subscription_get(name);
 	int32		subscription_id = subscription->subscription_id;
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = cqrs_steady_now();
 	TimestampTz deadline;
 	CqrsSnapshot *target;
 	bool		reached = false;
@@ -176,7 +177,7 @@ cqrs_wait(PG_FUNCTION_ARGS)
 		/* It may be dropped while we wait: then there is nothing to get. */
 		subscription = cqrs_registry_subscription_by_id(subscription_id);
 		reached = subscription == NULL || has_reached(subscription, target);
-		now = GetCurrentTimestamp();
+		now = cqrs_steady_now();
 		if (reached || now >= deadline)
 			break;
 

@@ -22,6 +22,7 @@
 #include "utils/timestamp.h"
 
 #include "catalog.h"
+#include "clock.h"
 #include "pull.h"
 #include "receipt.h"
 #include "rethrow.h"
@@ -205,7 +206,7 @@ attempt_in_subtransaction(CqrsReceive *receive, bool last)
 static bool
 wait_for_events(CqrsReceive *receive)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = cqrs_steady_now();
 	TimestampTz until = TimestampTzPlusMilliseconds(now, receive->wait);
 	TimestampTz tick_until = TimestampTzPlusMilliseconds(now, LONGEST_TICK);
 	bool		for_tick = cqrs_deliver && !IsolationUsesXactSnapshot();
@@ -248,7 +249,7 @@ wait_for_events(CqrsReceive *receive)
 		found = receive->wait > 0 ?
 			attempt_in_subtransaction(receive, false) :
 			attempt(receive, true);
-		now = GetCurrentTimestamp();
+		now = cqrs_steady_now();
 	}
 	cqrs_pull_wait_end();
 
@@ -268,7 +269,7 @@ time_to_wait(const CqrsReceive *receive, TimestampTz now, TimestampTz until)
 	long		timeout = receive->busy ? 5 :
 	receive->locked ? POLL_LOCKED : POLL;
 
-	if (receive->wake_at != 0 && receive->wake_at < until)
-		until = receive->wake_at;
+	if (receive->wake_at != 0)
+		until = Min(until, cqrs_steady_from_wall(receive->wake_at));
 	return Min(timeout, TimestampDifferenceMilliseconds(now, until) + 1);
 }

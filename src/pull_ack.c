@@ -30,6 +30,7 @@
 #include "utils/timestamp.h"
 
 #include "catalog.h"
+#include "clock.h"
 #include "pull.h"
 #include "receipt.h"
 #include "relay.h"
@@ -165,7 +166,7 @@ cqrs_nack(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("retry_after must not be negative")));
 		fault.retry_at = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-																 TimestampTzGetDatum(GetCurrentTimestamp()),
+																 TimestampTzGetDatum(cqrs_wall_now()),
 																 PG_GETARG_DATUM(3)));
 	}
 	fault.final = !PG_ARGISNULL(4) && PG_GETARG_BOOL(4);
@@ -188,7 +189,7 @@ Datum
 cqrs_renew(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = cqrs_wall_now();
 	CqrsSubscription *subscription;
 	Handed	   *handed;
 	int64		lease;
@@ -280,7 +281,7 @@ handed_elsewhere(CqrsSubscription *subscription, const pg_uuid_t *receipt)
 	handed = read_handed(subscription, partition);
 	if (!cqrs_receipt_is_newest(&handed->cursor, receipt))
 		cqrs_receipt_invalid(subscription, newer);
-	wait = handed->cursor.leased_until > GetCurrentTimestamp();
+	wait = handed->cursor.leased_until > cqrs_wall_now();
 	if (!cqrs_subscription_lock(subscription, partition, wait))
 		cqrs_receipt_invalid(subscription,
 							 "Another transaction is receiving its events.");

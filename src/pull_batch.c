@@ -27,6 +27,7 @@
 
 #include "access/detoast.h"
 #include "access/xact.h"
+#include "clock.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -149,7 +150,7 @@ try_batch(CqrsReceive *receive, Batch *batch, bool last, bool force,
 	CqrsCursor *cursor = &relay->cursor;
 	Outcome		outcome = NOTHING;
 
-	batch->now = GetCurrentTimestamp();
+	batch->now = cqrs_wall_now();
 	batch->here = cqrs_received_here(cursor->subscription_id, cursor);
 	if (cursor->leased_until > batch->now)
 		note_wake(receive, cursor->leased_until);
@@ -484,7 +485,7 @@ finish_batch(CqrsReceive *receive, Batch *batch)
 	if (receive->lease != NULL)
 		cursor->leased_until =
 			DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-													TimestampTzGetDatum(GetCurrentTimestamp()),
+													TimestampTzGetDatum(cqrs_wall_now()),
 													IntervalPGetDatum(receive->lease)));
 	cqrs_cursor_forget_passed(cursor);
 	cqrs_cursor_append(cursor);

@@ -48,6 +48,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
+#include "clock.h"
 #include "debug_point.h"
 #include "relay.h"
 #include "shmem.h"
@@ -438,5 +439,5 @@ batch_is_over(const CqrsRelay *relay, int max_events)
 	return relay->nevents >= max_events || relay->nothers >= BATCH_OTHERS ||
 		relay->nbytes >= CQRS_BATCH_BYTES ||
 		(relay->deadline != 0 && relay->nevents + relay->nothers > 0 &&
-		 GetCurrentTimestamp() >= relay->deadline);
+		 cqrs_steady_now() >= relay->deadline);
 }

@@ -39,6 +39,7 @@
 #include "utils/snapmgr.h"
 
 #include "catalog.h"
+#include "clock.h"
 #include "retry.h"
 
 /* Columns of cqrs.retry. */
@@ -156,7 +157,10 @@ cqrs_parked_load(CqrsCursor *cursor, Snapshot snapshot)
 		parked->attempts = DatumGetInt32(values[RETRY_ATTEMPTS - 1]);
 		if (parked->received)
 			parked->receipt = *DatumGetUUIDP(values[RETRY_RECEIPT - 1]);
-		parked->retry_at = DatumGetTimestampTz(values[RETRY_RETRY_AT - 1]);
+		parked->retry_at =
+			cqrs_wall_due(DatumGetTimestampTz(values[RETRY_RETRY_AT - 1]),
+						  nulls[RETRY_FAILED_AT - 1] ? 0 :
+						  DatumGetTimestampTz(values[RETRY_FAILED_AT - 1]));
 		parked->killed = !nulls[RETRY_SQLSTATE - 1] &&
 			strcmp(TextDatumGetCString(values[RETRY_SQLSTATE - 1]),
 				   unpack_sql_state(ERRCODE_CRASH_SHUTDOWN)) == 0;
@@ -558,7 +562,7 @@ cqrs_retry_time(const CqrsSubscription *subscription, int attempts)
 	for (i = 1; i < attempts && delay < longest; i++)
 		delay *= 2;
 	delay = Min(delay, longest);
-	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+	return TimestampTzPlusMilliseconds(cqrs_wall_now(),
 									   (int64) (delay * (0.75 + 0.5 * jitter)));
 }
 
@@ -738,7 +742,7 @@ set_fault(const CqrsFault *fault, Datum *values, bool *nulls)
 	nulls[RETRY_MESSAGE - 1] = fault == NULL;
 	if (fault == NULL)
 		return;
-	values[RETRY_FAILED_AT - 1] = TimestampTzGetDatum(GetCurrentTimestamp());
+	values[RETRY_FAILED_AT - 1] = TimestampTzGetDatum(cqrs_wall_now());
 	values[RETRY_SQLSTATE - 1] =
 		CStringGetTextDatum(unpack_sql_state(fault->sqlerrcode));
 	values[RETRY_MESSAGE - 1] =

@@ -41,6 +41,7 @@
 
 #include "broker_entry.h"
 #include "broker_server.h"
+#include "clock.h"
 #include "debug_point.h"
 #include "message.h"
 #include "relay.h"
@@ -149,7 +150,7 @@ cqrs_target_broker_prepare(CqrsSubscription *subscription, int partition,
 void
 cqrs_target_broker_connect(void)
 {
-	broker.waiting_since = GetCurrentTimestamp();
+	broker.waiting_since = cqrs_steady_now();
 	broker.entries.link = cqrs_link_open(broker.server->module,
 										 &broker.server->connection);
 }
@@ -163,7 +164,7 @@ CqrsBrokerTask
 cqrs_target_broker_task(bool finish, char *error)
 {
 	CqrsLinkState state;
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = cqrs_steady_now();
 	char		trouble[CQRS_BROKER_ERROR_SIZE];
 	bool		look;
 	bool		renew;
@@ -275,7 +276,7 @@ cqrs_target_broker_patience(void)
 														broker.timeout);
 
 		patience = Min(patience,
-					   TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+					   TimestampDifferenceMilliseconds(cqrs_steady_now(),
 													   until) + 1);
 	}
 	return patience;
@@ -441,7 +442,7 @@ record_parked(CqrsRelay *relay, const char *lost)
 		{
 			CqrsFault	fault = {ERRCODE_CONNECTION_FAILURE, lost};
 
-			fault.retry_at = GetCurrentTimestamp();
+			fault.retry_at = cqrs_wall_now();
 			if (lost != NULL && entry->announced && parked != NULL)
 				cqrs_parked_void_attempt(parked, relay->subscription, cursor,
 										 &fault);
@@ -547,7 +548,7 @@ read_parked(CqrsRelay *relay, int64 announced,
 			volatile CqrsDelivery *delivery)
 {
 	CqrsParkedSet *set = relay->parked;
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = cqrs_wall_now();
 	HASHCTL		ctl;
 	HTAB	   *lanes;
 	CqrsBrokerBatch *batch;

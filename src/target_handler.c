@@ -45,6 +45,7 @@
 #include "utils/typcache.h"
 
 #include "catalog.h"
+#include "clock.h"
 #include "context.h"
 #include "debug_point.h"
 #include "events.h"
@@ -152,7 +153,7 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 	relay->park_inside = true;
 	if (in_worker)
 	{
-		relay->deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+		relay->deadline = TimestampTzPlusMilliseconds(cqrs_steady_now(),
 													  cqrs_batch_duration);
 		if (relay->subscription->event_transactions)
 			max_events = Min(max_events, 1);
@@ -256,7 +257,7 @@ cqrs_target_announce(CqrsSubscription *subscription, int partition,
 	(void) cqrs_relay_begin(&relay, subscription, partition, true);
 	while (position == 0 &&
 		   (parked = cqrs_parked_due(relay.parked,
-									 GetCurrentTimestamp())) != NULL)
+									 cqrs_wall_now())) != NULL)
 	{
 		if (cqrs_parked_begin_attempt(relay.parked, parked,
 									  relay.subscription, &relay.cursor))
@@ -393,7 +394,7 @@ deliver_parked(Batch *batch, int max_events, int64 position, TimestampTz now)
 		else
 			cqrs_parked_done(relay->parked, parked, &relay->cursor);
 		n++;
-		if (relay->deadline != 0 && GetCurrentTimestamp() >= relay->deadline)
+		if (relay->deadline != 0 && cqrs_steady_now() >= relay->deadline)
 			break;
 	}
 
@@ -716,7 +717,7 @@ cqrs_drain(PG_FUNCTION_ARGS)
 static int64
 drain(int32 subscription_id, int partition)
 {
-	TimestampTz start = GetCurrentTimestamp();
+	TimestampTz start = cqrs_wall_now();
 	CqrsPace	pace = CQRS_PACE_INIT;
 	int64		total = 0;
 	CqrsDelivery delivery;

@@ -13,6 +13,7 @@
 
 #include "access/htup_details.h"
 #include "catalog/pg_authid.h"
+#include "clock.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
@@ -91,7 +92,7 @@ cqrs_topic_progress(PG_FUNCTION_ARGS)
 									   &oldest);
 		if (!looked && segment != topic->current_segment)
 		{
-			cqrs_segment_hold(topic, segment, GetCurrentTimestamp(), &hold);
+			cqrs_segment_hold(topic, segment, cqrs_wall_now(), &hold);
 			looked = true;
 		}
 	}

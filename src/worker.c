@@ -291,7 +291,7 @@ deliver(void)
 		outcome = job.broker ? deliver_some_to_broker(&job, &careful) :
 			deliver_some(&job, &careful);
 		job.first = false;
-		if (job.flush_at != 0 && GetCurrentTimestamp() >= job.flush_at)
+		if (job.flush_at != 0 && cqrs_steady_now() >= job.flush_at)
 			flush_commits(&job);
 		CHECK_FOR_INTERRUPTS();
 		if (pg_atomic_read_u32(&cqrs_shared->contended) != 0 &&
@@ -378,7 +378,7 @@ deliver_some(Job *job, int *careful)
 
 	if (job->delivery.not_flushed && job->flush_at == 0)
 		job->flush_at =
-			TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+			TimestampTzPlusMilliseconds(cqrs_steady_now(),
 										cqrs_batch_duration);
 	if (job->one_by_one > 0)
 		job->one_by_one--;
@@ -596,7 +596,7 @@ static void
 record_outage(Job *job, ErrorData *error)
 {
 	job->error = error;
-	job->failed_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+	job->failed_until = TimestampTzPlusMilliseconds(cqrs_wall_now(),
 													TIME_SLICE);
 	(void) run(run_record_outage, job);
 	FreeErrorData(error);
@@ -677,7 +677,7 @@ run_deliver(CqrsSubscription *subscription, Job *job)
 {
 	cqrs_target_deliver(subscription, job->partition,
 						job->one_by_one > 0 ? 1 : cqrs_pace_events(&job->pace),
-						job->announced, GetCurrentTimestamp(), true,
+						job->announced, cqrs_wall_now(), true,
 						&job->delivery);
 	if (job->first)
 		cqrs_failure_clear(job->subscription_id, job->partition);
@@ -705,7 +705,7 @@ run_prepare(CqrsSubscription *subscription, Job *job)
 	job->prepared = false;
 	job->failed_until = cqrs_failure_retry_at(job->subscription_id,
 											  job->partition);
-	if (job->failed_until > GetCurrentTimestamp())
+	if (job->failed_until > cqrs_wall_now())
 		return;
 	if (subscription->state != CQRS_SUBSCRIPTION_ACTIVE)
 	{
