@@ -302,6 +302,19 @@ cqrs_relay_next(CqrsRelay *relay, int max_events, CqrsEvent *event)
 }
 
 /*
+ * Is the batch's time over, if it has a limit? If not, the next event begins
+ * now, also for statement_timestamp(): the clock is read once for both.
+ */
+bool
+cqrs_relay_is_late(const CqrsRelay *relay)
+{
+	if (relay->deadline == 0)
+		return false;
+	SetCurrentStatementStartTimestamp();
+	return GetCurrentStatementStartTimestamp() >= relay->deadline;
+}
+
+/*
  * Move the cursor past what was read. If nothing was, only now and then (so
  * many empty windows need not be looked through again), or to say that a
  * window is done with.
@@ -437,6 +450,5 @@ batch_is_over(const CqrsRelay *relay, int max_events)
 {
 	return relay->nevents >= max_events || relay->nothers >= BATCH_OTHERS ||
 		relay->nbytes >= CQRS_BATCH_BYTES ||
-		(relay->deadline != 0 && relay->nevents + relay->nothers > 0 &&
-		 GetCurrentTimestamp() >= relay->deadline);
+		(relay->nevents + relay->nothers > 0 && cqrs_relay_is_late(relay));
 }

@@ -76,6 +76,7 @@ extern void cqrs_relay_open(CqrsRelay *relay);
 extern void cqrs_relay_read_ahead(CqrsRelay *relay);
 extern bool cqrs_relay_next(CqrsRelay *relay, int max_events,
 							CqrsEvent *event);
+extern bool cqrs_relay_is_late(const CqrsRelay *relay);
 extern void cqrs_relay_advance(CqrsRelay *relay);
 extern void cqrs_relay_close_window(CqrsCursor *cursor);
 extern void cqrs_relay_end(CqrsRelay *relay);
