@@ -303,6 +303,23 @@ cqrs_relay_next(CqrsRelay *relay, int max_events, CqrsEvent *event)
 }
 
 /*
+ * Is the batch's time over, if it has a limit? If not, the next event begins
+ * now, also for statement_timestamp(): the clock is read once for both. It is
+ * the wall clock; if that was set back, the time is over, too.
+ */
+bool
+cqrs_relay_is_late(const CqrsRelay *relay)
+{
+	TimestampTz now;
+
+	if (relay->deadline == 0)
+		return false;
+	SetCurrentStatementStartTimestamp();
+	now = GetCurrentStatementStartTimestamp();
+	return now >= relay->deadline || now < relay->began;
+}
+
+/*
  * Move the cursor past what was read. If nothing was, only now and then (so
  * many empty windows need not be looked through again), or to say that a
  * window is done with.
@@ -438,6 +455,5 @@ batch_is_over(const CqrsRelay *relay, int max_events)
 {
 	return relay->nevents >= max_events || relay->nothers >= BATCH_OTHERS ||
 		relay->nbytes >= CQRS_BATCH_BYTES ||
-		(relay->deadline != 0 && relay->nevents + relay->nothers > 0 &&
-		 cqrs_steady_now() >= relay->deadline);
+		(relay->nevents + relay->nothers > 0 && cqrs_relay_is_late(relay));
 }

@@ -51,6 +51,7 @@ typedef struct CqrsRelay
 	bool		may_leave;		/* with ahead: all read before is recorded */
 	bool		blocked;		/* with ahead: the event read last has to wait */
 	bool		full;			/* stopped, as too many are parked */
+	TimestampTz began;			/* with deadline */
 	TimestampTz deadline;		/* stop then; 0: no matter how long */
 
 	/* What of the window was passed by in this batch. */
@@ -76,6 +77,7 @@ extern void cqrs_relay_open(CqrsRelay *relay);
 extern void cqrs_relay_read_ahead(CqrsRelay *relay);
 extern bool cqrs_relay_next(CqrsRelay *relay, int max_events,
 							CqrsEvent *event);
+extern bool cqrs_relay_is_late(const CqrsRelay *relay);
 extern void cqrs_relay_advance(CqrsRelay *relay);
 extern void cqrs_relay_close_window(CqrsCursor *cursor);
 extern void cqrs_relay_end(CqrsRelay *relay);

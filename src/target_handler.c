@@ -28,8 +28,8 @@
  *
  * The worker limits the time of each call, deferred triggers included. The
  * timeout cancels the handler like pg_cancel_backend(). One that catches this
- * fails when it returns; if it does not within HANDLER_GRACE, the process ends,
- * and the worker records the event as failed on its way out.
+ * fails when it returns; if it does not within HANDLER_GRACE from then, the
+ * process ends, and the worker records the event as failed on its way out.
  *
  *-------------------------------------------------------------------------
  */
@@ -153,7 +153,9 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 	relay->park_inside = true;
 	if (in_worker)
 	{
-		relay->deadline = TimestampTzPlusMilliseconds(cqrs_steady_now(),
+		SetCurrentStatementStartTimestamp();
+		relay->began = GetCurrentStatementStartTimestamp();
+		relay->deadline = TimestampTzPlusMilliseconds(relay->began,
 													  cqrs_batch_duration);
 		if (relay->subscription->event_transactions)
 			max_events = Min(max_events, 1);
@@ -394,7 +396,7 @@ deliver_parked(Batch *batch, int max_events, int64 position, TimestampTz now)
 		else
 			cqrs_parked_done(relay->parked, parked, &relay->cursor);
 		n++;
-		if (relay->deadline != 0 && cqrs_steady_now() >= relay->deadline)
+		if (cqrs_relay_is_late(relay))
 			break;
 	}
 
@@ -459,8 +461,6 @@ call_handler(Batch *batch, const CqrsEvent *event, const char *status,
 		context.command = event;
 	cqrs_context_innermost = &context;
 	CommandCounterIncrement();
-	if (batch->in_worker)
-		SetCurrentStatementStartTimestamp();
 	level = cqrs_session_begin_event(batch->in_worker);
 	call_limited(batch, arg);
 	end_event(batch, level, subtransactions);
@@ -561,10 +561,6 @@ set_commit(const Batch *batch)
 static void
 arm_timeouts(const CqrsSubscription *subscription)
 {
-	EnableTimeoutParams timeouts[2];
-	int64		delay = Min(subscription->handler_timeout,
-							INT_MAX - HANDLER_GRACE);
-
 	if (!timeouts_registered)
 	{
 		handler_timeout_id = RegisterTimeout(USER_TIMEOUT, handler_timeout);
@@ -572,25 +568,16 @@ arm_timeouts(const CqrsSubscription *subscription)
 		timeouts_registered = true;
 	}
 	handler_timed_out = false;
-	timeouts[0].id = handler_timeout_id;
-	timeouts[0].type = TMPARAM_AFTER;
-	timeouts[0].delay_ms = (int) delay;
-	timeouts[1].id = handler_grace_id;
-	timeouts[1].type = TMPARAM_AFTER;
-	timeouts[1].delay_ms = (int) delay + HANDLER_GRACE;
-	enable_timeouts(timeouts, 2);
+	enable_timeout_after(handler_timeout_id,
+						 (int) Min(subscription->handler_timeout, INT_MAX));
 }
 
 static void
 disarm_timeouts(void)
 {
-	DisableTimeoutParams timeouts[2];
-
-	timeouts[0].id = handler_timeout_id;
-	timeouts[0].keep_indicator = false;
-	timeouts[1].id = handler_grace_id;
-	timeouts[1].keep_indicator = false;
-	disable_timeouts(timeouts, 2);
+	disable_timeout(handler_timeout_id, false);
+	if (handler_timed_out)
+		disable_timeout(handler_grace_id, false);
 }
 
 /*
@@ -625,6 +612,7 @@ handler_timeout(void)
 	InterruptPending = true;
 	QueryCancelPending = true;
 	SetLatch(MyLatch);
+	enable_timeout_after(handler_grace_id, HANDLER_GRACE);
 }
 
 /*
