@@ -95,7 +95,7 @@ cqrs_wall_now(void)
 
 /*
  * When, by the believed wall clock, something is due that a table has a time
- * of, which was reckoned at another time, since (0: at once). If that is still
+ * of, which was reckoned at another time, since. If that is still
  * to come, the clock was set back, and nobody waits until it is there again. What
  * is due was so a while ago, for who looked at the clock before.
  */
@@ -104,8 +104,7 @@ cqrs_wall_due(TimestampTz at, TimestampTz since)
 {
 	TimestampTz now = cqrs_wall_now();
 
-	return since == 0 || since > now + LONGEST_STEP ?
-		Min(at, now - LONGEST_STEP) : at;
+	return since > now + LONGEST_STEP ? Min(at, now - LONGEST_STEP) : at;
 }
 
 /*

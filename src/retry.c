@@ -159,8 +159,9 @@ cqrs_parked_load(CqrsCursor *cursor, Snapshot snapshot)
 			parked->receipt = *DatumGetUUIDP(values[RETRY_RECEIPT - 1]);
 		parked->retry_at =
 			cqrs_wall_due(DatumGetTimestampTz(values[RETRY_RETRY_AT - 1]),
-						  nulls[RETRY_FAILED_AT - 1] ? 0 :
-						  DatumGetTimestampTz(values[RETRY_FAILED_AT - 1]));
+						  DatumGetTimestampTz(values[nulls[RETRY_FAILED_AT - 1] ?
+													 RETRY_RETRY_AT - 1 :
+													 RETRY_FAILED_AT - 1]));
 		parked->killed = !nulls[RETRY_SQLSTATE - 1] &&
 			strcmp(TextDatumGetCString(values[RETRY_SQLSTATE - 1]),
 				   unpack_sql_state(ERRCODE_CRASH_SHUTDOWN)) == 0;
