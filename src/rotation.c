@@ -186,8 +186,8 @@ truncate_segment(int32 topic_id, int segment, CqrsHold *hold)
 static bool
 rotate_topic(const CqrsTopic *topic)
 {
-	Oid			types[3] = {INT4OID, INT4OID, INT4OID};
-	Datum		values[3];
+	Oid			types[4] = {INT4OID, INT4OID, INT4OID, TIMESTAMPTZOID};
+	Datum		values[4];
 	CqrsAdmin	admin;
 	bool		done;
 
@@ -197,14 +197,15 @@ rotate_topic(const CqrsTopic *topic)
 	values[0] = Int32GetDatum(topic->topic_id);
 	values[1] = Int32GetDatum(topic->current_segment);
 	values[2] = Int32GetDatum((topic->current_segment + 1) % CQRS_SEGMENTS);
+	values[3] = TimestampTzGetDatum(cqrs_wall_now());
 	cqrs_admin_begin(&admin);
 	done = cqrs_admin_execute("UPDATE cqrs.topic t"
-							  " SET current_segment = $3, opened_at[$3 + 1] = pg_catalog.clock_timestamp()"
+							  " SET current_segment = $3, opened_at[$3 + 1] = $4"
 							  " FROM (SELECT topic_id FROM cqrs.topic"
 							  "		  WHERE topic_id = $1 AND current_segment = $2"
 							  "		  FOR NO KEY UPDATE SKIP LOCKED) l"
 							  " WHERE t.topic_id = l.topic_id",
-							  3, types, values, NULL) > 0;
+							  4, types, values, NULL) > 0;
 	cqrs_admin_end(&admin);
 	if (done)
 		ereport(DEBUG1,
