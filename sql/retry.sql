@@ -67,6 +67,39 @@ SELECT * FROM outbox;
 SELECT cqrs_drain('things') AS delivered;
 SELECT key, n, status, attempts FROM handled ORDER BY seq;
 
+-- also those that were sought, and failed again ...
+INSERT INTO broken VALUES (20), (21), (22);
+SELECT cqrs_alter_subscription('things', max_attempts => 1);
+SELECT emit_retry('a', '{20}'), emit_retry('b', '{21}'), emit_retry('c', '{22}');
+SELECT cqrs_drain('things') AS delivered;
+SELECT cqrs_alter_subscription('things', max_attempts => 3, retry_delay => '1 hour', max_retry_delay => '1 hour');
+SELECT cqrs_seek('things', 'earliest');
+SELECT cqrs_drain('things') > 0 AS delivered;
+SELECT retrying, dead FROM progress;
+DELETE FROM broken;
+TRUNCATE handled RESTART IDENTITY;
+SELECT event_id FROM cqrs_dead_letters('things') ORDER BY position LIMIT 1 \gset
+SELECT cqrs_redrive('things', :'event_id');
+SELECT cqrs_redrive('things');
+SELECT * FROM outbox;
+SELECT cqrs_drain('things') AS delivered;
+SELECT key, n, status, attempts FROM handled ORDER BY seq;
+SELECT retrying, dead FROM progress;
+-- ... or have yet to come again: once
+INSERT INTO broken VALUES (21), (23);
+SELECT cqrs_alter_subscription('things', max_attempts => 1, retry_delay => '0');
+SELECT emit_retry('a', '{23}');
+SELECT cqrs_drain('things') AS delivered;
+SELECT cqrs_seek('things', 'earliest');
+DELETE FROM broken;
+TRUNCATE handled RESTART IDENTITY;
+SELECT cqrs_redrive('things');
+SELECT cqrs_drain('things') > 0 AS delivered;
+SELECT key, n, status, attempts FROM handled WHERE n > 21 ORDER BY seq;
+SELECT retrying, dead FROM progress;
+TRUNCATE handled RESTART IDENTITY;
+SELECT cqrs_alter_subscription('things', max_attempts => 3);
+
 -- or discarded
 INSERT INTO broken VALUES (14), (15);
 SELECT cqrs_alter_subscription('things', max_attempts => 1);

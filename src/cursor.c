@@ -356,14 +356,16 @@ cqrs_cursor_has_passed(const CqrsCursor *cursor, int64 position)
 /*
  * The event at this position is settled. If the cursor has yet to come there,
  * note that it is to be passed by. (It may be of an earlier window: then it
- * is noted in vain.)
+ * is noted in vain.) Between windows, that is what is redriven before a seek
+ * has it come again: then it is in the window that comes next.
  */
 void
 cqrs_cursor_pass(CqrsCursor *cursor, int64 position)
 {
 	int			i;
 
-	if (cursor->until_tick == 0 || position <= cursor->position)
+	if (cursor->until_tick == 0 ? position <= cursor->last_position :
+		position <= cursor->position)
 		return;
 	i = find_position(cursor->passed, cursor->npassed, position);
 	if (i < cursor->npassed && cursor->passed[i] == position)

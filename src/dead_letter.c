@@ -280,9 +280,10 @@ remove_letters(FunctionCallInfo fcinfo, CqrsSubscription *subscription,
 		if (event_id != NULL &&
 			memcmp(DatumGetUUIDP(event.event_id), event_id, UUID_LEN) != 0)
 			continue;
-		if (cursors != NULL && event.topic != NULL)
-			cqrs_parked_insert(&cursors[DatumGetInt32(scan->values[CQRS_DEAD_PARTITION - 1])],
-							   &event, 0, now, NULL);
+		if (cursors != NULL && event.topic != NULL &&
+			!cqrs_parked_redrive(&cursors[DatumGetInt32(scan->values[CQRS_DEAD_PARTITION - 1])],
+								 &event, now))
+			continue;
 		simple_heap_delete(scan->rel, &scan->tuple->t_self);
 		n++;
 	}

@@ -392,7 +392,6 @@ open_window(CqrsRelay *relay)
 		cursor->until_snapshot = relay->tick.snapshot;
 		cursor->position = cursor->received = 0;
 		cursor->received_all = false;
-		cursor->npassed = 0;
 		if (relay->ahead != NULL)
 		{
 			relay->ahead->position = 0;

@@ -342,6 +342,46 @@ cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event, int attempts,
 	insert_row(cursor, event, attempts, retry_at, fault, NULL);
 }
 
+/*
+ * Have an event that was given up tried anew: parked, or, if it is parked
+ * again since, as if it had not failed. Returns false if another event is
+ * parked at its position.
+ */
+bool
+cqrs_parked_redrive(CqrsCursor *cursor, const CqrsEvent *event,
+					TimestampTz now)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	Datum		values[RETRY_COLUMNS];
+	bool		nulls[RETRY_COLUMNS] = {0};
+	bool		replace[RETRY_COLUMNS] = {0};
+	CqrsEvent	parked;
+	int			attempts;
+	bool		found;
+
+	found = cqrs_parked_read(cursor, event->position, snapshot, &parked,
+							 &attempts);
+	UnregisterSnapshot(snapshot);
+	if (!found)
+	{
+		cqrs_parked_insert(cursor, event, 0, now, NULL);
+		return true;
+	}
+	if (memcmp(DatumGetUUIDP(parked.event_id), DatumGetUUIDP(event->event_id),
+			   UUID_LEN) != 0)
+		return false;
+	values[RETRY_ATTEMPTS - 1] = Int32GetDatum(0);
+	replace[RETRY_ATTEMPTS - 1] = true;
+	values[RETRY_RETRY_AT - 1] = TimestampTzGetDatum(now);
+	replace[RETRY_RETRY_AT - 1] = true;
+	set_fault(NULL, values, nulls);
+	replace[RETRY_FAILED_AT - 1] = true;
+	replace[RETRY_SQLSTATE - 1] = true;
+	replace[RETRY_MESSAGE - 1] = true;
+	update_row(cursor, event->position, values, nulls, replace);
+	return true;
+}
+
 static void
 insert_row(CqrsCursor *cursor, const CqrsEvent *event, int attempts,
 		   TimestampTz retry_at, const CqrsFault *fault,

@@ -76,6 +76,8 @@ extern bool cqrs_parked_read(const CqrsCursor *cursor, int64 position,
 extern void cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event,
 							   int attempts, TimestampTz retry_at,
 							   const CqrsFault *fault);
+extern bool cqrs_parked_redrive(CqrsCursor *cursor, const CqrsEvent *event,
+								TimestampTz now);
 extern CqrsParkedSet *cqrs_park(CqrsParkedSet *set,
 								const CqrsSubscription *subscription,
 								CqrsCursor *cursor, const CqrsEvent *event,
