@@ -153,13 +153,22 @@ sub wait_delivered
 	return { what => 'not delivered', subscription => $what, tags => [], count => 1 };
 }
 
+# end_all(NAMES...): clients, with the server's processes that served them: a
+# killed one's last statement, which may be its COMMIT, is carried out all the same
+sub end_all
+{
+	end_clients(@_);
+	HistoryMovers::wait_up($node);
+	$node->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = ANY('{" . join(',', @_) . "}')")
+	  or die 'they did not end';
+}
+
 # settle(): nothing is emitted, moved, or killed any more
 sub settle
 {
 	my $begun = time;
 
-	end_clients(sort keys %others);
-	HistoryMovers::wait_up($node);
+	end_all(sort keys %others);
 	$node->safe_psql('postgres', (rand() < 0.7 ? 'COMMIT' : 'ROLLBACK') . " PREPARED '$_'")
 	  for split /\n/, $node->safe_psql('postgres', 'SELECT gid FROM pg_prepared_xacts ORDER BY gid');
 	$node->safe_psql('postgres', "SELECT cqrs_resume('paused')");
@@ -184,7 +193,7 @@ sub compare
 		$node->safe_psql('postgres', 'ANALYZE truth, arrived');
 		push @found, seek_differences($node, $_) for qw(replayer replay_puller);
 	}
-	end_clients(sort keys %clients);
+	end_all(sort keys %clients);
 
 	$node->safe_psql('postgres', 'ANALYZE truth, arrived, lifetime, epoch');
 	my $begun = time;
