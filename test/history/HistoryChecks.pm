@@ -118,9 +118,9 @@ sub seek_differences
 		disorder => "SELECT tag FROM (SELECT tag, n, lag(n) OVER (PARTITION BY epoch, topic, key ORDER BY seq) AS before
 				FROM $arrived WHERE key IS NOT NULL) s
 			WHERE n <= before",
-		skipped => "SELECT tag FROM (SELECT a.tag, a.n, lag(a.n) OVER (PARTITION BY epoch, a.topic, a.key ORDER BY seq) AS before
-				FROM $arrived JOIN $truth USING (tag) WHERE a.key IS NOT NULL AND (target = 'latest' OR t.emitted_at >= $since)) s
-			WHERE n <> before + 1",
+		skipped => "SELECT t.tag FROM (SELECT epoch, key, target, min(n) AS first, max(n) AS last FROM $arrived WHERE key IS NOT NULL GROUP BY 1, 2, 3) s
+			JOIN $truth USING (key) WHERE t.n BETWEEN s.first AND s.last AND (target = 'latest' OR t.emitted_at >= $since)
+				AND NOT EXISTS (SELECT FROM arrived a WHERE a.subscription = '$subscription' AND a.epoch = s.epoch AND a.tag = t.tag)",
 		'begun too late' => "SELECT t.tag FROM (SELECT epoch, key, target, min(n) AS first FROM $arrived WHERE key IS NOT NULL GROUP BY 1, 2, 3) s
 			JOIN $truth USING (key) WHERE t.n < s.first AND t.emitted_at >= $since",
 		lost => "SELECT t.tag FROM $truth, (SELECT epoch, target FROM epoch WHERE subscription = '$subscription' ORDER BY epoch DESC LIMIT 1) e

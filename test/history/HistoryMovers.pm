@@ -130,6 +130,16 @@ sub signal_somebody
 		pick(qw(cancel terminate))));
 }
 
+# So many milliseconds ahead. An hour is doubted for a minute, and not believed
+# before it is put right. Far back is not among them: only a poll finds out that
+# time goes on where it was, and here nobody polls.
+sub set_clock
+{
+	my ($session) = @_;
+
+	did($session, 'set clock', sprintf 'SELECT set_clock(%d, 0)', pick(0, 0, rand(2000), 3_600_000, -rand(2000)));
+}
+
 sub loop
 {
 	my ($rest, @actions) = @_;
@@ -151,7 +161,8 @@ sub movers
 		steerer => loop(400, \&pause_and_resume, \&alter, \&redrive),
 		passer => loop(100, \&topics_come_and_go),
 		maintainer => loop(150, \&maintain),
-		signaller => loop(800, \&signal_somebody));
+		signaller => loop(800, \&signal_somebody),
+		clock => loop(1500, \&set_clock));
 }
 
 # ------------------------------------------------------------------------

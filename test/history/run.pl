@@ -136,7 +136,8 @@ sub wait_delivered
 		{
 			$told = time;
 			note("$what: not yet delivered:\n" . $node->safe_psql('postgres', q(SELECT subscription, state, lag_events, retrying, waiting, retry_at - now(), held_by_pid, last_error
-				FROM cqrs_subscription_status WHERE coalesce(lag_events + retrying + waiting > 0, true))));
+				FROM cqrs_subscription_status WHERE coalesce(lag_events + retrying + waiting > 0, true)))
+				. $node->safe_psql('postgres', 'SELECT command_id, command_name, run_at - now() FROM cqrs_scheduled_commands'));
 		}
 		# The lag is not known as long as a topic's table is locked.
 		if ($node->safe_psql('postgres', q(SELECT bool_and(coalesce(lag_events + retrying + waiting = 0, false))
@@ -172,7 +173,7 @@ sub settle
 	end_all(sort keys %others);
 	$node->safe_psql('postgres', (rand() < 0.7 ? 'COMMIT' : 'ROLLBACK') . " PREPARED '$_'")
 	  for split /\n/, $node->safe_psql('postgres', 'SELECT gid FROM pg_prepared_xacts ORDER BY gid');
-	$node->safe_psql('postgres', "SELECT cqrs_resume('paused')");
+	$node->safe_psql('postgres', "SELECT cqrs_resume('paused'), set_clock(0, 0)");
 	$node->safe_psql('postgres', "SELECT cqrs_unsubscribe('$_')")
 	  for split /\n/, $node->safe_psql('postgres', "SELECT subscription FROM cqrs_subscription_status WHERE subscription LIKE 'passing%'");
 	$peers{strict}->tell('rule_off');
