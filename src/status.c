@@ -25,6 +25,7 @@
 #include "registry.h"
 #include "segment.h"
 #include "shmem.h"
+#include "subscription.h"
 #include "window.h"
 
 /*
