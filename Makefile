@@ -46,6 +46,7 @@ OBJS = \
 	src/middleware.o \
 	src/notify.o \
 	src/operation.o \
+	src/owner.o \
 	src/payload.o \
 	src/payload_path.o \
 	src/payload_type.o \
@@ -92,7 +93,7 @@ EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/cqrs_broker.h src/cqrs_hooks.h
 
-REGRESS = meeting command query chain stream fallback breaker middleware idempotency dry_run emit domain_event context nesting prepared capture subscription own_subscription retry deferred pull kept retention diagram health privileges grants matrix trust lookup adopt extension
+REGRESS = meeting command query chain stream fallback breaker middleware idempotency dry_run emit domain_event context nesting prepared capture subscription own_subscription retry deferred pull kept retention diagram health privileges owners grants matrix trust lookup adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

@@ -86,7 +86,8 @@ cqrs_pull_subscription(const char *name)
 {
 	CqrsSubscription *subscription = cqrs_subscription_get(name);
 
-	cqrs_subscription_require_owner(subscription);
+	if (!cqrs_subscription_allows(subscription, ACL_UPDATE))
+		cqrs_subscription_require_owner(subscription);
 	if (subscription->has_handler)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -265,7 +265,8 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 	int			i;
 	int			j;
 
-	if (subscription->state != CQRS_SUBSCRIPTION_ACTIVE)
+	if (subscription->state != CQRS_SUBSCRIPTION_ACTIVE ||
+		!OidIsValid(subscription->owner))
 		return;
 	oldcontext = MemoryContextSwitchTo(topics_context);
 	has_brokers |= subscription->server != NULL;
@@ -295,7 +296,14 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 				scheduled->careful = CQRS_BATCH_EVENTS;
 		}
 		scheduled->generation = generation;
-		scheduled->owner = subscription->owner;
+		if (scheduled->owner != subscription->owner)
+		{
+			/* What kept the owner before it need not keep this one. */
+			scheduled->owner = subscription->owner;
+			scheduled->unfinished = true;
+			scheduled->failed_until = 0;
+			make_due(scheduled);
+		}
 		scheduled->broker = subscription->server != NULL;
 		for (j = 0; j < subscription->ntopics; j++)
 		{
@@ -304,8 +312,6 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 
 			scheduled_by_bit[bit] = lappend(scheduled_by_bit[bit], scheduled);
 		}
-		if (!found)
-			make_due(scheduled);
 	}
 	MemoryContextSwitchTo(oldcontext);
 }
@@ -359,8 +365,9 @@ note_results(CqrsDatabaseSlot *slot, TimestampTz now)
 			continue;
 		}
 
-		/* Nobody else can use its connection. */
-		if (worker->broker && schedule != NULL && scheduled == NULL &&
+		/* Nobody else can use its connection, nor another owner. */
+		if (worker->broker && schedule != NULL &&
+			(scheduled == NULL || scheduled->owner != worker->owner) &&
 			worker->state == CQRS_WORKER_IDLE && !worker->stop)
 		{
 			worker->stop = true;

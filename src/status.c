@@ -25,6 +25,7 @@
 #include "registry.h"
 #include "segment.h"
 #include "shmem.h"
+#include "subscription.h"
 #include "window.h"
 
 /*
@@ -215,8 +216,10 @@ cqrs_worker_status(PG_FUNCTION_ARGS)
 static bool
 may_know(const CqrsSubscription *subscription)
 {
-	return has_privs_of_role(GetUserId(), subscription->owner) ||
-		has_privs_of_role(GetUserId(), ROLE_PG_MONITOR);
+	return has_privs_of_role(GetUserId(), ROLE_PG_MONITOR) ||
+		(OidIsValid(subscription->owner) &&
+		 (has_privs_of_role(GetUserId(), subscription->owner) ||
+		  cqrs_subscription_allows(subscription, ACL_SELECT)));
 }
 
 /*

@@ -670,7 +670,9 @@ cqrs_drain(PG_FUNCTION_ARGS)
 				 subscription->server != NULL ?
 				 errhint("Only the background worker delivers to a broker.") :
 				 errhint("Read it with cqrs_receive() and cqrs_ack().")));
-	if (GetUserId() != subscription->owner)
+	if (!OidIsValid(subscription->owner))
+		cqrs_subscription_require_owner(subscription);
+	else if (GetUserId() != subscription->owner)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be owner of subscription \"%s\" to drain it",
