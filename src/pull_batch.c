@@ -414,10 +414,11 @@ found_nothing(CqrsReceive *receive, Batch *batch, bool last)
 	CqrsCursor *cursor = &relay->cursor;
 	bool		more = relay->window != NULL && relay->nevents == 0 &&
 	relay->nothers > 0 && !relay->full;
+	bool		arrives = cqrs_relay_arrives(relay);
 
-	if (relay->skipped && (more || last))
+	if (relay->skipped && (more || last || arrives))
 		return AGAIN;
-	if (relay->has_parked || more || cqrs_relay_arrives(relay) ||
+	if (relay->has_parked || more || arrives ||
 		(last && (relay->nothers > 0 ||
 				  (relay->start_until != 0 &&
 				   cursor->tick_id != relay->start_tick) ||
