@@ -194,6 +194,12 @@ COMMENT ON TABLE cqrs.fallback IS 'fallbacks of handlers';
 --                    one for each event
 -- runs_commands      what it gets are commands that its owner enqueued
 -- partitions         over how many cursors the events are spread, by key
+-- next_partitions    over how many they are to be, while that is being changed;
+--                    NULL otherwise, as are the next three
+-- epoch_tick         the present partitions are for what was visible in this
+--                    tick, which need not be recorded ...
+-- epoch_snapshot     ... which is what this snapshot shows
+-- epoch_since        when the change was asked for
 -- max_attempts       so often an event is tried before it is a dead letter;
 --                    0: for ever
 -- retry_delay        after the first failure; doubles with each further one
@@ -221,6 +227,10 @@ CREATE TABLE cqrs.subscription (
 	transaction			text		NOT NULL DEFAULT 'batch',
 	runs_commands		boolean		NOT NULL DEFAULT false,
 	partitions			integer		NOT NULL,
+	next_partitions		integer,
+	epoch_tick			bigint,
+	epoch_snapshot		pg_snapshot,
+	epoch_since			timestamptz,
 	max_attempts		integer		NOT NULL,
 	retry_delay			interval	NOT NULL,
 	max_retry_delay		interval	NOT NULL,
@@ -369,11 +379,11 @@ COMMENT ON TABLE cqrs.retry IS 'events whose delivery failed, and those that wai
 -- cqrs.dead_letter: events that a subscription gave up on, kept until
 -- somebody redrives or discards them
 --
--- Columns as in cqrs.retry; died_at is when it was given up.
+-- Columns as in cqrs.retry; died_at is when it was given up. It is in no
+-- partition: redriven, it is parked in that of its key.
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.dead_letter (
 	subscription_id	integer		NOT NULL,
-	partition		integer		NOT NULL,
 	position		bigint		NOT NULL,
 	topic_id		integer		NOT NULL,
 	event_id		uuid		NOT NULL,
@@ -1287,10 +1297,19 @@ COMMENT ON FUNCTION cqrs_subscribe(text, text[], regprocedure, text, integer, in
 --   handler  another handler, for a subscription that has one
 --   server   another server, for a subscription that has one; what the first
 --            one was given it does not get
+--   partitions
+--            so many partitions, in a while: what was committed before is
+--            delivered in the old ones, and only when all of that is, and
+--            nothing is handed out under a lease, the new ones begin. So each
+--            key stays in order. Until then, next_partitions in
+--            cqrs_subscription_status is not NULL. Another call changes the
+--            number to be; with the present one, nothing is changed
 --   others   as in cqrs_subscribe()
 -- Errors: 42704 does not exist; 42501 not its owner, or for the handler as in
 -- cqrs_subscribe(), as for the server; 55000 it has no handler, or no server;
 -- 22023 out of its range.
+-- Locks: with partitions, those for moving its cursors, until the end of the
+-- transaction; it waits for the batches being delivered.
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner; to
 -- change the handler or the server, being the owner. If there is no owner,
 -- membership in the extension's.
@@ -1298,10 +1317,15 @@ CREATE FUNCTION cqrs_alter_subscription(subscription text, handler regprocedure 
 	max_attempts integer DEFAULT NULL, retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
 	handler_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, server text DEFAULT NULL, format text DEFAULT NULL,
-	strict_key_order boolean DEFAULT NULL, transaction text DEFAULT NULL) RETURNS void
+	strict_key_order boolean DEFAULT NULL, transaction text DEFAULT NULL, partitions integer DEFAULT NULL) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval,
-	text, text, boolean, text) IS 'changes settings of a subscription';
+	text, text, boolean, text, integer) IS 'changes settings of a subscription';
+
+-- In which of so many partitions the events of a key are.
+CREATE FUNCTION cqrs.key_partition(key text, partitions integer) RETURNS integer
+LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'cqrs_key_partition_of';
+COMMENT ON FUNCTION cqrs.key_partition(text, integer) IS 'partition of a key';
 
 -- Removes a subscription, with what it has to retry and its dead letters; one
 -- that executes commands (see cqrs_enqueue()), with its topic. Waits for the
@@ -1337,7 +1361,8 @@ COMMENT ON FUNCTION cqrs_resume(text) IS 'has delivery to a subscription go on';
 
 -- Moves a subscription in the log, to replay or to skip. What it has to retry
 -- is forgotten; its dead letters stay. What is on its way to a broker may
--- arrive, and counts for nothing.
+-- arrive, and counts for nothing. If its partitions are being changed, they are
+-- at once.
 --   target  'earliest': to the oldest event retained; 'latest': to what
 --           commits after this call; a time: to the first transaction that
 --           emitted at that time or later, whose earlier events, and those of
@@ -1783,6 +1808,8 @@ COMMENT ON VIEW cqrs.cursor_holder IS 'who has the locks of cursors';
 -- member of pg_monitor, all.
 --   owner     NULL: nobody, and nothing is delivered; see owner_missing in
 --             cqrs_health()
+--   next_partitions
+--             so many are asked for; NULL: those it has
 --   held_by_pid, held_since
 --             who has had the lock of a cursor for a second or more, so that
 --             nobody else can deliver: a client in an open transaction, a
@@ -1808,6 +1835,7 @@ SELECT s.subscription,
 	   s.format,
 	   pg_get_userbyid(o.owner) AS owner,
 	   s.partitions,
+	   s.next_partitions,
 	   p.state,
 	   s.state_since,
 	   s.state_reason,
@@ -1968,6 +1996,28 @@ CROSS JOIN LATERAL (
 	FROM (SELECT count(*) AS events
 		  FROM (SELECT FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id LIMIT 10000) d) d
 	WHERE d.events > 0
+	UNION ALL
+	-- or does not get the partitions that it is to have
+	SELECT 'warning', 'partitions_changing',
+		   format('Since %s it is to have %s partitions instead of %s; it waits for partition %s: %s', s.epoch_since,
+				  s.next_partitions, s.partitions, w.partition,
+				  CASE WHEN w.partition IS NULL THEN 'their locks, or those of its topics, are not free.'
+					   WHEN w.leased_until > clock_timestamp() THEN format('a client has what is before that until %s.', w.leased_until)
+					   ELSE 'not all is delivered that was committed before.' END),
+		   CASE WHEN s.state <> 'active' THEN format('SELECT cqrs_resume(%L);', s.subscription)
+				ELSE format('SELECT cqrs_alter_subscription(%L, partitions => %s); -- to keep those that it has', s.subscription, s.partitions) END,
+		   NULL, clock_timestamp() - s.epoch_since
+	FROM (SELECT) one
+	LEFT JOIN LATERAL (
+		SELECT c.partition, c.leased_until
+		FROM generate_series(0, s.partitions - 1) n
+		CROSS JOIN LATERAL (
+			SELECT * FROM cqrs.cursor c
+			WHERE c.subscription_id = s.subscription_id AND c.partition = n
+			ORDER BY c.seq DESC LIMIT 1) c
+		WHERE c.tick_id <> s.epoch_tick OR c.until_tick IS NOT NULL OR c.leased_until > clock_timestamp()
+		LIMIT 1) w ON true
+	WHERE s.next_partitions IS NOT NULL
 	UNION ALL
 	-- or is held back
 	SELECT 'warning',

@@ -61,6 +61,7 @@
 #include "adopt.h"
 #include "catalog.h"
 #include "clock.h"
+#include "epoch.h"
 #include "launcher.h"
 #include "maintain.h"
 #include "notify.h"
@@ -331,6 +332,7 @@ work(void)
 	wait = cqrs_schedule_assign(my_slot, my_database_name);
 	if (tick_due && tick() && cqrs_schedule_has_brokers())
 		wait = cqrs_schedule_assign(my_slot, my_database_name);
+	wait = cqrs_epoch_next(my_slot, seen_look, wait);
 	wait = cqrs_notify_next(wait);
 	wait = cqrs_maintain_next(wait);
 	wait = cqrs_release_next(my_slot, wait);

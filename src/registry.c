@@ -56,6 +56,7 @@
 #include "fallback.h"
 #include "owner.h"
 #include "registry.h"
+#include "tick.h"
 #include "version.h"
 
 typedef void (*RowCallback) (Datum *values, bool *nulls);
@@ -142,6 +143,10 @@ enum
 	SUBSCRIPTION_TRANSACTION,
 	SUBSCRIPTION_RUNS_COMMANDS,
 	SUBSCRIPTION_PARTITIONS,
+	SUBSCRIPTION_NEXT_PARTITIONS,
+	SUBSCRIPTION_EPOCH_TICK,
+	SUBSCRIPTION_EPOCH_SNAPSHOT,
+	SUBSCRIPTION_EPOCH_SINCE,
 	SUBSCRIPTION_MAX_ATTEMPTS,
 	SUBSCRIPTION_RETRY_DELAY,
 	SUBSCRIPTION_MAX_RETRY_DELAY,
@@ -832,6 +837,16 @@ add_subscription(Datum *values, bool *nulls)
 										  &subscription->view);
 	subscription->partitions =
 		DatumGetInt32(values[SUBSCRIPTION_PARTITIONS - 1]);
+	subscription->next_partitions = 0;
+	if (!nulls[SUBSCRIPTION_NEXT_PARTITIONS - 1])
+	{
+		subscription->next_partitions =
+			DatumGetInt32(values[SUBSCRIPTION_NEXT_PARTITIONS - 1]);
+		subscription->epoch_tick =
+			DatumGetInt64(values[SUBSCRIPTION_EPOCH_TICK - 1]);
+		subscription->epoch_snapshot =
+			cqrs_snapshot_from_datum(values[SUBSCRIPTION_EPOCH_SNAPSHOT - 1]);
+	}
 	subscription->max_attempts =
 		DatumGetInt32(values[SUBSCRIPTION_MAX_ATTEMPTS - 1]);
 	subscription->retry_delay =

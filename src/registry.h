@@ -85,6 +85,9 @@ typedef struct CqrsSubscription
 	Oid			owner;			/* InvalidOid: see owner.c */
 	Oid			view;			/* InvalidOid: somebody dropped it */
 	int			partitions;
+	int			next_partitions;	/* being changed to; 0: not */
+	int64		epoch_tick;		/* only then; see epoch.c */
+	struct CqrsSnapshot *epoch_snapshot;
 	int			max_attempts;
 	int64		retry_delay;
 	int64		max_retry_delay;

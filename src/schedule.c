@@ -70,6 +70,9 @@ static List *scheduled_by_bit[CQRS_TOPIC_BITS];
 /* The topics of subscriptions that clients pull, in the same context. */
 static List *pulled_topics = NIL;
 
+/* The subscriptions whose partitions are being changed, by id; the same. */
+static List *epochs = NIL;
+
 static bool has_brokers = false;
 
 static bool said_exhausted = false;
@@ -114,6 +117,7 @@ cqrs_schedule_refresh(void)
 	MemoryContextReset(topics_context);
 	memset(scheduled_by_bit, 0, sizeof(scheduled_by_bit));
 	pulled_topics = NIL;
+	epochs = NIL;
 	has_brokers = false;
 
 	cqrs_registry_subscriptions(&status);
@@ -248,6 +252,15 @@ cqrs_schedule_pulled_topics(void)
 }
 
 /*
+ * The ids of the subscriptions whose partitions are being changed.
+ */
+List *
+cqrs_schedule_epochs(void)
+{
+	return epochs;
+}
+
+/*
  * Is there a subscription that delivers to a broker?
  */
 bool
@@ -265,10 +278,15 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 	int			i;
 	int			j;
 
+	oldcontext = MemoryContextSwitchTo(topics_context);
+	if (subscription->next_partitions != 0)
+		epochs = lappend_int(epochs, subscription->subscription_id);
 	if (subscription->state != CQRS_SUBSCRIPTION_ACTIVE ||
 		!OidIsValid(subscription->owner))
+	{
+		MemoryContextSwitchTo(oldcontext);
 		return;
-	oldcontext = MemoryContextSwitchTo(topics_context);
+	}
 	has_brokers |= subscription->server != NULL;
 	for (i = 0; is_pulled && i < subscription->ntopics; i++)
 	{

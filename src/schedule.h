@@ -28,6 +28,7 @@ extern void cqrs_schedule_due(const CqrsTopicSet *topics, int64 look,
 extern long cqrs_schedule_assign(CqrsDatabaseSlot *slot,
 								 const char *database_name);
 extern List *cqrs_schedule_pulled_topics(void);
+extern List *cqrs_schedule_epochs(void);
 extern bool cqrs_schedule_has_brokers(void);
 
 #endif							/* CQRS_SCHEDULE_H */

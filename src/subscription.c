@@ -24,6 +24,7 @@
 #include "broker_server.h"
 #include "catalog.h"
 #include "cursor.h"
+#include "epoch.h"
 #include "events.h"
 #include "handler.h"
 #include "message.h"
@@ -99,12 +100,7 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	latest = parse_start(name, PG_ARGISNULL(3) ? NULL :
 						 text_to_cstring(PG_GETARG_TEXT_PP(3)));
 	partitions = PG_ARGISNULL(4) ? 0 : PG_GETARG_INT32(4);
-	if (partitions < 1 || partitions > CQRS_MAX_PARTITIONS)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("subscription \"%s\" cannot have %d partitions",
-						name, partitions),
-				 errhint("Valid are 1 to %d.", CQRS_MAX_PARTITIONS)));
+	cqrs_epoch_check_partitions(name, partitions);
 	memset(nulls, ' ', sizeof(nulls));
 	values[0] = CStringGetTextDatum(name);
 	if (PG_ARGISNULL(2))
@@ -163,7 +159,7 @@ cqrs_unsubscribe(PG_FUNCTION_ARGS)
 	};
 	int			i;
 
-	cqrs_subscription_lock_all(subscription);
+	(void) cqrs_subscription_lock_all(subscription);
 
 	/* Its topic is for it alone. Tables are locked in the order of enqueuing. */
 	if (subscription->runs_commands)
@@ -238,6 +234,8 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 					  2 + SETTINGS + BROKER_SETTINGS, subscription,
 					  &types[1 + ALL_SETTINGS], &values[1 + ALL_SETTINGS],
 					  &nulls[1 + ALL_SETTINGS]);
+	if (!PG_ARGISNULL(2 + ALL_SETTINGS))
+		cqrs_epoch_open(subscription, PG_GETARG_INT32(2 + ALL_SETTINGS));
 
 	cqrs_admin_begin(&admin);
 	cqrs_admin_execute("UPDATE cqrs.subscription SET handler = coalesce($2, handler),"
@@ -339,16 +337,21 @@ cqrs_subscription_lock(const CqrsSubscription *subscription, int partition,
 }
 
 /*
- * The same for all its cursors.
+ * The same for all its cursors. Returns it as it is then: there may be more of
+ * them, or fewer, than before.
  */
-void
+CqrsSubscription *
 cqrs_subscription_lock_all(const CqrsSubscription *subscription)
 {
-	int			partitions = subscription->partitions;
-	int			i;
+	CqrsSubscription *now;
+	int			i = 0;
 
-	for (i = 0; i < partitions; i++)
-		(void) cqrs_subscription_lock(subscription, i, true);
+	do
+	{
+		(void) cqrs_subscription_lock(subscription, i++, true);
+		now = cqrs_subscription_get(subscription->name);
+	} while (i < now->partitions);
+	return now;
 }
 
 /*

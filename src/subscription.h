@@ -23,7 +23,7 @@ extern CqrsSubscription *cqrs_subscription_own(FunctionCallInfo fcinfo,
 extern void cqrs_subscription_wake(const CqrsSubscription *subscription);
 extern bool cqrs_subscription_lock(const CqrsSubscription *subscription,
 								   int partition, bool wait);
-extern void cqrs_subscription_lock_all(const CqrsSubscription *subscription);
+extern CqrsSubscription *cqrs_subscription_lock_all(const CqrsSubscription *subscription);
 extern void cqrs_subscription_require_active(const CqrsSubscription *subscription);
 extern void cqrs_subscription_require_owner(const CqrsSubscription *subscription);
 extern bool cqrs_subscription_allows(const CqrsSubscription *subscription,

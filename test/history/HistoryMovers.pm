@@ -67,6 +67,16 @@ sub alter
 		"SELECT cqrs_alter_topic('payments', '0')"));
 }
 
+# How many partitions a subscription has, of any kind but those that come and go.
+sub repartition
+{
+	my ($session) = @_;
+	my ($subscription) = split /\n/, $session->query(
+		"SELECT subscription FROM cqrs_subscription_status WHERE subscription NOT LIKE 'passing%' ORDER BY random() LIMIT 1");
+
+	did($session, 'partitions', sprintf "SELECT cqrs_alter_subscription('$subscription', partitions => %d)", pick(1, 1, 2, 3, 5));
+}
+
 sub redrive
 {
 	my ($session) = @_;
@@ -158,6 +168,7 @@ sub movers
 	($file) = @_;
 	return (
 		seeker => loop(600, \&seek_somewhere),
+		resizer => loop(500, \&repartition),
 		steerer => loop(400, \&pause_and_resume, \&alter, \&redrive),
 		passer => loop(100, \&topics_come_and_go),
 		maintainer => loop(150, \&maintain),
