@@ -245,3 +245,5 @@ SELECT * FROM receive_all();
 SELECT * FROM numbers();
 SELECT cqrs_unsubscribe('pulled');
 DROP EXTENSION cqrs_outbox CASCADE;
+DROP TABLE broken, handled CASCADE;
+DROP FUNCTION emit_all, numbers, received, receipt, positions, receive_all;

@@ -161,17 +161,22 @@ cqrs_epoch_open(CqrsSubscription *subscription, int partitions)
 }
 
 /*
- * While an epoch is open, windows end with it. A tick before it, or none, stays
- * as it is.
+ * While an epoch is open, windows end with it. Returns whether one may end at
+ * this tick, which is put there if it is later. One with a lower id, drawn
+ * before E, may have a later snapshot, if it was on its way then: at that, no
+ * window ends.
  */
-void
+bool
 cqrs_epoch_limit(const CqrsSubscription *subscription, CqrsTick *tick)
 {
-	if (subscription->next_partitions == 0 ||
-		tick->tick_id < subscription->epoch_tick)
-		return;
+	if (subscription->next_partitions == 0)
+		return true;
+	if (tick->tick_id < subscription->epoch_tick)
+		return cqrs_snapshot_within(tick->snapshot,
+									subscription->epoch_snapshot);
 	tick->tick_id = subscription->epoch_tick;
 	tick->snapshot = subscription->epoch_snapshot;
+	return true;
 }
 
 /*
@@ -259,8 +264,9 @@ cqrs_epoch_restart(int32 subscription_id)
 
 /*
  * The manager calls this in each of its cycles, outside a transaction: closes
- * what can be closed. look: the number of the last look. Returns how long to wait then, in milliseconds, if it is wait (-1: until
- * woken) for what else there is to do.
+ * what can be closed. look: the number of the last look. Returns how long to
+ * wait then, in milliseconds, if it is wait (-1: until woken) for what else
+ * there is to do.
  */
 long
 cqrs_epoch_next(CqrsDatabaseSlot *slot, int64 look, long wait)

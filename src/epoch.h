@@ -17,7 +17,7 @@
 extern void cqrs_epoch_check_partitions(const char *subscription,
 										int partitions);
 extern void cqrs_epoch_open(CqrsSubscription *subscription, int partitions);
-extern void cqrs_epoch_limit(const CqrsSubscription *subscription,
+extern bool cqrs_epoch_limit(const CqrsSubscription *subscription,
 							 CqrsTick *tick);
 extern bool cqrs_epoch_close(int32 subscription_id);
 extern CqrsSubscription *cqrs_epoch_abandon(CqrsSubscription *subscription);

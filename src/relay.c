@@ -202,7 +202,7 @@ begin(CqrsRelay *relay, CqrsSubscription *subscription, int partition,
 	if (subscription->next_partitions != 0)
 	{
 		relay->epoch_tick = subscription->epoch_tick;
-		if (relay->has_tick)
+		relay->has_tick = relay->has_tick &&
 			cqrs_epoch_limit(subscription, &relay->tick);
 	}
 
