@@ -26,6 +26,7 @@ OBJS = \
 	src/diagram_sequence.o \
 	src/dispatch.o \
 	src/domain_event.o \
+	src/drain.o \
 	src/dry_run.o \
 	src/emit.o \
 	src/event_id.o \
@@ -38,6 +39,7 @@ OBJS = \
 	src/idempotency.o \
 	src/index.o \
 	src/json.o \
+	src/lane.o \
 	src/launcher.o \
 	src/maintain.o \
 	src/manager.o \
@@ -46,6 +48,7 @@ OBJS = \
 	src/middleware.o \
 	src/notify.o \
 	src/operation.o \
+	src/parked.o \
 	src/payload.o \
 	src/payload_path.o \
 	src/payload_type.o \

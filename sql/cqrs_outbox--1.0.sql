@@ -285,8 +285,8 @@ COMMENT ON TABLE cqrs.tick IS 'snapshots between which events are delivered';
 --                 its events are handed out one by one
 -- covered         the positions that the receipt covers, in order, packed
 -- passed          of that window, positions beyond position that are settled
--- parked_from     the lowest position of a row in cqrs.retry, or NULL: there
---                 is none
+-- next_retry_at   the lowest due_at of its rows in cqrs.retry, or NULL: it has
+--                 none
 -- delivered       how many events were delivered; only for showing the rate
 -- last_position   an estimate of what had been emitted when the cursor
 --                 moved; only for showing the lag
@@ -311,7 +311,7 @@ CREATE TABLE cqrs.cursor (
 	expired			smallint	NOT NULL,
 	covered			bytea,
 	passed			bigint[],
-	parked_from		bigint,
+	next_retry_at	timestamptz,
 	delivered		bigint		NOT NULL,
 	last_position	bigint		NOT NULL,
 	moved_at		timestamptz	NOT NULL,
@@ -327,15 +327,18 @@ COMMENT ON TABLE cqrs.cursor IS 'cursors of subscriptions, newest row by seq';
 --
 -- subscription_id, partition, position
 --                  of which cursor, and where the event was in the log
+-- lane             hash of topic and key: events of a lane wait for each other
 -- topic_id         the event's topic
 -- event_id .. emitted_at
 --                  the event, whole
--- attempts         how often it was tried; 0: it waits for an earlier one
+-- attempts         how often it was tried, and that counted; 0: it waits for an
+--                  earlier one, or is tried next
 -- receipt          handed out by cqrs_receive() with this receipt, and not
 --                  settled, or NULL
 -- failed_at        when it was last tried, or NULL
--- retry_at         not tried again before; of those of one key, only the
---                  lowest position is tried
+-- retry_at         not tried again before
+-- due_at           retry_at, if it is the lowest position of its lane: only that
+--                  is tried; or NULL
 -- sqlstate         of the last error, or NULL
 -- message          of the last error, or NULL
 -- ----------------------------------------------------------------------
@@ -343,6 +346,7 @@ CREATE TABLE cqrs.retry (
 	subscription_id	integer		NOT NULL,
 	partition		integer		NOT NULL,
 	position		bigint		NOT NULL,
+	lane			bigint		NOT NULL,
 	topic_id		integer		NOT NULL,
 	event_id		uuid		NOT NULL,
 	event_name		text		NOT NULL,
@@ -354,11 +358,16 @@ CREATE TABLE cqrs.retry (
 	receipt			uuid,
 	failed_at		timestamptz,
 	retry_at		timestamptz	NOT NULL,
+	due_at			timestamptz,
 	sqlstate		text,
 	message			text,
 	PRIMARY KEY (subscription_id, partition, position)
 );
+CREATE INDEX retry_lane ON cqrs.retry (subscription_id, partition, lane, position);
+CREATE INDEX retry_due ON cqrs.retry (subscription_id, partition, due_at, position);
 COMMENT ON TABLE cqrs.retry IS 'events whose delivery failed, and those that wait behind them';
+COMMENT ON INDEX cqrs.retry_lane IS 'finds whether something of a lane is parked, and in which order';
+COMMENT ON INDEX cqrs.retry_due IS 'finds what may be tried';
 
 -- ----------------------------------------------------------------------
 -- cqrs.dead_letter: events that a subscription gave up on, kept until
