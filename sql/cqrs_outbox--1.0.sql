@@ -1760,10 +1760,11 @@ COMMENT ON VIEW cqrs.cursor_holder IS 'who has the locks of cursors';
 --             transaction
 --   retrying  events that failed and are tried again
 --   waiting   events that wait for one of them
---   dead      dead letters; 10,000 means as many or more
+--   dead      dead letters; of these three, 10,000 means as many or more
 --   last_error ..
 --             of what failed last, be it an event, or the whole subscription
---             (then last_error_position is NULL)
+--             (then last_error_position is NULL); of more than 10,000 events
+--             that are tried again, so many are looked at
 SET LOCAL search_path TO pg_catalog, pg_temp;
 CREATE VIEW @extschema@.cqrs_subscription_status WITH (security_barrier) AS
 SELECT s.subscription,
@@ -1800,10 +1801,19 @@ SELECT s.subscription,
 FROM cqrs.subscription s
 CROSS JOIN LATERAL cqrs.subscription_progress(s.subscription_id) p
 CROSS JOIN LATERAL (
-	SELECT count(*) FILTER (WHERE attempts > 0) AS retrying,
-		   count(*) FILTER (WHERE attempts = 0 AND receipt IS NULL) AS waiting,
-		   min(retry_at) FILTER (WHERE attempts > 0) AS retry_at
-	FROM cqrs.retry r WHERE r.subscription_id = s.subscription_id) r
+	SELECT (SELECT count(*)
+			FROM (SELECT FROM cqrs.retry r
+				  WHERE r.subscription_id = s.subscription_id AND attempts > 0 LIMIT 10000) r) AS retrying,
+		   (SELECT count(*)
+			FROM (SELECT FROM cqrs.retry r
+				  WHERE r.subscription_id = s.subscription_id AND attempts = 0 AND receipt IS NULL LIMIT 10000) r) AS waiting,
+		   (SELECT min(r.due_at)
+			FROM generate_series(0, s.partitions - 1) part
+			CROSS JOIN LATERAL (
+				SELECT due_at FROM cqrs.retry r
+				WHERE r.subscription_id = s.subscription_id AND r.partition = part
+					  AND due_at IS NOT NULL AND attempts > 0
+				ORDER BY due_at LIMIT 1) r) AS retry_at) r
 LEFT JOIN LATERAL (
 	SELECT h.pid, h.since
 	FROM cqrs.cursor_holder h
@@ -1814,8 +1824,8 @@ LEFT JOIN LATERAL (
 	SELECT failed_at, NULL::bigint AS position, sqlstate, message
 	FROM cqrs.failure f WHERE f.subscription_id = s.subscription_id
 	UNION ALL
-	SELECT failed_at, position, sqlstate, message
-	FROM cqrs.retry r WHERE r.subscription_id = s.subscription_id AND attempts > 0
+	(SELECT failed_at, position, sqlstate, message
+	 FROM cqrs.retry r WHERE r.subscription_id = s.subscription_id AND attempts > 0 LIMIT 10000)
 	UNION ALL
 	(SELECT died_at, position, sqlstate, message
 	 FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id
@@ -1918,14 +1928,14 @@ CROSS JOIN LATERAL (
 	WHERE s.state = 'active' AND p.lag_events > 0
 	UNION ALL
 	SELECT 'warning', 'retrying',
-		   format('%s events failed and are tried again, the first emitted at %s, the last with: %s',
-				  r.events, r.emitted_at, r.message),
+		   format('%s events%s failed and are tried again, the first emitted at %s, the last with: %s',
+				  r.events, CASE r.events WHEN 10000 THEN ' or more' END, r.emitted_at, r.message),
 		   'Remove the cause of the error; after max_attempts, they are dead letters.',
 		   clock_timestamp() - r.emitted_at, NULL
 	FROM (SELECT count(*) AS events, min(emitted_at) AS emitted_at,
 				 (array_agg(message ORDER BY failed_at DESC))[1] AS message
-		  FROM cqrs.retry r
-		  WHERE r.subscription_id = s.subscription_id AND r.attempts > 0) r
+		  FROM (SELECT emitted_at, failed_at, message FROM cqrs.retry r
+				WHERE r.subscription_id = s.subscription_id AND r.attempts > 0 LIMIT 10000) r) r
 	WHERE r.events > 0
 	UNION ALL
 	SELECT 'warning', 'dead_letters',

@@ -132,6 +132,17 @@ cqrs_parked_open(CqrsCursor *cursor)
 }
 
 /*
+ * The cursor is about to be appended. Meanwhile, next_retry_at was only known not
+ * to be later than what is due first: put it right.
+ */
+void
+cqrs_parked_close(CqrsCursor *cursor)
+{
+	if (cursor->next_retry_at != 0)
+		find_next_retry(cursor);
+}
+
+/*
  * The parked event that is to be tried first, if that may be now.
  */
 bool
@@ -145,8 +156,6 @@ cqrs_parked_due(CqrsCursor *cursor, TimestampTz now, CqrsParked *parked)
 	cqrs_parked_heads_begin(&scan, cursor, now);
 	found = cqrs_parked_heads_next(&scan, parked);
 	cqrs_parked_scan_end(&scan);
-
-	/* Those that there were may have been of a topic that was dropped. */
 	if (!found)
 		find_next_retry(cursor);
 	return found;
@@ -257,12 +266,13 @@ cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event, int attempts,
 	CqrsParked	other;
 	bool		head = true;
 
-	if (cursor->next_retry_at != 0)
+	if (cursor->next_retry_at != 0 &&
+		lane_first(cursor, lane, PG_INT64_MAX, BackwardScanDirection, &other))
 	{
-		head = !lane_first(cursor, lane, event->position,
-						   BackwardScanDirection, &other);
-
 		/* Of a late transaction, it may come before what was parked before. */
+		head = other.position > event->position &&
+			!lane_first(cursor, lane, event->position,
+						BackwardScanDirection, &other);
 		if (head && lane_first(cursor, lane, event->position,
 							   ForwardScanDirection, &other))
 			set_due(cursor, other.position, 0);
@@ -329,10 +339,7 @@ cqrs_parked_update(CqrsCursor *cursor, const CqrsParked *parked,
 	replace[RETRY_MESSAGE - 1] = true;
 	update_row(cursor, parked->position, values, nulls, replace);
 	if (parked->head)
-	{
 		lower_next_retry(cursor, parked->retry_at);
-		find_next_retry(cursor);
-	}
 }
 
 /*
@@ -367,14 +374,12 @@ cqrs_parked_delete(CqrsCursor *cursor, const CqrsParked *parked)
 		simple_heap_delete(scan.rel, &tuple->t_self);
 	cqrs_parked_scan_end(&scan);
 	CommandCounterIncrement();
-	if (!parked->head)
-		return;
-	if (cqrs_parked_lane_next(cursor, parked->lane, parked->position, &next))
+	if (parked->head &&
+		cqrs_parked_lane_next(cursor, parked->lane, parked->position, &next))
 	{
 		set_due(cursor, next.position, next.retry_at);
 		lower_next_retry(cursor, next.retry_at);
 	}
-	find_next_retry(cursor);
 }
 
 /*

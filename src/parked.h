@@ -57,6 +57,7 @@ extern uint64 cqrs_event_lane(const CqrsEvent *event);
 
 /* To be called with the cursor's lock; they see all that was done under it. */
 extern void cqrs_parked_open(CqrsCursor *cursor);
+extern void cqrs_parked_close(CqrsCursor *cursor);
 extern bool cqrs_parked_due(CqrsCursor *cursor, TimestampTz now,
 							CqrsParked *parked);
 extern bool cqrs_parked_find(const CqrsCursor *cursor, int64 position,

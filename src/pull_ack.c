@@ -622,5 +622,6 @@ give_back(Handed *handed, int64 position, bool all_settled)
 		if (cursor->position == cursor->received && cursor->received_all)
 			cqrs_relay_close_window(cursor);
 	}
+	cqrs_parked_close(cursor);
 	cqrs_cursor_append(cursor);
 }

@@ -305,6 +305,7 @@ hand_out_alone(CqrsReceive *receive, Batch *batch)
 		if (changed)
 		{
 			cursor->expired = 0;
+			cqrs_parked_close(cursor);
 			cqrs_cursor_append(cursor);
 			batch->wrote = true;
 		}
@@ -591,6 +592,7 @@ finish_batch(CqrsReceive *receive, Batch *batch)
 													TimestampTzGetDatum(cqrs_wall_now()),
 													IntervalPGetDatum(receive->lease)));
 	cqrs_cursor_forget_passed(cursor);
+	cqrs_parked_close(cursor);
 	cqrs_cursor_append(cursor);
 	cqrs_received_note(cursor->subscription_id, cursor->partition,
 					   &batch->receipt, receive->lease != NULL);

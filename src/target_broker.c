@@ -358,6 +358,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 		(relay.start_until != 0 && cursor->tick_id != relay.start_tick) ||
 		cursor->tick_id >= relay.start_tick + EMPTY_TICKS;
 	CQRS_DEBUG_POINT("relay_before_cursor");
+	cqrs_parked_close(cursor);
 	if (moved || cursor->next_retry_at != next_retry_at)
 		cqrs_cursor_append(cursor);
 	delivery->nevents = (int) (cursor->delivered - delivered);

@@ -91,6 +91,7 @@ typedef struct Batch
 	bool		one;			/* ends with the first that is handled ... */
 	bool		alone;			/* ... or fails */
 	bool		clean;			/* nothing was handled yet */
+	bool		is_short;		/* it does not wait for the disk alone */
 	uint64		registry;		/* its generation */
 	int			subtransactions;	/* of the event that had most */
 	bool		stop;			/* no further event */
@@ -173,6 +174,8 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 		relay->deadline = TimestampTzPlusMilliseconds(relay->began,
 													  cqrs_batch_duration);
 		batch.one |= relay->subscription->event_transactions;
+		batch.is_short = relay->subscription->event_transactions ||
+			pace->apart > 0;
 	}
 	batch.nplain = pace->apart > 0 ? pace->plain : INT_MAX;
 	batch.where.subscription = relay->subscription;
@@ -231,6 +234,7 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 	{
 		cqrs_parked_failed(&parked, relay.subscription, &relay.cursor, &fault,
 						   counted);
+		cqrs_parked_close(&relay.cursor);
 		cqrs_cursor_append(&relay.cursor);
 		recorded = true;
 	}
@@ -254,6 +258,7 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 		}
 
 		/* What was parked on the way there must not be met again. */
+		cqrs_parked_close(&relay.cursor);
 		if (relay.nothers > 0)
 			cqrs_relay_advance(&relay);
 	}
@@ -282,6 +287,7 @@ cqrs_target_announce(CqrsSubscription *subscription, int partition,
 		if (cqrs_parked_begin_attempt(&parked, relay.subscription,
 									  &relay.cursor))
 			position = parked.position;
+		cqrs_parked_close(&relay.cursor);
 		cqrs_cursor_append(&relay.cursor);
 	}
 	if (position == 0 && cqrs_relay_next(&relay, 1, &event))
@@ -297,6 +303,7 @@ cqrs_target_announce(CqrsSubscription *subscription, int partition,
 	if (relay.window != NULL)
 		cqrs_relay_advance(&relay);
 	delivery->more = relay.nothers > 0;
+	cqrs_parked_close(&relay.cursor);
 	delivery->retry_at = relay.cursor.next_retry_at;
 	cqrs_relay_end(&relay);
 	return position;
@@ -415,6 +422,7 @@ deliver_parked(Batch *batch, int64 position, TimestampTz now)
 			break;
 	}
 	CQRS_DEBUG_POINT("relay_before_cursor");
+	cqrs_parked_close(cursor);
 
 	/* The handler may have removed its own subscription. */
 	if (n > 0 && !batch->moved &&
@@ -439,6 +447,8 @@ deliver_new(Batch *batch)
 		(void) handle(batch, &event, NULL, 0, false);
 	}
 	CQRS_DEBUG_POINT("relay_before_cursor");
+	if (batch->delivery->nfailed > 0)
+		cqrs_parked_close(&relay->cursor);
 	if (!batch->moved)
 		cqrs_relay_advance(relay);
 	return relay->nevents + relay->nothers;
@@ -629,8 +639,7 @@ call_limited(Batch *batch, Datum arg)
 	/* The batch commits as the most demanding of its handlers wants. */
 	if (synchronous_commit != commit)
 		commit = synchronous_commit;
-	else if (subscription->event_transactions &&
-			 !cqrs_session_event_was_alone())
+	else if (batch->is_short && !cqrs_session_event_was_alone())
 		commit = SYNCHRONOUS_COMMIT_OFF;
 	batch->commit = Max(batch->commit, commit);
 }
@@ -689,7 +698,7 @@ record_failure(Batch *batch, const CqrsEvent *event, CqrsParked *parked,
 				 errdetail_internal("%s", error->message)));
 	if (parked != NULL)
 	{
-		if (batch->clean && cqrs_parked_find(cursor, event->position, parked))
+		if (batch->clean)
 			cqrs_parked_failed(parked, relay->subscription, cursor, &fault,
 							   false);
 		return;
@@ -705,20 +714,25 @@ record_failure(Batch *batch, const CqrsEvent *event, CqrsParked *parked,
 
 /*
  * Have the transaction commit as its handlers want it. With a transaction for
- * each event, who has set nothing and announced nothing need not wait for the
- * disk: the worker does so for several of them. A crash takes back cursor and
- * effects together.
+ * each event, or where events are called apart, so that the transactions are
+ * short, who has set nothing and announced nothing need not wait for the disk:
+ * the worker does so for several of them. A crash takes back cursor and effects
+ * together.
  */
 static void
 set_commit(const Batch *batch)
 {
-	if (!batch->in_worker || batch->commit < 0)
+	int			commit = batch->commit;
+
+	/* Nobody waits for what only failed. */
+	if (commit < 0 && batch->delivery->nfailed > 0)
+		commit = SYNCHRONOUS_COMMIT_OFF;
+	if (!batch->in_worker || commit < 0)
 		return;
-	batch->delivery->not_flushed =
-		batch->commit == SYNCHRONOUS_COMMIT_OFF &&
-		batch->relay.subscription->event_transactions;
-	if (batch->commit != synchronous_commit)
-		cqrs_set_commit(batch->commit);
+	batch->delivery->not_flushed = commit == SYNCHRONOUS_COMMIT_OFF &&
+		(batch->is_short || batch->commit < 0);
+	if (commit != synchronous_commit)
+		cqrs_set_commit(commit);
 }
 
 /*
