@@ -418,7 +418,7 @@ collect_parked(CqrsTopic *topic, const Search *query,
 				   cqrs_parked_events_next(&scan, &event, &attempts))
 			{
 				StatusFilter status = attempts > 0 ? STATUS_NOT_PRODUCED :
-					STATUS_NEW;
+				STATUS_NEW;
 				bool		known;
 
 				if (event.topic == NULL ||

@@ -263,7 +263,7 @@ cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event, int attempts,
 	Datum		values[RETRY_COLUMNS];
 	bool		nulls[RETRY_COLUMNS] = {0};
 	uint64		lane = cqrs_event_lane(event);
-	CqrsParked	other;
+	CqrsParked other;
 	bool		head = true;
 
 	if (cursor->next_retry_at != 0 &&
@@ -271,8 +271,9 @@ cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event, int attempts,
 	{
 		/* Of a late transaction, it may come before what was parked before. */
 		head = other.position > event->position &&
-			!lane_first(cursor, lane, event->position,
-						BackwardScanDirection, &other);
+				   !lane_first(cursor, lane, event->position,
+							   BackwardScanDirection, &other);
+
 		if (head && lane_first(cursor, lane, event->position,
 							   ForwardScanDirection, &other))
 			set_due(cursor, other.position, 0);

@@ -40,8 +40,8 @@ typedef struct CqrsRelay
 	bool		has_tick;
 	Snapshot	snapshot;
 	CqrsWindow *window;			/* NULL: nothing to deliver */
-	CqrsLanes	lanes;			/* of which something is parked, as far as
-								 * was asked */
+	CqrsLanes	lanes;			/* of which something is parked, as far as was
+								 * asked */
 	bool		park_inside;	/* park also behind events of this batch */
 	bool		here;			/* what the receipt covers is this
 								 * transaction's: hand it out, whatever it

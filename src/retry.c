@@ -37,9 +37,8 @@
 
 static TimestampTz retry_time(const CqrsSubscription *subscription,
 							  int attempts);
-static void record_attempt(CqrsParked *parked,
-						   const CqrsSubscription *subscription,
-						   CqrsCursor *cursor, const CqrsFault *fault);
+static void record_attempt(CqrsParked *parked, CqrsCursor *cursor,
+						   const CqrsFault *fault, TimestampTz retry_at);
 static void bury(const CqrsParked *parked, CqrsCursor *cursor,
 				 const CqrsFault *fault);
 static void forget_dead(Relation rel, int32 subscription_id, int64 position);
@@ -53,7 +52,7 @@ cqrs_park(const CqrsSubscription *subscription, CqrsCursor *cursor,
 		  const CqrsEvent *event, const CqrsFault *fault)
 {
 	TimestampTz retry_at = fault == NULL ? event->emitted_at :
-		fault->retry_at != 0 ? fault->retry_at : retry_time(subscription, 1);
+	fault->retry_at != 0 ? fault->retry_at : retry_time(subscription, 1);
 	CqrsParked	parked;
 
 	cqrs_parked_insert(cursor, event, fault ? 1 : 0, retry_at, fault, NULL);
@@ -125,7 +124,9 @@ cqrs_parked_failed(CqrsParked *parked, const CqrsSubscription *subscription,
 		 parked->attempts >= subscription->max_attempts))
 		bury(parked, cursor, fault);
 	else
-		record_attempt(parked, subscription, cursor, fault);
+		record_attempt(parked, cursor, fault,
+					   fault->retry_at != 0 ? fault->retry_at :
+					   retry_time(subscription, parked->attempts));
 }
 
 /*
@@ -149,7 +150,8 @@ cqrs_parked_begin_attempt(CqrsParked *parked,
 		return false;
 	}
 	parked->attempts++;
-	record_attempt(parked, subscription, cursor, &fault);
+	record_attempt(parked, cursor, &fault,
+				   retry_time(subscription, parked->attempts));
 	return true;
 }
 
@@ -161,9 +163,8 @@ void
 cqrs_parked_void_attempt(CqrsParked *parked, CqrsCursor *cursor,
 						 const CqrsFault *fault)
 {
-	Assert(fault->retry_at != 0);
 	parked->attempts--;
-	record_attempt(parked, NULL, cursor, fault);
+	record_attempt(parked, cursor, fault, fault->retry_at);
 }
 
 /*
@@ -213,11 +214,10 @@ retry_time(const CqrsSubscription *subscription, int attempts)
  * Write an attempt down, and when the next one may be made.
  */
 static void
-record_attempt(CqrsParked *parked, const CqrsSubscription *subscription,
-			   CqrsCursor *cursor, const CqrsFault *fault)
+record_attempt(CqrsParked *parked, CqrsCursor *cursor, const CqrsFault *fault,
+			   TimestampTz retry_at)
 {
-	parked->retry_at = fault->retry_at != 0 ? fault->retry_at :
-		retry_time(subscription, parked->attempts);
+	parked->retry_at = retry_at;
 	parked->received = false;
 	parked->failed = true;
 	parked->killed = fault->sqlerrcode == ERRCODE_CRASH_SHUTDOWN;

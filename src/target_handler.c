@@ -155,7 +155,10 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 
 	batch.delivery = delivery;
 	batch.where.subscription = subscription;
-	*delivery = (CqrsDelivery) {0};
+	*delivery = (CqrsDelivery)
+	{
+		0
+	};
 	errcallback.callback = delivery_error_callback;
 	errcallback.arg = &batch.where;
 	errcallback.previous = error_context_stack;
