@@ -64,11 +64,13 @@ SELECT cqrs_drain('things');
 SELECT count(*) FROM cqrs_dead_letters('things');
 SELECT * FROM orders;
 
--- down: dead letters come from anywhere
+-- down: dead letters come from anywhere; cursors' rows are numbered on
+SELECT max(seq) AS highest FROM cqrs.cursor \gset
 SELECT cqrs_alter_subscription('things', partitions => 3);
 SELECT emit_all(20, 5);
 SELECT cqrs_drain('things');
 SELECT * FROM numbers();
+SELECT count(*) AS numbered_anew FROM cqrs.cursor WHERE seq <= :highest;
 DELETE FROM broken;
 SELECT emit_all(20, 6);
 SELECT cqrs_redrive('things');
@@ -220,6 +222,27 @@ SELECT * FROM receive_all();
 UPDATE cqrs.retry SET retry_at = now();
 SELECT * FROM receive_all();
 SELECT count(*) FROM cqrs.retry;
+
+-- what failed before, and is handed out once more, is settled first
+SELECT emit_all(20, 5);
+SELECT cqrs_tick() > 0 AS ticked;
+BEGIN;
+SELECT received(2) IS NOT NULL AS received;
+SELECT cqrs_nack('pulled', positions(1, 1), retry_after => '0');
+SELECT cqrs_ack('pulled') > 0 AS acked;
+COMMIT;
+SELECT cqrs_alter_subscription('pulled', partitions => 3);
+SELECT cqrs_tick() > 0 AS ticked;
+SELECT received(2, '1 hour');
+SELECT count(*) FROM receive_all();
+SELECT * FROM numbers();
+SELECT cqrs_ack('pulled', positions(1, 1), receipt());
+SELECT * FROM receive_all();
+SELECT * FROM numbers();
+SELECT cqrs_alter_subscription('pulled', partitions => 4);
+SELECT cqrs_tick() > 0 AS ticked;
+SELECT * FROM receive_all();
+SELECT * FROM numbers();
 
 -- of a partition that is to go
 SELECT emit_all(20, 3);
