@@ -148,10 +148,18 @@ BEGIN
 		RETURN CASE WHEN SQLERRM = 'cqrs_outbox is not preloaded' THEN 'true' WHEN SQLSTATE = '42501' THEN regexp_replace(replace(SQLERRM, 'permission denied', 'denied'), '[-0-9a-f]{36}', 'its id') ELSE SQLSTATE || ' ' || SQLERRM END;
 	END;
 END $$;
-CREATE FUNCTION pg_temp.hash_of_tables() RETURNS text LANGUAGE sql AS $$
-	SELECT string_agg(md5(query_to_xml(format('SELECT * FROM %s t ORDER BY t::text', c.oid::regclass), true, false, '')::text), ' ' ORDER BY c.oid)
-	FROM pg_class c WHERE c.relnamespace = 'cqrs'::regnamespace AND c.relkind = 'r'
-$$;
+CREATE FUNCTION pg_temp.hash_of_tables() RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	name regclass;
+	hash text;
+	hashes text := '';
+BEGIN
+	FOR name IN SELECT oid FROM pg_class WHERE relnamespace = 'cqrs'::regnamespace AND relkind = 'r' ORDER BY oid LOOP
+		EXECUTE format('SELECT md5(string_agg(t::text, E''\n'' ORDER BY t::text)) FROM %s t', name) INTO hash;
+		hashes := hashes || ' ' || coalesce(hash, 'empty');
+	END LOOP;
+	RETURN hashes;
+END $$;
 SELECT pg_temp.hash_of_tables() AS before \gset
 SELECT call, called('regress_cqrs_nobody', call, tells) AS nobody, called('regress_cqrs_app', call, tells) AS app,
 	   called('regress_cqrs_monitor', call, tells) AS monitor
