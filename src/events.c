@@ -163,14 +163,17 @@ cqrs_events(PG_FUNCTION_ARGS)
 		CqrsTopic  *topic;
 		List	   *topics = NIL;
 
-		/* Not during the walk: an error would leave it unfinished. */
+		/*
+		 * Not during the walk: an error would leave it unfinished. What was
+		 * dropped since is passed by.
+		 */
 		cqrs_registry_topics(&status);
 		while ((topic = hash_seq_search(&status)) != NULL)
 			topics = lappend(topics, topic);
 		foreach(lc, topics)
 		{
 			topic = (CqrsTopic *) lfirst(lc);
-			if (cqrs_topic_allows(topic, ACL_SELECT))
+			if (cqrs_topic_allows(topic, ACL_SELECT) && cqrs_topic_keep(topic))
 				found = collect(topic, &query, desc, found);
 		}
 		list_sort(found, compare_found);

@@ -27,6 +27,7 @@
 
 #include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/relation.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
@@ -551,9 +552,26 @@ cqrs_topic_allows(const CqrsTopic *topic, AclMode mode)
 bool
 cqrs_topic_allows_role(const CqrsTopic *topic, AclMode mode, Oid role)
 {
+	bool		missing = false;
+
 	return OidIsValid(topic->view) &&
 		!(topic->has_commands && mode == ACL_INSERT) &&
-		pg_class_aclcheck(topic->view, role, mode) == ACLCHECK_OK;
+		pg_class_aclcheck_ext(topic->view, role, mode,
+							  &missing) == ACLCHECK_OK && !missing;
+}
+
+/*
+ * Keep the topic from being dropped until the end of the transaction, if it was
+ * not dropped since the registry was loaded.
+ */
+bool
+cqrs_topic_keep(const CqrsTopic *topic)
+{
+	Relation	view = try_relation_open(topic->view, AccessShareLock);
+
+	if (view != NULL)
+		relation_close(view, NoLock);
+	return view != NULL;
 }
 
 /*
@@ -562,7 +580,7 @@ cqrs_topic_allows_role(const CqrsTopic *topic, AclMode mode, Oid role)
 void
 cqrs_topic_require(const CqrsTopic *topic, AclMode mode)
 {
-	if (!OidIsValid(topic->view))
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(topic->view)))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("view of topic \"%s\" does not exist", topic->name),
@@ -624,9 +642,12 @@ cqrs_topic_set_native(int32 topic_id)
 static void
 require_control(const CqrsTopic *topic, const char *verb)
 {
+	bool		missing = false;
+
 	if (OidIsValid(topic->view) &&
-		pg_class_aclcheck(topic->view, GetUserId(),
-						  ACL_GRANT_OPTION_FOR(ACL_INSERT)) != ACLCHECK_OK)
+		pg_class_aclcheck_ext(topic->view, GetUserId(),
+							  ACL_GRANT_OPTION_FOR(ACL_INSERT),
+							  &missing) != ACLCHECK_OK && !missing)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied to %s topic \"%s\"", verb,
