@@ -9,9 +9,12 @@ use warnings;
 use List::Util qw(max sum0);
 
 my @panels = (
-	[ 'memory', 'private memory by process, MB', 1 / 1024 ], [ 'latency', 'from commit to delivery, median, ms', 1 ],
-	[ 'dead rows', 'dead rows by table', 1 ], [ 'bytes', 'size by table with indexes, MB', 1 / 1024 / 1024 ],
-	[ 'behind', 'events not yet delivered, by subscription', 1 ], [ 'descriptors', 'file descriptors by process', 1 ]);
+	[ 'memory', 'private memory by process, MB', 1 / 1024 ],
+	[ 'latency', 'from commit to delivery, median, ms', 1, qr/puller|sharers/ ],
+	[ 'dead rows', 'dead rows by table', 1, qr/catalogs/ ],
+	[ 'bytes', 'size by table with indexes, kB', 1 / 1024, qr/catalogs/ ],
+	[ 'behind', 'events not yet delivered, by subscription', 1 ],
+	[ 'descriptors', 'file descriptors by process', 1 ]);
 my @colours = map { "#$_" } qw(1f77b4 d62728 2ca02c 9467bd ff7f0e 8c564b 17becf 7f7f7f);
 my ($width, $height, $left, $legend) = (440, 150, 45, 90);
 my (%values, $end);
@@ -68,12 +71,13 @@ sub round_up
 	return $number;
 }
 
-# panel(X, Y, WHAT, TITLE, FACTOR): the eight largest that lasted
+# panel(X, Y, WHAT, TITLE, FACTOR, NOT): the eight largest that lasted, but those
+# that have a scale of their own
 sub panel
 {
-	my ($x, $y, $what, $title, $factor) = @_;
+	my ($x, $y, $what, $title, $factor, $not) = @_;
 	my %lines = map { $_ => [ points($values{$what}{$_}, $factor) ] }
-	  grep { $values{$what}{$_}[-1][0] > 0.9 * $end && $values{$what}{$_}[0][0] < $end / 3 } keys %{ $values{$what} };
+	  grep { (!defined $not || $_ !~ $not) && $values{$what}{$_}[-1][0] > 0.9 * $end && $values{$what}{$_}[0][0] < $end / 3 } keys %{ $values{$what} };
 	my %size = map { my $name = $_; $name => sum0(map { $_->[1] } @{ $lines{$name} }) } keys %lines;
 	my @names = sort { $size{$b} <=> $size{$a} || $a cmp $b } keys %lines;
 
