@@ -53,6 +53,7 @@
 #include "debug_point.h"
 #include "fallback.h"
 #include "registry.h"
+#include "shmem.h"
 #include "version.h"
 
 typedef void (*RowCallback) (Datum *values, bool *nulls);
@@ -205,6 +206,7 @@ cqrs_registry_changed(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"registry_changed\" was not called by trigger manager")));
 	cqrs_catalog_invalidate_registry();
+	cqrs_shmem_look();
 	return PointerGetDatum(NULL);
 }
 
