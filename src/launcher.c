@@ -18,9 +18,9 @@
  * 4. No more than nmanagers run at the same time. Databases have them in the
  *	  order in which they came to wait. If there is none to be had, the one
  *	  that has had nothing to look at for the longest time is asked to leave;
- *	  but each may stay for a while, so that databases that are busy all the
- *	  time do not start managers all the time. That while is shorter the more
- *	  of them wait: QUEUE_WAIT is what the last one is to wait.
+ *	  but each may stay for LONGEST_STAY, so that databases that are busy all
+ *	  the time do not start managers all the time; for less, if so many wait
+ *	  that the last one would wait for longer than QUEUE_WAIT.
  * 5. One manager is started at a time; the next when it has connected or
  *	  exited. So probing needs one free slot and one background worker.
  * 6. A manager that exits otherwise than by 1 leaves its slot requested, with
@@ -57,6 +57,7 @@
 #define LONGEST_EXHAUSTED_WAIT	1000
 
 /* See point 4; in milliseconds. */
+#define LONGEST_STAY	100
 #define QUEUE_WAIT		300
 
 /* One that was asked to leave, and has not, may not be able to; the same. */
@@ -386,7 +387,8 @@ is_full(void)
 static void
 make_room(TimestampTz now, int nwaiting, long *wait)
 {
-	long		stay = QUEUE_WAIT * cqrs_shared->nmanagers / nwaiting;
+	long		stay = Min(LONGEST_STAY,
+						   QUEUE_WAIT * cqrs_shared->nmanagers / nwaiting);
 	int			i;
 
 	for (i = 0; i < cqrs_shared->nused; i++)
