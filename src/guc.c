@@ -107,7 +107,7 @@ cqrs_guc_define(void)
 								NULL, NULL, NULL);
 		DefineCustomIntVariable("cqrs_outbox.max_databases",
 								"Sets how many databases can have the extension.",
-								"Each takes about 400 bytes of shared memory.",
+								"Each takes less than 400 bytes of shared memory.",
 								&cqrs_max_databases,
 								1000, 1, 10000, PGC_POSTMASTER, 0,
 								NULL, NULL, NULL);

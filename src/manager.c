@@ -71,6 +71,7 @@
 #include "adopt.h"
 #include "catalog.h"
 #include "clock.h"
+#include "debug_point.h"
 #include "launcher.h"
 #include "maintain.h"
 #include "notify.h"
@@ -446,6 +447,7 @@ find_rest(TimestampTz now)
 	{
 		if (!begin_cycle())
 			proc_exit(0);
+		CQRS_DEBUG_POINT("manager_before_rest");
 		until = Min(until, cqrs_maintain_due(&polled));
 		if (pg_atomic_exchange_u32(&my_slot->prepared, 0) != 0)
 		{

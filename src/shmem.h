@@ -137,7 +137,7 @@ typedef enum CqrsContention
 	CQRS_CONTENDED_NOT,
 	CQRS_CONTENDED_WITHIN,		/* the database that has all of them */
 	CQRS_CONTENDED_ACROSS		/* another one, too */
-} CqrsContention;
+}			CqrsContention;
 
 /*
  * A process that delivers, for one owner of subscriptions in one database.
