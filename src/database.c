@@ -111,6 +111,7 @@ cqrs_database_rest(CqrsDatabaseSlot *slot, TimestampTz next_due)
 	Assert(LWLockHeldByMeInMode(cqrs_shared->lock, LW_EXCLUSIVE));
 	Assert(slot->manager_latch == NULL);
 	slot->state = CQRS_DATABASE_RESTING;
+	slot->rests_since = cqrs_steady_now();
 	slot->next_due = Min(slot->next_due, next_due);
 	pg_memory_barrier();
 	pg_atomic_write_u32(&slot->asleep, 1);
@@ -140,11 +141,29 @@ TimestampTz
 cqrs_database_next_due(CqrsDatabaseSlot *slot)
 {
 	TimestampTz run_at;
+	TimestampTz due = slot->next_due;
 
 	if (pg_atomic_read_u32(&slot->pending) != 0)
 		return DT_NOBEGIN;
+	if (pg_atomic_read_u32(&slot->prepared) != 0)
+		due = Min(due, TimestampTzPlusMilliseconds(slot->rests_since,
+												   cqrs_poll_interval));
 	run_at = (TimestampTz) pg_atomic_read_u64(&slot->next_run_at);
-	return Min(slot->next_due, cqrs_steady_from_wall(run_at));
+	return Min(due, cqrs_steady_from_wall(run_at));
+}
+
+/*
+ * A transaction that emitted was prepared in this database. A manager that is
+ * there polls anyway; the launcher is to know when to start one. Needs no lock:
+ * a manager that ends after we looked for it has the launcher look.
+ */
+void
+cqrs_database_prepared(CqrsDatabaseSlot *slot)
+{
+	pg_atomic_write_u32(&slot->prepared, 1);
+	pg_memory_barrier();
+	if (slot->manager_latch == NULL)
+		cqrs_shmem_wake_launcher();
 }
 
 /*

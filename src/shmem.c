@@ -507,8 +507,7 @@ at_xact_end(XactEvent event, void *arg)
 	else if (emitted)
 	{
 		memset(&emitted_topics, 0, sizeof(emitted_topics));
-		tell_manager = tell_prepared =
-			event == XACT_EVENT_PREPARE && cqrs_shared != NULL;
+		tell_prepared = event == XACT_EVENT_PREPARE && cqrs_shared != NULL;
 	}
 	if (event == XACT_EVENT_ABORT && cqrs_shared != NULL)
 		tell_run_at = removed_from;
@@ -527,11 +526,11 @@ at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level,
 	CqrsDatabaseSlot *slot;
 
 	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !is_top_level ||
-		(!tell_manager && tell_run_at == DT_NOEND &&
+		(!tell_manager && !tell_prepared && tell_run_at == DT_NOEND &&
 		 !OidIsValid(tell_launcher)))
 		return;
 
-	if (tell_manager || tell_run_at != DT_NOEND)
+	if (tell_manager || tell_prepared || tell_run_at != DT_NOEND)
 	{
 		if (my_database == NULL || my_database->dboid != MyDatabaseId)
 		{
@@ -544,7 +543,7 @@ at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level,
 			int			i;
 
 			if (tell_prepared)
-				pg_atomic_write_u32(&my_database->prepared, 1);
+				cqrs_database_prepared(my_database);
 			for (i = 0; tell_manager && i < CQRS_TOPIC_WORDS; i++)
 				if (emitted_topics.words[i] != 0)
 					(void) pg_atomic_fetch_or_u64(&my_database->dirty[i],

@@ -69,6 +69,7 @@ typedef struct CqrsDatabaseSlot
 								 * before */
 	TimestampTz next_due;		/* there is something to do then, besides
 								 * next_run_at, and what was announced */
+	TimestampTz rests_since;
 	int			rests;			/* in a row for lack of anything to do */
 	TimestampTz started_at;
 	TimestampTz asked_to_leave; /* others need the process; 0: not asked */
@@ -221,6 +222,7 @@ extern CqrsDatabaseSlot *cqrs_database_request(Oid dboid);
 extern void cqrs_database_clear(CqrsDatabaseSlot *slot);
 extern void cqrs_database_rest(CqrsDatabaseSlot *slot, TimestampTz next_due);
 extern void cqrs_database_due(CqrsDatabaseSlot *slot, TimestampTz at);
+extern void cqrs_database_prepared(CqrsDatabaseSlot *slot);
 extern TimestampTz cqrs_database_next_due(CqrsDatabaseSlot *slot);
 extern void cqrs_shmem_wake(CqrsDatabaseSlot *slot);
 extern void cqrs_shmem_wake_all_managers(void);
