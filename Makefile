@@ -20,6 +20,7 @@ OBJS = \
 	src/context.o \
 	src/cqrs_outbox.o \
 	src/cursor.o \
+	src/database.o \
 	src/deferred.o \
 	src/dead_letter.o \
 	src/diagram.o \

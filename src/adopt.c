@@ -271,6 +271,7 @@ cqrs_adopt(PG_FUNCTION_ARGS)
 
 	cqrs_catalog_invalidate_registry();
 	cqrs_shmem_changed();
+	cqrs_shmem_command_scheduled(DT_NOBEGIN);
 	cqrs_commit_durably();
 	return (Datum) 0;
 }

@@ -15,7 +15,9 @@ bool		cqrs_deliver = true;
 int			cqrs_tick_interval = 2;
 int			cqrs_poll_interval = 1000;
 int			cqrs_batch_duration = 50;
-int			cqrs_max_databases = 64;
+int			cqrs_manager_idle_timeout = 10000;
+int			cqrs_max_databases = 1000;
+int			cqrs_max_managers = 2;
 int			cqrs_max_workers = 4;
 int			cqrs_max_breakers = 128;
 int			cqrs_max_command_depth = 64;
@@ -97,11 +99,23 @@ cqrs_guc_define(void)
 								&cqrs_batch_duration,
 								50, 1, 60000, PGC_SIGHUP, GUC_UNIT_MS,
 								NULL, NULL, NULL);
+		DefineCustomIntVariable("cqrs_outbox.manager_idle_timeout",
+								"Sets after how long without anything to do a database's manager ends.",
+								"Another is started when there is something to do. -1 has it stay.",
+								&cqrs_manager_idle_timeout,
+								10000, -1, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS,
+								NULL, NULL, NULL);
 		DefineCustomIntVariable("cqrs_outbox.max_databases",
 								"Sets how many databases can have the extension.",
-								"Each needs one of max_worker_processes.",
+								"Each takes less than 400 bytes of shared memory.",
 								&cqrs_max_databases,
-								64, 1, 10000, PGC_POSTMASTER, 0,
+								1000, 1, 10000, PGC_POSTMASTER, 0,
+								NULL, NULL, NULL);
+		DefineCustomIntVariable("cqrs_outbox.max_managers",
+								"Sets how many databases can have a manager at the same time.",
+								"Each needs one of max_worker_processes. Those that wait for one have it by turns.",
+								&cqrs_max_managers,
+								2, 1, 10000, PGC_POSTMASTER, 0,
 								NULL, NULL, NULL);
 		DefineCustomIntVariable("cqrs_outbox.max_workers",
 								"Sets how many subscriptions can be delivered at the same time.",

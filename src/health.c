@@ -39,6 +39,9 @@
 #include "subscription.h"
 #include "version.h"
 
+/* To wait so long for a manager is a problem, in milliseconds. */
+#define LONGEST_WAIT	5000
+
 /* Columns of cqrs.check(). */
 enum
 {
@@ -66,9 +69,9 @@ static void put_held(Report *report, const char *severity,
 					 int pid);
 static void check_processes(Report *report);
 static void check_manager(Report *report, const CqrsDatabaseSlot *slot,
-						  bool full);
+						  bool full, bool exhausted);
 static void check_workers(Report *report, const CqrsDatabaseSlot *slot);
-static void check_worker_processes(Report *report, int ndatabases);
+static void check_worker_processes(Report *report);
 static void check_clock(Report *report);
 static const char *why_not_probed(bool full, const char **hint);
 static void check_topic(Report *report, const CqrsTopic *topic);
@@ -200,6 +203,7 @@ check_processes(Report *report)
 	CqrsDatabaseSlot *slot = NULL;
 	CqrsDatabaseSlot copy;
 	bool		launcher;
+	bool		exhausted;
 	int			ndatabases = 0;
 	int			i;
 
@@ -219,7 +223,8 @@ check_processes(Report *report)
 
 	LWLockAcquire(cqrs_shared->lock, LW_SHARED);
 	launcher = cqrs_shared->launcher_pid != 0;
-	for (i = 0; i < cqrs_shared->ndatabases; i++)
+	exhausted = cqrs_shared->exhausted;
+	for (i = 0; i < cqrs_shared->nused; i++)
 		if (cqrs_shared->databases[i].state != CQRS_DATABASE_FREE)
 			ndatabases++;
 	slot = cqrs_database_find(MyDatabaseId);
@@ -231,12 +236,13 @@ check_processes(Report *report)
 		put(report, "error", "no_launcher", "server",
 			"The launcher is not running: managers that end are not started again.",
 			"See the server's log. It is started again within a second, unless max_worker_processes had no room for it when the server started.");
-	if (slot == NULL || copy.state != CQRS_DATABASE_RUNNING)
-		check_manager(report, slot == NULL ? NULL : &copy,
-					  ndatabases == cqrs_shared->ndatabases);
-	else if (cqrs_deliver)
+	if (slot != NULL && copy.state == CQRS_DATABASE_RUNNING && cqrs_deliver)
 		check_workers(report, &copy);
-	check_worker_processes(report, ndatabases);
+	else if (cqrs_deliver &&
+			 (slot == NULL || copy.state != CQRS_DATABASE_RESTING))
+		check_manager(report, slot == NULL ? NULL : &copy,
+					  ndatabases == cqrs_shared->ndatabases, exhausted);
+	check_worker_processes(report);
 	check_clock(report);
 }
 
@@ -259,11 +265,13 @@ check_clock(Report *report)
 }
 
 /*
- * This database has no manager: why? slot is NULL if nobody has asked for one;
- * full: no further database can have one.
+ * This database is to have a manager, and has none: why? slot is NULL if nobody
+ * has asked for one; full: no further database can have one; exhausted: the
+ * server has no process for one. To wait for a moment is no problem.
  */
 static void
-check_manager(Report *report, const CqrsDatabaseSlot *slot, bool full)
+check_manager(Report *report, const CqrsDatabaseSlot *slot, bool full,
+			  bool exhausted)
 {
 	const char *name = get_database_name(MyDatabaseId);
 	const char *hint = "See the server's log.";
@@ -271,11 +279,6 @@ check_manager(Report *report, const CqrsDatabaseSlot *slot, bool full)
 
 	if (slot == NULL)
 		why = why_not_probed(full, &hint);
-	else if (slot->exhausted)
-	{
-		why = "All of max_worker_processes are in use.";
-		hint = "Raise max_worker_processes and restart the server.";
-	}
 	else if (slot->held > 0)
 	{
 		why = "A command that needs the database for itself keeps it out.";
@@ -285,11 +288,21 @@ check_manager(Report *report, const CqrsDatabaseSlot *slot, bool full)
 		why = psprintf("It ended unexpectedly, %d times in a row; the next may start at %s.",
 					   slot->failures,
 					   timestamptz_to_str(cqrs_steady_to_wall(slot->start_after)));
-	else
+	else if (exhausted)
 	{
-		why = "It is being started.";
-		hint = "Look again in a few seconds.";
+		why = "All of max_worker_processes are in use.";
+		hint = "Raise max_worker_processes and restart the server.";
 	}
+	else if (TimestampDifferenceExceeds(slot->start_after, cqrs_steady_now(),
+										LONGEST_WAIT))
+	{
+		why = psprintf("It waits for one since %s: others have all %d that there may be at the same time.",
+					   timestamptz_to_str(cqrs_steady_to_wall(slot->start_after)),
+					   cqrs_shared->nmanagers);
+		hint = "Raise cqrs_outbox.max_managers, and max_worker_processes by as many, and restart the server.";
+	}
+	else
+		return;
 	put(report, "error", "no_manager", psprintf("database \"%s\"", name),
 		psprintf("Nothing is delivered here in the background: the database has no manager. %s",
 				 why),
@@ -371,17 +384,18 @@ check_workers(Report *report, const CqrsDatabaseSlot *slot)
  * replication takes one, too.
  */
 static void
-check_worker_processes(Report *report, int ndatabases)
+check_worker_processes(Report *report)
 {
 	int			others = max_logical_replication_workers > 0 ? 1 : 0;
-	int			needed = others + 1 + ndatabases + cqrs_shared->nworkers;
+	int			needed = others + 1 + cqrs_max_managers + cqrs_max_workers;
 
 	if (max_worker_processes >= needed)
 		return;
 	put(report, "warning", "few_worker_processes",
 		"setting max_worker_processes",
-		psprintf("It is %d; needed are %d for the server itself, 1 for the launcher, %d for managers and %d for workers.",
-				 max_worker_processes, others, ndatabases,
+		psprintf("It is %d; needed are %d for the server itself, 1 for the launcher, %d for managers and %d for workers. So there are %d managers and %d workers.",
+				 max_worker_processes, others, cqrs_max_managers,
+				 cqrs_max_workers, cqrs_shared->nmanagers,
 				 cqrs_shared->nworkers),
 		psprintf("Set it to %d or more, if there are parallel queries or subscriptions of logical replication, and restart the server.",
 				 needed));

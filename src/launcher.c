@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * launcher.c
- *	  Finds the databases that have the extension, and starts a manager in
- *	  each.
+ *	  Finds the databases that have the extension, and has a manager look
+ *	  after each that has something to do.
  *
  * Protocol
  *
@@ -12,10 +12,18 @@
  * 2. At its start, the launcher has each database probed that accepts
  *	  connections and is no template. Later, databases are requested: by the
  *	  commit of CREATE EXTENSION, of CREATE DATABASE, or of a transaction that
- *	  emitted where no manager is.
- * 3. One manager is started at a time; the next when it has connected or
+ *	  emitted where there is no slot.
+ * 3. A manager that has nothing to do ends, and leaves its database RESTING (see
+ *	  database.c) until something is announced, or due.
+ * 4. No more than nmanagers run at the same time. Databases have them in the
+ *	  order in which they came to wait. If there is none to be had, the one
+ *	  that has had nothing to look at for the longest time is asked to leave;
+ *	  but each may stay for LONGEST_STAY, so that databases that are busy all
+ *	  the time do not start managers all the time; for less, if so many wait
+ *	  that the last one would wait for longer than QUEUE_WAIT.
+ * 5. One manager is started at a time; the next when it has connected or
  *	  exited. So probing needs one free slot and one background worker.
- * 4. A manager that exits otherwise than by 1 leaves its slot requested, with
+ * 6. A manager that exits otherwise than by 1 leaves its slot requested, with
  *	  a delay that grows with failures in a row.
  *
  * The launcher starts when recovery is over: nothing of ours runs on a
@@ -41,12 +49,27 @@
 #include "launcher.h"
 #include "shmem.h"
 
-/* How long to wait after a background worker could not be had. */
-#define EXHAUSTED_WAIT	1000
+/*
+ * How long to wait after a background worker could not be had, in milliseconds,
+ * doubling. It may be that one has just ended, and the postmaster does not know.
+ */
+#define FIRST_EXHAUSTED_WAIT	10
+#define LONGEST_EXHAUSTED_WAIT	1000
+
+/* See point 4; in milliseconds. */
+#define LONGEST_STAY	100
+#define QUEUE_WAIT		300
+
+/* One that was asked to leave, and has not, may not be able to; the same. */
+#define LEAVE_WAIT		200
 
 /* The manager that was asked for last, until it has attached. */
 static CqrsDatabaseSlot *starting = NULL;
 static BackgroundWorkerHandle *starting_handle = NULL;
+
+/* None could be had, so often in a row; not before. */
+static int	exhausted = 0;
+static TimestampTz exhausted_until = 0;
 
 /* Said once, until it is over. */
 static bool said_exhausted = false;
@@ -55,7 +78,16 @@ static bool said_slots = false;
 static void launcher_exit(int code, Datum arg);
 static List *find_databases(Oid only);
 static bool still_starting(void);
+static void apply_settings(void);
 static long start_next(List **to_probe);
+static void request_databases(List **to_probe);
+static CqrsDatabaseSlot *next_in_line(TimestampTz now, int *nwaiting,
+									  long *wait);
+static bool is_full(void);
+static void make_room(TimestampTz now, int nwaiting, long *wait);
+static CqrsDatabaseSlot *idlest(TimestampTz now, long stay, long *wait);
+static long sooner(long wait, TimestampTz now, TimestampTz then);
+static void note_exhausted(TimestampTz now);
 static bool start_manager(CqrsDatabaseSlot *slot, Oid dboid);
 
 /*
@@ -99,7 +131,7 @@ cqrs_launcher_main(Datum arg)
 	 * What the launcher before us had just asked for may never come. If it
 	 * does, it or ours is the second to attach, and exits.
 	 */
-	for (i = 0; i < cqrs_shared->ndatabases; i++)
+	for (i = 0; i < cqrs_shared->nused; i++)
 	{
 		CqrsDatabaseSlot *slot = &cqrs_shared->databases[i];
 
@@ -114,8 +146,11 @@ cqrs_launcher_main(Datum arg)
 
 	to_probe = find_databases(InvalidOid);
 	for (;;)
+	{
+		apply_settings();
 		cqrs_process_wait(start_next(&to_probe), PGINVALID_SOCKET,
 						  CQRS_WAIT_EVENT(wait_event, "CqrsOutboxLauncher"));
+	}
 }
 
 static void
@@ -165,20 +200,107 @@ find_databases(Oid only)
 }
 
 /*
+ * Settings by which a manager reckons when there is something to do: if they
+ * changed, all that rest are to look again.
+ */
+static void
+apply_settings(void)
+{
+	static int	segment_age = -1;
+	static int	segment_size = -1;
+	static int	retention = -1;
+	int			i;
+
+	if (segment_age == cqrs_segment_age && segment_size == cqrs_segment_size &&
+		retention == cqrs_idempotency_retention)
+		return;
+	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
+	for (i = 0; segment_age >= 0 && i < cqrs_shared->nused; i++)
+		if (cqrs_shared->databases[i].state == CQRS_DATABASE_RESTING)
+			cqrs_shared->databases[i].next_due = DT_NOBEGIN;
+	LWLockRelease(cqrs_shared->lock);
+	segment_age = cqrs_segment_age;
+	segment_size = cqrs_segment_size;
+	retention = cqrs_idempotency_retention;
+}
+
+/*
  * Start the next manager, if there is one to start. Returns how long to wait,
  * in milliseconds; -1: until woken.
  */
 static long
 start_next(List **to_probe)
 {
-	TimestampTz now = cqrs_steady_now();
-	long		wait = -1;
-	int			i;
+	CqrsDatabaseSlot *slot;
+	int			nwaiting;
+	long		wait;
 
 	if (still_starting())
 		return -1;
 
 	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
+	request_databases(to_probe);
+	for (;;)
+	{
+		TimestampTz now = cqrs_steady_now();
+		Oid			dboid;
+		List	   *found;
+		bool		started;
+
+		slot = next_in_line(now, &nwaiting, &wait);
+		if (slot == NULL || !cqrs_deliver)
+			break;
+		if (exhausted_until > now)
+		{
+			wait = sooner(wait, now, exhausted_until);
+			break;
+		}
+		if (is_full())
+		{
+			make_room(now, nwaiting, &wait);
+			break;
+		}
+
+		slot->state = CQRS_DATABASE_STARTING;
+		slot->announced = false;
+		dboid = slot->dboid;
+		LWLockRelease(cqrs_shared->lock);
+		found = find_databases(dboid);
+		started = found != NIL && start_manager(slot, dboid);
+		LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
+		if (started)
+		{
+			cqrs_shared->exhausted = false;
+			wait = -1;
+			break;
+		}
+		if (found == NIL)
+		{
+			/* Dropped meanwhile, or it never was one for us. */
+			slot->state = CQRS_DATABASE_FREE;
+			slot->dboid = InvalidOid;
+			continue;
+		}
+		list_free(found);
+
+		/* It keeps its place. One of ours that is idle may be in the way. */
+		slot->state = CQRS_DATABASE_REQUESTED;
+		note_exhausted(now);
+		make_room(now, nwaiting, &wait);
+		wait = sooner(wait, now, exhausted_until);
+		break;
+	}
+	LWLockRelease(cqrs_shared->lock);
+	return wait;
+}
+
+/*
+ * Request those that are to be probed, as long as there are slots. The lock is
+ * held exclusively.
+ */
+static void
+request_databases(List **to_probe)
+{
 	while (*to_probe != NIL)
 	{
 		if (cqrs_database_request(linitial_oid(*to_probe)) == NULL)
@@ -193,50 +315,166 @@ start_next(List **to_probe)
 		}
 		*to_probe = list_delete_first(*to_probe);
 	}
+}
 
-	for (i = 0; i < cqrs_shared->ndatabases; i++)
+/*
+ * The database that has waited for a manager for the longest time, or NULL;
+ * *nwaiting: how many wait, *wait: how long until there may be another, in
+ * milliseconds; -1: until woken. The lock is held exclusively.
+ *
+ * A scheduled command is due by the wall clock. Somebody has to look whether
+ * that was set; if there are no managers, we do.
+ */
+static CqrsDatabaseSlot *
+next_in_line(TimestampTz now, int *nwaiting, long *wait)
+{
+	CqrsDatabaseSlot *first = NULL;
+	int			i;
+
+	*nwaiting = 0;
+	*wait = -1;
+	for (i = 0; i < cqrs_shared->nused; i++)
 	{
 		CqrsDatabaseSlot *slot = &cqrs_shared->databases[i];
-		Oid			dboid = slot->dboid;
-		List	   *found;
-		bool		started;
 
+		if (slot->state == CQRS_DATABASE_RESTING)
+		{
+			TimestampTz due = cqrs_database_next_due(slot);
+
+			if (due <= now)
+			{
+				slot->state = CQRS_DATABASE_REQUESTED;
+				slot->start_after = due == DT_NOBEGIN ? now : due;
+			}
+			else if (due != DT_NOEND)
+				*wait = sooner(sooner(*wait, now, due), now,
+							   TimestampTzPlusMilliseconds(now,
+														   cqrs_poll_interval));
+		}
 		if (slot->state != CQRS_DATABASE_REQUESTED || slot->held > 0)
 			continue;
 		if (slot->start_after > now)
 		{
-			long		until = TimestampDifferenceMilliseconds(now,
-																slot->start_after);
-
-			wait = wait < 0 ? until : Min(wait, until);
+			*wait = sooner(*wait, now, slot->start_after);
 			continue;
 		}
-
-		slot->state = CQRS_DATABASE_STARTING;
-		slot->announced = false;
-		LWLockRelease(cqrs_shared->lock);
-		found = find_databases(dboid);
-		started = found != NIL && start_manager(slot, dboid);
-		list_free(found);
-		if (started)
-			return -1;
-
-		LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
-		slot->state = CQRS_DATABASE_REQUESTED;
-		if (found == NIL)
-		{
-			/* Dropped meanwhile, or it never was one for us. */
-			slot->state = CQRS_DATABASE_FREE;
-			slot->dboid = InvalidOid;
-			continue;
-		}
-		slot->exhausted = true;
-		slot->start_after = TimestampTzPlusMilliseconds(now, EXHAUSTED_WAIT);
-		wait = EXHAUSTED_WAIT;
-		break;
+		++*nwaiting;
+		if (first == NULL || slot->start_after < first->start_after)
+			first = slot;
 	}
-	LWLockRelease(cqrs_shared->lock);
-	return wait;
+	return first;
+}
+
+/*
+ * Are there as many managers as there may be? The lock is held.
+ */
+static bool
+is_full(void)
+{
+	int			n = 0;
+	int			i;
+
+	for (i = 0; i < cqrs_shared->nused; i++)
+		if (cqrs_shared->databases[i].state >= CQRS_DATABASE_STARTING)
+			n++;
+	return n >= cqrs_shared->nmanagers;
+}
+
+/*
+ * Some wait for a manager: ask as many others to leave. The lock is held
+ * exclusively.
+ */
+static void
+make_room(TimestampTz now, int nwaiting, long *wait)
+{
+	long		stay = Min(LONGEST_STAY,
+						   QUEUE_WAIT * cqrs_shared->nmanagers / nwaiting);
+	int			i;
+
+	for (i = 0; i < cqrs_shared->nused; i++)
+	{
+		CqrsDatabaseSlot *slot = &cqrs_shared->databases[i];
+		TimestampTz until = TimestampTzPlusMilliseconds(slot->asked_to_leave,
+														LEAVE_WAIT);
+
+		if (slot->state != CQRS_DATABASE_RUNNING ||
+			slot->asked_to_leave == 0 || until <= now)
+			continue;
+		*wait = sooner(*wait, now, until);
+		nwaiting--;
+	}
+	while (nwaiting-- > 0)
+	{
+		CqrsDatabaseSlot *slot = idlest(now, stay, wait);
+
+		if (slot == NULL)
+			break;
+		slot->asked_to_leave = now;
+		SetLatch(slot->manager_latch);
+	}
+}
+
+/*
+ * The database whose manager has had nothing to look at for the longest time, of
+ * those that have had one for so long (in milliseconds), and were not asked for
+ * it yet; or NULL. The lock is held.
+ */
+static CqrsDatabaseSlot *
+idlest(TimestampTz now, long stay, long *wait)
+{
+	CqrsDatabaseSlot *result = NULL;
+	int			i;
+
+	for (i = 0; i < cqrs_shared->nused; i++)
+	{
+		CqrsDatabaseSlot *slot = &cqrs_shared->databases[i];
+		TimestampTz until = TimestampTzPlusMilliseconds(slot->started_at,
+														stay);
+
+		if (slot->state != CQRS_DATABASE_RUNNING || slot->asked_to_leave != 0)
+			continue;
+		if (until > now)
+			*wait = sooner(*wait, now, until);
+		else if (result == NULL ||
+				 pg_atomic_read_u64(&slot->looked_at) <
+				 pg_atomic_read_u64(&result->looked_at))
+			result = slot;
+	}
+	return result;
+}
+
+/*
+ * The shorter one of wait (in milliseconds; -1: for ever) and the time until
+ * then.
+ */
+static long
+sooner(long wait, TimestampTz now, TimestampTz then)
+{
+	long		until = TimestampDifferenceMilliseconds(now, then);
+
+	return wait < 0 ? until : Min(wait, until);
+}
+
+/*
+ * There is no background worker to be had. That is said, once, if it lasts.
+ */
+static void
+note_exhausted(TimestampTz now)
+{
+	long		wait = Min(FIRST_EXHAUSTED_WAIT << Min(exhausted, 10),
+						   LONGEST_EXHAUSTED_WAIT);
+
+	exhausted++;
+	exhausted_until = TimestampTzPlusMilliseconds(now, wait);
+	if (wait < LONGEST_EXHAUSTED_WAIT)
+		return;
+	cqrs_shared->exhausted = true;
+	if (!said_exhausted)
+		ereport(LOG,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("out of background worker slots for cqrs_outbox"),
+				 errhint("Raise max_worker_processes.")));
+	said_exhausted = true;
 }
 
 /*
@@ -258,7 +496,8 @@ still_starting(void)
 	{
 		starting->state = CQRS_DATABASE_REQUESTED;
 		starting->start_after =
-			TimestampTzPlusMilliseconds(cqrs_steady_now(), EXHAUSTED_WAIT);
+			TimestampTzPlusMilliseconds(cqrs_steady_now(),
+										LONGEST_EXHAUSTED_WAIT);
 		result = false;
 	}
 	LWLockRelease(cqrs_shared->lock);
@@ -272,8 +511,8 @@ still_starting(void)
 }
 
 /*
- * Ask for a manager in a database. Returns false, and says so once, if there
- * is no background worker to be had.
+ * Ask for a manager in a database. Returns false if there is no background
+ * worker to be had.
  */
 static bool
 start_manager(CqrsDatabaseSlot *slot, Oid dboid)
@@ -300,15 +539,8 @@ start_manager(CqrsDatabaseSlot *slot, Oid dboid)
 	if (started)
 	{
 		starting = slot;
+		exhausted = 0;
 		said_exhausted = false;
-	}
-	else if (!said_exhausted)
-	{
-		ereport(LOG,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("out of background worker slots for cqrs_outbox"),
-				 errhint("Raise max_worker_processes.")));
-		said_exhausted = true;
 	}
 	return started;
 }

@@ -54,6 +54,9 @@
 /* ... and one that cannot be looked at, because of an error. */
 #define ERROR_WAIT		60000
 
+/* Idempotency keys, where there are none, not more often than this; the same. */
+#define NO_KEYS_WAIT	(3600 * INT64CONST(1000))
+
 /* A topic, as the manager remembers it. */
 typedef struct Watch
 {
@@ -64,6 +67,8 @@ typedef struct Watch
 	TimestampTz may_look_at;	/* then, if anything was emitted ... */
 	int64		position;		/* ... since this one */
 	int			wait;			/* between looks, in milliseconds */
+	TimestampTz due_at;			/* there is something to do then */
+	bool		held;			/* ... or else when somebody lets go of it */
 	uint64		pass;			/* in which it was registered */
 	bool		known;			/* it was looked at */
 } Watch;
@@ -93,6 +98,10 @@ static int	pass_segment_size = 0;
 
 /* When there is something to do for a pass, if nothing is emitted. */
 static TimestampTz wake_at = DT_NOEND;
+
+/* When there is something to do, if nobody emits or lets go of anything. */
+static TimestampTz due_at = DT_NOEND;
+static bool any_held = false;	/* or not looked at since somebody emitted */
 
 /* Subscriptions whose limits an error was about, until ... */
 static List *failed_limits = NIL;
@@ -235,6 +244,17 @@ cqrs_maintain_next(long wait)
 }
 
 /*
+ * The manager is about to end, in a transaction: when there will be something to
+ * do, if nobody emits. *polled: there may be at any time.
+ */
+TimestampTz
+cqrs_maintain_due(bool *polled)
+{
+	*polled = any_held || pass == 0 || pass_position != cqrs_last_position();
+	return due_at;
+}
+
+/*
  * The shorter one of wait (in milliseconds; -1: for ever) and the time until
  * then.
  */
@@ -326,6 +346,8 @@ begin_pass(Work *work)
 			watch->may_look_at = pass_began;
 			watch->position = 0;
 			watch->known = false;
+			watch->due_at = DT_NOEND;
+			watch->held = false;
 		}
 		watch->pass = pass;
 		if (watch->look_at <= pass_began ||
@@ -385,13 +407,21 @@ note_step(Watch *watch, const CqrsStep *step)
 	watch->position = pass_position;
 	watch->may_look_at = next;
 	watch->look_at = rotate_at > now ? rotate_at : next;
+	watch->due_at = rotate_at > now ? rotate_at : DT_NOEND;
+	watch->held = false;
 	for (i = 0; i < CQRS_SEGMENTS; i++)
 	{
 		const CqrsHold *hold = &step->holds[i];
 		TimestampTz until = cqrs_steady_deadline(hold->until, 0);
 
 		if (hold->holder != CQRS_HELD_BY_NOTHING)
+		{
 			watch->look_at = Min(watch->look_at, until > now ? until : next);
+			if (until > now)
+				watch->due_at = Min(watch->due_at, until);
+			else
+				watch->held = true;
+		}
 	}
 }
 
@@ -408,6 +438,7 @@ note_failure(int32 topic_id)
 	watch->look_at = TimestampTzPlusMilliseconds(cqrs_steady_now(),
 												 ERROR_WAIT);
 	watch->may_look_at = watch->look_at;
+	watch->due_at = watch->look_at;
 }
 
 /*
@@ -442,6 +473,7 @@ finish_pass(void)
 		(void) in_transaction(maintain_keys, &work);
 	}
 	wake_at = Min(wake_at, keys_look_at);
+	due_at = Min(due_at, keys_look_at);
 }
 
 /*
@@ -454,20 +486,30 @@ end_pass(Work *work)
 	Watch	   *watch;
 	CqrsSubscription *subscription;
 
+	due_at = DT_NOEND;
+	any_held = false;
 	hash_seq_init(&status, watches);
 	while ((watch = hash_seq_search(&status)) != NULL)
 	{
+		due_at = Min(due_at, watch->due_at);
+		any_held |= watch->held;
 		wake_at = Min(wake_at, watch->look_at);
 		if (watch->position != pass_position)
+		{
+			any_held = true;
 			wake_at = Min(wake_at, watch->may_look_at);
+		}
 	}
 	cqrs_registry_subscriptions(&status);
 	while ((subscription = hash_seq_search(&status)) != NULL)
 		if (subscription->max_retained_age > 0 &&
 			subscription->state != CQRS_SUBSCRIPTION_SUSPENDED)
+		{
+			any_held = true;
 			wake_at = Min(wake_at,
 						  TimestampTzPlusMilliseconds(pass_began,
 													  LONGEST_WAIT));
+		}
 	if (cqrs_limits_apply(NULL, known_size, failed_limits, &limit_of) != NIL)
 		wake_at = pass_began;
 }
@@ -493,6 +535,12 @@ maintain_keys(Work *work)
 			next = cqrs_steady_from_wall(next);
 		look_at = Min(look_at, next);
 	}
+
+	/* Nobody announces keys. */
+	if (look_at == DT_NOEND)
+		look_at = TimestampTzPlusMilliseconds(pass_began,
+											  Max(cqrs_idempotency_retention * INT64CONST(1000),
+												  NO_KEYS_WAIT));
 	keys_look_at = look_at;
 }
 

@@ -10,6 +10,9 @@
 
 #include "cqrs_outbox.h"
 
+#include "utils/timestamp.h"
+
 extern long cqrs_maintain_next(long wait);
+extern TimestampTz cqrs_maintain_due(bool *polled);
 
 #endif							/* CQRS_MAINTAIN_H */

@@ -19,9 +19,9 @@
  *	  notify those that listen (see notify.c); the handlers, which need none,
  *	  do not wait for it. The cursors of brokers are due only then. If somebody
  *	  else ticks just now, try again soon.
- *	  The first look of a manager is followed by a tick in any case: what the
- *	  newest tick in the table shows may be of a time before a crash or a
- *	  promotion.
+ *	  The first look in a database since the server started is followed by a
+ *	  tick in any case: what the newest tick in the table shows may be of a time
+ *	  before a crash or a promotion.
  *	  A tick is visible before a synchronous standby has it, if its commit's
  *	  wait for that was ended. So brokers get only what a tick shows whose
  *	  commit we saw done, and nothing cancels ours: SIGINT is ignored, and
@@ -32,6 +32,14 @@
  * 5. The manager looks at the extension in each cycle. If it was dropped, or
  *	  made anew, it exits, and takes the database's workers with it. If it
  *	  does not fit the library any more, nothing is delivered until it does.
+ *
+ * 6. A manager that has had nothing to do for manager_idle_timeout ends, and
+ *	  leaves in the slot when there will be something (see database.c). So it
+ *	  does, whatever it is at, if the launcher needs its process for another
+ *	  database; then it goes on when it has its turn again. What it knows, the
+ *	  next one finds out: each begins by having all cursors looked at.
+ *	  Whether a prepared transaction was committed, somebody has to look; so
+ *	  as long as there are any, that is something to do.
  *
  * No topic may cost another anything: what concerns one waits for nobody, and an
  * error of its own passes it by. An error that concerns the database as a whole
@@ -47,7 +55,9 @@
  */
 #include "cqrs_outbox.h"
 
+#include "access/twophase.h"
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
 #include "common/hashfn.h"
@@ -61,6 +71,7 @@
 #include "adopt.h"
 #include "catalog.h"
 #include "clock.h"
+#include "debug_point.h"
 #include "epoch.h"
 #include "launcher.h"
 #include "maintain.h"
@@ -75,6 +86,20 @@
 
 /* Try again after so long, if somebody else ticks, in milliseconds. */
 #define TICK_LOCKED_WAIT	10
+
+/*
+ * What nobody tells of (a client has acknowledged what kept a segment, say), one
+ * manager after the other looks for, after so long if nothing else brings it,
+ * doubling; in milliseconds.
+ */
+#define FIRST_REST			(16 * INT64CONST(1000))
+#define LONGEST_REST		(1024 * INT64CONST(1000))
+
+/*
+ * If asked to leave, it does so with cursors waiting for a worker only after so
+ * long; in milliseconds.
+ */
+#define LONGEST_STAY		5000
 
 /* What ends after so long, in seconds, is not one failure more in a row. */
 #define LONG_ENOUGH			10
@@ -97,6 +122,20 @@ static bool seen = false;
 static int64 seen_look = 0;
 static TimestampTz looked = 0;
 
+/* When there was something to do. */
+static TimestampTz active_at = 0;
+static bool was_told = false;	/* because somebody announced it */
+
+/* Until when the schedule and the others need not be looked at; DT_NOEND. */
+static TimestampTz work_due = DT_NOEND;
+
+/* Ends for lack of anything to do, or for others. */
+static bool resting = false;
+static TimestampTz rest_until = DT_NOEND;
+
+/* Whatever is announced, all topics are to be looked at. */
+static bool look_at_all = false;
+
 /* What to tick for. */
 static CqrsTopicSet tick_topics;
 static bool tick_due = false;
@@ -107,6 +146,9 @@ static void note_end(ErrorData *edata);
 static bool begin_cycle(void);
 static void end_cycle(void);
 static long work(void);
+static bool time_to_rest(TimestampTz now);
+static TimestampTz find_rest(TimestampTz now);
+static bool has_prepared(void);
 static bool time_to_look(TimestampTz now);
 static bool may_look(TimestampTz now);
 static void look(const CqrsTopicSet *found);
@@ -155,7 +197,9 @@ cqrs_manager_main(Datum arg)
 		 * may be time to look again: until then they need not wake us.
 		 */
 		now = cqrs_steady_now();
-		if (cqrs_deliver && may_look(now))
+		if (!cqrs_deliver || time_to_rest(now))
+			proc_exit(0);
+		if (may_look(now))
 		{
 			pg_atomic_write_u32(&my_slot->asleep, 1);
 			pg_memory_barrier();
@@ -187,10 +231,13 @@ manager_attach(int index)
 		proc_exit(0);
 	}
 	my_slot = slot;
-	cqrs_database_clear(slot);
 	slot->manager_pid = MyProcPid;
 	slot->manager_latch = MyLatch;
-	slot->started_at = cqrs_steady_now();
+	slot->started_at = active_at = cqrs_steady_now();
+	slot->next_due = DT_NOEND;
+	pg_atomic_write_u64(&slot->next_run_at, (uint64) DT_NOBEGIN);
+	pg_atomic_write_u64(&slot->looked_at, (uint64) active_at);
+	pg_atomic_write_u32(&slot->asleep, 0);
 	held = slot->held > 0;
 	LWLockRelease(cqrs_shared->lock);
 	before_shmem_exit(manager_exit, (Datum) 0);
@@ -207,16 +254,21 @@ static void
 manager_exit(int code, Datum arg)
 {
 	TimestampTz now = cqrs_steady_now();
+	bool		careful;
 	int			i;
 
+	(void) cqrs_schedule_uneasy(&careful);
 	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
+	my_slot->worker_forgotten |= careful;
 	if (code == 0 || now > my_slot->started_at + LONG_ENOUGH * USECS_PER_SEC)
 		my_slot->failures = my_slot->failure_hash = 0;
 	else
 		my_slot->failures++;
 	cqrs_database_clear(my_slot);
 	my_slot->start_after = now;
-	if (nothing_here && !my_slot->announced)
+	if (resting)
+		cqrs_database_rest(my_slot, rest_until);
+	else if (nothing_here && !my_slot->announced)
 	{
 		my_slot->state = CQRS_DATABASE_FREE;
 		my_slot->dboid = InvalidOid;
@@ -232,6 +284,9 @@ manager_exit(int code, Datum arg)
 
 	if (nothing_here)
 	{
+		my_slot->known = my_slot->told = false;
+		pg_atomic_write_u64(&my_slot->durable_tick, 0);
+		pg_atomic_write_u64(&my_slot->recorded_tick, 0);
 		for (i = 0; i < cqrs_shared->nworkers; i++)
 		{
 			CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
@@ -323,6 +378,7 @@ work(void)
 	CqrsTopicSet found = {0};
 	long		wait;
 
+	work_due = DT_NOEND;
 	if (time_to_look(cqrs_steady_now()))
 		look(&found);
 	if (seen && cqrs_poll_next(&found))
@@ -334,11 +390,112 @@ work(void)
 		wait = cqrs_schedule_assign(my_slot, my_database_name);
 	wait = cqrs_epoch_next(my_slot, seen_look, wait);
 	wait = cqrs_notify_next(wait);
-	wait = cqrs_maintain_next(wait);
 	wait = cqrs_release_next(my_slot, wait);
 	if (tick_due)
 		wait = wait < 0 ? TICK_LOCKED_WAIT : Min(wait, TICK_LOCKED_WAIT);
-	return wait;
+	if (wait >= 0)
+		work_due = TimestampTzPlusMilliseconds(cqrs_steady_now(), wait);
+	return cqrs_maintain_next(wait);
+}
+
+/*
+ * Is it time to end, as there is nothing to do, or others wait?
+ */
+static bool
+time_to_rest(TimestampTz now)
+{
+	TimestampTz asked = my_slot->asked_to_leave;
+	bool		careful;
+
+	if (pg_atomic_read_u32(&my_slot->pending) != 0 || look_at_all ||
+		cqrs_schedule_busy() || work_due <= now)
+		active_at = now;
+	if (asked != 0)
+		resting = cqrs_schedule_may_end() ||
+			TimestampDifferenceExceeds(asked, now, LONGEST_STAY);
+	else
+		resting = cqrs_manager_idle_timeout >= 0 &&
+			TimestampDifferenceExceeds(active_at, now,
+									   cqrs_manager_idle_timeout) &&
+			cqrs_schedule_may_end() && !cqrs_schedule_uneasy(&careful);
+	if (!resting)
+		return false;
+
+	rest_until = find_rest(now);
+	if (asked == 0 &&
+		(look_at_all ||
+		 rest_until < TimestampTzPlusMilliseconds(now,
+												  cqrs_manager_idle_timeout)))
+	{
+		/* To end for a moment is not worth it. */
+		active_at = now;
+		resting = false;
+	}
+	else
+		my_slot->rests = was_told ? 0 : my_slot->rests + 1;
+	return resting;
+}
+
+/*
+ * When there will be something to do, if nobody announces anything.
+ */
+static TimestampTz
+find_rest(TimestampTz now)
+{
+	TimestampTz until = work_due;
+	bool		polled = true;
+
+	if (seen)
+	{
+		if (!begin_cycle())
+			proc_exit(0);
+		CQRS_DEBUG_POINT("manager_before_rest");
+		until = Min(until, cqrs_maintain_due(&polled));
+		if (pg_atomic_exchange_u32(&my_slot->prepared, 0) != 0)
+		{
+			if (has_prepared())
+			{
+				pg_atomic_write_u32(&my_slot->prepared, 1);
+				until = Min(until,
+							TimestampTzPlusMilliseconds(now,
+														cqrs_poll_interval));
+			}
+			else
+			{
+				/* The last one may have just been committed. */
+				look_at_all = true;
+				until = now;
+			}
+		}
+		end_cycle();
+	}
+	else
+		pg_atomic_write_u64(&my_slot->next_run_at, (uint64) DT_NOEND);
+	if (polled)
+		until = Min(until,
+					TimestampTzPlusMilliseconds(now,
+												Min(FIRST_REST << Min(my_slot->rests, 10),
+													LONGEST_REST)));
+	return until;
+}
+
+/*
+ * Are there prepared transactions in this database?
+ */
+static bool
+has_prepared(void)
+{
+	CqrsAdmin	admin;
+	Oid			types[1] = {OIDOID};
+	Datum		values[1];
+	bool		result;
+
+	values[0] = ObjectIdGetDatum(MyDatabaseId);
+	cqrs_admin_begin(&admin);
+	result = cqrs_admin_execute("SELECT FROM pg_catalog.pg_prepared_xact() WHERE dbid = $1",
+								1, types, values, NULL) > 0;
+	cqrs_admin_end(&admin);
+	return result;
 }
 
 /*
@@ -348,7 +505,7 @@ work(void)
 static bool
 time_to_look(TimestampTz now)
 {
-	if (pg_atomic_read_u32(&my_slot->pending) != 0)
+	if (pg_atomic_read_u32(&my_slot->pending) != 0 || look_at_all)
 		return may_look(now);
 	return !seen && TimestampDifferenceExceeds(looked, now, cqrs_poll_interval);
 }
@@ -373,7 +530,11 @@ look(const CqrsTopicSet *found)
 	int			i;
 
 	/* What is committed from here on is announced again. */
-	(void) pg_atomic_exchange_u32(&my_slot->pending, 0);
+	if (pg_atomic_exchange_u32(&my_slot->pending, 0) != 0)
+	{
+		was_told = true;
+		pg_atomic_write_u64(&my_slot->looked_at, (uint64) cqrs_steady_now());
+	}
 	pg_memory_barrier();
 	cqrs_shmem_take_dirty(my_slot, &topics);
 	for (i = 0; i < CQRS_TOPIC_WORDS; i++)
@@ -387,9 +548,14 @@ look(const CqrsTopicSet *found)
 		end_cycle();
 		return;
 	}
-	cqrs_schedule_refresh();
-	if (!seen)
+	cqrs_schedule_refresh(cqrs_shared->crashed && !my_slot->known);
+	if (!seen || look_at_all)
 		memset(&topics, 0xFF, sizeof(topics));
+	look_at_all = false;
+
+	/* Some may have been prepared before the server stopped. */
+	if (!my_slot->known && max_prepared_xacts > 0)
+		pg_atomic_write_u32(&my_slot->prepared, 1);
 
 	/*
 	 * Workers are told the number before they take their snapshots. So what
@@ -403,7 +569,7 @@ look(const CqrsTopicSet *found)
 	for (i = 0; i < CQRS_TOPIC_WORDS; i++)
 		tick_topics.words[i] |= topics.words[i];
 	tick_due |= cqrs_schedule_pulled_topics() != NIL ||
-		cqrs_schedule_has_brokers() || !seen;
+		cqrs_schedule_has_brokers() || !my_slot->known;
 	seen = true;
 }
 
@@ -413,17 +579,12 @@ look(const CqrsTopicSet *found)
 static bool
 check_version(void)
 {
-	static bool said = false;
-
 	if (cqrs_registry_usable())
-	{
-		said = false;
 		return true;
-	}
-	if (!said)
+	if (!my_slot->told)
 		cqrs_version_report(LOG, psprintf("cqrs_outbox delivers nothing in database \"%s\"",
 										  my_database_name));
-	said = true;
+	my_slot->told = true;
 	seen = false;
 	return false;
 }
@@ -436,24 +597,22 @@ check_version(void)
 static bool
 check_identity(void)
 {
-	static bool said = false;
-
 	if (!cqrs_registry_is_copy())
 	{
 		/* Its template may stop being one. */
 		if (cqrs_registry_lacks_identity())
 			cqrs_adopt_identity();
-		said = false;
+		my_slot->told = false;
 		return true;
 	}
-	if (!said)
+	if (!my_slot->told)
 		ereport(LOG,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cqrs_outbox delivers nothing in database \"%s\"",
 						my_database_name),
 				 errdetail("It is a copy of another database, which delivers."),
 				 errhint("Use cqrs_adopt() to have this database deliver what it holds.")));
-	said = true;
+	my_slot->told = true;
 	seen = false;
 	return false;
 }
@@ -475,6 +634,7 @@ tick(void)
 		return false;
 	CHECK_FOR_INTERRUPTS();
 	tick_due = false;
+	my_slot->known = true;
 	pg_atomic_write_u64(&my_slot->durable_tick, tick_id);
 	ConditionVariableBroadcast(&my_slot->ticked);
 	cqrs_schedule_due(&tick_topics, seen_look, true);
@@ -492,15 +652,20 @@ next_wakeup(TimestampTz now, long wait)
 {
 	long		timeout;
 
-	if (!cqrs_deliver)
-		return -1;
 	if (!may_look(now))
 		timeout = TimestampDifferenceMilliseconds(now,
 												  TimestampTzPlusMilliseconds(looked,
 																			  cqrs_tick_interval));
+	else if (look_at_all)
+		timeout = 0;
 	else if (seen)
 		timeout = cqrs_poll_wait();
 	else
 		timeout = cqrs_poll_interval;
+	if (cqrs_manager_idle_timeout >= 0)
+		timeout = Min(timeout,
+					  1 + TimestampDifferenceMilliseconds(now,
+														  TimestampTzPlusMilliseconds(active_at,
+																					  cqrs_manager_idle_timeout)));
 	return wait < 0 ? timeout : Min(wait, timeout);
 }

@@ -29,6 +29,7 @@
 
 #include "catalog.h"
 #include "privilege.h"
+#include "shmem.h"
 
 static void withdraw(const char *sql, int nargs, Oid *types, Datum *values);
 
@@ -55,6 +56,10 @@ cqrs_refuse_write(PG_FUNCTION_ARGS)
 						RelationGetRelationName(rel)),
 				 errdetail("Only its owner, and superusers, may write a table of extension \"%s\", whatever is granted.",
 						   CQRS_EXTENSION)));
+
+	/* A restore schedules commands, and nobody else announces them. */
+	if (strcmp(RelationGetRelationName(rel), "scheduled_command") == 0)
+		cqrs_shmem_command_scheduled(DT_NOBEGIN);
 	return PointerGetDatum(NULL);
 }
 

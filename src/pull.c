@@ -39,6 +39,7 @@
 
 /* ... how long we wait for a tick in any case ... */
 #define LONGEST_TICK		100
+#define LONGEST_START		1000	/* ... if the manager has to be started */
 
 /* ... and how often we look unasked: if a lock was another's, or not. */
 #define POLL_LOCKED			100
@@ -273,7 +274,9 @@ wait_for_events(CqrsReceive *receive)
 				break;
 			if (!covered && !asked)
 			{
-				cqrs_pull_request_tick(subscription);
+				if (cqrs_pull_request_tick(subscription))
+					tick_until = TimestampTzPlusMilliseconds(now,
+															 LONGEST_START);
 				asked = true;
 			}
 			cqrs_pull_wait(time_to_wait(receive, now,

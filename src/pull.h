@@ -66,6 +66,6 @@ extern bool cqrs_pull_is_covered(const CqrsSubscription *subscription,
 extern void cqrs_pull_wait_begin(void);
 extern void cqrs_pull_wait_end(void);
 extern void cqrs_pull_wait(long timeout_ms);
-extern void cqrs_pull_request_tick(const CqrsSubscription *subscription);
+extern bool cqrs_pull_request_tick(const CqrsSubscription *subscription);
 
 #endif							/* CQRS_PULL_H */

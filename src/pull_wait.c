@@ -168,21 +168,27 @@ cqrs_pull_wait(long timeout_ms)
 
 /*
  * Something is committed in the subscription's topics that no tick shows: have
- * the manager look.
+ * the manager look. Returns whether one has to be started first.
  */
-void
+bool
 cqrs_pull_request_tick(const CqrsSubscription *subscription)
 {
+	bool		running;
+
 	CqrsTopicSet topics = {0};
 	int			i;
 
 	if (my_database == NULL)
-		return;
+		return false;
 	for (i = 0; i < subscription->ntopics; i++)
 		cqrs_topic_set_add(&topics, subscription->topics[i]->topic_id);
 	for (i = 0; i < CQRS_TOPIC_WORDS; i++)
 		if (topics.words[i] != 0)
 			(void) pg_atomic_fetch_or_u64(&my_database->dirty[i],
 										  topics.words[i]);
+	LWLockAcquire(cqrs_shared->lock, LW_SHARED);
+	running = my_database->state == CQRS_DATABASE_RUNNING;
+	LWLockRelease(cqrs_shared->lock);
 	cqrs_shmem_wake(my_database);
+	return !running;
 }

@@ -56,6 +56,7 @@
 #include "fallback.h"
 #include "owner.h"
 #include "registry.h"
+#include "shmem.h"
 #include "tick.h"
 #include "version.h"
 
@@ -215,6 +216,7 @@ cqrs_registry_changed(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function \"registry_changed\" was not called by trigger manager")));
 	cqrs_catalog_invalidate_registry();
+	cqrs_shmem_look();
 	return PointerGetDatum(NULL);
 }
 

@@ -7,7 +7,11 @@
  * A cursor is due up to a look. It is in the list of what may have something
  * to do until a worker has drained it up to there, and nothing of it is parked
  * for a retry. The list is in the order in which cursors were served last, so
- * where there are more of them than workers, each has its turn.
+ * where there are more of them than workers, each has its turn. A manager that
+ * has just started has no such order, and begins with any.
+ *
+ * Databases take turns, too. Who finds no worker writes since when he waits, and
+ * how that goes on; others leave him one, of those that are idle or unused.
  *
  * Times are steady ones (see clock.c). A worker leaves such in its slot, too.
  *
@@ -15,6 +19,7 @@
  */
 #include "cqrs_outbox.h"
 
+#include "common/hashfn.h"
 #include "lib/ilist.h"
 #include "postmaster/bgworker.h"
 #include "utils/hsearch.h"
@@ -27,7 +32,16 @@
 #include "schedule.h"
 
 /* How often to look whether a worker can be had, in milliseconds. */
-#define EXHAUSTED_WAIT	1000
+#define CONTENDED_WAIT	1000
+
+/*
+ * The same if the server has no process for it, doubling: one may have just
+ * ended, and the postmaster not know.
+ */
+#define FIRST_EXHAUSTED_WAIT	10
+
+/* Who waits and has not looked for so long has no precedence, in milliseconds. */
+#define LONGEST_PRECEDENCE	3000
 
 /* A worker that has not attached after so long never will, in milliseconds. */
 #define LONGEST_START	60000
@@ -60,6 +74,9 @@ typedef struct Scheduled
 static HTAB *schedule = NULL;
 static uint64 schedule_generation = 0;
 
+/* Differs from one manager to the next. */
+static uint32 first_order;
+
 /* What may have something to do; who was served last comes last. */
 static dlist_head due_list = DLIST_STATIC_INIT(due_list);
 
@@ -77,22 +94,36 @@ static bool has_brokers = false;
 
 static bool said_exhausted = false;
 
+/* The server had no process for a worker, so often in a row. */
+static int	exhausted = 0;
+
+/* What the last call of cqrs_schedule_assign() left. */
+static bool any_waiting = false;	/* for a worker */
+static bool any_due = false;	/* now, be it that a worker has it */
+static bool any_starting = false;	/* a worker is */
+
 static void schedule_subscription(CqrsSubscription *subscription,
-								  uint64 generation, bool first);
+								  uint64 generation, bool first,
+								  bool careful);
 static void make_due(Scheduled *scheduled);
+static int	spare_workers(const CqrsDatabaseSlot *mine, TimestampTz now,
+						  bool *across);
+static long note_exhausted(CqrsDatabaseSlot *slot, long wait);
+static bool is_any_starting(void);
 static void note_results(CqrsDatabaseSlot *slot, TimestampTz now);
 static void forget_lost_starts(TimestampTz now);
 static void make_all_careful(void);
 static bool assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
-						  TimestampTz now);
+						  TimestampTz now, int *spare);
 static void reuse_slot(CqrsWorkerSlot *worker);
 static bool start_worker(CqrsWorkerSlot *worker);
 
 /*
- * Bring the schedule up to the registry. What is new in it is due.
+ * Bring the schedule up to the registry. What is new in it is due; the first
+ * time, if careful, any of it may have had a process end.
  */
 void
-cqrs_schedule_refresh(void)
+cqrs_schedule_refresh(bool careful)
 {
 	uint64		generation = cqrs_registry_generation();
 	bool		first = schedule == NULL;
@@ -106,6 +137,7 @@ cqrs_schedule_refresh(void)
 	{
 		HASHCTL		ctl;
 
+		first_order = (uint32) cqrs_steady_now();
 		ctl.keysize = sizeof(ScheduledKey);
 		ctl.entrysize = sizeof(Scheduled);
 		schedule = hash_create("cqrs schedule", 64, &ctl,
@@ -122,7 +154,8 @@ cqrs_schedule_refresh(void)
 
 	cqrs_registry_subscriptions(&status);
 	while ((subscription = hash_seq_search(&status)) != NULL)
-		schedule_subscription(subscription, generation, first);
+		schedule_subscription(subscription, generation, first,
+							  first && careful);
 
 	hash_seq_init(&status, schedule);
 	while ((scheduled = hash_seq_search(&status)) != NULL)
@@ -176,13 +209,16 @@ long
 cqrs_schedule_assign(CqrsDatabaseSlot *slot, const char *database_name)
 {
 	TimestampTz now = cqrs_steady_now();
-	bool		contended = false;
-	bool		exhausted;
 	TimestampTz next = 0;
 	long		wait = -1;
+	int			spare;
+	bool		across;
+	bool		lasts;
 	dlist_mutable_iter iter;
 
+	any_waiting = any_due = false;
 	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
+	slot->next_due = DT_NOEND;
 	forget_lost_starts(now);
 	note_results(slot, now);
 	if (slot->worker_forgotten && schedule != NULL)
@@ -191,6 +227,8 @@ cqrs_schedule_assign(CqrsDatabaseSlot *slot, const char *database_name)
 		slot->worker_forgotten = false;
 	}
 	slot->exhausted = false;
+	slot->assigned_at = now;
+	spare = spare_workers(slot, now, &across);
 	dlist_foreach_modify(iter, &due_list)
 	{
 		Scheduled  *scheduled = dlist_container(Scheduled, node, iter.cur);
@@ -209,30 +247,39 @@ cqrs_schedule_assign(CqrsDatabaseSlot *slot, const char *database_name)
 		}
 		when = Max(when, scheduled->failed_until);
 		if (when > now)
+		{
 			next = next == 0 ? when : Min(next, when);
-		else if (!assign_worker(slot, scheduled, now))
-			contended = true;
+			continue;
+		}
+		any_due = true;
+		if (!assign_worker(slot, scheduled, now, &spare))
+			any_waiting = true;
 	}
-	if (contended)
+	if (any_waiting)
 	{
 		/* Before a worker is done: it wakes us only if it sees this. */
-		pg_atomic_write_u32(&cqrs_shared->contended, 1);
-		wait = EXHAUSTED_WAIT;
+		pg_atomic_write_u32(&cqrs_shared->contended,
+							across ? CQRS_CONTENDED_ACROSS :
+							CQRS_CONTENDED_WITHIN);
+		wait = CONTENDED_WAIT;
 	}
-	if (!contended)
+	if (!any_waiting)
 		slot->waiting_since = 0;
 	else if (slot->waiting_since == 0)
 		slot->waiting_since = now;
-	exhausted = slot->exhausted;
+	wait = note_exhausted(slot, wait);
+	lasts = slot->exhausted;
+	any_starting = is_any_starting();
 	LWLockRelease(cqrs_shared->lock);
 
-	if (exhausted && !said_exhausted)
+	if (lasts && !said_exhausted)
 		ereport(LOG,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("out of background worker slots for cqrs_outbox in database \"%s\"",
 						database_name),
 				 errhint("Raise max_worker_processes.")));
-	said_exhausted = exhausted;
+	said_exhausted = lasts;
+
 	if (next != 0)
 	{
 		long		until = TimestampDifferenceMilliseconds(now, next);
@@ -240,6 +287,48 @@ cqrs_schedule_assign(CqrsDatabaseSlot *slot, const char *database_name)
 		wait = wait < 0 ? until : Min(wait, until);
 	}
 	return wait;
+}
+
+/*
+ * Is there something to deliver now, be it that workers are at it?
+ */
+bool
+cqrs_schedule_busy(void)
+{
+	return any_due;
+}
+
+/*
+ * May the manager end? What waits for a worker would begin anew, and worse,
+ * and a worker that never came would be missed by nobody.
+ */
+bool
+cqrs_schedule_may_end(void)
+{
+	return !any_waiting && !any_starting;
+}
+
+/*
+ * Is there a cursor whose workers were lost, or that is to be delivered
+ * carefully? Another manager would not know.
+ */
+bool
+cqrs_schedule_uneasy(bool *careful)
+{
+	HASH_SEQ_STATUS status;
+	Scheduled  *scheduled;
+	bool		failing = false;
+
+	*careful = false;
+	if (schedule == NULL)
+		return false;
+	hash_seq_init(&status, schedule);
+	while ((scheduled = hash_seq_search(&status)) != NULL)
+	{
+		*careful |= scheduled->careful > 0;
+		failing |= scheduled->failures > 0;
+	}
+	return *careful || failing;
 }
 
 /*
@@ -271,7 +360,7 @@ cqrs_schedule_has_brokers(void)
 
 static void
 schedule_subscription(CqrsSubscription *subscription, uint64 generation,
-					  bool first)
+					  bool first, bool careful)
 {
 	bool		is_pulled = cqrs_subscription_is_pulled(subscription);
 	MemoryContext oldcontext;
@@ -310,7 +399,7 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 			scheduled->unfinished = true;
 
 			/* Whatever crashed may have been handling an event of this one. */
-			if (first && cqrs_shared->crashed)
+			if (careful)
 				scheduled->careful = CQRS_BATCH_EVENTS;
 		}
 		scheduled->generation = generation;
@@ -330,8 +419,92 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 
 			scheduled_by_bit[bit] = lappend(scheduled_by_bit[bit], scheduled);
 		}
+
+		/* So that none has to wait for the same ones each time. */
+		if (first && hash_bytes_uint32(first_order + key.subscription_id + i) % 2 == 0)
+		{
+			dlist_delete(&scheduled->node);
+			dlist_push_head(&due_list, &scheduled->node);
+		}
 	}
 	MemoryContextSwitchTo(oldcontext);
+}
+
+/*
+ * How many workers this database may take besides those that are at work: those
+ * that are idle or unused, less one for each database that has waited for
+ * longer. *across: has another one any? The lock is held.
+ */
+static int
+spare_workers(const CqrsDatabaseSlot *mine, TimestampTz now, bool *across)
+{
+	int			spare = 0;
+	int			i;
+
+	*across = false;
+	for (i = 0; i < cqrs_shared->nworkers; i++)
+	{
+		CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
+
+		if (worker->state < CQRS_WORKER_STARTING ||
+			(worker->state == CQRS_WORKER_IDLE &&
+			 worker->request == worker->served))
+			spare++;
+		if (worker->state >= CQRS_WORKER_STARTING &&
+			worker->dboid != mine->dboid)
+			*across = true;
+	}
+	for (i = 0; i < cqrs_shared->nused; i++)
+	{
+		CqrsDatabaseSlot *slot = &cqrs_shared->databases[i];
+
+		if (slot != mine && slot->state == CQRS_DATABASE_RUNNING &&
+			slot->waiting_since != 0 &&
+			(mine->waiting_since == 0 ||
+			 slot->waiting_since < mine->waiting_since) &&
+			!TimestampDifferenceExceeds(slot->assigned_at, now,
+										LONGEST_PRECEDENCE))
+			spare--;
+	}
+	return spare;
+}
+
+/*
+ * How long to wait, if it is wait for what else there is: less, if the server
+ * had no process for a worker. Only if that lasts, it is left in the slot for
+ * all to see. The lock is held.
+ */
+static long
+note_exhausted(CqrsDatabaseSlot *slot, long wait)
+{
+	if (!slot->exhausted)
+	{
+		exhausted = 0;
+		return wait;
+	}
+	wait = Min(FIRST_EXHAUSTED_WAIT << Min(exhausted, 10), CONTENDED_WAIT);
+	exhausted++;
+	slot->exhausted = wait == CONTENDED_WAIT;
+	return wait;
+}
+
+/*
+ * Is a worker of this database asked for, and not there yet? The lock is held.
+ */
+static bool
+is_any_starting(void)
+{
+	int			i;
+
+	for (i = 0; i < cqrs_shared->nworkers; i++)
+	{
+		CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
+
+		if (worker->state == CQRS_WORKER_STARTING && worker->pid == 0 &&
+			worker->dboid == MyDatabaseId)
+			return true;
+	}
+	return false;
 }
 
 static void
@@ -361,8 +534,10 @@ note_results(CqrsDatabaseSlot *slot, TimestampTz now)
 		ScheduledKey key = {worker->subscription_id, worker->partition};
 		Scheduled  *scheduled;
 
-		if (worker->state == CQRS_WORKER_FREE ||
-			worker->dboid != MyDatabaseId)
+		/* One that has ended by itself may have left something to note. */
+		if (worker->dboid != MyDatabaseId ||
+			(worker->state == CQRS_WORKER_FREE &&
+			 worker->request != worker->served))
 			continue;
 		scheduled = schedule == NULL ? NULL :
 			hash_search(schedule, &key, HASH_FIND, NULL);
@@ -488,7 +663,7 @@ reuse_slot(CqrsWorkerSlot *worker)
  */
 static bool
 assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
-			  TimestampTz now)
+			  TimestampTz now, int *spare)
 {
 	CqrsWorkerSlot *unused = NULL;
 	CqrsWorkerSlot *idle = NULL;
@@ -533,6 +708,14 @@ assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
 		return false;
 	}
 
+	if (worker != NULL && worker->request != worker->served)
+	{
+		if (worker->wanted_look == scheduled->due_look)
+			return true;		/* it is at it */
+	}
+	else if (--*spare < 0)
+		return false;			/* others have waited for longer */
+
 	if (worker == NULL && unused != NULL)
 	{
 		reuse_slot(unused);
@@ -553,7 +736,7 @@ assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
 		worker = idle;
 	if (worker == NULL)
 	{
-		if (foreign != NULL && unused == NULL)
+		if (foreign != NULL && (unused == NULL || database->exhausted))
 		{
 			foreign->stop = true;
 			SetLatch(foreign->latch);
@@ -570,9 +753,6 @@ assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
 		worker->wanted_look = scheduled->drained_look;
 		worker->noted = true;
 	}
-	else if (worker->request != worker->served &&
-			 worker->wanted_look == scheduled->due_look)
-		return true;			/* it is at it */
 
 	/* Those that wait now come first next time. */
 	dlist_delete(&scheduled->node);

@@ -22,11 +22,14 @@ typedef struct CqrsPulledTopic
 	char		name[NAMEDATALEN];
 } CqrsPulledTopic;
 
-extern void cqrs_schedule_refresh(void);
+extern void cqrs_schedule_refresh(bool careful);
 extern void cqrs_schedule_due(const CqrsTopicSet *topics, int64 look,
 							  bool brokers);
 extern long cqrs_schedule_assign(CqrsDatabaseSlot *slot,
 								 const char *database_name);
+extern bool cqrs_schedule_busy(void);
+extern bool cqrs_schedule_may_end(void);
+extern bool cqrs_schedule_uneasy(bool *careful);
 extern List *cqrs_schedule_pulled_topics(void);
 extern List *cqrs_schedule_epochs(void);
 extern bool cqrs_schedule_has_brokers(void);

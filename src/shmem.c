@@ -20,6 +20,7 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "replication/logicallauncher.h"
 #include "storage/ipc.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
@@ -57,6 +58,7 @@ static TimestampTz removed_from = DT_NOEND;
 
 /* What the transaction that is just ending tells. */
 static bool tell_manager = false;
+static bool tell_prepared = false;
 static TimestampTz tell_run_at = DT_NOEND;
 static Oid	tell_launcher = InvalidOid;
 
@@ -69,6 +71,7 @@ static volatile sig_atomic_t waiting = false;
 static Size shmem_size(void);
 static void shmem_request(void);
 static void shmem_startup(void);
+static void share_processes(void);
 static CqrsDatabaseSlot *my_database_slot(void);
 static void at_xact_end(XactEvent event, void *arg);
 static void at_release(ResourceReleasePhase phase, bool is_commit,
@@ -151,6 +154,15 @@ cqrs_shmem_changed(void)
 }
 
 /*
+ * This transaction changed something else that is the manager's concern.
+ */
+void
+cqrs_shmem_look(void)
+{
+	emitted = true;
+}
+
+/*
  * This transaction scheduled a command for that time: when it commits, have the
  * manager know. DT_NOBEGIN: any time.
  */
@@ -227,87 +239,6 @@ cqrs_shmem_announce(Oid dboid)
 }
 
 /*
- * The slot of a database, or NULL. The lock is held.
- */
-CqrsDatabaseSlot *
-cqrs_database_find(Oid dboid)
-{
-	int			i;
-
-	Assert(LWLockHeldByMe(cqrs_shared->lock));
-	for (i = 0; i < cqrs_shared->ndatabases; i++)
-		if (cqrs_shared->databases[i].state != CQRS_DATABASE_FREE &&
-			cqrs_shared->databases[i].dboid == dboid)
-			return &cqrs_shared->databases[i];
-	return NULL;
-}
-
-/*
- * The slot of a database, made if there is none; NULL if all are taken. The
- * lock is held exclusively.
- */
-CqrsDatabaseSlot *
-cqrs_database_request(Oid dboid)
-{
-	CqrsDatabaseSlot *slot = cqrs_database_find(dboid);
-	int			i;
-
-	Assert(LWLockHeldByMeInMode(cqrs_shared->lock, LW_EXCLUSIVE));
-	for (i = 0; slot == NULL && i < cqrs_shared->ndatabases; i++)
-	{
-		if (cqrs_shared->databases[i].state != CQRS_DATABASE_FREE)
-			continue;
-		slot = &cqrs_shared->databases[i];
-		slot->dboid = dboid;
-		slot->state = CQRS_DATABASE_REQUESTED;
-		slot->announced = false;
-		slot->held = 0;
-		slot->failures = 0;
-		slot->failure_hash = 0;
-		slot->start_after = 0;
-		slot->worker_forgotten = false;
-		cqrs_database_clear(slot);
-	}
-	return slot;
-}
-
-/*
- * Forget the manager of a slot, and what it had to say. The lock is held
- * exclusively.
- */
-void
-cqrs_database_clear(CqrsDatabaseSlot *slot)
-{
-	slot->manager_pid = 0;
-	slot->manager_latch = NULL;
-	slot->exhausted = false;
-	slot->waiting_since = 0;
-	slot->failed_subscription = 0;
-	pg_atomic_write_u64(&slot->durable_tick, 0);
-	pg_atomic_write_u64(&slot->recorded_tick, 0);
-	pg_atomic_write_u64(&slot->next_run_at, (uint64) DT_NOBEGIN);
-}
-
-/*
- * Something was committed in this database: wake its manager, if it sleeps.
- * Needs no lock; if the slot is another's by now, that one wakes in vain.
- */
-void
-cqrs_shmem_wake(CqrsDatabaseSlot *slot)
-{
-	pg_atomic_write_u32(&slot->pending, 1);
-	pg_memory_barrier();
-	if (pg_atomic_read_u32(&slot->asleep) != 0 &&
-		pg_atomic_exchange_u32(&slot->asleep, 0) != 0)
-	{
-		Latch	   *latch = slot->manager_latch;
-
-		if (latch != NULL)
-			SetLatch(latch);
-	}
-}
-
-/*
  * A worker slot became free, or something else changed that any manager may
  * be waiting for. The lock is held.
  */
@@ -316,7 +247,7 @@ cqrs_shmem_wake_all_managers(void)
 {
 	int			i;
 
-	for (i = 0; i < cqrs_shared->ndatabases; i++)
+	for (i = 0; i < cqrs_shared->nused; i++)
 		if (cqrs_shared->databases[i].manager_pid != 0)
 			SetLatch(cqrs_shared->databases[i].manager_latch);
 }
@@ -515,7 +446,7 @@ shmem_startup(void)
 		pg_atomic_init_u32(&cqrs_shared->contended, 0);
 		pg_atomic_init_u64(&cqrs_shared->looks, 0);
 		cqrs_shared->ndatabases = cqrs_max_databases;
-		cqrs_shared->nworkers = cqrs_max_workers;
+		share_processes();
 		cqrs_shared->databases = (CqrsDatabaseSlot *)
 			((char *) cqrs_shared + MAXALIGN(sizeof(CqrsShared)));
 		cqrs_shared->workers = (CqrsWorkerSlot *)
@@ -525,6 +456,8 @@ shmem_startup(void)
 			pg_atomic_init_u64(&cqrs_shared->databases[i].durable_tick, 0);
 			pg_atomic_init_u64(&cqrs_shared->databases[i].recorded_tick, 0);
 			pg_atomic_init_u64(&cqrs_shared->databases[i].next_run_at, 0);
+			pg_atomic_init_u64(&cqrs_shared->databases[i].looked_at, 0);
+			pg_atomic_init_u32(&cqrs_shared->databases[i].prepared, 0);
 			ConditionVariableInit(&cqrs_shared->databases[i].ticked);
 			pg_atomic_init_u32(&cqrs_shared->databases[i].pending, 0);
 			pg_atomic_init_u32(&cqrs_shared->databases[i].asleep, 0);
@@ -534,6 +467,24 @@ shmem_startup(void)
 	}
 	cqrs_breaker_shmem_startup();
 	LWLockRelease(AddinShmemInitLock);
+}
+
+/*
+ * How many managers and workers there may be at the same time. Each kind has a
+ * share of its own, so that neither can take all processes, and then wait for
+ * the other. What the server's own launcher of logical replication and ours
+ * leave is theirs; managers, which others wait for less long, have no more than
+ * half of it.
+ */
+static void
+share_processes(void)
+{
+	int			left = max_worker_processes - 1 -
+	(max_logical_replication_workers > 0 ? 1 : 0);
+
+	cqrs_shared->nmanagers = Max(Min(cqrs_max_managers, left / 2), 1);
+	cqrs_shared->nworkers = Max(Min(cqrs_max_workers,
+									left - cqrs_shared->nmanagers), 1);
 }
 
 /*
@@ -554,7 +505,10 @@ at_xact_end(XactEvent event, void *arg)
 		tell_run_at = Min(scheduled_from, removed_from);
 	}
 	else if (emitted)
+	{
 		memset(&emitted_topics, 0, sizeof(emitted_topics));
+		tell_prepared = event == XACT_EVENT_PREPARE && cqrs_shared != NULL;
+	}
 	if (event == XACT_EVENT_ABORT && cqrs_shared != NULL)
 		tell_run_at = removed_from;
 	emitted = false;
@@ -572,11 +526,11 @@ at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level,
 	CqrsDatabaseSlot *slot;
 
 	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !is_top_level ||
-		(!tell_manager && tell_run_at == DT_NOEND &&
+		(!tell_manager && !tell_prepared && tell_run_at == DT_NOEND &&
 		 !OidIsValid(tell_launcher)))
 		return;
 
-	if (tell_manager || tell_run_at != DT_NOEND)
+	if (tell_manager || tell_prepared || tell_run_at != DT_NOEND)
 	{
 		if (my_database == NULL || my_database->dboid != MyDatabaseId)
 		{
@@ -588,6 +542,8 @@ at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level,
 		{
 			int			i;
 
+			if (tell_prepared)
+				cqrs_database_prepared(my_database);
 			for (i = 0; tell_manager && i < CQRS_TOPIC_WORDS; i++)
 				if (emitted_topics.words[i] != 0)
 					(void) pg_atomic_fetch_or_u64(&my_database->dirty[i],
@@ -611,7 +567,7 @@ at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level,
 	}
 	if (tell_manager)
 		memset(&emitted_topics, 0, sizeof(emitted_topics));
-	tell_manager = false;
+	tell_manager = tell_prepared = false;
 	tell_run_at = DT_NOEND;
 	tell_launcher = InvalidOid;
 }

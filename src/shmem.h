@@ -21,7 +21,8 @@
 typedef enum CqrsDatabaseState
 {
 	CQRS_DATABASE_FREE,			/* nobody's slot */
-	CQRS_DATABASE_REQUESTED,	/* to be served: has no process */
+	CQRS_DATABASE_RESTING,		/* has nothing to do, and no manager */
+	CQRS_DATABASE_REQUESTED,	/* is to have a manager, and waits for it */
 	CQRS_DATABASE_STARTING,		/* a manager was asked for, or is probing */
 	CQRS_DATABASE_RUNNING		/* a manager serves it */
 } CqrsDatabaseState;
@@ -37,13 +38,16 @@ typedef struct CqrsTopicSet
 
 /*
  * A database that has, or may have, the extension. The lock protects all but
- * the atomics. Times are steady ones (see clock.c).
+ * the atomics, and known and told, which are the manager's. Times are steady
+ * ones (see clock.c).
  *
  * pending and asleep let a committing emitter wake the manager without a
  * lock, and not more often than needed. The emitter sets pending, and then
  * wakes if asleep is set, clearing it. The manager sets asleep, and then looks
  * at pending before it waits. Both have a full barrier between the two steps,
  * so that one of them sees the other.
+ *
+ * Without a manager, it is the launcher that is woken; see database.c.
  *
  * Before pending, the emitter sets in dirty the bits of the topics that have
  * something new; the manager clears them after pending. Topics share bits.
@@ -53,18 +57,28 @@ typedef struct CqrsDatabaseSlot
 	Oid			dboid;			/* InvalidOid if FREE */
 	CqrsDatabaseState state;
 	bool		announced;		/* a CREATE EXTENSION committed since probed */
+	bool		known;			/* a manager has looked, since the server
+								 * started */
+	bool		told;			/* ... and has said why nothing is delivered */
 	int			held;			/* > 0: let nobody connect; see utility.c */
 	int			failures;		/* in a row */
 	uint32		failure_hash;	/* of the last one's message; 0: none */
 	bool		exhausted;		/* no background worker was to be had: for the
 								 * manager, or by it for a worker */
-	TimestampTz start_after;
+	TimestampTz start_after;	/* REQUESTED: since when it waits, or not
+								 * before */
+	TimestampTz next_due;		/* there is something to do then, besides
+								 * next_run_at, and what was announced */
+	TimestampTz rests_since;
+	int			rests;			/* in a row for lack of anything to do */
 	TimestampTz started_at;
+	TimestampTz asked_to_leave; /* others need the process; 0: not asked */
 	pid_t		manager_pid;	/* 0: none */
 	Latch	   *manager_latch;	/* may be somebody else's by now */
 
 	/* What the manager has to say, for who watches. */
 	TimestampTz waiting_since;	/* a cursor waits for a worker; 0: none does */
+	TimestampTz assigned_at;	/* when it last looked for one */
 	int32		failed_subscription;	/* whose worker was lost last; 0: none */
 	int32		failed_partition;
 	int			worker_failures;	/* ... so often in a row ... */
@@ -94,6 +108,16 @@ typedef struct CqrsDatabaseSlot
 
 	ConditionVariable ticked;	/* for clients that wait; see pull_wait.c */
 
+	/* When the manager looked last, because something was announced. */
+	pg_atomic_uint64 looked_at;
+
+	/*
+	 * There may be transactions that emitted, and were prepared. Nobody
+	 * announces what becomes of them. Set by who prepares, after it can be
+	 * seen; cleared by the manager, before it looks whether there are any.
+	 */
+	pg_atomic_uint32 prepared;
+
 	pg_atomic_uint32 pending;
 	pg_atomic_uint32 asleep;
 	pg_atomic_uint64 dirty[CQRS_TOPIC_WORDS];
@@ -107,6 +131,14 @@ typedef enum CqrsWorkerState
 	CQRS_WORKER_DELIVERING,
 	CQRS_WORKER_IDLE
 } CqrsWorkerState;
+
+/* Who waits for a worker, if anybody does. */
+typedef enum CqrsContention
+{
+	CQRS_CONTENDED_NOT,
+	CQRS_CONTENDED_WITHIN,		/* the database that has all of them */
+	CQRS_CONTENDED_ACROSS		/* another one, too */
+}			CqrsContention;
 
 /*
  * A process that delivers, for one owner of subscriptions in one database.
@@ -149,12 +181,17 @@ typedef struct CqrsShared
 	Latch	   *launcher_latch;
 	TimestampTz launcher_started_at;
 	ConditionVariable exited;	/* a manager or worker exited */
-	pg_atomic_uint32 contended; /* a subscription waits for a worker */
+	pg_atomic_uint32 contended; /* a subscription waits for a worker: one of
+								 * CqrsContention */
 	pg_atomic_uint64 looks;		/* of all managers; see manager.c */
 	ConditionVariable delivered;	/* a worker moved cursors */
 	bool		crashed;		/* a process did, since the postmaster started */
+	bool		exhausted;		/* no background worker was to be had, for a
+								 * manager */
 	CqrsClock	clock;			/* has a lock of its own */
 	int			ndatabases;
+	int			nused;			/* so many of them were ever used */
+	int			nmanagers;		/* may run at the same time */
 	int			nworkers;
 	CqrsDatabaseSlot *databases;
 	CqrsWorkerSlot *workers;
@@ -168,6 +205,7 @@ extern void cqrs_shmem_init_process(void);
 extern void cqrs_require_preloaded(void);
 extern void cqrs_shmem_emitted(int32 topic_id);
 extern void cqrs_shmem_changed(void);
+extern void cqrs_shmem_look(void);
 extern void cqrs_shmem_command_scheduled(TimestampTz run_at);
 extern void cqrs_shmem_command_removed(TimestampTz run_at);
 extern bool cqrs_shmem_lower_next_run_at(CqrsDatabaseSlot *slot,
@@ -182,6 +220,10 @@ extern void cqrs_shmem_announce(Oid dboid);
 extern CqrsDatabaseSlot *cqrs_database_find(Oid dboid);
 extern CqrsDatabaseSlot *cqrs_database_request(Oid dboid);
 extern void cqrs_database_clear(CqrsDatabaseSlot *slot);
+extern void cqrs_database_rest(CqrsDatabaseSlot *slot, TimestampTz next_due);
+extern void cqrs_database_due(CqrsDatabaseSlot *slot, TimestampTz at);
+extern void cqrs_database_prepared(CqrsDatabaseSlot *slot);
+extern TimestampTz cqrs_database_next_due(CqrsDatabaseSlot *slot);
 extern void cqrs_shmem_wake(CqrsDatabaseSlot *slot);
 extern void cqrs_shmem_wake_all_managers(void);
 extern void cqrs_shmem_wake_launcher(void);

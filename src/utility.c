@@ -78,7 +78,12 @@ cqrs_utility_at_xact_end(void)
 	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
 	slot = cqrs_database_find(held_database);
 	if (slot != NULL && slot->held > 0)
+	{
 		slot->held--;
+
+		/* Its slot is free, if it was dropped: the launcher looks. */
+		cqrs_database_due(slot, cqrs_steady_now());
+	}
 	LWLockRelease(cqrs_shared->lock);
 	held_database = InvalidOid;
 	cqrs_shmem_wake_launcher();

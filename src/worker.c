@@ -72,8 +72,11 @@
 /* Exit after so long without work, in milliseconds. */
 #define LONGEST_IDLE	60000
 
-/* Let others in after so long, in milliseconds. */
+/* Let others in after so long, in milliseconds ... */
 #define TIME_SLICE		1000
+
+/* ... those of other databases, that have no worker; the same. */
+#define SHORT_TIME_SLICE	200
 
 typedef enum Outcome
 {
@@ -122,6 +125,7 @@ static void worker_attach(int index);
 static void worker_exit(int code, Datum arg);
 static void blame_overdue(int code, Datum arg);
 static void deliver(void);
+static bool others_wait(TimestampTz start);
 static Outcome deliver_some(Job *job, int *careful);
 static Outcome failed_to_deliver(Job *job, ErrorData *error);
 static void flush_commits(Job *job);
@@ -169,9 +173,8 @@ cqrs_worker_main(Datum arg)
 		LWLockRelease(cqrs_shared->lock);
 
 		if (stop ||
-			(!my_slot->broker &&
-			 TimestampDifferenceExceeds(idle_since, cqrs_steady_now(),
-										LONGEST_IDLE)))
+			(!work && TimestampDifferenceExceeds(idle_since, cqrs_steady_now(),
+												 LONGEST_IDLE)))
 			proc_exit(0);
 		if (work)
 		{
@@ -192,6 +195,7 @@ static void
 worker_attach(int index)
 {
 	CqrsWorkerSlot *slot = &cqrs_shared->workers[index];
+	CqrsDatabaseSlot *database;
 
 	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
 	if (slot->state != CQRS_WORKER_STARTING || slot->pid != 0)
@@ -202,6 +206,11 @@ worker_attach(int index)
 	my_slot = slot;
 	slot->pid = MyProcPid;
 	slot->latch = MyLatch;
+
+	/* A manager that is to make room for others may wait for this. */
+	database = cqrs_database_find(slot->dboid);
+	if (database != NULL && database->asked_to_leave != 0)
+		SetLatch(database->manager_latch);
 	LWLockRelease(cqrs_shared->lock);
 	before_shmem_exit(worker_exit, (Datum) 0);
 
@@ -216,9 +225,15 @@ worker_attach(int index)
 static void
 worker_exit(int code, Datum arg)
 {
+	CqrsDatabaseSlot *database;
+
 	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
 	my_slot->state = code == 0 || blamed ? CQRS_WORKER_FREE :
 		CQRS_WORKER_FAILED;
+	database = cqrs_database_find(my_slot->dboid);
+	if (database != NULL && (my_slot->state == CQRS_WORKER_FAILED ||
+							 my_slot->request != my_slot->served))
+		cqrs_database_due(database, cqrs_steady_now());
 	my_slot->pid = 0;
 	my_slot->latch = NULL;
 	cqrs_shmem_wake_all_managers();
@@ -293,12 +308,12 @@ deliver(void)
 		if (job.flush_at != 0 && cqrs_steady_now() >= job.flush_at)
 			flush_commits(&job);
 		CHECK_FOR_INTERRUPTS();
-		if (pg_atomic_read_u32(&cqrs_shared->contended) != 0 &&
-			TimestampDifferenceExceeds(start, cqrs_steady_now(), TIME_SLICE))
+		if (others_wait(start))
 		{
 			if (cqrs_target_broker_pending() == 0)
 			{
-				pg_atomic_write_u32(&cqrs_shared->contended, 0);
+				pg_atomic_write_u32(&cqrs_shared->contended,
+									CQRS_CONTENDED_NOT);
 				break;
 			}
 			job.finish = true;
@@ -331,19 +346,35 @@ deliver(void)
 	}
 	my_slot->served = request;
 	my_slot->state = CQRS_WORKER_IDLE;
-	if (outcome != DRAINED)
+	if (outcome != DRAINED ||
+		pg_atomic_read_u32(&cqrs_shared->contended) != CQRS_CONTENDED_NOT)
 		cqrs_shmem_wake_all_managers();
-	else if (job.delivery.retry_at != 0 ||
-			 pg_atomic_read_u32(&cqrs_shared->contended) != 0)
+	if (outcome != DRAINED || my_slot->retry_at != 0)
 	{
 		CqrsDatabaseSlot *database = cqrs_database_find(MyDatabaseId);
 
 		/* Otherwise it has nothing to do for us just now. */
-		if (database != NULL && database->manager_latch != NULL)
-			SetLatch(database->manager_latch);
+		if (database != NULL)
+			cqrs_database_due(database, outcome == DRAINED ?
+							  my_slot->retry_at : my_slot->failed_until);
 	}
 	LWLockRelease(cqrs_shared->lock);
 	ConditionVariableBroadcast(&cqrs_shared->delivered);
+}
+
+/*
+ * Has this worker, that began then, been at it for long enough, as others wait
+ * for one?
+ */
+static bool
+others_wait(TimestampTz start)
+{
+	uint32		contended = pg_atomic_read_u32(&cqrs_shared->contended);
+
+	return contended != CQRS_CONTENDED_NOT &&
+		TimestampDifferenceExceeds(start, cqrs_steady_now(),
+								   contended == CQRS_CONTENDED_ACROSS ?
+								   SHORT_TIME_SLICE : TIME_SLICE);
 }
 
 /*

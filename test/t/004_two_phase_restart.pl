@@ -94,6 +94,16 @@ $node->safe_psql('publisher', "BEGIN; INSERT INTO source VALUES (8); PREPARE TRA
 ok(wait_recorded($node, 'postgres', 2), 'and again');
 $node->poll_query_until('postgres', "SELECT count(*) > 0 FROM cqrs.tick WHERE tick_id > $tick");
 is($node->safe_psql('postgres', "SELECT count(*) FROM cqrs.tick WHERE tick_id > $tick"), 1, 'without a tick when there is nothing');
+
+# Without a manager, too.
+$node->append_conf('postgresql.conf', "cqrs_outbox.manager_idle_timeout = 0");
+$node->reload;
+ok($node->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager'"), 'the manager ends');
+$node->safe_psql('publisher', "BEGIN; INSERT INTO source VALUES (9); PREPARE TRANSACTION 'remote'");
+ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_prepared_xacts WHERE database = 'postgres'"), 'another is prepared');
+$node->safe_psql('publisher', "COMMIT PREPARED 'remote'");
+ok(wait_recorded($node, 'postgres', 3), 'and found when it is committed, though no manager stays');
+ok($node->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager'"), 'then nobody polls any more');
 $node->safe_psql('postgres', 'DROP SUBSCRIPTION sub');
 $node->stop;
 

@@ -272,23 +272,38 @@ like($node->safe_psql('two', 'SELECT detail, hint FROM cqrs_health()'),
 	qr/There are 1 others that have\.\|Raise cqrs_outbox\.max_databases and restart the server\.$/, 'which says why');
 
 # All of max_worker_processes in use: the server's own launcher of logical
-# replication takes one, ours one, and the databases' managers the others.
-$node->append_conf('postgresql.conf', "cqrs_outbox.max_databases = 64\ncqrs_outbox.max_workers = 1\nmax_worker_processes = 3\nmax_parallel_workers = 0\n");
+# replication takes one, ours one, and a manager the other.
+$node->append_conf('postgresql.conf', "cqrs_outbox.max_databases = 64\ncqrs_outbox.max_managers = 1\ncqrs_outbox.max_workers = 1\nmax_worker_processes = 3\nmax_parallel_workers = 0\n");
 $node->restart;
-ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager'"), 'there is room for one manager');
-my ($with, $without) = split /\|/, $node->safe_psql('postgres',
-	"SELECT min(datname), CASE min(datname) WHEN 'two' THEN 'postgres' ELSE 'two' END FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager'");
-ok(wait_problems(qq(no_manager database "$without"\nfew_worker_processes setting max_worker_processes), '', $without), 'too few processes for the other');
+set_up_recording($node, 'two');
+my $few = 'few_worker_processes setting max_worker_processes';
+ok(wait_problems($few, '', $_), "a database that has nothing to do needs no manager: $_") for qw(postgres two);
+is($node->safe_psql('two', "SELECT hint FROM cqrs_health() WHERE problem = 'few_worker_processes'"),
+	'Set it to 4 or more, if there are parallel queries or subscriptions of logical replication, and restart the server.', 'how many are needed');
+emit();
+ok(wait_problems(qq(no_worker database "postgres"\n$few)), 'there is none for a worker');
+
+# One that has something to do waits for a manager while another database has
+# the only one, and does not let go of it. Once both were looked at, the one that
+# was last stays.
+$node->append_conf('postgresql.conf', "max_worker_processes = 4\n");
+$node->restart;
+for my $dbname (qw(postgres two))
+{
+	my $count = $node->safe_psql($dbname, 'SELECT count(*) FROM recorded');
+
+	emit($dbname);
+	ok(wait_recorded($node, $dbname, $count + 1), "one manager and one worker are enough to deliver in $dbname");
+}
+my ($with, $stopped) = split /\|/, $node->safe_psql('postgres', "SELECT datname, pid FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager'");
+my $without = $with eq 'two' ? 'postgres' : 'two';
+kill 'STOP', $stopped;
+emit($without);
+ok(wait_problems(qq(no_manager database "$without"), '', $without), 'another waits for it');
 like($node->safe_psql($without, "SELECT detail, hint FROM cqrs_health() WHERE problem = 'no_manager'"),
-	qr/All of max_worker_processes are in use\.\|Raise max_worker_processes/, 'which says why');
-is($node->safe_psql($without, "SELECT hint FROM cqrs_health() WHERE problem = 'few_worker_processes'"),
-	'Set it to 5 or more, if there are parallel queries or subscriptions of logical replication, and restart the server.', 'which says how many');
-set_up_recording($node, $with) if $with eq 'two';
-emit($with);
-ok(wait_problems(qq(no_worker database "$with"\nfew_worker_processes setting max_worker_processes), '', $with), 'and for a worker');
-$node->append_conf('postgresql.conf', "max_worker_processes = 5\n");
-$node->restart;
-ok(healthy('', $_), "with as many as it says, all is well in $_") for $with, $without;
+	qr/It waits for one since .*: others have all 1 that .*\|Raise cqrs_outbox\.max_managers, and max_worker_processes /, 'which says why');
+kill 'CONT', $stopped;
+ok(healthy('', $_), "with as many as it says, and none that is stopped, all is well in $_") for qw(postgres two);
 
 # None for the launcher.
 $node->append_conf('postgresql.conf', "max_worker_processes = 1\n");

@@ -15,7 +15,7 @@ use Test::More;
 our @EXPORT = qw(new_server new_session processes take_causes wait_managers set_up_recording wait_recorded recorded);
 
 # new_server(NAME, CONFIGURATION): initialised, not started. Nothing is
-# delivered because somebody polled, unless a test asks for it.
+# delivered because somebody polled, and managers stay, unless a test asks for it.
 sub new_server
 {
 	my ($name, $conf, %init) = @_;
@@ -26,6 +26,8 @@ sub new_server
 	$node->append_conf('postgresql.conf', qq(
 shared_preload_libraries = 'cqrs_outbox'
 cqrs_outbox.poll_interval = '1h'
+cqrs_outbox.manager_idle_timeout = -1
+cqrs_outbox.max_managers = 10
 max_worker_processes = 24
 max_prepared_transactions = 10
 autovacuum = off
