@@ -29,6 +29,7 @@ OBJS = \
 	src/domain_event.o \
 	src/dry_run.o \
 	src/emit.o \
+	src/epoch.o \
 	src/event_id.o \
 	src/events.o \
 	src/failure.o \
@@ -47,6 +48,7 @@ OBJS = \
 	src/middleware.o \
 	src/notify.o \
 	src/operation.o \
+	src/owner.o \
 	src/payload.o \
 	src/payload_path.o \
 	src/payload_type.o \
@@ -93,7 +95,7 @@ EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/cqrs_broker.h src/cqrs_hooks.h
 
-REGRESS = meeting command query chain stream fallback breaker middleware idempotency dry_run emit domain_event context nesting prepared capture subscription own_subscription retry deferred pull kept retention diagram health privileges grants matrix trust lookup adopt extension
+REGRESS = meeting command query chain stream fallback breaker middleware idempotency dry_run emit domain_event context nesting prepared capture subscription own_subscription retry deferred pull partitions kept retention diagram health privileges owners grants matrix trust lookup adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

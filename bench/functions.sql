@@ -24,9 +24,10 @@ BEGIN
 	END LOOP;
 END $$;
 
--- events that the subscriptions of such names still have to get
+-- events that the subscriptions of such names still have to get; not known, and so
+-- not 0, as long as a topic's table is locked
 CREATE FUNCTION lag(pattern text DEFAULT '%') RETURNS bigint LANGUAGE sql AS $$
-	SELECT coalesce(sum(lag_events), 0) FROM cqrs_subscription_status WHERE subscription LIKE pattern
+	SELECT coalesce(sum(coalesce(lag_events, 1)), 0) FROM cqrs_subscription_status WHERE subscription LIKE pattern
 $$;
 
 -- Commit so many events of one type, so many a transaction.

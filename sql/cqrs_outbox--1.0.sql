@@ -16,13 +16,21 @@ SET LOCAL search_path TO pg_catalog, pg_temp;
 --              the segments of every topic; nobody needs USAGE on it
 -- cqrs_topics  one view for each topic, named like the topic: what people
 --              read, and what carries a topic's privileges
+-- cqrs_subscriptions
+--              one view for each subscription, named like it, with its row of
+--              cqrs_subscription_status. Who owns the view owns the
+--              subscription; whoever has CREATE here could own one whose view
+--              was dropped
 -- ----------------------------------------------------------------------
 
 CREATE SCHEMA cqrs;
 CREATE SCHEMA cqrs_topics;
+CREATE SCHEMA cqrs_subscriptions;
 COMMENT ON SCHEMA cqrs IS 'internals of cqrs_outbox';
 COMMENT ON SCHEMA cqrs_topics IS
 'one view for each topic; GRANT INSERT on it allows to emit, GRANT SELECT to read';
+COMMENT ON SCHEMA cqrs_subscriptions IS
+'one view for each subscription; who owns it owns the subscription, GRANT SELECT on it allows to see it, GRANT UPDATE to receive';
 
 -- ----------------------------------------------------------------------
 -- cqrs.topic: the topics
@@ -171,7 +179,9 @@ COMMENT ON TABLE cqrs.fallback IS 'fallbacks of handlers';
 -- cqrs.subscription: the consumers
 --
 -- subscription_id    names its cursors and their locks
--- subscription       name, at most 63 bytes
+-- subscription       name, at most 63 bytes; also the name of the view in
+--                    cqrs_subscriptions, whose owner's privileges the delivery
+--                    has
 -- handler            the function that gets the events, as text (see
 --                    cqrs.command), or NULL
 -- server             the foreign server of the broker that gets the events, or
@@ -183,9 +193,13 @@ COMMENT ON TABLE cqrs.fallback IS 'fallbacks of handlers';
 -- transaction        of a handler: batch, one for the events of a batch; event,
 --                    one for each event
 -- runs_commands      what it gets are commands that its owner enqueued
--- owner              whose privileges the delivery has; one with runs_commands
---                    each
 -- partitions         over how many cursors the events are spread, by key
+-- next_partitions    over how many they are to be, while that is being changed;
+--                    NULL otherwise, as are the next three
+-- epoch_tick         the present partitions are for what was visible in this
+--                    tick, which need not be recorded ...
+-- epoch_snapshot     ... which is what this snapshot shows
+-- epoch_since        when the change was asked for
 -- max_attempts       so often an event is tried before it is a dead letter;
 --                    0: for ever
 -- retry_delay        after the first failure; doubles with each further one
@@ -212,8 +226,11 @@ CREATE TABLE cqrs.subscription (
 	strict_key_order	boolean		NOT NULL,
 	transaction			text		NOT NULL DEFAULT 'batch',
 	runs_commands		boolean		NOT NULL DEFAULT false,
-	owner				regrole		NOT NULL,
 	partitions			integer		NOT NULL,
+	next_partitions		integer,
+	epoch_tick			bigint,
+	epoch_snapshot		pg_snapshot,
+	epoch_since			timestamptz,
 	max_attempts		integer		NOT NULL,
 	retry_delay			interval	NOT NULL,
 	max_retry_delay		interval	NOT NULL,
@@ -226,9 +243,7 @@ CREATE TABLE cqrs.subscription (
 	missed_events		bigint		NOT NULL DEFAULT 0,
 	created_at			timestamptz	NOT NULL DEFAULT now()
 );
-CREATE UNIQUE INDEX subscription_runs_commands ON cqrs.subscription (owner) WHERE runs_commands;
 COMMENT ON TABLE cqrs.subscription IS 'subscriptions';
-COMMENT ON INDEX cqrs.subscription_runs_commands IS 'keeps a role from having two for its commands';
 
 -- ----------------------------------------------------------------------
 -- cqrs.subscription_topic: which topics a subscription reads
@@ -364,11 +379,11 @@ COMMENT ON TABLE cqrs.retry IS 'events whose delivery failed, and those that wai
 -- cqrs.dead_letter: events that a subscription gave up on, kept until
 -- somebody redrives or discards them
 --
--- Columns as in cqrs.retry; died_at is when it was given up.
+-- Columns as in cqrs.retry; died_at is when it was given up. It is in no
+-- partition: redriven, it is parked in that of its key.
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.dead_letter (
 	subscription_id	integer		NOT NULL,
-	partition		integer		NOT NULL,
 	position		bigint		NOT NULL,
 	topic_id		integer		NOT NULL,
 	event_id		uuid		NOT NULL,
@@ -417,45 +432,54 @@ COMMENT ON TABLE cqrs.failure IS 'subscriptions that cannot be delivered just no
 -- by time; rows are neither updated nor deleted, but a table is truncated when
 -- all in it are older than cqrs_outbox.idempotency_retention.
 --
--- role             who sent it: the current user then
+-- role, role_name  who sent it: the current user then. A key is that of a role
+--                  with this name and, if the row is native, this number
 -- idempotency_key  the key; at most 255 bytes
 -- command_name     which command
 -- request          SHA-256 of the command's name and the payload
 -- answer           the answer, or NULL
 -- stored_at        when it had been handled
+-- native           true as we write it; false in a row that was restored from a
+--                  dump, where the number is from another cluster
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.idempotency_0 (
-	role			regrole		NOT NULL,
+	role			oid			NOT NULL,
+	role_name		text		COLLATE "C" NOT NULL,
 	idempotency_key	text		COLLATE "C" NOT NULL,
 	command_name	text		NOT NULL,
 	request			bytea		NOT NULL,
 	answer			jsonb,
 	stored_at		timestamptz	NOT NULL,
-	PRIMARY KEY (idempotency_key, role)
+	native			boolean		GENERATED ALWAYS AS (false) STORED,
+	PRIMARY KEY (idempotency_key, role_name, role)
 ) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
 CREATE INDEX idempotency_0_stored_at ON cqrs.idempotency_0 (stored_at);
 COMMENT ON TABLE cqrs.idempotency_0 IS 'answers of commands that were sent with an idempotency key';
 COMMENT ON INDEX cqrs.idempotency_0_stored_at IS 'finds the newest';
 CREATE TABLE cqrs.idempotency_1 (
-	role			regrole		NOT NULL,
+	role			oid			NOT NULL,
+	role_name		text		COLLATE "C" NOT NULL,
 	idempotency_key	text		COLLATE "C" NOT NULL,
 	command_name	text		NOT NULL,
 	request			bytea		NOT NULL,
 	answer			jsonb,
 	stored_at		timestamptz	NOT NULL,
-	PRIMARY KEY (idempotency_key, role)
+	native			boolean		GENERATED ALWAYS AS (false) STORED,
+	PRIMARY KEY (idempotency_key, role_name, role)
 ) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
 CREATE INDEX idempotency_1_stored_at ON cqrs.idempotency_1 (stored_at);
 COMMENT ON TABLE cqrs.idempotency_1 IS 'answers of commands that were sent with an idempotency key';
 COMMENT ON INDEX cqrs.idempotency_1_stored_at IS 'finds the newest';
 CREATE TABLE cqrs.idempotency_2 (
-	role			regrole		NOT NULL,
+	role			oid			NOT NULL,
+	role_name		text		COLLATE "C" NOT NULL,
 	idempotency_key	text		COLLATE "C" NOT NULL,
 	command_name	text		NOT NULL,
 	request			bytea		NOT NULL,
 	answer			jsonb,
 	stored_at		timestamptz	NOT NULL,
-	PRIMARY KEY (idempotency_key, role)
+	native			boolean		GENERATED ALWAYS AS (false) STORED,
+	PRIMARY KEY (idempotency_key, role_name, role)
 ) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
 CREATE INDEX idempotency_2_stored_at ON cqrs.idempotency_2 (stored_at);
 COMMENT ON TABLE cqrs.idempotency_2 IS 'answers of commands that were sent with an idempotency key';
@@ -468,7 +492,7 @@ COMMENT ON INDEX cqrs.idempotency_2_stored_at IS 'finds the newest';
 --
 -- command_id    UUID v7, which its event gets
 -- command_name  which command
--- owner         who enqueued it: the current user then
+-- topic_id      where to: the topic of who enqueued it
 -- key           commands of one key are executed in order
 -- run_at        not before
 -- payload       JSON object
@@ -479,7 +503,7 @@ COMMENT ON INDEX cqrs.idempotency_2_stored_at IS 'finds the newest';
 CREATE TABLE cqrs.scheduled_command (
 	command_id		uuid		PRIMARY KEY,
 	command_name	text		NOT NULL,
-	owner			regrole		NOT NULL,
+	topic_id		integer		NOT NULL,
 	key				text,
 	run_at			timestamptz	NOT NULL,
 	payload			jsonb		NOT NULL,
@@ -1204,7 +1228,11 @@ COMMENT ON FUNCTION cqrs_events(text, integer, text, text, bigint) IS 'events of
 -- Subscriptions
 -- ----------------------------------------------------------------------
 
--- Subscribes to topics. The caller becomes the subscription's owner.
+-- Subscribes to topics. The caller becomes the subscription's owner: he owns
+-- view cqrs_subscriptions.<subscription>, which shows its row of
+-- cqrs_subscription_status, and who owns that owns the subscription. ALTER VIEW
+-- ... OWNER TO and REASSIGN OWNED give it to another role, from the next batch
+-- on; DROP ROLE is refused. If the view is dropped, nothing is delivered.
 --   subscription       name, 1 to 63 bytes
 --   topics             one or more topics
 --   handler            a function with one argument of type cqrs_event, called
@@ -1243,7 +1271,8 @@ COMMENT ON FUNCTION cqrs_events(text, integer, text, text, bigint) IS 'events of
 --                      together. Otherwise, if the broker rejects one, the next
 --                      ones of its key may have got there before it is tried
 --                      again
--- Errors: 42710 exists; 42704 no such topic, or server; 42883, 42P13 handler;
+-- Errors: 42710 exists; 42P07 a relation of that name is in schema
+-- cqrs_subscriptions; 42704 no such topic, or server; 42883, 42P13 handler;
 -- 42809 the server is not one of a broker; 55000 its module does not fit;
 -- 42501 no SELECT on a topic, no EXECUTE on the handler, no USAGE on the
 -- server, a handler that belongs neither to the caller nor to a superuser, or
@@ -1263,31 +1292,49 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval,
 	bigint, interval, text, text, boolean, text) IS 'subscribes to topics';
 
--- Changes settings of a subscription; NULL leaves one as it is.
+-- Changes settings of a subscription; NULL leaves one as it is. If its view was
+-- dropped, makes it again: the caller is the owner then.
 --   handler  another handler, for a subscription that has one
 --   server   another server, for a subscription that has one; what the first
 --            one was given it does not get
+--   partitions
+--            so many partitions, in a while: what was committed before is
+--            delivered in the old ones, and only when all of that is, and
+--            nothing is handed out under a lease, the new ones begin. So each
+--            key stays in order. Until then, next_partitions in
+--            cqrs_subscription_status is not NULL. Another call changes the
+--            number to be; with the present one, nothing is changed
 --   others   as in cqrs_subscribe()
 -- Errors: 42704 does not exist; 42501 not its owner, or for the handler as in
 -- cqrs_subscribe(), as for the server; 55000 it has no handler, or no server;
 -- 22023 out of its range.
+-- Locks: with partitions, those for moving its cursors, until the end of the
+-- transaction; it waits for the batches being delivered.
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner; to
--- change the handler or the server, being the owner.
+-- change the handler or the server, being the owner. If there is no owner,
+-- membership in the extension's.
 CREATE FUNCTION cqrs_alter_subscription(subscription text, handler regprocedure DEFAULT NULL,
 	max_attempts integer DEFAULT NULL, retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
 	handler_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, server text DEFAULT NULL, format text DEFAULT NULL,
-	strict_key_order boolean DEFAULT NULL, transaction text DEFAULT NULL) RETURNS void
+	strict_key_order boolean DEFAULT NULL, transaction text DEFAULT NULL, partitions integer DEFAULT NULL) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval, bigint, interval,
-	text, text, boolean, text) IS 'changes settings of a subscription';
+	text, text, boolean, text, integer) IS 'changes settings of a subscription';
+
+-- In which of so many partitions the events of a key are.
+CREATE FUNCTION cqrs.key_partition(key text, partitions integer) RETURNS integer
+LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'cqrs_key_partition_of';
+COMMENT ON FUNCTION cqrs.key_partition(text, integer) IS 'partition of a key';
 
 -- Removes a subscription, with what it has to retry and its dead letters; one
 -- that executes commands (see cqrs_enqueue()), with its topic. Waits for the
 -- batch being delivered, and with a topic for its emitters; what is on its way
 -- to a broker may arrive.
--- Errors: 42704 does not exist; 42501 not its owner.
--- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
+-- Errors: 42704 does not exist; 42501 not its owner; 2BP01 something depends on
+-- its view.
+-- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner, or,
+-- if there is none, in the extension's.
 CREATE FUNCTION cqrs_unsubscribe(subscription text) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_unsubscribe(text) IS 'removes a subscription';
@@ -1314,7 +1361,8 @@ COMMENT ON FUNCTION cqrs_resume(text) IS 'has delivery to a subscription go on';
 
 -- Moves a subscription in the log, to replay or to skip. What it has to retry
 -- is forgotten; its dead letters stay. What is on its way to a broker may
--- arrive, and counts for nothing.
+-- arrive, and counts for nothing. If its partitions are being changed, they are
+-- at once.
 --   target  'earliest': to the oldest event retained; 'latest': to what
 --           commits after this call; a time: to the first transaction that
 --           emitted at that time or later, whose earlier events, and those of
@@ -1376,15 +1424,15 @@ COMMENT ON TYPE cqrs_received IS 'an event, as cqrs_receive() hands it out';
 -- not settled with cqrs_ack() or cqrs_nack() when the transaction, or the
 -- lease, is over comes again; if the lease on a batch runs out twice, one
 -- event at a time, and each time is an attempt.
--- Errors: 42704 does not exist; 42501 not its owner; 55000 it has a handler,
--- is paused or suspended, or was restored from a dump, or wait without
+-- Errors: 42704 does not exist; 42501 not granted; 55000 it has a handler, is
+-- paused or suspended, has no owner, or was restored from a dump, or wait without
 -- cqrs_outbox in shared_preload_libraries; 22023 an argument; 25006 read-only
 -- transaction or standby.
 -- Locks: the partition's until the end of the transaction, if events are
 -- returned. It waits for no lock. While it waits it keeps the statement's
 -- snapshot, as any statement does.
--- Privileges: membership in the subscription's owner, who must have SELECT on
--- its topics.
+-- Privileges: membership in the subscription's owner, or UPDATE on its view
+-- cqrs_subscriptions.<subscription>; and SELECT on its topics.
 CREATE FUNCTION cqrs_receive(subscription text, max_events integer DEFAULT 100, wait interval DEFAULT '0',
 	lease interval DEFAULT NULL, "partition" integer DEFAULT NULL) RETURNS SETOF cqrs_received
 LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100 AS 'MODULE_PATHNAME';
@@ -1394,7 +1442,7 @@ COMMENT ON FUNCTION cqrs_receive(text, integer, interval, interval, integer) IS 
 -- not come again. Returns how many events that were; 0 if it received nothing.
 -- Errors: as cqrs_receive(), but not if it is paused; OB003 this transaction
 -- has not called cqrs_receive(), or what it received was moved away.
--- Privileges: membership in the subscription's owner.
+-- Privileges: membership in the subscription's owner, or UPDATE on its view.
 CREATE FUNCTION cqrs_ack(subscription text) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_ack(text) IS 'acknowledges what this transaction received';
@@ -1408,7 +1456,7 @@ COMMENT ON FUNCTION cqrs_ack(text) IS 'acknowledges what this transaction receiv
 -- is NULL.
 -- Locks: the partition's until the end of the transaction; it waits for that
 -- only while the lease lasts.
--- Privileges: membership in the subscription's owner.
+-- Privileges: membership in the subscription's owner, or UPDATE on its view.
 CREATE FUNCTION cqrs_ack(subscription text, positions bigint[], receipt uuid DEFAULT NULL) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_ack_positions';
 COMMENT ON FUNCTION cqrs_ack(text, bigint[], uuid) IS 'acknowledges received events';
@@ -1480,7 +1528,7 @@ COMMENT ON FUNCTION cqrs_tick() IS 'records a snapshot, up to which cqrs_receive
 -- itself. An event that the handler raises an error for is rolled back by
 -- itself, and tried again, as the worker would; there is a warning.
 -- Returns the number of events. Errors: 42704 does not exist; 55000 it has no
--- handler, is paused or suspended, or was restored from a dump; 42501 the
+-- handler or no owner, is paused or suspended, or was restored from a dump; 42501 the
 -- caller is not its owner; 55006 called by its own handler; 25006 read-only
 -- transaction or standby; what the handler raises, if its class is 53, 57 or
 -- 58: no event's fault.
@@ -1536,8 +1584,11 @@ COMMENT ON FUNCTION cqrs_adopt() IS 'makes restored events ordinary events of th
 -- cqrs_dead_letters(), cqrs_redrive(), cqrs_drain() and cqrs_wait() are used with
 -- it. It keeps its events whatever their size, until cqrs_alter_subscription()
 -- gives it a limit. A role's commands are executed one after the other.
--- cqrs_unsubscribe() drops the topic, too, with what is in it; the next
--- cqrs_enqueue() makes both anew.
+-- cqrs_unsubscribe() drops the topic, too, with what is in it and what was
+-- enqueued for later; the next cqrs_enqueue() makes both anew. Who is made the
+-- owner of the subscription's view does not get the commands: they are executed
+-- as the role that enqueued them, or not at all, unless the extension's owner
+-- says otherwise, by GRANT SELECT ON the topic TO the owner WITH GRANT OPTION.
 --   command_name  a registered command
 --   payload       JSON object; must fit the handlers, as of now
 --   key           while one waits to be tried again, later ones of its key wait
@@ -1567,24 +1618,35 @@ COMMENT ON FUNCTION cqrs_enqueue(text, jsonb, text, timestamptz) IS 'has a comma
 -- or standby.
 -- Locks: the command's row. Waits for who is cancelling it, or putting it into
 -- the outbox.
--- Privileges: membership in the role that enqueued it.
+-- Privileges: membership in the role that enqueued it, or, if it is nobody's any
+-- more, in the extension's owner.
 CREATE FUNCTION cqrs_cancel_command(command_id uuid) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 COMMENT ON FUNCTION cqrs_cancel_command(uuid) IS 'cancels a command that was enqueued for later';
 
+-- Who owns a subscription, and its view; NULL, both: nobody does, and nothing is
+-- delivered.
+CREATE FUNCTION cqrs.subscription_owner(subscription_id integer, OUT owner oid, OUT view oid)
+LANGUAGE C STABLE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_subscription_owner';
+COMMENT ON FUNCTION cqrs.subscription_owner(integer) IS 'owner of a subscription';
+
 -- Commands that were enqueued for later, and are not in the outbox yet, of roles
 -- that the reader is a member of. Columns: see cqrs.scheduled_command.
+--   owner  who enqueued it
 SET LOCAL search_path TO pg_catalog, pg_temp;
 CREATE VIEW @extschema@.cqrs_scheduled_commands WITH (security_barrier) AS
 SELECT c.command_id,
 	   c.command_name,
-	   pg_get_userbyid(c.owner) AS owner,
+	   pg_get_userbyid(o.owner) AS owner,
 	   c.key,
 	   c.run_at,
 	   c.payload,
 	   c.enqueued_at
 FROM cqrs.scheduled_command c
-WHERE pg_has_role(current_user, c.owner, 'USAGE');
+JOIN cqrs.subscription_topic t USING (topic_id)
+JOIN cqrs.subscription s ON s.subscription_id = t.subscription_id AND s.runs_commands
+CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
+WHERE pg_has_role(current_user, o.owner, 'USAGE');
 SET LOCAL search_path TO @extschema@, pg_temp;
 COMMENT ON VIEW cqrs_scheduled_commands IS 'commands that were enqueued for later';
 
@@ -1742,7 +1804,12 @@ LEFT JOIN pg_prepared_xacts x ON x.transaction = h.transaction;
 SET LOCAL search_path TO @extschema@, pg_temp;
 COMMENT ON VIEW cqrs.cursor_holder IS 'who has the locks of cursors';
 
--- Subscriptions that the reader owns or, as a member of pg_monitor, all.
+-- Subscriptions that the reader owns, or has SELECT on the view of, or, as a
+-- member of pg_monitor, all.
+--   owner     NULL: nobody, and nothing is delivered; see owner_missing in
+--             cqrs_health()
+--   next_partitions
+--             so many are asked for; NULL: those it has
 --   held_by_pid, held_since
 --             who has had the lock of a cursor for a second or more, so that
 --             nobody else can deliver: a client in an open transaction, a
@@ -1766,8 +1833,9 @@ SELECT s.subscription,
 	   s.handler,
 	   s.server,
 	   s.format,
-	   pg_get_userbyid(s.owner) AS owner,
+	   pg_get_userbyid(o.owner) AS owner,
 	   s.partitions,
+	   s.next_partitions,
 	   p.state,
 	   s.state_since,
 	   s.state_reason,
@@ -1789,6 +1857,7 @@ SELECT s.subscription,
 	   e.sqlstate AS last_error_sqlstate,
 	   e.message AS last_error
 FROM cqrs.subscription s
+CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
 CROSS JOIN LATERAL cqrs.subscription_progress(s.subscription_id) p
 CROSS JOIN LATERAL (
 	SELECT count(*) FILTER (WHERE attempts > 0) AS retrying,
@@ -1812,7 +1881,8 @@ LEFT JOIN LATERAL (
 	 FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id
 	 ORDER BY d.subscription_id DESC, died_at DESC LIMIT 1)
 	ORDER BY 1 DESC LIMIT 1) e ON true
-WHERE pg_has_role(current_user, s.owner, 'USAGE')
+WHERE pg_has_role(current_user, o.owner, 'USAGE')
+   OR has_table_privilege(current_user, o.view, 'SELECT')
    OR pg_has_role(current_user, 'pg_monitor', 'USAGE');
 SET LOCAL search_path TO @extschema@, pg_temp;
 COMMENT ON VIEW cqrs_subscription_status IS 'lag, errors and worker of each subscription';
@@ -1927,6 +1997,28 @@ CROSS JOIN LATERAL (
 		  FROM (SELECT FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id LIMIT 10000) d) d
 	WHERE d.events > 0
 	UNION ALL
+	-- or does not get the partitions that it is to have
+	SELECT 'warning', 'partitions_changing',
+		   format('Since %s it is to have %s partitions instead of %s; it waits for partition %s: %s', s.epoch_since,
+				  s.next_partitions, s.partitions, w.partition,
+				  CASE WHEN w.partition IS NULL THEN 'their locks, or those of its topics, are not free.'
+					   WHEN w.leased_until > clock_timestamp() THEN format('a client has what is before that until %s.', w.leased_until)
+					   ELSE 'not all is delivered that was committed before.' END),
+		   CASE WHEN s.state <> 'active' THEN format('SELECT cqrs_resume(%L);', s.subscription)
+				ELSE format('SELECT cqrs_alter_subscription(%L, partitions => %s); -- to keep those that it has', s.subscription, s.partitions) END,
+		   NULL, clock_timestamp() - s.epoch_since
+	FROM (SELECT) one
+	LEFT JOIN LATERAL (
+		SELECT c.partition, c.leased_until
+		FROM generate_series(0, s.partitions - 1) n
+		CROSS JOIN LATERAL (
+			SELECT * FROM cqrs.cursor c
+			WHERE c.subscription_id = s.subscription_id AND c.partition = n
+			ORDER BY c.seq DESC LIMIT 1) c
+		WHERE c.tick_id <> s.epoch_tick OR c.until_tick IS NOT NULL OR c.leased_until > clock_timestamp()
+		LIMIT 1) w ON true
+	WHERE s.next_partitions IS NOT NULL
+	UNION ALL
 	-- or is held back
 	SELECT 'warning',
 		   CASE WHEN h.pid IS NULL THEN 'held_by_prepared'
@@ -1948,18 +2040,21 @@ CROSS JOIN LATERAL (
 WHERE (SELECT cqrs.usable())
 UNION ALL
 -- a command is not executed
-SELECT 'error', 'commands_late', format('commands of role "%s"', pg_get_userbyid(c.owner)),
+SELECT 'error', 'commands_late', format('topic "%s"', coalesce(c.topic, c.topic_id::text)),
 	   format('%s commands whose time has come are not in the outbox, the first since %s%s.', c.commands, c.run_at,
-			  CASE WHEN NOT c.subscribed THEN ': the role has no subscription for them' END),
-	   CASE WHEN c.subscribed THEN 'See the server''s log, and who has locked the topic''s tables.'
-			ELSE 'The role''s next cqrs_enqueue() makes the subscription; or cqrs_cancel_command().' END,
+			  CASE WHEN NOT c.owned THEN ': nobody owns them' END),
+	   CASE WHEN c.owned THEN 'See the server''s log, and who has locked the topic''s tables.'
+			ELSE 'See owner_missing; or SELECT cqrs_cancel_command(command_id) FROM cqrs.scheduled_command.' END,
 	   clock_timestamp() - c.run_at, NULL
-FROM (SELECT d.owner, count(*) AS commands, min(d.run_at) AS run_at,
-			 EXISTS (SELECT FROM cqrs.subscription s JOIN cqrs.subscription_topic t USING (subscription_id)
-					 WHERE s.runs_commands AND s.owner = d.owner) AS subscribed
-	  FROM (SELECT owner, run_at FROM cqrs.scheduled_command
+FROM (SELECT d.topic_id, t.topic, count(*) AS commands, min(d.run_at) AS run_at,
+			 EXISTS (SELECT FROM cqrs.subscription s
+					 JOIN cqrs.subscription_topic st USING (subscription_id)
+					 CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
+					 WHERE s.runs_commands AND st.topic_id = d.topic_id AND o.owner IS NOT NULL) AS owned
+	  FROM (SELECT topic_id, run_at FROM cqrs.scheduled_command
 			WHERE run_at <= clock_timestamp() ORDER BY run_at LIMIT 10000) d
-	  GROUP BY d.owner) c
+	  LEFT JOIN cqrs.topic t USING (topic_id)
+	  GROUP BY d.topic_id, t.topic) c
 WHERE (SELECT cqrs.usable())
 UNION ALL
 -- a handler is not called
@@ -2061,13 +2156,13 @@ GRANT EXECUTE ON FUNCTION
 	cqrs_renew(text, uuid, interval), cqrs_dead_letters(text)
 TO PUBLIC;
 GRANT USAGE ON TYPE cqrs_event, cqrs_received, cqrs_request, cqrs_context TO PUBLIC;
-GRANT USAGE ON SCHEMA cqrs_topics TO PUBLIC;
+GRANT USAGE ON SCHEMA cqrs_topics, cqrs_subscriptions TO PUBLIC;
 
 -- The views show what their reader may know; they call these as the reader.
 GRANT SELECT ON cqrs_breaker_status, cqrs_scheduled_commands, cqrs_topic_status, cqrs_subscription_status TO PUBLIC;
 GRANT EXECUTE ON FUNCTION
 	cqrs.breaker_state(text), cqrs.topic_progress(integer), cqrs.subscription_progress(integer),
-	cqrs.cursor_holders(integer), cqrs.usable()
+	cqrs.subscription_owner(integer), cqrs.cursor_holders(integer), cqrs.usable()
 TO PUBLIC;
 
 GRANT EXECUTE ON FUNCTION cqrs_worker_status(), cqrs_health(interval, interval), cqrs.check(), cqrs_diagram(text, text)

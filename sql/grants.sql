@@ -32,6 +32,7 @@ CREATE TABLE target.pg_stat_activity (pid integer);
 CREATE EXTENSION cqrs_outbox SCHEMA target;
 SET search_path TO target;
 SELECT cqrs_register_event('decoy', 'decoy_topic');
+SELECT cqrs_subscribe('decoy_subscription', ARRAY['decoy_topic']);
 RESET search_path;
 -- what our tables, views, functions, with their defaults, constraints and rules,
 -- and those of topics refer to; most of pg_catalog is pinned, and does not show
@@ -41,7 +42,7 @@ WITH RECURSIVE ours(classid, objid) AS (
 		  AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'cqrs_outbox')
 	UNION
 	SELECT 'pg_class'::regclass::oid, c.oid FROM pg_class c
-	WHERE c.relnamespace IN ('cqrs'::regnamespace, 'cqrs_topics'::regnamespace)
+	WHERE c.relnamespace IN ('cqrs'::regnamespace, 'cqrs_topics'::regnamespace, 'cqrs_subscriptions'::regnamespace)
 	UNION
 	SELECT d.classid, d.objid FROM ours o
 	JOIN pg_depend d ON d.refclassid = o.classid AND d.refobjid = o.objid AND d.deptype IN ('a', 'i')
@@ -69,17 +70,18 @@ ALTER DEFAULT PRIVILEGES GRANT ALL ON FUNCTIONS TO regress_cqrs_app;
 ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 CREATE EXTENSION cqrs_outbox;
 SELECT cqrs_register_event('secret', 'secret_topic');
--- who has what in the two schemas
+SELECT cqrs_subscribe('secret', ARRAY['secret_topic']);
+-- who has what in the schemas
 SELECT n.nspname || coalesce('.' || c.relname, '') AS object,
 	   CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS grantee, a.privilege_type
 FROM pg_namespace n
 LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'v', 'S')
 CROSS JOIN LATERAL (SELECT * FROM aclexplode(c.relacl) UNION SELECT * FROM aclexplode(n.nspacl) WHERE c.oid IS NULL) a
-WHERE n.nspname IN ('cqrs', 'cqrs_topics') AND a.grantee <> n.nspowner
+WHERE n.nspname IN ('cqrs', 'cqrs_topics', 'cqrs_subscriptions') AND a.grantee <> n.nspowner
 UNION
 SELECT n.nspname, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END, a.privilege_type
 FROM pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) a
-WHERE n.nspname IN ('cqrs', 'cqrs_topics') AND a.grantee <> n.nspowner
+WHERE n.nspname IN ('cqrs', 'cqrs_topics', 'cqrs_subscriptions') AND a.grantee <> n.nspowner
 ORDER BY 1, 2, 3;
 SET ROLE regress_cqrs_app;
 SELECT cqrs_create_topic('mine');
@@ -138,8 +140,8 @@ SELECT * FROM pg_temp.written();
 SET ROLE regress_cqrs_writer;
 INSERT INTO cqrs.command (command_name, handlers, owners) VALUES ('evil', '{public.evil(pg_catalog.jsonb)}', '{postgres}');
 \echo :LAST_ERROR_SQLSTATE
-INSERT INTO cqrs.scheduled_command (command_id, command_name, owner, run_at, payload, enqueued_at)
-VALUES (gen_random_uuid(), 'evil', 'regress_cqrs_boss'::regrole, now(), '{}', now());
+INSERT INTO cqrs.scheduled_command (command_id, command_name, topic_id, run_at, payload, enqueued_at)
+VALUES (gen_random_uuid(), 'evil', 1, now(), '{}', now());
 DELETE FROM cqrs.topic_1_0;
 COPY cqrs.cursor FROM STDIN;
 \.

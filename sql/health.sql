@@ -90,7 +90,7 @@ SELECT * FROM pg_temp.problems(max_lag => '0');
 
 -- dead letters are counted so far, and no further; the last error is found
 INSERT INTO cqrs.dead_letter
-SELECT subscription_id, 0, n, 1, gen_random_uuid(), 'a', NULL, NULL, '{}', now(), 1, now() - n * interval '1 s', 'XX000', 'died as ' || n
+SELECT subscription_id, n, 1, gen_random_uuid(), 'a', NULL, NULL, '{}', now(), 1, now() - n * interval '1 s', 'XX000', 'died as ' || n
 FROM cqrs.subscription, generate_series(1, 10001) n WHERE subscription = 'pull';
 SELECT detail FROM cqrs_health() WHERE problem = 'dead_letters';
 SELECT dead, last_error FROM cqrs_subscription_status WHERE subscription = 'pull';

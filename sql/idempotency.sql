@@ -134,7 +134,7 @@ DECLARE
 	seconds bigint;
 BEGIN
 	FOR segment IN 0..2 LOOP
-		EXECUTE format('INSERT INTO cqrs.idempotency_%s SELECT role, ''moved '' || %1$s, command_name, request, answer, stored_at'
+		EXECUTE format('INSERT INTO cqrs.idempotency_%s SELECT role, role_name, ''moved '' || %1$s, command_name, request, answer, stored_at'
 					   ' FROM key WHERE idempotency_key = ''e''', segment);
 		ASSERT cqrs_send('Add', '{"n": 5}', 'moved ' || segment) = cqrs_send('Add', '{"n": 5}', 'e');
 	END LOOP;

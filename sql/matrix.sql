@@ -71,18 +71,18 @@ SELECT function FROM functions JOIN pg_proc p USING (oid) WHERE p.prosecdef ORDE
 -- ----------------------------------------------------------------------
 SELECT replace(role, 'regress_cqrs_', '') AS role, c.oid::regclass::text COLLATE "C" AS relation, string_agg(privilege, ', ' ORDER BY privilege) AS may
 FROM roles, pg_class c, unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) privilege
-WHERE (c.relnamespace IN ('cqrs'::regnamespace, 'cqrs_topics'::regnamespace)
+WHERE (c.relnamespace IN ('cqrs'::regnamespace, 'cqrs_topics'::regnamespace, 'cqrs_subscriptions'::regnamespace)
 	   OR EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
 				  AND d.refclassid = 'pg_extension'::regclass AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'cqrs_outbox')))
 	  AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND has_table_privilege(role, c.oid, privilege)
 GROUP BY n, 1, 2 ORDER BY n, 2;
 SELECT role, c.oid::regclass AS sequence
 FROM roles, pg_class c
-WHERE c.relnamespace IN ('cqrs'::regnamespace, 'cqrs_topics'::regnamespace) AND c.relkind = 'S'
+WHERE c.relnamespace IN ('cqrs'::regnamespace, 'cqrs_topics'::regnamespace, 'cqrs_subscriptions'::regnamespace) AND c.relkind = 'S'
 	  AND has_sequence_privilege(role, c.oid, 'USAGE, SELECT, UPDATE');
 SELECT replace(role, 'regress_cqrs_', '') AS role, nspname, string_agg(privilege, ', ') AS may
 FROM roles, pg_namespace, unnest('{USAGE,CREATE}'::text[]) privilege
-WHERE nspname IN ('cqrs', 'cqrs_topics') AND has_schema_privilege(role, nspname, privilege)
+WHERE nspname IN ('cqrs', 'cqrs_topics', 'cqrs_subscriptions') AND has_schema_privilege(role, nspname, privilege)
 GROUP BY n, 1, 2 ORDER BY n, 2;
 
 -- ----------------------------------------------------------------------
@@ -122,7 +122,8 @@ INSERT INTO calls (call, tells) VALUES
 	-- what the views call
 	('(cqrs.breaker_state(''public.closed(pg_catalog.jsonb)''))', 'result'), ('(SELECT array_agg(t) FROM cqrs.topic_progress(2) t)', 'result ~ ''[0-9]'''),
 	('(SELECT array_agg(t) FROM cqrs.subscription_progress(2) t)', 'result ~ ''[0-9]'''), ('(SELECT count(*) FROM cqrs.cursor_holders(2) t)', 'result'),
-	('cqrs.usable()', 'result'),
+	('(cqrs.subscription_owner(2)).view IS NOT NULL', 'result'), ('cqrs.usable()', 'result'),
+	('(SELECT array_agg(subscription) FROM cqrs_subscriptions.mine)', 'result'), ('(SELECT array_agg(subscription) FROM cqrs_subscriptions.secret)', 'result'),
 	('(SELECT array_agg(subscription) FROM cqrs_subscription_status)', 'result'), ('(SELECT array_agg(topic) FROM cqrs_topic_status)', 'result'),
 	('(SELECT array_agg(payload) FROM cqrs_scheduled_commands)', 'result'), ('(SELECT count(*) FROM cqrs_breaker_status)', 'result'),
 	('(SELECT count(*) FROM cqrs.problem)', 'result IS NOT NULL'),
@@ -148,10 +149,18 @@ BEGIN
 		RETURN CASE WHEN SQLERRM = 'cqrs_outbox is not preloaded' THEN 'true' WHEN SQLSTATE = '42501' THEN regexp_replace(replace(SQLERRM, 'permission denied', 'denied'), '[-0-9a-f]{36}', 'its id') ELSE SQLSTATE || ' ' || SQLERRM END;
 	END;
 END $$;
-CREATE FUNCTION pg_temp.hash_of_tables() RETURNS text LANGUAGE sql AS $$
-	SELECT string_agg(md5(query_to_xml(format('SELECT * FROM %s t ORDER BY t::text', c.oid::regclass), true, false, '')::text), ' ' ORDER BY c.oid)
-	FROM pg_class c WHERE c.relnamespace = 'cqrs'::regnamespace AND c.relkind = 'r'
-$$;
+CREATE FUNCTION pg_temp.hash_of_tables() RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	name regclass;
+	hash text;
+	hashes text := '';
+BEGIN
+	FOR name IN SELECT oid FROM pg_class WHERE relnamespace = 'cqrs'::regnamespace AND relkind = 'r' ORDER BY oid LOOP
+		EXECUTE format('SELECT md5(string_agg(t::text, E''\n'' ORDER BY t::text)) FROM %s t', name) INTO hash;
+		hashes := hashes || ' ' || coalesce(hash, 'empty');
+	END LOOP;
+	RETURN hashes;
+END $$;
 SELECT pg_temp.hash_of_tables() AS before \gset
 SELECT call, called('regress_cqrs_nobody', call, tells) AS nobody, called('regress_cqrs_app', call, tells) AS app,
 	   called('regress_cqrs_monitor', call, tells) AS monitor

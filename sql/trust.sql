@@ -115,8 +115,8 @@ BEGIN
 	PERFORM cqrs_enqueue('See', '{}', run_at => 'tomorrow');
 END $$;
 SELECT cqrs_create_topic('then'), cqrs_register_event('Then', 'then');
-INSERT INTO cqrs.scheduled_command (command_id, command_name, owner, run_at, payload, headers, enqueued_at)
-	SELECT md5(n::text)::uuid, 'See', 'postgres', '2020-01-01', '{}', headers, '2020-01-01'
+INSERT INTO cqrs.scheduled_command (command_id, command_name, topic_id, run_at, payload, headers, enqueued_at)
+	SELECT md5(n::text)::uuid, 'See', (SELECT topic_id FROM cqrs.topic WHERE topic = 'commands_of_postgres'), '2020-01-01', '{}', headers, '2020-01-01'
 	FROM unnest(ARRAY['["AA\u008fAAA\u0001", "xxxxxxxxxxxxco", "rrelation_idzzzz"]', '"correlation_id"', '7', 'null',
 		'{"correlation_id": 7, "causation_id": ["x"], "traceparent": null}']::jsonb[]) WITH ORDINALITY u (headers, n);
 SELECT cqrs_release_commands();

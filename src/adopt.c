@@ -71,6 +71,7 @@
 #include "adopt.h"
 #include "catalog.h"
 #include "cursor.h"
+#include "epoch.h"
 #include "index.h"
 #include "registry.h"
 #include "segment.h"
@@ -259,6 +260,7 @@ cqrs_adopt(PG_FUNCTION_ARGS)
 		bool		nulls[2] = {0};
 
 		move_cursors(&adoption, i);
+		cqrs_epoch_restart(adoption.subscriptions[i].subscription->subscription_id);
 		values[0] = CStringGetTextDatum(adoption.subscriptions[i].subscription->name);
 		values[1] = Int64GetDatum(adoption.subscriptions[i].undelivered);
 		tuplestore_putvalues(store, desc, values, nulls);

@@ -28,6 +28,7 @@ extern TimestampTz cqrs_debug_wall_clock(void);
 
 #define CQRS_SCHEMA			"cqrs"	/* tables of our own */
 #define CQRS_TOPIC_SCHEMA	"cqrs_topics"	/* the topics' views */
+#define CQRS_SUBSCRIPTION_SCHEMA	"cqrs_subscriptions"	/* the same */
 
 /* A topic's events lie in this many tables. */
 #define CQRS_SEGMENTS		3

@@ -171,6 +171,39 @@ cqrs_cursor_read_restored(int32 subscription_id, int32 partition,
 }
 
 /*
+ * How many cursors a subscription has, in the eyes of the snapshot: what the
+ * registry says may be of another time. 0: it is not there, or being restored.
+ */
+int
+cqrs_cursor_partitions(int32 subscription_id, Snapshot snapshot)
+{
+	Relation	rel;
+	Relation	index;
+	SysScanDesc scan;
+	ScanKeyData keys[2];
+	HeapTuple	tuple;
+	int			partitions = 0;
+
+	rel = table_open(cqrs_relation_oid(CQRS_REL_CURSOR), AccessShareLock);
+	index = cqrs_index_open(rel, CQRS_REL_CURSOR_PKEY, AccessShareLock);
+	init_keys(keys, subscription_id, 0);
+	scan = systable_beginscan_ordered(rel, index, snapshot, 1, keys);
+	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
+	if (HeapTupleIsValid(tuple))
+	{
+		bool		isnull;
+
+		partitions = DatumGetInt32(heap_getattr(tuple, CURSOR_PARTITION,
+												RelationGetDescr(rel),
+												&isnull)) + 1;
+	}
+	systable_endscan_ordered(scan);
+	index_close(index, AccessShareLock);
+	table_close(rel, AccessShareLock);
+	return partitions;
+}
+
+/*
  * Where a new cursor starts: at what is retained, or at what commits from now
  * on. If its topics are not all native, what is restored comes first: it is
  * to be adopted before.

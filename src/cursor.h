@@ -54,6 +54,7 @@ typedef struct CqrsCursor
 
 extern bool cqrs_cursor_read(int32 subscription_id, int32 partition,
 							 Snapshot snapshot, CqrsCursor *cursor);
+extern int	cqrs_cursor_partitions(int32 subscription_id, Snapshot snapshot);
 extern void cqrs_cursor_start(CqrsCursor *cursor, bool latest, bool native);
 extern double cqrs_cursor_rate(const CqrsCursor *cursor, Snapshot snapshot);
 extern void cqrs_cursor_require_native(const CqrsCursor *cursor,

@@ -114,7 +114,7 @@ cqrs_redrive(PG_FUNCTION_ARGS)
 
 	cqrs_require_writable("cqrs_redrive()");
 	subscription = letters_subscription(fcinfo);
-	cqrs_subscription_lock_all(subscription);
+	subscription = cqrs_subscription_lock_all(subscription);
 	cqrs_underway_settle(subscription->subscription_id);
 	cursors = palloc(sizeof(CqrsCursor) * subscription->partitions);
 	for (i = 0; i < subscription->partitions; i++)
@@ -281,7 +281,8 @@ remove_letters(FunctionCallInfo fcinfo, CqrsSubscription *subscription,
 			memcmp(DatumGetUUIDP(event.event_id), event_id, UUID_LEN) != 0)
 			continue;
 		if (cursors != NULL && event.topic != NULL &&
-			!cqrs_parked_redrive(&cursors[DatumGetInt32(scan->values[CQRS_DEAD_PARTITION - 1])],
+			!cqrs_parked_redrive(&cursors[cqrs_key_partition(event.key,
+															 subscription->partitions)],
 								 &event, now))
 			continue;
 		simple_heap_delete(scan->rel, &scan->tuple->t_self);

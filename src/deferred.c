@@ -15,7 +15,8 @@
  *
  * Topic and subscription are made when a role first enqueues, and named after
  * the role; the name is no more than a label. The registry knows the
- * subscription by its owner and its column runs_commands. Nobody but the
+ * subscription by its owner and its column runs_commands; owner.c says why
+ * commands are not executed as another role. Nobody but the
  * extension's owner may emit to the topic otherwise: who could, would have the
  * role execute commands. So a topic that is there already is never used.
  *
@@ -58,6 +59,7 @@
 #include "emit.h"
 #include "event_id.h"
 #include "mediator.h"
+#include "owner.h"
 #include "payload.h"
 #include "registry.h"
 #include "shmem.h"
@@ -70,6 +72,7 @@ static void make_subscription(void);
 static char *free_name(Oid owner);
 static void schedule(const CqrsEvent *event, TimestampTz run_at);
 static bool remove_scheduled(pg_uuid_t *command_id, TimestampTz *run_at);
+static bool is_command_of_user(int32 topic_id);
 static bool find_scheduled(Relation rel, pg_uuid_t *command_id,
 						   Snapshot snapshot, ItemPointer tid,
 						   TimestampTz *run_at);
@@ -278,8 +281,8 @@ make_subscription(void)
 	CqrsSubscription *existing = cqrs_registry_command_subscription(owner);
 	char	   *name = free_name(owner);
 	Interval	retention = {.day = 1};
-	Oid			types[2] = {TEXTOID, OIDOID};
-	Datum		values[2];
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1];
 	CqrsAdmin	admin;
 	int32		topic_id;
 	int32		subscription_id;
@@ -297,13 +300,12 @@ make_subscription(void)
 	}
 
 	values[0] = CStringGetTextDatum(name);
-	values[1] = ObjectIdGetDatum(owner);
 	cqrs_admin_begin(&admin);
 	if (cqrs_admin_execute("INSERT INTO cqrs.subscription (subscription, handler, strict_key_order, runs_commands,"
-						   " owner, partitions, max_attempts, retry_delay, max_retry_delay, handler_timeout,"
+						   " partitions, max_attempts, retry_delay, max_retry_delay, handler_timeout,"
 						   " max_retained_size, max_retained_age)"
 						   " SELECT $1, p.oid::regprocedure::text, false, true,"
-						   " $2, 1, 5, '200 ms', '5 min', '1 min',"
+						   " 1, 5, '200 ms', '5 min', '1 min',"
 						   " 0, '0'"
 						   " FROM pg_extension e"
 						   " JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid"
@@ -311,12 +313,13 @@ make_subscription(void)
 						   " JOIN pg_proc p ON p.oid = d.objid"
 						   " WHERE e.extname = 'cqrs_outbox' AND p.pronamespace = 'cqrs'::regnamespace AND p.proname = 'run_command'"
 						   " RETURNING subscription_id",
-						   2, types, values, NULL) != 1)
+						   1, types, values, NULL) != 1)
 		elog(ERROR, "could not find function run_command");
 	subscription_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
 												  SPI_tuptable->tupdesc, 1,
 												  &isnull));
 	cqrs_admin_end(&admin);
+	cqrs_owner_make_view(name, owner);
 	cqrs_subscription_start(subscription_id, list_make1_int(topic_id), 1,
 							false);
 }
@@ -329,7 +332,9 @@ free_name(Oid owner)
 {
 	char	   *wanted = psprintf("commands_of_%s",
 								  GetUserNameFromId(owner, false));
-	Oid			schema = get_namespace_oid(CQRS_TOPIC_SCHEMA, false);
+	Oid			topics = get_namespace_oid(CQRS_TOPIC_SCHEMA, false);
+	Oid			subscriptions = get_namespace_oid(CQRS_SUBSCRIPTION_SCHEMA,
+												  false);
 	int			n;
 
 	for (n = 1;; n++)
@@ -345,7 +350,8 @@ free_name(Oid owner)
 		name = psprintf("%.*s%s", len, wanted, suffix);
 		if (cqrs_registry_topic(name) == NULL &&
 			cqrs_registry_subscription(name) == NULL &&
-			!OidIsValid(get_relname_relid(name, schema)))
+			!OidIsValid(get_relname_relid(name, topics)) &&
+			!OidIsValid(get_relname_relid(name, subscriptions)))
 			return name;
 	}
 }
@@ -363,7 +369,8 @@ schedule(const CqrsEvent *event, TimestampTz run_at)
 
 	values[CQRS_SCHEDULED_COMMAND_ID - 1] = event->event_id;
 	values[CQRS_SCHEDULED_COMMAND_NAME - 1] = event->event_name;
-	values[CQRS_SCHEDULED_OWNER - 1] = ObjectIdGetDatum(GetUserId());
+	values[CQRS_SCHEDULED_TOPIC_ID - 1] =
+		Int32GetDatum(event->topic->topic_id);
 	values[CQRS_SCHEDULED_KEY - 1] = event->key.value;
 	nulls[CQRS_SCHEDULED_KEY - 1] = event->key.isnull;
 	values[CQRS_SCHEDULED_RUN_AT - 1] = TimestampTzGetDatum(run_at);
@@ -416,6 +423,23 @@ remove_scheduled(pg_uuid_t *command_id, TimestampTz *run_at)
 }
 
 /*
+ * Is the current user the owner of the commands for this topic, or a member of
+ * it? Those that are nobody's are the extension's owner's.
+ */
+static bool
+is_command_of_user(int32 topic_id)
+{
+	CqrsTopic  *topic = cqrs_registry_topic_by_id(topic_id);
+	Oid			owner = InvalidOid;
+
+	if (topic != NULL && topic->runner != NULL)
+		owner = topic->runner->owner;
+	if (!OidIsValid(owner))
+		owner = cqrs_extension_owner();
+	return has_privs_of_role(GetUserId(), owner);
+}
+
+/*
  * Find a scheduled command, which is the user's; otherwise 42501.
  */
 static bool
@@ -438,8 +462,7 @@ find_scheduled(Relation rel, pg_uuid_t *command_id, Snapshot snapshot,
 	if (HeapTupleIsValid(tuple))
 	{
 		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
-		if (!has_privs_of_role(GetUserId(),
-							   DatumGetObjectId(values[CQRS_SCHEDULED_OWNER - 1])))
+		if (!is_command_of_user(DatumGetInt32(values[CQRS_SCHEDULED_TOPIC_ID - 1])))
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 					 errmsg("must be owner of command %s",

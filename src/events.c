@@ -57,7 +57,8 @@ static const char *const status_names[] = {
 typedef struct Consumer
 {
 	CqrsSubscription *subscription;
-	CqrsCursor *cursors;		/* of its partitions */
+	int			partitions;
+	CqrsCursor *cursors;		/* of each of them */
 	bool		any_dead;		/* it has dead letters */
 } Consumer;
 
@@ -163,14 +164,17 @@ cqrs_events(PG_FUNCTION_ARGS)
 		CqrsTopic  *topic;
 		List	   *topics = NIL;
 
-		/* Not during the walk: an error would leave it unfinished. */
+		/*
+		 * Not during the walk: an error would leave it unfinished. What was
+		 * dropped since is passed by.
+		 */
 		cqrs_registry_topics(&status);
 		while ((topic = hash_seq_search(&status)) != NULL)
 			topics = lappend(topics, topic);
 		foreach(lc, topics)
 		{
 			topic = (CqrsTopic *) lfirst(lc);
-			if (cqrs_topic_allows(topic, ACL_SELECT))
+			if (cqrs_topic_allows(topic, ACL_SELECT) && cqrs_topic_keep(topic))
 				found = collect(topic, &query, desc, found);
 		}
 		list_sort(found, compare_found);
@@ -351,15 +355,17 @@ topic_consumers(CqrsTopic *topic, Snapshot snapshot, Consumers *consumers)
 
 		subscription = (CqrsSubscription *) lfirst(lc);
 		consumer->subscription = subscription;
+
+		/* The registry may be newer than the snapshot. */
+		consumer->partitions =
+			cqrs_cursor_partitions(subscription->subscription_id, snapshot);
 		consumer->cursors = palloc(sizeof(CqrsCursor) *
-								   subscription->partitions);
-		for (i = 0; i < subscription->partitions; i++)
+								   Max(consumer->partitions, 1));
+		for (i = 0; i < consumer->partitions; i++)
 			if (!cqrs_cursor_read(subscription->subscription_id, i, snapshot,
 								  &consumer->cursors[i]))
 				break;
-
-		/* The registry may be newer than the snapshot. */
-		if (i < subscription->partitions)
+		if (i == 0 || i < consumer->partitions)
 			continue;
 		consumer->any_dead =
 			cqrs_dead_letter_attempts(subscription->subscription_id, 0,
@@ -379,7 +385,7 @@ farthest_behind(const Consumers *consumers)
 	{
 		const Consumer *consumer = &consumers->items[i];
 
-		for (j = 0; j < consumer->subscription->partitions; j++)
+		for (j = 0; j < consumer->partitions; j++)
 			if (consumer->cursors[j].tick_id < last->tick_id)
 				last = &consumer->cursors[j];
 	}
@@ -403,7 +409,7 @@ collect_parked(CqrsTopic *topic, const Search *query,
 	{
 		Consumer   *consumer = &consumers->items[i];
 
-		for (j = 0; j < consumer->subscription->partitions; j++)
+		for (j = 0; j < consumer->partitions; j++)
 		{
 			CqrsCursor	cursor = consumer->cursors[j];
 			CqrsParkedSet *set = cqrs_parked_load(&cursor, query->snapshot);
@@ -531,7 +537,7 @@ event_status(const CqrsEvent *event, const Consumers *consumers,
 		int			n;
 
 		cursor = &consumer->cursors[cqrs_key_partition(event->key,
-													   consumer->subscription->partitions)];
+													   consumer->partitions)];
 		if (!cqrs_snapshot_shows(cursor->snapshot, event->xid) &&
 			(cursor->until_tick == 0 ||
 			 (event->position > cursor->position &&

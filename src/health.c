@@ -32,6 +32,7 @@
 #include "catalog.h"
 #include "clock.h"
 #include "fallback.h"
+#include "owner.h"
 #include "registry.h"
 #include "segment.h"
 #include "shmem.h"
@@ -78,6 +79,9 @@ static CqrsSegmentState look_twice(const CqrsTopic *topic, int segment,
 								   const char **detail, int *pid);
 static void check_subscription(Report *report,
 							   CqrsSubscription *subscription);
+static void put_owner_missing(Report *report,
+							  const CqrsSubscription *subscription,
+							  const char *object);
 static void check_owner(Report *report, const CqrsSubscription *subscription,
 						const char *object);
 static void check_handler(Report *report, CqrsSubscription *subscription,
@@ -490,12 +494,9 @@ check_subscription(Report *report, CqrsSubscription *subscription)
 			"The topics that it reads were dropped.",
 			psprintf("SELECT cqrs_unsubscribe(%s);",
 					 quote_literal_cstr(subscription->name)));
-	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(subscription->owner)))
+	if (!OidIsValid(subscription->owner))
 	{
-		put(report, "error", "owner_missing", object,
-			"The role that owned it was dropped.",
-			psprintf("SELECT cqrs_unsubscribe(%s); -- as a superuser, then subscribe again as another role",
-					 quote_literal_cstr(subscription->name)));
+		put_owner_missing(report, subscription, object);
 		return;
 	}
 	check_owner(report, subscription, object);
@@ -503,6 +504,40 @@ check_subscription(Report *report, CqrsSubscription *subscription)
 		check_handler(report, subscription, object);
 	if (subscription->server != NULL)
 		check_server(report, subscription, object);
+}
+
+/*
+ * Nobody owns the subscription.
+ */
+static void
+put_owner_missing(Report *report, const CqrsSubscription *subscription,
+				  const char *object)
+{
+	const char *name = quote_literal_cstr(subscription->name);
+	const char *owner;
+	Oid			view;
+
+	if (!OidIsValid(subscription->view))
+		put(report, "error", "owner_missing", object,
+			psprintf("View %s does not exist, whose owner is the subscription's; nothing is delivered to it.",
+					 quote_qualified_identifier(CQRS_SUBSCRIPTION_SCHEMA,
+												subscription->name)),
+			psprintf("SELECT cqrs_alter_subscription(%s); -- as a superuser, who owns it then; or cqrs_unsubscribe(%s)",
+					 name, name));
+	else if (subscription->ntopics > 0)
+	{
+		owner = GetUserNameFromId(cqrs_owner_find(subscription->name, &view),
+								  true);
+		if (owner == NULL)
+			owner = "?";
+		put(report, "error", "owner_missing", object,
+			psprintf("Role \"%s\" owns its view, but another role enqueued its commands; they are not executed.",
+					 owner),
+			psprintf("GRANT SELECT ON %s TO %s WITH GRANT OPTION; -- to have role \"%s\" execute them; or SELECT cqrs_unsubscribe(%s);",
+					 quote_qualified_identifier(CQRS_TOPIC_SCHEMA,
+												subscription->topics[0]->name),
+					 quote_identifier(owner), owner, name));
+	}
 }
 
 /*

@@ -21,6 +21,11 @@
  * nor keep somebody else from using one. It is not its command's own: that a
  * key is used for two commands is a mistake, which is told.
  *
+ * A role is its name and its number. Both must fit, so that a key ends with its
+ * role: another one may get the name, or the number, but not both. In what
+ * was restored, which column native tells, the number is another cluster's, and
+ * the name alone counts. A role that is renamed has left its keys behind.
+ *
  * Storage
  *
  * Three tables, the segments, which are written in turn, by time, each for as
@@ -76,12 +81,14 @@
 enum
 {
 	KEY_ROLE = 1,
+	KEY_ROLE_NAME,
 	KEY_TEXT,
 	KEY_COMMAND_NAME,
 	KEY_REQUEST,
 	KEY_ANSWER,
 	KEY_STORED_AT,
-	KEY_COLUMNS = KEY_STORED_AT
+	KEY_NATIVE,
+	KEY_COLUMNS = KEY_NATIVE
 };
 
 /* What is stored of a command. */
@@ -104,6 +111,7 @@ static bytea * hash_request(const CqrsDispatch *dispatch);
 static bool find(const CqrsIdempotencyKey *key, StoredCommand *stored);
 static bool find_in_segment(const CqrsIdempotencyKey *key, int segment,
 							StoredCommand *stored);
+static bool is_of_role(const CqrsIdempotencyKey *key, const Datum *values);
 static void check_same_request(const CqrsIdempotencyKey *key,
 							   const CqrsDispatch *dispatch, bytea * request,
 							   const StoredCommand *stored);
@@ -131,6 +139,7 @@ cqrs_idempotency_lock(CqrsIdempotencyKey *key, text *value)
 	cqrs_require_writable("cqrs_send() with an idempotency key");
 	key->outer = NULL;
 	key->role = GetUserId();
+	key->role_name = cstring_to_text(GetUserNameFromId(key->role, false));
 	key->text = value;
 	length = VARSIZE(key->text) - VARHDRSZ;
 	if (length == 0)
@@ -305,6 +314,7 @@ find_in_segment(const CqrsIdempotencyKey *key, int segment,
 	SysScanDesc scan;
 	ScanKeyData keys[2];
 	HeapTuple	tuple;
+	bool		found = false;
 
 	rel = table_open(cqrs_relation_oid(CQRS_REL_IDEMPOTENCY_0 + segment),
 					 AccessShareLock);
@@ -312,16 +322,19 @@ find_in_segment(const CqrsIdempotencyKey *key, int segment,
 							AccessShareLock);
 	ScanKeyInit(&keys[0], KEY_TEXT, BTEqualStrategyNumber, F_TEXTEQ,
 				PointerGetDatum(key->text));
-	ScanKeyInit(&keys[1], KEY_ROLE, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(key->role));
+	ScanKeyInit(&keys[1], KEY_ROLE_NAME, BTEqualStrategyNumber, F_TEXTEQ,
+				PointerGetDatum(key->role_name));
 	scan = systable_beginscan_ordered(rel, index, SnapshotSelf, 2, keys);
-	tuple = systable_getnext_ordered(scan, ForwardScanDirection);
-	if (tuple != NULL)
+	while (!found &&
+		   (tuple = systable_getnext_ordered(scan, ForwardScanDirection)) != NULL)
 	{
 		Datum		values[KEY_COLUMNS];
 		bool		nulls[KEY_COLUMNS];
 
 		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		if (!is_of_role(key, values))
+			continue;
+		found = true;
 		stored->command_name =
 			TextDatumGetCString(values[KEY_COMMAND_NAME - 1]);
 		stored->request = DatumGetByteaPCopy(values[KEY_REQUEST - 1]);
@@ -336,7 +349,17 @@ find_in_segment(const CqrsIdempotencyKey *key, int segment,
 	systable_endscan_ordered(scan);
 	index_close(index, AccessShareLock);
 	table_close(rel, AccessShareLock);
-	return tuple != NULL;
+	return found;
+}
+
+/*
+ * Is a row with this role's name its own?
+ */
+static bool
+is_of_role(const CqrsIdempotencyKey *key, const Datum *values)
+{
+	return !DatumGetBool(values[KEY_NATIVE - 1]) ||
+		DatumGetObjectId(values[KEY_ROLE - 1]) == key->role;
 }
 
 /*
@@ -380,6 +403,7 @@ store(const CqrsIdempotencyKey *key, const CqrsDispatch *dispatch,
 	HeapTuple	tuple;
 
 	values[KEY_ROLE - 1] = ObjectIdGetDatum(key->role);
+	values[KEY_ROLE_NAME - 1] = PointerGetDatum(key->role_name);
 	values[KEY_TEXT - 1] = PointerGetDatum(key->text);
 	values[KEY_COMMAND_NAME - 1] =
 		CStringGetTextDatum(dispatch->command->name);
@@ -387,6 +411,7 @@ store(const CqrsIdempotencyKey *key, const CqrsDispatch *dispatch,
 	values[KEY_ANSWER - 1] = answer;
 	nulls[KEY_ANSWER - 1] = isnull;
 	values[KEY_STORED_AT - 1] = TimestampTzGetDatum(now);
+	values[KEY_NATIVE - 1] = BoolGetDatum(true);
 
 	rel = table_open(cqrs_relation_oid(CQRS_REL_IDEMPOTENCY_0 +
 									   current_segment(now)),

@@ -20,6 +20,7 @@ typedef struct CqrsIdempotencyKey
 {
 	struct CqrsIdempotencyKey *outer;	/* whose command is being handled */
 	Oid			role;
+	text	   *role_name;
 	text	   *text;			/* not toasted */
 } CqrsIdempotencyKey;
 

@@ -72,6 +72,7 @@
 #include "catalog.h"
 #include "clock.h"
 #include "debug_point.h"
+#include "epoch.h"
 #include "launcher.h"
 #include "maintain.h"
 #include "notify.h"
@@ -387,6 +388,7 @@ work(void)
 	wait = cqrs_schedule_assign(my_slot, my_database_name);
 	if (tick_due && tick() && cqrs_schedule_has_brokers())
 		wait = cqrs_schedule_assign(my_slot, my_database_name);
+	wait = cqrs_epoch_next(my_slot, seen_look, wait);
 	wait = cqrs_notify_next(wait);
 	wait = cqrs_release_next(my_slot, wait);
 	if (tick_due)

@@ -18,6 +18,7 @@
 #include "catalog.h"
 #include "clock.h"
 #include "cursor.h"
+#include "epoch.h"
 #include "registry.h"
 #include "retry.h"
 #include "shmem.h"
@@ -63,7 +64,7 @@ cqrs_pause(PG_FUNCTION_ARGS)
 	}
 
 	/* Once we have the locks, no batch is under way. */
-	cqrs_subscription_lock_all(subscription);
+	subscription = cqrs_subscription_lock_all(subscription);
 	(void) set_state(subscription, "paused", "by cqrs_pause()");
 	PG_RETURN_VOID();
 }
@@ -245,11 +246,11 @@ seek(CqrsSubscription *subscription, bool latest, const TimestampTz *time)
 		(void) cqrs_object_lock(CQRS_REL_TOPIC,
 								subscription->topics[i]->topic_id, 0,
 								ShareLock, true);
-	subscription = cqrs_subscription_get(subscription->name);
+	subscription = cqrs_subscription_lock_all(subscription);
 	for (i = 0; i < subscription->ntopics; i++)
 		native &= subscription->topics[i]->native;
-	cqrs_subscription_lock_all(subscription);
 	cqrs_underway_settle(subscription->subscription_id);
+	subscription = cqrs_epoch_abandon(subscription);
 	for (i = 0; i < subscription->partitions; i++)
 	{
 		Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
@@ -301,17 +302,21 @@ start_since(CqrsCursor *cursor, const CqrsSubscription *subscription,
 }
 
 /*
- * Has the subscription got all events that this snapshot shows?
+ * Has the subscription got all events that this snapshot shows? While its
+ * cursors are being replaced, that cannot be told.
  */
 static bool
 has_reached(const CqrsSubscription *subscription, const CqrsSnapshot *target)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	bool		reached = true;
+	int			partitions = cqrs_cursor_partitions(subscription->subscription_id,
+													snapshot);
+	bool		reached = partitions == 0 ||
+	partitions == subscription->partitions;
 	int			i;
 	int			j;
 
-	for (i = 0; reached && i < subscription->partitions; i++)
+	for (i = 0; reached && i < partitions; i++)
 	{
 		CqrsCursor	cursor;
 

@@ -23,6 +23,7 @@
 
 #include "catalog.h"
 #include "clock.h"
+#include "epoch.h"
 #include "pull.h"
 #include "receipt.h"
 #include "rethrow.h"
@@ -30,6 +31,8 @@
 #include "subscription.h"
 
 #define DEFAULT_EVENTS		100
+
+#define ANY_PARTITION		PG_INT32_MIN
 
 /* In milliseconds: how long wait may be ... */
 #define LONGEST_WAIT		60000
@@ -43,7 +46,10 @@
 #define POLL				1000
 
 static void receive_args(FunctionCallInfo fcinfo, CqrsReceive *receive);
+static void check_partition(const CqrsReceive *receive,
+							const CqrsSubscription *subscription);
 static bool attempt(CqrsReceive *receive, bool last);
+static bool attempt_in_next_epoch(CqrsReceive *receive, int32 subscription_id);
 static bool attempt_in_subtransaction(CqrsReceive *receive, bool last);
 static bool wait_for_events(CqrsReceive *receive);
 static long time_to_wait(const CqrsReceive *receive, TimestampTz now,
@@ -75,6 +81,8 @@ cqrs_receive(PG_FUNCTION_ARGS)
 	if (!found)
 		found = wait_for_events(&receive);
 	if (!found)
+		found = attempt_in_next_epoch(&receive, subscription->subscription_id);
+	if (!found)
 		cqrs_received_note(subscription->subscription_id, -1, NULL, false);
 	return (Datum) 0;
 }
@@ -87,7 +95,8 @@ cqrs_pull_subscription(const char *name)
 {
 	CqrsSubscription *subscription = cqrs_subscription_get(name);
 
-	cqrs_subscription_require_owner(subscription);
+	if (!cqrs_subscription_allows(subscription, ACL_UPDATE))
+		cqrs_subscription_require_owner(subscription);
 	if (subscription->has_handler)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -110,7 +119,7 @@ receive_args(FunctionCallInfo fcinfo, CqrsReceive *receive)
 	receive->wait = PG_ARGISNULL(2) ? 0 :
 		cqrs_milliseconds(PG_GETARG_DATUM(2));
 	receive->lease = PG_ARGISNULL(3) ? NULL : PG_GETARG_INTERVAL_P(3);
-	receive->partition = PG_ARGISNULL(4) ? -1 : PG_GETARG_INT32(4);
+	receive->partition = PG_ARGISNULL(4) ? ANY_PARTITION : PG_GETARG_INT32(4);
 	if (receive->max_events < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -125,18 +134,24 @@ receive_args(FunctionCallInfo fcinfo, CqrsReceive *receive)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("lease must be positive")));
 	if (!PG_ARGISNULL(4))
-	{
-		CqrsSubscription *subscription = cqrs_subscription_get(receive->name);
+		check_partition(receive, cqrs_subscription_get(receive->name));
+}
 
-		if (receive->partition < 0 ||
-			receive->partition >= subscription->partitions)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("subscription \"%s\" has no partition %d",
-							receive->name, receive->partition),
-					 errhint("Its partitions are 0 to %d.",
-							 subscription->partitions - 1)));
-	}
+/*
+ * Raises 22023 if there is no such partition, or, while we wait, no more.
+ */
+static void
+check_partition(const CqrsReceive *receive,
+				const CqrsSubscription *subscription)
+{
+	if (receive->partition < 0 ||
+		receive->partition >= subscription->partitions)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" has no partition %d",
+						receive->name, receive->partition),
+				 errhint("Its partitions are 0 to %d.",
+						 subscription->partitions - 1)));
 }
 
 /*
@@ -155,14 +170,34 @@ attempt(CqrsReceive *receive, bool last)
 	receive->locked = receive->busy = false;
 	receive->wake_at = 0;
 	receive->tick_id = 0;
-	if (receive->partition >= 0)
+	if (receive->partition != ANY_PARTITION)
+	{
+		check_partition(receive, subscription);
 		return cqrs_pull_batch(receive, subscription, receive->partition, last);
+	}
 
 	/* Not all clients begin at the same one. */
 	for (i = 0; i < n; i++)
 		if (cqrs_pull_batch(receive, subscription, (start + i) % n, last))
 			return true;
 	return false;
+}
+
+/*
+ * There is nothing: if partitions are being changed, and nobody else sees to
+ * it, have that done, if it can be, and look there.
+ */
+static bool
+attempt_in_next_epoch(CqrsReceive *receive, int32 subscription_id)
+{
+	if ((cqrs_shared != NULL && cqrs_deliver) ||
+		!cqrs_epoch_close(subscription_id))
+		return false;
+
+	/* An error would take back what was done. */
+	return (receive->partition == ANY_PARTITION ||
+			receive->partition < cqrs_pull_subscription(receive->name)->partitions) &&
+		attempt(receive, true);
 }
 
 /*

@@ -34,7 +34,7 @@ typedef struct CqrsReceive
 {
 	const char *name;
 	int			max_events;
-	int			partition;		/* -1: any */
+	int			partition;		/* or any */
 	int64		wait;			/* in milliseconds */
 	Interval   *lease;			/* NULL: none */
 	Tuplestorestate *store;

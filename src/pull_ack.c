@@ -276,8 +276,6 @@ handed_elsewhere(CqrsSubscription *subscription, const pg_uuid_t *receipt)
 
 	if (cqrs_registry_is_copy())
 		cqrs_receipt_invalid(subscription, "This database is a copy: what was handed out is settled in the original.");
-	if (partition >= subscription->partitions)
-		cqrs_receipt_invalid(subscription, "It is not a receipt of this subscription.");
 	handed = read_handed(subscription, partition);
 	if (!cqrs_receipt_is_newest(&handed->cursor, receipt))
 		cqrs_receipt_invalid(subscription, newer);
@@ -308,8 +306,7 @@ read_handed(CqrsSubscription *subscription, int partition)
 	handed->subscription = subscription;
 	if (!cqrs_cursor_read(subscription->subscription_id, partition, snapshot,
 						  &handed->cursor))
-		elog(ERROR, "subscription %d has no cursor %d",
-			 subscription->subscription_id, partition);
+		cqrs_receipt_invalid(subscription, "It is not a receipt of this subscription, or of a partition that is no more.");
 	handed->parked = cqrs_parked_load(&handed->cursor, snapshot);
 	UnregisterSnapshot(snapshot);
 	return handed;

@@ -126,6 +126,12 @@ cqrs_pull_batch(CqrsReceive *receive, CqrsSubscription *subscription, int partit
 			break;
 		}
 		cqrs_subscription_require_active(batch.relay.subscription);
+		if (cqrs_relay_is_gone(&batch.relay))
+		{
+			cqrs_relay_end(&batch.relay);
+			outcome = NOTHING;
+			break;
+		}
 		cqrs_cursor_require_native(&batch.relay.cursor, subscription->name);
 		receive->tick_id = batch.relay.has_tick ?
 			batch.relay.tick.tick_id : 0;
@@ -408,10 +414,11 @@ found_nothing(CqrsReceive *receive, Batch *batch, bool last)
 	CqrsCursor *cursor = &relay->cursor;
 	bool		more = relay->window != NULL && relay->nevents == 0 &&
 	relay->nothers > 0 && !relay->full;
+	bool		arrives = cqrs_relay_arrives(relay);
 
-	if (relay->skipped && (more || last))
+	if (relay->skipped && (more || last || arrives))
 		return AGAIN;
-	if (relay->has_parked || more ||
+	if (relay->has_parked || more || arrives ||
 		(last && (relay->nothers > 0 ||
 				  (relay->start_until != 0 &&
 				   cursor->tick_id != relay->start_tick) ||

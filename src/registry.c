@@ -17,6 +17,8 @@
  * 3. The load reads with the latest snapshot, after opening the tables. With
  *	  the transaction's snapshot, a REPEATABLE READ transaction would leave
  *	  the past behind for the session's later transactions.
+ * 4. Who owns a subscription is in the catalogs, whose changes are counted,
+ *	  too; see owner.c.
  *
  * Memory
  *
@@ -52,8 +54,10 @@
 #include "catalog.h"
 #include "debug_point.h"
 #include "fallback.h"
+#include "owner.h"
 #include "registry.h"
 #include "shmem.h"
+#include "tick.h"
 #include "version.h"
 
 typedef void (*RowCallback) (Datum *values, bool *nulls);
@@ -139,8 +143,11 @@ enum
 	SUBSCRIPTION_STRICT_KEY_ORDER,
 	SUBSCRIPTION_TRANSACTION,
 	SUBSCRIPTION_RUNS_COMMANDS,
-	SUBSCRIPTION_OWNER,
 	SUBSCRIPTION_PARTITIONS,
+	SUBSCRIPTION_NEXT_PARTITIONS,
+	SUBSCRIPTION_EPOCH_TICK,
+	SUBSCRIPTION_EPOCH_SNAPSHOT,
+	SUBSCRIPTION_EPOCH_SINCE,
 	SUBSCRIPTION_MAX_ATTEMPTS,
 	SUBSCRIPTION_RETRY_DELAY,
 	SUBSCRIPTION_MAX_RETRY_DELAY,
@@ -162,6 +169,7 @@ static uint64 invalidation_count = 1;
 static uint64 loaded_count = 0;
 
 static void invalidate(Datum arg, Oid relid);
+static void relation_changed(Datum arg, int cacheid, uint32 hashvalue);
 static void load_if_stale(void);
 static HTAB *new_table(const char *name, Size entrysize);
 static HTAB *new_fallback_table(void);
@@ -180,6 +188,7 @@ static void add_command(Datum *values, bool *nulls);
 static void add_middleware(Datum *values, bool *nulls);
 static void add_subscription(Datum *values, bool *nulls);
 static void add_subscription_topic(Datum *values, bool *nulls);
+static void find_command_owners(void);
 static inline void *hand_out(void *entry);
 static void *lookup(HTAB **table, const char *name);
 static void *peek(HTAB **table, const char *name);
@@ -193,6 +202,7 @@ void
 cqrs_registry_init(void)
 {
 	CacheRegisterRelcacheCallback(invalidate, (Datum) 0);
+	CacheRegisterSyscacheCallback(RELNAMENSP, relation_changed, (Datum) 0);
 }
 
 /*
@@ -476,6 +486,16 @@ invalidate(Datum arg, Oid relid)
 }
 
 /*
+ * Syscache callback, the same.
+ */
+static void
+relation_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	if (cqrs_owner_is_watched(hashvalue))
+		invalidation_count++;
+}
+
+/*
  * Have a copy that was right when this was called.
  */
 static void
@@ -525,6 +545,7 @@ load_if_stale(void)
 	CQRS_DEBUG_POINT("registry_load");
 	has_restored = false;
 	has_identity = is_from_template = false;
+	cqrs_owner_watch_nothing();
 	load_rows(CQRS_REL_IDENTITY, snapshot, add_identity);
 	load_rows(CQRS_REL_TOPIC, snapshot, add_topic);
 	load_rows(CQRS_REL_FALLBACK, snapshot, add_fallback);
@@ -534,6 +555,7 @@ load_if_stale(void)
 	load_rows(CQRS_REL_MIDDLEWARE, snapshot, add_middleware);
 	load_rows(CQRS_REL_SUBSCRIPTION, snapshot, add_subscription);
 	load_rows(CQRS_REL_SUBSCRIPTION_TOPIC, snapshot, add_subscription_topic);
+	find_command_owners();
 	UnregisterSnapshot(snapshot);
 
 	MemoryContextSwitchTo(oldcontext);
@@ -657,7 +679,7 @@ add_topic(Datum *values, bool *nulls)
 			DatumGetTimestampTz(opened_values[i]);
 	topic->native = DatumGetBool(values[TOPIC_NATIVE - 1]);
 	has_restored |= !topic->native;
-	topic->has_commands = false;
+	topic->runner = NULL;
 	remember_by_id(topics_by_id, topic->topic_id, topic);
 	topic->view = get_relname_relid(name,
 									get_namespace_oid(CQRS_TOPIC_SCHEMA, true));
@@ -813,9 +835,20 @@ add_subscription(Datum *values, bool *nulls)
 			   "event") == 0;
 	subscription->runs_commands =
 		DatumGetBool(values[SUBSCRIPTION_RUNS_COMMANDS - 1]);
-	subscription->owner = DatumGetObjectId(values[SUBSCRIPTION_OWNER - 1]);
+	subscription->owner = cqrs_owner_find(subscription->name,
+										  &subscription->view);
 	subscription->partitions =
 		DatumGetInt32(values[SUBSCRIPTION_PARTITIONS - 1]);
+	subscription->next_partitions = 0;
+	if (!nulls[SUBSCRIPTION_NEXT_PARTITIONS - 1])
+	{
+		subscription->next_partitions =
+			DatumGetInt32(values[SUBSCRIPTION_NEXT_PARTITIONS - 1]);
+		subscription->epoch_tick =
+			DatumGetInt64(values[SUBSCRIPTION_EPOCH_TICK - 1]);
+		subscription->epoch_snapshot =
+			cqrs_snapshot_from_datum(values[SUBSCRIPTION_EPOCH_SNAPSHOT - 1]);
+	}
 	subscription->max_attempts =
 		DatumGetInt32(values[SUBSCRIPTION_MAX_ATTEMPTS - 1]);
 	subscription->retry_delay =
@@ -836,9 +869,6 @@ add_subscription(Datum *values, bool *nulls)
 	subscription->topics = NULL;
 	remember_by_id(subscriptions_by_id, subscription->subscription_id,
 				   subscription);
-	if (subscription->runs_commands)
-		remember_by_id(command_subscriptions, (int32) subscription->owner,
-					   subscription);
 }
 
 static void
@@ -858,7 +888,40 @@ add_subscription_topic(Datum *values, bool *nulls)
 										sizeof(CqrsTopic *) *
 										(subscription->ntopics + 1));
 	subscription->topics[subscription->ntopics++] = topic;
-	topic->has_commands |= subscription->runs_commands;
+	if (subscription->runs_commands)
+		topic->runner = subscription;
+}
+
+/*
+ * A subscription for commands is only its owner's if the commands are. Of
+ * several that somebody has given a role, it enqueues with the oldest.
+ */
+static void
+find_command_owners(void)
+{
+	HASH_SEQ_STATUS status;
+	CqrsSubscription *subscription;
+
+	hash_seq_init(&status, subscriptions);
+	while ((subscription = hash_seq_search(&status)) != NULL)
+	{
+		CqrsSubscription *other;
+		int			i;
+
+		if (!subscription->runs_commands)
+			continue;
+		for (i = 0; i < subscription->ntopics; i++)
+			if (!cqrs_owner_has_commands(subscription->topics[i]->name,
+										 subscription->owner))
+				subscription->owner = InvalidOid;
+		other = find_by_id(command_subscriptions, (int32) subscription->owner);
+
+		if (OidIsValid(subscription->owner) &&
+			(other == NULL ||
+			 other->subscription_id > subscription->subscription_id))
+			remember_by_id(command_subscriptions, (int32) subscription->owner,
+						   subscription);
+	}
 }
 
 /*

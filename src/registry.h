@@ -23,7 +23,8 @@ typedef struct CqrsTopic
 	int			current_segment;
 	TimestampTz opened_at[CQRS_SEGMENTS];	/* 0: never */
 	bool		native;			/* false: restored, and not adopted */
-	bool		has_commands;	/* a role's: see deferred.c */
+	struct CqrsSubscription *runner;	/* runs its commands: see deferred.c;
+										 * NULL: it has no commands */
 	Oid			view;			/* InvalidOid: somebody dropped it */
 	Oid			segments[CQRS_SEGMENTS];	/* the same */
 } CqrsTopic;
@@ -81,8 +82,12 @@ typedef struct CqrsSubscription
 {
 	char		name[NAMEDATALEN];	/* hash key */
 	int32		subscription_id;
-	Oid			owner;
+	Oid			owner;			/* InvalidOid: see owner.c */
+	Oid			view;			/* InvalidOid: somebody dropped it */
 	int			partitions;
+	int			next_partitions;	/* being changed to; 0: not */
+	int64		epoch_tick;		/* only then; see epoch.c */
+	struct CqrsSnapshot *epoch_snapshot;
 	int			max_attempts;
 	int64		retry_delay;
 	int64		max_retry_delay;

@@ -50,6 +50,7 @@
 
 #include "clock.h"
 #include "debug_point.h"
+#include "epoch.h"
 #include "relay.h"
 #include "shmem.h"
 #include "subscription.h"
@@ -198,7 +199,17 @@ begin(CqrsRelay *relay, CqrsSubscription *subscription, int partition,
 										   &relay->tick);
 	}
 
-	/* Without a cursor, the subscription is being restored just now. */
+	if (subscription->next_partitions != 0)
+	{
+		relay->epoch_tick = subscription->epoch_tick;
+		relay->has_tick = relay->has_tick &&
+			cqrs_epoch_limit(subscription, &relay->tick);
+	}
+
+	/*
+	 * Without a cursor, the subscription is being restored just now, or the
+	 * partition is gone.
+	 */
 	(void) cqrs_cursor_read(subscription->subscription_id, partition,
 							relay->snapshot, &relay->cursor);
 	relay->start_tick = relay->cursor.tick_id;
@@ -322,7 +333,7 @@ cqrs_relay_is_late(const CqrsRelay *relay)
 /*
  * Move the cursor past what was read. If nothing was, only now and then (so
  * many empty windows need not be looked through again), or to say that a
- * window is done with.
+ * window, or an epoch, is done with.
  */
 void
 cqrs_relay_advance(CqrsRelay *relay)
@@ -339,7 +350,8 @@ cqrs_relay_advance(CqrsRelay *relay)
 		if (cqrs_window_at_end(relay->window))
 			cqrs_relay_close_window(cursor);
 	}
-	else if ((relay->start_until == 0 ||
+	else if (!cqrs_relay_arrives(relay) &&
+			 (relay->start_until == 0 ||
 			  cursor->tick_id == relay->start_tick) &&
 			 cursor->tick_id < relay->start_tick + EMPTY_TICKS)
 		return;
@@ -347,6 +359,28 @@ cqrs_relay_advance(CqrsRelay *relay)
 	/* The handler may have removed its own subscription. */
 	if (cqrs_registry_subscription_by_id(cursor->subscription_id) != NULL)
 		cqrs_cursor_append(cursor);
+}
+
+/*
+ * Has the cursor come to the end of its epoch in this batch? That is to be
+ * written down: somebody waits for it.
+ */
+bool
+cqrs_relay_arrives(const CqrsRelay *relay)
+{
+	return relay->epoch_tick != 0 && relay->cursor.until_tick == 0 &&
+		relay->cursor.tick_id == relay->epoch_tick &&
+		relay->start_tick != relay->epoch_tick;
+}
+
+/*
+ * Has the subscription fewer partitions by now? Then there is nothing in this
+ * one.
+ */
+bool
+cqrs_relay_is_gone(const CqrsRelay *relay)
+{
+	return relay->cursor.partition >= relay->subscription->partitions;
 }
 
 /*

@@ -63,6 +63,8 @@ typedef struct CqrsRelay
 	/* Where the cursor was as it was read. */
 	int64		start_tick;
 	int64		start_until;
+
+	int64		epoch_tick;		/* windows end there; 0: no matter where */
 } CqrsRelay;
 
 extern bool cqrs_relay_begin(CqrsRelay *relay, CqrsSubscription *subscription,
@@ -79,6 +81,8 @@ extern bool cqrs_relay_next(CqrsRelay *relay, int max_events,
 							CqrsEvent *event);
 extern bool cqrs_relay_is_late(const CqrsRelay *relay);
 extern void cqrs_relay_advance(CqrsRelay *relay);
+extern bool cqrs_relay_arrives(const CqrsRelay *relay);
+extern bool cqrs_relay_is_gone(const CqrsRelay *relay);
 extern void cqrs_relay_close_window(CqrsCursor *cursor);
 extern void cqrs_relay_end(CqrsRelay *relay);
 

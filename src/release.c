@@ -7,7 +7,7 @@
  * Protocol
  *
  * 1. To release a command is to delete its row of cqrs.scheduled_command, and
- *	  to emit it to its owner's topic, in one transaction. So it happens once,
+ *	  to emit it to its topic, in one transaction. So it happens once,
  *	  whatever is killed.
  * 2. The manager does this in passes over what is due, in the order of (run_at,
  *	  command_id). A pass is made of batches, each a transaction, between which
@@ -35,15 +35,15 @@
  *
  * Nobody is waited for. A row that somebody has locked, be it to cancel the
  * command, is passed by. Whoever cancels lowers next_run_at at the end of
- * his transaction, committed or not. The owner's segment is locked as by any
- * emitter, but only if that is possible at once; otherwise, the owner's
+ * his transaction, committed or not. The topic's segment is locked as by any
+ * emitter, but only if that is possible at once; otherwise, the topic's
  * commands are passed by, and looked at again a second later.
  *
  * Failure
  *
- * An error ends the batch, is logged, and has the owner's commands passed by for
- * a minute: the others go on. Commands of a role that has no subscription for
- * them wait until it has one; cqrs_health() tells.
+ * An error ends the batch, is logged, and has the topic's commands passed by for
+ * a minute: the others go on. Commands that are nobody's (see owner.c) wait until
+ * they are somebody's; cqrs_health() tells.
  *
  *-------------------------------------------------------------------------
  */
@@ -77,7 +77,7 @@
 /* ... and ends after so long, in milliseconds. */
 #define LONGEST_BATCH	50
 
-/* How long to pass by an owner whose topic is locked, in milliseconds. */
+/* How long to pass by a topic that is locked, in milliseconds. */
 #define LOCKED_WAIT		1000
 
 /* ... and after an error; the same. */
@@ -134,15 +134,15 @@ static int64 full_pass_took = 0;
 static TimestampTz retry_at = DT_NOEND;
 static TimestampTz retry_from = DT_NOEND;
 
-/* Owners that an error was about, in TopMemoryContext, until ... */
-static List *failed_owners = NIL;
+/* Topics that an error was about, in TopMemoryContext, until ... */
+static List *failed_topics = NIL;
 static TimestampTz failed_until = 0;
 
-/* An error was about nobody: nothing is done before. */
+/* An error was about no topic: nothing is done before. */
 static TimestampTz all_failed_until = 0;
 
-/* Whose command is being released; InvalidOid: nobody's. */
-static Oid	current_owner = InvalidOid;
+/* Of which topic a command is being released; 0: of none. */
+static int32 current_topic = 0;
 
 static bool time_for_full_pass(TimestampTz now);
 static bool begin_pass(CqrsDatabaseSlot *slot, TimestampTz now);
@@ -154,7 +154,7 @@ static bool batch_in_transaction(Pass *tried, bool *over);
 static bool release_batch(Pass *tried, bool in_manager);
 static bool release_range(ReleaseBatch *batch, int nkeys, ScanKey keys);
 static void release(ReleaseBatch *batch);
-static const CqrsTopic *find_topic(ReleaseBatch *batch, Oid owner,
+static const CqrsTopic *find_topic(ReleaseBatch *batch, int32 topic_id,
 								   TimestampTz run_at);
 static void error_callback(void *arg);
 
@@ -242,8 +242,8 @@ begin_pass(CqrsDatabaseSlot *slot, TimestampTz now)
 	}
 	if (failed_until <= now)
 	{
-		list_free(failed_owners);
-		failed_owners = NIL;
+		list_free(failed_topics);
+		failed_topics = NIL;
 	}
 
 	memset(&pass, 0, sizeof(pass));
@@ -290,8 +290,8 @@ note_retry(TimestampTz from, TimestampTz at)
 }
 
 /*
- * A batch failed: pass by whom the error was about. If it was about nobody, or
- * if to pass them by did not help, begin anew later.
+ * A batch failed: pass by the topic that the error was about. If it was about
+ * none, or if to pass it by did not help, begin anew later.
  */
 static void
 note_failure(void)
@@ -300,8 +300,8 @@ note_failure(void)
 													ERROR_WAIT);
 	MemoryContext oldcontext;
 
-	if (!OidIsValid(current_owner) ||
-		list_member_oid(failed_owners, current_owner))
+	if (current_topic == 0 ||
+		list_member_int(failed_topics, current_topic))
 	{
 		underway = false;
 		all_failed_until = until;
@@ -309,7 +309,7 @@ note_failure(void)
 		return;
 	}
 	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
-	failed_owners = lappend_oid(failed_owners, current_owner);
+	failed_topics = lappend_int(failed_topics, current_topic);
 	MemoryContextSwitchTo(oldcontext);
 	failed_until = until;
 }
@@ -345,7 +345,7 @@ batch_in_transaction(Pass *tried, bool *over)
 	volatile bool done = false;
 	volatile bool is_over = true;
 
-	current_owner = InvalidOid;
+	current_topic = 0;
 	callback.callback = error_callback;
 	callback.arg = NULL;
 	callback.previous = error_context_stack;
@@ -482,8 +482,8 @@ release_range(ReleaseBatch *batch, int nkeys, ScanKey keys)
 }
 
 /*
- * Release the command in the slot, if nobody else has it locked, and its
- * owner's topic can be written to.
+ * Release the command in the slot, if nobody else has it locked, and its topic
+ * can be written to.
  */
 static void
 release(ReleaseBatch *batch)
@@ -499,14 +499,14 @@ release(ReleaseBatch *batch)
 	slot_getallattrs(slot);
 	values = slot->tts_values;
 	nulls = slot->tts_isnull;
-	current_owner = DatumGetObjectId(values[CQRS_SCHEDULED_OWNER - 1]);
-	event.topic = find_topic(batch, current_owner, tried->run_at);
+	current_topic = DatumGetInt32(values[CQRS_SCHEDULED_TOPIC_ID - 1]);
+	event.topic = find_topic(batch, current_topic, tried->run_at);
 	if (event.topic == NULL ||
 		cqrs_table_delete(batch->rel, &slot->tts_tid,
 						  GetCurrentCommandId(true), batch->snapshot, false,
 						  &failure) != TM_Ok)
 	{
-		current_owner = InvalidOid;
+		current_topic = 0;
 		return;
 	}
 
@@ -527,7 +527,7 @@ release(ReleaseBatch *batch)
 	MemoryContextSwitchTo(oldcontext);
 	MemoryContextReset(batch->per_command);
 
-	current_owner = InvalidOid;
+	current_topic = 0;
 	tried->released++;
 	batch->max_commands--;
 
@@ -537,22 +537,21 @@ release(ReleaseBatch *batch)
 }
 
 /*
- * The topic of a role's commands, whose current segment is locked for writing;
- * NULL if they are to be passed by.
+ * A topic of commands, whose current segment is locked for writing; NULL if they
+ * are to be passed by.
  */
 static const CqrsTopic *
-find_topic(ReleaseBatch *batch, Oid owner, TimestampTz run_at)
+find_topic(ReleaseBatch *batch, int32 topic_id, TimestampTz run_at)
 {
-	CqrsSubscription *subscription = cqrs_registry_command_subscription(owner);
-	const CqrsTopic *topic;
+	const CqrsTopic *topic = cqrs_registry_topic_by_id(topic_id);
 	Oid			segment;
 	bool		failed;
 
-	if (subscription == NULL || subscription->ntopics == 0)
+	if (topic == NULL || topic->runner == NULL ||
+		!OidIsValid(topic->runner->owner))
 		return NULL;
-	topic = subscription->topics[0];
 	segment = topic->segments[topic->current_segment];
-	failed = batch->in_manager && list_member_oid(failed_owners, owner);
+	failed = batch->in_manager && list_member_int(failed_topics, topic_id);
 	if (!failed && (!OidIsValid(segment) ||
 					ConditionalLockRelationOid(segment, RowExclusiveLock)))
 		return topic;

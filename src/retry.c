@@ -838,7 +838,6 @@ bury(CqrsParkedSet *set, CqrsParked *parked, CqrsCursor *cursor,
 
 		values[CQRS_DEAD_SUBSCRIPTION_ID - 1] =
 			Int32GetDatum(cursor->subscription_id);
-		values[CQRS_DEAD_PARTITION - 1] = Int32GetDatum(cursor->partition);
 		values[CQRS_DEAD_POSITION - 1] = Int64GetDatum(event.position);
 		values[CQRS_DEAD_TOPIC_ID - 1] = Int32GetDatum(event.topic->topic_id);
 		values[CQRS_DEAD_EVENT_ID - 1] = event.event_id;

@@ -114,7 +114,6 @@ extern TimestampTz cqrs_retry_time(const CqrsSubscription *subscription,
 enum
 {
 	CQRS_DEAD_SUBSCRIPTION_ID = 1,
-	CQRS_DEAD_PARTITION,
 	CQRS_DEAD_POSITION,
 	CQRS_DEAD_TOPIC_ID,
 	CQRS_DEAD_EVENT_ID,

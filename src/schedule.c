@@ -87,6 +87,9 @@ static List *scheduled_by_bit[CQRS_TOPIC_BITS];
 /* The topics of subscriptions that clients pull, in the same context. */
 static List *pulled_topics = NIL;
 
+/* The subscriptions whose partitions are being changed, by id; the same. */
+static List *epochs = NIL;
+
 static bool has_brokers = false;
 
 static bool said_exhausted = false;
@@ -146,6 +149,7 @@ cqrs_schedule_refresh(bool careful)
 	MemoryContextReset(topics_context);
 	memset(scheduled_by_bit, 0, sizeof(scheduled_by_bit));
 	pulled_topics = NIL;
+	epochs = NIL;
 	has_brokers = false;
 
 	cqrs_registry_subscriptions(&status);
@@ -337,6 +341,15 @@ cqrs_schedule_pulled_topics(void)
 }
 
 /*
+ * The ids of the subscriptions whose partitions are being changed.
+ */
+List *
+cqrs_schedule_epochs(void)
+{
+	return epochs;
+}
+
+/*
  * Is there a subscription that delivers to a broker?
  */
 bool
@@ -354,9 +367,15 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 	int			i;
 	int			j;
 
-	if (subscription->state != CQRS_SUBSCRIPTION_ACTIVE)
-		return;
 	oldcontext = MemoryContextSwitchTo(topics_context);
+	if (subscription->next_partitions != 0)
+		epochs = lappend_int(epochs, subscription->subscription_id);
+	if (subscription->state != CQRS_SUBSCRIPTION_ACTIVE ||
+		!OidIsValid(subscription->owner))
+	{
+		MemoryContextSwitchTo(oldcontext);
+		return;
+	}
 	has_brokers |= subscription->server != NULL;
 	for (i = 0; is_pulled && i < subscription->ntopics; i++)
 	{
@@ -384,7 +403,14 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 				scheduled->careful = CQRS_BATCH_EVENTS;
 		}
 		scheduled->generation = generation;
-		scheduled->owner = subscription->owner;
+		if (scheduled->owner != subscription->owner)
+		{
+			/* What kept the owner before it need not keep this one. */
+			scheduled->owner = subscription->owner;
+			scheduled->unfinished = true;
+			scheduled->failed_until = 0;
+			make_due(scheduled);
+		}
 		scheduled->broker = subscription->server != NULL;
 		for (j = 0; j < subscription->ntopics; j++)
 		{
@@ -393,9 +419,6 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 
 			scheduled_by_bit[bit] = lappend(scheduled_by_bit[bit], scheduled);
 		}
-		if (!found)
-			make_due(scheduled);
-
 		/* So that none has to wait for the same ones each time. */
 		if (first && hash_bytes_uint32(first_order + key.subscription_id + i) % 2 == 0)
 		{
@@ -534,8 +557,9 @@ note_results(CqrsDatabaseSlot *slot, TimestampTz now)
 			continue;
 		}
 
-		/* Nobody else can use its connection. */
-		if (worker->broker && schedule != NULL && scheduled == NULL &&
+		/* Nobody else can use its connection, nor another owner. */
+		if (worker->broker && schedule != NULL &&
+			(scheduled == NULL || scheduled->owner != worker->owner) &&
 			worker->state == CQRS_WORKER_IDLE && !worker->stop)
 		{
 			worker->stop = true;

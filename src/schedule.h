@@ -31,6 +31,7 @@ extern bool cqrs_schedule_busy(void);
 extern bool cqrs_schedule_may_end(void);
 extern bool cqrs_schedule_uneasy(bool *careful);
 extern List *cqrs_schedule_pulled_topics(void);
+extern List *cqrs_schedule_epochs(void);
 extern bool cqrs_schedule_has_brokers(void);
 
 #endif							/* CQRS_SCHEDULE_H */

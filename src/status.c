@@ -25,6 +25,7 @@
 #include "registry.h"
 #include "segment.h"
 #include "shmem.h"
+#include "subscription.h"
 #include "window.h"
 
 /*
@@ -58,7 +59,7 @@ typedef struct Lag
 static bool may_know(const CqrsSubscription *subscription);
 static bool is_countable(const CqrsSubscription *subscription);
 static void add_lag(CqrsSubscription *subscription, const CqrsCursor *cursor,
-					Snapshot snapshot, Lag *lag);
+					int partitions, Snapshot snapshot, Lag *lag);
 static void put_holder(Tuplestorestate *store, TupleDesc desc,
 					   int32 subscription_id, int partition);
 static const char *state_of(const CqrsSubscription *subscription,
@@ -91,6 +92,7 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 	bool		restored = false;
 	int			pid = 0;
 	const char *state;
+	int			partitions;
 	int			i;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
@@ -100,7 +102,10 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 	if (subscription == NULL || !may_know(subscription))
 		PG_RETURN_NULL();
 	countable = is_countable(subscription);
-	for (i = 0; i < subscription->partitions; i++)
+	partitions = cqrs_cursor_partitions(subscription_id, GetActiveSnapshot());
+	if (partitions == 0)
+		PG_RETURN_NULL();
+	for (i = 0; i < partitions; i++)
 	{
 		CqrsCursor	cursor;
 
@@ -109,7 +114,7 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 			PG_RETURN_NULL();
 		restored |= !cursor.native;
 		if (cursor.native && countable)
-			add_lag(subscription, &cursor, GetActiveSnapshot(), &lag);
+			add_lag(subscription, &cursor, partitions, GetActiveSnapshot(), &lag);
 		rate += cqrs_cursor_rate(&cursor, GetActiveSnapshot());
 	}
 
@@ -215,8 +220,10 @@ cqrs_worker_status(PG_FUNCTION_ARGS)
 static bool
 may_know(const CqrsSubscription *subscription)
 {
-	return has_privs_of_role(GetUserId(), subscription->owner) ||
-		has_privs_of_role(GetUserId(), ROLE_PG_MONITOR);
+	return has_privs_of_role(GetUserId(), ROLE_PG_MONITOR) ||
+		(OidIsValid(subscription->owner) &&
+		 (has_privs_of_role(GetUserId(), subscription->owner) ||
+		  cqrs_subscription_allows(subscription, ACL_SELECT)));
 }
 
 /*
@@ -239,9 +246,8 @@ is_countable(const CqrsSubscription *subscription)
  */
 static void
 add_lag(CqrsSubscription *subscription, const CqrsCursor *cursor,
-		Snapshot snapshot, Lag *lag)
+		int partitions, Snapshot snapshot, Lag *lag)
 {
-	int			partitions = subscription->partitions;
 	CqrsCount	count = {
 		.limit = Min(ROWS_COUNTED, ROWS_COUNTED_IN_ALL / partitions),
 		.oldest = lag->oldest

@@ -5,7 +5,7 @@
  *
  * A subscription starts with a cursor for each partition: at the snapshot that
  * shows nothing, or at one taken now. See tick.c for why the latter needs no
- * lock.
+ * lock. Who owns it, its view says: see owner.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -24,9 +24,11 @@
 #include "broker_server.h"
 #include "catalog.h"
 #include "cursor.h"
+#include "epoch.h"
 #include "events.h"
 #include "handler.h"
 #include "message.h"
+#include "owner.h"
 #include "registry.h"
 #include "shmem.h"
 #include "subscription.h"
@@ -81,14 +83,13 @@ Datum
 cqrs_subscribe(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
-	Oid			owner = GetUserId();
 	bool		latest;
 	int			partitions;
 	List	   *topics;
 	CqrsAdmin	admin;
-	Oid			types[4 + ALL_SETTINGS] = {TEXTOID, TEXTOID, OIDOID, INT4OID};
-	Datum		values[4 + ALL_SETTINGS];
-	char		nulls[4 + ALL_SETTINGS];
+	Oid			types[3 + ALL_SETTINGS] = {TEXTOID, TEXTOID, INT4OID};
+	Datum		values[3 + ALL_SETTINGS];
+	char		nulls[3 + ALL_SETTINGS];
 	bool		isnull;
 	int32		subscription_id;
 
@@ -99,26 +100,20 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	latest = parse_start(name, PG_ARGISNULL(3) ? NULL :
 						 text_to_cstring(PG_GETARG_TEXT_PP(3)));
 	partitions = PG_ARGISNULL(4) ? 0 : PG_GETARG_INT32(4);
-	if (partitions < 1 || partitions > CQRS_MAX_PARTITIONS)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("subscription \"%s\" cannot have %d partitions",
-						name, partitions),
-				 errhint("Valid are 1 to %d.", CQRS_MAX_PARTITIONS)));
+	cqrs_epoch_check_partitions(name, partitions);
 	memset(nulls, ' ', sizeof(nulls));
 	values[0] = CStringGetTextDatum(name);
 	if (PG_ARGISNULL(2))
 		nulls[1] = 'n';
 	else
 		values[1] = CStringGetTextDatum(check_handler(name, PG_GETARG_OID(2)));
-	values[2] = ObjectIdGetDatum(owner);
-	values[3] = Int32GetDatum(partitions);
-	check_settings(fcinfo, name, 5, false, types + 4, values + 4, nulls + 4);
-	check_broker(fcinfo, name, 5 + SETTINGS, NULL, types + 4 + SETTINGS,
-				 values + 4 + SETTINGS, nulls + 4 + SETTINGS);
+	values[2] = Int32GetDatum(partitions);
+	check_settings(fcinfo, name, 5, false, types + 3, values + 3, nulls + 3);
+	check_broker(fcinfo, name, 5 + SETTINGS, NULL, types + 3 + SETTINGS,
+				 values + 3 + SETTINGS, nulls + 3 + SETTINGS);
 	check_transaction(fcinfo, name, 5 + SETTINGS + BROKER_SETTINGS, NULL,
-					  &types[3 + ALL_SETTINGS], &values[3 + ALL_SETTINGS],
-					  &nulls[3 + ALL_SETTINGS]);
+					  &types[2 + ALL_SETTINGS], &values[2 + ALL_SETTINGS],
+					  &nulls[2 + ALL_SETTINGS]);
 	if (!PG_ARGISNULL(2) && !PG_ARGISNULL(5 + SETTINGS))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -132,15 +127,16 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("subscription \"%s\" already exists", name)));
-	cqrs_admin_execute("INSERT INTO cqrs.subscription (subscription, handler, owner, partitions,"
+	cqrs_admin_execute("INSERT INTO cqrs.subscription (subscription, handler, partitions,"
 					   " max_attempts, retry_delay, max_retry_delay, handler_timeout,"
 					   " max_retained_size, max_retained_age, server, format, strict_key_order, transaction)"
-					   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) RETURNING subscription_id",
-					   4 + ALL_SETTINGS, types, values, nulls);
+					   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING subscription_id",
+					   3 + ALL_SETTINGS, types, values, nulls);
 	subscription_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
 												  SPI_tuptable->tupdesc, 1,
 												  &isnull));
 	cqrs_admin_end(&admin);
+	cqrs_owner_make_view(name, GetUserId());
 	cqrs_subscription_start(subscription_id, topics, partitions, latest);
 	PG_RETURN_VOID();
 }
@@ -154,6 +150,7 @@ cqrs_unsubscribe(PG_FUNCTION_ARGS)
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo,
 														   "cqrs_unsubscribe()");
 	int32		subscription_id = subscription->subscription_id;
+	char	   *name = subscription->name;
 	CqrsAdmin	admin;
 	Oid			types[1] = {INT4OID};
 	Datum		values[1];
@@ -162,7 +159,7 @@ cqrs_unsubscribe(PG_FUNCTION_ARGS)
 	};
 	int			i;
 
-	cqrs_subscription_lock_all(subscription);
+	(void) cqrs_subscription_lock_all(subscription);
 
 	/* Its topic is for it alone. Tables are locked in the order of enqueuing. */
 	if (subscription->runs_commands)
@@ -183,6 +180,7 @@ cqrs_unsubscribe(PG_FUNCTION_ARGS)
 		cqrs_admin_execute(sql, 1, types, values, NULL);
 	}
 	cqrs_admin_end(&admin);
+	cqrs_owner_drop_view(name);
 	cqrs_cursor_delete_all(subscription_id);
 	PG_RETURN_VOID();
 }
@@ -200,6 +198,12 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 	Datum		values[2 + ALL_SETTINGS];
 	char		nulls[2 + ALL_SETTINGS];
 
+	/* Who may do this although there is no owner is the next one. */
+	if (!OidIsValid(subscription->view))
+	{
+		cqrs_owner_make_view(subscription->name, GetUserId());
+		subscription = cqrs_subscription_get(subscription->name);
+	}
 	memset(nulls, ' ', sizeof(nulls));
 	values[0] = Int32GetDatum(subscription->subscription_id);
 	if (PG_ARGISNULL(1))
@@ -230,6 +234,8 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 					  2 + SETTINGS + BROKER_SETTINGS, subscription,
 					  &types[1 + ALL_SETTINGS], &values[1 + ALL_SETTINGS],
 					  &nulls[1 + ALL_SETTINGS]);
+	if (!PG_ARGISNULL(2 + ALL_SETTINGS))
+		cqrs_epoch_open(subscription, PG_GETARG_INT32(2 + ALL_SETTINGS));
 
 	cqrs_admin_begin(&admin);
 	cqrs_admin_execute("UPDATE cqrs.subscription SET handler = coalesce($2, handler),"
@@ -331,24 +337,35 @@ cqrs_subscription_lock(const CqrsSubscription *subscription, int partition,
 }
 
 /*
- * The same for all its cursors.
+ * The same for all its cursors. Returns it as it is then: there may be more of
+ * them, or fewer, than before.
  */
-void
+CqrsSubscription *
 cqrs_subscription_lock_all(const CqrsSubscription *subscription)
 {
-	int			partitions = subscription->partitions;
-	int			i;
+	CqrsSubscription *now;
+	int			i = 0;
 
-	for (i = 0; i < partitions; i++)
-		(void) cqrs_subscription_lock(subscription, i, true);
+	do
+	{
+		(void) cqrs_subscription_lock(subscription, i++, true);
+		now = cqrs_subscription_get(subscription->name);
+	} while (i < now->partitions);
+	return now;
 }
 
 /*
- * Raises 55000 if it is paused or suspended.
+ * Raises 55000 if it is paused or suspended, or has no owner.
  */
 void
 cqrs_subscription_require_active(const CqrsSubscription *subscription)
 {
+	if (!OidIsValid(subscription->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("subscription \"%s\" has no owner",
+						subscription->name),
+				 errhint("See cqrs_health().")));
 	if (cqrs_registry_is_copy())
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -396,16 +413,32 @@ cqrs_subscription_wake(const CqrsSubscription *subscription)
 
 /*
  * Is the current user the subscription's owner, or a member of it? If not,
- * 42501.
+ * 42501. One that has no owner is the extension's owner's to clear up.
  */
 void
 cqrs_subscription_require_owner(const CqrsSubscription *subscription)
 {
-	if (!has_privs_of_role(GetUserId(), subscription->owner))
+	Oid			owner = subscription->owner;
+
+	if (!has_privs_of_role(GetUserId(), OidIsValid(owner) ? owner :
+						   cqrs_extension_owner()))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be owner of subscription \"%s\"",
 						subscription->name)));
+}
+
+/*
+ * Has the current user this privilege on the subscription's view?
+ */
+bool
+cqrs_subscription_allows(const CqrsSubscription *subscription, AclMode mode)
+{
+	bool		missing = false;
+
+	return OidIsValid(subscription->view) &&
+		pg_class_aclcheck_ext(subscription->view, GetUserId(), mode,
+							  &missing) == ACLCHECK_OK;
 }
 
 /*

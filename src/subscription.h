@@ -23,9 +23,11 @@ extern CqrsSubscription *cqrs_subscription_own(FunctionCallInfo fcinfo,
 extern void cqrs_subscription_wake(const CqrsSubscription *subscription);
 extern bool cqrs_subscription_lock(const CqrsSubscription *subscription,
 								   int partition, bool wait);
-extern void cqrs_subscription_lock_all(const CqrsSubscription *subscription);
+extern CqrsSubscription *cqrs_subscription_lock_all(const CqrsSubscription *subscription);
 extern void cqrs_subscription_require_active(const CqrsSubscription *subscription);
 extern void cqrs_subscription_require_owner(const CqrsSubscription *subscription);
+extern bool cqrs_subscription_allows(const CqrsSubscription *subscription,
+									 AclMode mode);
 extern void cqrs_subscription_check_handler_owner(const char *subscription,
 												  Oid owner,
 												  const char *signature,

@@ -370,6 +370,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 	/* Windows that had nothing for us need not be recorded each time. */
 	moved |= (relay.nothers > 0 && broker.entries.nentries == 0) ||
 		(relay.start_until != 0 && cursor->tick_id != relay.start_tick) ||
+		cqrs_relay_arrives(&relay) ||
 		cursor->tick_id >= relay.start_tick + EMPTY_TICKS;
 	CQRS_DEBUG_POINT("relay_before_cursor");
 	if (moved || cursor->parked_from != parked_from)

@@ -48,6 +48,7 @@
 #include "clock.h"
 #include "context.h"
 #include "debug_point.h"
+#include "epoch.h"
 #include "events.h"
 #include "relay.h"
 #include "rethrow.h"
@@ -148,7 +149,7 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 	error_context_stack = &errcallback;
 
 	(void) cqrs_relay_begin(relay, subscription, partition, true);
-	if (!in_worker)
+	if (!in_worker && !cqrs_relay_is_gone(relay))
 		cqrs_cursor_require_native(&relay->cursor, subscription->name);
 	relay->park_inside = true;
 	if (in_worker)
@@ -278,7 +279,7 @@ cqrs_target_announce(CqrsSubscription *subscription, int partition,
 		relay.nevents = 0;
 		relay.nothers++;
 	}
-	if (relay.window != NULL)
+	if (relay.window != NULL || cqrs_relay_arrives(&relay))
 		cqrs_relay_advance(&relay);
 	delivery->more = relay.nothers > 0;
 	delivery->retry_at = cqrs_parked_next_retry(relay.parked);
@@ -656,8 +657,8 @@ cqrs_drain(PG_FUNCTION_ARGS)
 	int32		subscription_id;
 	Oid			save_userid;
 	int			save_sec_context;
-	int			partitions;
 	int64		total = 0;
+	int			partitions;
 	int			i;
 
 	cqrs_require_writable("cqrs_drain()");
@@ -670,7 +671,9 @@ cqrs_drain(PG_FUNCTION_ARGS)
 				 subscription->server != NULL ?
 				 errhint("Only the background worker delivers to a broker.") :
 				 errhint("Read it with cqrs_receive() and cqrs_ack().")));
-	if (GetUserId() != subscription->owner)
+	if (!OidIsValid(subscription->owner))
+		cqrs_subscription_require_owner(subscription);
+	else if (GetUserId() != subscription->owner)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be owner of subscription \"%s\" to drain it",
@@ -691,9 +694,15 @@ cqrs_drain(PG_FUNCTION_ARGS)
 	GetUserIdAndSecContext(&save_userid, &save_sec_context);
 	SetUserIdAndSecContext(save_userid,
 						   save_sec_context | SECURITY_LOCAL_USERID_CHANGE);
-	partitions = subscription->partitions;
-	for (i = 0; i < partitions; i++)
-		total += drain(subscription_id, i);
+	do
+	{
+		subscription = cqrs_registry_subscription_by_id(subscription_id);
+		partitions = subscription != NULL ? subscription->partitions : 0;
+		for (i = 0; i < partitions; i++)
+			total += drain(subscription_id, i);
+
+		/* If partitions are changed, there may be more in the new ones. */
+	} while (cqrs_epoch_close(subscription_id));
 	SetUserIdAndSecContext(save_userid, save_sec_context);
 	PG_RETURN_INT64(total);
 }

@@ -176,6 +176,22 @@ cqrs_snapshot_shows(const CqrsSnapshot *snapshot, FullTransactionId xid)
 }
 
 /*
+ * Does the later one show all that the earlier one does?
+ */
+bool
+cqrs_snapshot_within(const CqrsSnapshot *earlier, const CqrsSnapshot *later)
+{
+	uint32		i;
+
+	if (FullTransactionIdPrecedes(later->xmax, earlier->xmax))
+		return false;
+	for (i = 0; i < later->nxip; i++)
+		if (cqrs_snapshot_shows(earlier, later->xip[i]))
+			return false;
+	return true;
+}
+
+/*
  * Record a tick and return its id. It counts once the transaction commits,
  * which the caller should have do nothing else for long: the ticker's lock is
  * held until then. Without wait, as the manager calls it, returns 0 if it
@@ -202,6 +218,7 @@ cqrs_tick_record(bool wait)
 	tick_id = cqrs_tick_next_id();
 	if (!wait)
 		cqrs_shmem_tick_recorded(tick_id);
+	CQRS_DEBUG_POINT("tick_before_snapshot");
 
 	values[TICK_ID - 1] = Int64GetDatum(tick_id);
 	values[TICK_TICKED_AT - 1] = TimestampTzGetDatum(GetCurrentTimestamp());

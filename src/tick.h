@@ -39,6 +39,8 @@ typedef struct CqrsTick
 extern CqrsSnapshot *cqrs_snapshot_take(void);
 extern CqrsSnapshot *cqrs_snapshot_empty(void);
 extern CqrsSnapshot *cqrs_snapshot_from_datum(Datum value);
+extern bool cqrs_snapshot_within(const CqrsSnapshot *earlier,
+								 const CqrsSnapshot *later);
 extern bool cqrs_snapshot_shows(const CqrsSnapshot *snapshot,
 								FullTransactionId xid);
 

@@ -27,6 +27,7 @@
 
 #include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/relation.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
@@ -252,8 +253,9 @@ cqrs_unregister_event(PG_FUNCTION_ARGS)
 /*
  * Make the row, the tables and the view of a topic, and return its id. Its
  * creator, the current user, may read it and, with may_emit, emit to it, both
- * with grant option: that is what it takes to drop it, too. Raises what
- * cqrs_create_topic() documents.
+ * with grant option: that is what it takes to drop it, too. Without may_emit,
+ * that is granted to the extension's owner, too: it says whose commands are in
+ * there (see owner.c). Raises what cqrs_create_topic() documents.
  */
 int32
 cqrs_topic_create(const char *name, Interval *retention, bool may_emit)
@@ -313,7 +315,7 @@ cqrs_topic_create(const char *name, Interval *retention, bool may_emit)
 				   quote_identifier(name), view.data);
 	cqrs_privileges_withdraw(quote_qualified_identifier(CQRS_TOPIC_SCHEMA,
 														name));
-	if (creator != GetUserId())
+	if (creator != GetUserId() || !may_emit)
 		cqrs_admin_ddl("GRANT %s ON %s.%s TO %s WITH GRANT OPTION",
 					   may_emit ? "SELECT, INSERT" : "SELECT",
 					   CQRS_TOPIC_SCHEMA, quote_identifier(name),
@@ -351,6 +353,8 @@ cqrs_topic_drop(const char *name, bool force)
 					 errhint("Use cqrs_unregister_event() first, or force => true.")));
 		if (!topic->native || cqrs_events_pending(topic) ||
 			cqrs_admin_execute("SELECT FROM cqrs.dead_letter WHERE topic_id = $1 LIMIT 1",
+							   1, types, values, NULL) > 0 ||
+			cqrs_admin_execute("SELECT FROM cqrs.scheduled_command WHERE topic_id = $1 LIMIT 1",
 							   1, types, values, NULL) > 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_IN_USE),
@@ -366,6 +370,8 @@ cqrs_topic_drop(const char *name, bool force)
 	cqrs_admin_execute("DELETE FROM cqrs.retry WHERE topic_id = $1",
 					   1, types, values, NULL);
 	cqrs_admin_execute("DELETE FROM cqrs.dead_letter WHERE topic_id = $1",
+					   1, types, values, NULL);
+	cqrs_admin_execute("DELETE FROM cqrs.scheduled_command WHERE topic_id = $1",
 					   1, types, values, NULL);
 	cqrs_admin_execute("DELETE FROM cqrs.topic WHERE topic_id = $1",
 					   1, types, values, NULL);
@@ -551,9 +557,26 @@ cqrs_topic_allows(const CqrsTopic *topic, AclMode mode)
 bool
 cqrs_topic_allows_role(const CqrsTopic *topic, AclMode mode, Oid role)
 {
+	bool		missing = false;
+
 	return OidIsValid(topic->view) &&
-		!(topic->has_commands && mode == ACL_INSERT) &&
-		pg_class_aclcheck(topic->view, role, mode) == ACLCHECK_OK;
+		!(topic->runner != NULL && mode == ACL_INSERT) &&
+		pg_class_aclcheck_ext(topic->view, role, mode,
+							  &missing) == ACLCHECK_OK && !missing;
+}
+
+/*
+ * Keep the topic from being dropped until the end of the transaction, if it was
+ * not dropped since the registry was loaded.
+ */
+bool
+cqrs_topic_keep(const CqrsTopic *topic)
+{
+	Relation	view = try_relation_open(topic->view, AccessShareLock);
+
+	if (view != NULL)
+		relation_close(view, NoLock);
+	return view != NULL;
 }
 
 /*
@@ -562,12 +585,12 @@ cqrs_topic_allows_role(const CqrsTopic *topic, AclMode mode, Oid role)
 void
 cqrs_topic_require(const CqrsTopic *topic, AclMode mode)
 {
-	if (!OidIsValid(topic->view))
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(topic->view)))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("view of topic \"%s\" does not exist", topic->name),
 				 errhint("Drop the topic with cqrs_drop_topic().")));
-	if (topic->has_commands && mode == ACL_INSERT)
+	if (topic->runner != NULL && mode == ACL_INSERT)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for topic \"%s\"", topic->name),
@@ -624,9 +647,12 @@ cqrs_topic_set_native(int32 topic_id)
 static void
 require_control(const CqrsTopic *topic, const char *verb)
 {
+	bool		missing = false;
+
 	if (OidIsValid(topic->view) &&
-		pg_class_aclcheck(topic->view, GetUserId(),
-						  ACL_GRANT_OPTION_FOR(ACL_INSERT)) != ACLCHECK_OK)
+		pg_class_aclcheck_ext(topic->view, GetUserId(),
+							  ACL_GRANT_OPTION_FOR(ACL_INSERT),
+							  &missing) != ACLCHECK_OK && !missing)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied to %s topic \"%s\"", verb,

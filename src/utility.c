@@ -10,7 +10,8 @@
  *
  * COMMIT PREPARED does not run the callbacks of the transaction that emitted;
  * the manager is woken here instead. So it is by DROP EXTENSION, to find out
- * that there is nothing to manage any more.
+ * that there is nothing to manage any more, and by what may give a
+ * subscription another owner.
  *
  *-------------------------------------------------------------------------
  */
@@ -137,6 +138,10 @@ concerns_manager(Node *stmt)
 
 	if (IsA(stmt, TransactionStmt))
 		return ((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED;
+	if (IsA(stmt, AlterTableStmt))
+		return ((AlterTableStmt *) stmt)->objtype == OBJECT_VIEW;
+	if (IsA(stmt, ReassignOwnedStmt))
+		return true;
 	if (!IsA(stmt, DropStmt) ||
 		((DropStmt *) stmt)->removeType != OBJECT_EXTENSION)
 		return false;

@@ -784,6 +784,9 @@ static void
 run_record_outage(CqrsSubscription *subscription, Job *job)
 {
 	(void) cqrs_subscription_lock(subscription, job->partition, true);
+	subscription = cqrs_subscription_get(subscription->name);
+	if (job->partition >= subscription->partitions)
+		return;
 	job->failed_until = cqrs_failure_record(job->subscription_id,
 											job->partition, job->error);
 }

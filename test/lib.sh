@@ -18,7 +18,7 @@ server_major()
 # default_major: the one that the distribution has
 default_major()
 {
-	apt-cache depends postgresql | sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p'
+	apt-cache depends postgresql 2>/dev/null | sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p'
 }
 
 # install_missing [PACKAGE...]: what is missing to build and run, and these,
@@ -46,16 +46,17 @@ install_missing()
 	done
 	[ ${#packages[@]} -gt 0 ] || return 0
 
-	[ "$(id -u)" = 0 ] && command -v apt-get >/dev/null ||
-		die "Missing; install as root: apt-get install ${packages[*]}"
-	local clusters_before log=/tmp/cqrs_outbox_apt.$$
-	clusters_before=$(pg_lsclusters -h 2>/dev/null | awk '$4 == "online" {print $1, $2}')
-	apt-get -q update >"$log" 2>&1
+	local clusters_before log=/tmp/cqrs_outbox_apt.$$ major may_install=
+	[ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || may_install=yes
+	[ -z "$may_install" ] || apt-get -q update >"$log" 2>&1
 	if command -v "$PG_CONFIG" >/dev/null; then
-		packages=("${packages[@]/VERSION/$(server_major)}")
+		major=$(server_major)
 	else
-		packages=("${packages[@]/VERSION/$(default_major)}")
+		major=$(default_major)
 	fi
+	packages=("${packages[@]/VERSION/${major:-VERSION}}")
+	[ -n "$may_install" ] || die "Missing; install as root: apt-get install ${packages[*]}"
+	clusters_before=$(pg_lsclusters -h 2>/dev/null | awk '$4 == "online" {print $1, $2}')
 	echo "Installing ${packages[*]}"
 	DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "${packages[@]}" >>"$log" 2>&1 ||
 		{ cat "$log"; die "could not install ${packages[*]}"; }

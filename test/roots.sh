@@ -63,9 +63,11 @@ unmount_devices()
 	done
 }
 
-# copy_checkout ROOT: $top as it is, to be built there
+# copy_checkout ROOT: $top as it is, to be built there; and the certificates that
+# npm needs here, if it needs any
 copy_checkout()
 {
+	[ -z "${NODE_EXTRA_CA_CERTS:-}" ] || cp "$NODE_EXTRA_CA_CERTS" "$1/etc/npm_certificates"
 	rm -rf "$1/cqrs_outbox"
 	mkdir "$1/cqrs_outbox"
 	(cd "$top" && tar -c --exclude=.git --exclude='*.o' --exclude='*.so' .) | tar -x -C "$1/cqrs_outbox"
@@ -77,5 +79,6 @@ run_in()
 	local root=$1
 	shift
 
-	chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 "$@"
+	chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 \
+		${NODE_EXTRA_CA_CERTS:+NODE_EXTRA_CA_CERTS=/etc/npm_certificates} "$@"
 }

@@ -33,7 +33,7 @@ my %known = map { /^(\S+?)(?:=(\d+))?$/ ? ($1 => $2 // 3) : () } qw(
   cqrs_register_middleware=1 cqrs_unregister_middleware=2 cqrs_subscribe cqrs_alter_subscription cqrs_unsubscribe=1
   cqrs_pause=1 cqrs_resume=2 cqrs_seek=2 cqrs_redrive cqrs_discard cqrs_tick cqrs_drain=6 cqrs_release_commands
   cqrs_adopt=1 cqrs_maintain=1 cqrs_worker_status=1 cqrs_health=1 cqrs_diagram=1 run_command check announce
-  registry_changed=1 refuse_write=1 withdraw_privileges=0 breaker_state usable topic_progress subscription_progress cursor_holders);
+  registry_changed=1 refuse_write=1 withdraw_privileges=0 breaker_state usable topic_progress subscription_progress subscription_owner cursor_holders);
 
 # What an error may say though it has the code of an internal one: the server's
 # own answers to who changes the same thing at the same time.
@@ -164,7 +164,7 @@ sub statements
 		$sql .= 'SET cqrs_outbox.' . pick('max_command_depth = 2', 'max_event_depth = 1', "correlation_id = 'x'", "correlation_id = E'a\\nb'", "traceparent = 'x'")
 		  . ";\n" if $roll > 0.48 && $roll < 0.5;
 		$sql .= pick('SELECT * FROM cqrs_subscription_status', 'SELECT * FROM cqrs_topic_status', 'SELECT * FROM cqrs_topics.a LIMIT 3',
-			"INSERT INTO captured VALUES (1, 'x')", 'UPDATE captured SET t = t || t', 'DELETE FROM captured', 'TRUNCATE captured') . ";\n"
+			'SELECT * FROM cqrs_subscriptions.a', "INSERT INTO captured VALUES (1, 'x')", 'UPDATE captured SET t = t || t', 'DELETE FROM captured', 'TRUNCATE captured') . ";\n"
 		  if $roll > 0.44 && $roll < 0.48;
 		$sql .= call(pick(@all)) . "\n";
 	}
@@ -208,6 +208,9 @@ sub mess
 		'ALTER ROLE fuzz_app ' . pick('NOLOGIN', 'LOGIN'), "ALTER ROLE fuzz_app SET search_path = '" . pick('public', 'pg_temp', 'nowhere') . "'",
 		"UPDATE cqrs.retry SET headers = '" . pick('[1]', '"x"', 'null', '{"correlation_id": []}') . "'",
 		"UPDATE cqrs.scheduled_command SET headers = '[\"correlation_id\"]', run_at = '2000-01-01'",
+		'DROP VIEW cqrs_subscriptions.' . pick(qw(a b c)), 'DROP OWNED BY fuzz_app', 'REASSIGN OWNED BY fuzz_app TO fuzz_admin',
+		'ALTER VIEW cqrs_subscriptions.' . pick(qw(a b c)) . ' ' . pick('OWNER TO fuzz_app', 'OWNER TO fuzz_admin', 'OWNER TO postgres', 'RENAME TO d', 'SET SCHEMA public'),
+		'GRANT ALL ON ALL TABLES IN SCHEMA cqrs_subscriptions TO fuzz_app',
 		'VACUUM FULL cqrs.cursor', 'ANALYZE', 'CHECKPOINT', 'CALL pg_sleep(0)', "SELECT cqrs_drop_topic('b', force => true)",
 		'ALTER EXTENSION cqrs_outbox SET SCHEMA ' . pick('public', 'public', 'elsewhere')) . ";\n";
 }

@@ -86,13 +86,15 @@ sub emit_late
 
 my $prepared = 0;
 
+# Only a poll would find what is scheduled so: the command is due at once, also
+# if the clock was set back.
 sub emit_prepared
 {
 	my ($session) = @_;
 	my $name = sprintf 'p %d %d', $$, $prepared++;
 
 	$session->query(join ";\n", 'BEGIN', "SELECT emit_free('orders')", 'SAVEPOINT s', "SELECT emit_free('payments')",
-		(chance(0.5) ? 'ROLLBACK TO s' : ()), "SELECT emit('replayed', NULL)", 'SELECT enqueue(NULL, \'0\')',
+		(chance(0.5) ? 'ROLLBACK TO s' : ()), "SELECT emit('replayed', NULL)", q(SELECT enqueue(NULL, '-10 s')),
 		"PREPARE TRANSACTION '$name'");
 	pause(200);
 

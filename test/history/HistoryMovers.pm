@@ -67,6 +67,16 @@ sub alter
 		"SELECT cqrs_alter_topic('payments', '0')"));
 }
 
+# How many partitions a subscription has, of any kind but those that come and go.
+sub repartition
+{
+	my ($session) = @_;
+	my ($subscription) = split /\n/, $session->query(
+		"SELECT subscription FROM cqrs_subscription_status WHERE subscription NOT LIKE 'passing%' ORDER BY random() LIMIT 1");
+
+	did($session, 'partitions', sprintf "SELECT cqrs_alter_subscription('$subscription', partitions => %d)", pick(1, 1, 2, 3, 5));
+}
+
 sub redrive
 {
 	my ($session) = @_;
@@ -130,6 +140,16 @@ sub signal_somebody
 		pick(qw(cancel terminate))));
 }
 
+# So many milliseconds ahead. An hour is doubted for a minute, and not believed
+# before it is put right. Far back is not among them: only a poll finds out that
+# time goes on where it was, and here nobody polls.
+sub set_clock
+{
+	my ($session) = @_;
+
+	did($session, 'set clock', sprintf 'SELECT set_clock(%d, 0)', pick(0, 0, rand(2000), 3_600_000, -rand(2000)));
+}
+
 sub loop
 {
 	my ($rest, @actions) = @_;
@@ -148,10 +168,12 @@ sub movers
 	($file) = @_;
 	return (
 		seeker => loop(600, \&seek_somewhere),
+		resizer => loop(500, \&repartition),
 		steerer => loop(400, \&pause_and_resume, \&alter, \&redrive),
 		passer => loop(100, \&topics_come_and_go),
 		maintainer => loop(150, \&maintain),
-		signaller => loop(800, \&signal_somebody));
+		signaller => loop(800, \&signal_somebody),
+		clock => loop(1500, \&set_clock));
 }
 
 # ------------------------------------------------------------------------

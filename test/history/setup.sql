@@ -235,6 +235,9 @@ BEGIN
 	INSERT INTO done VALUES ('seek');
 END $$;
 
+-- Of our own code only: SQL's clock goes on.
+CREATE FUNCTION set_clock(ahead bigint, passed bigint) RETURNS void LANGUAGE c AS 'cqrs_outbox', 'cqrs_debug_clock';
+
 CREATE FUNCTION record_lifetime(subscription text, ended boolean) RETURNS void LANGUAGE sql AS $$
 	INSERT INTO lifetime SELECT subscription, ended, topic, key, n FROM counter WHERE topic = 'orders'
 $$;

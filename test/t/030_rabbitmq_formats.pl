@@ -192,8 +192,9 @@ $node->safe_psql('postgres', "ALTER SERVER raws OPTIONS (ADD max_message_size '1
 ok(RabbitMQ::wait_status($node, 'postgres', 'raws', '0/0/0/3'), 'so are larger ones than the server allows');
 
 # The broker allows less than the server.
-$broker->ctl('eval', 'application:set_env(rabbit, max_message_size, 1000).');
-$broker->ctl('close_all_connections', 'for the test');
+$broker->stop;
+$broker->configure('max_message_size = 1000');
+$broker->start;
 $node->safe_psql('postgres', q(
 	SELECT cqrs_emit('user_joined_notification', jsonb_build_object('text', repeat('x', 2000)), '1');
 	SELECT cqrs_emit('user_joined_notification', '{"n": 4}', '1')));

@@ -12,6 +12,7 @@ use CqrsTest;
 
 my $node = new_server('main');
 
+$node->append_conf('postgresql.conf', "log_line_prefix = '%m [%p] %b '");
 $node->start;
 $node->safe_psql('postgres', "CREATE DATABASE $_") for qw(good invalid broken);
 set_up_recording($node, $_) for qw(good invalid broken);
@@ -50,7 +51,7 @@ ok(delivers('good', 2), 'another delivers');
 $node->restart;
 wait_managers($node, qw(good broken));
 ok(delivers('good', 3), 'also after a restart');
-is(in_log($offset, 'FATAL:  cannot connect to invalid database'), 0, 'no manager is started in an invalid database');
+is(in_log($offset, 'cqrs_outbox manager FATAL:  cannot connect to invalid database'), 0, 'no manager is started in an invalid database');
 $node->safe_psql('postgres', 'DROP DATABASE invalid');
 
 # Something that concerns a database as a whole.

@@ -60,7 +60,7 @@ sub work
 	my ($count) = @_;
 
 	$node->safe_psql('postgres', "CALL work($count)");
-	$node->poll_query_until('postgres', q(SELECT count(*) = 0 FROM cqrs_subscription_status WHERE subscription <> 'puller' AND (lag_events > 0 OR retrying + waiting > 0)))
+	$node->poll_query_until('postgres', q(SELECT count(*) = 0 FROM cqrs_subscription_status WHERE subscription <> 'puller' AND coalesce(lag_events + retrying + waiting > 0, true)))
 	  or die 'not delivered';
 	$node->poll_query_until('postgres', q(SELECT count(*) = 0 FROM cqrs.scheduled_command)) or die 'not released';
 	$node->safe_psql('postgres', q(BEGIN; SELECT count(*) FROM cqrs_receive('puller', 100000); SELECT cqrs_ack('puller'); COMMIT; TRUNCATE recorded));

@@ -55,6 +55,15 @@ log.file.level = info
 	return $self;
 }
 
+# configure(LINE): another line of rabbitmq.conf, for the next start
+sub configure
+{
+	my ($self, $line) = @_;
+
+	append_to_file("$self->{dir}/rabbitmq.conf", "$line\n");
+	return;
+}
+
 # environment(): with which its programs find it, and nothing of the machine's.
 sub environment
 {

@@ -1,0 +1,13 @@
+SELECT cqrs_register_command('Passing', 'quote(jsonb)');
+SELECT cqrs_send('Passing', '{}');
+SELECT cqrs_unregister_command('Passing');
+SELECT cqrs_create_topic('passing');
+SELECT cqrs_subscribe('passing', ARRAY['passing'], 'on_recorder(cqrs_event)');
+SELECT cqrs_emit('paid', '{}', topic => 'passing');
+SELECT cqrs_wait('passing', '10 s');
+SELECT cqrs_unsubscribe('passing');
+SELECT cqrs_drop_topic('passing', force => true);
+SELECT cqrs_redrive('flaky');
+SELECT cqrs_pause('spread');
+SELECT cqrs_resume('spread');
+SELECT cqrs_discard('flaky'), cqrs_discard('puller'), cqrs_discard('commands_of_postgres'), cqrs_discard('commands_of_app');
