@@ -202,7 +202,7 @@ cqrs_epoch_close(int32 subscription_id)
 	/* What this transaction was handed out, it has yet to settle. */
 	foreach(lc, cqrs_received_list(subscription_id))
 		if (((CqrsReceived *) lfirst(lc))->partition >= 0)
-			return false;
+		return false;
 
 	if (!lock_tables() || !all_arrived(subscription) ||
 		!lock_cursors(subscription))
