@@ -62,7 +62,7 @@ while ($emitting || $changed < $changes)
 	$node->safe_psql('postgres', sprintf "SELECT cqrs_alter_subscription(s, partitions => %d) FROM unnest(ARRAY['things', 'strict']) s", $numbers[ rand @numbers ]);
 	$changed++;
 	$open += $node->safe_psql('postgres', 'SELECT count(next_partitions) FROM cqrs_subscription_status');
-	usleep(rand 600_000);
+	usleep(rand 100_000);
 }
 cmp_ok($open, '>', 0, 'there were changes under way');
 $node->safe_psql('postgres', "SELECT cqrs_alter_subscription(s, partitions => 3) FROM unnest(ARRAY['things', 'strict']) s");

@@ -88,7 +88,7 @@ sub emit_all
 		$to = $events if $to > $events;
 		$session->query("BEGIN; SELECT count(cqrs_emit('happened', jsonb_build_object('n', (i - 1) / $keys + 1), key => format('$emitter %s', (i - 1) % $keys)))"
 			. " FROM generate_series($from, $to) i");
-		usleep(rand 300_000) if rand() < 0.03;
+		usleep(rand 100_000) if rand() < 0.03;
 		$session->query('COMMIT');
 		usleep(rand 10_000);
 		$from = $to + 1;
@@ -169,7 +169,7 @@ for (my $emitting = @emitters; $emitting > 0 || grep { $_ < $changes } values %c
 		$changed{$subscription}++;
 	}
 	$open += $node->safe_psql('postgres', 'SELECT count(*) FROM cqrs.subscription WHERE next_partitions IS NOT NULL');
-	usleep(rand 400_000);
+	usleep(rand 100_000);
 }
 cmp_ok($open, '>', 0, 'there were changes under way');
 
