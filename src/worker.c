@@ -142,6 +142,7 @@ static void run_announce(CqrsSubscription *subscription, Job *job);
 static void run_prepare(CqrsSubscription *subscription, Job *job);
 static void run_exchange(CqrsSubscription *subscription, Job *job);
 static void run_record_event(CqrsSubscription *subscription, Job *job);
+static bool lock_cursor(const CqrsSubscription *subscription, const Job *job);
 static void run_record_outage(CqrsSubscription *subscription, Job *job);
 static CqrsSubscription *begin_delivery(const Job *job);
 
@@ -746,7 +747,11 @@ run_prepare(CqrsSubscription *subscription, Job *job)
 		crash.sqlerrcode = ERRCODE_CRASH_SHUTDOWN;
 		crash.message = psprintf("the server process ended while it was connected to server \"%s\"",
 								 subscription->server);
-		(void) cqrs_subscription_lock(subscription, job->partition, true);
+		if (!lock_cursor(subscription, job))
+		{
+			job->called = false;
+			return;
+		}
 		(void) cqrs_failure_record(job->subscription_id, job->partition,
 								   &crash);
 		cqrs_commit_durably();
@@ -779,12 +784,21 @@ run_record_event(CqrsSubscription *subscription, Job *job)
 static void
 run_record_outage(CqrsSubscription *subscription, Job *job)
 {
+	if (lock_cursor(subscription, job))
+		job->failed_until = cqrs_failure_record(job->subscription_id,
+												job->partition, job->error);
+}
+
+/*
+ * Lock the cursor. Returns false if its partition went while we waited: then
+ * nothing is to be recorded of it, as nobody would clear that.
+ */
+static bool
+lock_cursor(const CqrsSubscription *subscription, const Job *job)
+{
 	(void) cqrs_subscription_lock(subscription, job->partition, true);
-	subscription = cqrs_subscription_get(subscription->name);
-	if (job->partition >= subscription->partitions)
-		return;
-	job->failed_until = cqrs_failure_record(job->subscription_id,
-											job->partition, job->error);
+	return job->partition <
+		cqrs_subscription_get(subscription->name)->partitions;
 }
 
 /*
