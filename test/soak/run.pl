@@ -33,12 +33,13 @@ my $broker = RabbitMQ->new('soak');
 $broker->start;
 $broker->command('queue things {"x-max-length":1000}');
 
+# A worker for each cursor: none is ended for another.
 my $node = new_server('main', q(
 autovacuum = on
 autovacuum_naptime = '2s'
 log_min_messages = fatal
 cqrs_outbox.poll_interval = '200ms'
-cqrs_outbox.max_workers = 8
+cqrs_outbox.max_workers = 12
 cqrs_outbox.segment_size = '64kB'
 cqrs_outbox.segment_age = '1s'
 cqrs_outbox.idempotency_retention = '5s'
