@@ -134,7 +134,8 @@ sub measure
 		$series->add('bytes', $name, $bytes);
 		$series->add('dead rows', $name, $dead);
 	}
-	$series->add('behind', @$_) for rows(q(SELECT subscription, lag_events + retrying + waiting FROM cqrs_subscription_status WHERE subscription <> 'passing'));
+	$series->add('behind', @$_) for rows(q(SELECT subscription, lag_events + retrying + waiting FROM cqrs_subscription_status
+		WHERE subscription <> 'passing' AND lag_events IS NOT NULL));
 	$series->add('latency', @$_) for rows(q(WITH gone AS (DELETE FROM delivered RETURNING *)
 		SELECT consumer, round(percentile_cont(0.5) WITHIN GROUP (ORDER BY ms)::numeric, 2) FROM gone GROUP BY 1));
 	my $begun = time;
