@@ -95,18 +95,18 @@ sub rows
 	return map { [ split /\|/ ] } split /\n/, $out;
 }
 
-# measure_process(NAME, PID): its private memory, in kB, and its files. It may
-# have ended.
+# measure_process(WHAT, NAME, PID): its private memory, in kB, and its files. It
+# may have ended.
 sub measure_process
 {
-	my ($name, $pid) = @_;
+	my ($what, $name, $pid) = @_;
 
 	open my $in, '<', "/proc/$pid/smaps_rollup" or return;
 	my ($memory) = map { /^Anonymous:\s+(\d+) kB/ } <$in>;
 	my @files = glob "/proc/$pid/fd/*";
 
 	return unless defined $memory;
-	$series->add('memory', $name, $memory);
+	$series->add($what, $name, $memory);
 	$series->add('descriptors', $name, scalar @files);
 }
 
@@ -120,8 +120,16 @@ sub measure
 	{
 		my ($pid, $type, $application) = @$_;
 
-		$type =~ s/^cqrs_outbox // ? $processes++ : $connections++;
-		measure_process("$type $pid", $pid) if $type ne 'client backend' || $application eq 'load';
+		if ($type =~ s/^cqrs_outbox //)
+		{
+			$processes++;
+			measure_process('memory', "$type $pid", $pid);
+		}
+		else
+		{
+			$connections++;
+			measure_process('sessions', "session $pid", $pid) if $application eq 'load';
+		}
 	}
 	$series->add('processes', 'all', $processes);
 	$series->add('connections', 'all', $connections);
@@ -162,9 +170,9 @@ for my $name (sort keys %load)
 end_load();
 
 # That there was something to be measured.
-for my $kind ('launcher', 'manager', 'worker', 'client backend')
+for my $kind ('launcher', 'manager', 'worker', 'session')
 {
-	cmp_ok(scalar(grep { /^$kind/ } $series->names('memory')), '>', 0, "a $kind was there all the time");
+	cmp_ok(scalar(grep { /^$kind/ } map { $series->names($_) } 'memory', 'sessions'), '>', 0, "a $kind was there all the time");
 }
 is(join(' ', $series->names('latency')), 'commands flaky of a command puller recorder sharers single spread', 'all kinds of consumers were delivered to');
 cmp_ok($node->safe_psql('postgres', "SELECT sum(delivered) FROM cqrs.cursor c JOIN cqrs.subscription USING (subscription_id) WHERE subscription = 'out'"),
