@@ -2040,21 +2040,24 @@ CROSS JOIN LATERAL (
 WHERE (SELECT cqrs.usable())
 UNION ALL
 -- a command is not executed
-SELECT 'error', 'commands_late', format('topic "%s"', coalesce(c.topic, c.topic_id::text)),
+SELECT 'error', 'commands_late',
+	   CASE WHEN c.owner IS NULL THEN format('commands of topic "%s"', coalesce(c.topic, c.topic_id::text))
+			ELSE format('commands of role "%s"', pg_get_userbyid(c.owner)) END,
 	   format('%s commands whose time has come are not in the outbox, the first since %s%s.', c.commands, c.run_at,
-			  CASE WHEN NOT c.owned THEN ': nobody owns them' END),
-	   CASE WHEN c.owned THEN 'See the server''s log, and who has locked the topic''s tables.'
-			ELSE 'See owner_missing; or SELECT cqrs_cancel_command(command_id) FROM cqrs.scheduled_command.' END,
+			  CASE WHEN c.owner IS NULL THEN ': nobody owns them' END),
+	   CASE WHEN c.owner IS NULL
+			THEN format('SELECT cqrs_cancel_command(command_id) FROM cqrs.scheduled_command WHERE topic_id = %s; -- or see owner_missing',
+						c.topic_id)
+			ELSE 'See the server''s log, and who has locked the topic''s tables.' END,
 	   clock_timestamp() - c.run_at, NULL
-FROM (SELECT d.topic_id, t.topic, count(*) AS commands, min(d.run_at) AS run_at,
-			 EXISTS (SELECT FROM cqrs.subscription s
-					 JOIN cqrs.subscription_topic st USING (subscription_id)
-					 CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
-					 WHERE s.runs_commands AND st.topic_id = d.topic_id AND o.owner IS NOT NULL) AS owned
+FROM (SELECT d.topic_id, t.topic, o.owner, count(*) AS commands, min(d.run_at) AS run_at
 	  FROM (SELECT topic_id, run_at FROM cqrs.scheduled_command
 			WHERE run_at <= clock_timestamp() ORDER BY run_at LIMIT 10000) d
 	  LEFT JOIN cqrs.topic t USING (topic_id)
-	  GROUP BY d.topic_id, t.topic) c
+	  LEFT JOIN (cqrs.subscription_topic st JOIN cqrs.subscription s USING (subscription_id))
+			ON st.topic_id = d.topic_id AND s.runs_commands
+	  LEFT JOIN LATERAL cqrs.subscription_owner(st.subscription_id) o ON true
+	  GROUP BY d.topic_id, t.topic, o.owner) c
 WHERE (SELECT cqrs.usable())
 UNION ALL
 -- a handler is not called
