@@ -214,6 +214,7 @@ cqrs_breaker_state(PG_FUNCTION_ARGS)
 	CqrsFallback *fallback;
 	CqrsBreakerCall call;
 	CqrsBreakerState state;
+	TimestampTz opened_at;
 	Slot	   *slot;
 	Slot		copy;
 	TupleDesc	tupdesc;
@@ -238,9 +239,9 @@ cqrs_breaker_state(PG_FUNCTION_ARGS)
 
 	values[0] = CStringGetTextDatum(state_name(state));
 	values[1] = Int32GetDatum(copy.failures);
-	values[2] =
-		TimestampTzGetDatum(cqrs_steady_to_wall(copy.opened_at));
-	values[3] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(cqrs_steady_to_wall(copy.opened_at),
+	opened_at = cqrs_steady_to_wall(copy.opened_at);
+	values[2] = TimestampTzGetDatum(opened_at);
+	values[3] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(opened_at,
 																call.breaker->reset_after));
 	nulls[2] = nulls[3] = copy.opened_at == 0;
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(tupdesc),
