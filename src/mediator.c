@@ -439,17 +439,21 @@ command_by_type(Oid typid)
 		}
 	}
 
+	/* A value may outlive its type, which somebody drops meanwhile. */
 	entry = hash_search(commands_by_type, &typid, HASH_FIND, NULL);
 	if (entry == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("no command takes type %s", format_type_be(typid)),
+				 errmsg("no command takes type %s",
+						format_type_extended(typid, -1,
+											 FORMAT_TYPE_ALLOW_INVALID)),
 				 errhint("Register one with cqrs_register_command(), or send the command by its name.")));
 	if (entry->ambiguous)
 		ereport(ERROR,
 				(errcode(ERRCODE_AMBIGUOUS_FUNCTION),
 				 errmsg("more than one command takes type %s",
-						format_type_be(typid)),
+						format_type_extended(typid, -1,
+											 FORMAT_TYPE_ALLOW_INVALID)),
 				 errhint("Send the command by its name.")));
 	return entry->command;
 }
