@@ -176,6 +176,14 @@ UPDATE cqrs.command SET handlers = '{public.answer_text(pg_catalog.jsonb)}' WHER
 SELECT cqrs_send('void');
 TRUNCATE cqrs.command;
 SELECT cqrs_send('void');
+-- a value may outlive its type
+CREATE TYPE short_lived AS (x int);
+BEGIN;
+DECLARE c CURSOR FOR SELECT cqrs_send(ROW(1)::short_lived);
+DROP TYPE short_lived;
+FETCH c;
+ROLLBACK;
+DROP TYPE short_lived;
 
 DROP EXTENSION cqrs_outbox;
 \set VERBOSITY terse
