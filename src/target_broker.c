@@ -319,8 +319,11 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 	errcallback.previous = error_context_stack;
 	error_context_stack = &errcallback;
 
-	if (!cqrs_relay_begin_ahead(&relay, subscription, broker.partition,
-								&broker.ahead) && broker.entries.nentries > 0)
+	/* Moved by somebody else, or gone: what is on its way counts for nothing. */
+	if ((!cqrs_relay_begin_ahead(&relay, subscription, broker.partition,
+								 &broker.ahead) &&
+		 broker.entries.nentries > 0) ||
+		cqrs_relay_is_gone(&relay))
 	{
 		broker.moved = true;
 		cqrs_relay_end(&relay);

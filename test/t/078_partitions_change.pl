@@ -51,8 +51,10 @@ $node->safe_psql('postgres', q(
 is($node->safe_psql('postgres', "SELECT count(*) FROM cqrs_receive('waiting', wait => '1 s')"), '0', 'its key waits');
 ok($node->poll_query_until('postgres', "SELECT partitions = 3 FROM cqrs.subscription WHERE subscription = 'waiting'"), 'the partitions are changed');
 is($node->safe_psql('postgres', q(
+	BEGIN;
 	UPDATE cqrs.retry SET retry_at = now(), due_at = CASE WHEN due_at IS NOT NULL THEN now() END WHERE attempts > 0;
 	UPDATE cqrs.cursor SET next_retry_at = now() WHERE next_retry_at > now();
+	COMMIT;
 	SELECT payload->>'n' FROM cqrs_receive('waiting', wait => '30 s', lease => '1 hour');
 	SELECT cqrs_ack('waiting', covered.positions, covered.receipt) FROM (SELECT array_agg(position) AS positions, receipt FROM cqrs.retry GROUP BY receipt) covered WHERE receipt IS NOT NULL;
 	SELECT payload->>'n' FROM cqrs_receive('waiting', wait => '30 s')
