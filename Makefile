@@ -27,6 +27,7 @@ OBJS = \
 	src/diagram_sequence.o \
 	src/dispatch.o \
 	src/domain_event.o \
+	src/drain.o \
 	src/dry_run.o \
 	src/emit.o \
 	src/epoch.o \
@@ -40,6 +41,7 @@ OBJS = \
 	src/idempotency.o \
 	src/index.o \
 	src/json.o \
+	src/lane.o \
 	src/launcher.o \
 	src/maintain.o \
 	src/manager.o \
@@ -49,6 +51,7 @@ OBJS = \
 	src/notify.o \
 	src/operation.o \
 	src/owner.o \
+	src/parked.o \
 	src/payload.o \
 	src/payload_path.o \
 	src/payload_type.o \

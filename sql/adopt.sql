@@ -72,6 +72,28 @@ SELECT payload FROM cqrs_receive('late');
 SELECT payload, status FROM cqrs_events('topic_a', status => 'all');
 SELECT * FROM cqrs_adopt();
 
+-- partitions that were being changed elsewhere: up to what is committed now
+SELECT cqrs_subscribe('changing', ARRAY['topic_a'], start => 'latest', partitions => 2);
+SELECT cqrs_emit_many('a', array_agg(jsonb_build_object('n', n)), array_agg(n::text)) FROM generate_series(6, 9) n;
+SELECT cqrs_alter_subscription('changing', partitions => 3);
+CALL restore();
+UPDATE cqrs.subscription SET epoch_tick = 1, epoch_snapshot = '3:3:' WHERE next_partitions IS NOT NULL;
+SELECT * FROM cqrs_adopt() WHERE subscription = 'changing';
+SELECT cqrs_emit('a', '{"n": 10}', key => '10') IS NOT NULL AS emitted;
+SELECT cqrs_tick() > 0 AS ticked;
+CREATE TEMP TABLE got (n text);
+DO $$
+BEGIN
+	FOR i IN 1 .. 9 LOOP
+		INSERT INTO got SELECT payload->>'n' FROM cqrs_receive('changing');
+		PERFORM cqrs_ack('changing');
+		COMMIT;
+	END LOOP;
+END $$;
+SELECT string_agg(n, ' ' ORDER BY n::integer) FROM got;
+SELECT partitions, next_partitions FROM cqrs.subscription WHERE subscription = 'changing';
+DROP TABLE got;
+
 -- what is adopted cannot be told from what was adopted before
 INSERT INTO cqrs.topic_1_1 (position, xid, emitted_at, event_id, event_name)
 	VALUES (100, '3', now(), gen_random_uuid(), 'a');

@@ -300,8 +300,8 @@ COMMENT ON TABLE cqrs.tick IS 'snapshots between which events are delivered';
 --                 its events are handed out one by one
 -- covered         the positions that the receipt covers, in order, packed
 -- passed          of that window, positions beyond position that are settled
--- parked_from     the lowest position of a row in cqrs.retry, or NULL: there
---                 is none
+-- next_retry_at   the lowest due_at of its rows in cqrs.retry, or NULL: it has
+--                 none
 -- delivered       how many events were delivered; only for showing the rate
 -- last_position   an estimate of what had been emitted when the cursor
 --                 moved; only for showing the lag
@@ -326,7 +326,7 @@ CREATE TABLE cqrs.cursor (
 	expired			smallint	NOT NULL,
 	covered			bytea,
 	passed			bigint[],
-	parked_from		bigint,
+	next_retry_at	timestamptz,
 	delivered		bigint		NOT NULL,
 	last_position	bigint		NOT NULL,
 	moved_at		timestamptz	NOT NULL,
@@ -342,15 +342,18 @@ COMMENT ON TABLE cqrs.cursor IS 'cursors of subscriptions, newest row by seq';
 --
 -- subscription_id, partition, position
 --                  of which cursor, and where the event was in the log
+-- lane             hash of topic and key: events of a lane wait for each other
 -- topic_id         the event's topic
 -- event_id .. emitted_at
 --                  the event, whole
--- attempts         how often it was tried; 0: it waits for an earlier one
+-- attempts         how often it was tried, and that counted; 0: it waits for an
+--                  earlier one, or is tried next
 -- receipt          handed out by cqrs_receive() with this receipt, and not
 --                  settled, or NULL
 -- failed_at        when it was last tried, or NULL
--- retry_at         not tried again before; of those of one key, only the
---                  lowest position is tried
+-- retry_at         not tried again before
+-- due_at           retry_at, if it is the lowest position of its lane: only that
+--                  is tried; or NULL
 -- sqlstate         of the last error, or NULL
 -- message          of the last error, or NULL
 -- ----------------------------------------------------------------------
@@ -358,6 +361,7 @@ CREATE TABLE cqrs.retry (
 	subscription_id	integer		NOT NULL,
 	partition		integer		NOT NULL,
 	position		bigint		NOT NULL,
+	lane			bigint		NOT NULL,
 	topic_id		integer		NOT NULL,
 	event_id		uuid		NOT NULL,
 	event_name		text		NOT NULL,
@@ -369,11 +373,16 @@ CREATE TABLE cqrs.retry (
 	receipt			uuid,
 	failed_at		timestamptz,
 	retry_at		timestamptz	NOT NULL,
+	due_at			timestamptz,
 	sqlstate		text,
 	message			text,
 	PRIMARY KEY (subscription_id, partition, position)
 );
+CREATE INDEX retry_lane ON cqrs.retry (subscription_id, partition, lane, position);
+CREATE INDEX retry_due ON cqrs.retry (subscription_id, partition, due_at, position);
 COMMENT ON TABLE cqrs.retry IS 'events whose delivery failed, and those that wait behind them';
+COMMENT ON INDEX cqrs.retry_lane IS 'finds whether something of a lane is parked, and in which order';
+COMMENT ON INDEX cqrs.retry_due IS 'finds what may be tried';
 
 -- ----------------------------------------------------------------------
 -- cqrs.dead_letter: events that a subscription gave up on, kept until
@@ -1818,10 +1827,11 @@ COMMENT ON VIEW cqrs.cursor_holder IS 'who has the locks of cursors';
 --             transaction
 --   retrying  events that failed and are tried again
 --   waiting   events that wait for one of them
---   dead      dead letters; 10,000 means as many or more
+--   dead      dead letters; of these three, 10,000 means as many or more
 --   last_error ..
 --             of what failed last, be it an event, or the whole subscription
---             (then last_error_position is NULL)
+--             (then last_error_position is NULL); of more than 10,000 events
+--             that are tried again, so many are looked at
 SET LOCAL search_path TO pg_catalog, pg_temp;
 CREATE VIEW @extschema@.cqrs_subscription_status WITH (security_barrier) AS
 SELECT s.subscription,
@@ -1860,10 +1870,19 @@ FROM cqrs.subscription s
 CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
 CROSS JOIN LATERAL cqrs.subscription_progress(s.subscription_id) p
 CROSS JOIN LATERAL (
-	SELECT count(*) FILTER (WHERE attempts > 0) AS retrying,
-		   count(*) FILTER (WHERE attempts = 0 AND receipt IS NULL) AS waiting,
-		   min(retry_at) FILTER (WHERE attempts > 0) AS retry_at
-	FROM cqrs.retry r WHERE r.subscription_id = s.subscription_id) r
+	SELECT (SELECT count(*)
+			FROM (SELECT FROM cqrs.retry r
+				  WHERE r.subscription_id = s.subscription_id AND attempts > 0 LIMIT 10000) r) AS retrying,
+		   (SELECT count(*)
+			FROM (SELECT FROM cqrs.retry r
+				  WHERE r.subscription_id = s.subscription_id AND attempts = 0 AND receipt IS NULL LIMIT 10000) r) AS waiting,
+		   (SELECT min(r.due_at)
+			FROM generate_series(0, s.partitions - 1) part
+			CROSS JOIN LATERAL (
+				SELECT due_at FROM cqrs.retry r
+				WHERE r.subscription_id = s.subscription_id AND r.partition = part
+					  AND due_at IS NOT NULL AND attempts > 0
+				ORDER BY due_at LIMIT 1) r) AS retry_at) r
 LEFT JOIN LATERAL (
 	SELECT h.pid, h.since
 	FROM cqrs.cursor_holder h
@@ -1874,8 +1893,8 @@ LEFT JOIN LATERAL (
 	SELECT failed_at, NULL::bigint AS position, sqlstate, message
 	FROM cqrs.failure f WHERE f.subscription_id = s.subscription_id
 	UNION ALL
-	SELECT failed_at, position, sqlstate, message
-	FROM cqrs.retry r WHERE r.subscription_id = s.subscription_id AND attempts > 0
+	(SELECT failed_at, position, sqlstate, message
+	 FROM cqrs.retry r WHERE r.subscription_id = s.subscription_id AND attempts > 0 LIMIT 10000)
 	UNION ALL
 	(SELECT died_at, position, sqlstate, message
 	 FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id
@@ -1979,14 +1998,14 @@ CROSS JOIN LATERAL (
 	WHERE s.state = 'active' AND p.lag_events > 0
 	UNION ALL
 	SELECT 'warning', 'retrying',
-		   format('%s events failed and are tried again, the first emitted at %s, the last with: %s',
-				  r.events, r.emitted_at, r.message),
+		   format('%s events%s failed and are tried again, the first emitted at %s, the last with: %s',
+				  r.events, CASE r.events WHEN 10000 THEN ' or more' END, r.emitted_at, r.message),
 		   'Remove the cause of the error; after max_attempts, they are dead letters.',
 		   clock_timestamp() - r.emitted_at, NULL
 	FROM (SELECT count(*) AS events, min(emitted_at) AS emitted_at,
 				 (array_agg(message ORDER BY failed_at DESC))[1] AS message
-		  FROM cqrs.retry r
-		  WHERE r.subscription_id = s.subscription_id AND r.attempts > 0) r
+		  FROM (SELECT emitted_at, failed_at, message FROM cqrs.retry r
+				WHERE r.subscription_id = s.subscription_id AND r.attempts > 0 LIMIT 10000) r) r
 	WHERE r.events > 0
 	UNION ALL
 	SELECT 'warning', 'dead_letters',
@@ -2040,21 +2059,24 @@ CROSS JOIN LATERAL (
 WHERE (SELECT cqrs.usable())
 UNION ALL
 -- a command is not executed
-SELECT 'error', 'commands_late', format('topic "%s"', coalesce(c.topic, c.topic_id::text)),
+SELECT 'error', 'commands_late',
+	   CASE WHEN c.owner IS NULL THEN format('commands of topic "%s"', coalesce(c.topic, c.topic_id::text))
+			ELSE format('commands of role "%s"', pg_get_userbyid(c.owner)) END,
 	   format('%s commands whose time has come are not in the outbox, the first since %s%s.', c.commands, c.run_at,
-			  CASE WHEN NOT c.owned THEN ': nobody owns them' END),
-	   CASE WHEN c.owned THEN 'See the server''s log, and who has locked the topic''s tables.'
-			ELSE 'See owner_missing; or SELECT cqrs_cancel_command(command_id) FROM cqrs.scheduled_command.' END,
+			  CASE WHEN c.owner IS NULL THEN ': nobody owns them' END),
+	   CASE WHEN c.owner IS NULL
+			THEN format('SELECT cqrs_cancel_command(command_id) FROM cqrs.scheduled_command WHERE topic_id = %s; -- or see owner_missing',
+						c.topic_id)
+			ELSE 'See the server''s log, and who has locked the topic''s tables.' END,
 	   clock_timestamp() - c.run_at, NULL
-FROM (SELECT d.topic_id, t.topic, count(*) AS commands, min(d.run_at) AS run_at,
-			 EXISTS (SELECT FROM cqrs.subscription s
-					 JOIN cqrs.subscription_topic st USING (subscription_id)
-					 CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
-					 WHERE s.runs_commands AND st.topic_id = d.topic_id AND o.owner IS NOT NULL) AS owned
+FROM (SELECT d.topic_id, t.topic, o.owner, count(*) AS commands, min(d.run_at) AS run_at
 	  FROM (SELECT topic_id, run_at FROM cqrs.scheduled_command
 			WHERE run_at <= clock_timestamp() ORDER BY run_at LIMIT 10000) d
 	  LEFT JOIN cqrs.topic t USING (topic_id)
-	  GROUP BY d.topic_id, t.topic) c
+	  LEFT JOIN (cqrs.subscription_topic st JOIN cqrs.subscription s USING (subscription_id))
+			ON st.topic_id = d.topic_id AND s.runs_commands
+	  LEFT JOIN LATERAL cqrs.subscription_owner(st.subscription_id) o ON true
+	  GROUP BY d.topic_id, t.topic, o.owner) c
 WHERE (SELECT cqrs.usable())
 UNION ALL
 -- a handler is not called

@@ -8,6 +8,10 @@ CREATE FUNCTION numbers() RETURNS TABLE (partitions integer, next_partitions int
 	SELECT s.partitions, s.next_partitions, (SELECT count(DISTINCT partition) FROM cqrs.cursor) FROM cqrs_subscription_status s $$;
 
 -- a handler, which fails with whatever is in the table
+-- As if it were time to try again what failed
+CREATE FUNCTION due_now() RETURNS void LANGUAGE sql AS $$
+	UPDATE cqrs.retry SET retry_at = now(), due_at = CASE WHEN due_at IS NOT NULL THEN now() END;
+	UPDATE cqrs.cursor SET next_retry_at = now() WHERE next_retry_at > now() $$;
 CREATE TABLE broken (key text, n integer);
 CREATE TABLE handled (id serial, key text, n integer, epoch integer);
 CREATE FUNCTION handle(event cqrs_event) RETURNS void LANGUAGE plpgsql AS $$
@@ -55,20 +59,22 @@ SELECT * FROM numbers();
 SELECT * FROM orders;
 -- of the broken keys, what comes behind waits where it is now
 SELECT count(*), count(*) FILTER (WHERE partition <> cqrs.key_partition(key, 8)) AS astray FROM cqrs.retry;
-SELECT count(*) AS astray FROM cqrs.cursor c WHERE parked_from IS DISTINCT FROM
-	(SELECT min(position) FROM cqrs.retry r WHERE r.subscription_id = c.subscription_id AND r.partition = c.partition)
+SELECT count(*) AS astray FROM cqrs.cursor c WHERE next_retry_at IS DISTINCT FROM
+	(SELECT min(due_at) FROM cqrs.retry r WHERE r.subscription_id = c.subscription_id AND r.partition = c.partition)
 	AND seq = (SELECT max(seq) FROM cqrs.cursor l WHERE l.subscription_id = c.subscription_id AND l.partition = c.partition);
 DELETE FROM broken WHERE key IN ('key 1', 'key 3');
-UPDATE cqrs.retry SET retry_at = now() WHERE attempts > 0;
+SELECT due_now();
 SELECT cqrs_drain('things');
 SELECT count(*) FROM cqrs_dead_letters('things');
 SELECT * FROM orders;
 
--- down: dead letters come from anywhere
+-- down: dead letters come from anywhere; cursors' rows are numbered on
+SELECT max(seq) AS highest FROM cqrs.cursor \gset
 SELECT cqrs_alter_subscription('things', partitions => 3);
 SELECT emit_all(20, 5);
 SELECT cqrs_drain('things');
 SELECT * FROM numbers();
+SELECT count(*) AS numbered_anew FROM cqrs.cursor WHERE seq <= :highest;
 DELETE FROM broken;
 SELECT emit_all(20, 6);
 SELECT cqrs_redrive('things');
@@ -87,7 +93,7 @@ SELECT cqrs_alter_subscription('things', partitions => 1);
 SELECT cqrs_drain('things');
 SELECT partition, attempts, count(*) FROM cqrs.retry GROUP BY 1, 2 ORDER BY 1, 2;
 TRUNCATE broken;
-UPDATE cqrs.retry SET retry_at = now();
+SELECT due_now();
 SELECT cqrs_drain('things');
 SELECT * FROM orders;
 SELECT retrying, waiting, lag_events FROM cqrs_subscription_status;
@@ -217,9 +223,31 @@ SELECT received() LIKE '2 (%' AS got, * FROM numbers();
 SELECT * FROM numbers();
 SELECT cqrs_ack('pulled', positions(1, 2), receipt());
 SELECT * FROM receive_all();
-UPDATE cqrs.retry SET retry_at = now();
+SELECT due_now();
 SELECT * FROM receive_all();
 SELECT count(*) FROM cqrs.retry;
+
+-- what failed before, and is handed out once more, is settled first
+SELECT emit_all(20, 5);
+SELECT cqrs_tick() > 0 AS ticked;
+BEGIN;
+SELECT received(2) IS NOT NULL AS received;
+SELECT cqrs_nack('pulled', positions(1, 1), retry_after => '0');
+SELECT cqrs_ack('pulled') > 0 AS acked;
+COMMIT;
+SELECT cqrs_alter_subscription('pulled', partitions => 3);
+SELECT cqrs_tick() > 0 AS ticked;
+SELECT received(2, '1 hour');
+SELECT * FROM receive_all();
+SELECT received();
+SELECT * FROM numbers();
+SELECT cqrs_ack('pulled', positions(1, 1), receipt());
+SELECT * FROM receive_all();
+SELECT * FROM numbers();
+SELECT cqrs_alter_subscription('pulled', partitions => 4);
+SELECT cqrs_tick() > 0 AS ticked;
+SELECT * FROM receive_all();
+SELECT * FROM numbers();
 
 -- of a partition that is to go
 SELECT emit_all(20, 3);
@@ -246,4 +274,4 @@ SELECT * FROM numbers();
 SELECT cqrs_unsubscribe('pulled');
 DROP EXTENSION cqrs_outbox CASCADE;
 DROP TABLE broken, handled CASCADE;
-DROP FUNCTION emit_all, numbers, received, receipt, positions, receive_all;
+DROP FUNCTION due_now, emit_all, numbers, received, receipt, positions, receive_all;

@@ -26,6 +26,10 @@ CREATE FUNCTION positions_of(VARIADIC n integer[]) RETURNS bigint[] LANGUAGE sql
 -- As if all leases had run out
 CREATE FUNCTION expire() RETURNS void LANGUAGE sql AS
 	$$ UPDATE cqrs.cursor SET leased_until = now() - interval '1 s' WHERE leased_until IS NOT NULL $$;
+-- As if it were time to try again what failed
+CREATE FUNCTION due_now() RETURNS void LANGUAGE sql AS $$
+	UPDATE cqrs.retry SET retry_at = now(), due_at = CASE WHEN due_at IS NOT NULL THEN now() END WHERE attempts > 0;
+	UPDATE cqrs.cursor SET next_retry_at = now() WHERE next_retry_at > now() $$;
 SET client_min_messages = warning;
 
 -- an event that could not be processed is tried again; its key waits, others do not
@@ -48,7 +52,7 @@ SELECT payload->>'n' AS n, status, attempts FROM cqrs_events('things');
 SELECT retrying, waiting, dead, last_error_sqlstate, last_error, retry_at > now() AS later FROM cqrs_subscription_status;
 
 -- now it is time; what failed before holds its key until it is settled
-UPDATE cqrs.retry SET retry_at = now() WHERE attempts > 0;
+SELECT due_now();
 SELECT emit_pull('c', 7);
 SELECT cqrs_tick() > 0 AS ticked;
 BEGIN;
@@ -371,7 +375,7 @@ COMMIT;
 DO $$
 BEGIN
 	FOR attempt IN 2..5 LOOP
-		UPDATE cqrs.retry SET retry_at = now() WHERE attempts > 0;
+		PERFORM due_now();
 		PERFORM cqrs_nack('outbox', ARRAY[position], 'no luck', '1 hour') FROM cqrs_receive('outbox');
 	END LOOP;
 END $$;
@@ -394,6 +398,6 @@ SELECT cqrs_ack('many');
 COMMIT;
 SELECT count(*) FROM cqrs_receive('many');
 
-DROP FUNCTION received, receipt, positions_of, emit_pull, expire;
+DROP FUNCTION received, receipt, positions_of, emit_pull, expire, due_now;
 DROP TABLE spread;
 DROP EXTENSION cqrs_outbox CASCADE;

@@ -132,7 +132,7 @@ SELECT cqrs_alter_subscription('things', 'on_once(cqrs_event)', max_attempts => 
 SELECT emit_retry('a', '{1, 1, 2}');
 SELECT cqrs_drain('things') AS delivered;
 
--- where everything fails, no more than 1,000 are copied
+-- where everything fails, however many are parked
 DROP TABLE once;
 CREATE FUNCTION on_nothing(event cqrs_event) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE division_by_zero; END $$;
 SELECT cqrs_seek('things', 'latest');
@@ -140,7 +140,7 @@ SELECT cqrs_alter_subscription('things', 'on_nothing(cqrs_event)', max_attempts 
 SELECT cqrs_emit_many('happened', array_agg('{}'::jsonb), array_agg(i::text)) FROM generate_series(1, 999) i;
 SET client_min_messages = error;
 SELECT cqrs_drain('things') AS delivered;
--- one that has to wait is the thousandth, and right behind it one fails
+-- another one waits, and others fail
 SELECT emit_retry('1', '{1}'), emit_retry('z', '{2}'), emit_retry('y', '{3}');
 SELECT cqrs_drain('things') AS delivered;
 RESET client_min_messages;

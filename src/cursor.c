@@ -55,7 +55,7 @@ enum
 	CURSOR_EXPIRED,
 	CURSOR_COVERED,
 	CURSOR_PASSED,
-	CURSOR_PARKED_FROM,
+	CURSOR_NEXT_RETRY_AT,
 	CURSOR_DELIVERED,
 	CURSOR_LAST_POSITION,
 	CURSOR_MOVED_AT,
@@ -156,9 +156,9 @@ cqrs_cursor_read_restored(int32 subscription_id, int32 partition,
 		cursor->received_all =
 			DatumGetBool(values[CURSOR_RECEIVED_ALL - 1]);
 		read_receipt(cursor, values, nulls);
-		if (!nulls[CURSOR_PARKED_FROM - 1])
-			cursor->parked_from =
-				DatumGetInt64(values[CURSOR_PARKED_FROM - 1]);
+		if (!nulls[CURSOR_NEXT_RETRY_AT - 1])
+			cursor->next_retry_at =
+				DatumGetTimestampTz(values[CURSOR_NEXT_RETRY_AT - 1]);
 		cursor->delivered = DatumGetInt64(values[CURSOR_DELIVERED - 1]);
 		cursor->last_position =
 			DatumGetInt64(values[CURSOR_LAST_POSITION - 1]);
@@ -320,10 +320,11 @@ cqrs_cursor_append(CqrsCursor *cursor)
 	}
 	values[CURSOR_RECEIVED_ALL - 1] = BoolGetDatum(cursor->received_all);
 	write_receipt(cursor, values, nulls);
-	if (cursor->parked_from != 0)
-		values[CURSOR_PARKED_FROM - 1] = Int64GetDatum(cursor->parked_from);
+	if (cursor->next_retry_at != 0)
+		values[CURSOR_NEXT_RETRY_AT - 1] =
+			TimestampTzGetDatum(cursor->next_retry_at);
 	else
-		nulls[CURSOR_PARKED_FROM - 1] = true;
+		nulls[CURSOR_NEXT_RETRY_AT - 1] = true;
 	values[CURSOR_DELIVERED - 1] = Int64GetDatum(cursor->delivered);
 	values[CURSOR_LAST_POSITION - 1] = Int64GetDatum(cursor->last_position);
 	cursor->moved_at = cqrs_wall_now();

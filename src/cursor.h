@@ -45,7 +45,8 @@ typedef struct CqrsCursor
 	int			npassed;
 	int64	   *passed;
 
-	int64		parked_from;	/* lowest position in cqrs.retry; 0: none */
+	TimestampTz next_retry_at;	/* lowest due_at in cqrs.retry, or lower; 0:
+								 * no rows */
 	int64		delivered;		/* events, for showing the rate */
 	int64		last_position;	/* see cqrs.cursor */
 	TimestampTz moved_at;

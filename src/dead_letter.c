@@ -127,6 +127,7 @@ cqrs_redrive(PG_FUNCTION_ARGS)
 				 subscription->subscription_id, i);
 		UnregisterSnapshot(snapshot);
 		cqrs_cursor_require_native(&cursors[i], subscription->name);
+		cqrs_parked_open(&cursors[i]);
 	}
 
 	n = remove_letters(fcinfo, subscription, cursors);

@@ -556,8 +556,8 @@ move_parked(const CqrsSubscription *subscription, CqrsCursor *cursors)
 							  " WHERE subscription_id = $1"
 							  " AND (partition <> cqrs.key_partition(key, $2) OR receipt IS NOT NULL)",
 							  2, types, values, NULL);
-	(void) cqrs_admin_execute("SELECT partition, pg_catalog.min(position) FROM cqrs.retry"
-							  " WHERE subscription_id = $1 GROUP BY partition",
+	(void) cqrs_admin_execute("SELECT partition, pg_catalog.min(due_at) FROM cqrs.retry"
+							  " WHERE subscription_id = $1 AND due_at IS NOT NULL GROUP BY partition",
 							  1, types, values, NULL);
 	for (i = 0; i < SPI_processed; i++)
 	{
@@ -566,7 +566,7 @@ move_parked(const CqrsSubscription *subscription, CqrsCursor *cursors)
 		int			partition = DatumGetInt32(SPI_getbinval(row, desc, 1,
 															&isnull));
 
-		cursors[partition].parked_from =
-			DatumGetInt64(SPI_getbinval(row, desc, 2, &isnull));
+		cursors[partition].next_retry_at =
+			DatumGetTimestampTz(SPI_getbinval(row, desc, 2, &isnull));
 	}
 }

@@ -403,7 +403,6 @@ collect_parked(CqrsTopic *topic, const Search *query,
 {
 	int			i;
 	int			j;
-	int			k;
 
 	for (i = 0; i < consumers->n; i++)
 	{
@@ -412,28 +411,34 @@ collect_parked(CqrsTopic *topic, const Search *query,
 		for (j = 0; j < consumer->partitions; j++)
 		{
 			CqrsCursor	cursor = consumer->cursors[j];
-			CqrsParkedSet *set = cqrs_parked_load(&cursor, query->snapshot);
+			CqrsParkedScan scan;
+			CqrsEvent	event;
+			int			attempts;
+			int			n = 0;
 
-			for (k = 0; set != NULL && k < set->nparked; k++)
+			if (cursor.next_retry_at == 0)
+				continue;
+			cqrs_parked_events_begin(&scan, &cursor, query->after_position,
+									 query->snapshot);
+			while (n < query->limit &&
+				   cqrs_parked_events_next(&scan, &event, &attempts))
 			{
-				CqrsEvent	event;
-				StatusFilter status;
-				int			attempts;
+				StatusFilter status = attempts > 0 ? STATUS_NOT_PRODUCED :
+				STATUS_NEW;
 				bool		known;
 
-				if (!cqrs_parked_read(&cursor, set->parked[k].position,
-									  query->snapshot, &event, &attempts) ||
-					event.topic->topic_id != topic->topic_id)
+				if (event.topic == NULL ||
+					event.topic->topic_id != topic->topic_id ||
+					!wanted(query, &event, status))
 					continue;
-				status = attempts > 0 ? STATUS_NOT_PRODUCED : STATUS_NEW;
-				if (!wanted(query, &event, status))
-					continue;
+				n++;
 				(void) hash_search(positions, &event.position, HASH_ENTER,
 								   &known);
 				if (!known)
 					found = add_found(found, &event, 0, status, attempts,
 									  desc);
 			}
+			cqrs_parked_scan_end(&scan);
 		}
 	}
 	list_sort(found, compare_found);
@@ -545,8 +550,7 @@ event_status(const CqrsEvent *event, const Consumers *consumers,
 			 !cqrs_snapshot_shows(cursor->until_snapshot, event->xid)) &&
 			!is_parked(cursor, event, consumers->snapshot))
 			delivered = false;
-		else if (cursor->parked_from != 0 &&
-				 event->position >= cursor->parked_from &&
+		else if (cursor->next_retry_at != 0 &&
 				 cqrs_parked_read(cursor, event->position,
 								  consumers->snapshot, &parked, &n))
 		{
@@ -576,8 +580,7 @@ is_parked(const CqrsCursor *cursor, const CqrsEvent *event, Snapshot snapshot)
 	CqrsEvent	parked;
 	int			attempts;
 
-	return cursor->parked_from != 0 &&
-		event->position >= cursor->parked_from &&
+	return cursor->next_retry_at != 0 &&
 		event->position <= cursor->received &&
 		cqrs_parked_read(cursor, event->position, snapshot, &parked,
 						 &attempts);

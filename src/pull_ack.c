@@ -44,7 +44,6 @@ typedef struct Handed
 {
 	CqrsSubscription *subscription;
 	CqrsCursor	cursor;
-	CqrsParkedSet *parked;
 } Handed;
 
 /* An event of the window that is not settled. */
@@ -263,6 +262,7 @@ handed_here(CqrsSubscription *subscription, const CqrsReceived *received)
 	if (!cqrs_receipt_is_newest(&handed->cursor, &received->receipt))
 		cqrs_receipt_invalid(subscription,
 							 "The subscription was moved since, or adopted.");
+	cqrs_parked_open(&handed->cursor);
 	return handed;
 }
 
@@ -289,11 +289,12 @@ handed_elsewhere(CqrsSubscription *subscription, const pg_uuid_t *receipt)
 						 partition);
 	if (!cqrs_receipt_is_newest(&handed->cursor, receipt))
 		cqrs_receipt_invalid(subscription, newer);
+	cqrs_parked_open(&handed->cursor);
 	return handed;
 }
 
 /*
- * Read the cursor, and what is parked there.
+ * Read the cursor.
  */
 static Handed *
 read_handed(CqrsSubscription *subscription, int partition)
@@ -307,7 +308,6 @@ read_handed(CqrsSubscription *subscription, int partition)
 	if (!cqrs_cursor_read(subscription->subscription_id, partition, snapshot,
 						  &handed->cursor))
 		cqrs_receipt_invalid(subscription, "It is not a receipt of this subscription, or of a partition that is no more.");
-	handed->parked = cqrs_parked_load(&handed->cursor, snapshot);
 	UnregisterSnapshot(snapshot);
 	return handed;
 }
@@ -399,14 +399,13 @@ settle(Handed *handed, const int64 *positions, int npositions)
 	}
 	for (i = 0; i < npositions; i++)
 	{
-		CqrsParked *parked;
+		CqrsParked	parked;
 
 		if (!cqrs_cursor_covers(cursor, positions[i]) ||
-			!cqrs_receipt_is_open(cursor, handed->parked, positions[i],
-								  &parked))
+			!cqrs_receipt_is_open(cursor, positions[i], &parked))
 			continue;
-		if (parked != NULL)
-			cqrs_parked_done(handed->parked, parked, cursor);
+		if (parked.position != 0)
+			cqrs_parked_done(&parked, cursor);
 		else
 			cqrs_cursor_pass(cursor, positions[i]);
 		n++;
@@ -428,7 +427,7 @@ settles_all(const Handed *handed, const int64 *positions, int npositions)
 {
 	const CqrsCursor *cursor = &handed->cursor;
 
-	return handed->parked == NULL && cursor->npassed == 0 &&
+	return cursor->next_retry_at == 0 && cursor->npassed == 0 &&
 		cursor->until_tick != 0 && npositions > 0 &&
 		npositions == cursor->ncovered &&
 		positions[0] > cursor->position &&
@@ -451,17 +450,16 @@ fail(Handed *handed, const int64 *positions, int npositions,
 
 	for (i = 0; i < npositions; i++)
 	{
-		CqrsParked *parked;
+		CqrsParked	parked;
 
 		if (!cqrs_cursor_covers(cursor, positions[i]) ||
-			!cqrs_receipt_is_open(cursor, handed->parked, positions[i],
-								  &parked))
+			!cqrs_receipt_is_open(cursor, positions[i], &parked))
 			continue;
-		if (parked != NULL)
+		if (parked.position != 0)
 		{
 			/* Of what is handed out alone, the attempt was counted. */
-			cqrs_parked_failed(handed->parked, parked, handed->subscription,
-							   cursor, fault, parked->killed);
+			cqrs_parked_failed(&parked, handed->subscription, cursor, fault,
+							   parked.killed);
 			n++;
 		}
 		else
@@ -519,13 +517,11 @@ fail_new(Handed *handed, const int64 *positions, int npositions,
 			before = opens[j].failed && opens[j].lane == opens[i].lane;
 		if (opens[i].failed)
 		{
-			handed->parked = cqrs_park(handed->parked, subscription, cursor,
-									   &event, fault);
+			cqrs_park(subscription, cursor, &event, fault);
 			n++;
 		}
 		else if (before)
-			handed->parked = cqrs_park_received(handed->parked, cursor,
-												&event, &cursor->receipt);
+			cqrs_park_received(cursor, &event, &cursor->receipt);
 	}
 	cqrs_window_detach(window);
 	cqrs_window_free(window);
@@ -553,15 +549,14 @@ open_window(Handed *handed, int64 start, Snapshot snapshot)
 static bool
 next_open(Handed *handed, CqrsWindow *window, int64 last, CqrsEvent *event)
 {
-	CqrsParked *parked;
+	CqrsParked	parked;
 
 	while (cqrs_window_next(window, event) && event->position <= last)
 	{
 		CHECK_FOR_INTERRUPTS();
 		if (cqrs_cursor_covers(&handed->cursor, event->position) &&
-			cqrs_receipt_is_open(&handed->cursor, handed->parked,
-								 event->position, &parked) &&
-			parked == NULL)
+			cqrs_receipt_is_open(&handed->cursor, event->position, &parked) &&
+			parked.position == 0)
 			return true;
 	}
 	return false;
@@ -588,13 +583,12 @@ move_cursor(Handed *handed)
 
 	for (i = 0; i < cursor->ncovered; i++)
 	{
-		CqrsParked *parked;
+		CqrsParked	parked;
 
-		if (!cqrs_receipt_is_open(cursor, handed->parked, cursor->covered[i],
-								  &parked))
+		if (!cqrs_receipt_is_open(cursor, cursor->covered[i], &parked))
 			continue;
 		all_settled = false;
-		if (parked == NULL)
+		if (parked.position == 0)
 		{
 			position = cursor->covered[i] - 1;
 			break;
@@ -625,5 +619,6 @@ give_back(Handed *handed, int64 position, bool all_settled)
 		if (cursor->position == cursor->received && cursor->received_all)
 			cqrs_relay_close_window(cursor);
 	}
+	cqrs_parked_close(cursor);
 	cqrs_cursor_append(cursor);
 }

@@ -85,7 +85,16 @@ static void begin_batch(CqrsReceive *receive, Batch *batch, bool force,
 						bool together);
 static void count_expired(Batch *batch);
 static Outcome hand_out_alone(CqrsReceive *receive, Batch *batch);
+static int	alone_candidates(CqrsReceive *receive, Batch *batch,
+							 int64 **positions);
+static void hand_out_parked_alone(CqrsReceive *receive, Batch *batch,
+								  bool *changed);
 static void hand_out_parked(CqrsReceive *receive, Batch *batch);
+static int	choose_parked(CqrsReceive *receive, Batch *batch,
+						  CqrsParked **chosen);
+static int	choose_of_lane(Batch *batch, const CqrsParked *head,
+						   CqrsParked *chosen, int n, int room);
+static int	compare_parked(const void *a, const void *b);
 static bool hand_out_new(CqrsReceive *receive, Batch *batch);
 static Outcome found_nothing(CqrsReceive *receive, Batch *batch, bool last);
 static void finish_batch(CqrsReceive *receive, Batch *batch);
@@ -213,7 +222,7 @@ begin_batch(CqrsReceive *receive, Batch *batch, bool force, bool together)
 	if (together)
 		cursor->expired = 0;
 	batch->alone = cursor->expired >= CQRS_LEASES_EXPIRED;
-	note_wake(receive, cqrs_parked_next_retry(relay->parked));
+	note_wake(receive, cursor->next_retry_at);
 	if (!force && !batch->alone)
 		recall(receive, batch);
 }
@@ -234,12 +243,11 @@ count_expired(Batch *batch)
 		return;
 	for (i = 0; cursor->has_receipt && i < cursor->ncovered; i++)
 	{
-		CqrsParked *parked;
+		CqrsParked	parked;
 
-		if (!cqrs_receipt_is_open(cursor, batch->relay.parked,
-								  cursor->covered[i], &parked))
+		if (!cqrs_receipt_is_open(cursor, cursor->covered[i], &parked))
 			continue;
-		killed |= parked != NULL && parked->killed;
+		killed |= parked.position != 0 && parked.killed;
 		nleft++;
 	}
 	if (nleft == 0)
@@ -261,26 +269,8 @@ hand_out_alone(CqrsReceive *receive, Batch *batch)
 	CqrsCursor *cursor = &relay->cursor;
 	bool		changed = false;
 	CqrsEvent	event;
-	int			attempts;
-	int			i;
 
-	for (i = 0; relay->parked != NULL && i < relay->parked->nparked; i++)
-	{
-		CqrsParked *parked = &relay->parked->parked[i];
-
-		if (parked->gone || !parked->head || parked->retry_at > batch->now ||
-			!(parked->killed || (batch->alone && parked->received)))
-			continue;
-		changed = true;
-		if (!cqrs_parked_begin_attempt(relay->parked, parked,
-									   relay->subscription, cursor) ||
-			!cqrs_parked_read(cursor, parked->position, relay->snapshot,
-							  &event, &attempts))
-			continue;
-		cqrs_parked_hand_out(relay->parked, parked, cursor, &batch->receipt);
-		put_event(receive, batch, &event, parked->attempts);
-		break;
-	}
+	hand_out_parked_alone(receive, batch, &changed);
 	if (batch->nevents == 0 && batch->alone)
 	{
 		int64		until_tick = cursor->until_tick;
@@ -294,22 +284,20 @@ hand_out_alone(CqrsReceive *receive, Batch *batch)
 			   cqrs_relay_next(relay, 1, &event) &&
 			   cursor->until_tick == until_tick && event.position <= received)
 		{
-			CqrsParked *parked;
+			CqrsParked	parked;
 
-			relay->parked = cqrs_park(relay->parked, relay->subscription,
-									  cursor, &event, NULL);
-			parked = cqrs_parked_find(relay->parked, event.position);
+			cqrs_park(relay->subscription, cursor, &event, NULL);
 			changed = true;
 
 			/* Read, but parked: so the window is behind it. */
 			relay->nevents = 0;
 			relay->nothers++;
-			if (!cqrs_parked_begin_attempt(relay->parked, parked,
-										   relay->subscription, cursor))
+			if (!cqrs_parked_find(cursor, event.position, &parked) ||
+				!cqrs_parked_begin_attempt(&parked, relay->subscription,
+										   cursor))
 				continue;
-			cqrs_parked_hand_out(relay->parked, parked, cursor,
-								 &batch->receipt);
-			put_event(receive, batch, &event, parked->attempts);
+			cqrs_parked_hand_out(&parked, cursor, &batch->receipt);
+			put_event(receive, batch, &event, parked.attempts);
 			break;
 		}
 		changed |= relay->has_parked;
@@ -323,6 +311,7 @@ hand_out_alone(CqrsReceive *receive, Batch *batch)
 		if (changed)
 		{
 			cursor->expired = 0;
+			cqrs_parked_close(cursor);
 			cqrs_cursor_append(cursor);
 			batch->wrote = true;
 		}
@@ -333,37 +322,153 @@ hand_out_alone(CqrsReceive *receive, Batch *batch)
 }
 
 /*
+ * The first parked event that is to be handed out alone, if there is one.
+ */
+static void
+hand_out_parked_alone(CqrsReceive *receive, Batch *batch, bool *changed)
+{
+	CqrsRelay  *relay = &batch->relay;
+	CqrsCursor *cursor = &relay->cursor;
+	int64	   *positions;
+	int			n = alone_candidates(receive, batch, &positions);
+	int			i;
+
+	for (i = 0; i < n && batch->nevents == 0; i++)
+	{
+		CqrsParked	parked;
+		CqrsEvent	event;
+		int			attempts;
+
+		if (!cqrs_parked_find(cursor, positions[i], &parked) ||
+			!parked.head || parked.retry_at > batch->now ||
+			!(parked.killed || (batch->alone && parked.received)))
+			continue;
+		*changed = true;
+		if (!cqrs_parked_begin_attempt(&parked, relay->subscription,
+									   cursor) ||
+			!cqrs_parked_read(cursor, parked.position, NULL, &event,
+							  &attempts))
+			continue;
+		cqrs_parked_hand_out(&parked, cursor, &batch->receipt);
+		put_event(receive, batch, &event, parked.attempts);
+	}
+}
+
+/*
+ * The positions of those that may be: of what is due now, as many as would be
+ * handed out, and of what was handed out before.
+ */
+static int
+alone_candidates(CqrsReceive *receive, Batch *batch, int64 **positions)
+{
+	const CqrsCursor *cursor = &batch->relay.cursor;
+	int			room = Min(receive->max_events, CQRS_BATCH_EVENTS);
+	CqrsParkedScan scan;
+	CqrsParked	parked;
+	int			ndue;
+	int			n = 0;
+	int			i;
+
+	if (cursor->next_retry_at == 0)
+		return 0;
+	*positions = palloc_extended(sizeof(int64) * (room + cursor->ncovered),
+								 MCXT_ALLOC_HUGE);
+	cqrs_parked_heads_begin(&scan, cursor, batch->now);
+	for (ndue = 0; ndue < room && cqrs_parked_heads_next(&scan, &parked); ndue++)
+		if (parked.killed)
+			(*positions)[n++] = parked.position;
+	cqrs_parked_scan_end(&scan);
+	for (i = 0; batch->alone && i < cursor->ncovered; i++)
+		(*positions)[n++] = cursor->covered[i];
+	return n;
+}
+
+/*
  * Hand out parked events that are due.
  */
 static void
 hand_out_parked(CqrsReceive *receive, Batch *batch)
 {
-	CqrsRelay  *relay = &batch->relay;
-	CqrsCursor *cursor = &relay->cursor;
-	CqrsParked *parked;
-	int			next = 0;
+	CqrsCursor *cursor = &batch->relay.cursor;
+	CqrsParked *chosen;
+	int			n = choose_parked(receive, batch, &chosen);
+	int			i;
 
-	while (batch->nevents < receive->max_events &&
-		   batch->nbytes < CQRS_BATCH_BYTES &&
-		   (parked = cqrs_parked_next(relay->parked, &next,
-									  batch->now)) != NULL)
+	for (i = 0; i < n && batch->nbytes < CQRS_BATCH_BYTES; i++)
 	{
 		CqrsEvent	event;
 		int			attempts;
 
-		cqrs_parked_pass(relay->parked, parked);
-		if (batch->here && parked->received &&
-			cqrs_receipt_is_newest(cursor, &parked->receipt))
-			continue;
-
-		/* That is handed out alone, or its topic is gone. */
-		if (parked->killed ||
-			!cqrs_parked_read(cursor, parked->position, relay->snapshot,
-							  &event, &attempts))
+		/* Its topic may be gone. */
+		if (!cqrs_parked_read(cursor, chosen[i].position, NULL, &event,
+							  &attempts))
 			continue;
 		put_event(receive, batch, &event, attempts + 1);
-		cqrs_parked_hand_out(relay->parked, parked, cursor, &batch->receipt);
+		cqrs_parked_hand_out(&chosen[i], cursor, &batch->receipt);
 	}
+}
+
+/*
+ * Which ones: of the lanes whose heads have been due for longest, as many as
+ * there is room for; in order of position.
+ */
+static int
+choose_parked(CqrsReceive *receive, Batch *batch, CqrsParked **chosen)
+{
+	const CqrsCursor *cursor = &batch->relay.cursor;
+	int			room = Min(receive->max_events, CQRS_BATCH_EVENTS);
+	CqrsParkedScan scan;
+	CqrsParked	head;
+	int			n = 0;
+
+	if (cursor->next_retry_at == 0)
+		return 0;
+	*chosen = palloc(sizeof(CqrsParked) * room);
+	cqrs_parked_heads_begin(&scan, cursor, batch->now);
+	while (n < room && cqrs_parked_heads_next(&scan, &head))
+	{
+		CHECK_FOR_INTERRUPTS();
+		n = choose_of_lane(batch, &head, *chosen, n, room);
+	}
+	cqrs_parked_scan_end(&scan);
+	qsort(*chosen, n, sizeof(CqrsParked), compare_parked);
+	return n;
+}
+
+/*
+ * Add those of a lane. One that failed before holds what comes after it; so does
+ * one that is to be handed out alone. If none does, later events may follow
+ * in the same batch. What this transaction was handed out already is passed by.
+ */
+static int
+choose_of_lane(Batch *batch, const CqrsParked *head, CqrsParked *chosen, int n,
+			   int room)
+{
+	const CqrsCursor *cursor = &batch->relay.cursor;
+	CqrsParked	parked = *head;
+
+	do
+	{
+		if (n == room || parked.killed || parked.retry_at > batch->now)
+			return n;
+		if (!(batch->here && parked.received &&
+			  cqrs_receipt_is_newest(cursor, &parked.receipt)))
+			chosen[n++] = parked;
+		if (parked.attempts > 0)
+			return n;
+	} while (cqrs_parked_lane_next(cursor, parked.lane, parked.position,
+								   &parked));
+	cqrs_lane_pass(&batch->relay.lanes, head->lane);
+	return n;
+}
+
+static int
+compare_parked(const void *a, const void *b)
+{
+	int64		left = ((const CqrsParked *) a)->position;
+	int64		right = ((const CqrsParked *) b)->position;
+
+	return (left > right) - (left < right);
 }
 
 /*
@@ -395,8 +500,7 @@ hand_out_new(CqrsReceive *receive, Batch *batch)
 		if (settled_ahead && cursor->until_tick == start_until &&
 			event.position < cursor->passed[cursor->npassed - 1])
 		{
-			relay->parked = cqrs_park_received(relay->parked, cursor, &event,
-											   &batch->receipt);
+			cqrs_park_received(cursor, &event, &batch->receipt);
 			relay->has_parked = true;
 		}
 	}
@@ -413,7 +517,7 @@ found_nothing(CqrsReceive *receive, Batch *batch, bool last)
 	CqrsRelay  *relay = &batch->relay;
 	CqrsCursor *cursor = &relay->cursor;
 	bool		more = relay->window != NULL && relay->nevents == 0 &&
-	relay->nothers > 0 && !relay->full;
+	relay->nothers > 0;
 	bool		arrives = cqrs_relay_arrives(relay);
 
 	if (relay->skipped && (more || last || arrives))
@@ -455,16 +559,16 @@ finish_batch(CqrsReceive *receive, Batch *batch)
 	 */
 	for (i = 0; batch->here && i < cursor->ncovered; i++)
 	{
-		CqrsParked *parked;
+		CqrsParked	parked;
+		bool		found;
 
-		parked = cqrs_parked_find(relay->parked, cursor->covered[i]);
-		if (parked == NULL && cursor->until_tick != relay->start_until)
+		found = cqrs_parked_find(cursor, cursor->covered[i], &parked);
+		if (!found && cursor->until_tick != relay->start_until)
 			continue;
 		cover(batch, cursor->covered[i]);
-		if (parked != NULL && parked->received &&
-			cqrs_receipt_is_newest(cursor, &parked->receipt))
-			cqrs_parked_hand_out(relay->parked, parked, cursor,
-								 &batch->receipt);
+		if (found && parked.received &&
+			cqrs_receipt_is_newest(cursor, &parked.receipt))
+			cqrs_parked_hand_out(&parked, cursor, &batch->receipt);
 	}
 
 	if (!batch->alone && relay->window != NULL)
@@ -495,6 +599,7 @@ finish_batch(CqrsReceive *receive, Batch *batch)
 													TimestampTzGetDatum(cqrs_wall_now()),
 													IntervalPGetDatum(receive->lease)));
 	cqrs_cursor_forget_passed(cursor);
+	cqrs_parked_close(cursor);
 	cqrs_cursor_append(cursor);
 	cqrs_received_note(cursor->subscription_id, cursor->partition,
 					   &batch->receipt, receive->lease != NULL);

@@ -70,16 +70,15 @@ cqrs_receipt_is_newest(const CqrsCursor *cursor, const pg_uuid_t *receipt)
 
 /*
  * Is this position, which the newest receipt covers, not settled? *parked gets
- * the event, if it is parked.
+ * the event, if it is parked; if not, its position is 0.
  */
 bool
-cqrs_receipt_is_open(const CqrsCursor *cursor, const CqrsParkedSet *set,
-					 int64 position, CqrsParked **parked)
+cqrs_receipt_is_open(const CqrsCursor *cursor, int64 position,
+					 CqrsParked *parked)
 {
-	*parked = cqrs_parked_find(set, position);
-	if (*parked != NULL)
-		return (*parked)->received &&
-			cqrs_receipt_is_newest(cursor, &(*parked)->receipt);
+	if (cqrs_parked_find(cursor, position, parked))
+		return parked->received &&
+			cqrs_receipt_is_newest(cursor, &parked->receipt);
 
 	/* Beyond received, it is of an earlier window, and was parked then. */
 	return cursor->until_tick != 0 && position > cursor->position &&

@@ -30,9 +30,8 @@ extern void cqrs_receipt_generate(int partition, pg_uuid_t *receipt);
 extern int	cqrs_receipt_partition(const pg_uuid_t *receipt);
 extern bool cqrs_receipt_is_newest(const CqrsCursor *cursor,
 								   const pg_uuid_t *receipt);
-extern bool cqrs_receipt_is_open(const CqrsCursor *cursor,
-								 const CqrsParkedSet *set, int64 position,
-								 CqrsParked **parked);
+extern bool cqrs_receipt_is_open(const CqrsCursor *cursor, int64 position,
+								 CqrsParked *parked);
 pg_noreturn extern void cqrs_receipt_invalid(const CqrsSubscription *subscription,
 											 const char *detail);
 

@@ -68,12 +68,22 @@
 /* The window read last, if something may be left of it. */
 static CqrsWindow *kept_window = NULL;
 
+/* What is to be done with an event of the window. */
+typedef enum Decision
+{
+	DELIVER,
+	PASS_BY,					/* another partition's, settled, or parked */
+	PARK						/* it waits for an earlier one of its lane */
+} Decision;
+
 static bool begin(CqrsRelay *relay, CqrsSubscription *subscription,
 				  int partition, bool wait);
 static bool may_read(const CqrsRelay *relay);
 static int64 read_position(const CqrsRelay *relay);
 static void open_window(CqrsRelay *relay);
 static void close_window(CqrsRelay *relay);
+static Decision what_to_do(CqrsRelay *relay, const CqrsEvent *event);
+static void add_bytes(CqrsRelay *relay, const CqrsEvent *event);
 static bool batch_is_over(const CqrsRelay *relay, int max_events);
 
 /*
@@ -133,7 +143,7 @@ cqrs_relay_begin_ahead(CqrsRelay *relay, CqrsSubscription *subscription,
 		CqrsCursor	read = relay->cursor;
 
 		relay->cursor = ahead->cursor;
-		relay->cursor.parked_from = read.parked_from;
+		relay->cursor.next_retry_at = read.next_retry_at;
 		relay->cursor.npassed = read.npassed;
 		relay->cursor.passed = read.passed;
 		relay->cursor.ncovered = 0;
@@ -217,24 +227,22 @@ begin(CqrsRelay *relay, CqrsSubscription *subscription, int partition,
 
 	/* Restored, and not adopted: that is for a person to decide. */
 	if (!relay->cursor.native)
-		return true;
-	relay->parked = cqrs_parked_load(&relay->cursor, relay->snapshot);
-	relay->full = relay->parked != NULL && relay->parked->full;
+		relay->cursor.next_retry_at = 0;
+	cqrs_parked_open(&relay->cursor);
 	return true;
 }
 
 static bool
 may_read(const CqrsRelay *relay)
 {
-	return relay->has_tick && relay->cursor.native && !relay->full &&
+	return relay->has_tick && relay->cursor.native &&
 		relay->tick.tick_id >= Max(relay->cursor.tick_id,
 								   relay->cursor.until_tick);
 }
 
 /*
  * The batch's next event. Returns false at its end: of what there is, at
- * max_events, at CQRS_BATCH_BYTES, at the deadline, or where too many events
- * are parked.
+ * max_events, at CQRS_BATCH_BYTES, or at the deadline.
  *
  * Without park_inside, it also ends at an event that has to be parked, if
  * others were handed out before it: the caller may not move the cursor over
@@ -265,52 +273,72 @@ cqrs_relay_next(CqrsRelay *relay, int max_events, CqrsEvent *event)
 			continue;
 		}
 
-		if (cqrs_key_partition(event->key, relay->subscription->partitions) !=
-			cursor->partition)
-			relay->nothers++;
-		else if (cqrs_cursor_has_passed(cursor, event->position) ||
-				 cqrs_parked_has(relay->parked, event))
-			relay->nothers++;	/* settled, or to come from there */
-		else if (relay->ahead != NULL || relay->parked == NULL ||
-				 !cqrs_parked_blocks(relay->parked, cqrs_event_lane(event)) ||
-				 (relay->here && cursor->until_tick == relay->start_until &&
-				  cqrs_cursor_covers(cursor, event->position)))
+		switch (what_to_do(relay, event))
 		{
-			relay->blocked = relay->ahead != NULL && relay->parked != NULL &&
-				cqrs_parked_blocks(relay->parked, cqrs_event_lane(event));
-			relay->nevents++;
-			if (!event->payload.isnull)
-				relay->nbytes += toast_raw_datum_size(event->payload.value);
-			relay->last = event->position;
-			return true;
-		}
-		else if (relay->hold_back && relay->nevents == 0)
-		{
-			relay->skipped = true;
-			relay->nothers++;
-		}
-		else if (relay->parked->full ||
-				 (!relay->park_inside && relay->nevents > 0))
-		{
-			relay->full = relay->parked->full;
-			cqrs_window_unread(relay->window,
-							   relay->nevents + relay->nothers > 0 ?
-							   relay->last : cursor->position);
-			return false;
-		}
-		else
-		{
-			cqrs_park(relay->parked, relay->subscription, cursor, event, NULL);
-			relay->has_parked = true;
-			relay->nothers++;
-			if (!event->payload.isnull)
-				relay->nbytes += toast_raw_datum_size(event->payload.value);
+			case DELIVER:
+				relay->nevents++;
+				add_bytes(relay, event);
+				relay->last = event->position;
+				return true;
+			case PASS_BY:
+				relay->nothers++;
+				break;
+			case PARK:
+				if (relay->hold_back && relay->nevents == 0)
+					relay->skipped = true;
+				else if (!relay->park_inside && relay->nevents > 0)
+				{
+					cqrs_window_unread(relay->window, relay->last);
+					return false;
+				}
+				else
+				{
+					cqrs_park(relay->subscription, cursor, event, NULL);
+					cqrs_lane_add(&relay->lanes, cqrs_event_lane(event),
+								  event->position);
+					relay->has_parked = true;
+					add_bytes(relay, event);
+				}
+				relay->nothers++;
+				break;
 		}
 		relay->last = event->position;
 		if (relay->nevents == 0 && relay->ahead == NULL)
 			cursor->position = event->position;
 	}
 	return false;
+}
+
+/*
+ * What is to be done with an event of the window?
+ */
+static Decision
+what_to_do(CqrsRelay *relay, const CqrsEvent *event)
+{
+	const CqrsCursor *cursor = &relay->cursor;
+	CqrsLaneState state;
+
+	if (cqrs_key_partition(event->key, relay->subscription->partitions) !=
+		cursor->partition)
+		return PASS_BY;
+	if (cqrs_cursor_has_passed(cursor, event->position))
+		return PASS_BY;
+	state = cqrs_lane_state(&relay->lanes, cursor, event);
+	if (state == CQRS_LANE_PARKED)
+		return PASS_BY;			/* it comes from there */
+	relay->blocked = relay->ahead != NULL && state == CQRS_LANE_BLOCKED;
+	if (relay->ahead != NULL || state == CQRS_LANE_OPEN ||
+		(relay->here && cursor->until_tick == relay->start_until &&
+		 cqrs_cursor_covers(cursor, event->position)))
+		return DELIVER;
+	return PARK;
+}
+
+static void
+add_bytes(CqrsRelay *relay, const CqrsEvent *event)
+{
+	if (!event->payload.isnull)
+		relay->nbytes += toast_raw_datum_size(event->payload.value);
 }
 
 /*

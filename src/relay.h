@@ -11,6 +11,7 @@
 #include "cqrs_outbox.h"
 
 #include "cursor.h"
+#include "lane.h"
 #include "registry.h"
 #include "retry.h"
 #include "window.h"
@@ -39,7 +40,8 @@ typedef struct CqrsRelay
 	bool		has_tick;
 	Snapshot	snapshot;
 	CqrsWindow *window;			/* NULL: nothing to deliver */
-	CqrsParkedSet *parked;		/* NULL: none */
+	CqrsLanes	lanes;			/* of which something is parked, as far as was
+								 * asked */
 	bool		park_inside;	/* park also behind events of this batch */
 	bool		here;			/* what the receipt covers is this
 								 * transaction's: hand it out, whatever it
@@ -50,7 +52,6 @@ typedef struct CqrsRelay
 	CqrsReadAhead *ahead;		/* park nothing, leave the cursor; or NULL */
 	bool		may_leave;		/* with ahead: all read before is recorded */
 	bool		blocked;		/* with ahead: the event read last has to wait */
-	bool		full;			/* stopped, as too many are parked */
 	TimestampTz began;			/* with deadline */
 	TimestampTz deadline;		/* stop then; 0: no matter how long */
 

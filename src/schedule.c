@@ -419,6 +419,7 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 
 			scheduled_by_bit[bit] = lappend(scheduled_by_bit[bit], scheduled);
 		}
+
 		/* So that none has to wait for the same ones each time. */
 		if (first && hash_bytes_uint32(first_order + key.subscription_id + i) % 2 == 0)
 		{

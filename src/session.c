@@ -54,6 +54,7 @@
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/portal.h"
+#include "utils/snapmgr.h"
 
 #include "catalog.h"
 #include "session.h"
@@ -176,7 +177,9 @@ cqrs_session_after_transaction(void)
 	/* A crash ends the session anyway. */
 	StartTransactionCommand();
 	cqrs_set_commit(SYNCHRONOUS_COMMIT_OFF);
+	PushActiveSnapshot(GetTransactionSnapshot());
 	ResetTempTableNamespace();
+	PopActiveSnapshot();
 	CommitTransactionCommand();
 }
 

@@ -57,6 +57,8 @@ typedef struct Lag
 } Lag;
 
 static bool may_know(const CqrsSubscription *subscription);
+static int	lock_topics(const CqrsSubscription *subscription);
+static void unlock_topics(const CqrsSubscription *subscription, int locked);
 static bool is_countable(const CqrsSubscription *subscription);
 static void add_lag(CqrsSubscription *subscription, const CqrsCursor *cursor,
 					int partitions, Snapshot snapshot, Lag *lag);
@@ -88,6 +90,7 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 	TimestampTz now = GetCurrentTimestamp();
 	Lag			lag = {.oldest = now};
 	double		rate = 0;
+	int			locked;
 	bool		countable;
 	bool		restored = false;
 	int			pid = 0;
@@ -101,22 +104,26 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 	subscription = cqrs_registry_subscription_by_id(subscription_id);
 	if (subscription == NULL || !may_know(subscription))
 		PG_RETURN_NULL();
-	countable = is_countable(subscription);
 	partitions = cqrs_cursor_partitions(subscription_id, GetActiveSnapshot());
 	if (partitions == 0)
 		PG_RETURN_NULL();
+	locked = lock_topics(subscription);
+	countable = locked == subscription->ntopics && is_countable(subscription);
 	for (i = 0; i < partitions; i++)
 	{
 		CqrsCursor	cursor;
 
 		if (!cqrs_cursor_read(subscription_id, i, GetActiveSnapshot(),
 							  &cursor))
-			PG_RETURN_NULL();
+			break;
 		restored |= !cursor.native;
 		if (cursor.native && countable)
 			add_lag(subscription, &cursor, partitions, GetActiveSnapshot(), &lag);
 		rate += cqrs_cursor_rate(&cursor, GetActiveSnapshot());
 	}
+	unlock_topics(subscription, locked);
+	if (i < partitions)
+		PG_RETURN_NULL();
 
 	state = cqrs_registry_is_copy() ? "copied" :
 		restored ? "restored" : state_of(subscription, &pid);
@@ -227,8 +234,31 @@ may_know(const CqrsSubscription *subscription)
 }
 
 /*
- * Can the events of a subscription be counted, without an error and without
- * waiting for who has locked a table?
+ * Keep the subscription's topics from being dropped while they are looked at.
+ * Returns how many are locked: not all, if that would mean to wait, or one was
+ * dropped.
+ */
+static int
+lock_topics(const CqrsSubscription *subscription)
+{
+	int			locked = 0;
+
+	while (locked < subscription->ntopics &&
+		   cqrs_segments_lock(subscription->topics[locked]))
+		locked++;
+	return locked;
+}
+
+static void
+unlock_topics(const CqrsSubscription *subscription, int locked)
+{
+	while (--locked >= 0)
+		cqrs_segments_unlock(subscription->topics[locked]);
+}
+
+/*
+ * Can the events of a subscription, whose topics are locked, be counted, without
+ * an error and without waiting for who has locked a table?
  */
 static bool
 is_countable(const CqrsSubscription *subscription)

@@ -315,7 +315,7 @@ cqrs_subscription_add_topic(int32 subscription_id, int32 topic_id)
 /*
  * Take the lock for moving a cursor of the subscription, until the end of the
  * transaction. Without wait, returns false if it cannot be had at once. Raises
- * 42704 if the subscription went while we waited.
+ * 42704 if the subscription went while we waited, 42501 if its owner changed.
  */
 bool
 cqrs_subscription_lock(const CqrsSubscription *subscription, int partition,
@@ -332,6 +332,11 @@ cqrs_subscription_lock(const CqrsSubscription *subscription, int partition,
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("subscription \"%s\" was dropped",
+						subscription->name)));
+	if (now->owner != subscription->owner)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("subscription \"%s\" was given to another owner",
 						subscription->name)));
 	return true;
 }

@@ -74,29 +74,26 @@ static struct
 	bool		read_all;		/* nothing more can be read just now */
 	bool		hold;			/* send nothing */
 	bool		unproven;		/* send one event, and see */
-	bool		no_room;		/* too many are parked to record more */
+	bool		new_first;		/* the last ones were parked */
 	bool		moved;			/* the cursor, by somebody else */
 	TimestampTz waiting_since;	/* for the broker to do something */
 	TimestampTz trouble_since;	/* it accepts nothing; 0: it does */
 	int64		timeout;		/* of the subscription, in milliseconds */
 }			broker;
 
-/* A lane, when parked events are looked at in order. */
-typedef struct Lane
-{
-	uint64		lane;			/* hash key */
-	bool		closed;			/* one that comes before must not be sent */
-} Lane;
-
 static int	record_new(CqrsRelay *relay);
 static int	record_parked(CqrsRelay *relay, const char *lost);
 static CqrsFault *fault_of(CqrsBrokerEntry *entry);
 static void leave_window(CqrsRelay *relay);
+static void read_on(CqrsRelay *relay, int64 announced,
+					volatile CqrsDelivery *delivery);
 static void read_new(CqrsRelay *relay);
 static bool read_parked(CqrsRelay *relay, int64 announced,
 						volatile CqrsDelivery *delivery);
-static bool lane_is_open(HTAB *lanes, const CqrsParked *parked,
-						 TimestampTz now, volatile CqrsDelivery *delivery);
+static int	choose_parked(const CqrsCursor *cursor, TimestampTz now,
+						  CqrsParked *chosen,
+						  volatile CqrsDelivery *delivery);
+static int	compare_parked(const void *a, const void *b);
 static void keep_cursor(const CqrsCursor *cursor);
 static bool has_room(void);
 static void exchange_error_callback(void *arg);
@@ -238,7 +235,7 @@ cqrs_target_broker_task(bool finish, char *error)
 	if (broker.entries.nsent == 0 && !can_record && (renew || broker.hold))
 		return CQRS_BROKER_TASK_RENEW;
 	if (look || broker.entries.nsent == 0 ||
-		(nfinal > half && can_record && !broker.no_room) ||
+		(nfinal > half && can_record) ||
 		(!broker.read_all && !renew && has_room()))
 		return CQRS_BROKER_TASK_EXCHANGE;
 	return CQRS_BROKER_TASK_WAIT;
@@ -314,7 +311,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 	CqrsRelay	relay;
 	CqrsCursor *cursor = &relay.cursor;
 	int64		delivered;
-	int64		parked_from;
+	TimestampTz next_retry_at;
 	bool		moved;
 
 	errcallback.callback = exchange_error_callback;
@@ -339,15 +336,12 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 		strcmp(subscription->format, cqrs_format_name(broker.entries.format)) != 0)
 		broker.generation = 0;
 	delivered = cursor->delivered;
-	parked_from = cursor->parked_from;
+	next_retry_at = cursor->next_retry_at;
 	moved = (broker.entries.parked ? record_parked(&relay, lost) :
 			 record_new(&relay)) > 0;
-	relay.full = relay.parked != NULL && relay.parked->full;
-	broker.no_room = relay.full && !moved;
 
-	/* If there is no room to park what is rejected, it is read again later. */
-	if (broker.entries.nsent == 0 && broker.entries.nentries > 0 &&
-		(!read || (broker.no_room && !broker.entries.parked)))
+	/* It is read again later. */
+	if (broker.entries.nsent == 0 && broker.entries.nentries > 0 && !read)
 	{
 		cqrs_broker_entries_forget(&broker.entries);
 		broker.ahead.position = cursor->position;
@@ -357,15 +351,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 
 	broker.read_all = !read || has_room();
 	if (read && has_room())
-	{
-		bool		due = read_parked(&relay, announced, delivery);
-
-		if (!due && !broker.entries.parked && announced == 0)
-		{
-			read_new(&relay);
-			leave_window(&relay);
-		}
-	}
+		read_on(&relay, announced, delivery);
 
 	/* Windows that had nothing for us need not be recorded each time. */
 	moved |= (relay.nothers > 0 && broker.entries.nentries == 0) ||
@@ -373,19 +359,20 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 		cqrs_relay_arrives(&relay) ||
 		cursor->tick_id >= relay.start_tick + EMPTY_TICKS;
 	CQRS_DEBUG_POINT("relay_before_cursor");
-	if (moved || cursor->parked_from != parked_from)
+	cqrs_parked_close(cursor);
+	if (moved || cursor->next_retry_at != next_retry_at)
 		cqrs_cursor_append(cursor);
 	delivery->nevents = (int) (cursor->delivered - delivered);
 	delivery->more |= broker.entries.nentries > 0 || relay.nothers > 0;
-	delivery->retry_at = cqrs_parked_next_retry(relay.parked);
+	delivery->retry_at = cursor->next_retry_at;
 	cqrs_relay_end(&relay);
 	keep_cursor(cursor);
 	error_context_stack = errcallback.previous;
 }
 
 /*
- * Record the outcomes of new events, as far as all before them have one, and
- * there is room to park. Returns how many.
+ * Record the outcomes of new events, as far as all before them have one. Returns
+ * how many.
  */
 static int
 record_new(CqrsRelay *relay)
@@ -403,15 +390,11 @@ record_new(CqrsRelay *relay)
 		else
 		{
 			entry->event.topic = cqrs_registry_topic_by_id(entry->topic_id);
-			if (relay->parked != NULL &&
-				relay->parked->nparked >= CQRS_MAX_PARKED)
-				break;
 
 			/* Without its topic, it is nobody's event any more. */
 			if (entry->event.topic != NULL)
-				relay->parked = cqrs_park(relay->parked, relay->subscription,
-										  cursor, &entry->event,
-										  fault_of(entry));
+				cqrs_park(relay->subscription, cursor, &entry->event,
+						  fault_of(entry));
 		}
 		cursor->position = entry->event.position;
 		cursor->last_position = Max(cursor->last_position, cursor->position);
@@ -436,29 +419,29 @@ record_parked(CqrsRelay *relay, const char *lost)
 	dlist_foreach_modify(iter, &broker.entries.list)
 	{
 		CqrsBrokerEntry *entry = dlist_container(CqrsBrokerEntry, node, iter.cur);
-		CqrsParked *parked;
+		CqrsParked	parked;
+		bool		found;
 
-		parked = cqrs_parked_find(relay->parked, entry->event.position);
+		found = cqrs_parked_find(cursor, entry->event.position, &parked);
 		if (entry->state < CQRS_ENTRY_CONFIRMED)
 		{
 			CqrsFault	fault = {ERRCODE_CONNECTION_FAILURE, lost};
 
 			fault.retry_at = cqrs_wall_now();
-			if (lost != NULL && entry->announced && parked != NULL)
-				cqrs_parked_void_attempt(parked, relay->subscription, cursor,
-										 &fault);
+			if (lost != NULL && entry->announced && found)
+				cqrs_parked_void_attempt(&parked, cursor, &fault);
 			continue;
 		}
-		if (parked == NULL || entry->state == CQRS_ENTRY_WAITS)
+		if (!found || entry->state == CQRS_ENTRY_WAITS)
 			;
 		else if (entry->state == CQRS_ENTRY_CONFIRMED)
 		{
-			cqrs_parked_done(relay->parked, parked, cursor);
+			cqrs_parked_done(&parked, cursor);
 			cursor->delivered++;
 		}
 		else
-			cqrs_parked_failed(relay->parked, parked, relay->subscription,
-							   cursor, fault_of(entry), entry->announced);
+			cqrs_parked_failed(&parked, relay->subscription, cursor,
+							   fault_of(entry), entry->announced);
 		cqrs_broker_entry_forget(&broker.entries, entry);
 		n++;
 	}
@@ -508,6 +491,27 @@ leave_window(CqrsRelay *relay)
 }
 
 /*
+ * Read what is to be sent next. However many parked events are due, new ones have
+ * their turn.
+ */
+static void
+read_on(CqrsRelay *relay, int64 announced, volatile CqrsDelivery *delivery)
+{
+	bool		due = false;
+
+	if (announced != 0 || !broker.new_first)
+		due = read_parked(relay, announced, delivery);
+	if (!due && !broker.entries.parked && announced == 0)
+	{
+		read_new(relay);
+		leave_window(relay);
+	}
+	if (broker.new_first && announced == 0 && broker.entries.nentries == 0)
+		(void) read_parked(relay, 0, delivery);
+	broker.new_first = broker.entries.parked;
+}
+
+/*
  * Read new events, behind those that were read before.
  */
 static void
@@ -548,39 +552,30 @@ static bool
 read_parked(CqrsRelay *relay, int64 announced,
 			volatile CqrsDelivery *delivery)
 {
-	CqrsParkedSet *set = relay->parked;
-	TimestampTz now = cqrs_wall_now();
-	HASHCTL		ctl;
-	HTAB	   *lanes;
+	CqrsCursor *cursor = &relay->cursor;
+	CqrsParked *chosen;
 	CqrsBrokerBatch *batch;
-	Snapshot	snapshot;
+	int			n = 0;
 	int			i;
 
-	if (announced == 0 && cqrs_parked_due(set, now) == NULL)
+	chosen = palloc(sizeof(CqrsParked) * CQRS_BATCH_EVENTS);
+	if (announced == 0 && !cqrs_parked_due(cursor, cqrs_wall_now(), chosen))
 		return false;
-	if (set == NULL || broker.entries.nentries > 0)
+	if (broker.entries.nentries > 0)
 		return true;
+	if (announced == 0)
+		n = choose_parked(cursor, cqrs_wall_now(), chosen, delivery);
+	else if (cqrs_parked_find(cursor, announced, chosen))
+		n = 1;
 
-	ctl.keysize = sizeof(uint64);
-	ctl.entrysize = sizeof(Lane);
-	ctl.hcxt = CurrentMemoryContext;
-	lanes = hash_create("cqrs open lanes", 64, &ctl,
-						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	batch = cqrs_broker_batch(&broker.entries);
-
-	/* Some may have been parked in this exchange. */
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	for (i = 0; i < set->nparked; i++)
+	for (i = 0; i < n && broker.entries.nbytes < LONGEST_ENTRIES; i++)
 	{
-		CqrsParked *parked = &set->parked[i];
 		CqrsEvent	event;
 		int			attempts;
 
-		if (announced != 0 ? parked->position != announced :
-			!lane_is_open(lanes, parked, now, delivery))
-			continue;
-		if (cqrs_parked_read(&relay->cursor, parked->position, snapshot,
-							 &event, &attempts))
+		if (cqrs_parked_read(cursor, chosen[i].position, NULL, &event,
+							 &attempts))
 		{
 			CqrsBrokerEntry *entry;
 
@@ -588,9 +583,8 @@ read_parked(CqrsRelay *relay, int64 announced,
 			entry->announced = announced != 0;
 		}
 		else
-			cqrs_parked_done(set, parked, &relay->cursor);
+			cqrs_parked_done(&chosen[i], cursor);
 	}
-	UnregisterSnapshot(snapshot);
 	if (batch->nentries == 0)
 		cqrs_broker_batch_free(batch);
 	broker.entries.parked = broker.entries.nentries > 0;
@@ -598,27 +592,47 @@ read_parked(CqrsRelay *relay, int64 announced,
 }
 
 /*
- * May this parked event be sent, once all of its lane before it have been? They
- * are asked about in order.
+ * Parked events that may be sent, each once those of its lane before it are
+ * confirmed: of the lanes whose heads have been due for longest. In order of
+ * position. What may end the process is announced first.
  */
-static bool
-lane_is_open(HTAB *lanes, const CqrsParked *parked, TimestampTz now,
-			 volatile CqrsDelivery *delivery)
+static int
+choose_parked(const CqrsCursor *cursor, TimestampTz now, CqrsParked *chosen,
+			  volatile CqrsDelivery *delivery)
 {
-	Lane	   *lane;
-	bool		found;
-	bool		due = parked->retry_at <= now;
+	CqrsParkedScan scan;
+	CqrsParked	parked;
+	int			n = 0;
 
-	if (parked->gone)
-		return false;
-	lane = hash_search(lanes, &parked->lane, HASH_ENTER, &found);
-	if (!found)
-		lane->closed = false;
-	if (parked->killed && due && !found)
-		delivery->announce = true;
-	if (!due || parked->killed)
-		lane->closed = true;
-	return !lane->closed;
+	cqrs_parked_heads_begin(&scan, cursor, now);
+	while (n < CQRS_BATCH_EVENTS && cqrs_parked_heads_next(&scan, &parked))
+	{
+		if (parked.killed)
+		{
+			delivery->announce = true;
+			break;
+		}
+		do
+		{
+			if (parked.killed || parked.retry_at > now)
+				break;
+			chosen[n++] = parked;
+		} while (n < CQRS_BATCH_EVENTS &&
+				 cqrs_parked_lane_next(cursor, parked.lane, parked.position,
+									   &parked));
+	}
+	cqrs_parked_scan_end(&scan);
+	qsort(chosen, n, sizeof(CqrsParked), compare_parked);
+	return n;
+}
+
+static int
+compare_parked(const void *a, const void *b)
+{
+	int64		left = ((const CqrsParked *) a)->position;
+	int64		right = ((const CqrsParked *) b)->position;
+
+	return (left > right) - (left < right);
 }
 
 /*

@@ -13,12 +13,14 @@
  *	  where that is not enough; where it changed what is registered, or moved its
  *	  own subscription (see underway.c); and where the subtransactions would
  *	  become too many.
- * 2. If the handler raises an error at the k-th event, all is rolled back;
- *	  the k - 1 before it are done again in a batch; then the one comes first,
- *	  and if it fails again, it is recorded as failed (cqrs_target_failed), and
- *	  the batches go on behind it. So what fails was alone in its transaction.
- *	  The batches that follow are small at first, so that failures have few
- *	  others done twice (CqrsPace).
+ * 2. If the handler raises an error at the k-th event, all is rolled back. The
+ *	  k - 1 before it are done again; then the others are called apart, each in a
+ *	  subtransaction of its own, until none has failed for a while (CqrsPace).
+ *	  So an error costs only its own event from then on: that is parked in the
+ *	  batch's transaction.
+ *	  An error is an event's fault only if nothing of another is in its
+ *	  transaction: if none was handled before it there. Otherwise, it is parked
+ *	  as it is, and tried anew at the beginning of the next batch.
  * 3. An error that is no event's fault (cqrs_target_is_outage) counts as no
  *	  attempt; the whole subscription waits.
  * 4. Where an event may have ended the process (see worker.c), each is parked
@@ -48,7 +50,6 @@
 #include "clock.h"
 #include "context.h"
 #include "debug_point.h"
-#include "epoch.h"
 #include "events.h"
 #include "relay.h"
 #include "rethrow.h"
@@ -59,6 +60,12 @@
 
 /* A batch ends where it would have more subtransactions. */
 #define BATCH_SUBTRANSACTIONS	48
+
+/* A batch begins with so many parked events, at most. */
+#define BATCH_PARKED	100
+
+/* After an error, so many events are called apart. */
+#define APART_EVENTS	200
 
 /* A handler that catches its timeout has so long, in milliseconds. */
 #define HANDLER_GRACE	1000
@@ -75,10 +82,16 @@ typedef struct Batch
 {
 	CqrsRelay	relay;
 	CqrsUnderway underway;
-	DeliveryContext context;
+	DeliveryContext where;
 	TupleDesc	desc;			/* of the handler's argument */
+	MemoryContext context;
 	MemoryContext per_event;
 	bool		in_worker;
+	int			nplain;			/* so many more are not called apart */
+	bool		one;			/* ends with the first that is handled ... */
+	bool		alone;			/* ... or fails */
+	bool		clean;			/* nothing was handled yet */
+	bool		is_short;		/* it does not wait for the disk alone */
 	uint64		registry;		/* its generation */
 	int			subtransactions;	/* of the event that had most */
 	bool		stop;			/* no further event */
@@ -94,31 +107,33 @@ static volatile sig_atomic_t handler_timed_out = false;
 static volatile sig_atomic_t handler_overdue = false;
 
 static void find_handler(Batch *batch);
-static bool deliver_parked(Batch *batch, int max_events, int64 position,
-						   TimestampTz now);
-static void deliver_new(Batch *batch, int max_events);
-static void call_handler(Batch *batch, const CqrsEvent *event,
-						 const char *status, int attempts);
+static int	deliver_parked(Batch *batch, int64 position, TimestampTz now);
+static int	deliver_new(Batch *batch);
+static bool handle(Batch *batch, const CqrsEvent *event, CqrsParked *parked,
+				   int attempts, bool apart);
+static ErrorData *call_handler(Batch *batch, const CqrsEvent *event,
+							   const CqrsParked *parked, int attempts,
+							   bool apart);
+static ErrorData *call_apart(Batch *batch, const CqrsEvent *event,
+							 const CqrsParked *parked, int attempts);
+static void call(Batch *batch, const CqrsEvent *event,
+				 const CqrsParked *parked, int attempts);
 static void call_limited(Batch *batch, Datum arg);
 static void end_event(Batch *batch, int level, int subtransactions);
+static void record_failure(Batch *batch, const CqrsEvent *event,
+						   CqrsParked *parked, const ErrorData *error);
 static void set_commit(const Batch *batch);
 static void arm_timeouts(const CqrsSubscription *subscription);
 static void disarm_timeouts(void);
 static void handler_timeout(void);
 static void handler_grace_over(void);
 static void delivery_error_callback(void *arg);
-static int64 drain(int32 subscription_id, int partition);
-static ErrorData *deliver_in_subtransaction(CqrsSubscription *subscription,
-											int partition, int max_events,
-											TimestampTz now,
-											CqrsDelivery *delivery);
-
-PG_FUNCTION_INFO_V1(cqrs_drain);
 
 /*
  * Deliver one batch to the subscription's handler, in the current transaction.
  * The current user is the subscription's owner.
- *	max_events		at most so many
+ *	pace			which events are called apart
+ *	alone			no more than one
  *	parked_position	not 0: this parked event, due or not, and nothing else
  *	now				parked events are due if they are to be tried by then
  *	in_worker		limit the time of each call, and of the batch
@@ -128,23 +143,24 @@ PG_FUNCTION_INFO_V1(cqrs_drain);
  */
 void
 cqrs_target_deliver(CqrsSubscription *subscription, int partition,
-					int max_events, int64 parked_position, TimestampTz now,
-					bool in_worker, volatile CqrsDelivery *delivery)
+					const CqrsPace *pace, bool alone, int64 parked_position,
+					TimestampTz now, bool in_worker,
+					volatile CqrsDelivery *delivery)
 {
 	ErrorContextCallback errcallback;
-	Batch		batch = {.in_worker = in_worker,.commit = -1};
+	Batch		batch = {.in_worker = in_worker,.commit = -1,.clean = true};
 	CqrsRelay  *relay = &batch.relay;
+	int			nparked = 0;
+	int			nnew = 0;
 
 	batch.delivery = delivery;
-	batch.context.subscription = subscription;
-	delivery->nevents = 0;
-	delivery->position = 0;
-	delivery->more = false;
-	delivery->announce = false;
-	delivery->not_flushed = false;
-	delivery->retry_at = 0;
+	batch.where.subscription = subscription;
+	*delivery = (CqrsDelivery)
+	{
+		0
+	};
 	errcallback.callback = delivery_error_callback;
-	errcallback.arg = &batch.context;
+	errcallback.arg = &batch.where;
 	errcallback.previous = error_context_stack;
 	error_context_stack = &errcallback;
 
@@ -152,31 +168,41 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 	if (!in_worker && !cqrs_relay_is_gone(relay))
 		cqrs_cursor_require_native(&relay->cursor, subscription->name);
 	relay->park_inside = true;
+	batch.alone = alone;
+	batch.one = alone;
 	if (in_worker)
 	{
 		SetCurrentStatementStartTimestamp();
 		relay->began = GetCurrentStatementStartTimestamp();
 		relay->deadline = TimestampTzPlusMilliseconds(relay->began,
 													  cqrs_batch_duration);
-		if (relay->subscription->event_transactions)
-			max_events = Min(max_events, 1);
+		batch.one |= relay->subscription->event_transactions;
+		batch.is_short = relay->subscription->event_transactions ||
+			pace->apart > 0;
 	}
-	batch.context.subscription = relay->subscription;
+	batch.nplain = pace->apart > 0 ? pace->plain : INT_MAX;
+	batch.where.subscription = relay->subscription;
 	batch.registry = cqrs_registry_generation();
 	batch.underway.relay = relay;
 	batch.underway.outer = cqrs_underway_innermost;
 	cqrs_underway_innermost = &batch.underway;
+	batch.context = CurrentMemoryContext;
 	batch.per_event = AllocSetContextCreate(CurrentMemoryContext,
 											"cqrs event",
 											ALLOCSET_DEFAULT_SIZES);
-	if (deliver_parked(&batch, max_events, parked_position, now) ||
-		delivery->announce)
-		delivery->more = true;
-	else if (parked_position == 0)
-		deliver_new(&batch, max_events);
-	if (batch.moved)
-		delivery->more = true;
-	delivery->retry_at = cqrs_parked_next_retry(relay->parked);
+
+	/* However many parked events are due, new ones have their turn. */
+	if (pace->new_first && parked_position == 0)
+		nnew = deliver_new(&batch);
+	if (nnew == 0)
+		nparked = deliver_parked(&batch, parked_position, now);
+	delivery->parked_last = nparked > 0 &&
+		(batch.stop || nparked == BATCH_PARKED || cqrs_relay_is_late(relay));
+	if (!pace->new_first && parked_position == 0 && !delivery->announce)
+		nnew = deliver_new(&batch);
+	delivery->more = nparked > 0 || nnew > 0 || delivery->announce ||
+		batch.moved;
+	delivery->retry_at = relay->cursor.next_retry_at;
 
 	cqrs_underway_innermost = batch.underway.outer;
 	if (batch.desc != NULL)
@@ -200,18 +226,18 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 {
 	CqrsRelay	relay;
 	CqrsEvent	event;
-	CqrsParked *parked;
+	CqrsParked	parked;
 	CqrsFault	fault = {0};
 	bool		recorded = false;
 
 	fault.sqlerrcode = error->sqlerrcode;
 	fault.message = error->message;
 	(void) cqrs_relay_begin(&relay, subscription, partition, true);
-	parked = cqrs_parked_find(relay.parked, position);
-	if (parked != NULL)
+	if (cqrs_parked_find(&relay.cursor, position, &parked))
 	{
-		cqrs_parked_failed(relay.parked, parked, relay.subscription,
-						   &relay.cursor, &fault, counted);
+		cqrs_parked_failed(&parked, relay.subscription, &relay.cursor, &fault,
+						   counted);
+		cqrs_parked_close(&relay.cursor);
 		cqrs_cursor_append(&relay.cursor);
 		recorded = true;
 	}
@@ -222,8 +248,7 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 			relay.nevents = 0;
 			if (event.position == position)
 			{
-				relay.parked = cqrs_park(relay.parked, relay.subscription,
-										 &relay.cursor, &event, &fault);
+				cqrs_park(relay.subscription, &relay.cursor, &event, &fault);
 				relay.nothers++;
 				recorded = true;
 			}
@@ -236,6 +261,7 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 		}
 
 		/* What was parked on the way there must not be met again. */
+		cqrs_parked_close(&relay.cursor);
 		if (relay.nothers > 0)
 			cqrs_relay_advance(&relay);
 	}
@@ -254,35 +280,34 @@ cqrs_target_announce(CqrsSubscription *subscription, int partition,
 {
 	CqrsRelay	relay;
 	CqrsEvent	event;
-	CqrsParked *parked;
+	CqrsParked	parked;
 	int64		position = 0;
 
 	(void) cqrs_relay_begin(&relay, subscription, partition, true);
 	while (position == 0 &&
-		   (parked = cqrs_parked_due(relay.parked,
-									 cqrs_wall_now())) != NULL)
+		   cqrs_parked_due(&relay.cursor, cqrs_wall_now(), &parked))
 	{
-		if (cqrs_parked_begin_attempt(relay.parked, parked,
-									  relay.subscription, &relay.cursor))
-			position = parked->position;
+		if (cqrs_parked_begin_attempt(&parked, relay.subscription,
+									  &relay.cursor))
+			position = parked.position;
+		cqrs_parked_close(&relay.cursor);
 		cqrs_cursor_append(&relay.cursor);
 	}
-	if (position == 0 && !relay.full && cqrs_relay_next(&relay, 1, &event))
+	if (position == 0 && cqrs_relay_next(&relay, 1, &event))
 	{
-		CqrsParkedSet *set = cqrs_park(relay.parked, relay.subscription,
-									   &relay.cursor, &event, NULL);
-
-		relay.parked = set;
+		cqrs_park(relay.subscription, &relay.cursor, &event, NULL);
 		position = event.position;
-		(void) cqrs_parked_begin_attempt(set, cqrs_parked_find(set, position),
-										 relay.subscription, &relay.cursor);
+		if (cqrs_parked_find(&relay.cursor, position, &parked))
+			(void) cqrs_parked_begin_attempt(&parked, relay.subscription,
+											 &relay.cursor);
 		relay.nevents = 0;
 		relay.nothers++;
 	}
 	if (relay.window != NULL || cqrs_relay_arrives(&relay))
 		cqrs_relay_advance(&relay);
 	delivery->more = relay.nothers > 0;
-	delivery->retry_at = cqrs_parked_next_retry(relay.parked);
+	cqrs_parked_close(&relay.cursor);
+	delivery->retry_at = relay.cursor.next_retry_at;
 	cqrs_relay_end(&relay);
 	return position;
 }
@@ -303,24 +328,15 @@ cqrs_target_is_outage(const ErrorData *error)
 }
 
 /*
- * How many events the next batch may have.
- */
-int
-cqrs_pace_events(const CqrsPace *pace)
-{
-	return pace->again > 0 ? pace->again : pace->limit;
-}
-
-/*
- * A batch was delivered. After one that only did again what was done before an
- * error, the event comes first that was in error.
+ * A batch was delivered.
  */
 void
-cqrs_pace_done(CqrsPace *pace)
+cqrs_pace_done(CqrsPace *pace, volatile CqrsDelivery *delivery)
 {
-	if (pace->again == 0)
-		pace->limit = Min(2 * pace->limit, CQRS_BATCH_EVENTS);
-	pace->again = 0;
+	pace->plain = 0;
+	pace->apart = delivery->nfailed > 0 ? APART_EVENTS :
+		Max(pace->apart - delivery->nevents, 0);
+	pace->new_first = delivery->parked_last;
 }
 
 /*
@@ -329,9 +345,8 @@ cqrs_pace_done(CqrsPace *pace)
 void
 cqrs_pace_failed(CqrsPace *pace, int nevents)
 {
-	pace->again = nevents;
-	if (nevents > 0)
-		pace->limit = Max((nevents + 1) / 2, 1);
+	pace->plain = nevents;
+	pace->apart = APART_EVENTS;
 }
 
 /*
@@ -357,101 +372,230 @@ find_handler(Batch *batch)
 }
 
 /*
- * Deliver parked events that are due: one that failed before, or several that
- * only had to wait. Or the one at position. Returns false if there is none.
+ * Deliver parked events that are due, or the one at position. Returns how many
+ * there were.
+ *
+ * Those that have failed before come first in their transaction, as long as they
+ * fail. Once one of them is handled, others may be, too.
  */
-static bool
-deliver_parked(Batch *batch, int max_events, int64 position, TimestampTz now)
+static int
+deliver_parked(Batch *batch, int64 position, TimestampTz now)
 {
-	CqrsRelay  *relay = &batch->relay;
-	bool		failed_before = false;
-	CqrsParked *parked;
+	CqrsCursor *cursor = &batch->relay.cursor;
+	bool		failed = false;
+	CqrsParked	parked;
 	int			n = 0;
 
-	while (n < max_events && !failed_before && !batch->stop)
+	batch->underway.parked = true;
+	while (n < BATCH_PARKED && !batch->stop)
 	{
 		CqrsEvent	event;
 		int			attempts;
+		bool		found;
 
-		parked = position != 0 ? cqrs_parked_find(relay->parked, position) :
-			cqrs_parked_due(relay->parked, now);
-		if (parked == NULL || (n > 0 && parked->attempts > 0))
+		if (!(position != 0 ? cqrs_parked_find(cursor, position, &parked) :
+			  cqrs_parked_due(cursor, now, &parked)))
 			break;
-		if (parked->killed && position == 0 && batch->in_worker)
+		if (position == 0 && parked.killed && batch->in_worker)
 		{
 			batch->delivery->announce = true;
 			break;
 		}
+		if (parked.failed && failed && !batch->clean)
+			break;
 		find_handler(batch);
-		failed_before = parked->attempts > 0 || position != 0;
-		if (cqrs_parked_read(&relay->cursor, parked->position, relay->snapshot,
-							 &event, &attempts))
-		{
-			/* Before, so that the handler may move the cursor. */
-			cqrs_parked_done(relay->parked, parked, &relay->cursor);
-			batch->underway.parked = true;
-			call_handler(batch, &event, attempts > 0 ? "not_produced" : "new",
-						 position != 0 ? attempts - 1 : attempts);
-			relay->cursor.delivered++;
-		}
-		else
-			cqrs_parked_done(relay->parked, parked, &relay->cursor);
 		n++;
-		if (cqrs_relay_is_late(relay))
+		MemoryContextSwitchTo(batch->per_event);
+		found = cqrs_parked_read(cursor, parked.position, NULL, &event,
+								 &attempts);
+		MemoryContextSwitchTo(batch->context);
+		if (!found)
+			cqrs_parked_done(&parked, cursor);
+		else if (handle(batch, &event, &parked,
+						position != 0 ? attempts - 1 : attempts,
+						position == 0 && parked.failed))
+			cursor->delivered++;
+		else
+		{
+			failed = true;
+			if (!batch->clean)
+				n = BATCH_PARKED;	/* it comes first in the next batch */
+		}
+		if (position != 0 || cqrs_relay_is_late(&batch->relay))
 			break;
 	}
-
 	CQRS_DEBUG_POINT("relay_before_cursor");
+	cqrs_parked_close(cursor);
 
 	/* The handler may have removed its own subscription. */
 	if (n > 0 && !batch->moved &&
-		cqrs_registry_subscription_by_id(relay->cursor.subscription_id) != NULL)
-		cqrs_cursor_append(&relay->cursor);
-	return n > 0;
+		cqrs_registry_subscription_by_id(cursor->subscription_id) != NULL)
+		cqrs_cursor_append(cursor);
+	return n;
 }
 
 /*
- * Deliver new events, and move the cursor.
+ * Deliver new events, and move the cursor. Returns how many were read.
  */
-static void
-deliver_new(Batch *batch, int max_events)
+static int
+deliver_new(Batch *batch)
 {
 	CqrsRelay  *relay = &batch->relay;
 	CqrsEvent	event;
 
 	batch->underway.parked = false;
-	while (!batch->stop && cqrs_relay_next(relay, max_events, &event))
+	while (!batch->stop && cqrs_relay_next(relay, CQRS_BATCH_EVENTS, &event))
 	{
 		find_handler(batch);
-		call_handler(batch, &event, "new", 0);
+		(void) handle(batch, &event, NULL, 0, false);
 	}
 	CQRS_DEBUG_POINT("relay_before_cursor");
+	if (batch->delivery->nfailed > 0)
+		cqrs_parked_close(&relay->cursor);
 	if (!batch->moved)
 		cqrs_relay_advance(relay);
-	batch->delivery->more = relay->nevents > 0 || relay->nothers > 0;
+	return relay->nevents + relay->nothers;
+}
+
+/*
+ * Have an event handled: one of the window, or, with parked, that. Returns false
+ * if it failed, which was recorded, or can be told when it comes first. Raises an
+ * error if it was not called apart, or if the error is no event's fault.
+ */
+static bool
+handle(Batch *batch, const CqrsEvent *event, CqrsParked *parked, int attempts,
+	   bool apart)
+{
+	ErrorData  *error;
+
+	/* What was recorded is not to be rolled back. */
+	apart |= batch->nplain-- <= 0 || batch->delivery->nfailed > 0;
+	error = call_handler(batch, event, parked, attempts, apart);
+	batch->stop |= batch->alone || (batch->one && error == NULL);
+	if (error == NULL)
+		batch->clean = false;
+	else
+	{
+		record_failure(batch, event, parked, error);
+		FreeErrorData(error);
+	}
+	MemoryContextReset(batch->per_event);
+	return error == NULL;
 }
 
 /*
  * Call the handler with one event, under a snapshot of its own. What it is
  * within, in cqrs_drain(), has nothing to do with the event. Sets stop if the
- * batch has to end with this one.
+ * batch has to end with this one. Returns the error of one that was called
+ * apart.
  */
-static void
-call_handler(Batch *batch, const CqrsEvent *event, const char *status,
-			 int attempts)
+static ErrorData *
+call_handler(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
+			 int attempts, bool apart)
 {
 	CqrsContext *outer = cqrs_context_innermost;
-	MemoryContext oldcontext;
-	CqrsContext context;
-	Datum		arg;
 	int			subtransactions = cqrs_session_subtransactions();
+	ErrorData  *error = NULL;
 	int			level;
 
 	CHECK_FOR_INTERRUPTS();
-	batch->context.event = event;
+	batch->where.event = event;
 	batch->delivery->position = event->position;
-	oldcontext = MemoryContextSwitchTo(batch->per_event);
-	arg = cqrs_event_form(event, status, attempts, batch->desc);
+	CommandCounterIncrement();
+	level = cqrs_session_begin_event(batch->in_worker);
+	if (apart)
+		error = call_apart(batch, event, parked, attempts);
+	else
+		call(batch, event, parked, attempts);
+	end_event(batch, level, subtransactions);
+	cqrs_context_innermost = outer;
+	batch->where.event = NULL;
+	batch->delivery->position = 0;
+	if (error == NULL)
+	{
+		batch->delivery->last = event->position;
+		batch->delivery->nevents++;
+	}
+	return error;
+}
+
+/*
+ * Call the handler in a subtransaction. Returns the error that rolled it back,
+ * in the batch's context, or NULL. What the session was left with ends with the
+ * event, not here: the trigger manager, for one, must not begin anew within.
+ */
+static ErrorData *
+call_apart(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
+		   int attempts)
+{
+	CqrsCursor *cursor = &batch->relay.cursor;
+	MemoryContext oldcontext = CurrentMemoryContext;
+	ResourceOwner oldowner = CurrentResourceOwner;
+	CqrsCursor	before = *cursor;
+	ErrorData  *volatile error = NULL;
+
+	if (cursor->npassed > 0)
+	{
+		before.passed = MemoryContextAlloc(batch->context, sizeof(int64) *
+										   pg_nextpower2_32(cursor->npassed));
+		memcpy(before.passed, cursor->passed,
+			   sizeof(int64) * cursor->npassed);
+	}
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(oldcontext);
+	PG_TRY();
+	{
+		call(batch, event, parked, attempts);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		bool		timed_out = false;
+
+		if (batch->in_worker && timeouts_registered)
+		{
+			disarm_timeouts();
+			timed_out = cqrs_target_timed_out();
+		}
+
+		/* What is no event's fault concerns the whole batch. */
+		MemoryContextSwitchTo(batch->context);
+		error = CopyErrorData();
+		if (cqrs_target_is_outage(error) &&
+			!(timed_out && error->sqlerrcode == ERRCODE_QUERY_CANCELED))
+			PG_RE_THROW();
+		if (batch->clean && batch->in_worker)
+			EmitErrorReport();
+		FlushErrorState();
+		if (timed_out)
+			QueryCancelPending = false;
+		RollbackAndReleaseCurrentSubTransaction();
+		cqrs_underway_innermost = &batch->underway;
+		*cursor = before;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(oldcontext);
+	CurrentResourceOwner = oldowner;
+	return error;
+}
+
+/*
+ * Have a parked event removed, and call the handler.
+ */
+static void
+call(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
+	 int attempts)
+{
+	MemoryContext oldcontext = CurrentMemoryContext;
+	CqrsContext context;
+	Datum		arg;
+
+	/* Before, so that the handler may move the cursor. */
+	if (parked != NULL)
+		cqrs_parked_done(parked, &batch->relay.cursor);
+	MemoryContextSwitchTo(batch->per_event);
+	arg = cqrs_event_form(event, attempts > 0 ? "not_produced" : "new",
+						  attempts, batch->desc);
 	cqrs_context_init(&context, "event",
 					  TextDatumGetCString(event->event_name));
 	context.has_id = true;
@@ -461,17 +605,8 @@ call_handler(Batch *batch, const CqrsEvent *event, const char *status,
 	if (batch->relay.subscription->runs_commands)
 		context.command = event;
 	cqrs_context_innermost = &context;
-	CommandCounterIncrement();
-	level = cqrs_session_begin_event(batch->in_worker);
 	call_limited(batch, arg);
-	end_event(batch, level, subtransactions);
-	cqrs_context_innermost = outer;
 	MemoryContextSwitchTo(oldcontext);
-	MemoryContextReset(batch->per_event);
-	batch->context.event = NULL;
-	batch->delivery->position = 0;
-	batch->delivery->last = event->position;
-	batch->delivery->nevents++;
 }
 
 /*
@@ -507,8 +642,7 @@ call_limited(Batch *batch, Datum arg)
 	/* The batch commits as the most demanding of its handlers wants. */
 	if (synchronous_commit != commit)
 		commit = synchronous_commit;
-	else if (subscription->event_transactions &&
-			 !cqrs_session_event_was_alone())
+	else if (batch->is_short && !cqrs_session_event_was_alone())
 		commit = SYNCHRONOUS_COMMIT_OFF;
 	batch->commit = Max(batch->commit, commit);
 }
@@ -538,21 +672,70 @@ end_event(Batch *batch, int level, int subtransactions)
 }
 
 /*
+ * An event failed that was called apart: record that, or, if others were handled
+ * before it, have it tried first. The registry may be another one by now, and
+ * what was taken from it before not what counts.
+ */
+static void
+record_failure(Batch *batch, const CqrsEvent *event, CqrsParked *parked,
+			   const ErrorData *error)
+{
+	CqrsRelay  *relay = &batch->relay;
+	CqrsCursor *cursor = &relay->cursor;
+	CqrsFault	fault = {error->sqlerrcode, error->message};
+	CqrsEvent	failed = *event;
+
+	batch->delivery->nfailed++;
+	failed.topic = cqrs_registry_topic_by_id(event->topic->topic_id);
+	relay->subscription =
+		cqrs_registry_subscription_by_id(cursor->subscription_id);
+	if (failed.topic == NULL || relay->subscription == NULL)
+		elog(ERROR, "subscription %d, which is being delivered, is gone",
+			 cursor->subscription_id);
+	batch->where.subscription = relay->subscription;
+	if (batch->clean && !batch->in_worker)
+		ereport(WARNING,
+				(errcode(error->sqlerrcode),
+				 errmsg("could not deliver position " INT64_FORMAT " to subscription \"%s\"",
+						event->position, relay->subscription->name),
+				 errdetail_internal("%s", error->message)));
+	if (parked != NULL)
+	{
+		if (batch->clean)
+			cqrs_parked_failed(parked, relay->subscription, cursor, &fault,
+							   false);
+		return;
+	}
+	if (batch->clean)
+		cqrs_park(relay->subscription, cursor, &failed, &fault);
+	else
+		cqrs_park_unproven(cursor, &failed, &fault);
+	cqrs_lane_forget(&relay->lanes, cqrs_event_lane(&failed));
+	relay->nevents--;
+	relay->nothers++;
+}
+
+/*
  * Have the transaction commit as its handlers want it. With a transaction for
- * each event, who has set nothing and announced nothing need not wait for the
- * disk: the worker does so for several of them. A crash takes back cursor and
- * effects together.
+ * each event, or where events are called apart, so that the transactions are
+ * short, who has set nothing and announced nothing need not wait for the disk:
+ * the worker does so for several of them. A crash takes back cursor and effects
+ * together.
  */
 static void
 set_commit(const Batch *batch)
 {
-	if (!batch->in_worker || batch->commit < 0)
+	int			commit = batch->commit;
+
+	/* Nobody waits for what only failed. */
+	if (commit < 0 && batch->delivery->nfailed > 0)
+		commit = SYNCHRONOUS_COMMIT_OFF;
+	if (!batch->in_worker || commit < 0)
 		return;
-	batch->delivery->not_flushed =
-		batch->commit == SYNCHRONOUS_COMMIT_OFF &&
-		batch->relay.subscription->event_transactions;
-	if (batch->commit != synchronous_commit)
-		cqrs_set_commit(batch->commit);
+	batch->delivery->not_flushed = commit == SYNCHRONOUS_COMMIT_OFF &&
+		(batch->is_short || batch->commit < 0);
+	if (commit != synchronous_commit)
+		cqrs_set_commit(commit);
 }
 
 /*
@@ -644,156 +827,4 @@ delivery_error_callback(void *arg)
 	else
 		errcontext("delivering to subscription \"%s\"",
 				   context->subscription->name);
-}
-
-/*
- * cqrs_drain(subscription)
- */
-Datum
-cqrs_drain(PG_FUNCTION_ARGS)
-{
-	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
-	CqrsSubscription *subscription;
-	int32		subscription_id;
-	Oid			save_userid;
-	int			save_sec_context;
-	int64		total = 0;
-	int			partitions;
-	int			i;
-
-	cqrs_require_writable("cqrs_drain()");
-	subscription = cqrs_subscription_get(name);
-	subscription_id = subscription->subscription_id;
-	if (!subscription->has_handler)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("subscription \"%s\" has no handler", name),
-				 subscription->server != NULL ?
-				 errhint("Only the background worker delivers to a broker.") :
-				 errhint("Read it with cqrs_receive() and cqrs_ack().")));
-	if (!OidIsValid(subscription->owner))
-		cqrs_subscription_require_owner(subscription);
-	else if (GetUserId() != subscription->owner)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be owner of subscription \"%s\" to drain it",
-						name),
-				 errdetail("Its handler runs with the privileges of who drains it."),
-				 errhint("SET ROLE to %s.",
-						 quote_identifier(GetUserNameFromId(subscription->owner,
-															false)))));
-	cqrs_subscription_require_active(subscription);
-	if (cqrs_underway_is(subscription_id))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("subscription \"%s\" is being delivered by this session",
-						name),
-				 errhint("Its handler must not call cqrs_drain() for it.")));
-
-	/* A handler must not get back to a role that SET ROLE left. */
-	GetUserIdAndSecContext(&save_userid, &save_sec_context);
-	SetUserIdAndSecContext(save_userid,
-						   save_sec_context | SECURITY_LOCAL_USERID_CHANGE);
-	do
-	{
-		subscription = cqrs_registry_subscription_by_id(subscription_id);
-		partitions = subscription != NULL ? subscription->partitions : 0;
-		for (i = 0; i < partitions; i++)
-			total += drain(subscription_id, i);
-
-		/* If partitions are changed, there may be more in the new ones. */
-	} while (cqrs_epoch_close(subscription_id));
-	SetUserIdAndSecContext(save_userid, save_sec_context);
-	PG_RETURN_INT64(total);
-}
-
-/*
- * Deliver all of one partition. Returns how many events were. What fails is
- * not tried a second time, however short the delay.
- */
-static int64
-drain(int32 subscription_id, int partition)
-{
-	TimestampTz start = cqrs_wall_now();
-	CqrsPace	pace = CQRS_PACE_INIT;
-	int64		total = 0;
-	CqrsDelivery delivery;
-
-	do
-	{
-		CqrsSubscription *subscription;
-		ErrorData  *error;
-
-		/* A handler may change the registry, even remove this one. */
-		subscription = cqrs_registry_subscription_by_id(subscription_id);
-		if (subscription == NULL ||
-			subscription->state != CQRS_SUBSCRIPTION_ACTIVE)
-			break;
-		error = deliver_in_subtransaction(subscription, partition,
-										  cqrs_pace_events(&pace), start,
-										  &delivery);
-		if (error == NULL)
-		{
-			total += delivery.nevents;
-			cqrs_pace_done(&pace);
-			continue;
-		}
-
-		/* The timeout is that of a handler that drains. */
-		if (delivery.position == 0 || handler_timed_out ||
-			cqrs_target_is_outage(error))
-			cqrs_error_rethrow(error);
-		delivery.more = true;
-		cqrs_pace_failed(&pace, delivery.nevents);
-		if (delivery.nevents > 0)
-		{
-			FreeErrorData(error);
-			continue;
-		}
-
-		ereport(WARNING,
-				(errcode(error->sqlerrcode),
-				 errmsg("could not deliver position " INT64_FORMAT " to subscription \"%s\"",
-						delivery.position, subscription->name),
-				 errdetail_internal("%s", error->message)));
-		(void) cqrs_target_failed(subscription, partition, delivery.position, error,
-								  false);
-		FreeErrorData(error);
-	} while (delivery.more);
-	return total;
-}
-
-/*
- * One batch, or part of it. Returns the error that rolled it back, or NULL.
- */
-static ErrorData *
-deliver_in_subtransaction(CqrsSubscription *subscription, int partition,
-						  int max_events, TimestampTz now,
-						  CqrsDelivery *delivery)
-{
-	MemoryContext oldcontext = CurrentMemoryContext;
-	ResourceOwner oldowner = CurrentResourceOwner;
-	CqrsContext *outer = cqrs_context_innermost;
-	CqrsUnderway *outer_underway = cqrs_underway_innermost;
-	ErrorData  *volatile error = NULL;
-
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(oldcontext);
-	PG_TRY();
-	{
-		cqrs_target_deliver(subscription, partition, max_events, 0, now, false,
-							delivery);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		error = cqrs_error_take(oldcontext);
-		RollbackAndReleaseCurrentSubTransaction();
-		cqrs_context_innermost = outer;
-		cqrs_underway_innermost = outer_underway;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(oldcontext);
-	CurrentResourceOwner = oldowner;
-	return error;
 }

@@ -18,34 +18,34 @@
 typedef struct CqrsDelivery
 {
 	int			nevents;		/* handled; after an error, before it */
+	int			nfailed;		/* called apart, and failed */
 	int64		position;		/* of the event being handled, or 0: none is */
 	int64		last;			/* of the one handled last */
 	bool		more;			/* there may be more to do at once ... */
 	bool		announce;		/* ... but the next event is to be announced */
+	bool		parked_last;	/* parked events left no time for new ones */
 	bool		not_flushed;	/* it commits without waiting for the disk */
 	TimestampTz retry_at;		/* a parked event may be tried then; 0: none */
 } CqrsDelivery;
 
 /*
- * How many events a batch has: after an error at the k-th, the k - 1 before it
- * again; then half of k, and twice as many each time. Had they all been many,
- * then with few failures everything would be done twice.
+ * How the next batch goes: after an error, so many events as were handled before
+ * it, and the others apart. All zero to begin with.
  */
 typedef struct CqrsPace
 {
-	int			limit;
-	int			again;			/* not 0: those before an error */
+	int			plain;			/* with apart, so many are not yet */
+	int			apart;			/* so many events are to be called apart */
+	bool		new_first;		/* new ones before those that are parked */
 } CqrsPace;
 
-#define CQRS_PACE_INIT	{.limit = CQRS_BATCH_EVENTS}
-
-extern int	cqrs_pace_events(const CqrsPace *pace);
-extern void cqrs_pace_done(CqrsPace *pace);
+extern void cqrs_pace_done(CqrsPace *pace, volatile CqrsDelivery *delivery);
 extern void cqrs_pace_failed(CqrsPace *pace, int nevents);
 
 extern void cqrs_target_deliver(CqrsSubscription *subscription, int partition,
-								int max_events, int64 parked_position,
-								TimestampTz now, bool in_worker,
+								const CqrsPace *pace, bool alone,
+								int64 parked_position, TimestampTz now,
+								bool in_worker,
 								volatile CqrsDelivery *delivery);
 extern bool cqrs_target_failed(CqrsSubscription *subscription, int partition,
 							   int64 position, const ErrorData *error,

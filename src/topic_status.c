@@ -55,6 +55,7 @@ cqrs_topic_progress(PG_FUNCTION_ARGS)
 	int64		bytes = 0;
 	int			segments = 0;
 	bool		looked = false;
+	bool		locked;
 	int			i;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
@@ -65,9 +66,15 @@ cqrs_topic_progress(PG_FUNCTION_ARGS)
 		 !has_privs_of_role(GetUserId(), ROLE_PG_MONITOR)))
 		PG_RETURN_NULL();
 
-	/* Neither wait for somebody, nor fail: others are to be shown as well. */
-	if (!cqrs_segments_intact(topic))
+	/*
+	 * Neither wait for somebody, nor fail, be it that the topic is dropped
+	 * meanwhile: others are to be shown as well.
+	 */
+	locked = cqrs_segments_lock(topic);
+	if (!locked || !cqrs_segments_intact(topic))
 	{
+		if (locked)
+			cqrs_segments_unlock(topic);
 		memset(nulls, true, sizeof(nulls));
 		nulls[PROGRESS_HELD_BY] = false;
 		values[PROGRESS_HELD_BY] =
@@ -96,6 +103,8 @@ cqrs_topic_progress(PG_FUNCTION_ARGS)
 			looked = true;
 		}
 	}
+
+	cqrs_segments_unlock(topic);
 
 	values[PROGRESS_EVENTS] = Int64GetDatum(events);
 	values[PROGRESS_BYTES] = Int64GetDatum(bytes);

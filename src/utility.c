@@ -49,6 +49,7 @@ static void process_utility(PlannedStmt *pstmt, const char *queryString,
 							ParamListInfo params, QueryEnvironment *queryEnv,
 							DestReceiver *dest, QueryCompletion *qc);
 static bool concerns_manager(Node *stmt);
+static bool may_give_owner(Node *stmt);
 static const char *database_to_hold(Node *stmt);
 static bool may_create_databases(void);
 static void hold_database(Oid dboid);
@@ -138,9 +139,7 @@ concerns_manager(Node *stmt)
 
 	if (IsA(stmt, TransactionStmt))
 		return ((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED;
-	if (IsA(stmt, AlterTableStmt))
-		return ((AlterTableStmt *) stmt)->objtype == OBJECT_VIEW;
-	if (IsA(stmt, ReassignOwnedStmt))
+	if (may_give_owner(stmt))
 		return true;
 	if (!IsA(stmt, DropStmt) ||
 		((DropStmt *) stmt)->removeType != OBJECT_EXTENSION)
@@ -149,6 +148,36 @@ concerns_manager(Node *stmt)
 		if (strcmp(strVal(lfirst(lc)), CQRS_EXTENSION) == 0)
 		return true;
 	return false;
+}
+
+/*
+ * May a subscription have another owner afterwards, so that there is something
+ * to deliver that nobody announces? See owner.c.
+ */
+static bool
+may_give_owner(Node *stmt)
+{
+	ListCell   *lc;
+
+	switch (nodeTag(stmt))
+	{
+		case T_ReassignOwnedStmt:
+			return true;
+		case T_AlterTableStmt:
+			foreach(lc, ((AlterTableStmt *) stmt)->cmds)
+				if (((AlterTableCmd *) lfirst(lc))->subtype == AT_ChangeOwner)
+				return true;
+			return false;
+		case T_RenameStmt:
+			return ((RenameStmt *) stmt)->renameType == OBJECT_VIEW;
+		case T_AlterObjectSchemaStmt:
+			return ((AlterObjectSchemaStmt *) stmt)->objectType == OBJECT_VIEW;
+		case T_GrantStmt:
+			return ((GrantStmt *) stmt)->objtype == OBJECT_TABLE &&
+				((GrantStmt *) stmt)->grant_option;
+		default:
+			return false;
+	}
 }
 
 /*

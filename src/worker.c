@@ -300,7 +300,6 @@ deliver(void)
 	MemoryContextReset(delivery_context);
 	MemoryContextSwitchTo(delivery_context);
 	job.first = true;
-	job.pace.limit = CQRS_BATCH_EVENTS;
 	do
 	{
 		outcome = job.broker ? deliver_some_to_broker(&job, &careful) :
@@ -413,8 +412,7 @@ deliver_some(Job *job, int *careful)
 										cqrs_batch_duration);
 	if (job->one_by_one > 0)
 		job->one_by_one--;
-	else
-		cqrs_pace_done(&job->pace);
+	cqrs_pace_done(&job->pace, &job->delivery);
 	if (job->delivery.announce)
 		*careful = Max(*careful, 1);
 	return job->delivery.more || job->announced != 0 || *careful > 0 ?
@@ -435,7 +433,7 @@ failed_to_deliver(Job *job, ErrorData *error)
 	if (job->committing)
 	{
 		/* Something that only a commit finds out: which event did it? */
-		if (nevents > 1)
+		if (nevents > 1 || (nevents == 1 && job->delivery.nfailed > 0))
 		{
 			job->one_by_one = nevents;
 			FreeErrorData(error);
@@ -443,9 +441,9 @@ failed_to_deliver(Job *job, ErrorData *error)
 		}
 		job->position = job->delivery.last;
 	}
-	else if (nevents > 0 && !job->outage && job->position != 0)
+	else if (job->announced == 0 && !job->outage && job->position != 0)
 	{
-		/* Those before it, again; next time it comes first. */
+		/* Those before it, again; then it is called apart. */
 		cqrs_pace_failed(&job->pace, nevents);
 		FreeErrorData(error);
 		return DELIVERED;
@@ -456,7 +454,6 @@ failed_to_deliver(Job *job, ErrorData *error)
 		record_outage(job, error);
 		return FAILED;
 	}
-	cqrs_pace_failed(&job->pace, 0);
 	if (run(run_record_event, job) != NULL)
 	{
 		record_outage(job, error);
@@ -669,8 +666,8 @@ run(JobFunction function, Job *job)
 		job->outage = cqrs_target_is_outage(error) &&
 			!(cqrs_target_timed_out() &&
 			  error->sqlerrcode == ERRCODE_QUERY_CANCELED);
-		if (job->delivery.nevents <= (job->committing ? 1 : 0) ||
-			job->outage)
+		if (job->committing ? job->delivery.nevents <= 1 :
+			job->delivery.position == 0 || job->announced != 0 || job->outage)
 			EmitErrorReport();
 		FlushErrorState();
 		disable_all_timeouts(false);
@@ -706,10 +703,9 @@ show(const CqrsSubscription *subscription, Job *job)
 static void
 run_deliver(CqrsSubscription *subscription, Job *job)
 {
-	cqrs_target_deliver(subscription, job->partition,
-						job->one_by_one > 0 ? 1 : cqrs_pace_events(&job->pace),
-						job->announced, cqrs_wall_now(), true,
-						&job->delivery);
+	cqrs_target_deliver(subscription, job->partition, &job->pace,
+						job->one_by_one > 0, job->announced, cqrs_wall_now(),
+						true, &job->delivery);
 	if (job->first)
 		cqrs_failure_clear(job->subscription_id, job->partition);
 }

@@ -76,6 +76,7 @@ module_packages=(pkg-config librabbitmq-dev librdkafka-dev libssl-dev)
 # the client libraries they need, in $scratch/consumers
 install_brokers()
 {
+	[ ! -d "$scratch/consumers" ] || return 0
 	install_missing openssl rabbitmq-server
 	install_node_folder consumers
 	export CQRS_CONSUMERS=$scratch/consumers

@@ -100,7 +100,8 @@ function serve(client) {
 			return send(client, answer.subarray(0, 6), int32(count + 2), answer.subarray(10),
 				int16(SASL_HANDSHAKE), int16(0), int16(1), int16(SASL_AUTHENTICATE), int16(0), int16(0));
 		}
-		const own = Buffer.concat([string(host), int32(Number(port))]);
+		// Before the host, versions of answers have its length in different ways.
+		const own = Buffer.concat([Buffer.from(host), int32(Number(port))]);
 		for (let at = answer.indexOf(own); at >= 0; at = answer.indexOf(own, at + 1))
 			answer.writeInt32BE(server.address().port, at + own.length - 4);
 		send(client, answer);

@@ -1,36 +1,33 @@
 /*
  * Retry and redrive: nothing that is parked is lost, each lane is in order,
- * and what was given up and redriven is tried again.
+ * nobody is blamed for what others did, and what was given up and redriven is
+ * tried again.
  *
- * Beside: retry.c (cqrs_park, cqrs_parked_load, cqrs_parked_due,
- * cqrs_parked_failed, cqrs_parked_begin_attempt, remove_from_set, bury),
- * target_handler.c (deliver_parked, deliver_new, cqrs_target_failed,
- * cqrs_target_announce), dead_letter.c (remove_letters, cqrs_redrive),
- * operation.c (seek).
+ * Beside: parked.c (cqrs_parked_insert, cqrs_parked_delete, cqrs_parked_due),
+ * lane.c, retry.c (cqrs_park, cqrs_park_unproven, cqrs_parked_failed,
+ * cqrs_parked_begin_attempt, bury), target_handler.c (deliver_parked,
+ * deliver_new, record_failure, cqrs_target_announce), dead_letter.c
+ * (remove_letters, cqrs_redrive), operation.c (seek).
  *
- * A cursor over EVENTS events in two lanes; a worker, an owner who redrives,
- * and one who seeks back once. At most LIMIT events are parked. The cursor's
- * lock makes each transaction of theirs one step. A handler may fail, or kill
- * the worker in a careful delivery: then the attempt is counted already.
+ * A cursor over EVENTS events in two lanes; a worker, whose transactions have up
+ * to BATCH events, each in a subtransaction; an owner who redrives, and one who
+ * seeks back once. The cursor's lock makes each transaction of theirs one step. A
+ * handler may fail, or, if another was called before it, for what that one did; or
+ * kill the worker in a careful delivery: then the attempt is counted already.
  */
 /* broken: BROKEN_BLOCKS an event does not wait behind a parked one of its lane */
-/* broken: BROKEN_HEAD any parked event of a lane may be tried */
-/* broken: BROKEN_PARKED_FROM a redriven event does not lower parked_from */
-/* broken: BROKEN_DONE when the lowest is done, parked_from is 0 */
+/* broken: BROKEN_HEAD a redriven event is not put before those of its lane */
+/* broken: BROKEN_NEXT a redriven event does not lower next_retry_at */
+/* broken: BROKEN_DONE when the first of a lane is done, the next may not be tried */
+/* broken: BROKEN_CLEAR next_retry_at is cleared although others are parked */
+/* broken: BROKEN_COMPANY what fails behind others in a transaction is an attempt */
 /* broken: BROKEN_BURY an event is given up without a dead letter */
-/* broken: BROKEN_FULL with all room taken, the cursor passes what should be parked */
 /* broken: BROKEN_ATTEMPT an attempt that may kill is counted only afterwards */
 /* broken: BROKEN_REDRIVE_TWICE an event that is parked already is parked again */
-/* deep: EVENTS=5 LIMIT=3 */
+/* deep: EVENTS=5 FAILURES=6 */
 
 #ifndef EVENTS
 #define EVENTS		4
-#endif
-#ifdef BROKEN_DONE
-#define LIMIT		1			/* as a batch here has one parked event */
-#endif
-#ifndef LIMIT
-#define LIMIT		2			/* CQRS_MAX_PARKED */
 #endif
 #ifndef REDRIVES
 #define REDRIVES	1
@@ -38,75 +35,75 @@
 #ifndef FAILURES
 #define FAILURES	5
 #endif
+#define BATCH		3
 #define ATTEMPTS	2			/* max_attempts */
 #define lane(p)		((p) & 1)
 
 byte position;					/* the cursor's; positions from 1 */
-byte parked_from;				/* the lowest that is parked, or lower; 0: none */
+bool next;						/* next_retry_at is not null */
 byte attempts[EVENTS + 1];
 byte parked, dead;				/* rows, by position */
+byte head;						/* those that have a due_at */
 byte delivered;					/* since the seek */
-byte last[2];					/* delivered last of each lane, in order */
 byte failures = FAILURES, redrives = REDRIVES, killed[EVENTS + 1];
+byte blame[EVENTS + 1];			/* how often it failed by itself */
 byte announced;					/* an event whose attempt is counted */
 byte redriven;					/* since the announcement: they come after it */
 bool seeks, resting;
 
 #define has(set, p)	(((set) >> (p)) & 1)
 
-/* cqrs_parked_load(): the first LIMIT, from parked_from on */
-inline load()
+/* cqrs_parked_insert() */
+inline park(q)
 {
-	set = 0; n = 0; p = parked_from;
+	/* Is there one before it? And one behind it, that is the head now? */
+	other = 0; k = 1;
 	do
-	:: p == 0 || p > EVENTS || n == LIMIT -> break
+	:: k > EVENTS -> break
 	:: else ->
 		if
-		:: has(parked, p) -> set = set | (1 << p); n++
+		:: k != q && has(parked, k) && lane(k) == lane(q) && next ->
+			if
+			:: k < q -> other = k
+			:: k > q && other == 0 ->
+#ifndef BROKEN_HEAD
+				head = head & ~(1 << k)
+#else
+				skip
+#endif
+			:: else
+			fi
 		:: else
 		fi;
-		p++
+		k++
 	od;
-	is_full = (n == LIMIT)
+	parked = parked | (1 << q);
+	attempts[q] = 0; killed[q] = 0; blame[q] = 0;
+	if
+	:: other == 0 -> head = head | (1 << q); next = 1
+	:: else
+	fi;
+	other = 0; k = 0
 }
 
-/* The first parked event of its lane: head */
-inline due()
-{
-	p = 1;
-	do
-	:: p > EVENTS -> p = 0; break
-	:: p <= EVENTS && has(set, p) -> break
-#ifdef BROKEN_HEAD
-	:: p <= EVENTS && has(set, p) && p + 2 <= EVENTS && has(set, p + 2) -> p = p + 2; break
-#endif
-	/* or that of the other lane */
-	:: p < EVENTS && has(set, p) && has(set, p + 1) -> p++; break
-	:: p <= EVENTS && !has(set, p) -> p++
-	od
-}
-
+/* cqrs_parked_delete(), cqrs_parked_close() */
 inline done(q)
 {
 	parked = parked & ~(1 << q);
-	set = set & ~(1 << q);
-	/* remove_from_set() */
-	parked_from = 0; k = EVENTS;
-	do
-	:: k == 0 -> break
-	:: else ->
-		if
-		:: has(set, k) -> parked_from = k
-		:: else
-		fi;
-		k--
-	od;
+	head = head & ~(1 << q);
+	k = q + 1;
 #ifndef BROKEN_DONE
-	/* Those that were not loaded have higher positions. */
-	if
-	:: parked_from == 0 && is_full -> parked_from = q + 1
-	:: else
-	fi
+	do
+	:: k > EVENTS -> break
+	:: k <= EVENTS && has(parked, k) && lane(k) == lane(q) -> head = head | (1 << k); break
+	:: else -> k++
+	od;
+#endif
+	k = 0;
+#ifdef BROKEN_CLEAR
+	next = 0
+#else
+	next = (head != 0)
 #endif
 }
 
@@ -118,20 +115,10 @@ inline bury(q)
 	done(q)
 }
 
-inline park(q)
-{
-	parked = parked | (1 << q);
-	set = set | (1 << q);
-	attempts[q] = 0; killed[q] = 0;
-	if
-	:: parked_from == 0 || q < parked_from -> parked_from = q
-	:: else
-	fi
-}
-
 inline failed(q)
 {
 	attempts[q]++;
+	assert(attempts[q] <= blame[q]);
 	if
 	:: attempts[q] >= ATTEMPTS -> bury(q)
 	:: else
@@ -150,68 +137,122 @@ inline deliver(q)
 			   has(redriven, k));
 		k++
 	od;
+	k = 0;
 	delivered = delivered | (1 << q)
+}
+
+/* deliver_parked() */
+inline try_parked()
+{
+	if
+	:: deliver(p); done(p); clean = 0
+	:: failures > 0 -> failures--;
+		/* By itself; or, behind others, who knows. */
+		blame[p]++;
+		if
+		:: clean -> failed(p)
+#ifdef BROKEN_COMPANY
+		:: !clean -> failed(p)
+#endif
+		:: else -> n = BATCH
+		fi
+	:: failures > 0 && !clean -> failures--;
+#ifdef BROKEN_COMPANY
+		failed(p)
+#else
+		n = BATCH					/* it comes first next time */
+#endif
+	/* cqrs_target_announce(): counted, and committed */
+	:: failures > 0 && clean && n == 0 ->
+		blame[p]++;
+#ifndef BROKEN_ATTEMPT
+		attempts[p]++;
+#endif
+		announced = p; n = BATCH
+	fi
+}
+
+/* deliver_new() */
+inline try_new()
+{
+	/* cqrs_lane_state() */
+	blocked = 0; k = 1;
+	do
+	:: k > EVENTS -> break
+	:: else ->
+		if
+		:: next && has(parked, k) && lane(k) == lane(q) -> blocked = 1
+		:: else
+		fi;
+		k++
+	od;
+	k = 0;
+#ifdef BROKEN_BLOCKS
+	blocked = 0;
+#endif
+	if
+	:: blocked -> park(q)
+	:: !blocked -> deliver(q); clean = 0
+	:: !blocked && failures > 0 -> failures--;
+		park(q);
+		blame[q]++;
+		if
+		:: clean -> failed(q)
+		:: else
+		fi
+	:: !blocked && failures > 0 && !clean -> failures--;
+		park(q);
+#ifdef BROKEN_COMPANY
+		failed(q)
+#endif
+	fi;
+	position = q
 }
 
 proctype worker()
 {
-	byte p, n, k, set, q;
-	bool is_full, blocked;
+	byte p, n, k, q, other;
+	bool blocked, clean;
 
 	do
 	:: atomic { announced == 0 ->
-			load();
-			due();
-			q = position + 1;
-			if
-			:: p != 0 && q <= EVENTS -> p = 0		/* its time has not come */
-			:: true
-			fi;
-			blocked = 0; k = 1;
+			n = 0; clean = 1;
 			do
-			:: k > EVENTS || q > EVENTS -> break
-			:: else ->
+			:: n >= BATCH -> break
+			:: n < BATCH ->
+				/* Which of the lanes' heads is due first. */
+				p = 0;
 				if
-				:: has(set, k) && lane(k) == lane(q) -> blocked = 1
+				:: next && has(head, 1) -> p = 1
+				:: next && has(head, 2) -> p = 2
+				:: next && has(head, 3) -> p = 3
+				:: next && has(head, 4) -> p = 4
+#if EVENTS > 4
+				:: next && has(head, 5) -> p = 5
+#endif
 				:: else
 				fi;
-				k++
-			od;
-#ifdef BROKEN_BLOCKS
-			blocked = 0;
-#endif
-			if
-			:: p != 0 ->
-				/* deliver_parked() */
+				q = position + 1;
 				if
-				:: deliver(p); done(p)
-				:: failures > 0 -> failures--; failed(p)
-				/* cqrs_target_announce(): counted, and committed */
-				:: failures > 0 ->
-#ifndef BROKEN_ATTEMPT
-					attempts[p]++;
-#endif
-					announced = p
-				fi
-			:: p == 0 && q <= EVENTS && !is_full ->
-				/* deliver_new() */
-				if
-				:: blocked -> park(q)
-				:: !blocked -> deliver(q)
-				:: !blocked && failures > 0 -> failures--; park(q); failed(q)
+				:: p != 0 && q <= EVENTS -> p = 0		/* its time has not come */
+				:: true
 				fi;
-				position = q
-#ifdef BROKEN_FULL
-			:: p == 0 && q <= EVENTS && is_full -> position = q
-#endif
-			:: p == 0 && q <= EVENTS && is_full -> skip		/* it waits */
-			:: else -> resting = 1; break
-			fi;
-			p = 0; n = 0; k = 0; set = 0; q = 0; blocked = 0; is_full = 0
+				if
+				:: p != 0 -> try_parked()
+				:: p == 0 && q <= EVENTS -> try_new()
+				:: else -> resting = (n == 0); break
+				fi;
+				n++
+			:: n > 0 && n < BATCH -> break				/* its time is over */
+			od;
+			p = 0; n = 0; q = 0; blocked = 0; clean = 0;
+			if
+			:: resting -> break
+			:: else
+			fi
 		}
 	:: atomic { announced != 0 ->
 			/* The event that was announced; it may kill the process. */
-			load();
 			p = announced;
 			if
 			:: !has(parked, p) -> skip		/* somebody has sought meanwhile */
@@ -228,7 +269,7 @@ proctype worker()
 				fi
 			fi;
 			announced = 0; redriven = 0;
-			p = 0; n = 0; k = 0; set = 0; q = 0; blocked = 0; is_full = 0
+			p = 0
 		}
 	od
 }
@@ -236,7 +277,8 @@ proctype worker()
 /* cqrs_redrive(): all dead letters, under the cursor's lock */
 proctype owner()
 {
-	byte q;
+	byte q, k, other;
+	bool before;
 
 	do
 	:: atomic { redrives > 0 && dead != 0 && !resting ->
@@ -253,15 +295,12 @@ proctype owner()
 					/* One that is parked, or comes again, is so anyway. */
 					if
 					:: !has(parked, q) && q <= position && !has(delivered, q) ->
-						parked = parked | (1 << q);
-						attempts[q] = 0; killed[q] = 0;
-						redriven = redriven | (announced != 0 -> 1 << q : 0);
-#ifndef BROKEN_PARKED_FROM
-						if
-						:: parked_from == 0 || q < parked_from -> parked_from = q
-						:: else
-						fi
+						before = next;
+						park(q);
+#ifdef BROKEN_NEXT
+						next = before;
 #endif
+						redriven = redriven | (announced != 0 -> 1 << q : 0)
 					:: else
 					fi;
 					dead = dead & ~(1 << q)
@@ -269,12 +308,12 @@ proctype owner()
 				fi;
 				q++
 			od;
-			q = 0
+			q = 0; before = 0
 		}
 	/* cqrs_seek('earliest'): what is parked comes again; dead letters stay. */
 	:: atomic { !seeks && !resting ->
 			seeks = 1;
-			position = 0; parked = 0; parked_from = 0; delivered = 0
+			position = 0; parked = 0; head = 0; next = 0; delivered = 0
 		}
 	:: break
 	od

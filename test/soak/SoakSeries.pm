@@ -20,7 +20,7 @@ our %ALLOWED = (
 	'bytes' => [ 1.5, 1024 * 1024 ],	# of a table, with its indexes
 	'dead rows' => [ 2, 2000 ],			# of a table
 	'behind' => [ 1.5, 200 ],			# events, of a subscription
-	'latency' => [ 2, 500 ],			# ms
+	'latency' => [ 2, 1000 ],			# ms
 	'connections' => [ 1, 2 ],
 	'processes' => [ 1, 1 ]);			# worker slots in use, of all kinds
 
@@ -62,8 +62,6 @@ sub add
 sub names
 {
 	my ($self, $what) = @_;
-	my $half = @{ $self->{times} } / 2;
-	my $end = $self->{times}[-1];
 
 	return map { /\t(.*)/ } grep { /^\Q$what\E\t/ && $self->lasts($self->{series}{$_}) } sort keys %{ $self->{series} };
 }

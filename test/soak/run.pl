@@ -33,12 +33,13 @@ my $broker = RabbitMQ->new('soak');
 $broker->start;
 $broker->command('queue things {"x-max-length":1000}');
 
+# A worker for each cursor: none is ended for another.
 my $node = new_server('main', q(
 autovacuum = on
 autovacuum_naptime = '2s'
 log_min_messages = fatal
 cqrs_outbox.poll_interval = '200ms'
-cqrs_outbox.max_workers = 8
+cqrs_outbox.max_workers = 12
 cqrs_outbox.segment_size = '64kB'
 cqrs_outbox.segment_age = '1s'
 cqrs_outbox.idempotency_retention = '5s'
@@ -133,7 +134,8 @@ sub measure
 		$series->add('bytes', $name, $bytes);
 		$series->add('dead rows', $name, $dead);
 	}
-	$series->add('behind', @$_) for rows(q(SELECT subscription, lag_events + retrying + waiting FROM cqrs_subscription_status WHERE subscription <> 'passing'));
+	$series->add('behind', @$_) for rows(q(SELECT subscription, lag_events + retrying + waiting FROM cqrs_subscription_status
+		WHERE subscription <> 'passing' AND lag_events IS NOT NULL));
 	$series->add('latency', @$_) for rows(q(WITH gone AS (DELETE FROM delivered RETURNING *)
 		SELECT consumer, round(percentile_cont(0.5) WITHIN GROUP (ORDER BY ms)::numeric, 2) FROM gone GROUP BY 1));
 	my $begun = time;

@@ -81,7 +81,7 @@ is($node->safe_psql('postgres', 'SELECT pg_snapshot_xmax(pg_current_snapshot()):
 my ($manager) = processes($node, 'manager', 'postgres');
 $node->safe_psql('postgres', "SELECT pg_terminate_backend($manager, 60000)");
 ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity
-	WHERE backend_type = 'cqrs_outbox manager' AND datname = 'postgres' AND pid <> $manager AND wait_event = 'Extension'"),
+	WHERE backend_type = 'cqrs_outbox manager' AND datname = 'postgres' AND pid <> $manager AND wait_event IN ('Extension', 'CqrsOutboxManager')"),
 	'a manager has looked');
 $node->safe_psql('source', "COMMIT PREPARED 'two'");
 ok(prepared(0), 'it is committed');

@@ -38,6 +38,26 @@ $node->safe_psql('postgres', q(
 	SELECT cqrs_subscribe('pulled', ARRAY['things'], max_attempts => 0, retry_delay => '10 ms', max_retry_delay => '50 ms');
 ));
 
+# What a waiting client cannot have, as its key waits, it does not pass by.
+$node->safe_psql('postgres', q(
+	SELECT cqrs_register_event('said', 'words');
+	SELECT cqrs_subscribe('waiting', ARRAY['words']);
+	SELECT cqrs_emit('said', '{"n": 1}', key => 'a')));
+is($node->safe_psql('postgres', "WITH r AS (SELECT * FROM cqrs_receive('waiting', wait => '30 s')) SELECT cqrs_nack('waiting', array_agg(position), retry_after => '1 hour') FROM r"),
+	'1', 'one is refused');
+$node->safe_psql('postgres', q(
+	SELECT cqrs_emit('said', '{"n": 2}', key => 'a');
+	SELECT cqrs_alter_subscription('waiting', partitions => 3)));
+is($node->safe_psql('postgres', "SELECT count(*) FROM cqrs_receive('waiting', wait => '1 s')"), '0', 'its key waits');
+ok($node->poll_query_until('postgres', "SELECT partitions = 3 FROM cqrs.subscription WHERE subscription = 'waiting'"), 'the partitions are changed');
+is($node->safe_psql('postgres', q(
+	UPDATE cqrs.retry SET retry_at = now() WHERE attempts > 0;
+	SELECT payload->>'n' FROM cqrs_receive('waiting', wait => '30 s', lease => '1 hour');
+	SELECT cqrs_ack('waiting', covered.positions, covered.receipt) FROM (SELECT array_agg(position) AS positions, receipt FROM cqrs.retry GROUP BY receipt) covered WHERE receipt IS NOT NULL;
+	SELECT payload->>'n' FROM cqrs_receive('waiting', wait => '30 s')
+)), "1\n1\n2", 'nothing is lost');
+$node->safe_psql('postgres', "SELECT cqrs_unsubscribe('waiting')");
+
 # in_background(FUNCTION): in a process of its own
 my @background;
 sub in_background
@@ -68,7 +88,7 @@ sub emit_all
 		$to = $events if $to > $events;
 		$session->query("BEGIN; SELECT count(cqrs_emit('happened', jsonb_build_object('n', (i - 1) / $keys + 1), key => format('$emitter %s', (i - 1) % $keys)))"
 			. " FROM generate_series($from, $to) i");
-		usleep(rand 300_000) if rand() < 0.03;
+		usleep(rand 100_000) if rand() < 0.03;
 		$session->query('COMMIT');
 		usleep(rand 10_000);
 		$from = $to + 1;
@@ -149,7 +169,7 @@ for (my $emitting = @emitters; $emitting > 0 || grep { $_ < $changes } values %c
 		$changed{$subscription}++;
 	}
 	$open += $node->safe_psql('postgres', 'SELECT count(*) FROM cqrs.subscription WHERE next_partitions IS NOT NULL');
-	usleep(rand 400_000);
+	usleep(rand 100_000);
 }
 cmp_ok($open, '>', 0, 'there were changes under way');
 

@@ -211,7 +211,7 @@ sub over
 	my ($dbname) = @_;
 
 	return 1 if $node->poll_query_until($dbname,
-		"SELECT sum(lag_events + retrying + waiting) = 0 FROM cqrs_subscription_status WHERE subscription <> 'bad_pull'");
+		"SELECT count(*) = 0 FROM cqrs_subscription_status WHERE subscription <> 'bad_pull' AND (lag_events + retrying + waiting = 0) IS NOT TRUE");
 	diag($node->safe_psql($dbname, 'SELECT * FROM cqrs_health()'));
 	return 0;
 }

@@ -104,8 +104,8 @@ sub wait_messages
 {
 	my ($self, $client, $count) = @_;
 
-	return $self->wait_until(sub { scalar($self->messages($client)) >= $count },
-		"there are $count messages; there are " . scalar($self->messages($client)));
+	return $self->wait_until(sub { $self->tell('count', $client) >= $count },
+		"there are $count messages; there are " . $self->tell('count', $client));
 }
 
 # wait_held(COUNT): until so many answers are held back
@@ -137,6 +137,8 @@ sub wait_held
 #   reset     no rules, hold nothing, welcome everybody, forget what was received
 #   received CLIENT
 #             from this client, or from all: [{client, line, message}, ...]
+#   count CLIENT
+#             how many that are
 #   hellos    what clients introduced themselves with
 package ExamplePeer::Process;
 
@@ -362,6 +364,13 @@ sub command_received
 	my ($self, $client) = @_;
 
 	return [ grep { !defined $client || $_->{client} eq $client } @{ $self->{received} } ];
+}
+
+sub command_count
+{
+	my ($self, $client) = @_;
+
+	return scalar @{ $self->command_received($client) };
 }
 
 sub command_hellos { return $_[0]->{hellos}; }

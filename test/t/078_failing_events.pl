@@ -1,0 +1,217 @@
+# However many events fail, and wait for their next attempt or behind another one,
+# the others are delivered: to a handler, to a client, to a broker. What failed is
+# delivered in the end, in order by key.
+
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+use CqrsTest;
+use ExamplePeer;
+
+my $keys = 3000;
+my $node = new_server('main', "log_statement = none\nlog_min_messages = fatal\n");
+my $peer = ExamplePeer->new;
+
+$node->start;
+query(sprintf(q(
+	CREATE EXTENSION cqrs_outbox;
+	CREATE EXTENSION cqrs_outbox_example;
+	CREATE SERVER peer FOREIGN DATA WRAPPER cqrs_example OPTIONS (host '127.0.0.1', port '%d');
+	CREATE USER MAPPING FOR postgres SERVER peer OPTIONS (token 'swordfish');
+	CREATE TABLE broken (pattern text);
+	CREATE TABLE handled (seq serial, key text, n int);
+	CREATE SEQUENCE calls;
+	CREATE FUNCTION on_event(event cqrs_event) RETURNS void LANGUAGE plpgsql SET search_path = public AS $$
+	BEGIN
+		PERFORM nextval('calls');
+		IF EXISTS (SELECT FROM broken WHERE event.key LIKE pattern) THEN
+			RAISE EXCEPTION 'not today';
+		END IF;
+		INSERT INTO handled (key, n) VALUES (event.key, (event.payload->>'n')::int);
+	END $$;
+), $peer->port));
+
+# query(SQL): its output
+sub query { return $node->safe_psql('postgres', $_[0]); }
+
+# emit(TOPIC, SELECT): events of these keys, "n" from 1 on, in one transaction
+sub emit
+{
+	my ($topic, $select) = @_;
+
+	query(qq(SELECT cqrs_emit_many('$topic', array_agg(jsonb_build_object('n', n) ORDER BY n), array_agg(key ORDER BY n))
+		FROM ($select) e));
+}
+
+# Keys of their own, of which all but every thirtieth are bad; and one bad key
+# with all others behind it.
+my $many = "SELECT n, CASE WHEN n % 30 = 0 THEN 'good' ELSE 'bad' END || n AS key FROM generate_series(1, $keys + $keys / 29) n";
+my $one = "SELECT n, CASE WHEN n % 30 = 0 THEN 'good' || n ELSE 'bad' END AS key FROM generate_series(1, $keys + $keys / 29) n";
+my $good = int(($keys + int($keys / 29)) / 30);
+my $bad = $keys + int($keys / 29) - $good;
+
+# wait_status(NAME, CONDITION, TEST)
+sub wait_status
+{
+	my ($name, $condition, $what) = @_;
+
+	ok($node->poll_query_until('postgres', "SELECT $condition FROM cqrs_subscription_status WHERE subscription = '$name'"), $what)
+	  or diag(query("SELECT s FROM cqrs_subscription_status s WHERE subscription = '$name'"));
+}
+
+# As if it were time to try again what failed; something new has the worker look.
+sub due_now
+{
+	my ($name) = @_;
+
+	query(q(
+		UPDATE cqrs.cursor SET next_retry_at = now() WHERE next_retry_at > now();
+		UPDATE cqrs.retry SET retry_at = now(), due_at = CASE WHEN due_at IS NOT NULL THEN now() END WHERE retry_at > now()));
+	emit($name, "SELECT 0 AS n, 'wakes' AS key");
+}
+
+my @slow = "retry_delay => '1 day', max_retry_delay => '1 day'";
+
+# ----------------------------------------------------------------------
+# A handler
+# ----------------------------------------------------------------------
+
+for my $case ([ many => $many, $bad, 0 ], [ one => $one, 1, $bad - 1 ])
+{
+	my ($name, $select, $retrying, $waiting) = @$case;
+
+	query(qq(
+		TRUNCATE handled, broken;
+		INSERT INTO broken VALUES ('bad%');
+		ALTER SEQUENCE calls RESTART;
+		SELECT cqrs_register_event('$name', '$name');
+		SELECT cqrs_subscribe('$name', ARRAY['$name'], 'on_event(cqrs_event)', @slow);
+	));
+	emit($name, $select);
+	wait_status($name, "lag_events = 0 AND retrying = $retrying AND waiting = $waiting AND dead = 0", "$name: all others are delivered");
+	is(query('SELECT count(*), count(DISTINCT key) FROM handled'), "$good|$good", '... once');
+	is(query("SELECT count(*), min(attempts), max(attempts) FROM cqrs.retry r JOIN cqrs.subscription USING (subscription_id)
+		WHERE subscription = '$name' AND failed_at IS NOT NULL"), "$retrying|1|1", '... one attempt is counted of each that fails');
+	cmp_ok(query('SELECT last_value FROM calls'), '<=', $good + 2 * $retrying + 1500, '... which costs no other many calls');
+	is(query("SELECT count(*) FROM cqrs_events('$name', 100000) WHERE status <> 'produced'"), $bad, '... and the outbox shows what is not');
+	emit($name, "SELECT 1 AS n, 'good' AS key");
+	wait_status($name, 'lag_events = 0', 'a later one');
+	is(query("SELECT count(*) FROM handled WHERE key = 'good'"), 1, '... is delivered, too');
+
+	query('TRUNCATE broken');
+	due_now($name);
+	wait_status($name, 'lag_events = 0 AND retrying = 0 AND waiting = 0', "$name: mended, what failed is delivered");
+	is(query("SELECT count(*), count(DISTINCT n) FROM handled WHERE key LIKE 'bad%'"), "$bad|$bad", '... once');
+	is(query('SELECT count(*) FROM (SELECT n < lag(n) OVER (PARTITION BY key ORDER BY seq) AS back FROM handled) h WHERE back'), 0,
+		'... in order by key');
+	is(query("SELECT count(*) FROM cqrs.retry JOIN cqrs.subscription USING (subscription_id) WHERE subscription = '$name'"), 0,
+		'... and nothing is left');
+	query("SELECT cqrs_unsubscribe('$name')");
+}
+
+# The same with a transaction for each event.
+query(q(
+	TRUNCATE handled;
+	INSERT INTO broken VALUES ('bad%');
+	SELECT cqrs_register_event('each', 'each');
+	SELECT cqrs_subscribe('each', ARRAY['each'], 'on_event(cqrs_event)', transaction => 'event', max_attempts => 2, retry_delay => '1 ms');
+));
+emit('each', "SELECT n, CASE WHEN n % 2 = 0 THEN 'good' ELSE 'bad' END || n AS key FROM generate_series(1, 400) n");
+wait_status('each', 'lag_events = 0 AND retrying = 0 AND dead = 200', 'a transaction for each event: what fails is given up');
+is(query("SELECT count(*), count(DISTINCT n) FROM handled WHERE key LIKE 'good%'"), '200|200', '... all others are delivered');
+is(query("SELECT count(*) FROM cqrs_dead_letters('each') WHERE attempts = 2"), 200, '... after its attempts');
+
+# ----------------------------------------------------------------------
+# A client
+# ----------------------------------------------------------------------
+
+query(q(
+	CREATE TABLE pulled (seq serial, key text, n int);
+	CREATE PROCEDURE pull(name text) LANGUAGE plpgsql AS $$
+	DECLARE
+		received int := 1;
+		bad bigint[];
+	BEGIN
+		WHILE received > 0 LOOP
+			CREATE TEMP TABLE IF NOT EXISTS batch (LIKE cqrs_received);
+			TRUNCATE batch;
+			INSERT INTO batch SELECT * FROM cqrs_receive(name, 1000);
+			GET DIAGNOSTICS received = ROW_COUNT;
+			INSERT INTO pulled (key, n) SELECT key, (payload->>'n')::int FROM batch
+				WHERE NOT EXISTS (SELECT FROM broken WHERE key LIKE pattern) ORDER BY position;
+			SELECT array_agg(position) INTO bad FROM (SELECT DISTINCT ON (key) position FROM batch
+				WHERE EXISTS (SELECT FROM broken WHERE key LIKE pattern) ORDER BY key, position) b;
+			PERFORM cqrs_nack(name, bad, 'not today', '1 day');
+			PERFORM cqrs_ack(name, (SELECT array_agg(position) FROM batch
+				WHERE NOT EXISTS (SELECT FROM broken WHERE key LIKE pattern)));
+			COMMIT;
+		END LOOP;
+	END $$;
+));
+for my $case ([ pull_many => $many, $bad ], [ pull_one => $one, 1 ])
+{
+	my ($name, $select, $retrying) = @$case;
+
+	query(qq(
+		TRUNCATE pulled, broken;
+		INSERT INTO broken VALUES ('bad%');
+		SELECT cqrs_register_event('$name', '$name');
+		SELECT cqrs_subscribe('$name', ARRAY['$name'], @slow);
+	));
+	emit($name, $select);
+	query("CALL pull('$name')");
+	is(query('SELECT count(*), count(DISTINCT key) FROM pulled'), "$good|$good", "$name: all others are received");
+	is(query("SELECT retrying, waiting + retrying FROM cqrs_subscription_status WHERE subscription = '$name'"), "$retrying|$bad",
+		'... what was refused is parked, and what is behind it');
+	emit($name, "SELECT 1 AS n, 'good' AS key");
+	query("CALL pull('$name')");
+	is(query("SELECT count(*) FROM pulled WHERE key = 'good'"), 1, '... a later one is received, too');
+	query('TRUNCATE broken');
+	due_now($name);
+	query("CALL pull('$name')");
+	is(query("SELECT count(*), count(DISTINCT n) FROM pulled WHERE key LIKE 'bad%'"), "$bad|$bad", '... and in the end, what failed');
+	is(query('SELECT count(*) FROM (SELECT n < lag(n) OVER (PARTITION BY key ORDER BY seq) AS back FROM pulled) h WHERE back'), 0,
+		'... in order by key');
+	is(query("SELECT count(*) FROM cqrs.retry JOIN cqrs.subscription USING (subscription_id) WHERE subscription = '$name'"), 0,
+		'... and nothing is left');
+}
+
+# ----------------------------------------------------------------------
+# A broker
+# ----------------------------------------------------------------------
+
+# numbers(NAME, PATTERN): "n" of what it confirmed to have of such keys
+sub numbers
+{
+	my ($name, $pattern) = @_;
+
+	return map { $_->{message}{body} =~ /n.u0022:(\d+)/ || $_->{message}{body} =~ /(\d+)/; $1 }
+	  grep { $_->{message}{key} =~ $pattern } $peer->messages("postgres/$name");
+}
+
+for my $case ([ send_many => $many, $bad, 0 ], [ send_one => $one, 1, $bad - 1 ])
+{
+	my ($name, $select, $retrying, $waiting) = @$case;
+
+	$peer->tell('reset');
+	$peer->tell('rule', '-not today', '"key":"bad');
+	query(qq(
+		SELECT cqrs_register_event('$name', '$name');
+		SELECT cqrs_subscribe('$name', ARRAY['$name'], server => 'peer', strict_key_order => true, @slow);
+	));
+	emit($name, $select);
+	wait_status($name, "lag_events = 0 AND retrying = $retrying AND waiting = $waiting AND dead = 0", "$name: all others are confirmed");
+	$peer->tell('reset');
+	due_now($name);
+	wait_status($name, 'lag_events = 0 AND retrying = 0 AND waiting = 0', '... and in the end, what was rejected');
+	my @numbers = numbers($name, qr/^bad/);
+	is(scalar @numbers, $bad, '... once');
+	is(join(' ', @numbers), join(' ', sort { $a <=> $b } @numbers), '... in order') if $retrying == 1;
+}
+
+$node->stop;
+done_testing();
