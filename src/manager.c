@@ -95,6 +95,9 @@
 #define FIRST_REST			(16 * INT64CONST(1000))
 #define LONGEST_REST		(1024 * INT64CONST(1000))
 
+/* Look whether it is idle not more often than this, in milliseconds. */
+#define SHORTEST_IDLE		10
+
 /*
  * If asked to leave, it does so with cursors waiting for a worker only after so
  * long; in milliseconds.
@@ -663,9 +666,13 @@ next_wakeup(TimestampTz now, long wait)
 	else
 		timeout = cqrs_poll_interval;
 	if (cqrs_manager_idle_timeout >= 0)
+	{
+		long		idle = Max(cqrs_manager_idle_timeout, SHORTEST_IDLE) + 1;
+
 		timeout = Min(timeout,
-					  1 + TimestampDifferenceMilliseconds(now,
-														  TimestampTzPlusMilliseconds(active_at,
-																					  cqrs_manager_idle_timeout)));
+					  TimestampDifferenceMilliseconds(now,
+													  TimestampTzPlusMilliseconds(active_at,
+																				  idle)));
+	}
 	return wait < 0 ? timeout : Min(wait, timeout);
 }

@@ -41,6 +41,7 @@ log_statement = none
 max_connections = 60
 max_prepared_transactions = 50
 cqrs_outbox.max_workers = 12
+cqrs_outbox.manager_idle_timeout = '50ms'
 cqrs_outbox.segment_size = '64kB'
 cqrs_outbox.segment_age = '100ms'
 ));
