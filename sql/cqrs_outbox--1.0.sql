@@ -302,6 +302,7 @@ COMMENT ON TABLE cqrs.tick IS 'snapshots between which events are delivered';
 -- passed          of that window, positions beyond position that are settled
 -- next_retry_at   the lowest due_at of its rows in cqrs.retry, or NULL: it has
 --                 none
+-- passed_at       when something was delivered last, or NULL: never yet
 -- delivered       how many events were delivered; only for showing the rate
 -- last_position   an estimate of what had been emitted when the cursor
 --                 moved; only for showing the lag
@@ -327,6 +328,7 @@ CREATE TABLE cqrs.cursor (
 	covered			bytea,
 	passed			bigint[],
 	next_retry_at	timestamptz,
+	passed_at		timestamptz,
 	delivered		bigint		NOT NULL,
 	last_position	bigint		NOT NULL,
 	moved_at		timestamptz	NOT NULL,
@@ -1979,7 +1981,10 @@ CROSS JOIN LATERAL (
 	WHERE p IS NULL
 	UNION ALL
 	-- or cannot be
-	SELECT 'error', 'failing',
+	SELECT 'error',
+		   -- what may be the server's, or the other side's, and what not
+		   CASE WHEN s.handler IS NOT NULL AND left(f.sqlstate, 2) NOT IN ('08', '53', '57', '58', 'XX')
+				THEN 'handler_failing' ELSE 'failing' END,
 		   format('It failed %s times in a row, and is tried again at %s: %s', f.failures, f.retry_at, f.message),
 		   'It is tried again by itself; remove the cause of the error.', NULL, NULL
 	FROM (SELECT * FROM cqrs.failure f

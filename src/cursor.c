@@ -56,6 +56,7 @@ enum
 	CURSOR_COVERED,
 	CURSOR_PASSED,
 	CURSOR_NEXT_RETRY_AT,
+	CURSOR_PASSED_AT,
 	CURSOR_DELIVERED,
 	CURSOR_LAST_POSITION,
 	CURSOR_MOVED_AT,
@@ -159,6 +160,9 @@ cqrs_cursor_read_restored(int32 subscription_id, int32 partition,
 		if (!nulls[CURSOR_NEXT_RETRY_AT - 1])
 			cursor->next_retry_at =
 				DatumGetTimestampTz(values[CURSOR_NEXT_RETRY_AT - 1]);
+		if (!nulls[CURSOR_PASSED_AT - 1])
+			cursor->passed_at =
+				DatumGetTimestampTz(values[CURSOR_PASSED_AT - 1]);
 		cursor->delivered = DatumGetInt64(values[CURSOR_DELIVERED - 1]);
 		cursor->last_position =
 			DatumGetInt64(values[CURSOR_LAST_POSITION - 1]);
@@ -325,6 +329,8 @@ cqrs_cursor_append(CqrsCursor *cursor)
 			TimestampTzGetDatum(cursor->next_retry_at);
 	else
 		nulls[CURSOR_NEXT_RETRY_AT - 1] = true;
+	values[CURSOR_PASSED_AT - 1] = TimestampTzGetDatum(cursor->passed_at);
+	nulls[CURSOR_PASSED_AT - 1] = cursor->passed_at == 0;
 	values[CURSOR_DELIVERED - 1] = Int64GetDatum(cursor->delivered);
 	values[CURSOR_LAST_POSITION - 1] = Int64GetDatum(cursor->last_position);
 	cursor->moved_at = cqrs_wall_now();

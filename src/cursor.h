@@ -47,6 +47,7 @@ typedef struct CqrsCursor
 
 	TimestampTz next_retry_at;	/* lowest due_at in cqrs.retry, or lower; 0:
 								 * no rows */
+	TimestampTz passed_at;		/* when any was delivered last; 0: never */
 	int64		delivered;		/* events, for showing the rate */
 	int64		last_position;	/* see cqrs.cursor */
 	TimestampTz moved_at;

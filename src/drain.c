@@ -16,6 +16,7 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
+#include "blame.h"
 #include "catalog.h"
 #include "clock.h"
 #include "context.h"
@@ -121,13 +122,20 @@ drain(int32 subscription_id, int partition)
 										  start, &delivery);
 		if (error == NULL)
 		{
+			if (delivery.outage != 0)
+				ereport(ERROR,
+						(errcode(delivery.outage),
+						 errmsg_internal("%s", delivery.message),
+						 errcontext("delivering to subscription \"%s\"",
+									subscription->name)));
 			total += delivery.nevents;
 			cqrs_pace_done(&pace, &delivery);
 			continue;
 		}
 
-		/* A timeout of ours would be that of a handler that drains. */
-		if (delivery.position == 0 || cqrs_target_is_outage(error))
+		if (delivery.position == 0 ||
+			cqrs_blame(error) == CQRS_BLAME_NOBODY ||
+			error->sqlerrcode == ERRCODE_QUERY_CANCELED)
 			cqrs_error_rethrow(error);
 		delivery.more = true;
 		cqrs_pace_failed(&pace, delivery.nevents);

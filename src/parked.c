@@ -658,21 +658,24 @@ read_row(CqrsParkedScan *scan, HeapTuple tuple, CqrsParked *parked)
 	if (parked->received)
 		parked->receipt = *DatumGetUUIDP(values[RETRY_RECEIPT - 1]);
 	parked->head = !nulls[RETRY_DUE_AT - 1];
-	parked->failed = !nulls[RETRY_FAILED_AT - 1];
+	parked->failed_at = nulls[RETRY_FAILED_AT - 1] ? 0 :
+		DatumGetTimestampTz(values[RETRY_FAILED_AT - 1]);
 	parked->retry_at =
 		cqrs_wall_due(DatumGetTimestampTz(values[RETRY_RETRY_AT - 1]),
 					  DatumGetTimestampTz(values[nulls[RETRY_FAILED_AT - 1] ?
 												 RETRY_RETRY_AT - 1 :
 												 RETRY_FAILED_AT - 1]));
-	parked->killed = false;
+	parked->sqlerrcode = 0;
 	if (!nulls[RETRY_SQLSTATE - 1])
 	{
-		char	   *sqlstate = TextDatumGetCString(values[RETRY_SQLSTATE - 1]);
+		char	   *code = TextDatumGetCString(values[RETRY_SQLSTATE - 1]);
 
-		parked->killed =
-			strcmp(sqlstate, unpack_sql_state(ERRCODE_CRASH_SHUTDOWN)) == 0;
-		pfree(sqlstate);
+		if (strlen(code) == 5)
+			parked->sqlerrcode = MAKE_SQLSTATE(code[0], code[1], code[2],
+											   code[3], code[4]);
+		pfree(code);
 	}
+	parked->killed = parked->sqlerrcode == ERRCODE_CRASH_SHUTDOWN;
 }
 
 /*

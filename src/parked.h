@@ -38,7 +38,8 @@ typedef struct CqrsParked
 	bool		received;		/* handed out, and not settled since ... */
 	pg_uuid_t	receipt;		/* ... with this receipt */
 	bool		head;			/* the first of its lane */
-	bool		failed;			/* it has an error, counted or not */
+	TimestampTz failed_at;		/* 0: it has no error, counted or not, ... */
+	int			sqlerrcode;		/* ... and this is 0 */
 	bool		killed;			/* the last attempt did not come back */
 	TimestampTz retry_at;
 } CqrsParked;

@@ -73,9 +73,9 @@ cqrs_park_received(CqrsCursor *cursor, const CqrsEvent *event,
 }
 
 /*
- * Park an event that failed in a transaction in which others were handled
- * before: it may be their doing. It is to be tried anew, and that does not
- * count.
+ * Park an event that failed, which may be somebody else's doing (see blame.c;
+ * or others were handled in its transaction). It is to be tried anew, and that
+ * does not count yet.
  */
 void
 cqrs_park_unproven(CqrsCursor *cursor, const CqrsEvent *event,
@@ -219,7 +219,7 @@ record_attempt(CqrsParked *parked, CqrsCursor *cursor, const CqrsFault *fault,
 {
 	parked->retry_at = retry_at;
 	parked->received = false;
-	parked->failed = true;
+	parked->sqlerrcode = fault->sqlerrcode;
 	parked->killed = fault->sqlerrcode == ERRCODE_CRASH_SHUTDOWN;
 	cqrs_parked_update(cursor, parked, fault);
 }

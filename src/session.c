@@ -138,6 +138,16 @@ cqrs_session_end_event(int level, bool in_worker)
 }
 
 /*
+ * In a worker, after an event failed whose subtransaction was rolled back, but not
+ * the transaction: what a session keeps all the same.
+ */
+void
+cqrs_session_after_failure(void)
+{
+	LockReleaseSession(USER_LOCKMETHOD);
+}
+
+/*
  * Does the event that was just handled have to be the last one of its
  * transaction?
  */

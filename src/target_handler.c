@@ -46,11 +46,13 @@
 #include "utils/timeout.h"
 #include "utils/typcache.h"
 
+#include "blame.h"
 #include "catalog.h"
 #include "clock.h"
 #include "context.h"
 #include "debug_point.h"
 #include "events.h"
+#include "failure.h"
 #include "relay.h"
 #include "rethrow.h"
 #include "session.h"
@@ -92,6 +94,9 @@ typedef struct Batch
 	bool		alone;			/* ... or fails */
 	bool		clean;			/* nothing was handled yet */
 	bool		is_short;		/* it does not wait for the disk alone */
+	CqrsEvidence evidence;		/* of what failed while it was clean */
+	int			nfailed;		/* in a row, since it is not */
+	bool		timed_out;		/* what failed last took too long */
 	uint64		registry;		/* its generation */
 	int			subtransactions;	/* of the event that had most */
 	bool		stop;			/* no further event */
@@ -108,9 +113,11 @@ static volatile sig_atomic_t handler_overdue = false;
 
 static void find_handler(Batch *batch);
 static int	deliver_parked(Batch *batch, int64 position, TimestampTz now);
+static bool deliver_parked_event(Batch *batch, const CqrsParked *parked,
+								 int64 position);
 static int	deliver_new(Batch *batch);
-static bool handle(Batch *batch, const CqrsEvent *event, CqrsParked *parked,
-				   int attempts, bool apart);
+static bool handle(Batch *batch, const CqrsEvent *event,
+				   const CqrsParked *parked, int attempts, bool apart);
 static ErrorData *call_handler(Batch *batch, const CqrsEvent *event,
 							   const CqrsParked *parked, int attempts,
 							   bool apart);
@@ -119,9 +126,16 @@ static ErrorData *call_apart(Batch *batch, const CqrsEvent *event,
 static void call(Batch *batch, const CqrsEvent *event,
 				 const CqrsParked *parked, int attempts);
 static void call_limited(Batch *batch, Datum arg);
-static void end_event(Batch *batch, int level, int subtransactions);
+static void end_event(Batch *batch, int level, int subtransactions,
+					  bool failed);
+static void refresh(Batch *batch);
 static void record_failure(Batch *batch, const CqrsEvent *event,
-						   CqrsParked *parked, const ErrorData *error);
+						   const CqrsParked *parked, ErrorData *error);
+static bool is_known(const Batch *batch, const CqrsParked *parked,
+					 const ErrorData *error);
+static void decide(Batch *batch);
+static bool is_all(const Batch *batch);
+static void finish(Batch *batch, int nparked);
 static void set_commit(const Batch *batch);
 static void arm_timeouts(const CqrsSubscription *subscription);
 static void disarm_timeouts(void);
@@ -200,6 +214,7 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 		(batch.stop || nparked == BATCH_PARKED || cqrs_relay_is_late(relay));
 	if (!pace->new_first && parked_position == 0 && !delivery->announce)
 		nnew = deliver_new(&batch);
+	finish(&batch, nparked);
 	delivery->more = nparked > 0 || nnew > 0 || delivery->announce ||
 		batch.moved;
 	delivery->retry_at = relay->cursor.next_retry_at;
@@ -382,60 +397,86 @@ static int
 deliver_parked(Batch *batch, int64 position, TimestampTz now)
 {
 	CqrsCursor *cursor = &batch->relay.cursor;
-	bool		failed = false;
+	int64		heads[BATCH_PARKED];
+	CqrsParkedScan scan;
 	CqrsParked	parked;
+	int			nheads = 0;
 	int			n = 0;
+	int			i;
+
+	if (position != 0)
+		heads[nheads++] = position;
+	else if (cqrs_parked_due(cursor, now, &parked))
+	{
+		cqrs_parked_heads_begin(&scan, cursor, now);
+		while (nheads < BATCH_PARKED && cqrs_parked_heads_next(&scan, &parked))
+			heads[nheads++] = parked.position;
+		cqrs_parked_scan_end(&scan);
+	}
 
 	batch->underway.parked = true;
-	while (n < BATCH_PARKED && !batch->stop)
+	for (i = 0; i < nheads && !batch->stop; i++)
 	{
-		CqrsEvent	event;
-		int			attempts;
-		bool		found;
-
-		if (!(position != 0 ? cqrs_parked_find(cursor, position, &parked) :
-			  cqrs_parked_due(cursor, now, &parked)))
-			break;
+		if (!cqrs_parked_find(cursor, heads[i], &parked))
+			continue;
 		if (position == 0 && parked.killed && batch->in_worker)
 		{
 			batch->delivery->announce = true;
 			break;
 		}
-		if (parked.failed && failed && !batch->clean)
-			break;
-		find_handler(batch);
-		n++;
-		MemoryContextSwitchTo(batch->per_event);
-		found = cqrs_parked_read(cursor, parked.position, NULL, &event,
-								 &attempts);
-		MemoryContextSwitchTo(batch->context);
-		if (!found)
-			cqrs_parked_done(&parked, cursor);
-		else if (handle(batch, &event, &parked,
-						position != 0 ? attempts - 1 : attempts,
-						position == 0 && parked.failed))
-			cursor->delivered++;
-		else
+
+		/* It comes first in the next batch. */
+		if (parked.failed_at != 0 && batch->nfailed > 0)
+			return BATCH_PARKED;
+
+		/* Where one is handled, the next of its lane may follow. */
+		do
 		{
-			failed = true;
-			if (!batch->clean)
-				n = BATCH_PARKED;	/* it comes first in the next batch */
-		}
-		if (position != 0 || cqrs_relay_is_late(&batch->relay))
+			n++;
+			if (!deliver_parked_event(batch, &parked, position))
+				break;
+		} while (position == 0 && n < BATCH_PARKED && !batch->stop &&
+				 !cqrs_relay_is_late(&batch->relay) &&
+				 cqrs_parked_lane_next(cursor, parked.lane, parked.position,
+									   &parked) &&
+				 parked.retry_at <= now && parked.failed_at == 0);
+		if (n >= BATCH_PARKED || cqrs_relay_is_late(&batch->relay))
 			break;
 	}
-	CQRS_DEBUG_POINT("relay_before_cursor");
-	cqrs_parked_close(cursor);
-
-	/* The handler may have removed its own subscription. */
-	if (n > 0 && !batch->moved &&
-		cqrs_registry_subscription_by_id(cursor->subscription_id) != NULL)
-		cqrs_cursor_append(cursor);
 	return n;
 }
 
 /*
- * Deliver new events, and move the cursor. Returns how many were read.
+ * Deliver a parked event. Returns false if it failed.
+ */
+static bool
+deliver_parked_event(Batch *batch, const CqrsParked *parked, int64 position)
+{
+	CqrsCursor *cursor = &batch->relay.cursor;
+	CqrsEvent	event;
+	int			attempts;
+	bool		found;
+
+	find_handler(batch);
+	MemoryContextSwitchTo(batch->per_event);
+	found = cqrs_parked_read(cursor, parked->position, NULL, &event,
+							 &attempts);
+	MemoryContextSwitchTo(batch->context);
+	if (!found)
+	{
+		cqrs_parked_done(parked, cursor);
+		return true;
+	}
+	if (!handle(batch, &event, parked,
+				position != 0 ? attempts - 1 : attempts,
+				position == 0 && parked->failed_at != 0))
+		return false;
+	cursor->delivered++;
+	return true;
+}
+
+/*
+ * Deliver new events. Returns how many were read.
  */
 static int
 deliver_new(Batch *batch)
@@ -449,12 +490,32 @@ deliver_new(Batch *batch)
 		find_handler(batch);
 		(void) handle(batch, &event, NULL, 0, false);
 	}
-	CQRS_DEBUG_POINT("relay_before_cursor");
-	if (batch->delivery->nfailed > 0)
-		cqrs_parked_close(&relay->cursor);
-	if (!batch->moved)
-		cqrs_relay_advance(relay);
 	return relay->nevents + relay->nothers;
+}
+
+/*
+ * Say who is to blame, and move the cursor.
+ */
+static void
+finish(Batch *batch, int nparked)
+{
+	CqrsRelay  *relay = &batch->relay;
+	CqrsCursor *cursor = &relay->cursor;
+	int64		seq = cursor->seq;
+
+	decide(batch);
+	if (batch->delivery->nevents > 0)
+		cursor->passed_at = cqrs_wall_now();
+	CQRS_DEBUG_POINT("relay_before_cursor");
+	if (batch->moved)
+		return;
+	cqrs_parked_close(cursor);
+	cqrs_relay_advance(relay);
+
+	/* The handler may have removed its own subscription. */
+	if (nparked > 0 && cursor->seq == seq &&
+		cqrs_registry_subscription_by_id(cursor->subscription_id) != NULL)
+		cqrs_cursor_append(cursor);
 }
 
 /*
@@ -463,8 +524,8 @@ deliver_new(Batch *batch)
  * error if it was not called apart, or if the error is no event's fault.
  */
 static bool
-handle(Batch *batch, const CqrsEvent *event, CqrsParked *parked, int attempts,
-	   bool apart)
+handle(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
+	   int attempts, bool apart)
 {
 	ErrorData  *error;
 
@@ -472,12 +533,16 @@ handle(Batch *batch, const CqrsEvent *event, CqrsParked *parked, int attempts,
 	apart |= batch->nplain-- <= 0 || batch->delivery->nfailed > 0;
 	error = call_handler(batch, event, parked, attempts, apart);
 	batch->stop |= batch->alone || (batch->one && error == NULL);
-	if (error == NULL)
-		batch->clean = false;
+	if (error != NULL)
+		record_failure(batch, event, parked, error);
 	else
 	{
-		record_failure(batch, event, parked, error);
-		FreeErrorData(error);
+		/* What failed before, although this is possible, is at fault. */
+		cqrs_evidence_convict(&batch->evidence, batch->relay.subscription,
+							  &batch->relay.cursor, &batch->relay.lanes,
+							  batch->in_worker ? LOG : WARNING);
+		batch->clean = false;
+		batch->nfailed = 0;
 	}
 	MemoryContextReset(batch->per_event);
 	return error == NULL;
@@ -507,7 +572,7 @@ call_handler(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 		error = call_apart(batch, event, parked, attempts);
 	else
 		call(batch, event, parked, attempts);
-	end_event(batch, level, subtransactions);
+	end_event(batch, level, subtransactions, error != NULL);
 	cqrs_context_innermost = outer;
 	batch->where.event = NULL;
 	batch->delivery->position = 0;
@@ -558,13 +623,17 @@ call_apart(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 			timed_out = cqrs_target_timed_out();
 		}
 
-		/* What is no event's fault concerns the whole batch. */
+		/* What is nobody's fault concerns the whole batch. */
 		MemoryContextSwitchTo(batch->context);
 		error = CopyErrorData();
-		if (cqrs_target_is_outage(error) &&
-			!(timed_out && error->sqlerrcode == ERRCODE_QUERY_CANCELED))
+		if (cqrs_blame(error) == CQRS_BLAME_NOBODY ||
+			(!batch->in_worker &&
+			 error->sqlerrcode == ERRCODE_QUERY_CANCELED))
 			PG_RE_THROW();
-		if (batch->clean && batch->in_worker)
+		batch->timed_out = timed_out &&
+			error->sqlerrcode == ERRCODE_QUERY_CANCELED;
+		if (batch->in_worker && batch->clean &&
+			(batch->timed_out || cqrs_blame(error) == CQRS_BLAME_EVENT))
 			EmitErrorReport();
 		FlushErrorState();
 		if (timed_out)
@@ -648,14 +717,22 @@ call_limited(Batch *batch, Datum arg)
 }
 
 /*
- * End an event that was handled, and see if the batch has to end, too.
+ * End an event that was handled, or failed apart, and see if the batch has to end,
+ * too. Of what failed, nothing is left but what the session keeps.
  */
 static void
-end_event(Batch *batch, int level, int subtransactions)
+end_event(Batch *batch, int level, int subtransactions, bool failed)
 {
 	int			now;
 
 	cqrs_session_end_event(level, batch->in_worker);
+	if (failed)
+	{
+		if (batch->in_worker)
+			cqrs_session_after_failure();
+		refresh(batch);
+		return;
+	}
 	if (cqrs_underway_moved(&batch->underway))
 		batch->moved = batch->stop = true;
 	if (cqrs_registry_is_stale() ||
@@ -672,47 +749,139 @@ end_event(Batch *batch, int level, int subtransactions)
 }
 
 /*
- * An event failed that was called apart: record that, or, if others were handled
- * before it, have it tried first. The registry may be another one by now, and
- * what was taken from it before not what counts.
+ * A subtransaction was rolled back, and with it maybe what the registry was
+ * loaded in: the subscription is another copy then, whose handler is yet to be
+ * found.
  */
 static void
-record_failure(Batch *batch, const CqrsEvent *event, CqrsParked *parked,
-			   const ErrorData *error)
+refresh(Batch *batch)
 {
 	CqrsRelay  *relay = &batch->relay;
-	CqrsCursor *cursor = &relay->cursor;
-	CqrsFault	fault = {error->sqlerrcode, error->message};
-	CqrsEvent	failed = *event;
+	int32		subscription_id = relay->cursor.subscription_id;
+	CqrsSubscription *subscription;
 
-	batch->delivery->nfailed++;
-	failed.topic = cqrs_registry_topic_by_id(event->topic->topic_id);
-	relay->subscription =
-		cqrs_registry_subscription_by_id(cursor->subscription_id);
-	if (failed.topic == NULL || relay->subscription == NULL)
+	subscription = cqrs_registry_subscription_by_id(subscription_id);
+	if (subscription == NULL)
 		elog(ERROR, "subscription %d, which is being delivered, is gone",
-			 cursor->subscription_id);
-	batch->where.subscription = relay->subscription;
-	if (batch->clean && !batch->in_worker)
-		ereport(WARNING,
-				(errcode(error->sqlerrcode),
-				 errmsg("could not deliver position " INT64_FORMAT " to subscription \"%s\"",
-						event->position, relay->subscription->name),
-				 errdetail_internal("%s", error->message)));
-	if (parked != NULL)
+			 subscription_id);
+	batch->registry = cqrs_registry_generation();
+	if (subscription == relay->subscription)
+		return;
+	relay->subscription = subscription;
+	batch->where.subscription = subscription;
+	if (batch->desc != NULL)
+		ReleaseTupleDesc(batch->desc);
+	batch->desc = NULL;
+}
+
+/*
+ * An event failed that was called apart. If others were handled before it in this
+ * transaction, it is to be tried first in another. If not, it is at fault, unless
+ * those that come next meet the same.
+ */
+static void
+record_failure(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
+			   ErrorData *error)
+{
+	CqrsRelay  *relay = &batch->relay;
+	CqrsFault	fault = {error->sqlerrcode, error->message};
+	bool		suspect;
+
+	/* Who drains does not wait: but for an outage, he is told, and goes on. */
+	suspect = batch->in_worker ?
+		cqrs_blame(error) == CQRS_BLAME_SUSPECT && !batch->timed_out &&
+		!is_known(batch, parked, error) : cqrs_target_is_outage(error);
+	batch->delivery->nfailed++;
+	if (parked == NULL)
 	{
-		if (batch->clean)
-			cqrs_parked_failed(parked, relay->subscription, cursor, &fault,
-							   false);
+		CqrsEvent	failed = *event;
+
+		failed.topic = cqrs_registry_topic_by_id(event->topic->topic_id);
+		if (failed.topic == NULL)
+			elog(ERROR, "topic %d, which is being delivered, is gone",
+				 event->topic->topic_id);
+		cqrs_park_unproven(&relay->cursor, &failed, &fault);
+		cqrs_lane_forget(&relay->lanes, cqrs_event_lane(&failed));
+		relay->nevents--;
+		relay->nothers++;
+	}
+	if (!batch->clean)
+	{
+		/* Maybe all that come next fail. */
+		if (++batch->nfailed >= (suspect ? CQRS_SUSPECT_LANES :
+								 CQRS_FAILING_LANES))
+			batch->stop = true;
 		return;
 	}
-	if (batch->clean)
-		cqrs_park(relay->subscription, cursor, &failed, &fault);
-	else
-		cqrs_park_unproven(cursor, &failed, &fault);
-	cqrs_lane_forget(&relay->lanes, cqrs_event_lane(&failed));
-	relay->nevents--;
-	relay->nothers++;
+	cqrs_evidence_add(&batch->evidence, event->position,
+					  batch->in_worker &&
+					  (parked == NULL || parked->failed_at == 0), suspect,
+					  batch->in_worker && cqrs_blame(error) == CQRS_BLAME_EVENT,
+					  error);
+	if (cqrs_evidence_is_outage(&batch->evidence))
+		batch->stop = true;
+
+	/* Another lane has to be tried, however late it is. */
+	if (suspect)
+		relay->deadline = 0;
+}
+
+/*
+ * Is it known that this error is the parked event's own: did it count before, or
+ * was another lane handled since?
+ */
+static bool
+is_known(const Batch *batch, const CqrsParked *parked, const ErrorData *error)
+{
+	return parked != NULL && parked->sqlerrcode == error->sqlerrcode &&
+		(parked->attempts > 0 ||
+		 parked->failed_at < batch->relay.cursor.passed_at);
+}
+
+/*
+ * Nothing was handled since these events failed. Whose fault is that? Where one is
+ * of a suspect class, there must have been no other lane.
+ */
+static void
+decide(Batch *batch)
+{
+	CqrsEvidence *evidence = &batch->evidence;
+	CqrsCursor *cursor = &batch->relay.cursor;
+
+	if (evidence->pending == NIL)
+		return;
+	if (cqrs_evidence_is_outage(evidence) ||
+		(evidence->nsuspects > 0 && (batch->alone || is_all(batch))))
+	{
+		CqrsDelivery *delivery = unvolatize(CqrsDelivery *, batch->delivery);
+
+		delivery->outage = evidence->error->sqlerrcode;
+		delivery->lone = !cqrs_evidence_is_outage(evidence);
+		strlcpy(delivery->message, evidence->error->message,
+				CQRS_DELIVERY_MESSAGE);
+		delivery->failed_until =
+			cqrs_failure_record(cursor->subscription_id, cursor->partition,
+								evidence->error);
+		cqrs_evidence_put_off(evidence, cursor, delivery->failed_until);
+	}
+	else if (evidence->nsuspects == 0)
+		cqrs_evidence_convict(evidence, batch->relay.subscription, cursor,
+							  &batch->relay.lanes,
+							  batch->in_worker ? LOG : WARNING);
+}
+
+/*
+ * Is there nothing else to try?
+ */
+static bool
+is_all(const Batch *batch)
+{
+	const CqrsRelay *relay = &batch->relay;
+
+	return !batch->stop &&
+		(relay->window == NULL ||
+		 (cqrs_window_at_end(relay->window) &&
+		  relay->cursor.until_tick >= relay->tick.tick_id));
 }
 
 /*

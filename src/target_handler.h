@@ -14,6 +14,9 @@
 #include "relay.h"
 #include "utils/timestamp.h"
 
+/* So much of a message is kept. */
+#define CQRS_DELIVERY_MESSAGE	512
+
 /* What became of a batch; also to be read after an error. */
 typedef struct CqrsDelivery
 {
@@ -26,6 +29,11 @@ typedef struct CqrsDelivery
 	bool		parked_last;	/* parked events left no time for new ones */
 	bool		not_flushed;	/* it commits without waiting for the disk */
 	TimestampTz retry_at;		/* a parked event may be tried then; 0: none */
+	int			outage;			/* what failed is nobody's fault: SQLSTATE, or
+								 * 0 */
+	char		message[CQRS_DELIVERY_MESSAGE]; /* ... why ... */
+	bool		lone;			/* ... there is no other lane to tell by */
+	TimestampTz failed_until;	/* ... not to be tried again before */
 } CqrsDelivery;
 
 /*

@@ -54,6 +54,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
 
+#include "blame.h"
 #include "broker_server.h"
 #include "catalog.h"
 #include "clock.h"
@@ -104,6 +105,7 @@ typedef struct Job
 	bool		called;			/* the subscription is there, and ours */
 	bool		prepared;		/* it may be connected to, now */
 	bool		shown;			/* in pg_stat_activity */
+	bool		cleared;		/* it is recorded that it works */
 	bool		committing;		/* the rest is done */
 	bool		outage;			/* the error is no event's fault */
 	TimestampTz flush_at;		/* wait for the disk then; 0: for nothing */
@@ -136,6 +138,8 @@ static Outcome fail_broker(Job *job, const char *message);
 static void wait_for_broker(void);
 static void record_outage(Job *job, ErrorData *error);
 static ErrorData *run(JobFunction function, Job *job);
+static bool is_outage(const Job *job, const ErrorData *error,
+					  bool timed_out);
 static void show(const CqrsSubscription *subscription, Job *job);
 static void run_deliver(CqrsSubscription *subscription, Job *job);
 static void run_announce(CqrsSubscription *subscription, Job *job);
@@ -300,6 +304,7 @@ deliver(void)
 	MemoryContextReset(delivery_context);
 	MemoryContextSwitchTo(delivery_context);
 	job.first = true;
+	job.pace.new_first = true;
 	do
 	{
 		outcome = job.broker ? deliver_some_to_broker(&job, &careful) :
@@ -413,6 +418,22 @@ deliver_some(Job *job, int *careful)
 	if (job->one_by_one > 0)
 		job->one_by_one--;
 	cqrs_pace_done(&job->pace, &job->delivery);
+	if (job->delivery.outage != 0)
+	{
+		ereport(LOG,
+				(errcode(job->delivery.outage),
+				 job->delivery.lone ?
+				 errmsg("an event fails, and there is no other to tell by whose fault that is") :
+				 errmsg("events fail, and none is to blame"),
+				 errdetail_internal("%s", job->delivery.message)));
+
+		/* What comes next shows whose fault it is. */
+		if (!job->delivery.lone)
+		{
+			job->failed_until = job->delivery.failed_until;
+			return FAILED;
+		}
+	}
 	if (job->delivery.announce)
 		*careful = Max(*careful, 1);
 	return job->delivery.more || job->announced != 0 || *careful > 0 ?
@@ -661,13 +682,16 @@ run(JobFunction function, Job *job)
 	}
 	PG_CATCH();
 	{
+		bool		timed_out;
+
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
-		job->outage = cqrs_target_is_outage(error) &&
-			!(cqrs_target_timed_out() &&
-			  error->sqlerrcode == ERRCODE_QUERY_CANCELED);
+		timed_out = cqrs_target_timed_out();
+		job->outage = is_outage(job, error, timed_out);
 		if (job->committing ? job->delivery.nevents <= 1 :
-			job->delivery.position == 0 || job->announced != 0 || job->outage)
+			job->delivery.position == 0 || job->announced != 0 ||
+			job->outage ||
+			(!timed_out && error->sqlerrcode == ERRCODE_QUERY_CANCELED))
 			EmitErrorReport();
 		FlushErrorState();
 		disable_all_timeouts(false);
@@ -679,6 +703,20 @@ run(JobFunction function, Job *job)
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	return error;
+}
+
+/*
+ * Is an error that rolled a transaction back no event's fault? If it was raised
+ * in the middle of a batch, evidence tells.
+ */
+static bool
+is_outage(const Job *job, const ErrorData *error, bool timed_out)
+{
+	if (!job->committing && job->delivery.position != 0 &&
+		job->announced == 0)
+		return cqrs_blame(error) == CQRS_BLAME_NOBODY;
+	return cqrs_target_is_outage(error) &&
+		!(timed_out && error->sqlerrcode == ERRCODE_QUERY_CANCELED);
 }
 
 /*
@@ -706,8 +744,14 @@ run_deliver(CqrsSubscription *subscription, Job *job)
 	cqrs_target_deliver(subscription, job->partition, &job->pace,
 						job->one_by_one > 0, job->announced, cqrs_wall_now(),
 						true, &job->delivery);
-	if (job->first)
+	/* It is not enough that nothing was to be done. */
+	if (!job->cleared && job->delivery.outage == 0 &&
+		(job->delivery.nevents > 0 ||
+		 (job->delivery.nfailed == 0 && job->delivery.retry_at == 0)))
+	{
 		cqrs_failure_clear(job->subscription_id, job->partition);
+		job->cleared = true;
+	}
 }
 
 /*

@@ -47,12 +47,12 @@ sub emit
 		FROM ($select) e));
 }
 
-# Keys of their own, of which all but every thirtieth are bad; and one bad key
+# Keys of their own, of which all but every tenth are bad; and one bad key
 # with all others behind it.
-my $many = "SELECT n, CASE WHEN n % 30 = 0 THEN 'good' ELSE 'bad' END || n AS key FROM generate_series(1, $keys + $keys / 29) n";
-my $one = "SELECT n, CASE WHEN n % 30 = 0 THEN 'good' || n ELSE 'bad' END AS key FROM generate_series(1, $keys + $keys / 29) n";
-my $good = int(($keys + int($keys / 29)) / 30);
-my $bad = $keys + int($keys / 29) - $good;
+my $many = "SELECT n, CASE WHEN n % 10 = 0 THEN 'good' ELSE 'bad' END || n AS key FROM generate_series(1, $keys + $keys / 9) n";
+my $one = "SELECT n, CASE WHEN n % 10 = 0 THEN 'good' || n ELSE 'bad' END AS key FROM generate_series(1, $keys + $keys / 9) n";
+my $good = int(($keys + int($keys / 9)) / 10);
+my $bad = $keys + int($keys / 9) - $good;
 
 # wait_status(NAME, CONDITION, TEST)
 sub wait_status

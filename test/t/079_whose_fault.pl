@@ -1,0 +1,141 @@
+# Whose fault an error is, evidence tells, and not its class: an event's, if others
+# can be handled; nobody's, if they meet the same, or if there is no other to tell by.
+
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+use CqrsTest;
+
+my $node = new_server('main', "log_statement = none\n");
+
+$node->start;
+query(q(
+	CREATE EXTENSION cqrs_outbox;
+	SELECT cqrs_register_event('happened', 'things');
+	CREATE TABLE does (key text, sqlstate text);
+	CREATE TABLE handled (seq serial, key text, n int);
+	CREATE FUNCTION handle(e cqrs_event) RETURNS void LANGUAGE plpgsql SET search_path = public SET temp_file_limit = '64kB' SET work_mem = '64kB' AS $$
+	DECLARE
+		todo text := (SELECT sqlstate FROM does WHERE e.key LIKE does.key);
+	BEGIN
+		IF todo = 'disk' THEN
+			PERFORM count(*) FROM (SELECT g FROM generate_series(1, 200000) g ORDER BY g DESC) x;
+		ELSIF todo IS NOT NULL THEN
+			RAISE EXCEPTION 'fails' USING errcode = todo;
+		END IF;
+		INSERT INTO handled (key, n) VALUES (e.key, (e.payload->>'n')::int);
+	END $$;
+	SELECT cqrs_subscribe('s', ARRAY['things'], 'handle(cqrs_event)', max_attempts => 2, retry_delay => '10 ms');
+));
+
+# query(SQL): its output
+sub query { return $node->safe_psql('postgres', $_[0]); }
+
+# does(KEY => SQLSTATE ...): what the handler does with keys like these
+sub does
+{
+	my (%does) = @_;
+
+	query(join ';', 'TRUNCATE does', map { "INSERT INTO does VALUES ('$_', '$does{$_}')" } sort keys %does);
+}
+
+# emit(KEYS): one transaction
+sub emit
+{
+	my $keys = join ', ', map { "'$_'" } @_;
+
+	query("SELECT cqrs_emit_many('happened', array_agg(jsonb_build_object('n', n) ORDER BY n), array_agg(key ORDER BY n))
+		FROM unnest(ARRAY[$keys]) WITH ORDINALITY k (key, n)");
+}
+
+# wait_for(CONDITION, TEST): of the subscription's status
+sub wait_for
+{
+	my ($condition, $what) = @_;
+
+	ok($node->poll_query_until('postgres', "SELECT $condition FROM cqrs_subscription_status WHERE subscription = 's'"), $what)
+	  or diag(query("SELECT s FROM cqrs_subscription_status s WHERE subscription = 's'"));
+}
+
+# handled(): which keys, each once
+sub handled { return query('WITH h AS (DELETE FROM handled RETURNING *) SELECT string_agg(key, \' \' ORDER BY key) FROM h'); }
+
+sub dead
+{
+	return query(q(WITH d AS (SELECT key, attempts, sqlstate FROM cqrs_dead_letters('s'))
+		SELECT string_agg(concat_ws('/', key, attempts, sqlstate), ' ' ORDER BY key) FROM d));
+}
+
+sub attempts { return query('SELECT coalesce(max(attempts), 0) FROM cqrs.retry'); }
+
+# problem(NAME): in cqrs_health(), of the subscription
+sub problem
+{
+	my ($name) = @_;
+
+	return $node->poll_query_until('postgres', "SELECT count(*) = 1 FROM cqrs_health('1 h', '1 h') WHERE problem = '$name' AND severity = 'error' AND object LIKE '%s%'");
+}
+
+# One event needs too much disk. The others are delivered, those before it in its
+# batch, too.
+for my $state ('disk', '57014', '08006', 'XX000', '42P01', '58030')
+{
+	does('bad' => $state);
+	emit('a', 'b', 'bad', 'c', 'd');
+	wait_for('lag_events = 0 AND retrying = 0 AND waiting = 0 AND dead = 1', "$state: an event that alone meets it is at fault");
+	is(handled(), 'a b c d', '... the others are delivered, once');
+	is(dead(), 'bad/2/' . ($state eq 'disk' ? '53400' : $state), '... and its attempts count');
+	query("SELECT cqrs_discard('s')");
+}
+
+# Several of them, more than it takes for an outage, and first.
+does('bad%' => '53200');
+emit((map { "bad$_" } 1 .. 7), 'good');
+wait_for('lag_events = 0 AND retrying = 0 AND waiting = 0 AND dead = 7', 'several that are at fault, before all others');
+is(handled(), 'good', '... do not keep others from being delivered');
+query("SELECT cqrs_discard('s')");
+
+# All meet it.
+does('%' => '53100');
+emit(map { "k$_" } 1 .. 5);
+ok(problem('failing'), 'all meet it: an outage, and cqrs_health() says so');
+ok($node->poll_query_until('postgres', 'SELECT max(failures) > 2 FROM cqrs.failure'), '... it is tried again and again');
+is(attempts(), 0, '... and nothing of it is an attempt');
+does();
+wait_for('lag_events = 0 AND waiting = 0', '... until it is over');
+is(handled(), 'k1 k2 k3 k4 k5', '... then all is delivered');
+is(query('SELECT count(*) FROM cqrs.failure'), 0, '... and nothing is wrong');
+
+# There is no other to tell by.
+does('alone' => '53100');
+emit('alone');
+ok($node->poll_query_until('postgres', 'SELECT max(failures) > 2 FROM cqrs.failure'), 'a single key waits');
+is(attempts(), 0, '... and nothing of it is an attempt');
+emit('other');
+wait_for('lag_events = 0 AND waiting = 0 AND dead = 1', '... once another is delivered, it is at fault');
+is(handled(), 'other', '... that one was not kept waiting');
+is(dead(), 'alone/2/53100', '... after its attempts');
+query("SELECT cqrs_discard('s')");
+
+# A handler that is broken: all fail, whatever the class.
+does('%' => '23502');
+emit(map { "n$_" } 1 .. 100);
+ok(problem('handler_failing'), 'many fail, and none passes: it is the handler');
+ok($node->poll_query_until('postgres', 'SELECT max(failures) > 2 FROM cqrs.failure'), '... it is tried again and again');
+is(attempts(), 0, '... and nothing of it is an attempt');
+does();
+wait_for('lag_events = 0 AND waiting = 0 AND dead = 0', '... until it is mended');
+is(query('SELECT count(*), count(DISTINCT key) FROM handled'), '100|100', '... then all is delivered, once');
+
+# With fewer, an error is what it says.
+query('TRUNCATE handled');
+does('few%' => '23502');
+emit(map { "few$_" } 1 .. 10);
+wait_for('lag_events = 0 AND retrying = 0 AND waiting = 0 AND dead = 10', 'a few that fail are given up');
+
+$node->stop;
+done_testing();
