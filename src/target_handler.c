@@ -21,8 +21,8 @@
  *	  An error is an event's fault only if nothing of another is in its
  *	  transaction: if none was handled before it there. Otherwise, it is parked
  *	  as it is, and tried anew at the beginning of the next batch.
- * 3. An error that is no event's fault (cqrs_target_is_outage) counts as no
- *	  attempt; the whole subscription waits.
+ * 3. What may be no event's fault counts as no attempt until another lane was
+ *	  tried; see blame.c. If it is none, the whole subscription waits.
  * 4. Where an event may have ended the process (see worker.c), each is parked
  *	  with its attempt counted, and that committed, before the handler is
  *	  called (cqrs_target_announce). So is any event whose last attempt was
