@@ -378,8 +378,14 @@ cqrs_parked_delete(CqrsCursor *cursor, const CqrsParked *parked)
 	if (parked->head &&
 		cqrs_parked_lane_next(cursor, parked->lane, parked->position, &next))
 	{
-		set_due(cursor, next.position, next.retry_at);
-		lower_next_retry(cursor, next.retry_at);
+		TimestampTz due_at = next.retry_at;
+
+		/* It only waited: if its time is to come, the clock was set back. */
+		if (next.failed_at == 0)
+			due_at = Min(due_at, cqrs_wall_now());
+
+		set_due(cursor, next.position, due_at);
+		lower_next_retry(cursor, due_at);
 	}
 }
 

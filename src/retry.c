@@ -39,6 +39,7 @@ static TimestampTz retry_time(const CqrsSubscription *subscription,
 							  int attempts);
 static void record_attempt(CqrsParked *parked, CqrsCursor *cursor,
 						   const CqrsFault *fault, TimestampTz retry_at);
+static TimestampTz at_once(const CqrsEvent *event);
 static void bury(const CqrsParked *parked, CqrsCursor *cursor,
 				 const CqrsFault *fault);
 static void forget_dead(Relation rel, int32 subscription_id, int64 position);
@@ -51,7 +52,7 @@ void
 cqrs_park(const CqrsSubscription *subscription, CqrsCursor *cursor,
 		  const CqrsEvent *event, const CqrsFault *fault)
 {
-	TimestampTz retry_at = fault == NULL ? event->emitted_at :
+	TimestampTz retry_at = fault == NULL ? at_once(event) :
 	fault->retry_at != 0 ? fault->retry_at : retry_time(subscription, 1);
 	CqrsParked	parked;
 
@@ -69,7 +70,7 @@ void
 cqrs_park_received(CqrsCursor *cursor, const CqrsEvent *event,
 				   const pg_uuid_t *receipt)
 {
-	cqrs_parked_insert(cursor, event, 0, event->emitted_at, NULL, receipt);
+	cqrs_parked_insert(cursor, event, 0, at_once(event), NULL, receipt);
 }
 
 /*
@@ -81,7 +82,17 @@ void
 cqrs_park_unproven(CqrsCursor *cursor, const CqrsEvent *event,
 				   const CqrsFault *fault)
 {
-	cqrs_parked_insert(cursor, event, 0, event->emitted_at, fault, NULL);
+	cqrs_parked_insert(cursor, event, 0, at_once(event), fault, NULL);
+}
+
+/*
+ * When what only waits may be tried, so that the oldest comes first. Emitted with
+ * a clock that is ahead, it does not wait for that.
+ */
+static TimestampTz
+at_once(const CqrsEvent *event)
+{
+	return Min(event->emitted_at, cqrs_wall_now());
 }
 
 /*

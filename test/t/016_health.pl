@@ -181,7 +181,7 @@ $node->safe_psql('postgres', "SELECT cqrs_drop_topic('short', force => true)");
 # A subscription that cannot be delivered.
 $node->safe_psql('postgres', 'ALTER FUNCTION record_event(cqrs_event) RENAME TO renamed');
 emit();
-ok(wait_problems(qq(failing subscription "recorder"\nhandler_missing subscription "recorder")), 'a handler that is gone');
+ok(wait_problems(qq(handler_failing subscription "recorder"\nhandler_missing subscription "recorder")), 'a handler that is gone');
 like(of('handler_failing', 'detail', ''), qr/^It failed \d+ times in a row, and is tried again at .*: handler public\.record_event\(.*\) of subscription "recorder" does not exist$/,
 	'with the error');
 $node->safe_psql('postgres', 'ALTER FUNCTION renamed(cqrs_event) RENAME TO record_event');

@@ -23,7 +23,7 @@ $node->safe_psql('postgres', q(
 	SELECT cqrs_register_event('happened', 'things')));
 $broker->create_server($node, 'postgres', 'events', port => $broker->{port}, heartbeat => 1, connect_timeout => 2);
 $node->safe_psql('postgres', q(
-	SELECT cqrs_subscribe('out', ARRAY['things'], server => 'events', max_attempts => 3,
+	SELECT cqrs_subscribe('out', ARRAY['things'], server => 'events', max_attempts => 0,
 						  retry_delay => '100 ms', max_retry_delay => '500 ms')));
 
 my $at = "RabbitMQ at 127.0.0.1:$broker->{port}";
@@ -90,6 +90,9 @@ is_failing("could not connect to $at: connection refused; nothing listens there"
 $broker->start;
 $broker->command('queue things');
 is_delivered('broker up');
+
+# What was rejected before there was the queue has not been given up; but from here on.
+$node->safe_psql('postgres', "SELECT cqrs_alter_subscription('out', max_attempts => 3)");
 
 # Stopped, and started again.
 $broker->stop;
