@@ -182,8 +182,6 @@ begin(CqrsRelay *relay, CqrsSubscription *subscription, int partition,
 	/* What the wait may have brought. */
 	subscription = cqrs_subscription_get(subscription->name);
 	relay->subscription = subscription;
-	for (i = 0; i < subscription->ntopics; i++)
-		cqrs_topic_require(subscription->topics[i], ACL_SELECT);
 
 	if (subscription->has_handler && !IsolationUsesXactSnapshot())
 	{
@@ -225,9 +223,17 @@ begin(CqrsRelay *relay, CqrsSubscription *subscription, int partition,
 	relay->start_tick = relay->cursor.tick_id;
 	relay->start_until = relay->cursor.until_tick;
 
-	/* Restored, and not adopted: that is for a person to decide. */
+	/*
+	 * Restored, and not adopted: that is for a person to decide. While it is
+	 * being restored, its owner's privileges come last.
+	 */
 	if (!relay->cursor.native)
+	{
 		relay->cursor.next_retry_at = 0;
+		return true;
+	}
+	for (i = 0; i < subscription->ntopics; i++)
+		cqrs_topic_require(subscription->topics[i], ACL_SELECT);
 	cqrs_parked_open(&relay->cursor);
 	return true;
 }
