@@ -1828,7 +1828,8 @@ COMMENT ON VIEW cqrs.cursor_holder IS 'who has the locks of cursors';
 --             several, the first. With held_since alone, a prepared
 --             transaction
 --   retrying  events that failed and are tried again
---   waiting   events that wait for one of them
+--   waiting   events that are parked, and have not failed: they wait for one
+--             that has, or were handed out, and are not settled
 --   dead      dead letters; of these three, 10,000 means as many or more
 --   last_error ..
 --             of what failed last, be it an event, or the whole subscription
@@ -1877,7 +1878,7 @@ CROSS JOIN LATERAL (
 				  WHERE r.subscription_id = s.subscription_id AND attempts > 0 LIMIT 10000) r) AS retrying,
 		   (SELECT count(*)
 			FROM (SELECT FROM cqrs.retry r
-				  WHERE r.subscription_id = s.subscription_id AND attempts = 0 AND receipt IS NULL LIMIT 10000) r) AS waiting,
+				  WHERE r.subscription_id = s.subscription_id AND attempts = 0 LIMIT 10000) r) AS waiting,
 		   (SELECT min(r.due_at)
 			FROM generate_series(0, s.partitions - 1) part
 			CROSS JOIN LATERAL (
