@@ -42,7 +42,7 @@ my $excused = qr/tuple concurrently (?:updated|deleted)/;
 # Its answers to who uses a table or type that is just being dropped, which
 # nothing locks. Those of a function that server.conf has a backtrace logged of
 # are judged by that, in run; any other is a finding.
-my $dropped = qr/could not open relation with OID|cache lookup failed for type|type with OID \d+ does not exist/;
+my $dropped = qr/could not open relation with OID|cache lookup failed for (?:type|relation)|type with OID \d+ does not exist/;
 my %traced;
 
 # psql(SQL, ROLE): what it says, of up to $hang seconds; undef: it hangs.
