@@ -12,9 +12,10 @@
  *	  CQRS_SUSPECT_LANES fail, or there is no other lane, it is an outage: the
  *	  subscription waits, and no attempt is counted;
  * 2. an error of another class is the event's, unless CQRS_FAILING_LANES in a
- *	  row meet one, that had not failed before, and none passes. Then it is the
+ *	  row meet one, that nobody is at fault for yet, and none passes. Then it is the
  *	  handler that is broken, or the broker, and the subscription waits as in an
- *	  outage;
+ *	  outage; but not for long at first, and each time it tries more lanes than
+ *	  before: it may be a run of bad events;
  * 3. what failed in an outage is parked, and the next attempt begins with what
  *	  is new: so with other lanes, if there are;
  * 4. if there was no other lane, whatever comes next is one: it is not kept
@@ -105,6 +106,17 @@ cqrs_evidence_is_outage(const CqrsEvidence *evidence)
 {
 	return evidence->nsuspects >= CQRS_SUSPECT_LANES ||
 		evidence->nlanes >= CQRS_FAILING_LANES;
+}
+
+/*
+ * How many lanes to try after so many waits: a run of bad events, however long,
+ * is to be behind us after a few, and a broken handler not to be called for all
+ * that it has got.
+ */
+int
+cqrs_evidence_enough(int failures)
+{
+	return Min(CQRS_FAILING_LANES << Min(failures, 10), CQRS_MOST_LANES);
 }
 
 /*

@@ -20,8 +20,9 @@
 /* So many lanes in a row meet an error of a suspect class: an outage. */
 #define CQRS_SUSPECT_LANES	3
 
-/* So many meet any: whoever delivers is broken. */
+/* So many meet any: whoever delivers is broken. After each wait it takes more. */
 #define CQRS_FAILING_LANES	20
+#define CQRS_MOST_LANES		1000
 
 typedef enum CqrsBlame
 {
@@ -44,6 +45,7 @@ extern void cqrs_evidence_add(CqrsEvidence *evidence, int64 position,
 							  bool first, bool suspect, bool told,
 							  ErrorData *error);
 extern bool cqrs_evidence_is_outage(const CqrsEvidence *evidence);
+extern int	cqrs_evidence_enough(int failures);
 extern void cqrs_evidence_convict(CqrsEvidence *evidence,
 								  const CqrsSubscription *subscription,
 								  CqrsCursor *cursor, CqrsLanes *lanes,

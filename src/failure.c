@@ -41,20 +41,20 @@ enum
 	FAILURE_COLUMNS = FAILURE_MESSAGE
 };
 
-/* Delay after the first failure, and the longest, in milliseconds. */
-#define FIRST_DELAY		200
+/* The longest delay, in milliseconds. */
 #define LONGEST_DELAY	(CQRS_LONGEST_FAILURE * 4 / 5)
 
 static HeapTuple find(Relation rel, int32 subscription_id, int32 partition);
-static int64 delay_after(int32 failures);
+static int64 delay_after(int32 failures, int first_delay);
 
 /*
- * Record that delivery failed once more. Returns when to try again. The caller
- * holds the cursor's lock.
+ * Record that delivery failed once more. Returns when to try again: after
+ * first_delay milliseconds, and twice as many each time. The caller holds the
+ * cursor's lock.
  */
 TimestampTz
 cqrs_failure_record(int32 subscription_id, int32 partition,
-					const ErrorData *error)
+					const ErrorData *error, int first_delay)
 {
 	Relation	rel;
 	HeapTuple	old;
@@ -72,7 +72,8 @@ cqrs_failure_record(int32 subscription_id, int32 partition,
 		heap_deform_tuple(old, RelationGetDescr(rel), values, nulls);
 		failures = DatumGetInt32(values[FAILURE_FAILURES - 1]) + 1;
 	}
-	retry_at = TimestampTzPlusMilliseconds(now, delay_after(failures));
+	retry_at = TimestampTzPlusMilliseconds(now,
+										   delay_after(failures, first_delay));
 
 	values[FAILURE_SUBSCRIPTION_ID - 1] = Int32GetDatum(subscription_id);
 	values[FAILURE_PARTITION - 1] = Int32GetDatum(partition);
@@ -119,6 +120,25 @@ cqrs_failure_retry_at(int32 subscription_id, int32 partition)
 	}
 	table_close(rel, AccessShareLock);
 	return retry_at;
+}
+
+/*
+ * How often it failed in a row.
+ */
+int32
+cqrs_failure_count(int32 subscription_id, int32 partition)
+{
+	Relation	rel = table_open(cqrs_relation_oid(CQRS_REL_FAILURE),
+								 AccessShareLock);
+	HeapTuple	tuple = find(rel, subscription_id, partition);
+	int32		failures = 0;
+	bool		isnull;
+
+	if (tuple != NULL)
+		failures = DatumGetInt32(heap_getattr(tuple, FAILURE_FAILURES,
+											  RelationGetDescr(rel), &isnull));
+	table_close(rel, AccessShareLock);
+	return failures;
 }
 
 /*
@@ -169,9 +189,9 @@ find(Relation rel, int32 subscription_id, int32 partition)
  * quarter more or less.
  */
 static int64
-delay_after(int32 failures)
+delay_after(int32 failures, int first_delay)
 {
-	int64		delay = FIRST_DELAY;
+	int64		delay = first_delay;
 	double		jitter = (random() & 0xFFFF) / 65535.0;
 
 	delay <<= Min(failures - 1, 20);

@@ -69,6 +69,9 @@
 /* After an error, so many events are called apart. */
 #define APART_EVENTS	200
 
+/* Evidence is gathered for so long, in milliseconds, if events fail. */
+#define EVIDENCE_DURATION	1000
+
 /* A handler that catches its timeout has so long, in milliseconds. */
 #define HANDLER_GRACE	1000
 
@@ -89,12 +92,14 @@ typedef struct Batch
 	MemoryContext context;
 	MemoryContext per_event;
 	bool		in_worker;
+	TimestampTz deadline;		/* if nothing fails */
 	int			nplain;			/* so many more are not called apart */
 	bool		one;			/* ends with the first that is handled ... */
 	bool		alone;			/* ... or fails */
 	bool		clean;			/* nothing was handled yet */
 	bool		is_short;		/* it does not wait for the disk alone */
 	CqrsEvidence evidence;		/* of what failed while it was clean */
+	int			enough;			/* lanes of it */
 	int			nfailed;		/* in a row, since it is not */
 	bool		timed_out;		/* what failed last took too long */
 	uint64		registry;		/* its generation */
@@ -131,6 +136,8 @@ static void end_event(Batch *batch, int level, int subtransactions,
 static void refresh(Batch *batch);
 static void record_failure(Batch *batch, const CqrsEvent *event,
 						   const CqrsParked *parked, ErrorData *error);
+static bool is_first(const Batch *batch, const CqrsParked *parked);
+static void gather(Batch *batch, bool suspect);
 static bool is_known(const Batch *batch, const CqrsParked *parked,
 					 const ErrorData *error);
 static void decide(Batch *batch);
@@ -190,6 +197,7 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 		relay->began = GetCurrentStatementStartTimestamp();
 		relay->deadline = TimestampTzPlusMilliseconds(relay->began,
 													  cqrs_batch_duration);
+		batch.deadline = relay->deadline;
 		batch.one |= relay->subscription->event_transactions;
 		batch.is_short = relay->subscription->event_transactions ||
 			pace->apart > 0;
@@ -542,6 +550,7 @@ handle(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 							  &batch->relay.cursor, &batch->relay.lanes,
 							  batch->in_worker ? LOG : WARNING);
 		batch->clean = false;
+		batch->relay.deadline = batch->deadline;
 		batch->nfailed = 0;
 	}
 	MemoryContextReset(batch->per_event);
@@ -814,16 +823,53 @@ record_failure(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 		return;
 	}
 	cqrs_evidence_add(&batch->evidence, event->position,
-					  batch->in_worker &&
-					  (parked == NULL || parked->failed_at == 0), suspect,
+					  batch->in_worker && is_first(batch, parked), suspect,
 					  batch->in_worker && cqrs_blame(error) == CQRS_BLAME_EVENT,
 					  error);
-	if (cqrs_evidence_is_outage(&batch->evidence))
-		batch->stop = true;
+	gather(batch, suspect);
+}
 
-	/* Another lane has to be tried, however late it is. */
+/*
+ * Did the event not fail before, but where no other one was handled, either?
+ */
+static bool
+is_first(const Batch *batch, const CqrsParked *parked)
+{
+	return parked == NULL || parked->failed_at == 0 ||
+		(parked->attempts == 0 &&
+		 parked->failed_at >= batch->relay.cursor.passed_at);
+}
+
+/*
+ * There is evidence: try other lanes until it suffices, however late it is where
+ * an error is suspect, and for a while where it is not. If events failed before,
+ * it may be a long run of bad ones: what waited once, looks further.
+ */
+static void
+gather(Batch *batch, bool suspect)
+{
+	CqrsRelay  *relay = &batch->relay;
+	CqrsEvidence *evidence = &batch->evidence;
+
+	if (!batch->in_worker)
+	{
+		batch->stop |= cqrs_evidence_is_outage(evidence);
+		return;
+	}
+	if (evidence->nlanes == CQRS_FAILING_LANES)
+		batch->enough =
+			cqrs_evidence_enough(cqrs_failure_count(relay->cursor.subscription_id,
+													relay->cursor.partition));
+	if (evidence->nsuspects >= CQRS_SUSPECT_LANES ||
+		(evidence->nlanes >= CQRS_FAILING_LANES &&
+		 evidence->nlanes >= batch->enough))
+		batch->stop = true;
 	if (suspect)
 		relay->deadline = 0;
+	else if (relay->deadline != 0)
+		relay->deadline = evidence->nlanes >= CQRS_FAILING_LANES ? batch->deadline :
+			Max(batch->deadline,
+				TimestampTzPlusMilliseconds(relay->began, EVIDENCE_DURATION));
 }
 
 /*
@@ -861,7 +907,9 @@ decide(Batch *batch)
 				CQRS_DELIVERY_MESSAGE);
 		delivery->failed_until =
 			cqrs_failure_record(cursor->subscription_id, cursor->partition,
-								evidence->error);
+								evidence->error,
+								evidence->nsuspects > 0 ? CQRS_FAILURE_DELAY :
+								CQRS_RUN_DELAY);
 		cqrs_evidence_put_off(evidence, cursor, delivery->failed_until);
 	}
 	else if (evidence->nsuspects == 0)

@@ -797,7 +797,7 @@ run_prepare(CqrsSubscription *subscription, Job *job)
 			return;
 		}
 		(void) cqrs_failure_record(job->subscription_id, job->partition,
-								   &crash);
+								   &crash, CQRS_FAILURE_DELAY);
 		cqrs_commit_durably();
 	}
 	cqrs_target_broker_prepare(subscription, job->partition,
@@ -830,7 +830,8 @@ run_record_outage(CqrsSubscription *subscription, Job *job)
 {
 	if (lock_cursor(subscription, job))
 		job->failed_until = cqrs_failure_record(job->subscription_id,
-												job->partition, job->error);
+												job->partition, job->error,
+												CQRS_FAILURE_DELAY);
 }
 
 /*
