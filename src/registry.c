@@ -414,6 +414,16 @@ cqrs_event_type_get(const char *name)
 }
 
 /*
+ * Did what this session did, or has noticed, change the registry since that
+ * generation?
+ */
+bool
+cqrs_registry_is_past(uint64 generation)
+{
+	return generation != loaded_count || loaded_count != invalidation_count;
+}
+
+/*
  * Would the next one to look at the registry load it again? To be asked outside
  * of a transaction.
  */

@@ -126,6 +126,7 @@ extern uint64 cqrs_registry_generation(void);
 extern bool cqrs_registry_is_copy(void);
 extern bool cqrs_registry_lacks_identity(void);
 extern bool cqrs_registry_has_restored(void);
+extern bool cqrs_registry_is_past(uint64 generation);
 extern bool cqrs_registry_is_stale(void);
 
 /* NULL if there is none. */

@@ -48,11 +48,13 @@
 #include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "libpq/be-fsstubs.h"
+#include "nodes/memnodes.h"
 #include "nodes/parsenodes.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
 #include "utils/portal.h"
 #include "utils/snapmgr.h"
 
@@ -64,6 +66,7 @@ static object_access_hook_type prev_object_access_hook = NULL;
 /* The event did what ends with its transaction only. */
 static bool alone = false;
 
+static bool has_portals(void);
 static void object_access(ObjectAccessType access, Oid classId, Oid objectId,
 						  int subId, void *arg);
 
@@ -128,7 +131,8 @@ cqrs_session_end_event(int level, bool in_worker)
 		return;
 	}
 
-	PortalHashTableDeleteAll();
+	if (has_portals())
+		PortalHashTableDeleteAll();
 	AtEOXact_LargeObject(true);
 	AfterTriggerEndXact(true);
 	AfterTriggerBeginXact();
@@ -191,6 +195,26 @@ cqrs_session_after_transaction(void)
 	ResetTempTableNamespace();
 	PopActiveSnapshot();
 	CommitTransactionCommand();
+}
+
+/*
+ * May there be cursors? To look through the server's table of them takes a
+ * thirtieth of a short handler's time. Each has memory below one context,
+ * which has a name, but no variable that we may see.
+ */
+static bool
+has_portals(void)
+{
+	static MemoryContext portals = NULL;
+	MemoryContext context;
+
+	for (context = TopMemoryContext->firstchild;
+		 context != NULL && portals == NULL; context = context->nextchild)
+	{
+		if (strcmp(context->name, "TopPortalContext") == 0)
+			portals = context;
+	}
+	return portals == NULL || portals->firstchild != NULL;
 }
 
 /*

@@ -744,8 +744,7 @@ end_event(Batch *batch, int level, int subtransactions, bool failed)
 	}
 	if (cqrs_underway_moved(&batch->underway))
 		batch->moved = batch->stop = true;
-	if (cqrs_registry_is_stale() ||
-		cqrs_registry_generation() != batch->registry)
+	if (cqrs_registry_is_past(batch->registry))
 		batch->stop = true;
 	if (!batch->in_worker)
 		return;
