@@ -105,6 +105,21 @@ SELECT cqrs_ack('pull');
 COMMIT;
 SELECT received('pull');
 
+-- also if somebody else looked meanwhile, and was handed out nothing
+SELECT emit_pull('a', 19, 20);
+SELECT cqrs_tick() > 0 AS ticked;
+SELECT received('pull', lease => '1 min');
+SELECT receipt() AS receipt \gset
+SELECT cqrs_nack('pull', positions_of(19), 'no', '1 day', receipt => :'receipt');
+SELECT cqrs_renew('pull', :'receipt', '0') <= clock_timestamp() AS given_back;
+SELECT received('pull');
+SELECT cqrs_ack('pull', positions_of(20), :'receipt');
+SELECT due_now();
+BEGIN;
+SELECT received('pull');
+SELECT cqrs_ack('pull');
+COMMIT;
+
 -- of two retried events that a client was handed out, and left, none is taken as done
 SELECT emit_pull('a', 21), emit_pull('b', 22);
 SELECT cqrs_tick() > 0 AS ticked;

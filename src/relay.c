@@ -83,6 +83,7 @@ static int64 read_position(const CqrsRelay *relay);
 static void open_window(CqrsRelay *relay);
 static void close_window(CqrsRelay *relay);
 static Decision what_to_do(CqrsRelay *relay, const CqrsEvent *event);
+static void park_behind(CqrsRelay *relay, const CqrsEvent *event);
 static void add_bytes(CqrsRelay *relay, const CqrsEvent *event);
 static bool batch_is_over(const CqrsRelay *relay, int max_events);
 
@@ -299,7 +300,7 @@ cqrs_relay_next(CqrsRelay *relay, int max_events, CqrsEvent *event)
 				}
 				else
 				{
-					cqrs_park(relay->subscription, cursor, event, NULL);
+					park_behind(relay, event);
 					cqrs_lane_add(&relay->lanes, cqrs_event_lane(event),
 								  event->position);
 					relay->has_parked = true;
@@ -313,6 +314,22 @@ cqrs_relay_next(CqrsRelay *relay, int max_events, CqrsEvent *event)
 			cursor->position = event->position;
 	}
 	return false;
+}
+
+/*
+ * Park an event behind one of its lane. Whoever was handed it out may still settle
+ * it, as long as nobody else is handed it: his receipt goes with it.
+ */
+static void
+park_behind(CqrsRelay *relay, const CqrsEvent *event)
+{
+	CqrsCursor *cursor = &relay->cursor;
+
+	if (cursor->has_receipt && cursor->until_tick == relay->start_until &&
+		cqrs_cursor_covers(cursor, event->position))
+		cqrs_park_received(cursor, event, &cursor->receipt);
+	else
+		cqrs_park(relay->subscription, cursor, event, NULL);
 }
 
 /*
