@@ -38,6 +38,7 @@ OBJS = \
 	src/fallback.o \
 	src/guc.o \
 	src/handler.o \
+	src/handler_timeout.o \
 	src/health.o \
 	src/idempotency.o \
 	src/index.o \

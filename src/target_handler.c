@@ -28,22 +28,18 @@
  *	  called (cqrs_target_announce). So is any event whose last attempt was
  *	  announced, and did not come back.
  *
- * The worker limits the time of each call, deferred triggers included. The
- * timeout cancels the handler like pg_cancel_backend(). One that catches this
- * fails when it returns; if it does not within HANDLER_GRACE from then, the
- * process ends, and the worker records the event as failed on its way out.
+ * The worker limits the time of each call, deferred triggers included (see
+ * handler_timeout.c).
  *
  *-------------------------------------------------------------------------
  */
 #include "cqrs_outbox.h"
 
 #include "access/xact.h"
-#include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
-#include "utils/timeout.h"
 #include "utils/typcache.h"
 
 #include "blame.h"
@@ -53,6 +49,7 @@
 #include "debug_point.h"
 #include "events.h"
 #include "failure.h"
+#include "handler_timeout.h"
 #include "relay.h"
 #include "rethrow.h"
 #include "session.h"
@@ -71,9 +68,6 @@
 
 /* Evidence is gathered for so long, in milliseconds, if events fail. */
 #define EVIDENCE_DURATION	1000
-
-/* A handler that catches its timeout has so long, in milliseconds. */
-#define HANDLER_GRACE	1000
 
 /* What is being delivered, to name it in errors. */
 typedef struct DeliveryContext
@@ -110,12 +104,6 @@ typedef struct Batch
 	volatile CqrsDelivery *delivery;
 } Batch;
 
-static bool timeouts_registered = false;
-static TimeoutId handler_timeout_id;
-static TimeoutId handler_grace_id;
-static volatile sig_atomic_t handler_timed_out = false;
-static volatile sig_atomic_t handler_overdue = false;
-
 static void find_handler(Batch *batch);
 static int	deliver_parked(Batch *batch, int64 position, TimestampTz now);
 static bool deliver_parked_event(Batch *batch, const CqrsParked *parked,
@@ -144,10 +132,6 @@ static void decide(Batch *batch);
 static bool is_all(const Batch *batch);
 static void finish(Batch *batch, int nparked);
 static void set_commit(const Batch *batch);
-static void arm_timeouts(const CqrsSubscription *subscription);
-static void disarm_timeouts(void);
-static void handler_timeout(void);
-static void handler_grace_over(void);
 static void delivery_error_callback(void *arg);
 
 /*
@@ -626,11 +610,8 @@ call_apart(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 	{
 		bool		timed_out = false;
 
-		if (batch->in_worker && timeouts_registered)
-		{
-			disarm_timeouts();
-			timed_out = cqrs_target_timed_out();
-		}
+		if (batch->in_worker)
+			timed_out = cqrs_handler_timeout_end();
 
 		/* What is nobody's fault concerns the whole batch. */
 		MemoryContextSwitchTo(batch->context);
@@ -701,7 +682,7 @@ call_limited(Batch *batch, Datum arg)
 	bool		isnull;
 
 	if (limited)
-		arm_timeouts(subscription);
+		cqrs_handler_timeout_begin(subscription->handler_timeout);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	(void) cqrs_handler_call(&subscription->handler, arg, &isnull);
 	PopActiveSnapshot();
@@ -709,9 +690,9 @@ call_limited(Batch *batch, Datum arg)
 		cqrs_session_fire_deferred();
 	if (limited)
 	{
-		disarm_timeouts();
+		cqrs_handler_timeout_disarm();
 		CHECK_FOR_INTERRUPTS();
-		if (handler_timed_out)
+		if (cqrs_handler_timed_out())
 			ereport(ERROR,
 					(errcode(ERRCODE_QUERY_CANCELED),
 					 errmsg("handler took too long")));
@@ -954,86 +935,13 @@ set_commit(const Batch *batch)
 		cqrs_set_commit(commit);
 }
 
-/*
- * Limit the time of a call. After an error, who handles it disables all
- * timeouts.
- */
-static void
-arm_timeouts(const CqrsSubscription *subscription)
-{
-	if (!timeouts_registered)
-	{
-		handler_timeout_id = RegisterTimeout(USER_TIMEOUT, handler_timeout);
-		handler_grace_id = RegisterTimeout(USER_TIMEOUT, handler_grace_over);
-		timeouts_registered = true;
-	}
-	handler_timed_out = false;
-	enable_timeout_after(handler_timeout_id,
-						 (int) Min(subscription->handler_timeout, INT_MAX));
-}
-
-static void
-disarm_timeouts(void)
-{
-	disable_timeout(handler_timeout_id, false);
-	if (handler_timed_out)
-		disable_timeout(handler_grace_id, false);
-}
-
-/*
- * Did the last call end because its time was over? To be asked once, by who
- * handles its error: what cancels the next one may be somebody else.
- */
-bool
-cqrs_target_timed_out(void)
-{
-	bool		result = handler_timed_out;
-
-	handler_timed_out = false;
-	return result;
-}
-
-/*
- * Does this process end because a handler caught its timeout?
- */
-bool
-cqrs_target_overdue(void)
-{
-	return handler_overdue;
-}
-
-/*
- * Runs in the signal handler of SIGALRM.
- */
-static void
-handler_timeout(void)
-{
-	handler_timed_out = true;
-	InterruptPending = true;
-	QueryCancelPending = true;
-	SetLatch(MyLatch);
-	enable_timeout_after(handler_grace_id, HANDLER_GRACE);
-}
-
-/*
- * The same. Nobody can catch that.
- */
-static void
-handler_grace_over(void)
-{
-	handler_overdue = true;
-	InterruptPending = true;
-	ProcDiePending = true;
-	SetLatch(MyLatch);
-}
-
 static void
 delivery_error_callback(void *arg)
 {
 	DeliveryContext *context = (DeliveryContext *) arg;
 
-	if ((handler_timed_out && geterrcode() == ERRCODE_QUERY_CANCELED) ||
-		(handler_overdue && geterrcode() == ERRCODE_ADMIN_SHUTDOWN))
+	if ((cqrs_handler_timed_out() && geterrcode() == ERRCODE_QUERY_CANCELED) ||
+		(cqrs_handler_is_overdue() && geterrcode() == ERRCODE_ADMIN_SHUTDOWN))
 		errmsg("handler of subscription \"%s\" took longer than its handler_timeout",
 			   context->subscription->name);
 	if (context->event != NULL)

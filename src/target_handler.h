@@ -62,7 +62,5 @@ extern int64 cqrs_target_announce(CqrsSubscription *subscription,
 								  int partition,
 								  volatile CqrsDelivery *delivery);
 extern bool cqrs_target_is_outage(const ErrorData *error);
-extern bool cqrs_target_timed_out(void);
-extern bool cqrs_target_overdue(void);
 
 #endif							/* CQRS_TARGET_HANDLER_H */

@@ -60,6 +60,7 @@
 #include "clock.h"
 #include "context.h"
 #include "failure.h"
+#include "handler_timeout.h"
 #include "launcher.h"
 #include "registry.h"
 #include "relay.h"
@@ -260,7 +261,7 @@ blame_overdue(int code, Datum arg)
 	ErrorData	error = {0};
 
 	delivering = NULL;
-	if (job == NULL || !cqrs_target_overdue() || job->delivery.position == 0)
+	if (job == NULL || !cqrs_handler_is_overdue() || job->delivery.position == 0)
 		return;
 	cqrs_context_innermost = NULL;
 	cqrs_underway_innermost = NULL;
@@ -687,7 +688,7 @@ run(JobFunction function, Job *job)
 
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
-		timed_out = cqrs_target_timed_out();
+		timed_out = cqrs_handler_timeout_end();
 		job->outage = is_outage(job, error, timed_out);
 		if (job->committing ? job->delivery.nevents <= 1 :
 			job->delivery.position == 0 || job->announced != 0 ||
