@@ -25,6 +25,8 @@ query(q(
 		IF todo = 'disk' THEN
 			PERFORM count(*) FROM (SELECT g FROM generate_series(1, 200000) g ORDER BY g DESC) x;
 		ELSIF todo IS NOT NULL THEN
+			-- beyond batch_duration, see below, long before the twentieth
+			FOR i IN 1 .. CASE WHEN e.key LIKE 'slow%' THEN 20000 ELSE 0 END LOOP END LOOP;
 			RAISE EXCEPTION 'fails' USING errcode = todo;
 		END IF;
 		INSERT INTO handled (key, n) VALUES (e.key, (e.payload->>'n')::int);
@@ -130,6 +132,20 @@ is(attempts(), 0, '... and nothing of it is an attempt');
 does();
 wait_for('lag_events = 0 AND waiting = 0 AND dead = 0', '... until it is mended');
 is(query('SELECT count(*), count(DISTINCT key) FROM handled'), '100|100', '... then all is delivered, once');
+
+# The same if it takes longer than a batch may.
+query('TRUNCATE handled');
+$node->append_conf('postgresql.conf', "cqrs_outbox.batch_duration = '1 ms'");
+$node->reload;
+does('%' => '23502');
+emit(map { "slow$_" } 1 .. 40);
+ok(problem('handler_failing'), 'many fail, slowly: it is the handler, too');
+ok($node->poll_query_until('postgres', 'SELECT max(failures) > 5 FROM cqrs.failure'), '... each is tried again and again');
+is(attempts(), 0, '... and nothing of it is an attempt');
+does();
+wait_for('lag_events = 0 AND waiting = 0 AND dead = 0', '... until it is mended');
+$node->append_conf('postgresql.conf', "cqrs_outbox.batch_duration = '50 ms'");
+$node->reload;
 
 # Or it is a long run of bad ones: a few waits, and it is behind us.
 query('TRUNCATE handled');
