@@ -54,13 +54,15 @@ $node->safe_psql('postgres', q(
 
 # emit(KEY, N...): one after the other.
 # In one transaction: what one of them does to the server does not keep the
-# others from being emitted.
+# others from being emitted. Once it is committed, that may end the server before
+# the client has its answer: the status 2.
 sub emit
 {
 	my ($key, @n) = @_;
-
-	$node->safe_psql('postgres', join(';', 'BEGIN',
+	my ($status, undef, $error) = $node->psql('postgres', join(';', 'BEGIN',
 		(map { "SELECT cqrs_emit('happened', '{\"n\": $_}', key => '$key')" } @n), 'COMMIT'));
+
+	die $error if $status != 0 && $status != 2;
 }
 
 sub status
