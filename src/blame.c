@@ -22,6 +22,9 @@
  *	  waiting. That it was delivered is in the cursor (passed_at); so the event is
  *	  at fault when it fails again with the same error.
  *
+ * What a broker rejects is of a suspect class: an exchange without a queue
+ * rejects everything, a message that it dislikes is rejected alone.
+ *
  *-------------------------------------------------------------------------
  */
 #include "cqrs_outbox.h"
@@ -76,6 +79,30 @@ cqrs_blame(const ErrorData *error)
 }
 
 /*
+ * Is this what happens to those who work side by side? Then it is nobody's fault,
+ * and may be over at once.
+ */
+bool
+cqrs_error_is_transient(const ErrorData *error)
+{
+	return error->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE ||
+		error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED ||
+		error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE;
+}
+
+/*
+ * A parked event failed again. Is it known that this is its own fault: did the
+ * same error count before, or was another lane's event delivered since?
+ */
+bool
+cqrs_fault_is_known(const CqrsParked *parked, int sqlerrcode,
+					const CqrsCursor *cursor)
+{
+	return parked->sqlerrcode == sqlerrcode &&
+		(parked->attempts > 0 || parked->failed_at < cursor->passed_at);
+}
+
+/*
  * An event failed that is parked now, and nothing was delivered before it in its
  * transaction.
  *	first		its lane had not failed before
@@ -96,6 +123,20 @@ cqrs_evidence_add(CqrsEvidence *evidence, int64 position, bool first,
 	evidence->nlanes += first ? 1 : 0;
 	evidence->nsuspects += suspect ? 1 : 0;
 	evidence->error = error;
+}
+
+/*
+ * Is nobody blamed yet for what happened to this event?
+ */
+bool
+cqrs_evidence_has(const CqrsEvidence *evidence, int64 position)
+{
+	ListCell   *lc;
+
+	foreach(lc, evidence->pending)
+		if (((Pending *) lfirst(lc))->position == position)
+			return true;
+	return false;
 }
 
 /*

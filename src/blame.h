@@ -24,6 +24,9 @@
 #define CQRS_FAILING_LANES	20
 #define CQRS_MOST_LANES		1000
 
+/* An event that meets a transient error is tried again at once so often. */
+#define CQRS_TRANSIENT_TRIES	3
+
 typedef enum CqrsBlame
 {
 	CQRS_BLAME_EVENT,			/* unless all others meet it, too */
@@ -41,9 +44,14 @@ typedef struct CqrsEvidence
 } CqrsEvidence;
 
 extern CqrsBlame cqrs_blame(const ErrorData *error);
+extern bool cqrs_error_is_transient(const ErrorData *error);
+extern bool cqrs_fault_is_known(const CqrsParked *parked, int sqlerrcode,
+								const CqrsCursor *cursor);
 extern void cqrs_evidence_add(CqrsEvidence *evidence, int64 position,
 							  bool first, bool suspect, bool told,
 							  ErrorData *error);
+extern bool cqrs_evidence_has(const CqrsEvidence *evidence,
+							  int64 position);
 extern bool cqrs_evidence_is_outage(const CqrsEvidence *evidence);
 extern int	cqrs_evidence_enough(int failures);
 extern void cqrs_evidence_convict(CqrsEvidence *evidence,

@@ -6,7 +6,8 @@
  *
  * Each batch is a subtransaction, and goes the way that it goes in a worker
  * (see target_handler.c). But an error that is no event's fault is the caller's
- * to see.
+ * to see. And who drains does not wait: however many lanes fail with an error of
+ * an event's classes, their attempts count.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,6 +28,8 @@
 #include "underway.h"
 
 static int64 drain(int32 subscription_id, int partition);
+static void report_outage(const CqrsSubscription *subscription,
+						  const CqrsDelivery *delivery);
 static ErrorData *deliver_in_subtransaction(CqrsSubscription *subscription,
 											int partition,
 											const CqrsPace *pace,
@@ -122,12 +125,7 @@ drain(int32 subscription_id, int partition)
 										  start, &delivery);
 		if (error == NULL)
 		{
-			if (delivery.outage != 0)
-				ereport(ERROR,
-						(errcode(delivery.outage),
-						 errmsg_internal("%s", delivery.message),
-						 errcontext("delivering to subscription \"%s\"",
-									subscription->name)));
+			report_outage(subscription, &delivery);
 			total += delivery.nevents;
 			cqrs_pace_done(&pace, &delivery);
 			continue;
@@ -138,10 +136,37 @@ drain(int32 subscription_id, int partition)
 			error->sqlerrcode == ERRCODE_QUERY_CANCELED)
 			cqrs_error_rethrow(error);
 		delivery.more = true;
-		cqrs_pace_failed(&pace, delivery.nevents);
+		cqrs_pace_failed(&pace, delivery.nevents, error);
 		FreeErrorData(error);
 	} while (delivery.more);
 	return total;
+}
+
+/*
+ * Nobody is to blame for what failed: raise that. If there was only no other lane
+ * to tell by, and it does not look like the server's fault, warn and go on: what
+ * was delivered is not to be undone for it.
+ */
+static void
+report_outage(const CqrsSubscription *subscription,
+			  const CqrsDelivery *delivery)
+{
+	ErrorData	error = {.sqlerrcode = delivery->outage};
+
+	if (delivery->outage == 0)
+		return;
+	if (delivery->lone && !cqrs_target_is_outage(&error))
+		ereport(WARNING,
+				(errcode(delivery->outage),
+				 errmsg("could not deliver to subscription \"%s\"",
+						subscription->name),
+				 errdetail_internal("%s", delivery->message)));
+	else
+		ereport(ERROR,
+				(errcode(delivery->outage),
+				 errmsg_internal("%s", delivery->message),
+				 errcontext("delivering to subscription \"%s\"",
+							subscription->name)));
 }
 
 /*

@@ -95,10 +95,11 @@ cqrs_failure_record(int32 subscription_id, int32 partition,
 }
 
 /*
- * When to try again, if delivery failed last; 0 otherwise.
+ * When to try again, if delivery failed last; 0 otherwise. *sqlerrcode gets why.
  */
 TimestampTz
-cqrs_failure_retry_at(int32 subscription_id, int32 partition)
+cqrs_failure_retry_at(int32 subscription_id, int32 partition,
+					  int *sqlerrcode)
 {
 	Relation	rel = table_open(cqrs_relation_oid(CQRS_REL_FAILURE),
 								 AccessShareLock);
@@ -106,13 +107,20 @@ cqrs_failure_retry_at(int32 subscription_id, int32 partition)
 	TimestampTz now = cqrs_wall_now();
 	TimestampTz retry_at = 0;
 
+	*sqlerrcode = 0;
 	if (tuple != NULL)
 	{
 		Datum		values[FAILURE_COLUMNS];
 		bool		nulls[FAILURE_COLUMNS];
+		char	   *code;
 
 		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
 		retry_at = DatumGetTimestampTz(values[FAILURE_RETRY_AT - 1]);
+		code = TextDatumGetCString(values[FAILURE_SQLSTATE - 1]);
+		if (strlen(code) == 5)
+			*sqlerrcode = MAKE_SQLSTATE(code[0], code[1], code[2], code[3],
+										code[4]);
+		pfree(code);
 
 		/* None of ours is so far ahead: the clock was set back. */
 		if (retry_at > TimestampTzPlusMilliseconds(now, CQRS_LONGEST_FAILURE))

@@ -16,12 +16,17 @@
  *	  "window" at a time that are not recorded yet: so many may arrive twice if
  *	  we are killed. An entry that has an outcome is recorded once all before
  *	  it have one: confirmed, the cursor passes it; rejected, it is parked.
+ *	  Whose fault a rejection is, those that come next tell (see blame.c): what is
+ *	  confirmed behind it, or what else is rejected. If it is no event's, nothing
+ *	  more is sent; once all that is on its way is recorded, the connection is
+ *	  closed, as if it were lost.
  * 3. Later events of the topic and key of a rejected one are not sent any more,
  *	  but parked behind it. Those that had been sent already may have arrived;
  *	  with strict_key_order there are none: an event is sent only when nothing
  *	  of its lane is on its way.
  * 4. Parked events that are due are sent when nothing else is on its way, each
- *	  behind those of its lane that come before it.
+ *	  behind those of its lane that come before it; not as long as it is open whose
+ *	  fault it is that they were rejected.
  * 5. If the connection is lost, what has no outcome is forgotten, and read
  *	  again later. That is no event's fault.
  * 6. A change of the subscription or the server is seen before the next event is
@@ -76,6 +81,13 @@ static struct
 	bool		unproven;		/* send one event, and see */
 	bool		new_first;		/* the last ones were parked */
 	bool		moved;			/* the cursor, by somebody else */
+
+	/* What was rejected, and nothing passed since. */
+	CqrsEvidence evidence;
+	MemoryContext evidence_context;
+	bool		alone;			/* there will be no other to tell by */
+	bool		failing;		/* it was nobody's fault, last */
+
 	TimestampTz waiting_since;	/* for the broker to do something */
 	TimestampTz trouble_since;	/* it accepts nothing; 0: it does */
 	int64		timeout;		/* of the subscription, in milliseconds */
@@ -83,6 +95,15 @@ static struct
 
 static int	record_new(CqrsRelay *relay);
 static int	record_parked(CqrsRelay *relay, const char *lost);
+static void reject_new(CqrsRelay *relay, CqrsBrokerEntry *entry);
+static void reject_parked(CqrsRelay *relay, CqrsBrokerEntry *entry,
+						  CqrsParked *parked);
+static void add_evidence(CqrsBrokerEntry *entry, bool first, bool suspect);
+static void passed(CqrsRelay *relay);
+static void convict(CqrsRelay *relay);
+static void forget_evidence(void);
+static void decide(CqrsRelay *relay, bool read, bool lost,
+				   volatile CqrsDelivery *delivery);
 static CqrsFault *fault_of(CqrsBrokerEntry *entry);
 static void leave_window(CqrsRelay *relay);
 static void read_on(CqrsRelay *relay, int64 announced,
@@ -93,22 +114,22 @@ static bool read_parked(CqrsRelay *relay, int64 announced,
 static int	choose_parked(const CqrsCursor *cursor, TimestampTz now,
 						  CqrsParked *chosen,
 						  volatile CqrsDelivery *delivery);
-static int	compare_parked(const void *a, const void *b);
 static void keep_cursor(const CqrsCursor *cursor);
 static bool has_room(void);
 static void exchange_error_callback(void *arg);
 
 /*
  * Read all that it takes to connect, as the current user, the subscription's
- * owner. If the last attempt failed before anything was confirmed, only one
- * event is sent until the broker says something: a broker that takes what it
- * does not confirm would get as many as it can hold, each time anew.
+ * owner. If the last attempt failed before anything was confirmed, for the reason
+ * failed_before, only one event at a time is sent until the broker confirms one,
+ * new ones first: a broker that takes what it does not confirm would get as many
+ * as it can hold, each time anew.
  *
  * Raises what cqrs_broker_server() does.
  */
 void
 cqrs_target_broker_prepare(CqrsSubscription *subscription, int partition,
-						   bool failed_before)
+						   int failed_before)
 {
 	MemoryContext context;
 	MemoryContext oldcontext;
@@ -126,7 +147,11 @@ cqrs_target_broker_prepare(CqrsSubscription *subscription, int partition,
 	broker.subscription_name = pstrdup(subscription->name);
 	broker.entries.strict = subscription->strict_key_order;
 	broker.timeout = subscription->handler_timeout;
-	broker.unproven = failed_before;
+	broker.unproven = broker.new_first = failed_before != 0;
+	broker.failing = failed_before == ERRCODE_FDW_ERROR;
+	broker.evidence_context = AllocSetContextCreate(context,
+													"cqrs broker evidence",
+													ALLOCSET_SMALL_SIZES);
 	if (!cqrs_format_parse(subscription->format, &broker.entries.format))
 		elog(ERROR, "unexpected format \"%s\"", subscription->format);
 	broker.ahead.cursor.seq = -1;
@@ -176,15 +201,13 @@ cqrs_target_broker_task(bool finish, char *error)
 		return CQRS_BROKER_TASK_RENEW;
 	state = cqrs_link_state(broker.entries.link, trouble);
 	if (cqrs_broker_entries_take(&broker.entries))
-	{
 		broker.waiting_since = now;
-		broker.unproven = false;
-	}
 
 	/* After what changed either committed, nothing more is to be sent. */
 	look = cqrs_registry_is_stale();
 	renew = broker.generation != cqrs_broker_server_generation();
-	if (state == CQRS_LINK_OPEN && !look && !renew && !broker.hold && !finish)
+	if (state == CQRS_LINK_OPEN && !look && !renew && !broker.hold &&
+		!finish && !cqrs_evidence_is_outage(&broker.evidence))
 	{
 		if (broker.entries.nsent == 0)
 			broker.waiting_since = now;
@@ -342,6 +365,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 	next_retry_at = cursor->next_retry_at;
 	moved = (broker.entries.parked ? record_parked(&relay, lost) :
 			 record_new(&relay)) > 0;
+	read &= !cqrs_evidence_is_outage(&broker.evidence);
 
 	/* It is read again later. */
 	if (broker.entries.nsent == 0 && broker.entries.nentries > 0 && !read)
@@ -355,6 +379,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 	broker.read_all = !read || has_room();
 	if (read && has_room())
 		read_on(&relay, announced, delivery);
+	decide(&relay, read, lost != NULL, delivery);
 
 	/* Windows that had nothing for us need not be recorded each time. */
 	moved |= (relay.nothers > 0 && broker.entries.nentries == 0) ||
@@ -368,6 +393,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 	delivery->nevents = (int) (cursor->delivered - delivered);
 	delivery->more |= broker.entries.nentries > 0 || relay.nothers > 0;
 	delivery->retry_at = cursor->next_retry_at;
+	delivery->failing = broker.failing;
 	cqrs_relay_end(&relay);
 	keep_cursor(cursor);
 	error_context_stack = errcallback.previous;
@@ -389,13 +415,17 @@ record_new(CqrsRelay *relay)
 													&broker.entries.list);
 
 		if (entry->state == CQRS_ENTRY_CONFIRMED)
-			cursor->delivered++;
+			passed(relay);
 		else
 		{
 			entry->event.topic = cqrs_registry_topic_by_id(entry->topic_id);
 
 			/* Without its topic, it is nobody's event any more. */
-			if (entry->event.topic != NULL)
+			if (entry->event.topic == NULL)
+				;
+			else if (entry->state == CQRS_ENTRY_REJECTED)
+				reject_new(relay, entry);
+			else
 				cqrs_park(relay->subscription, cursor, &entry->event,
 						  fault_of(entry));
 		}
@@ -440,8 +470,10 @@ record_parked(CqrsRelay *relay, const char *lost)
 		else if (entry->state == CQRS_ENTRY_CONFIRMED)
 		{
 			cqrs_parked_done(&parked, cursor);
-			cursor->delivered++;
+			passed(relay);
 		}
+		else if (entry->state == CQRS_ENTRY_REJECTED)
+			reject_parked(relay, entry, &parked);
 		else
 			cqrs_parked_failed(&parked, relay->subscription, cursor,
 							   fault_of(entry), entry->announced);
@@ -450,6 +482,129 @@ record_parked(CqrsRelay *relay, const char *lost)
 	}
 	broker.entries.parked = broker.entries.nentries > 0;
 	return n;
+}
+
+/*
+ * A new event was rejected. If it was on its way behind another one of its lane
+ * that was, it only waits.
+ */
+static void
+reject_new(CqrsRelay *relay, CqrsBrokerEntry *entry)
+{
+	CqrsCursor *cursor = &relay->cursor;
+
+	if (cqrs_parked_lane_last(cursor, entry->lane) != 0)
+		cqrs_park(relay->subscription, cursor, &entry->event, NULL);
+	else
+	{
+		cqrs_park_unproven(cursor, &entry->event, fault_of(entry));
+		add_evidence(entry, true, true);
+	}
+}
+
+/*
+ * A parked event was rejected. One whose attempt was counted before is sent
+ * alone.
+ */
+static void
+reject_parked(CqrsRelay *relay, CqrsBrokerEntry *entry, CqrsParked *parked)
+{
+	CqrsFault	fault = *fault_of(entry);
+
+	if (entry->announced)
+	{
+		fault.retry_at = cqrs_wall_now();
+		cqrs_parked_void_attempt(parked, &relay->cursor, &fault);
+		broker.alone = true;
+	}
+	add_evidence(entry, parked->failed_at == 0,
+				 !cqrs_fault_is_known(parked, fault.sqlerrcode,
+									  &relay->cursor));
+}
+
+static void
+add_evidence(CqrsBrokerEntry *entry, bool first, bool suspect)
+{
+	MemoryContext oldcontext;
+	CqrsFault  *fault = fault_of(entry);
+	ErrorData  *error;
+
+	if (cqrs_evidence_has(&broker.evidence, entry->event.position))
+		return;
+	oldcontext = MemoryContextSwitchTo(broker.evidence_context);
+	error = palloc0(sizeof(ErrorData));
+	error->sqlerrcode = fault->sqlerrcode;
+	error->message = pstrdup(fault->message);
+	cqrs_evidence_add(&broker.evidence, entry->event.position, first, suspect,
+					  true, error);
+	MemoryContextSwitchTo(oldcontext);
+}
+
+/*
+ * An event was confirmed: what was rejected before it is at fault, unless there
+ * was more of that than it takes for an outage. Then this is over, and they are
+ * to be tried anew.
+ */
+static void
+passed(CqrsRelay *relay)
+{
+	relay->cursor.delivered++;
+	relay->cursor.passed_at = cqrs_wall_now();
+	broker.unproven = broker.failing = false;
+	if (cqrs_evidence_is_outage(&broker.evidence))
+		forget_evidence();
+	else
+		convict(relay);
+}
+
+/*
+ * What was rejected is at fault.
+ */
+static void
+convict(CqrsRelay *relay)
+{
+	if (broker.evidence.pending == NIL)
+		return;
+	cqrs_evidence_convict(&broker.evidence, relay->subscription,
+						  &relay->cursor, &relay->lanes, LOG);
+	broker.failing = false;
+	forget_evidence();
+}
+
+static void
+forget_evidence(void)
+{
+	memset(&broker.evidence, 0, sizeof(broker.evidence));
+	broker.alone = false;
+	MemoryContextReset(broker.evidence_context);
+}
+
+/*
+ * Nothing has passed since these events were rejected. Whose fault is that? With
+ * read, all was read that there is to try. If the connection is lost, there is no
+ * telling; those that were not tried come first next time.
+ */
+static void
+decide(CqrsRelay *relay, bool read, bool lost, volatile CqrsDelivery *delivery)
+{
+	CqrsEvidence *evidence = &broker.evidence;
+	bool		outage = cqrs_evidence_is_outage(evidence);
+
+	if (evidence->pending == NIL ||
+		(!lost && (outage ? broker.entries.nsent > 0 :
+				   broker.entries.nentries > 0)))
+		return;
+	if (evidence->nsuspects == 0)
+		convict(relay);
+	else if (lost)
+		cqrs_evidence_put_off(evidence, &relay->cursor, cqrs_wall_now());
+	else if (outage || broker.alone ||
+			 (read && broker.read_all && relay->nothers == 0))
+	{
+		cqrs_target_wait(delivery, evidence, &relay->cursor);
+		broker.failing = true;
+		forget_evidence();
+	}
 }
 
 /*
@@ -502,6 +657,7 @@ read_on(CqrsRelay *relay, int64 announced, volatile CqrsDelivery *delivery)
 {
 	bool		due = false;
 
+	broker.new_first |= broker.evidence.pending != NIL;
 	if (announced != 0 || !broker.new_first)
 		due = read_parked(relay, announced, delivery);
 	if (!due && !broker.entries.parked && announced == 0)
@@ -596,8 +752,8 @@ read_parked(CqrsRelay *relay, int64 announced,
 
 /*
  * Parked events that may be sent, each once those of its lane before it are
- * confirmed: of the lanes whose heads have been due for longest. In order of
- * position. What may end the process is announced first.
+ * confirmed: of the lanes whose heads have been due for longest, in that order, so
+ * that each has its turn. What may end the process is announced first.
  */
 static int
 choose_parked(const CqrsCursor *cursor, TimestampTz now, CqrsParked *chosen,
@@ -615,6 +771,8 @@ choose_parked(const CqrsCursor *cursor, TimestampTz now, CqrsParked *chosen,
 			delivery->announce = true;
 			break;
 		}
+		if (cqrs_evidence_has(&broker.evidence, parked.position))
+			continue;
 		do
 		{
 			if (parked.killed || parked.retry_at > now)
@@ -625,17 +783,7 @@ choose_parked(const CqrsCursor *cursor, TimestampTz now, CqrsParked *chosen,
 									   &parked));
 	}
 	cqrs_parked_scan_end(&scan);
-	qsort(chosen, n, sizeof(CqrsParked), compare_parked);
 	return n;
-}
-
-static int
-compare_parked(const void *a, const void *b)
-{
-	int64		left = ((const CqrsParked *) a)->position;
-	int64		right = ((const CqrsParked *) b)->position;
-
-	return (left > right) - (left < right);
 }
 
 /*

@@ -26,7 +26,7 @@ typedef enum CqrsBrokerTask
 
 /* In a transaction. */
 extern void cqrs_target_broker_prepare(CqrsSubscription *subscription,
-									   int partition, bool failed_before);
+									   int partition, int failed_before);
 extern void cqrs_target_broker_exchange(CqrsSubscription *subscription,
 										bool read, int64 announced,
 										const char *lost,

@@ -88,6 +88,8 @@ typedef struct Batch
 	bool		in_worker;
 	TimestampTz deadline;		/* if nothing fails */
 	int			nplain;			/* so many more are not called apart */
+	bool		again;			/* a transient error of the first event does
+								 * not count */
 	bool		one;			/* ends with the first that is handled ... */
 	bool		alone;			/* ... or fails */
 	bool		clean;			/* nothing was handled yet */
@@ -124,10 +126,9 @@ static void end_event(Batch *batch, int level, int subtransactions,
 static void refresh(Batch *batch);
 static void record_failure(Batch *batch, const CqrsEvent *event,
 						   const CqrsParked *parked, ErrorData *error);
+static bool comes_first(const Batch *batch);
 static bool is_first(const Batch *batch, const CqrsParked *parked);
 static void gather(Batch *batch, bool suspect);
-static bool is_known(const Batch *batch, const CqrsParked *parked,
-					 const ErrorData *error);
 static void decide(Batch *batch);
 static bool is_all(const Batch *batch);
 static void finish(Batch *batch, int nparked);
@@ -187,6 +188,7 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 			pace->apart > 0;
 	}
 	batch.nplain = pace->apart > 0 ? pace->plain : INT_MAX;
+	batch.again = pace->again < CQRS_TRANSIENT_TRIES;
 	batch.where.subscription = relay->subscription;
 	batch.registry = cqrs_registry_generation();
 	batch.underway.relay = relay;
@@ -340,18 +342,21 @@ cqrs_target_is_outage(const ErrorData *error)
 void
 cqrs_pace_done(CqrsPace *pace, volatile CqrsDelivery *delivery)
 {
-	pace->plain = 0;
+	pace->plain = pace->again = 0;
 	pace->apart = delivery->nfailed > 0 ? APART_EVENTS :
 		Max(pace->apart - delivery->nevents, 0);
 	pace->new_first = delivery->parked_last;
 }
 
 /*
- * A batch was rolled back after so many of its events were handled.
+ * A batch was rolled back by this error, after so many of its events were
+ * handled.
  */
 void
-cqrs_pace_failed(CqrsPace *pace, int nevents)
+cqrs_pace_failed(CqrsPace *pace, int nevents, const ErrorData *error)
 {
+	if (nevents == 0 && cqrs_error_is_transient(error))
+		pace->again++;
 	pace->plain = nevents;
 	pace->apart = APART_EVENTS;
 }
@@ -496,8 +501,6 @@ finish(Batch *batch, int nparked)
 	int64		seq = cursor->seq;
 
 	decide(batch);
-	if (batch->delivery->nevents > 0)
-		cursor->passed_at = cqrs_wall_now();
 	CQRS_DEBUG_POINT("relay_before_cursor");
 	if (batch->moved)
 		return;
@@ -513,7 +516,8 @@ finish(Batch *batch, int nparked)
 /*
  * Have an event handled: one of the window, or, with parked, that. Returns false
  * if it failed, which was recorded, or can be told when it comes first. Raises an
- * error if it was not called apart, or if the error is no event's fault.
+ * error if it was not called apart, if the error is no event's fault, or if the
+ * event is to be tried again at once.
  */
 static bool
 handle(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
@@ -533,6 +537,7 @@ handle(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 		cqrs_evidence_convict(&batch->evidence, batch->relay.subscription,
 							  &batch->relay.cursor, &batch->relay.lanes,
 							  batch->in_worker ? LOG : WARNING);
+		batch->relay.cursor.passed_at = cqrs_wall_now();
 		batch->clean = false;
 		batch->relay.deadline = batch->deadline;
 		batch->nfailed = 0;
@@ -591,6 +596,7 @@ call_apart(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 	ResourceOwner oldowner = CurrentResourceOwner;
 	CqrsCursor	before = *cursor;
 	ErrorData  *volatile error = NULL;
+	volatile bool all = false;	/* it concerns the whole batch */
 
 	if (cursor->npassed > 0)
 	{
@@ -613,16 +619,16 @@ call_apart(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 		if (batch->in_worker)
 			timed_out = cqrs_handler_timeout_end();
 
-		/* What is nobody's fault concerns the whole batch. */
 		MemoryContextSwitchTo(batch->context);
 		error = CopyErrorData();
-		if (cqrs_blame(error) == CQRS_BLAME_NOBODY ||
+		all = cqrs_blame(error) == CQRS_BLAME_NOBODY ||
+			(batch->again && comes_first(batch) &&
+			 cqrs_error_is_transient(error)) ||
 			(!batch->in_worker &&
-			 error->sqlerrcode == ERRCODE_QUERY_CANCELED))
-			PG_RE_THROW();
+			 error->sqlerrcode == ERRCODE_QUERY_CANCELED);
 		batch->timed_out = timed_out &&
 			error->sqlerrcode == ERRCODE_QUERY_CANCELED;
-		if (batch->in_worker && batch->clean &&
+		if (batch->in_worker && batch->clean && !all &&
 			(batch->timed_out || cqrs_blame(error) == CQRS_BLAME_EVENT))
 			EmitErrorReport();
 		FlushErrorState();
@@ -635,6 +641,8 @@ call_apart(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 	PG_END_TRY();
 	MemoryContextSwitchTo(oldcontext);
 	CurrentResourceOwner = oldowner;
+	if (all)
+		cqrs_error_rethrow(error);
 	return error;
 }
 
@@ -774,12 +782,15 @@ record_failure(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 {
 	CqrsRelay  *relay = &batch->relay;
 	CqrsFault	fault = {error->sqlerrcode, error->message};
+	bool		unproven;
 	bool		suspect;
 
-	/* Who drains does not wait: but for an outage, he is told, and goes on. */
-	suspect = batch->in_worker ?
-		cqrs_blame(error) == CQRS_BLAME_SUSPECT && !batch->timed_out &&
-		!is_known(batch, parked, error) : cqrs_target_is_outage(error);
+	/* What may be over at once is to be tried again first. */
+	unproven = !batch->clean ||
+		(!comes_first(batch) && cqrs_error_is_transient(error));
+	suspect = cqrs_blame(error) == CQRS_BLAME_SUSPECT && !batch->timed_out &&
+		!(parked != NULL && cqrs_fault_is_known(parked, error->sqlerrcode,
+												&relay->cursor));
 	batch->delivery->nfailed++;
 	if (parked == NULL)
 	{
@@ -794,7 +805,7 @@ record_failure(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 		relay->nevents--;
 		relay->nothers++;
 	}
-	if (!batch->clean)
+	if (unproven)
 	{
 		/* Maybe all that come next fail. */
 		if (++batch->nfailed >= (suspect ? CQRS_SUSPECT_LANES :
@@ -853,15 +864,12 @@ gather(Batch *batch, bool suspect)
 }
 
 /*
- * Is it known that this error is the parked event's own: did it count before, or
- * was another lane handled since?
+ * Is the event at hand the first in its transaction?
  */
 static bool
-is_known(const Batch *batch, const CqrsParked *parked, const ErrorData *error)
+comes_first(const Batch *batch)
 {
-	return parked != NULL && parked->sqlerrcode == error->sqlerrcode &&
-		(parked->attempts > 0 ||
-		 parked->failed_at < batch->relay.cursor.passed_at);
+	return batch->clean && batch->delivery->nfailed == 0;
 }
 
 /*
@@ -878,24 +886,33 @@ decide(Batch *batch)
 		return;
 	if (cqrs_evidence_is_outage(evidence) ||
 		(evidence->nsuspects > 0 && (batch->alone || is_all(batch))))
-	{
-		CqrsDelivery *delivery = unvolatize(CqrsDelivery *, batch->delivery);
-
-		delivery->outage = evidence->error->sqlerrcode;
-		delivery->lone = !cqrs_evidence_is_outage(evidence);
-		strlcpy(delivery->message, evidence->error->message,
-				CQRS_DELIVERY_MESSAGE);
-		delivery->failed_until =
-			cqrs_failure_record(cursor->subscription_id, cursor->partition,
-								evidence->error,
-								evidence->nsuspects > 0 ? CQRS_FAILURE_DELAY :
-								CQRS_RUN_DELAY);
-		cqrs_evidence_put_off(evidence, cursor, delivery->failed_until);
-	}
+		cqrs_target_wait(batch->delivery, evidence, cursor);
 	else if (evidence->nsuspects == 0)
 		cqrs_evidence_convict(evidence, batch->relay.subscription, cursor,
 							  &batch->relay.lanes,
 							  batch->in_worker ? LOG : WARNING);
+}
+
+/*
+ * What failed is nobody's fault: it is not tried again before a while. Says in
+ * *delivery why, until when, and whether all wait for that.
+ */
+void
+cqrs_target_wait(volatile CqrsDelivery *delivery, CqrsEvidence *evidence,
+				 CqrsCursor *cursor)
+{
+	CqrsDelivery *result = unvolatize(CqrsDelivery *, delivery);
+
+	result->outage = evidence->error->sqlerrcode;
+	result->lone = !cqrs_evidence_is_outage(evidence);
+	strlcpy(result->message, evidence->error->message, CQRS_DELIVERY_MESSAGE);
+	result->failed_until = cqrs_failure_record(cursor->subscription_id,
+											   cursor->partition,
+											   evidence->error,
+											   evidence->nsuspects > 0 ?
+											   CQRS_FAILURE_DELAY :
+											   CQRS_RUN_DELAY);
+	cqrs_evidence_put_off(evidence, cursor, result->failed_until);
 }
 
 /*

@@ -10,6 +10,7 @@
 
 #include "cqrs_outbox.h"
 
+#include "blame.h"
 #include "registry.h"
 #include "relay.h"
 #include "utils/timestamp.h"
@@ -34,6 +35,8 @@ typedef struct CqrsDelivery
 	char		message[CQRS_DELIVERY_MESSAGE]; /* ... why ... */
 	bool		lone;			/* ... there is no other lane to tell by */
 	TimestampTz failed_until;	/* ... not to be tried again before */
+	bool		failing;		/* to a broker: that was so last, and nothing
+								 * has passed since */
 } CqrsDelivery;
 
 /*
@@ -44,11 +47,14 @@ typedef struct CqrsPace
 {
 	int			plain;			/* with apart, so many are not yet */
 	int			apart;			/* so many events are to be called apart */
+	int			again;			/* so often the first event met an error that
+								 * may be over at once */
 	bool		new_first;		/* new ones before those that are parked */
 } CqrsPace;
 
 extern void cqrs_pace_done(CqrsPace *pace, volatile CqrsDelivery *delivery);
-extern void cqrs_pace_failed(CqrsPace *pace, int nevents);
+extern void cqrs_pace_failed(CqrsPace *pace, int nevents,
+							 const ErrorData *error);
 
 extern void cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 								const CqrsPace *pace, bool alone,
@@ -61,6 +67,8 @@ extern bool cqrs_target_failed(CqrsSubscription *subscription, int partition,
 extern int64 cqrs_target_announce(CqrsSubscription *subscription,
 								  int partition,
 								  volatile CqrsDelivery *delivery);
+extern void cqrs_target_wait(volatile CqrsDelivery *delivery,
+							 CqrsEvidence *evidence, CqrsCursor *cursor);
 extern bool cqrs_target_is_outage(const ErrorData *error);
 
 #endif							/* CQRS_TARGET_HANDLER_H */

@@ -130,6 +130,7 @@ static void blame_overdue(int code, Datum arg);
 static void deliver(void);
 static bool others_wait(TimestampTz start);
 static Outcome deliver_some(Job *job, int *careful);
+static bool is_waiting(Job *job);
 static Outcome failed_to_deliver(Job *job, ErrorData *error);
 static void flush_commits(Job *job);
 static Outcome deliver_some_to_broker(Job *job, int *careful);
@@ -315,7 +316,9 @@ deliver(void)
 		if (job.flush_at != 0 && cqrs_steady_now() >= job.flush_at)
 			flush_commits(&job);
 		CHECK_FOR_INTERRUPTS();
-		if (others_wait(start))
+
+		/* But not between the tries of one attempt, which would be forgotten. */
+		if (job.pace.again == 0 && others_wait(start))
 		{
 			if (cqrs_target_broker_pending() == 0)
 			{
@@ -420,26 +423,35 @@ deliver_some(Job *job, int *careful)
 	if (job->one_by_one > 0)
 		job->one_by_one--;
 	cqrs_pace_done(&job->pace, &job->delivery);
-	if (job->delivery.outage != 0)
-	{
-		ereport(LOG,
-				(errcode(job->delivery.outage),
-				 job->delivery.lone ?
-				 errmsg("an event fails, and there is no other to tell by whose fault that is") :
-				 errmsg("events fail, and none is to blame"),
-				 errdetail_internal("%s", job->delivery.message)));
-
-		/* What comes next shows whose fault it is. */
-		if (!job->delivery.lone)
-		{
-			job->failed_until = job->delivery.failed_until;
-			return FAILED;
-		}
-	}
+	if (is_waiting(job))
+		return FAILED;
 	if (job->delivery.announce)
 		*careful = Max(*careful, 1);
 	return job->delivery.more || job->announced != 0 || *careful > 0 ?
 		DELIVERED : DRAINED;
+}
+
+/*
+ * Is what was delivered last to wait, because it failed and no event is to blame?
+ * Says so in the log.
+ */
+static bool
+is_waiting(Job *job)
+{
+	if (job->delivery.outage == 0)
+		return false;
+	ereport(LOG,
+			(errcode(job->delivery.outage),
+			 job->delivery.lone ?
+			 errmsg("an event fails, and there is no other to tell by whose fault that is") :
+			 errmsg("events fail, and none is to blame"),
+			 errdetail_internal("%s", job->delivery.message)));
+
+	/* What comes next shows whose fault it is. */
+	if (job->delivery.lone)
+		return false;
+	job->failed_until = job->delivery.failed_until;
+	return true;
 }
 
 /*
@@ -463,11 +475,18 @@ failed_to_deliver(Job *job, ErrorData *error)
 			return DELIVERED;
 		}
 		job->position = job->delivery.last;
+		if (cqrs_error_is_transient(error) && job->announced == 0 &&
+			job->pace.again < CQRS_TRANSIENT_TRIES)
+		{
+			job->pace.again++;
+			FreeErrorData(error);
+			return DELIVERED;
+		}
 	}
 	else if (job->announced == 0 && !job->outage && job->position != 0)
 	{
 		/* Those before it, again; then it is called apart. */
-		cqrs_pace_failed(&job->pace, nevents);
+		cqrs_pace_failed(&job->pace, nevents, error);
 		FreeErrorData(error);
 		return DELIVERED;
 	}
@@ -598,6 +617,11 @@ exchange_with_broker(Job *job, int *careful)
 	{
 		cqrs_target_broker_close();
 		record_outage(job, error);
+		return FAILED;
+	}
+	if (is_waiting(job))
+	{
+		cqrs_target_broker_close();
 		return FAILED;
 	}
 	if (!job->called)
@@ -775,9 +799,11 @@ run_announce(CqrsSubscription *subscription, Job *job)
 static void
 run_prepare(CqrsSubscription *subscription, Job *job)
 {
+	int			failed_before;
+
 	job->prepared = false;
 	job->failed_until = cqrs_failure_retry_at(job->subscription_id,
-											  job->partition);
+											  job->partition, &failed_before);
 	if (job->failed_until > cqrs_wall_now())
 		return;
 	if (subscription->state != CQRS_SUBSCRIPTION_ACTIVE)
@@ -801,8 +827,7 @@ run_prepare(CqrsSubscription *subscription, Job *job)
 								   &crash, CQRS_FAILURE_DELAY);
 		cqrs_commit_durably();
 	}
-	cqrs_target_broker_prepare(subscription, job->partition,
-							   job->failed_until != 0);
+	cqrs_target_broker_prepare(subscription, job->partition, failed_before);
 	job->prepared = true;
 }
 
@@ -813,9 +838,9 @@ run_exchange(CqrsSubscription *subscription, Job *job)
 								!job->finish && (!job->careful || job->announced != 0),
 								job->announced, job->lost, &job->delivery);
 
-	/* It is not enough that it can be connected to. */
+	/* It is not enough that it can be connected to, or rejects what is sent. */
 	if (job->delivery.nevents > 0 ||
-		(!job->finish && !job->delivery.more))
+		(!job->finish && !job->delivery.more && !job->delivery.failing))
 		cqrs_failure_clear(job->subscription_id, job->partition);
 }
 
