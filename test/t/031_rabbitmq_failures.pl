@@ -1,7 +1,7 @@
 # Whatever goes wrong with RabbitMQ, the status says what, in words that a
-# person can act on. A fault of the connection is no event's attempt; when it is
-# over, everything is delivered, in order by key. What the broker rejects is
-# tried again, and given up in the end.
+# person can act on. A fault of the connection is no event's attempt, nor is one of
+# a broker that rejects everything; when it is over, everything is delivered, in
+# order by key. What alone is rejected is tried again, and given up in the end.
 
 use strict;
 use warnings;
@@ -23,7 +23,7 @@ $node->safe_psql('postgres', q(
 	SELECT cqrs_register_event('happened', 'things')));
 $broker->create_server($node, 'postgres', 'events', port => $broker->{port}, heartbeat => 1, connect_timeout => 2);
 $node->safe_psql('postgres', q(
-	SELECT cqrs_subscribe('out', ARRAY['things'], server => 'events', max_attempts => 0,
+	SELECT cqrs_subscribe('out', ARRAY['things'], server => 'events', max_attempts => 3,
 						  retry_delay => '100 ms', max_retry_delay => '500 ms')));
 
 my $at = "RabbitMQ at 127.0.0.1:$broker->{port}";
@@ -64,6 +64,20 @@ sub is_failing
 	return;
 }
 
+# is_rejecting(TEXT, NAME): until everything is rejected, and no event to blame.
+sub is_rejecting
+{
+	my ($text, $name) = @_;
+
+	ok(RabbitMQ::wait_error($node, 'postgres', 'out', $text), "$name: the status says so");
+	ok($node->poll_query_until('postgres', 'SELECT max(failures) > 4 FROM cqrs.failure'), "$name: it is tried again and again");
+	is($node->safe_psql('postgres', "SELECT count(*), bool_and(detail LIKE '%: ' || \$\$$text\$\$)::text FROM cqrs_health() WHERE severity = 'error' AND object = 'subscription \"out\"'"),
+		'1|true', "$name: cqrs_health() says why");
+	is($node->safe_psql('postgres', q(SELECT max(attempts), (SELECT count(*) FROM cqrs.dead_letter) FROM cqrs.retry)),
+		'0|0', "$name: no attempt is counted");
+	return;
+}
+
 # is_delivered(NAME, QUEUE): all that was emitted since the last call, in order
 # by key once duplicates are removed.
 sub is_delivered
@@ -88,11 +102,10 @@ sub is_delivered
 emit(100);
 is_failing("could not connect to $at: connection refused; nothing listens there", 'broker down');
 $broker->start;
+is_rejecting("queue \"things\" does not exist in vhost \"/\" of $at (NO_ROUTE)", 'no queue yet');
+emit(100);
 $broker->command('queue things');
-is_delivered('broker up');
-
-# What was rejected before there was the queue has not been given up; but from here on.
-$node->safe_psql('postgres', "SELECT cqrs_alter_subscription('out', max_attempts => 3)");
+is_delivered('broker up, queue made');
 
 # Stopped, and started again.
 $broker->stop;
@@ -198,17 +211,27 @@ for my $alarm ([ 'disk', 'set_disk_free_limit', [ '100000GB' ], ['1MB'] ],
 	is_delivered("$name alarm over");
 }
 
-# There is no such queue: each event comes back, has its attempts, and is given
-# up. Once the queue is there, the dead letters go to it.
+# There is no such queue: everything comes back, and is no event's fault. Once the
+# queue is there, all goes to it.
 server("ADD routing_key 'elsewhere'");
 emit(20);
-ok(RabbitMQ::wait_status($node, 'postgres', 'out', '0/0/0/20'), 'queue missing: events are given up');
-is($node->safe_psql('postgres', "SELECT DISTINCT attempts, sqlstate, error FROM cqrs_dead_letters('out')"),
-	"3|HV000|queue \"elsewhere\" does not exist in vhost \"/\" of $at (NO_ROUTE)", 'queue missing: after their attempts, with the reason');
-ok(RabbitMQ::wait_error($node, 'postgres', 'out', 'queue "elsewhere" does not exist'), 'queue missing: the status says so');
+is_rejecting("queue \"elsewhere\" does not exist in vhost \"/\" of $at (NO_ROUTE)", 'queue missing');
 $broker->command('queue elsewhere');
+is_delivered('queue made', 'elsewhere');
+
+# There is one for all keys but one: its events have their attempts, and are given
+# up. Once it is there for them, too, the dead letters go to it.
+$broker->command('exchange keys direct', map { "bind elsewhere keys $_" } 0 .. 3);
+server("ADD exchange 'keys', SET routing_key '{key}'");
+emit(5);
+ok(RabbitMQ::wait_status($node, 'postgres', 'out', '0/0/0/1'), 'no binding for one key: its event is given up');
+is($node->safe_psql('postgres', "SELECT key, attempts, sqlstate, error FROM cqrs_dead_letters('out')"),
+	"4|3|HV000|no queue is bound to exchange \"keys\" for routing key \"4\" in vhost \"/\" of $at (NO_ROUTE)",
+	'no binding for one key: after its attempts, with the reason');
+$broker->command('bind elsewhere keys 4');
 $node->safe_psql('postgres', "SELECT cqrs_redrive('out')");
-is_delivered('queue made, dead letters redriven', 'elsewhere');
+is_delivered('bound, dead letter redriven', 'elsewhere');
+server('DROP exchange');
 
 # What cannot be routed is discarded, if the server says so.
 server("SET routing_key 'nowhere', ADD mandatory 'false'");
