@@ -170,6 +170,31 @@ SELECT * FROM outbox;
 SELECT cqrs_alter_subscription('things', 'on_thing(cqrs_event)');
 SELECT cqrs_drain('things') AS delivered;
 
+-- what may be over at once
+CREATE SEQUENCE tries;
+CREATE FUNCTION on_busy(event cqrs_event) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	IF nextval('tries') <= 3 THEN
+		RAISE serialization_failure;
+	END IF;
+	INSERT INTO handled (n) VALUES ((cqrs_context()).attempt);
+END $$;
+TRUNCATE handled RESTART IDENTITY;
+SELECT cqrs_alter_subscription('things', 'on_busy(cqrs_event)');
+SELECT emit_retry('a', '{18}');
+SELECT cqrs_drain('things') AS delivered;
+SELECT n AS attempt FROM handled;
+SELECT count(*) FROM cqrs.retry;
+DROP SEQUENCE tries;
+
+-- no other to tell by: who drains is told, and it is no attempt
+SELECT emit_retry('a', '{19}');
+SELECT cqrs_drain('things') AS delivered;
+SELECT attempts, sqlstate FROM cqrs.retry;
+SELECT cqrs_seek('things', 'latest');
+SELECT cqrs_alter_subscription('things', 'on_thing(cqrs_event)');
+DROP FUNCTION on_busy(cqrs_event);
+
 -- privileges
 CREATE ROLE regress_cqrs_nobody;
 GRANT EXECUTE ON FUNCTION cqrs_redrive, cqrs_discard, cqrs_alter_subscription TO regress_cqrs_nobody;

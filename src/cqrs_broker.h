@@ -106,7 +106,8 @@ typedef struct CqrsBrokerMessage
 typedef enum CqrsBrokerOutcome
 {
 	CQRS_BROKER_CONFIRMED,		/* the broker has it, durably */
-	CQRS_BROKER_REJECTED,		/* not this one; it may be tried again */
+	CQRS_BROKER_REJECTED,		/* not now: if it takes others, that is this
+								 * one's fault */
 	CQRS_BROKER_REFUSED			/* not this one, and never; no use trying */
 } CqrsBrokerOutcome;
 
