@@ -135,7 +135,7 @@ cqrs_evidence_has(const CqrsEvidence *evidence, int64 position)
 
 	foreach(lc, evidence->pending)
 		if (((Pending *) lfirst(lc))->position == position)
-			return true;
+		return true;
 	return false;
 }
 

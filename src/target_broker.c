@@ -590,12 +590,12 @@ decide(CqrsRelay *relay, bool read, bool lost, volatile CqrsDelivery *delivery)
 	CqrsEvidence *evidence = &broker.evidence;
 	bool		outage = cqrs_evidence_is_outage(evidence);
 
-	if (evidence->pending == NIL ||
-		(!lost && (outage ? broker.entries.nsent > 0 :
-				   broker.entries.nentries > 0)))
+	if (evidence->pending == NIL || (!lost && broker.entries.nsent > 0))
 		return;
 	if (evidence->nsuspects == 0)
 		convict(relay);
+	else if (!lost && !outage && broker.entries.nentries > 0)
+		return;
 	else if (lost)
 		cqrs_evidence_put_off(evidence, &relay->cursor, cqrs_wall_now());
 	else if (outage || broker.alone ||
