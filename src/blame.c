@@ -134,8 +134,10 @@ cqrs_evidence_has(const CqrsEvidence *evidence, int64 position)
 	ListCell   *lc;
 
 	foreach(lc, evidence->pending)
+	{
 		if (((Pending *) lfirst(lc))->position == position)
-		return true;
+			return true;
+	}
 	return false;
 }
 
