@@ -93,6 +93,8 @@ typedef struct Batch
 	bool		one;			/* ends with the first that is handled ... */
 	bool		alone;			/* ... or fails */
 	bool		clean;			/* nothing was handled yet */
+	bool		passed;			/* the cursor is to say when, see
+								 * note_passed() */
 	bool		is_short;		/* it does not wait for the disk alone */
 	CqrsEvidence evidence;		/* of what failed while it was clean */
 	int			enough;			/* lanes of it */
@@ -126,6 +128,7 @@ static void end_event(Batch *batch, int level, int subtransactions,
 static void refresh(Batch *batch);
 static void record_failure(Batch *batch, const CqrsEvent *event,
 						   const CqrsParked *parked, ErrorData *error);
+static void note_passed(Batch *batch);
 static bool comes_first(const Batch *batch);
 static bool is_first(const Batch *batch, const CqrsParked *parked);
 static void gather(Batch *batch, bool suspect);
@@ -500,6 +503,7 @@ finish(Batch *batch, int nparked)
 	CqrsCursor *cursor = &relay->cursor;
 	int64		seq = cursor->seq;
 
+	note_passed(batch);
 	decide(batch);
 	CQRS_DEBUG_POINT("relay_before_cursor");
 	if (batch->moved)
@@ -537,7 +541,7 @@ handle(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 		cqrs_evidence_convict(&batch->evidence, batch->relay.subscription,
 							  &batch->relay.cursor, &batch->relay.lanes,
 							  batch->in_worker ? LOG : WARNING);
-		batch->relay.cursor.passed_at = cqrs_wall_now();
+		batch->passed = true;
 		batch->clean = false;
 		batch->relay.deadline = batch->deadline;
 		batch->nfailed = 0;
@@ -785,6 +789,8 @@ record_failure(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 	bool		unproven;
 	bool		suspect;
 
+	note_passed(batch);
+
 	/* What may be over at once is to be tried again first. */
 	unproven = !batch->clean ||
 		(!comes_first(batch) && cqrs_error_is_transient(error));
@@ -861,6 +867,18 @@ gather(Batch *batch, bool suspect)
 		relay->deadline = evidence->nlanes >= CQRS_FAILING_LANES ? batch->deadline :
 			Max(batch->deadline,
 				TimestampTzPlusMilliseconds(relay->began, EVIDENCE_DURATION));
+}
+
+/*
+ * The cursor says when an event passed last: looked up not for each of them, but
+ * before anything else is recorded. So it is not later than what fails next.
+ */
+static void
+note_passed(Batch *batch)
+{
+	if (batch->passed)
+		batch->relay.cursor.passed_at = cqrs_wall_now();
+	batch->passed = false;
 }
 
 /*
