@@ -10,6 +10,7 @@
 MODULE_big = cqrs_outbox
 OBJS = \
 	src/adopt.o \
+	src/attempt.o \
 	src/blame.o \
 	src/breaker.o \
 	src/broker_entry.o \

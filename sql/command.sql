@@ -67,6 +67,7 @@ SELECT cqrs_unregister_command(NULL);
 
 -- dispatching
 SELECT cqrs_send('NoSuchCommand');
+\echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_send(NULL);
 SELECT cqrs_send('int', NULL);
 SELECT cqrs_send('int', '[1, 2]');

@@ -61,8 +61,10 @@ cqrs_blame(const ErrorData *error)
 		case ERRCODE_FEATURE_NOT_SUPPORTED:
 		case ERRCODE_INVALID_SQL_STATEMENT_NAME:
 		case ERRCODE_INSUFFICIENT_PRIVILEGE:
+		case ERRCODE_CQRS_NOT_REGISTERED:
 			return CQRS_BLAME_SUSPECT;
 		case ERRCODE_READ_ONLY_SQL_TRANSACTION:
+		case ERRCODE_CQRS_WAIT:
 			return CQRS_BLAME_NOBODY;
 	}
 	switch (ERRCODE_TO_CATEGORY(error->sqlerrcode))
@@ -88,6 +90,19 @@ cqrs_error_is_transient(const ErrorData *error)
 	return error->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE ||
 		error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED ||
 		error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE;
+}
+
+/*
+ * What is recorded of an event that failed with this error, in memory as long as
+ * that.
+ */
+CqrsFault
+cqrs_fault_of(const ErrorData *error)
+{
+	CqrsFault	fault = {error->sqlerrcode, error->message};
+
+	fault.final = error->sqlerrcode == ERRCODE_CQRS_GIVE_UP;
+	return fault;
 }
 
 /*
@@ -176,7 +191,7 @@ cqrs_evidence_convict(CqrsEvidence *evidence,
 	foreach(lc, evidence->pending)
 	{
 		Pending    *pending = (Pending *) lfirst(lc);
-		CqrsFault	fault = {pending->error->sqlerrcode};
+		CqrsFault	fault = cqrs_fault_of(pending->error);
 		CqrsParked	parked;
 
 		if (!pending->told)
@@ -185,7 +200,6 @@ cqrs_evidence_convict(CqrsEvidence *evidence,
 					 errmsg("could not deliver position " INT64_FORMAT " to subscription \"%s\"",
 							pending->position, subscription->name),
 					 errdetail_internal("%s", pending->error->message)));
-		fault.message = pending->error->message;
 		if (!cqrs_parked_find(cursor, pending->position, &parked))
 			continue;
 		cqrs_parked_failed(&parked, subscription, cursor, &fault, false);
@@ -209,10 +223,9 @@ cqrs_evidence_put_off(CqrsEvidence *evidence, CqrsCursor *cursor,
 	foreach(lc, evidence->pending)
 	{
 		Pending    *pending = (Pending *) lfirst(lc);
-		CqrsFault	fault = {pending->error->sqlerrcode};
+		CqrsFault	fault = cqrs_fault_of(pending->error);
 		CqrsParked	parked;
 
-		fault.message = pending->error->message;
 		if (!cqrs_parked_find(cursor, pending->position, &parked))
 			continue;
 		parked.retry_at = retry_at;

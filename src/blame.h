@@ -45,6 +45,7 @@ typedef struct CqrsEvidence
 
 extern CqrsBlame cqrs_blame(const ErrorData *error);
 extern bool cqrs_error_is_transient(const ErrorData *error);
+extern CqrsFault cqrs_fault_of(const ErrorData *error);
 extern bool cqrs_fault_is_known(const CqrsParked *parked, int sqlerrcode,
 								const CqrsCursor *cursor);
 extern void cqrs_evidence_add(CqrsEvidence *evidence, int64 position,

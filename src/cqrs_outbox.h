@@ -45,8 +45,21 @@ extern TimestampTz cqrs_debug_wall_clock(void);
 /* A correlation id set by a session is at most as many. */
 #define CQRS_CORRELATION_ID_LEN	255
 
-/* A receipt that is not the newest of its partition, or no receipt at all. */
+/*
+ * A class of SQLSTATEs of our own: what a program must tell from a handler's
+ * errors, ...
+ *	NOT_REGISTERED	a command or a query
+ *	KEY_REUSED		an idempotency key, for another request
+ *	INVALID_RECEIPT	not the newest of its partition, or none at all
+ * ... and what an event's handler raises that knows whose fault its failure is:
+ *	GIVE_UP			the event's, for good
+ *	WAIT			no event's
+ */
+#define ERRCODE_CQRS_NOT_REGISTERED		MAKE_SQLSTATE('O','B','0','0','1')
+#define ERRCODE_CQRS_KEY_REUSED			MAKE_SQLSTATE('O','B','0','0','2')
 #define ERRCODE_CQRS_INVALID_RECEIPT	MAKE_SQLSTATE('O','B','0','0','3')
+#define ERRCODE_CQRS_GIVE_UP			MAKE_SQLSTATE('O','B','1','0','0')
+#define ERRCODE_CQRS_WAIT				MAKE_SQLSTATE('O','B','1','0','1')
 
 /* Settings; described in guc.c. */
 extern bool cqrs_deliver;

@@ -363,7 +363,7 @@ is_of_role(const CqrsIdempotencyKey *key, const Datum *values)
 }
 
 /*
- * Is what is stored of the same command and payload? Raises 42710 if not.
+ * Is what is stored of the same command and payload? Raises OB002 if not.
  */
 static void
 check_same_request(const CqrsIdempotencyKey *key,
@@ -378,7 +378,7 @@ check_same_request(const CqrsIdempotencyKey *key,
 			   VARSIZE(request) - VARHDRSZ) == 0)
 		return;
 	ereport(ERROR,
-			(errcode(ERRCODE_DUPLICATE_OBJECT),
+			(errcode(ERRCODE_CQRS_KEY_REUSED),
 			 same_command ?
 			 errmsg("idempotency key \"%s\" was used with another payload of command \"%s\"",
 					text_to_cstring(key->text), stored->command_name) :

@@ -124,7 +124,7 @@ cqrs_unregister_command(PG_FUNCTION_ARGS)
 	if (cqrs_admin_execute("DELETE FROM cqrs.command WHERE command_name = $1",
 						   1, types, values, NULL) == 0)
 		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				(errcode(ERRCODE_CQRS_NOT_REGISTERED),
 				 errmsg("command \"%s\" is not registered", name)));
 	cqrs_admin_end(&admin);
 	PG_RETURN_VOID();
@@ -257,7 +257,7 @@ cqrs_command_get(const char *name, CqrsCommandKind kind)
 	command = cqrs_registry_command(name);
 	if (command == NULL)
 		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				(errcode(ERRCODE_CQRS_NOT_REGISTERED),
 				 errmsg("%s \"%s\" is not registered", kind_name, name),
 				 errhint("Register it with %s.",
 						 kind == CQRS_QUERY ? "cqrs_register_query()" :
@@ -443,7 +443,7 @@ command_by_type(Oid typid)
 	entry = hash_search(commands_by_type, &typid, HASH_FIND, NULL);
 	if (entry == NULL)
 		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				(errcode(ERRCODE_CQRS_NOT_REGISTERED),
 				 errmsg("no command takes type %s",
 						format_type_extended(typid, -1,
 											 FORMAT_TYPE_ALLOW_INVALID)),

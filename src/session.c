@@ -108,13 +108,14 @@ cqrs_session_begin_event(bool in_worker)
 
 /*
  * Fire what the handler's event deferred to the end of its transaction: in a
- * worker, in the top transaction, outside of any query. Raises what the triggers
+ * worker, outside of any query, in the transaction, or in the subtransaction that
+ * began with the event. What is fired there is forgotten by the server, though it
+ * may be rolled back yet: nothing was deferred before. Raises what the triggers
  * raise.
  */
 void
 cqrs_session_fire_deferred(void)
 {
-	Assert(GetCurrentTransactionNestLevel() == 1);
 	AfterTriggerFireDeferred();
 }
 

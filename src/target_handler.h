@@ -61,12 +61,6 @@ extern void cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 								int64 parked_position, TimestampTz now,
 								bool in_worker,
 								volatile CqrsDelivery *delivery);
-extern bool cqrs_target_failed(CqrsSubscription *subscription, int partition,
-							   int64 position, const ErrorData *error,
-							   bool counted);
-extern int64 cqrs_target_announce(CqrsSubscription *subscription,
-								  int partition,
-								  volatile CqrsDelivery *delivery);
 extern void cqrs_target_wait(volatile CqrsDelivery *delivery,
 							 CqrsEvidence *evidence, CqrsCursor *cursor);
 extern bool cqrs_target_is_outage(const ErrorData *error);

@@ -54,6 +54,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
 
+#include "attempt.h"
 #include "blame.h"
 #include "broker_server.h"
 #include "catalog.h"
@@ -108,7 +109,8 @@ typedef struct Job
 	bool		shown;			/* in pg_stat_activity */
 	bool		cleared;		/* it is recorded that it works */
 	bool		committing;		/* the rest is done */
-	bool		outage;			/* the error is no event's fault */
+	bool		outage;			/* the error is no event's fault ... */
+	bool		suspect;		/* ... or may be none */
 	TimestampTz flush_at;		/* wait for the disk then; 0: for nothing */
 	TimestampTz failed_until;
 } Job;
@@ -714,6 +716,7 @@ run(JobFunction function, Job *job)
 		error = CopyErrorData();
 		timed_out = cqrs_handler_timeout_end();
 		job->outage = is_outage(job, error, timed_out);
+		job->suspect = !timed_out && cqrs_blame(error) == CQRS_BLAME_SUSPECT;
 		if (job->committing ? job->delivery.nevents <= 1 :
 			job->delivery.position == 0 || job->announced != 0 ||
 			job->outage ||
@@ -738,9 +741,11 @@ run(JobFunction function, Job *job)
 static bool
 is_outage(const Job *job, const ErrorData *error, bool timed_out)
 {
+	if (cqrs_blame(error) == CQRS_BLAME_NOBODY)
+		return true;
 	if (!job->committing && job->delivery.position != 0 &&
 		job->announced == 0)
-		return cqrs_blame(error) == CQRS_BLAME_NOBODY;
+		return false;
 	return cqrs_target_is_outage(error) &&
 		!(timed_out && error->sqlerrcode == ERRCODE_QUERY_CANCELED);
 }
@@ -847,17 +852,27 @@ run_exchange(CqrsSubscription *subscription, Job *job)
 static void
 run_record_event(CqrsSubscription *subscription, Job *job)
 {
-	(void) cqrs_target_failed(subscription, job->partition, job->position,
-							  job->error, job->announced != 0);
+	if (job->announced != 0 && job->suspect)
+		cqrs_target_void_attempt(subscription, job->partition, job->position,
+								 job->error,
+								 TimestampTzPlusMilliseconds(cqrs_wall_now(),
+															 CQRS_FAILURE_DELAY));
+	else
+		(void) cqrs_target_failed(subscription, job->partition, job->position,
+								  job->error, job->announced != 0);
 }
 
 static void
 run_record_outage(CqrsSubscription *subscription, Job *job)
 {
-	if (lock_cursor(subscription, job))
-		job->failed_until = cqrs_failure_record(job->subscription_id,
-												job->partition, job->error,
-												CQRS_FAILURE_DELAY);
+	if (!lock_cursor(subscription, job))
+		return;
+	job->failed_until = cqrs_failure_record(job->subscription_id,
+											job->partition, job->error,
+											CQRS_FAILURE_DELAY);
+	if (job->announced != 0)
+		cqrs_target_void_attempt(subscription, job->partition, job->announced,
+								 job->error, job->failed_until);
 }
 
 /*

@@ -10,7 +10,7 @@ use Test::More;
 
 use CqrsTest;
 
-my $node = new_server('main', "log_statement = none\n");
+my $node = new_server('main', "log_statement = none\nrestart_after_crash = on\n");
 
 $node->start;
 query(q(
@@ -79,6 +79,15 @@ sub dead
 {
 	return query(q(WITH d AS (SELECT key, attempts, sqlstate FROM cqrs_dead_letters('s'))
 		SELECT string_agg(concat_ws('/', key, attempts, sqlstate), ' ' ORDER BY key) FROM d));
+}
+
+# crash(): of the server, by one of its processes; it comes back
+sub crash
+{
+	my $pid = query("SELECT pid FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox launcher'");
+
+	kill 'KILL', $pid or die "kill $pid: $!";
+	$node->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $pid") or die 'the server did not come back';
 }
 
 sub attempts { return query('SELECT coalesce(max(attempts), 0) FROM cqrs.retry'); }
@@ -174,6 +183,37 @@ does('few' => '23502');
 wait_for('lag_events = 0 AND waiting = 0 AND retrying = 0 AND dead = 1', '... once it is not, delivered');
 is(handled(), 'readonly', '... each to its fate');
 unlike(slurp_file($node->logfile), qr/unexpected state/, '... by a worker that lived through it');
+query("SELECT cqrs_discard('s')");
+
+# The handler knows: it is no event's fault. After a crash, when each attempt is
+# counted before it begins, nothing counts that may be nobody's fault, either.
+for my $case ([ 'OB101', 0 ], [ 'OB101', 1 ], [ '42P01', 1 ])
+{
+	my ($state, $crash) = @$case;
+	my $what = $state . ($crash ? ' after a crash' : '');
+	my $since;
+
+	does('%' => $state);
+	emit('waits', 'behind');
+	ok(problem('handler_failing'), "$what: cqrs_health() says so");
+	crash() if $crash;
+	$since = query('SELECT clock_timestamp()');
+	ok($node->poll_query_until('postgres', $crash ? "SELECT min(failed_at) > '$since' FROM cqrs.retry" :
+			'SELECT max(failures) > 3 FROM cqrs.failure'), "$what: it is tried again");
+	is(attempts(), 0, "$what: nothing of it is an attempt") unless $crash;
+	does();
+	wait_for('lag_events = 0 AND waiting = 0 AND retrying = 0 AND dead = 0', "$what: in the end it is delivered");
+	is(handled(), 'behind waits', "$what: ... with what came behind it, each at the first attempt");
+}
+
+# Or the handler knows that it is the event's for good, of however many.
+my @given_up = map { sprintf 'given%02d', $_ } 1 .. 30;
+does('given%' => 'OB100');
+emit(@given_up, 'good');
+wait_for('lag_events = 0 AND waiting = 0 AND retrying = 0 AND dead = 30', 'OB100: the handler gives events up, more in a row than it takes for a broken one');
+is(dead(), join(' ', map { "$_/1/OB100" } @given_up), '... each at the first attempt');
+is(handled(), 'good', '... the others are delivered');
+is(query('SELECT count(*) FROM cqrs.failure'), 0, '... and nothing is wrong');
 query("SELECT cqrs_discard('s')");
 
 # A handler that is broken: all fail, whatever the class.
