@@ -1,0 +1,28 @@
+/*-------------------------------------------------------------------------
+ *
+ * topic.h
+ *	  Topics and event types.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_TOPIC_H
+#define CQRS_TOPIC_H
+
+#include "base/cqrs_outbox.h"
+
+#include "utils/timestamp.h"
+
+#include "registry/registry.h"
+
+extern int32 cqrs_topic_create(const char *name, Interval *retention,
+							   bool may_emit);
+extern void cqrs_topic_drop(const char *name, bool force);
+extern bool cqrs_topic_allows_role(const CqrsTopic *topic, AclMode mode,
+								   Oid role);
+extern bool cqrs_topic_allows(const CqrsTopic *topic, AclMode mode);
+extern bool cqrs_topic_keep(const CqrsTopic *topic);
+extern void cqrs_topic_require(const CqrsTopic *topic, AclMode mode);
+extern void cqrs_topic_set_native(int32 topic_id);
+extern void cqrs_event_type_require_payload(const CqrsEventType *event_type);
+
+#endif							/* CQRS_TOPIC_H */

@@ -1,0 +1,183 @@
+/*-------------------------------------------------------------------------
+ *
+ * registry.h
+ *	  The backend's copy of what is registered.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_REGISTRY_H
+#define CQRS_REGISTRY_H
+
+#include "base/cqrs_outbox.h"
+
+#include "utils/hsearch.h"
+#include "utils/timestamp.h"
+
+#include "registry/handler.h"
+
+typedef struct CqrsTopic
+{
+	char		name[NAMEDATALEN];	/* hash key */
+	int32		topic_id;
+	int64		retention;		/* in milliseconds */
+	int			current_segment;
+	TimestampTz opened_at[CQRS_SEGMENTS];	/* 0: never */
+	bool		native;			/* false: restored, and not adopted */
+	struct CqrsSubscription *runner;	/* runs its commands: see enqueue.c;
+										 * NULL: it has no commands */
+	Oid			view;			/* InvalidOid: somebody dropped it */
+	Oid			segments[CQRS_SEGMENTS];	/* the same */
+} CqrsTopic;
+
+/* A function called around each dispatch; see middleware.c. */
+typedef struct CqrsMiddleware
+{
+	struct CqrsMiddleware *next;	/* further in */
+	int32		priority;
+	int64		seq;
+	CqrsHandler handler;
+} CqrsMiddleware;
+
+/* A function called in the transaction that emits; see domain_event.c. */
+typedef struct CqrsEventHandler
+{
+	struct CqrsEventHandler *next;	/* registered after this one */
+	int64		seq;
+	Oid			checked_type;	/* the argument's type that was found good */
+	CqrsHandler handler;
+} CqrsEventHandler;
+
+typedef struct CqrsEventType
+{
+	char		name[NAMEDATALEN];	/* hash key */
+	CqrsTopic  *topic;			/* NULL: its events are for handlers only */
+	Oid			payload_type;
+	CqrsEventHandler *handlers; /* NULL: none */
+} CqrsEventType;
+
+typedef enum CqrsCommandKind
+{
+	CQRS_COMMAND,				/* cqrs_send() */
+	CQRS_QUERY,					/* cqrs_query() */
+	CQRS_STREAM					/* cqrs_stream() */
+} CqrsCommandKind;
+
+typedef struct CqrsCommand
+{
+	char		name[NAMEDATALEN];	/* hash key */
+	CqrsCommandKind kind;
+	int			nhandlers;		/* more than one only of a CQRS_COMMAND */
+	CqrsHandler *handlers;		/* in the order in which they are tried */
+} CqrsCommand;
+
+typedef enum CqrsSubscriptionState
+{
+	CQRS_SUBSCRIPTION_ACTIVE,
+	CQRS_SUBSCRIPTION_PAUSED,
+	CQRS_SUBSCRIPTION_SUSPENDED
+} CqrsSubscriptionState;
+
+/* Times are in milliseconds; see table cqrs.subscription. */
+typedef struct CqrsSubscription
+{
+	char		name[NAMEDATALEN];	/* hash key */
+	int32		subscription_id;
+	Oid			owner;			/* InvalidOid: see owner.c */
+	Oid			view;			/* InvalidOid: somebody dropped it */
+	int			partitions;
+	int			next_partitions;	/* being changed to; 0: not */
+	int64		epoch_tick;		/* only then; see epoch.c */
+	struct CqrsSnapshot *epoch_snapshot;
+	int			max_attempts;
+	int64		retry_delay;
+	int64		max_retry_delay;
+	int64		handler_timeout;
+	int64		max_retained_size;
+	int64		max_retained_age;
+	CqrsSubscriptionState state;
+	bool		has_handler;
+	CqrsHandler handler;		/* only with has_handler */
+	char	   *server;			/* of a broker; NULL: none */
+	char	   *format;			/* only with server */
+	bool		strict_key_order;	/* the same */
+	bool		event_transactions; /* of a handler: one for each event */
+	bool		runs_commands;	/* its owner's; see enqueue.c */
+	int			ntopics;
+	CqrsTopic **topics;			/* may be none, after cqrs_drop_topic() */
+} CqrsSubscription;
+
+/*
+ * The outermost middleware, or NULL: there is none. It is that of the copy that
+ * was last looked at.
+ */
+/* Whether somebody had got an entry of the copy. */
+typedef struct CqrsRegistryMark
+{
+	MemoryContext context;
+	bool		handed_out;
+} CqrsRegistryMark;
+
+extern CqrsMiddleware *cqrs_registry_middleware;	/* only to see whether
+													 * there is one */
+
+extern void cqrs_registry_init(void);
+extern bool cqrs_registry_usable(void);
+extern uint64 cqrs_registry_generation(void);
+extern bool cqrs_registry_is_copy(void);
+extern bool cqrs_registry_lacks_identity(void);
+extern bool cqrs_registry_has_restored(void);
+extern bool cqrs_registry_is_past(uint64 generation);
+extern bool cqrs_registry_is_stale(void);
+
+/* NULL if there is none. */
+extern CqrsRegistryMark cqrs_registry_mark(void);
+extern void cqrs_registry_give_back(CqrsRegistryMark mark);
+extern CqrsMiddleware *cqrs_registry_get_middleware(void);
+extern int32 cqrs_registry_topic_id(const char *name);
+extern bool cqrs_registry_has_event_type(const char *name);
+extern CqrsTopic *cqrs_registry_topic(const char *name);
+extern CqrsTopic *cqrs_registry_topic_by_id(int32 topic_id);
+extern CqrsEventType *cqrs_registry_event_type(const char *name);
+extern CqrsCommand *cqrs_registry_command(const char *name);
+extern struct CqrsFallback *cqrs_registry_fallback(const char *signature);
+extern CqrsSubscription *cqrs_registry_subscription(const char *name);
+extern CqrsSubscription *cqrs_registry_subscription_by_id(int32 subscription_id);
+extern CqrsSubscription *cqrs_registry_command_subscription(Oid owner);
+
+/* The same, or an error with the SQLSTATE that the name says. */
+extern CqrsTopic *cqrs_topic_get(const char *name);
+extern CqrsEventType *cqrs_event_type_get(const char *name);
+extern CqrsSubscription *cqrs_subscription_get(const char *name);
+
+/*
+ * The kind in messages, and in table cqrs.command; and who dispatches it.
+ * Inline, as each dispatch asks for them.
+ */
+static inline const char *
+cqrs_command_kind_name(CqrsCommandKind kind)
+{
+	return kind == CQRS_COMMAND ? "command" :
+		kind == CQRS_QUERY ? "query" : "stream";
+}
+
+static inline const char *
+cqrs_command_function(CqrsCommandKind kind)
+{
+	return kind == CQRS_COMMAND ? "cqrs_send()" :
+		kind == CQRS_QUERY ? "cqrs_query()" : "cqrs_stream()";
+}
+
+/* An interval in milliseconds, as the registry has it. */
+extern int64 cqrs_milliseconds(Datum interval);
+
+/* Do clients pull it: has it neither a handler nor a server? */
+#define cqrs_subscription_is_pulled(subscription) \
+	(!(subscription)->has_handler && (subscription)->server == NULL)
+
+/* To walk them all; the walk must be run to its end or hash_seq_term'd. */
+extern void cqrs_registry_topics(HASH_SEQ_STATUS *status);
+extern void cqrs_registry_event_types(HASH_SEQ_STATUS *status);
+extern void cqrs_registry_commands(HASH_SEQ_STATUS *status);
+extern void cqrs_registry_subscriptions(HASH_SEQ_STATUS *status);
+
+#endif							/* CQRS_REGISTRY_H */
