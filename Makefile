@@ -11,11 +11,11 @@ MODULE_big = cqrs_outbox
 
 # The rooms of src/, the lowest first. A file includes what is in its own room or
 # in a lower one, which test/checks/run looks after.
-ROOMS = include base extension shared registry log mediator broker emit delivery deferred monitor process
+ROOMS = include base shared extension registry log mediator broker emit delivery deferred monitor process
 
 OBJS_base = event_id.o guc.o json.o rethrow.o
+OBJS_shared = announce.o clock.o database.o shmem.o
 OBJS_extension = catalog.o privilege.o version.o
-OBJS_shared = clock.o database.o shmem.o
 OBJS_registry = handler.o owner.o payload.o payload_path.o payload_type.o \
 	registry.o signature.o
 OBJS_log = cursor.o retention.o rotation.o segment.o segment_index.o tick.o \
@@ -31,7 +31,7 @@ OBJS_delivery = adopt.o blame.o broker_entry.o control.o dead_letter.o drain.o \
 OBJS_deferred = enqueue.o release.o
 OBJS_monitor = diagram.o diagram_sequence.o events.o health.o \
 	subscription_status.o topic_status.o
-OBJS_process = launcher.o maintain.o manager.o notify.o schedule.o \
+OBJS_process = launcher.o maintain.o manager.o notify.o process.o schedule.o \
 	topic_poll.o utility.o worker.o
 
 # For tests of races, after make clean; see src/base/debug_point.h.

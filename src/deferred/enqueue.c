@@ -63,8 +63,8 @@
 #include "registry/owner.h"
 #include "registry/payload.h"
 #include "registry/registry.h"
+#include "shared/announce.h"
 #include "shared/clock.h"
-#include "shared/shmem.h"
 
 static void check_handlers(CqrsCommand *command, Datum payload);
 static const CqrsTopic *commands_topic(void);

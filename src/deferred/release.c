@@ -69,6 +69,7 @@
 #include "deferred/release.h"
 #include "extension/catalog.h"
 #include "registry/registry.h"
+#include "shared/announce.h"
 #include "shared/clock.h"
 
 /* A batch of the manager's has at most so many commands, ... */

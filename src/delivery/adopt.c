@@ -78,7 +78,7 @@
 #include "log/topic.h"
 #include "log/window.h"
 #include "registry/registry.h"
-#include "shared/shmem.h"
+#include "shared/announce.h"
 
 /* What a cursor had delivered where the dump was made. */
 typedef struct Delivered

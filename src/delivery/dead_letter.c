@@ -28,7 +28,7 @@
 #include "delivery/subscription.h"
 #include "delivery/underway.h"
 #include "extension/catalog.h"
-#include "shared/shmem.h"
+#include "shared/announce.h"
 
 /* Columns of what cqrs_dead_letters() returns. */
 #define RESULT_COLUMNS	12

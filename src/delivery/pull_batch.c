@@ -40,7 +40,6 @@
 #include "delivery/relay.h"
 #include "delivery/subscription.h"
 #include "extension/catalog.h"
-#include "shared/shmem.h"
 
 /* Columns of type cqrs_received. */
 #define RECEIVED_COLUMNS	11

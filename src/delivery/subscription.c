@@ -32,7 +32,7 @@
 #include "registry/handler.h"
 #include "registry/owner.h"
 #include "registry/registry.h"
-#include "shared/shmem.h"
+#include "shared/announce.h"
 
 static void check_settings(FunctionCallInfo fcinfo, const char *name,
 						   int first_arg, bool null_allowed, Oid *types,

@@ -55,7 +55,7 @@
 #include "mediator/dry_run.h"
 #include "registry/payload.h"
 #include "registry/registry.h"
-#include "shared/shmem.h"
+#include "shared/announce.h"
 
 /* So many events are written at once, as COPY does. */
 #define MULTI_INSERT_ROWS	1000

@@ -29,7 +29,7 @@
 
 #include "extension/catalog.h"
 #include "extension/privilege.h"
-#include "shared/shmem.h"
+#include "shared/announce.h"
 
 static void withdraw(const char *sql, int nargs, Oid *types, Datum *values);
 

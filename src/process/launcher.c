@@ -46,6 +46,7 @@
 #include "utils/snapmgr.h"
 
 #include "process/launcher.h"
+#include "process/process.h"
 #include "shared/clock.h"
 #include "shared/shmem.h"
 

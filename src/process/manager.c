@@ -78,6 +78,7 @@
 #include "process/launcher.h"
 #include "process/maintain.h"
 #include "process/notify.h"
+#include "process/process.h"
 #include "process/schedule.h"
 #include "process/topic_poll.h"
 #include "registry/registry.h"

@@ -27,6 +27,7 @@
 #include "utils/timestamp.h"
 
 #include "delivery/relay.h"
+#include "process/process.h"
 #include "process/schedule.h"
 #include "registry/registry.h"
 #include "shared/clock.h"

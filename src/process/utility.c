@@ -32,6 +32,7 @@
 
 #include "delivery/session.h"
 #include "process/utility.h"
+#include "shared/announce.h"
 #include "shared/clock.h"
 #include "shared/shmem.h"
 
@@ -43,6 +44,7 @@ static ProcessUtility_hook_type prev_ProcessUtility_hook = NULL;
 /* The database that this transaction holds. */
 static Oid	held_database = InvalidOid;
 
+static void at_xact_end(XactEvent event, void *arg);
 static void process_utility(PlannedStmt *pstmt, const char *queryString,
 							bool readOnlyTree,
 							ProcessUtilityContext context,
@@ -63,17 +65,20 @@ cqrs_utility_init(void)
 {
 	prev_ProcessUtility_hook = ProcessUtility_hook;
 	ProcessUtility_hook = process_utility;
+	RegisterXactCallback(at_xact_end, NULL);
 }
 
 /*
  * The transaction ended: let the database go.
  */
-void
-cqrs_utility_at_xact_end(void)
+static void
+at_xact_end(XactEvent event, void *arg)
 {
 	CqrsDatabaseSlot *slot;
 
-	if (!OidIsValid(held_database))
+	if (!OidIsValid(held_database) ||
+		(event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT &&
+		 event != XACT_EVENT_PREPARE))
 		return;
 	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
 	slot = cqrs_database_find(held_database);

@@ -11,6 +11,5 @@
 #include "base/cqrs_outbox.h"
 
 extern void cqrs_utility_init(void);
-extern void cqrs_utility_at_xact_end(void);
 
 #endif							/* CQRS_UTILITY_H */

@@ -67,6 +67,7 @@
 #include "extension/catalog.h"
 #include "mediator/context.h"
 #include "process/launcher.h"
+#include "process/process.h"
 #include "registry/registry.h"
 #include "shared/clock.h"
 #include "shared/shmem.h"

@@ -58,7 +58,7 @@
 #include "mediator/fallback.h"
 #include "registry/owner.h"
 #include "registry/registry.h"
-#include "shared/shmem.h"
+#include "shared/announce.h"
 
 typedef void (*RowCallback) (Datum *values, bool *nulls);
 

@@ -200,14 +200,9 @@ typedef struct CqrsShared
 /* NULL if not preloaded. */
 extern CqrsShared *cqrs_shared;
 
-extern void cqrs_shmem_init(void);
-extern void cqrs_shmem_init_process(void);
+extern void cqrs_shmem_request(void);
+extern void cqrs_shmem_startup(void);
 extern void cqrs_require_preloaded(void);
-extern void cqrs_shmem_emitted(int32 topic_id);
-extern void cqrs_shmem_changed(void);
-extern void cqrs_shmem_look(void);
-extern void cqrs_shmem_command_scheduled(TimestampTz run_at);
-extern void cqrs_shmem_command_removed(TimestampTz run_at);
 extern bool cqrs_shmem_lower_next_run_at(CqrsDatabaseSlot *slot,
 										 TimestampTz run_at);
 extern void cqrs_topic_set_add(CqrsTopicSet *topics, int32 topic_id);
@@ -216,7 +211,6 @@ extern void cqrs_shmem_take_dirty(CqrsDatabaseSlot *slot, CqrsTopicSet *topics);
 extern int64 cqrs_shmem_durable_tick(void);
 extern void cqrs_shmem_manager_ticks(int64 *durable, int64 *recorded);
 extern void cqrs_shmem_tick_recorded(int64 tick_id);
-extern void cqrs_shmem_announce(Oid dboid);
 extern CqrsDatabaseSlot *cqrs_database_find(Oid dboid);
 extern CqrsDatabaseSlot *cqrs_database_request(Oid dboid);
 extern void cqrs_database_clear(CqrsDatabaseSlot *slot);
@@ -227,12 +221,5 @@ extern TimestampTz cqrs_database_next_due(CqrsDatabaseSlot *slot);
 extern void cqrs_shmem_wake(CqrsDatabaseSlot *slot);
 extern void cqrs_shmem_wake_all_managers(void);
 extern void cqrs_shmem_wake_launcher(void);
-
-/* What managers and workers do alike. */
-extern void cqrs_process_signals(void);
-extern void cqrs_process_settings(const char *application_name);
-extern void cqrs_process_wait(long timeout_ms, pgsocket socket,
-							  uint32 wait_event_info);
-extern long cqrs_restart_wait(int failures);
 
 #endif							/* CQRS_SHMEM_H */
