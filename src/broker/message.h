@@ -11,7 +11,7 @@
 #include "base/cqrs_outbox.h"
 
 #include "include/cqrs_broker.h"
-#include "log/window.h"
+#include "log/event.h"
 
 /* What a message looks like; described in message.c. */
 typedef enum CqrsFormat

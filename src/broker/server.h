@@ -11,7 +11,6 @@
 #include "base/cqrs_outbox.h"
 
 #include "include/cqrs_broker.h"
-#include "registry/registry.h"
 
 /* All that it takes to connect to a broker. */
 typedef struct CqrsBrokerServer

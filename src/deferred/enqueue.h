@@ -10,7 +10,7 @@
 
 #include "base/cqrs_outbox.h"
 
-#include "log/window.h"
+#include "log/event.h"
 
 /* Columns of cqrs.scheduled_command. */
 enum

@@ -15,7 +15,7 @@
 
 #include "broker/link.h"
 #include "broker/message.h"
-#include "delivery/retry.h"
+#include "delivery/parked.h"
 
 typedef enum CqrsBrokerEntryState
 {

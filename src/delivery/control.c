@@ -16,7 +16,7 @@
 #include "utils/wait_event.h"
 
 #include "delivery/epoch.h"
-#include "delivery/retry.h"
+#include "delivery/parked.h"
 #include "delivery/subscription.h"
 #include "delivery/underway.h"
 #include "extension/catalog.h"

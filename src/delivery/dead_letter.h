@@ -12,7 +12,7 @@
 
 #include "utils/snapshot.h"
 
-#include "log/window.h"
+#include "log/event.h"
 
 typedef struct CqrsDeadLetterScan CqrsDeadLetterScan;
 

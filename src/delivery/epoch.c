@@ -56,11 +56,9 @@
 #include "base/debug_point.h"
 #include "delivery/epoch.h"
 #include "delivery/receipt.h"
-#include "delivery/retry.h"
 #include "delivery/subscription.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
-#include "log/window.h"
 #include "process/schedule.h"
 #include "shared/clock.h"
 

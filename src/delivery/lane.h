@@ -13,7 +13,7 @@
 #include "utils/hsearch.h"
 
 #include "log/cursor.h"
-#include "log/window.h"
+#include "log/event.h"
 
 typedef enum CqrsLaneState
 {

@@ -17,7 +17,7 @@
 #include "utils/uuid.h"
 
 #include "log/cursor.h"
-#include "log/window.h"
+#include "log/event.h"
 
 /* Why an event was not delivered. */
 typedef struct CqrsFault

@@ -32,6 +32,7 @@
 #include "delivery/pull.h"
 #include "delivery/receipt.h"
 #include "delivery/relay.h"
+#include "delivery/retry.h"
 #include "delivery/subscription.h"
 #include "extension/catalog.h"
 #include "shared/clock.h"

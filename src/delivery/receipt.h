@@ -13,7 +13,7 @@
 #include "nodes/pg_list.h"
 #include "utils/uuid.h"
 
-#include "delivery/retry.h"
+#include "delivery/parked.h"
 #include "log/cursor.h"
 #include "registry/registry.h"
 

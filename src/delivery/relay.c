@@ -50,10 +50,11 @@
 
 #include "base/debug_point.h"
 #include "delivery/epoch.h"
+#include "delivery/parked.h"
 #include "delivery/relay.h"
+#include "delivery/retry.h"
 #include "delivery/subscription.h"
 #include "log/topic.h"
-#include "shared/clock.h"
 #include "shared/shmem.h"
 
 /* References kept at once, at most: 32 MB with room to sort. */

@@ -11,7 +11,6 @@
 #include "base/cqrs_outbox.h"
 
 #include "delivery/lane.h"
-#include "delivery/retry.h"
 #include "log/cursor.h"
 #include "log/window.h"
 #include "registry/registry.h"

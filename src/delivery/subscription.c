@@ -28,7 +28,6 @@
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "log/topic.h"
-#include "monitor/events.h"
 #include "registry/handler.h"
 #include "registry/owner.h"
 #include "registry/registry.h"

@@ -49,6 +49,7 @@
 #include "broker/server.h"
 #include "delivery/broker_entry.h"
 #include "delivery/relay.h"
+#include "delivery/retry.h"
 #include "delivery/target_broker.h"
 #include "shared/clock.h"
 

@@ -48,13 +48,13 @@
 #include "delivery/failure.h"
 #include "delivery/handler_timeout.h"
 #include "delivery/relay.h"
+#include "delivery/retry.h"
 #include "delivery/session.h"
 #include "delivery/subscription.h"
 #include "delivery/target_handler.h"
 #include "delivery/underway.h"
 #include "extension/catalog.h"
 #include "mediator/context.h"
-#include "monitor/events.h"
 #include "shared/clock.h"
 
 /* A batch ends where it would have more subtransactions. */

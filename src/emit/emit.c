@@ -48,7 +48,6 @@
 #include "log/segment.h"
 #include "log/segment_index.h"
 #include "log/topic.h"
-#include "log/window.h"
 #include "mediator/context.h"
 #include "mediator/dispatch.h"
 #include "mediator/domain_event.h"

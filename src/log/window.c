@@ -323,27 +323,6 @@ cqrs_window_at_end(CqrsWindow *window)
 		window->next == window->nentries;
 }
 
-/*
- * Which of so many partitions the events of a key are in: by the hash of the
- * key alone, so that they stay together whatever their topics. Without a key,
- * the first.
- */
-int
-cqrs_key_partition(NullableDatum key, int partitions)
-{
-	text	   *value;
-	uint32		hash;
-
-	if (partitions == 1 || key.isnull)
-		return 0;
-	value = DatumGetTextPP(key.value);
-	hash = hash_bytes((unsigned char *) VARDATA_ANY(value),
-					  VARSIZE_ANY_EXHDR(value));
-	if ((Pointer) value != DatumGetPointer(key.value))
-		pfree(value);
-	return hash % partitions;
-}
-
 static void
 copy_snapshot(CqrsSnapshot **to, const CqrsSnapshot *from)
 {

@@ -14,24 +14,10 @@
 #include "access/transam.h"
 #include "utils/snapshot.h"
 #include "utils/timestamp.h"
-#include "utils/uuid.h"
 
+#include "log/event.h"
 #include "log/tick.h"
 #include "registry/registry.h"
-
-/* One event. Values point into the window's slot until the next is read. */
-typedef struct CqrsEvent
-{
-	const CqrsTopic *topic;		/* NULL: it is in no topic, ... */
-	int64		position;		/* ... and has no position */
-	FullTransactionId xid;
-	TimestampTz emitted_at;
-	Datum		event_id;
-	Datum		event_name;
-	NullableDatum key;
-	NullableDatum headers;
-	NullableDatum payload;
-} CqrsEvent;
 
 /* What cqrs_window_count() adds up, window by window. */
 typedef struct CqrsCount
@@ -78,7 +64,6 @@ extern void cqrs_window_count(const CqrsTopic *topic,
 							  int64 after_position, int partitions,
 							  int partition, Snapshot snapshot,
 							  CqrsCount *count);
-extern int	cqrs_key_partition(NullableDatum key, int partitions);
 
 extern CqrsSnapshot *cqrs_window_since(int ntopics, CqrsTopic *const *topics,
 									   TimestampTz time);

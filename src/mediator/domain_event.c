@@ -50,7 +50,6 @@
 #include "mediator/context.h"
 #include "mediator/domain_event.h"
 #include "mediator/fallback.h"
-#include "monitor/events.h"
 #include "registry/payload.h"
 #include "registry/signature.h"
 

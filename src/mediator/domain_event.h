@@ -12,7 +12,7 @@
 
 #include "lib/ilist.h"
 
-#include "log/window.h"
+#include "log/event.h"
 #include "registry/registry.h"
 
 /* What waits for its handlers, set aside while others are handled. */

@@ -44,7 +44,6 @@
 #include "log/topic.h"
 #include "mediator/domain_event.h"
 #include "mediator/dry_run.h"
-#include "monitor/events.h"
 
 /* How many notes there is room for at first. */
 #define FIRST_NOTES	16

@@ -10,7 +10,6 @@
 
 #include "base/cqrs_outbox.h"
 
-#include "log/window.h"
 #include "mediator/dispatch.h"
 
 typedef struct CqrsDryRun CqrsDryRun;

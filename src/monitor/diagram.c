@@ -22,7 +22,6 @@
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 
-#include "extension/catalog.h"
 #include "mediator/fallback.h"
 #include "monitor/diagram.h"
 #include "registry/registry.h"

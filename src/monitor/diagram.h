@@ -14,7 +14,6 @@
 #include "nodes/pg_list.h"
 
 #include "mediator/fallback.h"
-#include "registry/registry.h"
 
 extern char *cqrs_diagram_sequence(const char *name);
 

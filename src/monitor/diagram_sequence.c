@@ -8,6 +8,7 @@
 #include "base/cqrs_outbox.h"
 
 #include "monitor/diagram.h"
+#include "registry/registry.h"
 
 static List *sequence_participants(StringInfo text, const CqrsCommand *command);
 static void sequence_middleware(StringInfo text, bool in);

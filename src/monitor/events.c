@@ -26,10 +26,11 @@
 #include "utils/tuplestore.h"
 
 #include "delivery/dead_letter.h"
-#include "delivery/retry.h"
+#include "delivery/parked.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "log/topic.h"
+#include "log/window.h"
 #include "monitor/events.h"
 
 /* References to events kept at once, at most; 32 MB with room to sort. */
@@ -203,55 +204,6 @@ cqrs_events_pending(CqrsTopic *topic)
 	found = collect(topic, &query, NULL, NIL);
 	UnregisterSnapshot(query.snapshot);
 	return found != NIL;
-}
-
-/*
- * The columns of a cqrs_event; they point where the event's do.
- */
-void
-cqrs_event_deform(const CqrsEvent *event, const char *status, int attempts,
-				  Datum *values, bool *nulls)
-{
-	memset(nulls, 0, sizeof(bool) * CQRS_EVENT_COLUMNS);
-	values[0] = Int64GetDatum(event->position);
-	values[1] = event->event_id;
-	values[2] = event->event_name;
-	if (event->topic != NULL)
-		values[3] = CStringGetTextDatum(event->topic->name);
-	else
-		nulls[0] = nulls[3] = true;
-	values[4] = event->key.value;
-	nulls[4] = event->key.isnull;
-	values[5] = event->payload.value;
-	nulls[5] = event->payload.isnull;
-	values[6] = event->headers.value;
-	nulls[6] = event->headers.isnull;
-	values[7] = CStringGetTextDatum(status);
-	values[8] = Int32GetDatum(attempts);
-	values[9] = TimestampTzGetDatum(event->emitted_at);
-}
-
-/*
- * A cqrs_event value, in the current memory context. desc is the type's.
- */
-Datum
-cqrs_event_form(const CqrsEvent *event, const char *status, int attempts,
-				TupleDesc desc)
-{
-	Datum		values[CQRS_EVENT_COLUMNS];
-	bool		nulls[CQRS_EVENT_COLUMNS];
-
-	cqrs_event_deform(event, status, attempts, values, nulls);
-	return HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
-}
-
-/*
- * Is it the extension's type cqrs_event?
- */
-bool
-cqrs_event_is_type(Oid typid)
-{
-	return cqrs_type_is(typid, "cqrs_event");
 }
 
 /*

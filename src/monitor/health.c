@@ -31,7 +31,6 @@
 
 #include "delivery/subscription.h"
 #include "extension/catalog.h"
-#include "extension/version.h"
 #include "log/segment.h"
 #include "mediator/fallback.h"
 #include "registry/owner.h"
