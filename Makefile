@@ -13,11 +13,11 @@ MODULE_big = cqrs_outbox
 # in a lower one, which test/checks/run looks after.
 ROOMS = include base shared extension registry log mediator broker emit delivery deferred monitor process
 
-OBJS_base = event_id.o guc.o json.o rethrow.o
+OBJS_base = event_id.o guc.o interval.o json.o rethrow.o snapshot.o sqlstate.o
 OBJS_shared = announce.o clock.o database.o shmem.o
 OBJS_extension = catalog.o privilege.o version.o
-OBJS_registry = handler.o owner.o payload.o payload_path.o payload_type.o \
-	registry.o signature.o
+OBJS_registry = handler.o load.o owner.o payload.o payload_path.o \
+	payload_type.o registry.o signature.o
 OBJS_log = cursor.o event.o retention.o rotation.o segment.o segment_index.o tick.o \
 	topic.o window.o window_scan.o
 OBJS_mediator = breaker.o command.o context.o dispatch.o domain_event.o \

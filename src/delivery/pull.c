@@ -21,6 +21,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "base/interval.h"
 #include "base/rethrow.h"
 #include "delivery/epoch.h"
 #include "delivery/pull.h"

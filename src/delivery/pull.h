@@ -14,7 +14,6 @@
 #include "utils/tuplestore.h"
 
 #include "log/cursor.h"
-#include "log/tick.h"
 #include "registry/registry.h"
 
 /* So many leases in a row over the same events: then one by one. */

@@ -29,6 +29,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "base/interval.h"
 #include "delivery/pull.h"
 #include "delivery/receipt.h"
 #include "delivery/relay.h"

@@ -12,6 +12,7 @@
 
 #include "delivery/lane.h"
 #include "log/cursor.h"
+#include "log/tick.h"
 #include "log/window.h"
 #include "registry/registry.h"
 

@@ -12,7 +12,7 @@
 
 #include "utils/uuid.h"
 
-#include "log/tick.h"
+#include "base/snapshot.h"
 
 typedef struct CqrsCursor
 {

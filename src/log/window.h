@@ -15,8 +15,8 @@
 #include "utils/snapshot.h"
 #include "utils/timestamp.h"
 
+#include "base/snapshot.h"
 #include "log/event.h"
-#include "log/tick.h"
 #include "registry/registry.h"
 
 /* What cqrs_window_count() adds up, window by window. */

@@ -45,7 +45,6 @@
 #include "extension/catalog.h"
 #include "mediator/breaker.h"
 #include "mediator/dry_run.h"
-#include "mediator/fallback.h"
 #include "registry/registry.h"
 
 #define TRANCHE		"cqrs_outbox_breaker"

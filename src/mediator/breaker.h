@@ -12,6 +12,8 @@
 
 #include "utils/timestamp.h"
 
+#include "registry/registry.h"
+
 typedef enum CqrsBreakerState
 {
 	CQRS_BREAKER_CLOSED,		/* the handler is called */
@@ -25,14 +27,6 @@ typedef enum CqrsBreakerOutcome
 	CQRS_BREAKER_FAILED,
 	CQRS_BREAKER_UNDECIDED		/* says nothing about the handler */
 } CqrsBreakerOutcome;
-
-/* The settings of one, as registered. */
-typedef struct CqrsBreaker
-{
-	int32		fallback_id;	/* whose */
-	int			fail_max;		/* 0: there is none */
-	int64		reset_after;	/* in milliseconds */
-} CqrsBreaker;
 
 /* One call of a handler. */
 typedef struct CqrsBreakerCall

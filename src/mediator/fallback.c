@@ -38,23 +38,11 @@
 
 #include "base/rethrow.h"
 #include "extension/catalog.h"
+#include "mediator/breaker.h"
 #include "mediator/fallback.h"
 #include "registry/payload.h"
 #include "registry/registry.h"
 #include "registry/signature.h"
-
-/* Columns of cqrs.fallback. */
-enum
-{
-	FALLBACK_ID = 1,
-	FALLBACK_HANDLER,
-	FALLBACK_FALLBACK,
-	FALLBACK_OWNER,
-	FALLBACK_SQLSTATES,
-	FALLBACK_FAIL_MAX,
-	FALLBACK_RESET_AFTER,
-	FALLBACK_EXCLUDED
-};
 
 /* What a fallback that runs has to say of why, if it fails too. */
 typedef struct Cause
@@ -70,15 +58,11 @@ static void note_error(const CqrsFallback *fallback, CqrsBreakerCall *attempt,
 					   const ErrorData *error, bool caught);
 static bool is_for(const CqrsFallback *fallback, int code);
 static bool is_end(int code);
-static bool listed(const CqrsSqlstate *sqlstates, int n, int code);
 static void error_callback(void *arg);
 static char *check_function(Oid funcid, Oid *argtype, Oid *rettype);
 static void check_pair(const char *handler, const char *fallback,
 					   Oid *argtypes, Oid *rettypes);
 static void check_breaker(FunctionCallInfo fcinfo);
-static CqrsSqlstate *parse_sqlstates(Datum array, const char *argument,
-									 int *n);
-static bool parse_sqlstate(const char *text, CqrsSqlstate *sqlstate);
 
 PG_FUNCTION_INFO_V1(cqrs_register_fallback);
 PG_FUNCTION_INFO_V1(cqrs_unregister_fallback);
@@ -118,7 +102,7 @@ cqrs_register_fallback(PG_FUNCTION_ARGS)
 	else
 	{
 		values[2] = PG_GETARG_DATUM(2);
-		(void) parse_sqlstates(values[2], "sqlstates", &n);
+		(void) cqrs_sqlstates_parse(values[2], "sqlstates", &n);
 		if (n == 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -220,44 +204,6 @@ cqrs_fallback_run(CqrsHandler *handler, const char *kind, const char *name,
 }
 
 /*
- * Fill in what a row of cqrs.fallback says, but for the key; in the current
- * memory context.
- */
-void
-cqrs_fallback_load(CqrsFallback *fallback, Datum *values, bool *nulls)
-{
-	cqrs_handler_init(&fallback->handler,
-					  TextDatumGetCString(values[FALLBACK_FALLBACK - 1]),
-					  TextDatumGetCString(values[FALLBACK_OWNER - 1]),
-					  CurrentMemoryContext);
-	fallback->nsqlstates = -1;
-	fallback->sqlstates = NULL;
-	if (!nulls[FALLBACK_SQLSTATES - 1])
-		fallback->sqlstates =
-			parse_sqlstates(values[FALLBACK_SQLSTATES - 1], "sqlstates",
-							&fallback->nsqlstates);
-	fallback->nexcluded = 0;
-	fallback->excluded = NULL;
-	if (!nulls[FALLBACK_EXCLUDED - 1])
-		fallback->excluded =
-			parse_sqlstates(values[FALLBACK_EXCLUDED - 1], "excluded",
-							&fallback->nexcluded);
-	fallback->breaker.fallback_id = DatumGetInt32(values[FALLBACK_ID - 1]);
-	fallback->breaker.fail_max = DatumGetInt32(values[FALLBACK_FAIL_MAX - 1]);
-	fallback->breaker.reset_after =
-		cqrs_milliseconds(values[FALLBACK_RESET_AFTER - 1]);
-}
-
-/*
- * The key of a row of cqrs.fallback, palloc'd.
- */
-char *
-cqrs_fallback_primary(Datum *values)
-{
-	return TextDatumGetCString(values[FALLBACK_HANDLER - 1]);
-}
-
-/*
  * Call the handler in a subtransaction. Returns NULL, and the answer; or the
  * error, if the fallback is for it, after all has been rolled back. The breaker
  * is told.
@@ -310,7 +256,7 @@ note_error(const CqrsFallback *fallback, CqrsBreakerCall *attempt,
 	int			code = error->sqlerrcode;
 
 	if (!is_end(code) &&
-		listed(fallback->excluded, fallback->nexcluded, code))
+		cqrs_sqlstate_listed(fallback->excluded, fallback->nexcluded, code))
 		outcome = CQRS_BREAKER_SUCCEEDED;
 	else if (caught)
 		outcome = CQRS_BREAKER_FAILED;
@@ -331,7 +277,7 @@ is_for(const CqrsFallback *fallback, int code)
 	if (is_end(code))
 		return false;
 	if (fallback->nsqlstates >= 0)
-		return listed(fallback->sqlstates, fallback->nsqlstates, code);
+		return cqrs_sqlstate_listed(fallback->sqlstates, fallback->nsqlstates, code);
 	return ERRCODE_TO_CATEGORY(code) != ERRCODE_OPERATOR_INTERVENTION &&
 		code != ERRCODE_OUT_OF_MEMORY &&
 		code != ERRCODE_ASSERT_FAILURE &&
@@ -347,17 +293,6 @@ is_end(int code)
 {
 	return code == ERRCODE_QUERY_CANCELED || code == ERRCODE_ADMIN_SHUTDOWN ||
 		code == ERRCODE_CRASH_SHUTDOWN;
-}
-
-static bool
-listed(const CqrsSqlstate *sqlstates, int n, int code)
-{
-	int			i;
-
-	for (i = 0; i < n; i++)
-		if ((code & sqlstates[i].mask) == sqlstates[i].code)
-			return true;
-	return false;
 }
 
 static void
@@ -452,63 +387,5 @@ check_breaker(FunctionCallInfo fcinfo)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("reset_after must not be negative")));
 	if (!PG_ARGISNULL(5))
-		(void) parse_sqlstates(PG_GETARG_DATUM(5), "excluded", &n);
-}
-
-/*
- * The elements of a text array, palloc'd; argument names it in errors. Raises
- * 22023 for what is neither the code of an error nor a class, 22004 for NULL.
- */
-static CqrsSqlstate *
-parse_sqlstates(Datum array, const char *argument, int *n)
-{
-	CqrsSqlstate *sqlstates;
-	Datum	   *elements;
-	bool	   *nulls;
-	int			i;
-
-	deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false,
-					  TYPALIGN_INT, &elements, &nulls, n);
-	sqlstates = palloc(sizeof(CqrsSqlstate) * Max(*n, 1));
-	for (i = 0; i < *n; i++)
-	{
-		char	   *element;
-
-		if (nulls[i])
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("elements of %s must not be null", argument)));
-		element = TextDatumGetCString(elements[i]);
-
-		if (!parse_sqlstate(element, &sqlstates[i]))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("element \"%s\" of %s is no SQLSTATE", element,
-							argument),
-					 errhint("It is a code of five digits and capital letters, or its first two, a class.")));
-	}
-	return sqlstates;
-}
-
-static bool
-parse_sqlstate(const char *text, CqrsSqlstate *sqlstate)
-{
-	size_t		len = strlen(text);
-
-	if (strspn(text, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") != len)
-		return false;
-	if (len == 5)
-	{
-		sqlstate->code = MAKE_SQLSTATE(text[0], text[1], text[2], text[3],
-									   text[4]);
-		sqlstate->mask = -1;
-		return true;
-	}
-	if (len == 2)
-	{
-		sqlstate->code = MAKE_SQLSTATE(text[0], text[1], '0', '0', '0');
-		sqlstate->mask = ERRCODE_TO_CATEGORY(-1);
-		return true;
-	}
-	return false;
+		(void) cqrs_sqlstates_parse(PG_GETARG_DATUM(5), "excluded", &n);
 }

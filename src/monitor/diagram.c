@@ -22,7 +22,6 @@
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 
-#include "mediator/fallback.h"
 #include "monitor/diagram.h"
 #include "registry/registry.h"
 

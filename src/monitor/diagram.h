@@ -13,7 +13,7 @@
 #include "lib/stringinfo.h"
 #include "nodes/pg_list.h"
 
-#include "mediator/fallback.h"
+#include "registry/registry.h"
 
 extern char *cqrs_diagram_sequence(const char *name);
 

@@ -29,6 +29,7 @@
 #include "delivery/parked.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
+#include "log/tick.h"
 #include "log/topic.h"
 #include "log/window.h"
 #include "monitor/events.h"

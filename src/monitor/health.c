@@ -32,7 +32,6 @@
 #include "delivery/subscription.h"
 #include "extension/catalog.h"
 #include "log/segment.h"
-#include "mediator/fallback.h"
 #include "registry/owner.h"
 #include "registry/registry.h"
 #include "shared/clock.h"

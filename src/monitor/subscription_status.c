@@ -23,6 +23,7 @@
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "log/segment.h"
+#include "log/tick.h"
 #include "log/window.h"
 #include "registry/registry.h"
 #include "shared/clock.h"

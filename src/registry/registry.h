@@ -13,6 +13,7 @@
 #include "utils/hsearch.h"
 #include "utils/timestamp.h"
 
+#include "base/sqlstate.h"
 #include "registry/handler.h"
 
 typedef struct CqrsTopic
@@ -70,6 +71,29 @@ typedef struct CqrsCommand
 	CqrsHandler *handlers;		/* in the order in which they are tried */
 } CqrsCommand;
 
+/* A signature fits: schema, name, and a type with its schema, all quoted. */
+#define CQRS_MAX_SIGNATURE	(8 * NAMEDATALEN + 16)
+
+/* A circuit breaker; see breaker.c. */
+typedef struct CqrsBreaker
+{
+	int32		fallback_id;	/* whose */
+	int			fail_max;		/* 0: there is none */
+	int64		reset_after;	/* in milliseconds */
+} CqrsBreaker;
+
+/* What is called instead of a handler that failed; see fallback.c. */
+typedef struct CqrsFallback
+{
+	char		primary[CQRS_MAX_SIGNATURE];	/* hash key */
+	CqrsHandler handler;		/* the fallback */
+	int			nsqlstates;		/* -1: see cqrs.fallback */
+	CqrsSqlstate *sqlstates;
+	int			nexcluded;
+	CqrsSqlstate *excluded;
+	CqrsBreaker breaker;
+} CqrsFallback;
+
 typedef enum CqrsSubscriptionState
 {
 	CQRS_SUBSCRIPTION_ACTIVE,
@@ -106,10 +130,6 @@ typedef struct CqrsSubscription
 	CqrsTopic **topics;			/* may be none, after cqrs_drop_topic() */
 } CqrsSubscription;
 
-/*
- * The outermost middleware, or NULL: there is none. It is that of the copy that
- * was last looked at.
- */
 /* Whether somebody had got an entry of the copy. */
 typedef struct CqrsRegistryMark
 {
@@ -117,8 +137,11 @@ typedef struct CqrsRegistryMark
 	bool		handed_out;
 } CqrsRegistryMark;
 
-extern CqrsMiddleware *cqrs_registry_middleware;	/* only to see whether
-													 * there is one */
+/*
+ * The outermost middleware, or NULL: there is none. It is that of the copy that
+ * was last looked at: only to see whether there is one.
+ */
+extern CqrsMiddleware *cqrs_registry_middleware;
 
 extern void cqrs_registry_init(void);
 extern bool cqrs_registry_usable(void);
@@ -139,7 +162,7 @@ extern CqrsTopic *cqrs_registry_topic(const char *name);
 extern CqrsTopic *cqrs_registry_topic_by_id(int32 topic_id);
 extern CqrsEventType *cqrs_registry_event_type(const char *name);
 extern CqrsCommand *cqrs_registry_command(const char *name);
-extern struct CqrsFallback *cqrs_registry_fallback(const char *signature);
+extern CqrsFallback *cqrs_registry_fallback(const char *signature);
 extern CqrsSubscription *cqrs_registry_subscription(const char *name);
 extern CqrsSubscription *cqrs_registry_subscription_by_id(int32 subscription_id);
 extern CqrsSubscription *cqrs_registry_command_subscription(Oid owner);
@@ -166,9 +189,6 @@ cqrs_command_function(CqrsCommandKind kind)
 	return kind == CQRS_COMMAND ? "cqrs_send()" :
 		kind == CQRS_QUERY ? "cqrs_query()" : "cqrs_stream()";
 }
-
-/* An interval in milliseconds, as the registry has it. */
-extern int64 cqrs_milliseconds(Datum interval);
 
 /* Do clients pull it: has it neither a handler nor a server? */
 #define cqrs_subscription_is_pulled(subscription) \
