@@ -29,8 +29,8 @@ OBJS_delivery = adopt.o blame.o broker_entry.o control.o dead_letter.o drain.o \
 	pull_batch.o pull_wait.o receipt.o relay.o retry.o session.o subscription.o \
 	target_broker.o target_handler.o underway.o
 OBJS_deferred = enqueue.o release.o
-OBJS_monitor = diagram.o diagram_sequence.o events.o health.o \
-	subscription_status.o topic_status.o
+OBJS_monitor = breaker_status.o diagram.o diagram_sequence.o events.o health.o \
+	subscription_status.o topic_status.o worker_status.o
 OBJS_process = launcher.o maintain.o manager.o notify.o process.o schedule.o \
 	topic_poll.o utility.o worker.o
 

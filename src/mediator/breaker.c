@@ -34,18 +34,16 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "shared/clock.h"
-#include "funcapi.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
-#include "utils/builtins.h"
 #include "utils/memutils.h"
 
 #include "extension/catalog.h"
 #include "mediator/breaker.h"
-#include "mediator/dry_run.h"
+#include "mediator/context.h"
 #include "registry/registry.h"
+#include "shared/clock.h"
 
 #define TRANCHE		"cqrs_outbox_breaker"
 
@@ -79,9 +77,6 @@ static Slot *add(const CqrsBreakerCall *call);
 static bool may_go(const Slot *a, const Slot *b);
 static CqrsBreakerState state_of(const Slot *slot, const CqrsBreaker *breaker);
 static void own_transaction(VirtualTransactionId *vxid);
-static const char *state_name(CqrsBreakerState state);
-
-PG_FUNCTION_INFO_V1(cqrs_breaker_state);
 
 /*
  * Ask for shared memory; in the postmaster.
@@ -205,46 +200,26 @@ cqrs_breaker_leave(CqrsBreakerCall *call, CqrsBreakerOutcome outcome)
 }
 
 /*
- * cqrs.breaker_state(handler): of its fallback; NULL if it has none.
+ * The state of a breaker now, how often its handler has failed in a row, and
+ * since when the breaker is open; 0: is not.
  */
-Datum
-cqrs_breaker_state(PG_FUNCTION_ARGS)
+CqrsBreakerState
+cqrs_breaker_look(const CqrsBreaker *breaker, int *failures,
+				  TimestampTz *opened_at)
 {
-	CqrsFallback *fallback;
 	CqrsBreakerCall call;
 	CqrsBreakerState state;
-	TimestampTz opened_at;
 	Slot	   *slot;
-	Slot		copy;
-	TupleDesc	tupdesc;
-	Datum		values[4];
-	bool		nulls[4] = {0};
 
-	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	fallback = cqrs_registry_fallback(text_to_cstring(PG_GETARG_TEXT_PP(0)));
-	if (fallback == NULL)
-		PG_RETURN_NULL();
-
-	call.breaker = &fallback->breaker;
+	call.breaker = breaker;
 	call.relid = cqrs_relation_oid(CQRS_REL_FALLBACK);
-	memset(&copy, 0, sizeof(copy));
 	lock_slots(LW_SHARED);
 	slot = find(&call);
-	state = state_of(slot, call.breaker);
-	if (slot != NULL)
-		copy = *slot;
+	state = state_of(slot, breaker);
+	*failures = slot ? slot->failures : 0;
+	*opened_at = slot ? slot->opened_at : 0;
 	unlock_slots();
-
-	values[0] = CStringGetTextDatum(state_name(state));
-	values[1] = Int32GetDatum(copy.failures);
-	opened_at = cqrs_steady_to_wall(copy.opened_at);
-	values[2] = TimestampTzGetDatum(opened_at);
-	values[3] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(opened_at,
-																call.breaker->reset_after));
-	nulls[2] = nulls[3] = copy.opened_at == 0;
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(tupdesc),
-													  values, nulls)));
+	return state;
 }
 
 static Size
@@ -347,18 +322,4 @@ static void
 own_transaction(VirtualTransactionId *vxid)
 {
 	GET_VXID_FROM_PGPROC(*vxid, *MyProc);
-}
-
-static const char *
-state_name(CqrsBreakerState state)
-{
-	switch (state)
-	{
-		case CQRS_BREAKER_OPEN:
-			return "open";
-		case CQRS_BREAKER_HALF_OPEN:
-			return "half_open";
-		default:
-			return "closed";
-	}
 }

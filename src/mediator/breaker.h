@@ -44,5 +44,8 @@ extern bool cqrs_breaker_enter(CqrsBreakerCall *call,
 							   const CqrsBreaker *breaker);
 extern bool cqrs_breaker_leave(CqrsBreakerCall *call,
 							   CqrsBreakerOutcome outcome);
+extern CqrsBreakerState cqrs_breaker_look(const CqrsBreaker *breaker,
+										  int *failures,
+										  TimestampTz *opened_at);
 
 #endif							/* CQRS_BREAKER_H */

@@ -50,6 +50,7 @@ typedef struct MadeHeaders
 } MadeHeaders;
 
 CqrsContext *cqrs_context_innermost = NULL;
+struct CqrsDryRun *cqrs_dry_run_innermost = NULL;
 
 static MadeHeaders made;
 

@@ -35,6 +35,13 @@ typedef struct CqrsContext
 /* The innermost one, or NULL. */
 extern PGDLLIMPORT CqrsContext *cqrs_context_innermost;
 
+/*
+ * The innermost dry run, or NULL: what is done is to stay.
+ */
+extern struct CqrsDryRun *cqrs_dry_run_innermost;
+
+#define cqrs_dry_run_is_active() (cqrs_dry_run_innermost != NULL)
+
 extern const pg_uuid_t *cqrs_context_id(CqrsContext *context);
 extern NullableDatum cqrs_context_headers(NullableDatum headers);
 

@@ -56,9 +56,9 @@ typedef struct Note
 } Note;
 
 /* In the memory of who runs it. */
-struct CqrsDryRun
+typedef struct CqrsDryRun
 {
-	CqrsDryRun *outer;			/* NULL: none */
+	struct CqrsDryRun *outer;	/* NULL: none */
 	int			depth;			/* 1: the outermost */
 	Oid			userid;			/* who gets the events */
 	MemoryContext context;		/* of what follows */
@@ -70,9 +70,7 @@ struct CqrsDryRun
 	/* Of what is around it. */
 	CqrsDispatch *dispatch;
 	CqrsDomainEvents domain_events;
-};
-
-CqrsDryRun *cqrs_dry_run_innermost = NULL;
+} CqrsDryRun;
 
 static bool may_read(const CqrsDryRun *run, const CqrsEvent *event);
 static void begin(CqrsDryRun *run, Oid event_type);

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * subscription_status.c
- *	  What the views show.
+ *	  How far subscriptions are, as people see it.
  *
  *-------------------------------------------------------------------------
  */
@@ -68,14 +68,10 @@ static void put_holder(Tuplestorestate *store, TupleDesc desc,
 static const char *state_of(const CqrsSubscription *subscription,
 							int *pid);
 static const char *worker_of(int32 subscription_id, int *pid);
-static void put_process(Tuplestorestate *store, TupleDesc desc,
-						const char *kind, int pid, Oid dboid,
-						const CqrsWorkerSlot *worker, const char *state,
-						TimestampTz started_at);
 
 PG_FUNCTION_INFO_V1(cqrs_subscription_progress);
 PG_FUNCTION_INFO_V1(cqrs_cursor_holders);
-PG_FUNCTION_INFO_V1(cqrs_worker_status);
+PG_FUNCTION_INFO_V1(cqrs_subscription_owner);
 
 /*
  * cqrs.subscription_progress(subscription_id)
@@ -144,6 +140,32 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 }
 
 /*
+ * cqrs.subscription_owner(subscription_id): (owner, view), both NULL if it has
+ * none.
+ */
+Datum
+cqrs_subscription_owner(PG_FUNCTION_ARGS)
+{
+	CqrsSubscription *subscription = NULL;
+	TupleDesc	desc;
+	Datum		values[2] = {0};
+	bool		nulls[2] = {true, true};
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	if (cqrs_registry_usable())
+		subscription = cqrs_registry_subscription_by_id(PG_GETARG_INT32(0));
+	if (subscription != NULL && OidIsValid(subscription->owner))
+	{
+		values[0] = ObjectIdGetDatum(subscription->owner);
+		values[1] = ObjectIdGetDatum(subscription->view);
+		nulls[0] = nulls[1] = false;
+	}
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
+													  values, nulls)));
+}
+
+/*
  * cqrs.cursor_holders(subscription_id)
  */
 Datum
@@ -161,63 +183,6 @@ cqrs_cursor_holders(PG_FUNCTION_ARGS)
 		return (Datum) 0;
 	for (i = 0; i < subscription->partitions; i++)
 		put_holder(store, desc, subscription_id, i);
-	return (Datum) 0;
-}
-
-/*
- * cqrs_worker_status()
- */
-Datum
-cqrs_worker_status(PG_FUNCTION_ARGS)
-{
-	static const char *const database_states[] = {
-		[CQRS_DATABASE_STARTING] = "starting",
-		[CQRS_DATABASE_RUNNING] = "running",
-	};
-	static const char *const worker_states[] = {
-		[CQRS_WORKER_STARTING] = "starting",
-		[CQRS_WORKER_DELIVERING] = "delivering",
-		[CQRS_WORKER_IDLE] = "idle",
-	};
-	Tuplestorestate *store;
-	TupleDesc	desc;
-	CqrsDatabaseSlot *databases;
-	CqrsWorkerSlot *workers;
-	int			launcher_pid;
-	TimestampTz launcher_started_at;
-	int			i;
-
-	cqrs_require_preloaded();
-
-	/* The lock is not held while the result is made. */
-	databases = palloc(sizeof(CqrsDatabaseSlot) * cqrs_shared->ndatabases);
-	workers = palloc(sizeof(CqrsWorkerSlot) * cqrs_shared->nworkers);
-	LWLockAcquire(cqrs_shared->lock, LW_SHARED);
-	launcher_pid = cqrs_shared->launcher_pid;
-	launcher_started_at = cqrs_shared->launcher_started_at;
-	memcpy(databases, cqrs_shared->databases,
-		   sizeof(CqrsDatabaseSlot) * cqrs_shared->ndatabases);
-	memcpy(workers, cqrs_shared->workers,
-		   sizeof(CqrsWorkerSlot) * cqrs_shared->nworkers);
-	LWLockRelease(cqrs_shared->lock);
-
-	store = cqrs_srf_begin(fcinfo, &desc);
-	if (launcher_pid != 0)
-		put_process(store, desc, "launcher", launcher_pid, InvalidOid, NULL,
-					"running", launcher_started_at);
-	for (i = 0; i < cqrs_shared->ndatabases; i++)
-		if (databases[i].manager_pid != 0)
-			put_process(store, desc, "manager", databases[i].manager_pid,
-						databases[i].dboid, NULL,
-						database_states[databases[i].state],
-						databases[i].started_at);
-	for (i = 0; i < cqrs_shared->nworkers; i++)
-		if (workers[i].pid != 0)
-			put_process(store, desc, "worker", workers[i].pid,
-						workers[i].dboid, &workers[i],
-						workers[i].stop ? "stopping" :
-						worker_states[workers[i].state],
-						workers[i].started_at);
 	return (Datum) 0;
 }
 
@@ -407,33 +372,4 @@ worker_of(int32 subscription_id, int *pid)
 	}
 	LWLockRelease(cqrs_shared->lock);
 	return state;
-}
-
-static void
-put_process(Tuplestorestate *store, TupleDesc desc, const char *kind, int pid,
-			Oid dboid, const CqrsWorkerSlot *worker, const char *state,
-			TimestampTz started_at)
-{
-	Datum		values[7];
-	bool		nulls[7] = {0};
-	char	   *database = OidIsValid(dboid) ? get_database_name(dboid) : NULL;
-	NameData	name;
-
-	values[0] = CStringGetTextDatum(kind);
-	values[1] = Int32GetDatum(pid);
-	nulls[2] = database == NULL;
-	if (database != NULL)
-	{
-		namestrcpy(&name, database);
-		values[2] = NameGetDatum(&name);
-	}
-	nulls[3] = nulls[4] = worker == NULL || worker->subscription_id == 0;
-	if (!nulls[3])
-	{
-		values[3] = Int32GetDatum(worker->subscription_id);
-		values[4] = Int32GetDatum(worker->partition);
-	}
-	values[5] = CStringGetTextDatum(state);
-	values[6] = TimestampTzGetDatum(cqrs_steady_to_wall(started_at));
-	tuplestore_putvalues(store, desc, values, nulls);
 }

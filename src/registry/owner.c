@@ -54,40 +54,11 @@
 #include "extension/catalog.h"
 #include "extension/privilege.h"
 #include "registry/owner.h"
-#include "registry/registry.h"
 
 /* Hash values of the names that were looked up. */
 static HTAB *watched = NULL;
 
 static HeapTuple find_view(const char *schema, const char *name);
-
-PG_FUNCTION_INFO_V1(cqrs_subscription_owner);
-
-/*
- * cqrs.subscription_owner(subscription_id): (owner, view), both NULL if it has
- * none.
- */
-Datum
-cqrs_subscription_owner(PG_FUNCTION_ARGS)
-{
-	CqrsSubscription *subscription = NULL;
-	TupleDesc	desc;
-	Datum		values[2] = {0};
-	bool		nulls[2] = {true, true};
-
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	if (cqrs_registry_usable())
-		subscription = cqrs_registry_subscription_by_id(PG_GETARG_INT32(0));
-	if (subscription != NULL && OidIsValid(subscription->owner))
-	{
-		values[0] = ObjectIdGetDatum(subscription->owner);
-		values[1] = ObjectIdGetDatum(subscription->view);
-		nulls[0] = nulls[1] = false;
-	}
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
-													  values, nulls)));
-}
 
 /*
  * Make the view of a subscription, which is this role's then. Raises 42P07 if
