@@ -72,11 +72,12 @@
 #include "delivery/epoch.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
+#include "log/event.h"
 #include "log/segment.h"
 #include "log/segment_index.h"
 #include "log/tick.h"
 #include "log/topic.h"
-#include "log/window.h"
+#include "log/window_scan.h"
 #include "registry/registry.h"
 #include "shared/announce.h"
 

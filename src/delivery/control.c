@@ -22,7 +22,7 @@
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "log/tick.h"
-#include "log/window.h"
+#include "log/window_scan.h"
 #include "registry/registry.h"
 #include "shared/clock.h"
 #include "shared/shmem.h"

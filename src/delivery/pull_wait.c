@@ -22,7 +22,7 @@
 
 #include "delivery/pull.h"
 #include "log/tick.h"
-#include "log/window.h"
+#include "log/window_scan.h"
 #include "shared/shmem.h"
 
 /* Where we wait; NULL: no manager serves this database. */

@@ -46,7 +46,7 @@
 #include "log/cursor.h"
 #include "log/retention.h"
 #include "log/segment.h"
-#include "log/window.h"
+#include "log/window_scan.h"
 #include "shared/clock.h"
 
 /* Events of one partition of a suspended subscription. */

@@ -21,6 +21,7 @@
 #include "base/debug_point.h"
 #include "log/segment.h"
 #include "log/window.h"
+#include "log/window_scan.h"
 
 /* Gets each row of a window; returns false to stop. */
 typedef bool (*RowCallback) (void *arg, HeapTuple tuple, TupleDesc desc,

@@ -1,11 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * dispatch.c
- *	  One dispatch: what is called, how, and what is being dispatched up the
- *	  stack.
- *
- * A dispatch is on the stack while its handler, or middleware, runs, and only
- * then.
+ *	  One dispatch: what is called, and how.
  *
  * Queries
  *
@@ -61,8 +57,6 @@ typedef struct Call
 	CqrsDispatch *dispatch;
 	Datum		arg;			/* of both */
 } Call;
-
-CqrsDispatch *cqrs_dispatch_innermost = NULL;
 
 static Datum run_handlers(CqrsDispatch *dispatch, bool *isnull);
 static Datum run_chain(CqrsDispatch *dispatch, bool *isnull);
@@ -344,14 +338,4 @@ call_in_subtransaction(CqrsDispatch *dispatch, CqrsHandler *handler,
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
 	return answer;
-}
-
-void
-cqrs_dispatch_error_context(void *arg)
-{
-	CqrsDispatch *dispatch = (CqrsDispatch *) arg;
-
-	errcontext("handler %s of %s \"%s\"", dispatch->handler->signature,
-			   cqrs_command_kind_name(dispatch->command->kind),
-			   dispatch->command->name);
 }

@@ -42,6 +42,7 @@
 
 #include "base/rethrow.h"
 #include "log/topic.h"
+#include "mediator/dispatch.h"
 #include "mediator/domain_event.h"
 #include "mediator/dry_run.h"
 

@@ -10,7 +10,8 @@
 
 #include "base/cqrs_outbox.h"
 
-#include "mediator/dispatch.h"
+#include "log/event.h"
+#include "mediator/dispatch_stack.h"
 
 extern Datum cqrs_dry_run_dispatch(CqrsDispatch *dispatch, Oid event_type,
 								   Datum *answer, bool *answer_isnull);

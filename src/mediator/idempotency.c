@@ -70,6 +70,7 @@
 
 #include "extension/catalog.h"
 #include "log/segment.h"
+#include "mediator/dispatch.h"
 #include "mediator/idempotency.h"
 #include "registry/handler.h"
 #include "shared/clock.h"

@@ -13,7 +13,7 @@
 
 #include "utils/timestamp.h"
 
-#include "mediator/dispatch.h"
+#include "mediator/dispatch_stack.h"
 
 /* A key that is locked; in the memory of who sends the command. */
 typedef struct CqrsIdempotencyKey

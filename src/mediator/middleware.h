@@ -11,7 +11,7 @@
 #include "base/cqrs_outbox.h"
 
 #include "include/cqrs_hooks.h"
-#include "mediator/dispatch.h"
+#include "mediator/dispatch_stack.h"
 #include "registry/registry.h"
 
 /*

@@ -7,7 +7,8 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "monitor/diagram.h"
+#include "monitor/diagram_sequence.h"
+#include "monitor/diagram_text.h"
 #include "registry/registry.h"
 
 static List *sequence_participants(StringInfo text, const CqrsCommand *command);

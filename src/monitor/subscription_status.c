@@ -24,7 +24,7 @@
 #include "log/cursor.h"
 #include "log/segment.h"
 #include "log/tick.h"
-#include "log/window.h"
+#include "log/window_scan.h"
 #include "registry/registry.h"
 #include "shared/clock.h"
 #include "shared/shmem.h"

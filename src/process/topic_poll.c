@@ -37,7 +37,7 @@
 #include "extension/catalog.h"
 #include "log/segment.h"
 #include "log/tick.h"
-#include "log/window.h"
+#include "log/window_scan.h"
 #include "process/topic_poll.h"
 #include "registry/registry.h"
 

@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
- * diagram.h
- *	  What is registered, as a picture.
+ * diagram_text.h
+ *	  The text of diagrams, of either kind.
  *
  *-------------------------------------------------------------------------
  */
-#ifndef CQRS_DIAGRAM_H
-#define CQRS_DIAGRAM_H
+#ifndef CQRS_DIAGRAM_TEXT_H
+#define CQRS_DIAGRAM_TEXT_H
 
 #include "base/cqrs_outbox.h"
 
@@ -15,14 +15,12 @@
 
 #include "registry/registry.h"
 
-extern char *cqrs_diagram_sequence(const char *name);
-
-/* For either kind. */
 extern void cqrs_diagram_line(StringInfo text, int indent,
 							  const char *format,...)
 			pg_attribute_printf(3, 4);
 extern List *cqrs_diagram_entries(void (*walk) (HASH_SEQ_STATUS *status));
+extern int	cqrs_diagram_compare(const ListCell *a, const ListCell *b);
 extern char *cqrs_diagram_errors(const CqrsFallback *fallback);
 extern char *cqrs_diagram_escaped(const char *text);
 
-#endif							/* CQRS_DIAGRAM_H */
+#endif							/* CQRS_DIAGRAM_TEXT_H */
