@@ -19,17 +19,17 @@ OBJS_extension = catalog.o privilege.o version.o
 OBJS_registry = handler.o load.o owner.o payload.o payload_path.o \
 	payload_type.o registry.o signature.o
 OBJS_log = cursor.o event.o retention.o rotation.o segment.o segment_index.o tick.o \
-	topic.o window.o window_scan.o
+	topic.o topic_drop.o window.o window_scan.o
 OBJS_mediator = breaker.o command.o context.o dispatch.o dispatch_stack.o domain_event.o \
 	dry_run.o fallback.o idempotency.o middleware.o stream.o
 OBJS_broker = link.o message.o server.o
 OBJS_emit = capture.o emit.o
 OBJS_delivery = adopt.o blame.o broker_entry.o control.o dead_letter.o drain.o \
-	epoch.o failure.o handler_timeout.o lane.o parked.o pull.o pull_ack.o \
+	drop_topic.o epoch.o events.o failure.o handler_timeout.o lane.o parked.o pull.o pull_ack.o \
 	pull_batch.o pull_wait.o receipt.o relay.o retry.o session.o subscription.o \
 	target_broker.o target_handler.o underway.o
 OBJS_deferred = enqueue.o release.o
-OBJS_monitor = breaker_status.o diagram.o diagram_sequence.o diagram_text.o events.o health.o \
+OBJS_monitor = breaker_status.o diagram.o diagram_sequence.o diagram_text.o health.o \
 	subscription_status.o topic_status.o worker_status.o
 OBJS_process = launcher.o maintain.o manager.o notify.o process.o schedule.o \
 	topic_poll.o utility.o worker.o

@@ -28,6 +28,7 @@
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "log/topic.h"
+#include "log/topic_drop.h"
 #include "registry/handler.h"
 #include "registry/owner.h"
 #include "registry/registry.h"
@@ -167,7 +168,7 @@ cqrs_unsubscribe(PG_FUNCTION_ARGS)
 		cqrs_admin_ddl("LOCK TABLE cqrs.subscription IN ROW EXCLUSIVE MODE");
 		cqrs_admin_end(&admin);
 		for (i = 0; i < subscription->ntopics; i++)
-			cqrs_topic_drop(subscription->topics[i]->name, true);
+			cqrs_topic_drop(cqrs_topic_lock_to_drop(subscription->topics[i]->name));
 	}
 	values[0] = Int32GetDatum(subscription_id);
 	cqrs_admin_begin(&admin);

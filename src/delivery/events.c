@@ -26,13 +26,13 @@
 #include "utils/tuplestore.h"
 
 #include "delivery/dead_letter.h"
+#include "delivery/events.h"
 #include "delivery/parked.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "log/tick.h"
 #include "log/topic.h"
 #include "log/window.h"
-#include "monitor/events.h"
 
 /* References to events kept at once, at most; 32 MB with room to sort. */
 #define WINDOW_ENTRIES	(1024 * 1024)
