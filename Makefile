@@ -18,7 +18,7 @@ OBJS_shared = announce.o clock.o database.o shmem.o
 OBJS_extension = catalog.o privilege.o version.o
 OBJS_registry = handler.o load.o owner.o payload.o payload_path.o \
 	payload_type.o registry.o signature.o
-OBJS_log = cursor.o event.o retention.o rotation.o segment.o segment_index.o tick.o \
+OBJS_log = cursor.o event.o position.o retention.o rotation.o segment.o segment_index.o tick.o \
 	topic.o topic_drop.o window.o window_scan.o
 OBJS_mediator = breaker.o command.o context.o dispatch.o dispatch_stack.o domain_event.o \
 	dry_run.o fallback.o idempotency.o middleware.o stream.o

@@ -120,7 +120,6 @@ typedef struct Adoption
 	Snapshot	snapshot;		/* taken under the locks; shows no label */
 } Adoption;
 
-static int64 highest_position(const CqrsTopic *topic, int segment);
 static void forget_receipts(void);
 static void lock_topics(Adoption *adoption);
 static void keep_topics(Adoption *adoption);
@@ -149,69 +148,6 @@ static void raise_sequences(int64 last_position);
 static void move_cursors(Adoption *adoption, int subscription);
 
 PG_FUNCTION_INFO_V1(cqrs_adopt);
-
-/*
- * Before the first event is emitted where something was restored: have
- * positions go on behind all restored ones. A dump has the sequence; logical
- * replication leaves it out, and two events of one position would be in each
- * other's way. Positions that were drawn are not looked at again: what arrives
- * later is for cqrs_adopt().
- */
-void
-cqrs_adopt_positions(void)
-{
-	HASH_SEQ_STATUS status;
-	CqrsTopic  *topic;
-	List	   *topics = NIL;
-	ListCell   *lc;
-	int64		last_position = 0;
-	int			i;
-
-	if (cqrs_last_position() != 0)
-		return;
-	(void) cqrs_object_lock(CQRS_REL_POSITION_SEQ, 0, 0, ExclusiveLock, true);
-	if (cqrs_last_position() != 0)
-		return;
-	cqrs_registry_topics(&status);
-	while ((topic = hash_seq_search(&status)) != NULL)
-		if (!topic->native)
-			topics = lappend(topics, topic);
-	foreach(lc, topics)
-	{
-		for (i = 0; i < CQRS_SEGMENTS; i++)
-			last_position = Max(last_position,
-								highest_position(lfirst(lc), i));
-	}
-	cqrs_position_raise(last_position);
-}
-
-/*
- * The highest position of a row in a segment, or 0.
- */
-static int64
-highest_position(const CqrsTopic *topic, int segment)
-{
-	Relation	rel = cqrs_segment_open(topic, segment, AccessShareLock);
-	TupleTableSlot *slot = table_slot_create(rel, NULL);
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	TableScanDesc scan = cqrs_table_beginscan(rel, snapshot);
-	int64		highest = 0;
-
-	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
-	{
-		bool		isnull;
-
-		CHECK_FOR_INTERRUPTS();
-		highest = Max(highest,
-					  DatumGetInt64(slot_getattr(slot, CQRS_SEG_POSITION,
-												 &isnull)));
-	}
-	table_endscan(scan);
-	UnregisterSnapshot(snapshot);
-	ExecDropSingleTupleTableSlot(slot);
-	table_close(rel, AccessShareLock);
-	return highest;
-}
 
 /*
  * cqrs_adopt()

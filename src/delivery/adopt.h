@@ -9,6 +9,5 @@
 #define CQRS_ADOPT_H
 
 extern void cqrs_adopt_identity(void);
-extern void cqrs_adopt_positions(void);
 
 #endif							/* CQRS_ADOPT_H */

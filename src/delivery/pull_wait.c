@@ -21,6 +21,7 @@
 #include "utils/wait_event.h"
 
 #include "delivery/pull.h"
+#include "log/position.h"
 #include "log/tick.h"
 #include "log/window_scan.h"
 #include "shared/shmem.h"

@@ -42,9 +42,9 @@
 
 #include "base/debug_point.h"
 #include "base/event_id.h"
-#include "delivery/adopt.h"
 #include "emit/emit.h"
 #include "extension/catalog.h"
+#include "log/position.h"
 #include "log/segment.h"
 #include "log/segment_index.h"
 #include "log/topic.h"
@@ -399,7 +399,7 @@ static void
 writer_open(Writer *writer, const CqrsTopic *topic)
 {
 	if (cqrs_registry_has_restored())
-		cqrs_adopt_positions();
+		cqrs_position_pass_restored();
 	writer->topic_id = topic->topic_id;
 	writer->xid = GetTopFullTransactionId();
 	writer->position_seq = cqrs_relation_oid(CQRS_REL_POSITION_SEQ);

@@ -34,6 +34,7 @@
 
 #include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/relation.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/dependency.h"
@@ -41,8 +42,10 @@
 #include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "commands/sequence.h"
 #include "funcapi.h"
 #include "storage/lmgr.h"
+#include "storage/bufmgr.h"
 #include "storage/lock.h"
 #include "utils/fmgroids.h"
 #include "utils/builtins.h"
@@ -134,6 +137,34 @@ cqrs_relation_oid(CqrsRelation relation)
 	if (relation == CQRS_REL_TOPIC)
 		marker_oid = relid;
 	return relid;
+}
+
+/*
+ * A sequence's last value; *is_called: it was drawn, else it comes next. Its
+ * only row is read where it is, as nextval() does: every batch does this.
+ */
+int64
+cqrs_sequence_last(CqrsRelation sequence, bool *is_called)
+{
+	Relation	rel = relation_open(cqrs_relation_oid(sequence),
+									AccessShareLock);
+	Buffer		buffer = ReadBuffer(rel, 0);
+	HeapTupleHeader tuple;
+	Form_pg_sequence_data data;
+	Page		page;
+	int64		value;
+
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	page = BufferGetPage(buffer);
+	tuple = (HeapTupleHeader) PageGetItem(page,
+										  PageGetItemId(page,
+														FirstOffsetNumber));
+	data = (Form_pg_sequence_data) ((char *) tuple + tuple->t_hoff);
+	value = data->last_value;
+	*is_called = data->is_called;
+	UnlockReleaseBuffer(buffer);
+	relation_close(rel, AccessShareLock);
+	return value;
 }
 
 /*

@@ -60,6 +60,7 @@ typedef enum CqrsRelation
 extern Oid	cqrs_relation_oid(CqrsRelation relation);
 extern Relation cqrs_index_open(Relation table, CqrsRelation index,
 								LOCKMODE lockmode);
+extern int64 cqrs_sequence_last(CqrsRelation sequence, bool *is_called);
 extern Oid	cqrs_extension_lock(void);
 extern Oid	cqrs_extension_owner(void);
 extern void cqrs_catalog_reset(void);

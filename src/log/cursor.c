@@ -35,6 +35,7 @@
 
 #include "extension/catalog.h"
 #include "log/cursor.h"
+#include "log/position.h"
 #include "log/tick.h"
 #include "shared/clock.h"
 

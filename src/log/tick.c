@@ -28,12 +28,10 @@
 #include "access/genam.h"
 #include "access/heapam.h"
 #include "access/htup_details.h"
-#include "access/relation.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
 #include "commands/sequence.h"
-#include "storage/bufmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
@@ -42,6 +40,7 @@
 
 #include "base/debug_point.h"
 #include "extension/catalog.h"
+#include "log/position.h"
 #include "log/tick.h"
 #include "shared/shmem.h"
 
@@ -65,7 +64,6 @@ enum
 static void own_range(ScanKeyData *keys, int64 from);
 static int64 newest_id(void);
 static void delete_before(Relation rel, int64 tick_id);
-static int64 last_value(CqrsRelation sequence, bool *is_called);
 
 PG_FUNCTION_INFO_V1(cqrs_tick);
 
@@ -182,38 +180,13 @@ cqrs_tick_next_id(void)
 }
 
 /*
- * The position drawn last, by whomever; 0 if none was.
- */
-int64
-cqrs_last_position(void)
-{
-	bool		is_called;
-	int64		position = last_value(CQRS_REL_POSITION_SEQ, &is_called);
-
-	return is_called ? position : 0;
-}
-
-/*
- * Have positions go on behind this one. Not undone by an abort, which does no
- * harm.
- */
-void
-cqrs_position_raise(int64 position)
-{
-	if (cqrs_last_position() < position)
-		DirectFunctionCall2(setval_oid,
-							ObjectIdGetDatum(cqrs_relation_oid(CQRS_REL_POSITION_SEQ)),
-							Int64GetDatum(position));
-}
-
-/*
  * Keys for the ids of this database, from this one on.
  */
 static void
 own_range(ScanKeyData *keys, int64 from)
 {
 	bool		is_called;
-	int64		first = last_value(CQRS_REL_TICK_SEQ, &is_called) / TICK_IDS *
+	int64		first = cqrs_sequence_last(CQRS_REL_TICK_SEQ, &is_called) / TICK_IDS *
 	TICK_IDS;
 
 	ScanKeyInit(&keys[0], TICK_ID, BTGreaterEqualStrategyNumber, F_INT8GE,
@@ -280,32 +253,4 @@ delete_before(Relation rel, int64 tick_id)
 	systable_endscan_ordered(scan);
 	UnregisterSnapshot(snapshot);
 	index_close(index, AccessShareLock);
-}
-
-/*
- * A sequence's last value; *is_called: it was drawn, else it comes next. Its
- * only row is read where it is, as nextval() does: every batch does this.
- */
-static int64
-last_value(CqrsRelation sequence, bool *is_called)
-{
-	Relation	rel = relation_open(cqrs_relation_oid(sequence),
-									AccessShareLock);
-	Buffer		buffer = ReadBuffer(rel, 0);
-	HeapTupleHeader tuple;
-	Form_pg_sequence_data data;
-	Page		page;
-	int64		value;
-
-	LockBuffer(buffer, BUFFER_LOCK_SHARE);
-	page = BufferGetPage(buffer);
-	tuple = (HeapTupleHeader) PageGetItem(page,
-										  PageGetItemId(page,
-														FirstOffsetNumber));
-	data = (Form_pg_sequence_data) ((char *) tuple + tuple->t_hoff);
-	value = data->last_value;
-	*is_called = data->is_called;
-	UnlockReleaseBuffer(buffer);
-	relation_close(rel, AccessShareLock);
-	return value;
 }

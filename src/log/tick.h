@@ -27,7 +27,5 @@ extern int64 cqrs_tick_record(bool wait);
 extern bool cqrs_tick_newest(Snapshot snapshot, int64 at_most,
 							 CqrsTick *tick);
 extern int64 cqrs_tick_next_id(void);
-extern int64 cqrs_last_position(void);
-extern void cqrs_position_raise(int64 position);
 
 #endif							/* CQRS_TICK_H */

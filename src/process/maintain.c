@@ -36,10 +36,10 @@
 #include "utils/tuplestore.h"
 
 #include "extension/catalog.h"
+#include "log/position.h"
 #include "log/retention.h"
 #include "log/rotation.h"
 #include "log/segment.h"
-#include "log/tick.h"
 #include "mediator/idempotency.h"
 #include "process/maintain.h"
 #include "registry/registry.h"

@@ -35,8 +35,8 @@
 #include "utils/snapmgr.h"
 
 #include "extension/catalog.h"
+#include "log/position.h"
 #include "log/segment.h"
-#include "log/tick.h"
 #include "log/window_scan.h"
 #include "process/topic_poll.h"
 #include "registry/registry.h"
