@@ -26,12 +26,12 @@ OBJS_broker = link.o message.o server.o
 OBJS_emit = capture.o emit.o
 OBJS_delivery = adopt.o blame.o broker_entry.o control.o dead_letter.o drain.o \
 	drop_topic.o epoch.o events.o failure.o handler_timeout.o lane.o parked.o pull.o pull_ack.o \
-	pull_batch.o pull_wait.o receipt.o relay.o retry.o session.o subscription.o \
+	pull_batch.o pull_wait.o receipt.o relay.o retry.o session.o subscribe.o subscription.o \
 	target_broker.o target_handler.o underway.o
 OBJS_deferred = enqueue.o release.o
 OBJS_monitor = breaker_status.o diagram.o diagram_sequence.o diagram_text.o health.o \
 	subscription_status.o topic_status.o worker_status.o
-OBJS_process = launcher.o maintain.o manager.o notify.o process.o schedule.o \
+OBJS_process = epoch_close.o launcher.o maintain.o manager.o notify.o process.o schedule.o \
 	topic_poll.o utility.o worker.o
 
 # For tests of races, after make clean; see src/base/debug_point.h.

@@ -15,7 +15,6 @@
 #include "delivery/lane.h"
 #include "delivery/parked.h"
 #include "log/cursor.h"
-#include "registry/registry.h"
 
 /* So many lanes in a row meet an error of a suspect class: an outage. */
 #define CQRS_SUSPECT_LANES	3

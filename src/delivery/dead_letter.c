@@ -28,6 +28,7 @@
 #include "delivery/subscription.h"
 #include "delivery/underway.h"
 #include "extension/catalog.h"
+#include "registry/registry.h"
 #include "shared/announce.h"
 
 /* Columns of what cqrs_dead_letters() returns. */

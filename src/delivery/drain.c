@@ -25,6 +25,7 @@
 #include "delivery/underway.h"
 #include "extension/catalog.h"
 #include "mediator/context.h"
+#include "registry/registry.h"
 #include "shared/clock.h"
 
 static int64 drain(int32 subscription_id, int partition);

@@ -11,8 +11,7 @@
 #include "base/cqrs_outbox.h"
 
 #include "log/tick.h"
-#include "registry/registry.h"
-#include "shared/shmem.h"
+#include "registry/entry.h"
 
 extern void cqrs_epoch_check_partitions(const char *subscription,
 										int partitions);
@@ -22,6 +21,5 @@ extern bool cqrs_epoch_limit(const CqrsSubscription *subscription,
 extern bool cqrs_epoch_close(int32 subscription_id);
 extern CqrsSubscription *cqrs_epoch_abandon(CqrsSubscription *subscription);
 extern void cqrs_epoch_restart(int32 subscription_id);
-extern long cqrs_epoch_next(CqrsDatabaseSlot *slot, int64 look, long wait);
 
 #endif							/* CQRS_EPOCH_H */

@@ -33,6 +33,7 @@
 #include "log/tick.h"
 #include "log/topic.h"
 #include "log/window.h"
+#include "registry/registry.h"
 
 /* References to events kept at once, at most; 32 MB with room to sort. */
 #define WINDOW_ENTRIES	(1024 * 1024)

@@ -10,7 +10,7 @@
 
 #include "base/cqrs_outbox.h"
 
-#include "registry/registry.h"
+#include "registry/entry.h"
 
 extern bool cqrs_events_pending(CqrsTopic *topic);
 

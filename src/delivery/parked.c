@@ -36,6 +36,7 @@
 
 #include "delivery/parked.h"
 #include "extension/catalog.h"
+#include "registry/registry.h"
 #include "shared/clock.h"
 
 /* Columns of cqrs.retry. */

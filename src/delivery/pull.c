@@ -28,6 +28,7 @@
 #include "delivery/receipt.h"
 #include "delivery/subscription.h"
 #include "extension/catalog.h"
+#include "registry/registry.h"
 #include "shared/clock.h"
 #include "shared/shmem.h"
 

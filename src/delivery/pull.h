@@ -14,7 +14,7 @@
 #include "utils/tuplestore.h"
 
 #include "log/cursor.h"
-#include "registry/registry.h"
+#include "registry/entry.h"
 
 /* So many leases in a row over the same events: then one by one. */
 #define CQRS_LEASES_EXPIRED	2

@@ -36,6 +36,7 @@
 #include "delivery/retry.h"
 #include "delivery/subscription.h"
 #include "extension/catalog.h"
+#include "registry/registry.h"
 #include "shared/clock.h"
 
 /* Not so many references to events at once. */

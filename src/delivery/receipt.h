@@ -15,7 +15,6 @@
 
 #include "delivery/parked.h"
 #include "log/cursor.h"
-#include "registry/registry.h"
 
 /* One cqrs_receive() of this transaction. */
 typedef struct CqrsReceived

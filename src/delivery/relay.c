@@ -55,6 +55,7 @@
 #include "delivery/retry.h"
 #include "delivery/subscription.h"
 #include "log/topic.h"
+#include "registry/registry.h"
 #include "shared/shmem.h"
 
 /* References kept at once, at most: 32 MB with room to sort. */

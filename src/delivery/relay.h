@@ -14,7 +14,6 @@
 #include "log/cursor.h"
 #include "log/tick.h"
 #include "log/window.h"
-#include "registry/registry.h"
 
 /* A batch has at most so many events, and about so many bytes of payload. */
 #define CQRS_BATCH_EVENTS	1000

@@ -14,7 +14,6 @@
 
 #include "delivery/parked.h"
 #include "log/cursor.h"
-#include "registry/registry.h"
 
 extern void cqrs_park(const CqrsSubscription *subscription,
 					  CqrsCursor *cursor, const CqrsEvent *event,

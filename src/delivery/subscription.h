@@ -13,7 +13,7 @@
 #include "fmgr.h"
 #include "nodes/pg_list.h"
 
-#include "registry/registry.h"
+#include "registry/entry.h"
 
 extern void cqrs_subscription_start(int32 subscription_id, List *topics,
 									int partitions, bool latest);

@@ -51,6 +51,7 @@
 #include "delivery/relay.h"
 #include "delivery/retry.h"
 #include "delivery/target_broker.h"
+#include "registry/registry.h"
 #include "shared/clock.h"
 
 /* Entries have at most about so many bytes of message bodies. */

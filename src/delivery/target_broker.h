@@ -11,7 +11,6 @@
 #include "base/cqrs_outbox.h"
 
 #include "delivery/target_handler.h"
-#include "registry/registry.h"
 
 /* What there is to do for the connection of this process. */
 typedef enum CqrsBrokerTask

@@ -55,6 +55,7 @@
 #include "delivery/underway.h"
 #include "extension/catalog.h"
 #include "mediator/context.h"
+#include "registry/registry.h"
 #include "shared/clock.h"
 
 /* A batch ends where it would have more subtransactions. */

@@ -11,7 +11,6 @@
 #include "base/cqrs_outbox.h"
 
 #include "delivery/blame.h"
-#include "registry/registry.h"
 #include "utils/timestamp.h"
 
 /* So much of a message is kept. */

@@ -11,7 +11,6 @@
 #include "base/cqrs_outbox.h"
 
 #include "log/event.h"
-#include "registry/registry.h"
 
 typedef struct CqrsEmitter CqrsEmitter;
 

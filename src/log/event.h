@@ -14,7 +14,7 @@
 #include "access/tupdesc.h"
 #include "utils/timestamp.h"
 
-#include "registry/registry.h"
+#include "registry/entry.h"
 
 /* Columns of type cqrs_event. */
 #define CQRS_EVENT_COLUMNS	10

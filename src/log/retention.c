@@ -47,6 +47,7 @@
 #include "log/retention.h"
 #include "log/segment.h"
 #include "log/window_scan.h"
+#include "registry/registry.h"
 #include "shared/clock.h"
 
 /* Events of one partition of a suspended subscription. */

@@ -14,7 +14,7 @@
 #include "utils/snapshot.h"
 #include "utils/timestamp.h"
 
-#include "registry/registry.h"
+#include "registry/entry.h"
 
 typedef enum CqrsHolder
 {

@@ -40,6 +40,7 @@
 #include "extension/catalog.h"
 #include "log/rotation.h"
 #include "log/segment.h"
+#include "registry/registry.h"
 #include "shared/clock.h"
 
 static bool truncate_segment(int32 topic_id, int segment, CqrsHold *hold);

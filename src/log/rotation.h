@@ -11,7 +11,6 @@
 #include "base/cqrs_outbox.h"
 
 #include "log/retention.h"
-#include "registry/registry.h"
 
 typedef enum CqrsStepAction
 {

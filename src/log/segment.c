@@ -38,6 +38,7 @@
 #include "extension/catalog.h"
 #include "extension/privilege.h"
 #include "log/segment.h"
+#include "registry/registry.h"
 
 /* So many pages of a segment are looked at to estimate its rows. */
 #define SAMPLED_PAGES	4

@@ -14,7 +14,7 @@
 #include "utils/snapshot.h"
 #include "utils/timestamp.h"
 
-#include "registry/registry.h"
+#include "registry/entry.h"
 
 /* Columns of a segment; cqrs_create_topic() makes them. */
 #define CQRS_SEG_POSITION	1

@@ -12,7 +12,7 @@
 
 #include "utils/timestamp.h"
 
-#include "registry/registry.h"
+#include "registry/entry.h"
 
 extern int32 cqrs_topic_create(const char *name, Interval *retention,
 							   bool may_emit);

@@ -10,7 +10,7 @@
 
 #include "base/cqrs_outbox.h"
 
-#include "registry/registry.h"
+#include "registry/entry.h"
 
 extern CqrsTopic *cqrs_topic_lock_to_drop(const char *name);
 extern void cqrs_topic_drop(const CqrsTopic *topic);

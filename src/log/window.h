@@ -17,7 +17,6 @@
 
 #include "base/snapshot.h"
 #include "log/event.h"
-#include "registry/registry.h"
 
 typedef struct CqrsWindow CqrsWindow;
 

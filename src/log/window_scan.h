@@ -14,7 +14,7 @@
 #include "utils/timestamp.h"
 
 #include "base/snapshot.h"
-#include "registry/registry.h"
+#include "registry/entry.h"
 
 /* What cqrs_window_count() adds up, window by window. */
 typedef struct CqrsCount

@@ -42,7 +42,6 @@
 #include "extension/catalog.h"
 #include "mediator/breaker.h"
 #include "mediator/context.h"
-#include "registry/registry.h"
 #include "shared/clock.h"
 
 #define TRANCHE		"cqrs_outbox_breaker"

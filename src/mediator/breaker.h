@@ -12,7 +12,7 @@
 
 #include "utils/timestamp.h"
 
-#include "registry/registry.h"
+#include "registry/entry.h"
 
 typedef enum CqrsBreakerState
 {

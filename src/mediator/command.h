@@ -12,7 +12,7 @@
 
 #include "fmgr.h"
 
-#include "registry/registry.h"
+#include "registry/entry.h"
 
 extern CqrsCommand *cqrs_command_get(const char *name, CqrsCommandKind kind);
 extern Datum cqrs_command_payload_arg(FunctionCallInfo fcinfo,

@@ -11,7 +11,8 @@
 #include "base/cqrs_outbox.h"
 
 #include "mediator/context.h"
-#include "registry/registry.h"
+#include "registry/entry.h"
+#include "registry/handler.h"
 
 /*
  * What is being dispatched; in the memory of who dispatches it. It is on the

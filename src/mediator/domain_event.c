@@ -51,6 +51,7 @@
 #include "mediator/domain_event.h"
 #include "mediator/fallback.h"
 #include "registry/payload.h"
+#include "registry/registry.h"
 #include "registry/signature.h"
 
 /* An event to be handled, or that caused one. */

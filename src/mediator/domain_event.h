@@ -13,7 +13,6 @@
 #include "lib/ilist.h"
 
 #include "log/event.h"
-#include "registry/registry.h"
 
 /* What waits for its handlers, set aside while others are handled. */
 typedef struct CqrsDomainEvents

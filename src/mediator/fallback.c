@@ -41,7 +41,6 @@
 #include "mediator/breaker.h"
 #include "mediator/fallback.h"
 #include "registry/payload.h"
-#include "registry/registry.h"
 #include "registry/signature.h"
 
 /* What a fallback that runs has to say of why, if it fails too. */

@@ -10,7 +10,7 @@
 
 #include "base/cqrs_outbox.h"
 
-#include "registry/registry.h"
+#include "registry/entry.h"
 
 extern void cqrs_stream_begin(FunctionCallInfo fcinfo, CqrsCommand *command,
 							  Datum payload);

@@ -13,7 +13,7 @@
 #include "lib/stringinfo.h"
 #include "nodes/pg_list.h"
 
-#include "registry/registry.h"
+#include "registry/entry.h"
 
 extern void cqrs_diagram_line(StringInfo text, int indent,
 							  const char *format,...)

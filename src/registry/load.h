@@ -13,7 +13,7 @@
 #include "utils/hsearch.h"
 #include "utils/snapshot.h"
 
-#include "registry/registry.h"
+#include "registry/entry.h"
 
 /* Entries are found by their names, if nothing else is said. */
 typedef struct CqrsRegistryCopy

@@ -29,7 +29,6 @@
 #include <time.h>
 
 #include "shared/clock.h"
-#include "shared/shmem.h"
 
 /* The wall clock may get so far ahead at once. */
 #define LONGEST_STEP	USECS_PER_MINUTE
@@ -44,9 +43,12 @@
 #define MACHINE_CLOCK	CLOCK_MONOTONIC
 #endif
 
+/* NULL if not preloaded. */
+static CqrsClock *shared_clock = NULL;
+
 #ifdef CQRS_DEBUG_POINTS
 #define debug_passed() \
-	(cqrs_shared != NULL ? cqrs_shared->clock.debug_passed : 0)
+	(shared_clock != NULL ? shared_clock->debug_passed : 0)
 #else
 #define debug_passed()	0
 #endif
@@ -55,11 +57,14 @@ static int64 machine_now(void);
 static int64 believed_offset(TimestampTz steady);
 
 /*
- * In the postmaster, or whoever makes the shared memory.
+ * Where the clock is in shared memory; set it up, unless it was found there.
  */
 void
-cqrs_clock_init(CqrsClock *clock)
+cqrs_clock_attach(CqrsClock *clock, bool found)
 {
+	shared_clock = clock;
+	if (found)
+		return;
 	SpinLockInit(&clock->mutex);
 	clock->steady_base = GetCurrentTimestamp() - machine_now();
 	clock->offset = 0;
@@ -76,7 +81,7 @@ TimestampTz
 cqrs_steady_now(void)
 {
 	return machine_now() +
-		(cqrs_shared != NULL ? cqrs_shared->clock.steady_base : 0);
+		(shared_clock != NULL ? shared_clock->steady_base : 0);
 }
 
 /*
@@ -87,7 +92,7 @@ cqrs_wall_now(void)
 {
 	TimestampTz steady;
 
-	if (cqrs_shared == NULL)
+	if (shared_clock == NULL)
 		return GetCurrentTimestamp();
 	steady = cqrs_steady_now();
 	return steady + believed_offset(steady);
@@ -118,7 +123,7 @@ cqrs_steady_from_wall(TimestampTz wall)
 
 	if (TIMESTAMP_NOT_FINITE(wall))
 		return wall;
-	Assert(cqrs_shared != NULL);
+	Assert(shared_clock != NULL);
 	return wall - believed_offset(steady);
 }
 
@@ -145,7 +150,7 @@ cqrs_steady_deadline(TimestampTz wall, int64 longest)
 TimestampTz
 cqrs_steady_to_wall(TimestampTz steady)
 {
-	if (TIMESTAMP_NOT_FINITE(steady) || cqrs_shared == NULL || steady == 0)
+	if (TIMESTAMP_NOT_FINITE(steady) || shared_clock == NULL || steady == 0)
 		return steady;
 	return steady + believed_offset(cqrs_steady_now());
 }
@@ -157,7 +162,7 @@ cqrs_steady_to_wall(TimestampTz steady)
 bool
 cqrs_clock_jumped(TimestampTz *until)
 {
-	CqrsClock  *clock = &cqrs_shared->clock;
+	CqrsClock  *clock = shared_clock;
 	TimestampTz jumped_at;
 
 	(void) believed_offset(cqrs_steady_now());
@@ -187,7 +192,7 @@ machine_now(void)
 static int64
 believed_offset(TimestampTz steady)
 {
-	CqrsClock  *clock = &cqrs_shared->clock;
+	CqrsClock  *clock = shared_clock;
 	int64		offset = GetCurrentTimestamp() - steady;
 
 	SpinLockAcquire(&clock->mutex);
@@ -216,10 +221,10 @@ PG_FUNCTION_INFO_V1(cqrs_debug_clock);
 TimestampTz
 cqrs_debug_wall_clock(void)
 {
-	if (cqrs_shared == NULL)
+	if (shared_clock == NULL)
 		return GetCurrentTimestamp();
-	return GetCurrentTimestamp() + cqrs_shared->clock.debug_passed +
-		cqrs_shared->clock.debug_ahead;
+	return GetCurrentTimestamp() + shared_clock->debug_passed +
+		shared_clock->debug_ahead;
 }
 
 /*
@@ -229,7 +234,7 @@ cqrs_debug_wall_clock(void)
 Datum
 cqrs_debug_clock(PG_FUNCTION_ARGS)
 {
-	CqrsClock  *clock = &cqrs_shared->clock;
+	CqrsClock  *clock = shared_clock;
 
 	SpinLockAcquire(&clock->mutex);
 	clock->debug_ahead = PG_GETARG_INT64(0) * 1000;

@@ -27,7 +27,7 @@ typedef struct CqrsClock
 #endif
 } CqrsClock;
 
-extern void cqrs_clock_init(CqrsClock *clock);
+extern void cqrs_clock_attach(CqrsClock *clock, bool found);
 extern TimestampTz cqrs_steady_now(void);
 extern TimestampTz cqrs_wall_now(void);
 extern TimestampTz cqrs_wall_due(TimestampTz at, TimestampTz since);

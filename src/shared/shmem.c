@@ -46,7 +46,6 @@ cqrs_shmem_startup(void)
 		cqrs_shared->lock = &(GetNamedLWLockTranche("cqrs_outbox"))->lock;
 		ConditionVariableInit(&cqrs_shared->exited);
 		ConditionVariableInit(&cqrs_shared->delivered);
-		cqrs_clock_init(&cqrs_shared->clock);
 
 		/* The postmaster does this again after a process crashed. */
 		cqrs_shared->crashed = startups++ > 0;
@@ -72,6 +71,7 @@ cqrs_shmem_startup(void)
 				pg_atomic_init_u64(&cqrs_shared->databases[i].dirty[j], 0);
 		}
 	}
+	cqrs_clock_attach(&cqrs_shared->clock, found);
 }
 
 /*
