@@ -24,6 +24,7 @@
 #include "log/position.h"
 #include "log/tick.h"
 #include "log/window_scan.h"
+#include "shared/database.h"
 #include "shared/shmem.h"
 
 /* Where we wait; NULL: no manager serves this database. */

@@ -56,7 +56,7 @@
 #include "delivery/subscription.h"
 #include "log/topic.h"
 #include "registry/registry.h"
-#include "shared/shmem.h"
+#include "shared/database.h"
 
 /* References kept at once, at most: 32 MB with room to sort. */
 #define WINDOW_ENTRIES	(1024 * 1024)

@@ -42,7 +42,7 @@
 #include "extension/catalog.h"
 #include "log/position.h"
 #include "log/tick.h"
-#include "shared/shmem.h"
+#include "shared/database.h"
 
 /* Columns of cqrs.tick. */
 enum

@@ -35,6 +35,7 @@
 #include "registry/owner.h"
 #include "registry/registry.h"
 #include "shared/clock.h"
+#include "shared/database.h"
 #include "shared/shmem.h"
 
 /* To wait so long for a manager is a problem, in milliseconds. */

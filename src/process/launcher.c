@@ -48,6 +48,7 @@
 #include "process/launcher.h"
 #include "process/process.h"
 #include "shared/clock.h"
+#include "shared/database.h"
 #include "shared/shmem.h"
 
 /*

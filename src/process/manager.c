@@ -83,6 +83,7 @@
 #include "process/topic_poll.h"
 #include "registry/registry.h"
 #include "shared/clock.h"
+#include "shared/database.h"
 #include "shared/shmem.h"
 
 /* Try again after so long, if somebody else ticks, in milliseconds. */

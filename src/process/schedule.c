@@ -31,6 +31,7 @@
 #include "process/schedule.h"
 #include "registry/registry.h"
 #include "shared/clock.h"
+#include "shared/database.h"
 
 /* How often to look whether a worker can be had, in milliseconds. */
 #define CONTENDED_WAIT	1000

@@ -34,6 +34,7 @@
 #include "process/utility.h"
 #include "shared/announce.h"
 #include "shared/clock.h"
+#include "shared/database.h"
 #include "shared/shmem.h"
 
 /* How long to wait for our processes, in milliseconds. */

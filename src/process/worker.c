@@ -69,6 +69,7 @@
 #include "process/process.h"
 #include "registry/registry.h"
 #include "shared/clock.h"
+#include "shared/database.h"
 #include "shared/shmem.h"
 
 /* Exit after so long without work, in milliseconds. */

@@ -19,6 +19,7 @@
 #include "utils/resowner.h"
 
 #include "shared/announce.h"
+#include "shared/database.h"
 #include "shared/shmem.h"
 
 /* What this transaction will tell when it commits. */

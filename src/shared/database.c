@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * database.c
- *	  The slot of a database: whether it has a manager, and when it is to have
- *	  one.
+ *	  The slot of a database: whether it has a manager, when it is to have
+ *	  one, and what that has said.
  *
  * Protocol
  *
@@ -27,7 +27,10 @@
 #include "storage/latch.h"
 
 #include "shared/clock.h"
+#include "shared/database.h"
 #include "shared/shmem.h"
+
+static CqrsDatabaseSlot *my_database_slot(void);
 
 /*
  * The slot of a database, or NULL. The lock is held.
@@ -186,4 +189,58 @@ cqrs_shmem_wake(CqrsDatabaseSlot *slot)
 		else
 			cqrs_shmem_wake_launcher();
 	}
+}
+
+/*
+ * The newest tick of this database that no crash, and no failover to a
+ * synchronous standby, takes back; 0: none is known.
+ */
+int64
+cqrs_shmem_durable_tick(void)
+{
+	int64		durable;
+	int64		recorded;
+
+	cqrs_shmem_manager_ticks(&durable, &recorded);
+	return durable;
+}
+
+/*
+ * The same, and the one that the manager recorded last; 0: none.
+ */
+void
+cqrs_shmem_manager_ticks(int64 *durable, int64 *recorded)
+{
+	CqrsDatabaseSlot *slot = my_database_slot();
+
+	*durable = slot ? pg_atomic_read_u64(&slot->durable_tick) : 0;
+	*recorded = slot ? pg_atomic_read_u64(&slot->recorded_tick) : 0;
+}
+
+/*
+ * The manager is recording this tick.
+ */
+void
+cqrs_shmem_tick_recorded(int64 tick_id)
+{
+	CqrsDatabaseSlot *slot = my_database_slot();
+
+	if (slot != NULL)
+		pg_atomic_write_u64(&slot->recorded_tick, tick_id);
+}
+
+/*
+ * The slot of this database, or NULL.
+ */
+static CqrsDatabaseSlot *
+my_database_slot(void)
+{
+	CqrsDatabaseSlot *slot;
+
+	if (cqrs_shared == NULL)
+		return NULL;
+	LWLockAcquire(cqrs_shared->lock, LW_SHARED);
+	slot = cqrs_database_find(MyDatabaseId);
+	LWLockRelease(cqrs_shared->lock);
+	return slot;
 }

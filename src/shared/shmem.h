@@ -208,17 +208,6 @@ extern bool cqrs_shmem_lower_next_run_at(CqrsDatabaseSlot *slot,
 extern void cqrs_topic_set_add(CqrsTopicSet *topics, int32 topic_id);
 extern bool cqrs_topic_set_has(const CqrsTopicSet *topics, int32 topic_id);
 extern void cqrs_shmem_take_dirty(CqrsDatabaseSlot *slot, CqrsTopicSet *topics);
-extern int64 cqrs_shmem_durable_tick(void);
-extern void cqrs_shmem_manager_ticks(int64 *durable, int64 *recorded);
-extern void cqrs_shmem_tick_recorded(int64 tick_id);
-extern CqrsDatabaseSlot *cqrs_database_find(Oid dboid);
-extern CqrsDatabaseSlot *cqrs_database_request(Oid dboid);
-extern void cqrs_database_clear(CqrsDatabaseSlot *slot);
-extern void cqrs_database_rest(CqrsDatabaseSlot *slot, TimestampTz next_due);
-extern void cqrs_database_due(CqrsDatabaseSlot *slot, TimestampTz at);
-extern void cqrs_database_prepared(CqrsDatabaseSlot *slot);
-extern TimestampTz cqrs_database_next_due(CqrsDatabaseSlot *slot);
-extern void cqrs_shmem_wake(CqrsDatabaseSlot *slot);
 extern void cqrs_shmem_wake_all_managers(void);
 extern void cqrs_shmem_wake_launcher(void);
 
