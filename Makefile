@@ -11,28 +11,31 @@ MODULE_big = cqrs_outbox
 
 # The rooms of src/, the lowest first. A file includes what is in its own room or
 # in a lower one, which test/checks/run looks after.
-ROOMS = include base shared extension registry log mediator broker emit delivery deferred monitor process
+ROOMS = include base shared extension registry log mediator broker emit retry \
+	subscription delivery pull control deferred monitor process
 
 OBJS_base = event_id.o guc.o interval.o json.o rethrow.o snapshot.o sqlstate.o
 OBJS_shared = announce.o clock.o database.o shmem.o
 OBJS_extension = catalog.o privilege.o version.o
 OBJS_registry = handler.o load.o owner.o payload.o payload_path.o \
 	payload_type.o registry.o signature.o
-OBJS_log = cursor.o event.o position.o retention.o rotation.o segment.o segment_index.o tick.o \
-	topic.o topic_drop.o window.o window_scan.o
-OBJS_mediator = breaker.o command.o context.o dispatch.o dispatch_stack.o domain_event.o \
-	dry_run.o fallback.o idempotency.o middleware.o stream.o
+OBJS_log = cursor.o event.o position.o retention.o rotation.o segment.o \
+	segment_index.o tick.o topic.o topic_drop.o window.o window_scan.o
+OBJS_mediator = breaker.o command.o context.o dispatch.o dispatch_stack.o \
+	domain_event.o dry_run.o fallback.o idempotency.o middleware.o stream.o
 OBJS_broker = link.o message.o server.o
 OBJS_emit = capture.o emit.o
-OBJS_delivery = adopt.o blame.o broker_entry.o control.o dead_letter.o drain.o \
-	drop_topic.o epoch.o events.o failure.o handler_timeout.o lane.o parked.o pull.o pull_ack.o \
-	pull_batch.o pull_wait.o receipt.o relay.o retry.o session.o subscribe.o subscription.o \
+OBJS_retry = blame.o failure.o lane.o parked.o retry.o
+OBJS_subscription = epoch.o receipt.o subscribe.o subscription.o
+OBJS_delivery = broker_entry.o drain.o handler_timeout.o relay.o session.o \
 	target_broker.o target_handler.o underway.o
+OBJS_pull = pull.o pull_ack.o pull_batch.o pull_wait.o
+OBJS_control = adopt.o dead_letter.o drop_topic.o events.o operation.o
 OBJS_deferred = enqueue.o release.o
-OBJS_monitor = breaker_status.o diagram.o diagram_sequence.o diagram_text.o health.o \
-	subscription_status.o topic_status.o worker_status.o
-OBJS_process = epoch_close.o launcher.o maintain.o manager.o notify.o process.o schedule.o \
-	topic_poll.o utility.o worker.o
+OBJS_monitor = breaker_status.o diagram.o diagram_sequence.o diagram_text.o \
+	health.o subscription_status.o topic_status.o worker_status.o
+OBJS_process = epoch_close.o launcher.o maintain.o manager.o notify.o \
+	process.o schedule.o topic_poll.o utility.o worker.o
 
 # For tests of races, after make clean; see src/base/debug_point.h.
 ifdef DEBUG_POINTS

@@ -53,7 +53,6 @@
 
 #include "base/event_id.h"
 #include "deferred/enqueue.h"
-#include "delivery/subscription.h"
 #include "emit/emit.h"
 #include "extension/catalog.h"
 #include "log/topic.h"
@@ -65,6 +64,7 @@
 #include "registry/registry.h"
 #include "shared/announce.h"
 #include "shared/clock.h"
+#include "subscription/subscription.h"
 
 static void check_handlers(CqrsCommand *command, Datum payload);
 static const CqrsTopic *commands_topic(void);

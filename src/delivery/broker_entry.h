@@ -15,7 +15,7 @@
 
 #include "broker/link.h"
 #include "broker/message.h"
-#include "delivery/parked.h"
+#include "retry/parked.h"
 
 typedef enum CqrsBrokerEntryState
 {

@@ -18,15 +18,15 @@
 #include "utils/memutils.h"
 
 #include "base/rethrow.h"
-#include "delivery/blame.h"
-#include "delivery/epoch.h"
-#include "delivery/subscription.h"
 #include "delivery/target_handler.h"
 #include "delivery/underway.h"
 #include "extension/catalog.h"
 #include "mediator/context.h"
 #include "registry/registry.h"
+#include "retry/blame.h"
 #include "shared/clock.h"
+#include "subscription/epoch.h"
+#include "subscription/subscription.h"
 
 static int64 drain(int32 subscription_id, int partition);
 static void report_outage(const CqrsSubscription *subscription,

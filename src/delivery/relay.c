@@ -49,14 +49,14 @@
 #include "utils/snapmgr.h"
 
 #include "base/debug_point.h"
-#include "delivery/epoch.h"
-#include "delivery/parked.h"
 #include "delivery/relay.h"
-#include "delivery/retry.h"
-#include "delivery/subscription.h"
 #include "log/topic.h"
 #include "registry/registry.h"
+#include "retry/parked.h"
+#include "retry/retry.h"
 #include "shared/database.h"
+#include "subscription/epoch.h"
+#include "subscription/subscription.h"
 
 /* References kept at once, at most: 32 MB with room to sort. */
 #define WINDOW_ENTRIES	(1024 * 1024)

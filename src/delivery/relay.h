@@ -10,10 +10,10 @@
 
 #include "base/cqrs_outbox.h"
 
-#include "delivery/lane.h"
 #include "log/cursor.h"
 #include "log/tick.h"
 #include "log/window.h"
+#include "retry/lane.h"
 
 /* A batch has at most so many events, and about so many bytes of payload. */
 #define CQRS_BATCH_EVENTS	1000

@@ -49,9 +49,9 @@
 #include "broker/server.h"
 #include "delivery/broker_entry.h"
 #include "delivery/relay.h"
-#include "delivery/retry.h"
 #include "delivery/target_broker.h"
 #include "registry/registry.h"
+#include "retry/retry.h"
 #include "shared/clock.h"
 
 /* Entries have at most about so many bytes of message bodies. */

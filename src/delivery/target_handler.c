@@ -44,19 +44,19 @@
 
 #include "base/debug_point.h"
 #include "base/rethrow.h"
-#include "delivery/blame.h"
-#include "delivery/failure.h"
 #include "delivery/handler_timeout.h"
 #include "delivery/relay.h"
-#include "delivery/retry.h"
 #include "delivery/session.h"
-#include "delivery/subscription.h"
 #include "delivery/target_handler.h"
 #include "delivery/underway.h"
 #include "extension/catalog.h"
 #include "mediator/context.h"
 #include "registry/registry.h"
+#include "retry/blame.h"
+#include "retry/failure.h"
+#include "retry/retry.h"
 #include "shared/clock.h"
+#include "subscription/subscription.h"
 
 /* A batch ends where it would have more subtransactions. */
 #define BATCH_SUBTRANSACTIONS	48

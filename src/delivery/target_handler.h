@@ -10,7 +10,7 @@
 
 #include "base/cqrs_outbox.h"
 
-#include "delivery/blame.h"
+#include "retry/blame.h"
 #include "utils/timestamp.h"
 
 /* So much of a message is kept. */

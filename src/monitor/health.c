@@ -29,7 +29,6 @@
 #include "utils/syscache.h"
 #include "utils/tuplestore.h"
 
-#include "delivery/subscription.h"
 #include "extension/catalog.h"
 #include "log/segment.h"
 #include "registry/owner.h"
@@ -37,6 +36,7 @@
 #include "shared/clock.h"
 #include "shared/database.h"
 #include "shared/shmem.h"
+#include "subscription/subscription.h"
 
 /* To wait so long for a manager is a problem, in milliseconds. */
 #define LONGEST_WAIT	5000

@@ -19,7 +19,6 @@
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
-#include "delivery/subscription.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "log/position.h"
@@ -28,6 +27,7 @@
 #include "registry/registry.h"
 #include "shared/clock.h"
 #include "shared/shmem.h"
+#include "subscription/subscription.h"
 
 /*
  * For each cursor, so many rows are looked at to count events; beyond, positions

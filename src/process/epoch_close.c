@@ -14,12 +14,12 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-#include "delivery/epoch.h"
 #include "extension/catalog.h"
 #include "process/epoch_close.h"
 #include "process/schedule.h"
 #include "registry/registry.h"
 #include "shared/clock.h"
+#include "subscription/epoch.h"
 
 /* How often the manager tries to close, at least and at most; milliseconds. */
 #define SHORTEST_WAIT	10

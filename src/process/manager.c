@@ -69,8 +69,8 @@
 #include "utils/snapmgr.h"
 
 #include "base/debug_point.h"
+#include "control/adopt.h"
 #include "deferred/release.h"
-#include "delivery/adopt.h"
 #include "extension/catalog.h"
 #include "extension/version.h"
 #include "log/tick.h"

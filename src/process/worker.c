@@ -54,11 +54,8 @@
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
 
-#include "delivery/blame.h"
-#include "delivery/failure.h"
 #include "delivery/handler_timeout.h"
 #include "delivery/session.h"
-#include "delivery/subscription.h"
 #include "delivery/target_broker.h"
 #include "delivery/target_handler.h"
 #include "delivery/underway.h"
@@ -68,9 +65,12 @@
 #include "process/launcher.h"
 #include "process/process.h"
 #include "registry/registry.h"
+#include "retry/blame.h"
+#include "retry/failure.h"
 #include "shared/clock.h"
 #include "shared/database.h"
 #include "shared/shmem.h"
+#include "subscription/subscription.h"
 
 /* Exit after so long without work, in milliseconds. */
 #define LONGEST_IDLE	60000

@@ -3,7 +3,7 @@
  * moves the cursor, and wherever.
  *
  * Beside: relay.c (begin), cursor.c (cqrs_cursor_read, cqrs_cursor_append),
- * subscription.c (cqrs_subscription_lock), control.c (seek), window_scan.c
+ * subscription.c (cqrs_subscription_lock), operation.c (seek), window_scan.c
  * (cqrs_window_since), tick.c.
  *
  * A worker, a client that pulls, and somebody who seeks to a time move one

@@ -7,7 +7,7 @@
  * lane.c, retry.c (cqrs_park, cqrs_park_unproven, cqrs_parked_failed,
  * cqrs_parked_begin_attempt, bury), target_handler.c (deliver_parked,
  * deliver_new, record_failure, cqrs_target_announce), dead_letter.c
- * (remove_letters, cqrs_redrive), control.c (seek).
+ * (remove_letters, cqrs_redrive), operation.c (seek).
  *
  * A cursor over EVENTS events in two lanes; a worker, whose transactions have up
  * to BATCH events, each in a subtransaction; an owner who redrives, and one who

@@ -3,7 +3,7 @@
  *
  * Beside: rotation.c (truncate_segment), retention.c (cqrs_subscription_hold,
  * cqrs_missed_record), emit.c (writer_open, writer_close), subscription.c
- * (cqrs_subscription_start), control.c (seek).
+ * (cqrs_subscription_start), operation.c (seek).
  *
  * One segment, which is not the current one. An emitter with a stale idea of
  * that writes to it; a subscription moves its cursor; somebody subscribes at

@@ -21,11 +21,11 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
-#include "delivery/subscription.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "registry/registry.h"
 #include "shared/announce.h"
+#include "subscription/subscription.h"
 
 /*
  * Have a subscription whose row was just made start with these topics, a list

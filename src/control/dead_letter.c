@@ -23,13 +23,13 @@
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
-#include "delivery/dead_letter.h"
-#include "delivery/retry.h"
-#include "delivery/subscription.h"
+#include "control/dead_letter.h"
 #include "delivery/underway.h"
 #include "extension/catalog.h"
 #include "registry/registry.h"
+#include "retry/retry.h"
 #include "shared/announce.h"
+#include "subscription/subscription.h"
 
 /* Columns of what cqrs_dead_letters() returns. */
 #define RESULT_COLUMNS	12

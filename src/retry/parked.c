@@ -34,9 +34,9 @@
 #include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
 
-#include "delivery/parked.h"
 #include "extension/catalog.h"
 #include "registry/registry.h"
+#include "retry/parked.h"
 #include "shared/clock.h"
 
 /* Columns of cqrs.retry. */

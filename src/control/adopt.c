@@ -68,8 +68,7 @@
 #include "utils/tuplestore.h"
 #include "utils/xid8.h"
 
-#include "delivery/adopt.h"
-#include "delivery/epoch.h"
+#include "control/adopt.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "log/event.h"
@@ -80,6 +79,7 @@
 #include "log/window_scan.h"
 #include "registry/registry.h"
 #include "shared/announce.h"
+#include "subscription/epoch.h"
 
 /* What a cursor had delivered where the dump was made. */
 typedef struct Delivered

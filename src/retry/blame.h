@@ -12,9 +12,9 @@
 
 #include "nodes/pg_list.h"
 
-#include "delivery/lane.h"
-#include "delivery/parked.h"
 #include "log/cursor.h"
+#include "retry/lane.h"
+#include "retry/parked.h"
 
 /* So many lanes in a row meet an error of a suspect class: an outage. */
 #define CQRS_SUSPECT_LANES	3

@@ -31,8 +31,8 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
-#include "delivery/retry.h"
 #include "extension/catalog.h"
+#include "retry/retry.h"
 #include "shared/clock.h"
 
 static TimestampTz retry_time(const CqrsSubscription *subscription,

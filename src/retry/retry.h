@@ -12,8 +12,8 @@
 
 #include "utils/timestamp.h"
 
-#include "delivery/parked.h"
 #include "log/cursor.h"
+#include "retry/parked.h"
 
 extern void cqrs_park(const CqrsSubscription *subscription,
 					  CqrsCursor *cursor, const CqrsEvent *event,

@@ -20,10 +20,10 @@
 #include "utils/snapmgr.h"
 #include "utils/wait_event.h"
 
-#include "delivery/pull.h"
 #include "log/position.h"
 #include "log/tick.h"
 #include "log/window_scan.h"
+#include "pull/pull.h"
 #include "shared/database.h"
 #include "shared/shmem.h"
 

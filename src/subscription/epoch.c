@@ -53,13 +53,13 @@
 #include "utils/snapmgr.h"
 
 #include "base/debug_point.h"
-#include "delivery/epoch.h"
-#include "delivery/receipt.h"
-#include "delivery/subscription.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "registry/registry.h"
 #include "shared/clock.h"
+#include "subscription/epoch.h"
+#include "subscription/receipt.h"
+#include "subscription/subscription.h"
 
 static bool has_arrived(const CqrsSubscription *subscription,
 						const CqrsCursor *cursor);

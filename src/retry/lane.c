@@ -13,8 +13,8 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "delivery/lane.h"
-#include "delivery/parked.h"
+#include "retry/lane.h"
+#include "retry/parked.h"
 
 typedef struct LaneEntry
 {

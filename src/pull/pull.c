@@ -23,14 +23,14 @@
 
 #include "base/interval.h"
 #include "base/rethrow.h"
-#include "delivery/epoch.h"
-#include "delivery/pull.h"
-#include "delivery/receipt.h"
-#include "delivery/subscription.h"
 #include "extension/catalog.h"
+#include "pull/pull.h"
 #include "registry/registry.h"
 #include "shared/clock.h"
 #include "shared/shmem.h"
+#include "subscription/epoch.h"
+#include "subscription/receipt.h"
+#include "subscription/subscription.h"
 
 #define DEFAULT_EVENTS		100
 

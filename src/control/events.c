@@ -25,15 +25,15 @@
 #include "utils/snapmgr.h"
 #include "utils/tuplestore.h"
 
-#include "delivery/dead_letter.h"
-#include "delivery/events.h"
-#include "delivery/parked.h"
+#include "control/dead_letter.h"
+#include "control/events.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "log/tick.h"
 #include "log/topic.h"
 #include "log/window.h"
 #include "registry/registry.h"
+#include "retry/parked.h"
 
 /* References to events kept at once, at most; 32 MB with room to sort. */
 #define WINDOW_ENTRIES	(1024 * 1024)

@@ -29,8 +29,8 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "delivery/blame.h"
-#include "delivery/retry.h"
+#include "retry/blame.h"
+#include "retry/retry.h"
 
 /* An event that failed. */
 typedef struct Pending

@@ -10,7 +10,7 @@
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
 
-#include "delivery/events.h"
+#include "control/events.h"
 #include "extension/catalog.h"
 #include "log/topic.h"
 #include "log/topic_drop.h"

@@ -30,14 +30,14 @@
 #include "utils/timestamp.h"
 
 #include "base/interval.h"
-#include "delivery/pull.h"
-#include "delivery/receipt.h"
 #include "delivery/relay.h"
-#include "delivery/retry.h"
-#include "delivery/subscription.h"
 #include "extension/catalog.h"
+#include "pull/pull.h"
 #include "registry/registry.h"
+#include "retry/retry.h"
 #include "shared/clock.h"
+#include "subscription/receipt.h"
+#include "subscription/subscription.h"
 
 /* Not so many references to events at once. */
 #define WINDOW_ENTRIES	(64 * 1024)

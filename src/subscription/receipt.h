@@ -13,8 +13,8 @@
 #include "nodes/pg_list.h"
 #include "utils/uuid.h"
 
-#include "delivery/parked.h"
 #include "log/cursor.h"
+#include "retry/parked.h"
 
 /* One cqrs_receive() of this transaction. */
 typedef struct CqrsReceived

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * control.c
+ * operation.c
  *	  Subscriptions in operation: paused, resumed, moved in the log, waited
  *	  for.
  *
@@ -15,17 +15,17 @@
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
-#include "delivery/epoch.h"
-#include "delivery/parked.h"
-#include "delivery/subscription.h"
 #include "delivery/underway.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "log/tick.h"
 #include "log/window_scan.h"
 #include "registry/registry.h"
+#include "retry/parked.h"
 #include "shared/clock.h"
 #include "shared/shmem.h"
+#include "subscription/epoch.h"
+#include "subscription/subscription.h"
 
 /* How often cqrs_wait() looks by itself, in milliseconds. */
 #define WAIT_POLL	100

@@ -19,8 +19,6 @@
 
 #include "broker/message.h"
 #include "broker/server.h"
-#include "delivery/epoch.h"
-#include "delivery/subscription.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "log/topic.h"
@@ -28,6 +26,8 @@
 #include "registry/handler.h"
 #include "registry/owner.h"
 #include "registry/registry.h"
+#include "subscription/epoch.h"
+#include "subscription/subscription.h"
 
 static void check_settings(FunctionCallInfo fcinfo, const char *name,
 						   int first_arg, bool null_allowed, Oid *types,

@@ -20,7 +20,7 @@
 #include "access/xact.h"
 #include "utils/memutils.h"
 
-#include "delivery/receipt.h"
+#include "subscription/receipt.h"
 
 /* What this transaction received, in order; in its own memory. */
 static List *received = NIL;

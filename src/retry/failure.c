@@ -24,8 +24,8 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
-#include "delivery/failure.h"
 #include "extension/catalog.h"
+#include "retry/failure.h"
 #include "shared/clock.h"
 
 /* Columns of cqrs.failure. */

@@ -35,12 +35,12 @@
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
-#include "delivery/pull.h"
-#include "delivery/receipt.h"
 #include "delivery/relay.h"
-#include "delivery/retry.h"
-#include "delivery/subscription.h"
 #include "extension/catalog.h"
+#include "pull/pull.h"
+#include "retry/retry.h"
+#include "subscription/receipt.h"
+#include "subscription/subscription.h"
 
 /* Columns of type cqrs_received. */
 #define RECEIVED_COLUMNS	11
