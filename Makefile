@@ -80,7 +80,12 @@ all install:
 	@echo "$(PG_CONFIG) not found: install the server's development package" >&2; exit 1
 endif
 
-$(OBJS): $(wildcard $(srcdir)/src/*/*.h)
+$(OBJS): $(wildcard $(srcdir)/src/*/*.h) | rooms
+
+# A build in another folder begins without them.
+.PHONY: rooms
+rooms:
+	@mkdir -p $(ROOMS:%=src/%)
 
 # Each broker module is an extension of its own, with a Makefile of its own.
 LIBRARIES_example =
