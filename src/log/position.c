@@ -9,7 +9,6 @@
 
 #include "access/table.h"
 #include "access/tableam.h"
-#include "commands/sequence.h"
 #include "miscadmin.h"
 #include "nodes/pg_list.h"
 #include "utils/fmgrprotos.h"

@@ -42,7 +42,6 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "utils/jsonb.h"
-#include "utils/memutils.h"
 #include "utils/resowner.h"
 
 #include "base/rethrow.h"

@@ -10,7 +10,6 @@
 #include "access/htup_details.h"
 #include "access/twophase.h"
 #include "catalog/pg_authid.h"
-#include "commands/dbcommands.h"
 #include "funcapi.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
