@@ -8,98 +8,45 @@
 #   make indent           format the C source
 
 MODULE_big = cqrs_outbox
-OBJS = \
-	src/adopt.o \
-	src/attempt.o \
-	src/blame.o \
-	src/breaker.o \
-	src/broker_entry.o \
-	src/broker_link.o \
-	src/broker_server.o \
-	src/capture.o \
-	src/catalog.o \
-	src/clock.o \
-	src/context.o \
-	src/cqrs_outbox.o \
-	src/cursor.o \
-	src/database.o \
-	src/deferred.o \
-	src/dead_letter.o \
-	src/diagram.o \
-	src/diagram_sequence.o \
-	src/dispatch.o \
-	src/domain_event.o \
-	src/drain.o \
-	src/dry_run.o \
-	src/emit.o \
-	src/epoch.o \
-	src/event_id.o \
-	src/events.o \
-	src/failure.o \
-	src/fallback.o \
-	src/guc.o \
-	src/handler.o \
-	src/handler_timeout.o \
-	src/health.o \
-	src/idempotency.o \
-	src/index.o \
-	src/json.o \
-	src/lane.o \
-	src/launcher.o \
-	src/maintain.o \
-	src/manager.o \
-	src/mediator.o \
-	src/message.o \
-	src/middleware.o \
-	src/notify.o \
-	src/operation.o \
-	src/owner.o \
-	src/parked.o \
-	src/payload.o \
-	src/payload_path.o \
-	src/payload_type.o \
-	src/privilege.o \
-	src/pull.o \
-	src/pull_ack.o \
-	src/pull_batch.o \
-	src/pull_wait.o \
-	src/receipt.o \
-	src/registry.o \
-	src/relay.o \
-	src/release.o \
-	src/retention.o \
-	src/rethrow.o \
-	src/retry.o \
-	src/rotation.o \
-	src/schedule.o \
-	src/segment.o \
-	src/session.o \
-	src/shmem.o \
-	src/signature.o \
-	src/status.o \
-	src/stream.o \
-	src/subscription.o \
-	src/target_broker.o \
-	src/target_handler.o \
-	src/tick.o \
-	src/topic.o \
-	src/topic_poll.o \
-	src/topic_status.o \
-	src/underway.o \
-	src/utility.o \
-	src/version.o \
-	src/window.o \
-	src/window_scan.o \
-	src/worker.o
 
-# For tests of races, after make clean; see src/debug_point.h.
+# The rooms of src/, the lowest first. A file includes what is in its own room or
+# in a lower one, which test/checks/run looks after.
+ROOMS = include base shared extension registry log mediator broker emit retry \
+	subscription delivery pull control deferred monitor process
+
+OBJS_base = event_id.o guc.o interval.o json.o rethrow.o snapshot.o sqlstate.o
+OBJS_shared = announce.o clock.o database.o shmem.o
+OBJS_extension = catalog.o privilege.o version.o
+OBJS_registry = handler.o load.o owner.o payload.o payload_path.o \
+	payload_type.o registry.o signature.o
+OBJS_log = cursor.o event.o position.o retention.o rotation.o segment.o \
+	segment_index.o tick.o topic.o topic_drop.o window.o window_scan.o
+OBJS_mediator = breaker.o command.o context.o dispatch.o dispatch_stack.o \
+	domain_event.o dry_run.o fallback.o idempotency.o middleware.o stream.o
+OBJS_broker = link.o message.o server.o
+OBJS_emit = capture.o emit.o
+OBJS_retry = blame.o failure.o lane.o parked.o retry.o
+OBJS_subscription = epoch.o receipt.o subscribe.o subscription.o
+OBJS_delivery = attempt.o broker_entry.o drain.o handler_timeout.o relay.o session.o \
+	target_broker.o target_handler.o underway.o
+OBJS_pull = pull.o pull_ack.o pull_batch.o pull_wait.o
+OBJS_control = adopt.o dead_letter.o drop_topic.o events.o operation.o
+OBJS_deferred = enqueue.o release.o
+OBJS_monitor = breaker_status.o diagram.o diagram_sequence.o diagram_text.o \
+	health.o subscription_status.o topic_status.o worker_status.o
+OBJS_process = epoch_close.o launcher.o maintain.o manager.o notify.o \
+	process.o schedule.o topic_poll.o utility.o worker.o
+
+# For tests of races, after make clean; see src/base/debug_point.h.
 ifdef DEBUG_POINTS
-OBJS += src/debug_point.o
+OBJS_base += debug_point.o
 endif
+
+OBJS = $(foreach room,$(ROOMS),$(OBJS_$(room):%=src/$(room)/%)) src/module.o
 
 EXTENSION = cqrs_outbox
 DATA = sql/cqrs_outbox--1.0.sql
-HEADERS_cqrs_outbox = src/cqrs_broker.h src/cqrs_hooks.h
+HEADERS_cqrs_outbox = src/include/cqrs_broker.h src/include/cqrs_hooks.h
 
 REGRESS = meeting command query chain stream fallback breaker middleware idempotency dry_run emit domain_event context nesting prepared capture subscription own_subscription retry deferred pull partitions kept retention diagram health privileges owners grants matrix trust lookup adopt extension
 
@@ -133,7 +80,12 @@ all install:
 	@echo "$(PG_CONFIG) not found: install the server's development package" >&2; exit 1
 endif
 
-$(OBJS): $(wildcard $(srcdir)/src/*.h)
+$(OBJS): $(wildcard $(srcdir)/src/*/*.h) | rooms
+
+# A build in another folder begins without them.
+.PHONY: rooms
+rooms:
+	@mkdir -p $(ROOMS:%=src/%)
 
 # Each broker module is an extension of its own, with a Makefile of its own.
 LIBRARIES_example =
@@ -169,7 +121,7 @@ INDENT = pg_bsd_indent -bad -bap -bbb -bc -bl -cli1 -cp33 -cdb -nce -d0 -di12 -n
 	-i4 -l79 -lp -lpl -nip -npro -sac -tpg -ts4 -U$(srcdir)/typedefs.list -st
 
 indent:
-	for file in $(srcdir)/src/*.[ch] $(srcdir)/brokers/*/*.[ch]; do \
+	for file in $(srcdir)/src/*.[ch] $(srcdir)/src/*/*.[ch] $(srcdir)/brokers/*/*.[ch]; do \
 		$(INDENT) <$$file | sed -E 's/^([A-Za-z][^ \t]*)[ \t]+\*$$/\1 */' >$$file.tmp && cat $$file.tmp >$$file; rm -f $$file.tmp; \
 	done
 

@@ -7,7 +7,7 @@
 # What is shared is compiled into each module, in the module's own folder.
 
 COMMON := $(dir $(lastword $(MAKEFILE_LIST)))
-CORE := $(COMMON)../../src
+CORE := $(COMMON)../../src/include
 
 MODULE_big = cqrs_outbox_$(MODULE)
 EXTENSION = cqrs_outbox_$(MODULE)

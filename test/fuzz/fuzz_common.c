@@ -1,7 +1,7 @@
 /*
  * Of what broker modules share: templates, options, texts of errors.
  *
- * fuzz: -Isrc -Ibrokers/common brokers/common/broker_client.c
+ * fuzz: -Isrc/include -Ibrokers/common brokers/common/broker_client.c
  */
 #include <stdint.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 /*
  * What the peer of the example module answers.
  *
- * fuzz: -Isrc -Ibrokers/example brokers/example/lines.c
+ * fuzz: -Isrc/include -Ibrokers/example brokers/example/lines.c
  */
 #include "../../brokers/example/client.c"
 

@@ -2,7 +2,7 @@
  * What librdkafka says of a broker, which may be a broker's own words; and
  * options of servers and user mappings.
  *
- * fuzz: -Isrc -Ibrokers/common -Ibrokers/kafka brokers/kafka/producer.c
+ * fuzz: -Isrc/include -Ibrokers/common -Ibrokers/kafka brokers/kafka/producer.c
  * fuzz: brokers/kafka/properties.c brokers/common/broker_client.c -lrdkafka
  */
 #include <stdint.h>

@@ -6,7 +6,7 @@
  * order, with any content; sometimes only bytes. Whatever comes, each message
  * is reported once at most, and nothing loops.
  *
- * fuzz: -Isrc -Ibrokers/common -Ibrokers/rabbitmq brokers/rabbitmq/publish.c
+ * fuzz: -Isrc/include -Ibrokers/common -Ibrokers/rabbitmq brokers/rabbitmq/publish.c
  * fuzz: brokers/rabbitmq/connect.c brokers/rabbitmq/login.c brokers/rabbitmq/tls.c
  * fuzz: brokers/common/broker_client.c -lrabbitmq -lssl -lcrypto -lpthread
  */

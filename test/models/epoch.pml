@@ -1,6 +1,6 @@
 /*
  * epoch.pml: the partitions of a subscription change while it is delivered, see
- * src/epoch.c and src/relay.c.
+ * src/subscription/epoch.c and src/delivery/relay.c.
  *
  * Events of two keys become visible one after the other. With one partition,
  * both keys are in it; with two, each has its own. Two movers deliver: each

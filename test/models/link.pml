@@ -3,7 +3,7 @@
  * last reports of a connection that is lost, too, and nobody sleeps while
  * there is something for him.
  *
- * Beside: broker_link.c (cqrs_link_send, cqrs_link_take, cqrs_link_state,
+ * Beside: link.c (cqrs_link_send, cqrs_link_take, cqrs_link_state,
  * cqrs_link_close, thread_main, thread_cycle, thread_hand_back, thread_wait,
  * wake, drain_pipe), target_broker.c (cqrs_target_broker_task).
  *

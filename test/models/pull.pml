@@ -1,6 +1,6 @@
 /*
- * pull.pml: clients that pull, see src/pull.c, src/pull_ack.c and
- * src/receipt.c.
+ * pull.pml: clients that pull, see src/pull/pull.c, pull_ack.c and
+ * src/subscription/receipt.c.
  *
  * Two clients pull from one partition with a few events. Each receives, under
  * a lease, or in a transaction with savepoints; acknowledges any of what it

@@ -3,8 +3,8 @@
  * unless nobody told of it, and none that was passed by is forgotten.
  *
  * Beside: release.c (cqrs_release_next, begin_pass, release_range, release,
- * end_pass), shmem.c (cqrs_shmem_lower_next_run_at, at_xact_end, at_release),
- * deferred.c (schedule, remove_scheduled).
+ * end_pass), shmem.c (cqrs_shmem_lower_next_run_at), announce.c (at_xact_end,
+ * at_release), enqueue.c (schedule, remove_scheduled).
  *
  * Commands are due from the beginning, each for a time of its own, its number.
  * One is scheduled in time, one by a prepared transaction of which nobody

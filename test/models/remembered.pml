@@ -3,7 +3,7 @@
  * rows. Nothing is lost, nor delivered twice, whatever happened meanwhile.
  *
  * Beside: relay.c (open_window, close_window), window.c (cqrs_window_attach,
- * load_chunk, fetch, cqrs_window_is), operation.c (seek), topic.c
+ * load_chunk, fetch, cqrs_window_is), operation.c (seek), topic_drop.c
  * (cqrs_topic_drop).
  *
  * A session receives from three topics, one of which is empty, an event at a

@@ -2,8 +2,9 @@
  * Wake-up and poll: what is announced is found without a poll, and what nobody
  * announces by the next one.
  *
- * Beside: shmem.c (at_release, cqrs_shmem_wake, cqrs_shmem_take_dirty),
- * manager.c (cqrs_manager_main, time_to_look, look, find_topics).
+ * Beside: announce.c (at_release), database.c (cqrs_shmem_wake), shmem.c
+ * (cqrs_shmem_take_dirty), manager.c (cqrs_manager_main, time_to_look, look),
+ * topic_poll.c (cqrs_poll_next).
  *
  * Transactions emit an event each to one of two topics. Some announce their
  * commit, others do not: a prepared one that a replication worker commits. The

@@ -1,0 +1,110 @@
+/*-------------------------------------------------------------------------
+ *
+ * event_id.c
+ *	  Ids of events: UUIDs of version 7 (RFC 9562).
+ *
+ * An id is 48 bits of Unix time in milliseconds, the version (4 bits), and a
+ * counter of 74 bits with the variant (2 bits) in its midst:
+ *
+ *		high	milliseconds << 16 | 7 << 12 | the counter's upper 12 bits
+ *		low		2 << 62 | the counter's lower 62 bits
+ *
+ * The counter is random at the first id of a millisecond and goes up by one
+ * for each further one, so that libuuid, which enters the kernel, is asked at
+ * most once a millisecond. Its top bit starts at zero, to leave room.
+ *
+ * A backend's ids go up strictly. A clock that stands or steps back is not
+ * followed: the last millisecond is kept until the clock has passed it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include <uuid/uuid.h>
+
+#include "port/pg_bswap.h"
+
+#include "base/event_id.h"
+
+#define UNIX_EPOCH_OFFSET_USEC \
+	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
+
+#define TIME_SHIFT		16
+#define MAX_UNIX_MS		((INT64CONST(1) << 48) - 1)
+#define VERSION_7		(UINT64CONST(7) << 12)
+#define VARIANT_RFC		(UINT64CONST(2) << 62)
+#define COUNTER_HIGH	UINT64CONST(0x0FFF)
+#define COUNTER_LOW		((UINT64CONST(1) << 62) - 1)
+#define COUNTER_ROOM	UINT64CONST(0x0800) /* the top bit of COUNTER_HIGH */
+
+StaticAssertDecl(UUID_LEN == 2 * sizeof(uint64), "a UUID is two words");
+
+/* The last id, if last_pid is this process; else there was none yet. */
+static int	last_pid = 0;
+static int64 last_ms = 0;
+static uint64 counter_high = 0;
+static uint64 counter_low = 0;
+
+static void counter_randomize(void);
+static void counter_increment(void);
+
+/*
+ * Make an id that is greater than all that this process made before.
+ *
+ * now is what the clock says, from 1970 to 10889. The id goes to *result, in
+ * network byte order. Allocates nothing and raises no error.
+ */
+void
+cqrs_event_id_generate(TimestampTz now, pg_uuid_t *result)
+{
+	int64		unix_ms = (now + UNIX_EPOCH_OFFSET_USEC) / 1000;
+	uint64		words[2];
+
+	Assert(unix_ms >= 0 && unix_ms <= MAX_UNIX_MS);
+
+	/* A process does not go on with what its parent counted. */
+	if (last_pid != MyProcPid || unix_ms > last_ms)
+	{
+		last_pid = MyProcPid;
+		last_ms = unix_ms;
+		counter_randomize();
+	}
+	else
+		counter_increment();
+
+	words[0] = pg_hton64((uint64) last_ms << TIME_SHIFT | VERSION_7 |
+						 counter_high);
+	words[1] = pg_hton64(VARIANT_RFC | counter_low);
+	memcpy(result->data, words, UUID_LEN);
+}
+
+static void
+counter_randomize(void)
+{
+	uuid_t		random;
+	uint64		words[2];
+
+	/* Version 4 has its fixed bits where version 7 has them. */
+	uuid_generate_random(random);
+	memcpy(words, random, sizeof(words));
+	counter_high = pg_ntoh64(words[0]) & COUNTER_HIGH & ~COUNTER_ROOM;
+	counter_low = pg_ntoh64(words[1]) & COUNTER_LOW;
+}
+
+static void
+counter_increment(void)
+{
+	if (counter_low < COUNTER_LOW)
+	{
+		counter_low++;
+		return;
+	}
+	counter_low = 0;
+	if (counter_high < COUNTER_HIGH)
+	{
+		counter_high++;
+		return;
+	}
+	counter_high = 0;
+	last_ms++;
+}

@@ -1,0 +1,16 @@
+/*-------------------------------------------------------------------------
+ *
+ * rethrow.h
+ *	  Errors that go on after what they passed through was cleaned up.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_RETHROW_H
+#define CQRS_RETHROW_H
+
+#include "base/cqrs_outbox.h"
+
+extern ErrorData *cqrs_error_take(MemoryContext context);
+pg_noreturn extern void cqrs_error_rethrow(ErrorData *error);
+
+#endif							/* CQRS_RETHROW_H */

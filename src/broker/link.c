@@ -1,0 +1,502 @@
+/*-------------------------------------------------------------------------
+ *
+ * link.c
+ *	  A connection to a broker, and the thread that runs its module.
+ *
+ * Client libraries block: while a name is looked up, a connection is made, a
+ * socket's buffer is full. In the worker's own thread, that would keep it from
+ * ending when the server stops, and from reading on meanwhile. So each
+ * connection has a thread, and the worker waits for its latch and a pipe.
+ *
+ * Protocol
+ *
+ * 1. The worker hands messages over in the list todo, the thread hands them
+ *	  back in the list reported. Both, and what else is not the thread's own,
+ *	  are under the mutex. Neither side does anything slow while it holds it.
+ * 2. Each side has a pipe by which the other wakes it. Whoever writes to one
+ *	  sets its flag; with the flag set, nothing more is written. The reader
+ *	  empties the pipe, and only then clears the flag and looks at the lists.
+ *	  So the worker empties it as it asks for the state, which it does first,
+ *	  and not as it takes what was reported: a state that changed in between
+ *	  would wake nobody.
+ * 3. The thread runs with all signals blocked: they are the worker's. It calls
+ *	  nothing of the server's: no palloc(), no ereport().
+ * 4. To close, the worker asks the thread to end, and waits for a while. If it
+ *	  does not, because the module does not return, the process has to end: the
+ *	  thread still uses the messages. As long as there is a thread, exit()
+ *	  would run the libraries' exit handlers under its feet; so at the end of
+ *	  the process, _exit() ends both. That is once the process has given back
+ *	  all that is shared: all callbacks of before_shmem_exit() and
+ *	  on_shmem_exit() have run. What was registered with on_proc_exit() before
+ *	  the first link was made is not called, nor is what was with atexit().
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include "storage/ipc.h"
+#include "utils/memutils.h"
+
+#include "broker/link.h"
+
+/* The thread is given so long to end, in milliseconds. */
+#define LONGEST_CLOSE	500
+
+/* How long the thread waits at most, in milliseconds: idle, or without fd(). */
+#define LONGEST_WAIT	1000
+#define BLIND_WAIT		10
+
+typedef struct Pipe
+{
+	int			fds[2];
+	bool		written;		/* under the mutex */
+} Pipe;
+
+struct CqrsBrokerLink
+{
+	MemoryContext context;
+	const CqrsBrokerModule *module;
+	CqrsBrokerConnection connection;
+	pthread_t	thread;
+	Pipe		to_thread;
+	Pipe		to_worker;
+
+	pthread_mutex_t mutex;
+	CqrsLinkState state;
+	char		error[CQRS_BROKER_ERROR_SIZE];
+	bool		stop;			/* the thread is to end */
+	bool		ended;			/* it touches nothing any more */
+	CqrsLinkMessage *todo;
+	CqrsLinkMessage *todo_last;
+	CqrsLinkMessage *reported;
+	CqrsLinkMessage *reported_last;
+
+	/* The thread's own. */
+	void	   *module_state;
+	int			outstanding;	/* published, and not reported */
+	CqrsLinkMessage *reports;	/* since the lists were looked at */
+	CqrsLinkMessage *reports_last;
+};
+
+/* Of this process. */
+static CqrsBrokerLink *current_link = NULL;
+
+static const char *copy_string(const char *string);
+static void open_pipe(Pipe *pipe);
+static void close_link(CqrsBrokerLink *link);
+static void close_at_exit(int code, Datum arg);
+static void exit_with_threads(int code, Datum arg);
+static void *thread_main(void *arg);
+static bool thread_cycle(CqrsBrokerLink *link, bool *stop, char *error);
+static bool thread_publish(CqrsBrokerLink *link, CqrsLinkMessage *todo,
+						   char *error);
+static void thread_report(CqrsBrokerMessage *message,
+						  CqrsBrokerOutcome outcome, const char *error);
+static void thread_hand_back(CqrsBrokerLink *link, CqrsLinkState state,
+							 const char *error);
+static void thread_wait(CqrsBrokerLink *link);
+static void wake(Pipe *pipe);
+static void drain_pipe(Pipe *pipe);
+
+/*
+ * Begin to connect. The connection, which is copied, needs no report. A process
+ * has one link at a time.
+ */
+CqrsBrokerLink *
+cqrs_link_open(const CqrsBrokerModule *module,
+			   const CqrsBrokerConnection *connection)
+{
+	static bool registered = false;
+	MemoryContext context;
+	MemoryContext oldcontext;
+	CqrsBrokerLink *link;
+	CqrsBrokerOption *options;
+	sigset_t	all;
+	sigset_t	save;
+	int			result;
+	int			i;
+
+	Assert(current_link == NULL);
+	if (!registered)
+	{
+		on_proc_exit(exit_with_threads, (Datum) 0);
+		before_shmem_exit(close_at_exit, (Datum) 0);
+		registered = true;
+	}
+
+	context = AllocSetContextCreate(TopMemoryContext, "cqrs broker link",
+									ALLOCSET_SMALL_SIZES);
+	oldcontext = MemoryContextSwitchTo(context);
+	link = palloc0(sizeof(CqrsBrokerLink));
+	link->context = context;
+	link->module = module;
+	link->state = CQRS_LINK_CONNECTING;
+	link->connection = *connection;
+	link->connection.database = copy_string(connection->database);
+	link->connection.subscription = copy_string(connection->subscription);
+	options = palloc(sizeof(CqrsBrokerOption) * (connection->noptions + 1));
+	for (i = 0; i < connection->noptions; i++)
+	{
+		options[i].name = copy_string(connection->options[i].name);
+		options[i].value = copy_string(connection->options[i].value);
+	}
+	link->connection.options = options;
+	link->connection.report = thread_report;
+	MemoryContextSwitchTo(oldcontext);
+
+	open_pipe(&link->to_thread);
+	open_pipe(&link->to_worker);
+	pthread_mutex_init(&link->mutex, NULL);
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &save);
+	result = pthread_create(&link->thread, NULL, thread_main, link);
+	pthread_sigmask(SIG_SETMASK, &save, NULL);
+	if (result != 0)
+	{
+		close_link(link);
+		errno = result;
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("could not create a thread: %m")));
+	}
+	current_link = link;
+	return link;
+}
+
+/*
+ * The link's state, to be asked for before cqrs_link_take(). error, of
+ * CQRS_BROKER_ERROR_SIZE bytes, gets why it was lost, or why the broker accepts
+ * nothing at present; otherwise it is empty.
+ *
+ * A lost one has handed back all it ever will: what cqrs_link_take() does not
+ * return is not reported.
+ */
+CqrsLinkState
+cqrs_link_state(CqrsBrokerLink *link, char *error)
+{
+	CqrsLinkState state;
+
+	pthread_mutex_lock(&link->mutex);
+	drain_pipe(&link->to_worker);
+	state = link->state;
+	strlcpy(error, link->error, CQRS_BROKER_ERROR_SIZE);
+	pthread_mutex_unlock(&link->mutex);
+	return state;
+}
+
+/*
+ * What is readable when the state changed, or there is something to take.
+ */
+int
+cqrs_link_fd(const CqrsBrokerLink *link)
+{
+	return link->to_worker.fds[0];
+}
+
+/*
+ * Have a list of messages published, in its order. Their link is this one.
+ */
+void
+cqrs_link_send(CqrsBrokerLink *link, CqrsLinkMessage *first,
+			   CqrsLinkMessage *last)
+{
+	pthread_mutex_lock(&link->mutex);
+	if (link->todo == NULL)
+		link->todo = first;
+	else
+		link->todo_last->next = first;
+	link->todo_last = last;
+	wake(&link->to_thread);
+	pthread_mutex_unlock(&link->mutex);
+}
+
+/*
+ * The list of what was reported since the last call, or NULL. What is reported
+ * after cqrs_link_state() was called is announced by cqrs_link_fd().
+ */
+CqrsLinkMessage *
+cqrs_link_take(CqrsBrokerLink *link)
+{
+	CqrsLinkMessage *reported;
+
+	pthread_mutex_lock(&link->mutex);
+	reported = link->reported;
+	link->reported = link->reported_last = NULL;
+	pthread_mutex_unlock(&link->mutex);
+	return reported;
+}
+
+/*
+ * Disconnect, and free the link. Ends the process if the module does not
+ * return.
+ */
+void
+cqrs_link_close(CqrsBrokerLink *link)
+{
+	struct pollfd pollfd = {.fd = link->to_worker.fds[0],.events = POLLIN};
+	int			waited;
+	bool		ended;
+
+	/* At the end of the process, not a second time. */
+	current_link = NULL;
+	pthread_mutex_lock(&link->mutex);
+	link->stop = true;
+	ended = link->ended;
+	wake(&link->to_thread);
+	pthread_mutex_unlock(&link->mutex);
+
+	for (waited = 0; !ended && waited < LONGEST_CLOSE; waited += BLIND_WAIT)
+	{
+		(void) poll(&pollfd, 1, BLIND_WAIT);
+		pthread_mutex_lock(&link->mutex);
+		drain_pipe(&link->to_worker);
+		ended = link->ended;
+		pthread_mutex_unlock(&link->mutex);
+	}
+	if (!ended)
+	{
+		if (proc_exit_inprogress)
+			return;
+		ereport(DEBUG1,
+				(errmsg_internal("connection to the broker of subscription \"%s\" does not close",
+								 link->connection.subscription)));
+		proc_exit(0);
+	}
+	pthread_join(link->thread, NULL);
+	close_link(link);
+}
+
+static const char *
+copy_string(const char *string)
+{
+	return string ? pstrdup(string) : NULL;
+}
+
+static void
+open_pipe(Pipe *pipe_to_open)
+{
+	int			i;
+
+	if (pipe(pipe_to_open->fds) != 0)
+		ereport(ERROR,
+				(errcode_for_socket_access(),
+				 errmsg("could not create a pipe: %m")));
+	for (i = 0; i < 2; i++)
+	{
+		(void) fcntl(pipe_to_open->fds[i], F_SETFL, O_NONBLOCK);
+		(void) fcntl(pipe_to_open->fds[i], F_SETFD, FD_CLOEXEC);
+	}
+}
+
+/*
+ * Free a link that has no thread.
+ */
+static void
+close_link(CqrsBrokerLink *link)
+{
+	int			i;
+
+	for (i = 0; i < 2; i++)
+	{
+		close(link->to_thread.fds[i]);
+		close(link->to_worker.fds[i]);
+	}
+	pthread_mutex_destroy(&link->mutex);
+	MemoryContextDelete(link->context);
+}
+
+static void
+close_at_exit(int code, Datum arg)
+{
+	if (current_link != NULL)
+		cqrs_link_close(current_link);
+}
+
+static void
+exit_with_threads(int code, Datum arg)
+{
+	_exit(code);
+}
+
+/*
+ * From here on, all runs in the thread.
+ */
+static void *
+thread_main(void *arg)
+{
+	CqrsBrokerLink *link = (CqrsBrokerLink *) arg;
+	const CqrsBrokerModule *module = link->module;
+	char		error[CQRS_BROKER_ERROR_SIZE] = "";
+
+	link->module_state = module->startup(&link->connection, error);
+	if (link->module_state != NULL)
+	{
+		bool		stop = false;
+
+		thread_hand_back(link, CQRS_LINK_OPEN, "");
+		while (thread_cycle(link, &stop, error) && !stop)
+			thread_wait(link);
+
+		/* What was reported last counts. */
+		thread_hand_back(link, CQRS_LINK_OPEN, "");
+		module->shutdown(link->module_state);
+	}
+
+	pthread_mutex_lock(&link->mutex);
+	link->state = CQRS_LINK_LOST;
+	strlcpy(link->error, error[0] != '\0' ? error : "connection lost",
+			sizeof(link->error));
+	link->ended = true;
+	wake(&link->to_worker);
+	pthread_mutex_unlock(&link->mutex);
+	return NULL;
+}
+
+/*
+ * Publish what there is, and handle what came. Returns false if the connection
+ * is lost.
+ */
+static bool
+thread_cycle(CqrsBrokerLink *link, bool *stop, char *error)
+{
+	CqrsLinkMessage *todo;
+
+	for (;;)
+	{
+		pthread_mutex_lock(&link->mutex);
+		drain_pipe(&link->to_thread);
+		todo = link->todo;
+		link->todo = link->todo_last = NULL;
+		*stop = link->stop;
+		pthread_mutex_unlock(&link->mutex);
+		if (*stop)
+			return true;
+
+		error[0] = '\0';
+		if ((todo != NULL && !thread_publish(link, todo, error)) ||
+			!link->module->poll(link->module_state, error))
+			return false;
+		thread_hand_back(link, CQRS_LINK_OPEN, error);
+		if (todo == NULL)
+			return true;
+	}
+}
+
+/*
+ * Publish a list, some at a time.
+ */
+static bool
+thread_publish(CqrsBrokerLink *link, CqrsLinkMessage *todo, char *error)
+{
+	CqrsBrokerMessage *messages[256];
+
+	while (todo != NULL)
+	{
+		int			n = 0;
+
+		for (; todo != NULL && n < lengthof(messages); todo = todo->next)
+			messages[n++] = &todo->message;
+		link->outstanding += n;
+		if (!link->module->publish(link->module_state, messages, n, error))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * The module reports a message.
+ */
+static void
+thread_report(CqrsBrokerMessage *message, CqrsBrokerOutcome outcome,
+			  const char *error)
+{
+	CqrsLinkMessage *reported = (CqrsLinkMessage *) message;
+	CqrsBrokerLink *link = reported->link;
+
+	reported->outcome = outcome;
+	reported->error = error ? strndup(error, CQRS_BROKER_ERROR_SIZE - 1) : NULL;
+	reported->next = NULL;
+	if (link->reports == NULL)
+		link->reports = reported;
+	else
+		link->reports_last->next = reported;
+	link->reports_last = reported;
+	link->outstanding--;
+}
+
+/*
+ * Hand back what was reported, and wake the worker if it does not know all.
+ */
+static void
+thread_hand_back(CqrsBrokerLink *link, CqrsLinkState state, const char *error)
+{
+	pthread_mutex_lock(&link->mutex);
+	if (link->reports != NULL)
+	{
+		if (link->reported == NULL)
+			link->reported = link->reports;
+		else
+			link->reported_last->next = link->reports;
+		link->reported_last = link->reports_last;
+	}
+	if (link->reports != NULL || link->state != state ||
+		strcmp(link->error, error) != 0)
+		wake(&link->to_worker);
+	link->reports = link->reports_last = NULL;
+	link->state = state;
+	strlcpy(link->error, error, sizeof(link->error));
+	pthread_mutex_unlock(&link->mutex);
+}
+
+/*
+ * Wait for the worker, or the broker.
+ */
+static void
+thread_wait(CqrsBrokerLink *link)
+{
+	struct pollfd pollfds[2] = {0};
+	int			fd = link->module->fd(link->module_state);
+
+	pollfds[0].fd = link->to_thread.fds[0];
+	pollfds[0].events = POLLIN;
+	pollfds[1].fd = fd;
+	pollfds[1].events = POLLIN;
+	(void) poll(pollfds, fd < 0 ? 1 : 2,
+				fd < 0 && link->outstanding > 0 ? BLIND_WAIT : LONGEST_WAIT);
+}
+
+/*
+ * In both threads: wake the other one. The mutex is held.
+ */
+static void
+wake(Pipe *pipe_to_write)
+{
+	char		byte = 0;
+
+	if (!pipe_to_write->written &&
+		write(pipe_to_write->fds[1], &byte, 1) == 1)
+		pipe_to_write->written = true;
+}
+
+/*
+ * In both threads: read what woke this one. The mutex is held.
+ */
+static void
+drain_pipe(Pipe *pipe_to_read)
+{
+	char		bytes[16];
+
+	if (pipe_to_read->written)
+	{
+		while (read(pipe_to_read->fds[0], bytes, sizeof(bytes)) > 0)
+			;
+		pipe_to_read->written = false;
+	}
+}

@@ -1,0 +1,46 @@
+/*-------------------------------------------------------------------------
+ *
+ * link.h
+ *	  A connection to a broker, and the thread that runs its module.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_BROKER_LINK_H
+#define CQRS_BROKER_LINK_H
+
+#include "base/cqrs_outbox.h"
+
+#include "include/cqrs_broker.h"
+
+typedef struct CqrsBrokerLink CqrsBrokerLink;
+
+/*
+ * A message on its way. From cqrs_link_send() until cqrs_link_take() returns
+ * it, or the link is closed, it is the thread's.
+ */
+typedef struct CqrsLinkMessage
+{
+	CqrsBrokerMessage message;	/* first: all that the module knows */
+	CqrsBrokerLink *link;
+	CqrsBrokerOutcome outcome;	/* once taken */
+	char	   *error;			/* the same; NULL, or to be freed with free() */
+	struct CqrsLinkMessage *next;
+} CqrsLinkMessage;
+
+typedef enum CqrsLinkState
+{
+	CQRS_LINK_CONNECTING,
+	CQRS_LINK_OPEN,
+	CQRS_LINK_LOST
+} CqrsLinkState;
+
+extern CqrsBrokerLink *cqrs_link_open(const CqrsBrokerModule *module,
+									  const CqrsBrokerConnection *connection);
+extern CqrsLinkState cqrs_link_state(CqrsBrokerLink *link, char *error);
+extern int	cqrs_link_fd(const CqrsBrokerLink *link);
+extern void cqrs_link_send(CqrsBrokerLink *link, CqrsLinkMessage *first,
+						   CqrsLinkMessage *last);
+extern CqrsLinkMessage *cqrs_link_take(CqrsBrokerLink *link);
+extern void cqrs_link_close(CqrsBrokerLink *link);
+
+#endif							/* CQRS_BROKER_LINK_H */

@@ -1,0 +1,13 @@
+/*-------------------------------------------------------------------------
+ *
+ * adopt.h
+ *	  What was restored from a dump, or came by logical replication.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_ADOPT_H
+#define CQRS_ADOPT_H
+
+extern void cqrs_adopt_identity(void);
+
+#endif							/* CQRS_ADOPT_H */

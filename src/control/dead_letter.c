@@ -1,0 +1,305 @@
+/*-------------------------------------------------------------------------
+ *
+ * dead_letter.c
+ *	  Events that a subscription gave up on: shown, tried anew, discarded.
+ *	  retry.c puts them there.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "shared/clock.h"
+#include "funcapi.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/tuplestore.h"
+#include "utils/timestamp.h"
+#include "utils/uuid.h"
+
+#include "control/dead_letter.h"
+#include "delivery/underway.h"
+#include "extension/catalog.h"
+#include "registry/registry.h"
+#include "retry/retry.h"
+#include "shared/announce.h"
+#include "subscription/subscription.h"
+
+/* Columns of what cqrs_dead_letters() returns. */
+#define RESULT_COLUMNS	12
+
+/* A walk over a subscription's dead letters, by position. */
+struct CqrsDeadLetterScan
+{
+	Relation	rel;
+	Relation	index;
+	SysScanDesc scan;
+
+	/* The row read last. */
+	HeapTuple	tuple;
+	Datum		values[CQRS_DEAD_COLUMNS];
+	bool		nulls[CQRS_DEAD_COLUMNS];
+};
+
+static CqrsDeadLetterScan *begin_scan(int32 subscription_id, int64 position,
+									  Snapshot snapshot, LOCKMODE lockmode);
+static CqrsSubscription *letters_subscription(FunctionCallInfo fcinfo);
+static int64 remove_letters(FunctionCallInfo fcinfo,
+							CqrsSubscription *subscription,
+							CqrsCursor *cursors);
+
+PG_FUNCTION_INFO_V1(cqrs_dead_letters);
+PG_FUNCTION_INFO_V1(cqrs_redrive);
+PG_FUNCTION_INFO_V1(cqrs_discard);
+
+/*
+ * cqrs_dead_letters(subscription)
+ */
+Datum
+cqrs_dead_letters(PG_FUNCTION_ARGS)
+{
+	CqrsSubscription *subscription = letters_subscription(fcinfo);
+	Tuplestorestate *store;
+	TupleDesc	desc;
+	CqrsDeadLetterScan *scan;
+	CqrsEvent	event;
+	int			attempts;
+
+	store = cqrs_srf_begin(fcinfo, &desc);
+	scan = cqrs_dead_letter_begin(subscription->subscription_id,
+								  GetActiveSnapshot());
+	while (cqrs_dead_letter_next(scan, &event, &attempts))
+	{
+		Datum		values[RESULT_COLUMNS];
+		bool		nulls[RESULT_COLUMNS] = {0};
+
+		values[0] = Int64GetDatum(event.position);
+		values[1] = event.event_id;
+		values[2] = event.event_name;
+		nulls[3] = event.topic == NULL;
+		if (event.topic != NULL)
+			values[3] = CStringGetTextDatum(event.topic->name);
+		values[4] = event.key.value;
+		nulls[4] = event.key.isnull;
+		values[5] = event.payload.value;
+		nulls[5] = event.payload.isnull;
+		values[6] = event.headers.value;
+		nulls[6] = event.headers.isnull;
+		values[7] = TimestampTzGetDatum(event.emitted_at);
+		values[8] = Int32GetDatum(attempts);
+		values[9] = scan->values[CQRS_DEAD_DIED_AT - 1];
+		values[10] = scan->values[CQRS_DEAD_SQLSTATE - 1];
+		values[11] = scan->values[CQRS_DEAD_MESSAGE - 1];
+		tuplestore_putvalues(store, desc, values, nulls);
+	}
+	cqrs_dead_letter_end(scan);
+	return (Datum) 0;
+}
+
+/*
+ * cqrs_redrive(subscription, event_id)
+ */
+Datum
+cqrs_redrive(PG_FUNCTION_ARGS)
+{
+	CqrsSubscription *subscription;
+	CqrsCursor *cursors;
+	int64		n;
+	int			i;
+
+	cqrs_require_writable("cqrs_redrive()");
+	subscription = letters_subscription(fcinfo);
+	subscription = cqrs_subscription_lock_all(subscription);
+	cqrs_underway_settle(subscription->subscription_id);
+	cursors = palloc(sizeof(CqrsCursor) * subscription->partitions);
+	for (i = 0; i < subscription->partitions; i++)
+	{
+		Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+
+		if (!cqrs_cursor_read(subscription->subscription_id, i, snapshot,
+							  &cursors[i]))
+			elog(ERROR, "subscription %d has no cursor %d",
+				 subscription->subscription_id, i);
+		UnregisterSnapshot(snapshot);
+		cqrs_cursor_require_native(&cursors[i], subscription->name);
+		cqrs_parked_open(&cursors[i]);
+	}
+
+	n = remove_letters(fcinfo, subscription, cursors);
+	for (i = 0; n > 0 && i < subscription->partitions; i++)
+		cqrs_cursor_append(&cursors[i]);
+	for (i = 0; n > 0 && i < subscription->ntopics; i++)
+		cqrs_shmem_emitted(subscription->topics[i]->topic_id);
+	PG_RETURN_INT64(n);
+}
+
+/*
+ * cqrs_discard(subscription, event_id)
+ */
+Datum
+cqrs_discard(PG_FUNCTION_ARGS)
+{
+	CqrsSubscription *subscription;
+
+	cqrs_require_writable("cqrs_discard()");
+	subscription = letters_subscription(fcinfo);
+	PG_RETURN_INT64(remove_letters(fcinfo, subscription, NULL));
+}
+
+/*
+ * Begin to walk over a subscription's dead letters.
+ */
+CqrsDeadLetterScan *
+cqrs_dead_letter_begin(int32 subscription_id, Snapshot snapshot)
+{
+	return begin_scan(subscription_id, 0, snapshot, AccessShareLock);
+}
+
+/*
+ * The next one, valid until the one after it is read. The event's topic is
+ * NULL if that was dropped.
+ */
+bool
+cqrs_dead_letter_next(CqrsDeadLetterScan *scan, CqrsEvent *event,
+					  int *attempts)
+{
+	Datum	   *values = scan->values;
+	bool	   *nulls = scan->nulls;
+
+	CHECK_FOR_INTERRUPTS();
+	scan->tuple = systable_getnext_ordered(scan->scan, ForwardScanDirection);
+	if (!HeapTupleIsValid(scan->tuple))
+		return false;
+	heap_deform_tuple(scan->tuple, RelationGetDescr(scan->rel), values, nulls);
+	event->topic =
+		cqrs_registry_topic_by_id(DatumGetInt32(values[CQRS_DEAD_TOPIC_ID - 1]));
+	event->position = DatumGetInt64(values[CQRS_DEAD_POSITION - 1]);
+	event->xid = InvalidFullTransactionId;
+	event->emitted_at = DatumGetTimestampTz(values[CQRS_DEAD_EMITTED_AT - 1]);
+	event->event_id = values[CQRS_DEAD_EVENT_ID - 1];
+	event->event_name = values[CQRS_DEAD_EVENT_NAME - 1];
+	event->key.value = values[CQRS_DEAD_KEY - 1];
+	event->key.isnull = nulls[CQRS_DEAD_KEY - 1];
+	event->headers.value = values[CQRS_DEAD_HEADERS - 1];
+	event->headers.isnull = nulls[CQRS_DEAD_HEADERS - 1];
+	event->payload.value = values[CQRS_DEAD_PAYLOAD - 1];
+	event->payload.isnull = nulls[CQRS_DEAD_PAYLOAD - 1];
+	*attempts = DatumGetInt32(values[CQRS_DEAD_ATTEMPTS - 1]);
+	return true;
+}
+
+void
+cqrs_dead_letter_end(CqrsDeadLetterScan *scan)
+{
+	systable_endscan_ordered(scan->scan);
+	index_close(scan->index, AccessShareLock);
+	table_close(scan->rel, NoLock);
+	pfree(scan);
+}
+
+/*
+ * How often the event at this position was tried before it was given up, or,
+ * with position 0, any of the subscription's. 0: there is none.
+ */
+int
+cqrs_dead_letter_attempts(int32 subscription_id, int64 position,
+						  Snapshot snapshot)
+{
+	CqrsDeadLetterScan *scan;
+	CqrsEvent	event;
+	int			attempts = 0;
+
+	scan = begin_scan(subscription_id, position, snapshot, AccessShareLock);
+	(void) cqrs_dead_letter_next(scan, &event, &attempts);
+	cqrs_dead_letter_end(scan);
+	return attempts;
+}
+
+/*
+ * The subscription's dead letters, or, if it is not 0, the one at position.
+ */
+static CqrsDeadLetterScan *
+begin_scan(int32 subscription_id, int64 position, Snapshot snapshot,
+		   LOCKMODE lockmode)
+{
+	CqrsDeadLetterScan *scan = palloc(sizeof(CqrsDeadLetterScan));
+	ScanKeyData keys[2];
+
+	scan->rel = table_open(cqrs_relation_oid(CQRS_REL_DEAD_LETTER), lockmode);
+	scan->index = cqrs_index_open(scan->rel, CQRS_REL_DEAD_LETTER_PKEY,
+								  AccessShareLock);
+	ScanKeyInit(&keys[0], CQRS_DEAD_SUBSCRIPTION_ID, BTEqualStrategyNumber,
+				F_INT4EQ, Int32GetDatum(subscription_id));
+	ScanKeyInit(&keys[1], CQRS_DEAD_POSITION, BTEqualStrategyNumber,
+				F_INT8EQ, Int64GetDatum(position));
+	scan->scan = systable_beginscan_ordered(scan->rel, scan->index, snapshot,
+											position != 0 ? 2 : 1, keys);
+	return scan;
+}
+
+/*
+ * The subscription that the first argument names, if it is the current user's.
+ */
+static CqrsSubscription *
+letters_subscription(FunctionCallInfo fcinfo)
+{
+	CqrsSubscription *subscription;
+
+	subscription = cqrs_subscription_get(cqrs_name_arg(fcinfo, 0,
+													   "subscription"));
+	cqrs_subscription_require_owner(subscription);
+	return subscription;
+}
+
+/*
+ * Remove the subscription's dead letters, or the one whose event id is the
+ * second argument, and return how many there were. With cursors, of each
+ * partition, they are parked there, to be delivered in order of position.
+ * Raises 42704 if there is none of that event id.
+ */
+static int64
+remove_letters(FunctionCallInfo fcinfo, CqrsSubscription *subscription,
+			   CqrsCursor *cursors)
+{
+	pg_uuid_t  *event_id = PG_ARGISNULL(1) ? NULL : PG_GETARG_UUID_P(1);
+	TimestampTz now = cqrs_wall_now();
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	CqrsDeadLetterScan *scan;
+	CqrsEvent	event;
+	int			attempts;
+	int64		n = 0;
+
+	scan = begin_scan(subscription->subscription_id, 0, snapshot,
+					  RowExclusiveLock);
+	while (cqrs_dead_letter_next(scan, &event, &attempts))
+	{
+		if (event_id != NULL &&
+			memcmp(DatumGetUUIDP(event.event_id), event_id, UUID_LEN) != 0)
+			continue;
+		if (cursors != NULL && event.topic != NULL &&
+			!cqrs_parked_redrive(&cursors[cqrs_key_partition(event.key,
+															 subscription->partitions)],
+								 &event, now))
+			continue;
+		simple_heap_delete(scan->rel, &scan->tuple->t_self);
+		n++;
+	}
+	cqrs_dead_letter_end(scan);
+	UnregisterSnapshot(snapshot);
+	CommandCounterIncrement();
+
+	if (n == 0 && event_id != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("subscription \"%s\" has no dead letter %s",
+						subscription->name,
+						DatumGetCString(DirectFunctionCall1(uuid_out,
+															UUIDPGetDatum(event_id))))));
+	return n;
+}

@@ -1,0 +1,75 @@
+/*-------------------------------------------------------------------------
+ *
+ * drop_topic.c
+ *	  cqrs_drop_topic(): whether what a topic holds may be lost.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "catalog/pg_type.h"
+#include "utils/builtins.h"
+
+#include "control/events.h"
+#include "extension/catalog.h"
+#include "log/topic.h"
+#include "log/topic_drop.h"
+#include "registry/registry.h"
+
+static void refuse_in_use(CqrsTopic *topic);
+
+PG_FUNCTION_INFO_V1(cqrs_drop_topic);
+
+/*
+ * cqrs_drop_topic(topic, force)
+ */
+Datum
+cqrs_drop_topic(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "topic");
+	bool		force = !PG_ARGISNULL(1) && PG_GETARG_BOOL(1);
+	CqrsTopic  *topic;
+
+	cqrs_require_writable("cqrs_drop_topic()");
+	cqrs_topic_require_control(cqrs_topic_get(name), "drop");
+
+	/* From here on nobody emits, so what is undelivered stays as it is. */
+	topic = cqrs_topic_lock_to_drop(name);
+	if (!force)
+		refuse_in_use(topic);
+	cqrs_topic_drop(topic);
+	PG_RETURN_VOID();
+}
+
+/*
+ * Raises 2BP01 if an event is registered on the topic, 55006 if it holds
+ * events that are not delivered.
+ */
+static void
+refuse_in_use(CqrsTopic *topic)
+{
+	CqrsAdmin	admin;
+	Oid			types[1] = {INT4OID};
+	Datum		values[1];
+
+	values[0] = Int32GetDatum(topic->topic_id);
+	cqrs_admin_begin(&admin);
+	if (cqrs_admin_execute("SELECT event_name FROM cqrs.event_type WHERE topic_id = $1 ORDER BY 1 LIMIT 1",
+						   1, types, values, NULL) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+				 errmsg("cannot drop topic \"%s\" because event \"%s\" is registered on it",
+						topic->name, SPI_getvalue(SPI_tuptable->vals[0],
+												  SPI_tuptable->tupdesc, 1)),
+				 errhint("Use cqrs_unregister_event() first, or force => true.")));
+	if (!topic->native || cqrs_events_pending(topic) ||
+		cqrs_admin_execute("SELECT FROM cqrs.dead_letter WHERE topic_id = $1 LIMIT 1",
+						   1, types, values, NULL) > 0 ||
+		cqrs_admin_execute("SELECT FROM cqrs.scheduled_command WHERE topic_id = $1 LIMIT 1",
+						   1, types, values, NULL) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("topic \"%s\" holds undelivered events", topic->name),
+				 errhint("Have them delivered first, or use force => true.")));
+	cqrs_admin_end(&admin);
+}

@@ -1,0 +1,333 @@
+/*-------------------------------------------------------------------------
+ *
+ * operation.c
+ *	  Subscriptions in operation: paused, resumed, moved in the log, waited
+ *	  for.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "catalog/pg_type.h"
+#include "storage/condition_variable.h"
+#include "utils/builtins.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#include "delivery/underway.h"
+#include "extension/catalog.h"
+#include "log/cursor.h"
+#include "log/tick.h"
+#include "log/window_scan.h"
+#include "registry/registry.h"
+#include "retry/parked.h"
+#include "shared/clock.h"
+#include "shared/shmem.h"
+#include "subscription/epoch.h"
+#include "subscription/subscription.h"
+
+/* How often cqrs_wait() looks by itself, in milliseconds. */
+#define WAIT_POLL	100
+
+static int64 set_state(const CqrsSubscription *subscription,
+					   const char *state, const char *reason);
+static void seek(CqrsSubscription *subscription, bool latest,
+				 const TimestampTz *time);
+static void start_since(CqrsCursor *cursor, const CqrsSubscription *subscription,
+						TimestampTz time);
+static bool has_reached(const CqrsSubscription *subscription,
+						const CqrsSnapshot *target);
+
+PG_FUNCTION_INFO_V1(cqrs_pause);
+PG_FUNCTION_INFO_V1(cqrs_resume);
+PG_FUNCTION_INFO_V1(cqrs_seek);
+PG_FUNCTION_INFO_V1(cqrs_seek_time);
+PG_FUNCTION_INFO_V1(cqrs_wait);
+
+/*
+ * cqrs_pause(subscription)
+ */
+Datum
+cqrs_pause(PG_FUNCTION_ARGS)
+{
+	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_pause()");
+
+	/* It is stopped already, and what it misses is to be known. */
+	if (subscription->state == CQRS_SUBSCRIPTION_SUSPENDED)
+	{
+		ereport(NOTICE,
+				(errmsg("subscription \"%s\" is suspended",
+						subscription->name),
+				 errhint("Use cqrs_resume() first to have its events kept.")));
+		PG_RETURN_VOID();
+	}
+
+	/* Once we have the locks, no batch is under way. */
+	subscription = cqrs_subscription_lock_all(subscription);
+	(void) set_state(subscription, "paused", "by cqrs_pause()");
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_resume(subscription)
+ */
+Datum
+cqrs_resume(PG_FUNCTION_ARGS)
+{
+	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_resume()");
+	int64		missed = set_state(subscription, "active", NULL);
+
+	cqrs_subscription_wake(subscription);
+	if (missed > 0)
+		ereport(WARNING,
+				(errmsg("subscription \"%s\" missed " INT64_FORMAT " events",
+						subscription->name, missed),
+				 errdetail("They were truncated while it was suspended.")));
+	PG_RETURN_INT64(missed);
+}
+
+/*
+ * cqrs_seek(subscription, target text)
+ */
+Datum
+cqrs_seek(PG_FUNCTION_ARGS)
+{
+	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_seek()");
+	char	   *target;
+
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("target of cqrs_seek() must not be null")));
+	target = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	if (strcmp(target, "earliest") == 0)
+		seek(subscription, false, NULL);
+	else if (strcmp(target, "latest") == 0)
+		seek(subscription, true, NULL);
+	else
+	{
+		TimestampTz time;
+
+		time = DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in,
+													   CStringGetDatum(target),
+													   ObjectIdGetDatum(InvalidOid),
+													   Int32GetDatum(-1)));
+		seek(subscription, false, &time);
+	}
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_seek(subscription, target timestamptz)
+ */
+Datum
+cqrs_seek_time(PG_FUNCTION_ARGS)
+{
+	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_seek()");
+	TimestampTz time;
+
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("target of cqrs_seek() must not be null")));
+	time = PG_GETARG_TIMESTAMPTZ(1);
+	seek(subscription, false, &time);
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_wait(subscription, timeout)
+ */
+Datum
+cqrs_wait(PG_FUNCTION_ARGS)
+{
+	static uint32 wait_event = 0;
+	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
+	CqrsSubscription *subscription = cqrs_subscription_get(name);
+	int32		subscription_id = subscription->subscription_id;
+	TimestampTz now = cqrs_steady_now();
+	TimestampTz deadline;
+	CqrsSnapshot *target;
+	bool		reached = false;
+
+	cqrs_subscription_require_owner(subscription);
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("timeout must not be null")));
+	deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+													   TimestampTzGetDatum(now),
+													   PG_GETARG_DATUM(1)));
+	if (deadline < now)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("timeout must not be negative")));
+	cqrs_require_preloaded();
+	if (cqrs_underway_is(subscription_id))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("subscription \"%s\" is being delivered by this session",
+						name),
+				 errhint("Its handler must not call cqrs_wait() for it.")));
+
+	target = cqrs_snapshot_take();
+	ConditionVariablePrepareToSleep(&cqrs_shared->delivered);
+	for (;;)
+	{
+		/* It may be dropped while we wait: then there is nothing to get. */
+		subscription = cqrs_registry_subscription_by_id(subscription_id);
+		reached = subscription == NULL || has_reached(subscription, target);
+		now = cqrs_steady_now();
+		if (reached || now >= deadline)
+			break;
+
+		/* Who pulls tells nobody: look now and then. */
+		(void) ConditionVariableTimedSleep(&cqrs_shared->delivered,
+										   Min(TimestampDifferenceMilliseconds(now, deadline) + 1,
+											   WAIT_POLL),
+										   CQRS_WAIT_EVENT(wait_event,
+														   "CqrsOutboxWait"));
+	}
+	ConditionVariableCancelSleep();
+	PG_RETURN_BOOL(reached);
+}
+
+/*
+ * Set the state, and return how many events it missed in the old one. Who is
+ * suspended can only become active.
+ */
+static int64
+set_state(const CqrsSubscription *subscription, const char *state,
+		  const char *reason)
+{
+	CqrsAdmin	admin;
+	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
+	Datum		values[3];
+	char		nulls[3] = {' ', ' ', ' '};
+	int64		missed = 0;
+	bool		isnull;
+
+	values[0] = Int32GetDatum(subscription->subscription_id);
+	values[1] = CStringGetTextDatum(state);
+	if (reason == NULL)
+		nulls[2] = 'n';
+	else
+		values[2] = CStringGetTextDatum(reason);
+	cqrs_admin_begin(&admin);
+	if (cqrs_admin_execute("UPDATE cqrs.subscription n"
+						   " SET state = $2, state_since = pg_catalog.now(), state_reason = $3, missed_events = 0"
+						   " FROM (SELECT subscription_id, missed_events FROM cqrs.subscription"
+						   "       WHERE subscription_id = $1 FOR UPDATE) o"
+						   " WHERE n.subscription_id = o.subscription_id AND n.state <> $2"
+						   " AND (n.state <> 'suspended' OR $2 = 'active')"
+						   " RETURNING o.missed_events",
+						   3, types, values, nulls) > 0)
+		missed = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+											 SPI_tuptable->tupdesc, 1,
+											 &isnull));
+	cqrs_admin_end(&admin);
+	return missed;
+}
+
+/*
+ * Move the cursors: to what is retained, to what commits from now on, or to
+ * the first transaction that emitted at this time or later. What is parked is
+ * forgotten: it comes again, or is passed by.
+ */
+static void
+seek(CqrsSubscription *subscription, bool latest, const TimestampTz *time)
+{
+	bool		native = true;
+	int			i;
+
+	/* Until the new place can be seen, nothing behind it is truncated. */
+	for (i = 0; i < subscription->ntopics; i++)
+		(void) cqrs_object_lock(CQRS_REL_TOPIC,
+								subscription->topics[i]->topic_id, 0,
+								ShareLock, true);
+	subscription = cqrs_subscription_lock_all(subscription);
+	for (i = 0; i < subscription->ntopics; i++)
+		native &= subscription->topics[i]->native;
+	cqrs_underway_settle(subscription->subscription_id);
+	subscription = cqrs_epoch_abandon(subscription);
+	for (i = 0; i < subscription->partitions; i++)
+	{
+		Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+		CqrsCursor	cursor;
+
+		if (!cqrs_cursor_read(subscription->subscription_id, i, snapshot,
+							  &cursor))
+			elog(ERROR, "subscription %d has no cursor %d",
+				 subscription->subscription_id, i);
+		cqrs_parked_discard_all(&cursor);
+		cursor.until_tick = 0;
+		cursor.received_all = false;
+		cqrs_cursor_start(&cursor, latest, native);
+		if (time != NULL)
+		{
+			cqrs_cursor_require_native(&cursor, subscription->name);
+			start_since(&cursor, subscription, *time);
+		}
+		UnregisterSnapshot(snapshot);
+		cqrs_cursor_append(&cursor);
+	}
+	cqrs_subscription_wake(subscription);
+}
+
+/*
+ * Have a cursor start before the first transaction that emitted at this time
+ * or later.
+ *
+ * A window must not end at a tick that does not show all that the cursor does:
+ * the cursor would go back to that. If the newest one does, later ones do; if
+ * not, those will that are yet to be (see tick.c).
+ */
+static void
+start_since(CqrsCursor *cursor, const CqrsSubscription *subscription,
+			TimestampTz time)
+{
+	Snapshot	snapshot;
+	CqrsTick	tick;
+
+	cursor->snapshot = cqrs_window_since(subscription->ntopics,
+										 subscription->topics, time);
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	if (cqrs_tick_newest(snapshot, PG_INT64_MAX, &tick) &&
+		!FullTransactionIdPrecedes(tick.snapshot->xmin, cursor->snapshot->xmax))
+		cursor->tick_id = tick.tick_id - 1;
+	else
+		cursor->tick_id = cqrs_tick_next_id();
+	UnregisterSnapshot(snapshot);
+}
+
+/*
+ * Has the subscription got all events that this snapshot shows? While its
+ * cursors are being replaced, that cannot be told.
+ */
+static bool
+has_reached(const CqrsSubscription *subscription, const CqrsSnapshot *target)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	int			partitions = cqrs_cursor_partitions(subscription->subscription_id,
+													snapshot);
+	bool		reached = partitions == 0 ||
+	partitions == subscription->partitions;
+	int			i;
+	int			j;
+
+	for (i = 0; reached && i < partitions; i++)
+	{
+		CqrsCursor	cursor;
+
+		if (!cqrs_cursor_read(subscription->subscription_id, i, snapshot,
+							  &cursor))
+			break;
+		for (j = 0; reached && j < subscription->ntopics; j++)
+			reached = !cqrs_window_has_events(subscription->topics[j],
+											  cursor.snapshot, target,
+											  snapshot);
+	}
+	UnregisterSnapshot(snapshot);
+	return reached;
+}

@@ -1,0 +1,478 @@
+/*-------------------------------------------------------------------------
+ *
+ * enqueue.c
+ *	  Commands that are executed by the worker, after the commit.
+ *
+ * An enqueued command is an event, in a topic of its own role's: named like the
+ * command, with its payload, and with its id as event id. A subscription of
+ * the role's, whose handler is cqrs.run_command(), dispatches it. So all that
+ * holds for subscriptions holds for commands: they run exactly once, with their
+ * owner's privileges, in order by key; they are retried, are dead letters,
+ * can be paused and redriven.
+ *
+ * A command for later waits in cqrs.scheduled_command until its time has come;
+ * release.c has the rest.
+ *
+ * Topic and subscription are made when a role first enqueues, and named after
+ * the role; the name is no more than a label. The registry knows the
+ * subscription by its owner and its column runs_commands; owner.c says why
+ * commands are not executed as another role. Nobody but the
+ * extension's owner may emit to the topic otherwise: who could, would have the
+ * role execute commands. So a topic that is there already is never used.
+ *
+ * Locking
+ *
+ * Who makes them takes SHARE ROW EXCLUSIVE on cqrs.subscription and cqrs.topic,
+ * in that order, until the end of the transaction; then looks again. Whoever
+ * came second sees by the registry, which is of now, what the first one
+ * made, in a REPEATABLE READ transaction, too.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "executor/executor.h"
+#include "mb/pg_wchar.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/uuid.h"
+
+#include "base/event_id.h"
+#include "deferred/enqueue.h"
+#include "emit/emit.h"
+#include "extension/catalog.h"
+#include "log/topic.h"
+#include "mediator/command.h"
+#include "mediator/context.h"
+#include "mediator/dispatch.h"
+#include "registry/owner.h"
+#include "registry/payload.h"
+#include "registry/registry.h"
+#include "shared/announce.h"
+#include "shared/clock.h"
+#include "subscription/subscription.h"
+
+static void check_handlers(CqrsCommand *command, Datum payload);
+static const CqrsTopic *commands_topic(void);
+static void make_subscription(void);
+static char *free_name(Oid owner);
+static void schedule(const CqrsEvent *event, TimestampTz run_at);
+static bool remove_scheduled(pg_uuid_t *command_id, TimestampTz *run_at);
+static bool is_command_of_user(int32 topic_id);
+static bool find_scheduled(Relation rel, pg_uuid_t *command_id,
+						   Snapshot snapshot, ItemPointer tid,
+						   TimestampTz *run_at);
+
+PG_FUNCTION_INFO_V1(cqrs_enqueue);
+PG_FUNCTION_INFO_V1(cqrs_cancel_command);
+PG_FUNCTION_INFO_V1(cqrs_run_command);
+
+/*
+ * cqrs_enqueue(command_name, payload, key, run_at)
+ */
+Datum
+cqrs_enqueue(PG_FUNCTION_ARGS)
+{
+	pg_uuid_t  *command_id = palloc(sizeof(pg_uuid_t));
+	CqrsEvent	event = {0};
+	char	   *name;
+	CqrsCommand *command;
+	TimestampTz run_at;
+
+	cqrs_require_writable("cqrs_enqueue()");
+	name = cqrs_name_arg(fcinfo, 0, "command");
+	command = cqrs_command_get(name, CQRS_COMMAND);
+	event.payload.value = cqrs_command_payload_arg(fcinfo, command);
+	check_handlers(command, event.payload.value);
+	if (PG_ARGISNULL(3))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("run_at of command \"%s\" must not be null", name)));
+	run_at = PG_GETARG_TIMESTAMPTZ(3);
+	if (TIMESTAMP_NOT_FINITE(run_at))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				 errmsg("run_at of command \"%s\" must be finite", name)));
+
+	event.topic = commands_topic();
+	event.emitted_at = GetCurrentTimestamp();
+	cqrs_event_id_generate(event.emitted_at, command_id);
+	event.event_id = UUIDPGetDatum(command_id);
+	event.event_name = CStringGetTextDatum(name);
+	event.key = fcinfo->args[2];
+	event.headers.isnull = true;
+	event.headers = cqrs_context_headers(event.headers);
+
+	/* The default is now(), whether that is believed or not. */
+	if (run_at == GetCurrentTransactionStartTimestamp() ||
+		run_at <= cqrs_wall_now())
+		cqrs_command_write(&event);
+	else
+		schedule(&event, run_at);
+	PG_RETURN_UUID_P(command_id);
+}
+
+/*
+ * cqrs_cancel_command(command_id)
+ */
+Datum
+cqrs_cancel_command(PG_FUNCTION_ARGS)
+{
+	TimestampTz run_at;
+
+	cqrs_require_writable("cqrs_cancel_command()");
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("command id must not be null")));
+	if (!remove_scheduled(PG_GETARG_UUID_P(0), &run_at))
+		PG_RETURN_BOOL(false);
+	cqrs_shmem_command_removed(run_at);
+	PG_RETURN_BOOL(true);
+}
+
+/*
+ * cqrs.run_command(event): handler of the subscriptions that run commands.
+ *
+ * It executes the command that is being delivered, whatever its argument is, and
+ * only if it is what the delivery calls: so nobody can have it believe in an id,
+ * an attempt, or a cause.
+ *
+ * To its handler, the command has the id under which it was enqueued, was
+ * caused by what was being handled then, and has as many attempts as the
+ * event.
+ */
+Datum
+cqrs_run_command(PG_FUNCTION_ARGS)
+{
+	CqrsContext *delivery = cqrs_context_innermost;
+	const CqrsEvent *event = delivery ? delivery->command : NULL;
+	CqrsDispatch dispatch;
+	CqrsCommand *command;
+	Jsonb	   *payload;
+	bool		isnull;
+
+	if (event == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("no enqueued command is being delivered"),
+				 errdetail("cqrs.run_command() is only called by the delivery of commands."),
+				 errhint("Send a command with cqrs_send(), or enqueue it with cqrs_enqueue().")));
+	command = cqrs_command_get(delivery->name, CQRS_COMMAND);
+	if (event->payload.isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("payload of command \"%s\" must not be null",
+						command->name)));
+	payload = DatumGetJsonbP(event->payload.value);
+	cqrs_payload_check_object(payload, "command", command->name);
+	cqrs_dispatch_init(&dispatch, command, JsonbPGetDatum(payload), JSONBOID);
+	dispatch.context.has_id = true;
+	dispatch.context.id = delivery->id;
+	dispatch.context.attempt = delivery->attempt;
+
+	/* Without headers, its delivery would be the cause. */
+	dispatch.context.headers = delivery->headers;
+	if (delivery->headers.isnull)
+	{
+		dispatch.context.headers.isnull = false;
+		dispatch.context.headers.value =
+			DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
+	}
+
+	(void) cqrs_dispatch_run(&dispatch, &isnull);
+	PG_RETURN_VOID();
+}
+
+/*
+ * Write a command to its role's topic; raises what cqrs_event_write() does. One
+ * without a key gets one of its own, as events without a key wait for one
+ * another.
+ */
+void
+cqrs_command_write(CqrsEvent *command)
+{
+	if (command->key.isnull)
+	{
+		command->key.isnull = false;
+		command->key.value =
+			CStringGetTextDatum(DatumGetCString(DirectFunctionCall1(uuid_out,
+																	command->event_id)));
+	}
+	cqrs_event_write(command);
+}
+
+/*
+ * See that the command could be executed now: the user may execute all its
+ * handlers, and they take the payload. Raises 42883, 42501, and what payload.c
+ * says.
+ */
+static void
+check_handlers(CqrsCommand *command, Datum payload)
+{
+	int			i;
+
+	for (i = 0; i < command->nhandlers; i++)
+	{
+		CqrsHandler *handler = &command->handlers[i];
+
+		cqrs_handler_check(handler, "command", command->name);
+		if (handler->argtype != JSONBOID)
+			(void) cqrs_payload_to_composite(DatumGetJsonbP(payload),
+											 handler->argtype, "command",
+											 command->name);
+	}
+}
+
+/*
+ * The topic of the current user's commands, which is made if there is none.
+ * Raises 42501 if the user may not log in, where the worker needs that.
+ */
+static const CqrsTopic *
+commands_topic(void)
+{
+	CqrsSubscription *subscription;
+	CqrsAdmin	admin;
+
+	subscription = cqrs_registry_command_subscription(GetUserId());
+	if (likely(subscription != NULL && subscription->ntopics > 0))
+		return subscription->topics[0];
+
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl("LOCK TABLE cqrs.subscription, cqrs.topic IN SHARE ROW EXCLUSIVE MODE");
+	cqrs_admin_end(&admin);
+
+	/* Another backend may have made it while we waited. */
+	subscription = cqrs_registry_command_subscription(GetUserId());
+	if (subscription == NULL || subscription->ntopics == 0)
+	{
+		make_subscription();
+		subscription = cqrs_registry_command_subscription(GetUserId());
+	}
+	if (subscription == NULL || subscription->ntopics == 0)
+		elog(ERROR, "could not find the subscription for commands");
+	return subscription->topics[0];
+}
+
+/*
+ * Make the current user's subscription for commands, and its topic; or only the
+ * latter, if somebody dropped it. The tables are locked.
+ *
+ * No limit suspends the subscription: it would lose commands.
+ */
+static void
+make_subscription(void)
+{
+	Oid			owner = GetUserId();
+	CqrsSubscription *existing = cqrs_registry_command_subscription(owner);
+	char	   *name = free_name(owner);
+	Interval	retention = {.day = 1};
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1];
+	CqrsAdmin	admin;
+	int32		topic_id;
+	int32		subscription_id;
+	bool		isnull;
+
+	cqrs_subscription_require_login(name);
+	topic_id = cqrs_topic_create(name, &retention, false);
+
+	/* The manager has passed by what this role had scheduled. */
+	cqrs_shmem_command_scheduled(DT_NOBEGIN);
+	if (existing != NULL)
+	{
+		(void) cqrs_subscription_add_topic(existing->subscription_id, topic_id);
+		return;
+	}
+
+	values[0] = CStringGetTextDatum(name);
+	cqrs_admin_begin(&admin);
+	if (cqrs_admin_execute("INSERT INTO cqrs.subscription (subscription, handler, strict_key_order, runs_commands,"
+						   " partitions, max_attempts, retry_delay, max_retry_delay, handler_timeout,"
+						   " max_retained_size, max_retained_age)"
+						   " SELECT $1, p.oid::regprocedure::text, false, true,"
+						   " 1, 5, '200 ms', '5 min', '1 min',"
+						   " 0, '0'"
+						   " FROM pg_extension e"
+						   " JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid"
+						   "  AND d.classid = 'pg_proc'::regclass AND d.deptype = 'e'"
+						   " JOIN pg_proc p ON p.oid = d.objid"
+						   " WHERE e.extname = 'cqrs_outbox' AND p.pronamespace = 'cqrs'::regnamespace AND p.proname = 'run_command'"
+						   " RETURNING subscription_id",
+						   1, types, values, NULL) != 1)
+		elog(ERROR, "could not find function run_command");
+	subscription_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
+												  SPI_tuptable->tupdesc, 1,
+												  &isnull));
+	cqrs_admin_end(&admin);
+	cqrs_owner_make_view(name, owner);
+	cqrs_subscription_start(subscription_id, list_make1_int(topic_id), 1,
+							false);
+}
+
+/*
+ * A name after the role that neither a topic nor a subscription has, palloc'd.
+ */
+static char *
+free_name(Oid owner)
+{
+	char	   *wanted = psprintf("commands_of_%s",
+								  GetUserNameFromId(owner, false));
+	Oid			topics = get_namespace_oid(CQRS_TOPIC_SCHEMA, false);
+	Oid			subscriptions = get_namespace_oid(CQRS_SUBSCRIPTION_SCHEMA,
+												  false);
+	int			n;
+
+	for (n = 1;; n++)
+	{
+		char		suffix[16] = "";
+		char	   *name;
+		int			len;
+
+		if (n > 1)
+			snprintf(suffix, sizeof(suffix), "_%d", n);
+		len = pg_mbcliplen(wanted, strlen(wanted),
+						   CQRS_MAX_NAME - strlen(suffix));
+		name = psprintf("%.*s%s", len, wanted, suffix);
+		if (cqrs_registry_topic(name) == NULL &&
+			cqrs_registry_subscription(name) == NULL &&
+			!OidIsValid(get_relname_relid(name, topics)) &&
+			!OidIsValid(get_relname_relid(name, subscriptions)))
+			return name;
+	}
+}
+
+/*
+ * Have a command of the current user's wait for its time.
+ */
+static void
+schedule(const CqrsEvent *event, TimestampTz run_at)
+{
+	Datum		values[CQRS_SCHEDULED_COLUMNS];
+	bool		nulls[CQRS_SCHEDULED_COLUMNS] = {0};
+	Relation	rel;
+	HeapTuple	tuple;
+
+	values[CQRS_SCHEDULED_COMMAND_ID - 1] = event->event_id;
+	values[CQRS_SCHEDULED_COMMAND_NAME - 1] = event->event_name;
+	values[CQRS_SCHEDULED_TOPIC_ID - 1] =
+		Int32GetDatum(event->topic->topic_id);
+	values[CQRS_SCHEDULED_KEY - 1] = event->key.value;
+	nulls[CQRS_SCHEDULED_KEY - 1] = event->key.isnull;
+	values[CQRS_SCHEDULED_RUN_AT - 1] = TimestampTzGetDatum(run_at);
+	values[CQRS_SCHEDULED_PAYLOAD - 1] = event->payload.value;
+	values[CQRS_SCHEDULED_HEADERS - 1] = event->headers.value;
+	nulls[CQRS_SCHEDULED_HEADERS - 1] = event->headers.isnull;
+	values[CQRS_SCHEDULED_ENQUEUED_AT - 1] =
+		TimestampTzGetDatum(event->emitted_at);
+
+	rel = table_open(cqrs_relation_oid(CQRS_REL_SCHEDULED_COMMAND),
+					 RowExclusiveLock);
+	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+	CatalogTupleInsert(rel, tuple);
+	heap_freetuple(tuple);
+	table_close(rel, NoLock);
+	cqrs_shmem_command_scheduled(run_at);
+}
+
+/*
+ * Remove a scheduled command, and tell for when it was. Waits for who is
+ * removing it: it may be there again then. Returns false if it is not
+ * there; raises 42501 if it is not the user's.
+ */
+static bool
+remove_scheduled(pg_uuid_t *command_id, TimestampTz *run_at)
+{
+	Relation	rel = table_open(cqrs_relation_oid(CQRS_REL_SCHEDULED_COMMAND),
+								 RowExclusiveLock);
+	TM_Result	result = TM_Updated;
+
+	/* What this statement has enqueued counts, too. */
+	CommandCounterIncrement();
+	while (result == TM_Updated)
+	{
+		Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+		TM_FailureData failure;
+		ItemPointerData tid;
+
+		result = TM_Deleted;
+		if (find_scheduled(rel, command_id, snapshot, &tid, run_at))
+			result = cqrs_table_delete(rel, &tid, GetCurrentCommandId(true),
+									   snapshot, true, &failure);
+		UnregisterSnapshot(snapshot);
+	}
+	table_close(rel, NoLock);
+	if (result != TM_Ok && result != TM_Deleted)
+		elog(ERROR, "unexpected result of table_tuple_delete: %u", result);
+	CommandCounterIncrement();
+	return result == TM_Ok;
+}
+
+/*
+ * Is the current user the owner of the commands for this topic, or a member of
+ * it? Those that are nobody's are the extension's owner's.
+ */
+static bool
+is_command_of_user(int32 topic_id)
+{
+	CqrsTopic  *topic = cqrs_registry_topic_by_id(topic_id);
+	Oid			owner = InvalidOid;
+
+	if (topic != NULL && topic->runner != NULL)
+		owner = topic->runner->owner;
+	if (!OidIsValid(owner))
+		owner = cqrs_extension_owner();
+	return has_privs_of_role(GetUserId(), owner);
+}
+
+/*
+ * Find a scheduled command, which is the user's; otherwise 42501.
+ */
+static bool
+find_scheduled(Relation rel, pg_uuid_t *command_id, Snapshot snapshot,
+			   ItemPointer tid, TimestampTz *run_at)
+{
+	Relation	index;
+	SysScanDesc scan;
+	ScanKeyData key;
+	HeapTuple	tuple;
+	Datum		values[CQRS_SCHEDULED_COLUMNS];
+	bool		nulls[CQRS_SCHEDULED_COLUMNS];
+
+	index = cqrs_index_open(rel, CQRS_REL_SCHEDULED_COMMAND_PKEY,
+							AccessShareLock);
+	ScanKeyInit(&key, CQRS_SCHEDULED_COMMAND_ID, BTEqualStrategyNumber,
+				F_UUID_EQ, UUIDPGetDatum(command_id));
+	scan = systable_beginscan_ordered(rel, index, snapshot, 1, &key);
+	tuple = systable_getnext_ordered(scan, ForwardScanDirection);
+	if (HeapTupleIsValid(tuple))
+	{
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		if (!is_command_of_user(DatumGetInt32(values[CQRS_SCHEDULED_TOPIC_ID - 1])))
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("must be owner of command %s",
+							DatumGetCString(DirectFunctionCall1(uuid_out,
+																UUIDPGetDatum(command_id))))));
+		*tid = tuple->t_self;
+		*run_at =
+			DatumGetTimestampTz(values[CQRS_SCHEDULED_RUN_AT - 1]);
+	}
+	systable_endscan_ordered(scan);
+	index_close(index, AccessShareLock);
+	return HeapTupleIsValid(tuple);
+}

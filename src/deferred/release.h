@@ -1,0 +1,17 @@
+/*-------------------------------------------------------------------------
+ *
+ * release.h
+ *	  Scheduled commands are put into the outbox when their time has come.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_RELEASE_H
+#define CQRS_RELEASE_H
+
+#include "base/cqrs_outbox.h"
+
+#include "shared/shmem.h"
+
+extern long cqrs_release_next(CqrsDatabaseSlot *slot, long wait);
+
+#endif							/* CQRS_RELEASE_H */

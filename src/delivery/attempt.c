@@ -1,0 +1,138 @@
+/*-------------------------------------------------------------------------
+ *
+ * attempt.c
+ *	  What is recorded of an attempt at an event outside of the transaction that
+ *	  delivers it: before, if it may end the process, and after it was rolled back.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "delivery/attempt.h"
+#include "delivery/relay.h"
+#include "retry/blame.h"
+#include "retry/retry.h"
+#include "shared/clock.h"
+
+/*
+ * Record that the event at this position, which an error kept from being
+ * delivered, failed: a parked one, or the first behind the cursor. In a
+ * transaction, or subtransaction, of its own. With counted, see
+ * cqrs_parked_failed(). Returns false, and records nothing, if another event
+ * comes first.
+ */
+bool
+cqrs_target_failed(CqrsSubscription *subscription, int partition,
+				   int64 position, const ErrorData *error, bool counted)
+{
+	CqrsRelay	relay;
+	CqrsEvent	event;
+	CqrsParked	parked;
+	CqrsFault	fault = cqrs_fault_of(error);
+	bool		recorded = false;
+
+	(void) cqrs_relay_begin(&relay, subscription, partition, true);
+	if (cqrs_parked_find(&relay.cursor, position, &parked))
+	{
+		cqrs_parked_failed(&parked, relay.subscription, &relay.cursor, &fault,
+						   counted);
+		cqrs_parked_close(&relay.cursor);
+		cqrs_cursor_append(&relay.cursor);
+		recorded = true;
+	}
+	else
+	{
+		if (cqrs_relay_next(&relay, 1, &event))
+		{
+			relay.nevents = 0;
+			if (event.position == position)
+			{
+				cqrs_park(relay.subscription, &relay.cursor, &event, &fault);
+				relay.nothers++;
+				recorded = true;
+			}
+			else
+			{
+				/* A late one comes first now. */
+				relay.last = relay.cursor.position;
+				cqrs_window_unread(relay.window, relay.last);
+			}
+		}
+
+		/* What was parked on the way there must not be met again. */
+		cqrs_parked_close(&relay.cursor);
+		if (relay.nothers > 0)
+			cqrs_relay_advance(&relay);
+	}
+	cqrs_relay_end(&relay);
+	return recorded;
+}
+
+/*
+ * Choose the event to deliver next, park it if it is not yet, and count the
+ * attempt. Returns its position, 0 if there is none now. The caller commits,
+ * and then has cqrs_target_deliver() deliver it.
+ */
+int64
+cqrs_target_announce(CqrsSubscription *subscription, int partition,
+					 volatile CqrsDelivery *delivery)
+{
+	CqrsRelay	relay;
+	CqrsEvent	event;
+	CqrsParked	parked;
+	int64		position = 0;
+
+	(void) cqrs_relay_begin(&relay, subscription, partition, true);
+	while (position == 0 &&
+		   cqrs_parked_due(&relay.cursor, cqrs_wall_now(), &parked))
+	{
+		if (cqrs_parked_begin_attempt(&parked, relay.subscription,
+									  &relay.cursor))
+			position = parked.position;
+		cqrs_parked_close(&relay.cursor);
+		cqrs_cursor_append(&relay.cursor);
+	}
+	if (position == 0 && cqrs_relay_next(&relay, 1, &event))
+	{
+		cqrs_park(relay.subscription, &relay.cursor, &event, NULL);
+		position = event.position;
+		if (cqrs_parked_find(&relay.cursor, position, &parked))
+			(void) cqrs_parked_begin_attempt(&parked, relay.subscription,
+											 &relay.cursor);
+		relay.nevents = 0;
+		relay.nothers++;
+	}
+	if (relay.window != NULL || cqrs_relay_arrives(&relay))
+		cqrs_relay_advance(&relay);
+	delivery->more = relay.nothers > 0;
+	cqrs_parked_close(&relay.cursor);
+	delivery->retry_at = relay.cursor.next_retry_at;
+	cqrs_relay_end(&relay);
+	return position;
+}
+
+/*
+ * The attempt at this parked event, which was counted when it began, failed with an
+ * error that may be no fault of the event's: it does not count, and the event is
+ * tried again when others may be, not before retry_at. Nothing is to be done if
+ * what came of it was recorded already.
+ */
+void
+cqrs_target_void_attempt(CqrsSubscription *subscription, int partition,
+						 int64 position, const ErrorData *error,
+						 TimestampTz retry_at)
+{
+	CqrsRelay	relay;
+	CqrsParked	parked;
+	CqrsFault	fault = cqrs_fault_of(error);
+
+	fault.retry_at = retry_at;
+	(void) cqrs_relay_begin(&relay, subscription, partition, true);
+	if (cqrs_parked_find(&relay.cursor, position, &parked) && parked.killed)
+	{
+		cqrs_parked_void_attempt(&parked, &relay.cursor, &fault);
+		cqrs_parked_close(&relay.cursor);
+		cqrs_cursor_append(&relay.cursor);
+	}
+	cqrs_relay_end(&relay);
+}

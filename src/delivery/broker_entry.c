@@ -1,0 +1,427 @@
+/*-------------------------------------------------------------------------
+ *
+ * broker_entry.c
+ *	  The events on their way to a broker.
+ *
+ * An entry is a copy of an event, with its message. It is read, then sent, then
+ * has an outcome, then is recorded and forgotten; what is sent when, and what
+ * that means, target_broker.c says.
+ *
+ * Memory
+ *
+ * The events of one exchange are in a context of their own, which is freed when
+ * the last of them is recorded. The thread of the link reads messages there; so
+ * nothing of it is freed before the link says that it is done with them.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/xact.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+
+#include "base/rethrow.h"
+#include "delivery/broker_entry.h"
+#include "delivery/relay.h"
+#include "delivery/target_handler.h"
+
+/* What is known of a lane. */
+typedef struct Lane
+{
+	uint64		lane;			/* hash key */
+	int			nsent;			/* on their way; only with one_by_lane */
+	int			nfailed;		/* rejected, and not recorded */
+} Lane;
+
+/* A message was being formed; if that failed, so many are formed carefully. */
+static bool forming = false;
+static int	form_carefully = 0;
+
+static CqrsBrokerEntry *copy_event(const CqrsEvent *event);
+static void form_message(CqrsBrokerEntries *entries, CqrsBrokerEntry *entry,
+						 const CqrsEvent *event);
+static Lane *lane_of(CqrsBrokerEntries *entries, uint64 lane);
+static void drop_lane(CqrsBrokerEntries *entries, Lane *lane);
+static bool one_by_lane(const CqrsBrokerEntries *entries);
+static dlist_node *node_after(CqrsBrokerEntries *entries, dlist_node *node);
+
+/*
+ * None, which will be in this context. The caller has set all to zero.
+ */
+void
+cqrs_broker_entries_init(CqrsBrokerEntries *entries, MemoryContext context)
+{
+	HASHCTL		ctl;
+
+	entries->context = context;
+	dlist_init(&entries->list);
+	ctl.keysize = sizeof(uint64);
+	ctl.entrysize = sizeof(Lane);
+	ctl.hcxt = context;
+	entries->lanes = hash_create("cqrs lanes on their way", 64, &ctl,
+								 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+/*
+ * Disconnect; the caller deletes the context. If a message could not be made,
+ * those of the next window are made carefully.
+ */
+void
+cqrs_broker_entries_close(CqrsBrokerEntries *entries, int window)
+{
+	dlist_iter	iter;
+
+	if (entries->link != NULL)
+		cqrs_link_close(entries->link);
+	entries->link = NULL;
+	dlist_foreach(iter, &entries->list)
+		free(dlist_container(CqrsBrokerEntry, node, iter.cur)->message.error);
+	entries->nentries = 0;
+	if (forming)
+		form_carefully = Max(window, CQRS_BATCH_EVENTS);
+	forming = false;
+}
+
+/*
+ * For what is read now.
+ */
+CqrsBrokerBatch *
+cqrs_broker_batch(CqrsBrokerEntries *entries)
+{
+	MemoryContext context = cqrs_generation_context(entries->context,
+													"cqrs broker batch");
+	CqrsBrokerBatch *batch = MemoryContextAlloc(context, sizeof(CqrsBrokerBatch));
+
+	batch->context = context;
+	batch->nentries = 0;
+	return batch;
+}
+
+void
+cqrs_broker_batch_free(CqrsBrokerBatch *batch)
+{
+	MemoryContextDelete(batch->context);
+}
+
+/*
+ * Add an event to the entries.
+ */
+CqrsBrokerEntry *
+cqrs_broker_entry_add(CqrsBrokerEntries *entries, CqrsBrokerBatch *batch,
+					  const CqrsEvent *event)
+{
+	MemoryContext oldcontext = MemoryContextSwitchTo(batch->context);
+	CqrsBrokerEntry *entry = copy_event(event);
+
+	entry->message.link = entries->link;
+	entry->state = CQRS_ENTRY_READ;
+	entry->batch = batch;
+	entry->lane = cqrs_event_lane(event);
+	entry->topic_id = event->topic->topic_id;
+	form_message(entries, entry, event);
+	MemoryContextSwitchTo(oldcontext);
+
+	dlist_push_tail(&entries->list, &entry->node);
+	if (entries->unsent == NULL)
+		entries->unsent = &entry->node;
+	batch->nentries++;
+	entries->nentries++;
+	if (entry->state == CQRS_ENTRY_READ)
+		entries->nread++;
+	else
+	{
+		lane_of(entries, entry->lane)->nfailed++;
+		entries->nfailed++;
+		entries->nout++;
+	}
+	entries->nbytes += entry->message.message.body_size;
+	return entry;
+}
+
+/*
+ * An entry with a copy of the event, in one piece. Of a payload that is stored
+ * out of line, only the pointer is copied: the cursor is before the event, so
+ * it stays where it is.
+ */
+static CqrsBrokerEntry *
+copy_event(const CqrsEvent *event)
+{
+	Datum		values[] = {event->event_name, event->key.value,
+	event->headers.value, event->payload.value};
+	bool		nulls[] = {false, event->key.isnull, event->headers.isnull,
+	event->payload.isnull};
+	Size		sizes[lengthof(values)];
+	Size		size = MAXALIGN(sizeof(CqrsBrokerEntry)) + MAXALIGN(UUID_LEN);
+	CqrsBrokerEntry *entry;
+	char	   *next;
+	int			i;
+
+	for (i = 0; i < lengthof(values); i++)
+	{
+		sizes[i] = nulls[i] ? 0 : VARSIZE_ANY(DatumGetPointer(values[i]));
+		size += MAXALIGN(sizes[i]);
+	}
+	entry = palloc(size);
+	memset(entry, 0, offsetof(CqrsBrokerEntry, event));
+	next = (char *) entry + MAXALIGN(sizeof(CqrsBrokerEntry));
+	entry->event = *event;
+	entry->event.topic = NULL;
+	memcpy(next, DatumGetPointer(event->event_id), UUID_LEN);
+	entry->event.event_id = PointerGetDatum(next);
+	next += MAXALIGN(UUID_LEN);
+	for (i = 0; i < lengthof(values); i++)
+	{
+		if (!nulls[i])
+			memcpy(next, DatumGetPointer(values[i]), sizes[i]);
+		values[i] = PointerGetDatum(next);
+		next += MAXALIGN(sizes[i]);
+	}
+	entry->event.event_name = values[0];
+	entry->event.key.value = values[1];
+	entry->event.headers.value = values[2];
+	entry->event.payload.value = values[3];
+	return entry;
+}
+
+/*
+ * Make an event's message. If it cannot be one, that fails, and with it the
+ * exchange; the next ones are then made in a subtransaction each, and one that
+ * fails is refused.
+ */
+static void
+form_message(CqrsBrokerEntries *entries, CqrsBrokerEntry *entry,
+			 const CqrsEvent *event)
+{
+	MemoryContext oldcontext = CurrentMemoryContext;
+	ResourceOwner oldowner = CurrentResourceOwner;
+
+	if (form_carefully == 0)
+	{
+		forming = true;
+		cqrs_message_form(event, entries->format, entries->module,
+						  entries->source, entries->max_message_size,
+						  &entry->message.message);
+		forming = false;
+		return;
+	}
+
+	--form_carefully;
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(oldcontext);
+	PG_TRY();
+	{
+		cqrs_message_form(event, entries->format, entries->module,
+						  entries->source, entries->max_message_size,
+						  &entry->message.message);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error = cqrs_error_take(oldcontext);
+
+		RollbackAndReleaseCurrentSubTransaction();
+		CurrentResourceOwner = oldowner;
+		if (cqrs_target_is_outage(error))
+			cqrs_error_rethrow(error);
+		entry->state = CQRS_ENTRY_REFUSED;
+		entry->fault.sqlerrcode = error->sqlerrcode;
+		entry->fault.message = error->message;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(oldcontext);
+	CurrentResourceOwner = oldowner;
+}
+
+/*
+ * An entry that has an outcome is done with.
+ */
+void
+cqrs_broker_entry_forget(CqrsBrokerEntries *entries, CqrsBrokerEntry *entry)
+{
+	Assert(entry->state >= CQRS_ENTRY_CONFIRMED);
+	if (entry->state == CQRS_ENTRY_REJECTED || entry->state == CQRS_ENTRY_REFUSED)
+	{
+		Lane	   *lane = lane_of(entries, entry->lane);
+
+		lane->nfailed--;
+		drop_lane(entries, lane);
+		entries->nfailed--;
+	}
+	if (entry->state != CQRS_ENTRY_WAITS)
+		entries->nout--;
+	free(entry->message.error);
+	if (entries->unsent == &entry->node)
+		entries->unsent = node_after(entries, &entry->node);
+	dlist_delete(&entry->node);
+	entries->nentries--;
+	entries->nbytes -= entry->message.message.body_size;
+	if (--entry->batch->nentries == 0)
+		cqrs_broker_batch_free(entry->batch);
+}
+
+/*
+ * Forget all entries. None is on its way.
+ */
+void
+cqrs_broker_entries_forget(CqrsBrokerEntries *entries)
+{
+	dlist_mutable_iter iter;
+
+	Assert(entries->nsent == 0);
+	entries->parked = false;
+	dlist_foreach_modify(iter, &entries->list)
+	{
+		CqrsBrokerEntry *entry = dlist_container(CqrsBrokerEntry, node, iter.cur);
+
+		if (entry->state == CQRS_ENTRY_READ)
+		{
+			entry->state = CQRS_ENTRY_WAITS;
+			entries->nread--;
+		}
+		cqrs_broker_entry_forget(entries, entry);
+	}
+}
+
+static Lane *
+lane_of(CqrsBrokerEntries *entries, uint64 lane)
+{
+	Lane	   *entry;
+	bool		found;
+
+	entry = hash_search(entries->lanes, &lane, HASH_ENTER, &found);
+	if (!found)
+		entry->nsent = entry->nfailed = 0;
+	return entry;
+}
+
+/*
+ * Forget a lane of which nothing is to be known.
+ */
+static void
+drop_lane(CqrsBrokerEntries *entries, Lane *lane)
+{
+	if (lane->nsent == 0 && lane->nfailed == 0)
+		hash_search(entries->lanes, &lane->lane, HASH_REMOVE, NULL);
+}
+
+/*
+ * Is an event sent only when none of its lane is on its way?
+ */
+static bool
+one_by_lane(const CqrsBrokerEntries *entries)
+{
+	return entries->strict || entries->parked;
+}
+
+/*
+ * The entry after this one, or NULL.
+ */
+static dlist_node *
+node_after(CqrsBrokerEntries *entries, dlist_node *node)
+{
+	return dlist_has_next(&entries->list, node) ?
+		dlist_next_node(&entries->list, node) : NULL;
+}
+
+/*
+ * Is there something to record?
+ */
+bool
+cqrs_broker_first_is_final(CqrsBrokerEntries *entries)
+{
+	CqrsBrokerEntry *first;
+
+	if (dlist_is_empty(&entries->list))
+		return false;
+	first = dlist_head_element(CqrsBrokerEntry, node, &entries->list);
+	return first->state >= CQRS_ENTRY_CONFIRMED;
+}
+
+/*
+ * Take what the broker said about events. Returns false if that was nothing.
+ */
+bool
+cqrs_broker_entries_take(CqrsBrokerEntries *entries)
+{
+	CqrsLinkMessage *message = cqrs_link_take(entries->link);
+
+	if (message == NULL)
+		return false;
+	while (message != NULL)
+	{
+		CqrsBrokerEntry *entry = (CqrsBrokerEntry *) message;
+
+		message = message->next;
+		entry->state =
+			entry->message.outcome == CQRS_BROKER_CONFIRMED ? CQRS_ENTRY_CONFIRMED :
+			entry->message.outcome == CQRS_BROKER_REFUSED ? CQRS_ENTRY_REFUSED :
+			CQRS_ENTRY_REJECTED;
+		entries->nsent--;
+		if (entry->state != CQRS_ENTRY_CONFIRMED)
+		{
+			lane_of(entries, entry->lane)->nfailed++;
+			entries->nfailed++;
+		}
+		if (one_by_lane(entries))
+		{
+			Lane	   *lane = lane_of(entries, entry->lane);
+
+			lane->nsent--;
+			drop_lane(entries, lane);
+		}
+	}
+	return true;
+}
+
+/*
+ * Send what may be sent, until so many are not recorded that were.
+ */
+void
+cqrs_broker_entries_send(CqrsBrokerEntries *entries, int most)
+{
+	CqrsLinkMessage *first = NULL;
+	CqrsLinkMessage *last = NULL;
+	dlist_node *node = entries->unsent;
+
+	while (node != NULL && entries->nread > 0 &&
+		   entries->nout < most)
+	{
+		CqrsBrokerEntry *entry = dlist_container(CqrsBrokerEntry, node, node);
+
+		node = node_after(entries, node);
+		if (entry->state != CQRS_ENTRY_READ)
+			continue;
+		if (one_by_lane(entries) || entries->nfailed > 0)
+		{
+			Lane	   *lane = lane_of(entries, entry->lane);
+
+			if (lane->nfailed > 0)
+			{
+				entry->state = CQRS_ENTRY_WAITS;
+				entries->nread--;
+				continue;
+			}
+			if (one_by_lane(entries) && lane->nsent > 0)
+				continue;
+			lane->nsent += one_by_lane(entries) ? 1 : 0;
+			drop_lane(entries, lane);
+		}
+		entry->state = CQRS_ENTRY_SENT;
+		entries->nread--;
+		entries->nsent++;
+		entries->nout++;
+		entry->message.next = NULL;
+		if (first == NULL)
+			first = &entry->message;
+		else
+			last->next = &entry->message;
+		last = &entry->message;
+	}
+	for (node = entries->unsent; node != NULL; node = node_after(entries, node))
+		if (dlist_container(CqrsBrokerEntry, node, node)->state == CQRS_ENTRY_READ)
+			break;
+	entries->unsent = node;
+	if (first != NULL)
+		cqrs_link_send(entries->link, first, last);
+}

@@ -1,0 +1,116 @@
+/*-------------------------------------------------------------------------
+ *
+ * handler_timeout.c
+ *	  The time that a handler of events may take, in a worker.
+ *
+ * The timeout cancels the handler like pg_cancel_backend(). One that catches this
+ * fails when it returns; if it does not within HANDLER_GRACE from then, the
+ * process ends, and the worker records the event as failed on its way out.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "utils/timeout.h"
+
+#include "delivery/handler_timeout.h"
+
+/* A handler that catches its timeout has so long, in milliseconds. */
+#define HANDLER_GRACE	1000
+
+static bool registered = false;
+static TimeoutId timeout_id;
+static TimeoutId grace_id;
+static volatile sig_atomic_t timed_out = false;
+static volatile sig_atomic_t overdue = false;
+
+static void time_is_over(void);
+static void grace_is_over(void);
+
+/*
+ * Limit the time of a call, in milliseconds.
+ */
+void
+cqrs_handler_timeout_begin(int64 timeout)
+{
+	if (!registered)
+	{
+		timeout_id = RegisterTimeout(USER_TIMEOUT, time_is_over);
+		grace_id = RegisterTimeout(USER_TIMEOUT, grace_is_over);
+		registered = true;
+	}
+	timed_out = false;
+	enable_timeout_after(timeout_id, (int) Min(timeout, INT_MAX));
+}
+
+/*
+ * The handler has returned, in time or not.
+ */
+void
+cqrs_handler_timeout_disarm(void)
+{
+	disable_timeout(timeout_id, false);
+	if (timed_out)
+		disable_timeout(grace_id, false);
+}
+
+/*
+ * Has the last call taken too long?
+ */
+bool
+cqrs_handler_timed_out(void)
+{
+	return timed_out;
+}
+
+/*
+ * The last call raised an error; there may have been no limit. Did it end because
+ * its time was over? To be asked once, by who handles the error: what cancels the
+ * next call may be somebody else.
+ */
+bool
+cqrs_handler_timeout_end(void)
+{
+	bool		result = timed_out;
+
+	if (registered)
+		cqrs_handler_timeout_disarm();
+	timed_out = false;
+	return result;
+}
+
+/*
+ * Does this process end because a handler caught its timeout?
+ */
+bool
+cqrs_handler_is_overdue(void)
+{
+	return overdue;
+}
+
+/*
+ * Runs in the signal handler of SIGALRM.
+ */
+static void
+time_is_over(void)
+{
+	timed_out = true;
+	InterruptPending = true;
+	QueryCancelPending = true;
+	SetLatch(MyLatch);
+	enable_timeout_after(grace_id, HANDLER_GRACE);
+}
+
+/*
+ * The same. Nobody can catch that.
+ */
+static void
+grace_is_over(void)
+{
+	overdue = true;
+	InterruptPending = true;
+	ProcDiePending = true;
+	SetLatch(MyLatch);
+}

@@ -1,0 +1,89 @@
+/*-------------------------------------------------------------------------
+ *
+ * relay.h
+ *	  One batch of one cursor of a subscription.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_RELAY_H
+#define CQRS_RELAY_H
+
+#include "base/cqrs_outbox.h"
+
+#include "log/cursor.h"
+#include "log/tick.h"
+#include "log/window.h"
+#include "retry/lane.h"
+
+/* A batch has at most so many events, and about so many bytes of payload. */
+#define CQRS_BATCH_EVENTS	1000
+#define CQRS_BATCH_BYTES	(16 * 1024 * 1024)
+
+/*
+ * Of who reads on before the cursor can move: to a broker, while it has yet to
+ * confirm what came before.
+ */
+typedef struct CqrsReadAhead
+{
+	CqrsCursor	cursor;			/* in which window; else as in the table */
+	int64		position;		/* of that window, read up to here */
+	bool		at_end;			/* nothing is left of it */
+} CqrsReadAhead;
+
+/* One batch being read, in one transaction. */
+typedef struct CqrsRelay
+{
+	CqrsSubscription *subscription;
+	CqrsCursor	cursor;
+	CqrsTick	tick;			/* what may be delivered; only id and snapshot */
+	bool		has_tick;
+	Snapshot	snapshot;
+	CqrsWindow *window;			/* NULL: nothing to deliver */
+	CqrsLanes	lanes;			/* of which something is parked, as far as was
+								 * asked */
+	bool		park_inside;	/* park also behind events of this batch */
+	bool		here;			/* what the receipt covers is this
+								 * transaction's: hand it out, whatever it
+								 * waits for */
+	bool		hold_back;		/* park nothing before the first event ... */
+	bool		skipped;		/* ... but something has to be */
+	bool		has_parked;		/* something was parked on the way */
+	CqrsReadAhead *ahead;		/* park nothing, leave the cursor; or NULL */
+	bool		may_leave;		/* with ahead: all read before is recorded */
+	bool		blocked;		/* with ahead: the event read last has to wait */
+	TimestampTz began;			/* with deadline */
+	TimestampTz deadline;		/* stop then; 0: no matter how long */
+
+	/* What of the window was passed by in this batch. */
+	int			nevents;		/* handed out */
+	int			nothers;		/* parked, or of another partition */
+	int64		nbytes;
+	int64		last;			/* position read last */
+
+	/* Where the cursor was as it was read. */
+	int64		start_tick;
+	int64		start_until;
+
+	int64		epoch_tick;		/* windows end there; 0: no matter where */
+} CqrsRelay;
+
+extern bool cqrs_relay_begin(CqrsRelay *relay, CqrsSubscription *subscription,
+							 int partition, bool wait);
+extern bool cqrs_relay_begin_ahead(CqrsRelay *relay,
+								   CqrsSubscription *subscription,
+								   int partition, CqrsReadAhead *ahead);
+extern bool cqrs_relay_begin_pull(CqrsRelay *relay,
+								  CqrsSubscription *subscription,
+								  int partition);
+extern void cqrs_relay_open(CqrsRelay *relay);
+extern void cqrs_relay_read_ahead(CqrsRelay *relay);
+extern bool cqrs_relay_next(CqrsRelay *relay, int max_events,
+							CqrsEvent *event);
+extern bool cqrs_relay_is_late(const CqrsRelay *relay);
+extern void cqrs_relay_advance(CqrsRelay *relay);
+extern bool cqrs_relay_arrives(const CqrsRelay *relay);
+extern bool cqrs_relay_is_gone(const CqrsRelay *relay);
+extern void cqrs_relay_close_window(CqrsCursor *cursor);
+extern void cqrs_relay_end(CqrsRelay *relay);
+
+#endif							/* CQRS_RELAY_H */

@@ -1,0 +1,830 @@
+/*-------------------------------------------------------------------------
+ *
+ * target_broker.c
+ *	  Events delivered to a broker, by a worker.
+ *
+ * Nothing is sent while a transaction is open. An exchange is a transaction in
+ * which the cursor moves past what the broker has confirmed, and further events
+ * are read; between exchanges, events are on their way, and the worker waits.
+ *
+ * Protocol
+ *
+ * 1. Events are read up to a tick whose commit is known to be durable: what
+ *	  leaves the database must not be taken back by a crash or a failover.
+ * 2. They are read ahead of the cursor, within one window, into a list of
+ *	  entries in the order of delivery. From there they are sent, no more than
+ *	  "window" at a time that are not recorded yet: so many may arrive twice if
+ *	  we are killed. An entry that has an outcome is recorded once all before
+ *	  it have one: confirmed, the cursor passes it; rejected, it is parked.
+ *	  Whose fault a rejection is, those that come next tell (see blame.c): what is
+ *	  confirmed behind it, or what else is rejected. If it is no event's, nothing
+ *	  more is sent; once all that is on its way is recorded, the connection is
+ *	  closed, as if it were lost.
+ * 3. Later events of the topic and key of a rejected one are not sent any more,
+ *	  but parked behind it. Those that had been sent already may have arrived;
+ *	  with strict_key_order there are none: an event is sent only when nothing
+ *	  of its lane is on its way.
+ * 4. Parked events that are due are sent when nothing else is on its way, each
+ *	  behind those of its lane that come before it; not as long as it is open whose
+ *	  fault it is that they were rejected.
+ * 5. If the connection is lost, what has no outcome is forgotten, and read
+ *	  again later. That is no event's fault.
+ * 6. A change of the subscription or the server is seen before the next event is
+ *	  sent: then what is on its way is waited for and recorded, and no more.
+ * 7. If the cursor is not where we left it, somebody moved it: all is
+ *	  forgotten, and the connection closed, since events are on their way that
+ *	  must not be counted.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/xact.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "base/debug_point.h"
+#include "broker/message.h"
+#include "broker/server.h"
+#include "delivery/broker_entry.h"
+#include "delivery/relay.h"
+#include "delivery/target_broker.h"
+#include "registry/registry.h"
+#include "retry/retry.h"
+#include "shared/clock.h"
+
+/* Entries have at most about so many bytes of message bodies. */
+#define LONGEST_ENTRIES		(2 * CQRS_BATCH_BYTES)
+
+/* A broker may accept nothing for so long, in milliseconds. */
+#define LONGEST_TROUBLE		1000
+
+/* The cursor of a subscription without events moves every so many ticks. */
+#define EMPTY_TICKS			1000
+
+/* The connection of this process, if server is not NULL. */
+static struct
+{
+	MemoryContext context;
+	CqrsBrokerServer *server;
+	char	   *server_name;
+	char	   *subscription_name;
+	uint64		generation;		/* of servers, when it was read */
+	int			partition;
+
+	/* Read, and not recorded. */
+	CqrsReadAhead ahead;
+	MemoryContext cursor_context;	/* of the snapshots in it */
+	CqrsBrokerEntries entries;	/* the events */
+
+	bool		read_all;		/* nothing more can be read just now */
+	bool		hold;			/* send nothing */
+	bool		unproven;		/* send one event, and see */
+	bool		new_first;		/* the last ones were parked */
+	bool		moved;			/* the cursor, by somebody else */
+
+	/* What was rejected, and nothing passed since. */
+	CqrsEvidence evidence;
+	MemoryContext evidence_context;
+	bool		alone;			/* there will be no other to tell by */
+	bool		failing;		/* it was nobody's fault, last */
+
+	TimestampTz waiting_since;	/* for the broker to do something */
+	TimestampTz trouble_since;	/* it accepts nothing; 0: it does */
+	int64		timeout;		/* of the subscription, in milliseconds */
+}			broker;
+
+static int	record_new(CqrsRelay *relay);
+static int	record_parked(CqrsRelay *relay, const char *lost);
+static void reject_new(CqrsRelay *relay, CqrsBrokerEntry *entry);
+static void reject_parked(CqrsRelay *relay, CqrsBrokerEntry *entry,
+						  CqrsParked *parked);
+static void add_evidence(CqrsBrokerEntry *entry, bool first, bool suspect);
+static void passed(CqrsRelay *relay);
+static void convict(CqrsRelay *relay);
+static void forget_evidence(void);
+static void decide(CqrsRelay *relay, bool read, bool lost,
+				   volatile CqrsDelivery *delivery);
+static CqrsFault *fault_of(CqrsBrokerEntry *entry);
+static void leave_window(CqrsRelay *relay);
+static void read_on(CqrsRelay *relay, int64 announced,
+					volatile CqrsDelivery *delivery);
+static void read_new(CqrsRelay *relay);
+static bool read_parked(CqrsRelay *relay, int64 announced,
+						volatile CqrsDelivery *delivery);
+static int	choose_parked(const CqrsCursor *cursor, TimestampTz now,
+						  CqrsParked *chosen,
+						  volatile CqrsDelivery *delivery);
+static void keep_cursor(const CqrsCursor *cursor);
+static bool has_room(void);
+static void exchange_error_callback(void *arg);
+
+/*
+ * Read all that it takes to connect, as the current user, the subscription's
+ * owner. If the last attempt failed before anything was confirmed, for the reason
+ * failed_before, only one event at a time is sent until the broker confirms one,
+ * new ones first: a broker that takes what it does not confirm would get as many
+ * as it can hold, each time anew.
+ *
+ * Raises what cqrs_broker_server() does.
+ */
+void
+cqrs_target_broker_prepare(CqrsSubscription *subscription, int partition,
+						   int failed_before)
+{
+	MemoryContext context;
+	MemoryContext oldcontext;
+	uint64		generation = cqrs_broker_server_generation();
+
+	Assert(broker.server == NULL);
+	context = AllocSetContextCreate(TopTransactionContext, "cqrs broker",
+									ALLOCSET_DEFAULT_SIZES);
+	oldcontext = MemoryContextSwitchTo(context);
+	memset(&broker, 0, sizeof(broker));
+	broker.context = context;
+	broker.generation = generation;
+	broker.partition = partition;
+	broker.server_name = pstrdup(subscription->server);
+	broker.subscription_name = pstrdup(subscription->name);
+	broker.entries.strict = subscription->strict_key_order;
+	broker.timeout = subscription->handler_timeout;
+	broker.unproven = broker.new_first = failed_before != 0;
+	broker.failing = failed_before == ERRCODE_FDW_ERROR;
+	broker.evidence_context = AllocSetContextCreate(context,
+													"cqrs broker evidence",
+													ALLOCSET_SMALL_SIZES);
+	if (!cqrs_format_parse(subscription->format, &broker.entries.format))
+		elog(ERROR, "unexpected format \"%s\"", subscription->format);
+	broker.ahead.cursor.seq = -1;
+	cqrs_broker_entries_init(&broker.entries, context);
+	broker.server = cqrs_broker_server(subscription->server,
+									   subscription->name,
+									   subscription->owner);
+	broker.entries.module = broker.server->module;
+	broker.entries.source = broker.server->source;
+	broker.entries.max_message_size = broker.server->max_message_size;
+	MemoryContextSwitchTo(oldcontext);
+	MemoryContextSetParent(context, TopMemoryContext);
+}
+
+/*
+ * Begin to connect.
+ */
+void
+cqrs_target_broker_connect(void)
+{
+	broker.waiting_since = cqrs_steady_now();
+	broker.entries.link = cqrs_link_open(broker.server->module,
+										 &broker.server->connection);
+}
+
+/*
+ * Take what the broker had to say, send what may be sent (with finish, nothing
+ * more), and say what is to be done next. With CQRS_BROKER_TASK_FAIL, error,
+ * of CQRS_BROKER_ERROR_SIZE bytes, says why, in the server's encoding.
+ */
+CqrsBrokerTask
+cqrs_target_broker_task(bool finish, char *error)
+{
+	CqrsLinkState state;
+	TimestampTz now = cqrs_steady_now();
+	char		trouble[CQRS_BROKER_ERROR_SIZE];
+	bool		look;
+	bool		renew;
+	bool		can_record;
+	int			half;
+	int			nfinal;
+
+	error[0] = '\0';
+	if (broker.entries.link == NULL)
+		return CQRS_BROKER_TASK_OPEN;
+	if (broker.moved)
+		return CQRS_BROKER_TASK_RENEW;
+	state = cqrs_link_state(broker.entries.link, trouble);
+	if (cqrs_broker_entries_take(&broker.entries))
+		broker.waiting_since = now;
+
+	/* After what changed either committed, nothing more is to be sent. */
+	look = cqrs_registry_is_stale();
+	renew = broker.generation != cqrs_broker_server_generation();
+	if (state == CQRS_LINK_OPEN && !look && !renew && !broker.hold &&
+		!finish && !cqrs_evidence_is_outage(&broker.evidence))
+	{
+		if (broker.entries.nsent == 0)
+			broker.waiting_since = now;
+		cqrs_broker_entries_send(&broker.entries, broker.unproven ? 1 :
+								 broker.server->window);
+	}
+	if (trouble[0] == '\0')
+		broker.trouble_since = 0;
+	else if (broker.trouble_since == 0)
+		broker.trouble_since = now;
+
+	if (state == CQRS_LINK_LOST ||
+		(broker.entries.nsent > 0 && broker.trouble_since != 0 &&
+		 TimestampDifferenceExceeds(broker.trouble_since, now,
+									LONGEST_TROUBLE)))
+	{
+		char	   *text = cqrs_broker_error(trouble);
+
+		strlcpy(error, text, CQRS_BROKER_ERROR_SIZE);
+		pfree(text);
+	}
+	else if ((broker.entries.nsent > 0 || state == CQRS_LINK_CONNECTING) &&
+			 broker.timeout > 0 &&
+			 TimestampDifferenceExceeds(broker.waiting_since, now,
+										(int) Min(broker.timeout, INT_MAX)))
+		snprintf(error, CQRS_BROKER_ERROR_SIZE,
+				 state == CQRS_LINK_CONNECTING ?
+				 "%s of server \"%s\" cannot be connected to within " INT64_FORMAT " ms" :
+				 "%s of server \"%s\" has confirmed nothing for " INT64_FORMAT " ms",
+				 broker.server->module->name, broker.server_name,
+				 broker.timeout);
+	if (error[0] != '\0')
+	{
+		ereport(LOG,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("could not deliver to server \"%s\" of subscription \"%s\"",
+						broker.server_name, broker.subscription_name),
+				 errdetail_internal("%s", error)));
+		return CQRS_BROKER_TASK_FAIL;
+	}
+
+	if (state == CQRS_LINK_CONNECTING)
+		return renew || broker.hold ? CQRS_BROKER_TASK_RENEW :
+			look ? CQRS_BROKER_TASK_EXCHANGE : CQRS_BROKER_TASK_WAIT;
+	can_record = cqrs_broker_first_is_final(&broker.entries);
+	half = broker.server->window / 2;
+	nfinal = broker.entries.nentries - broker.entries.nread - broker.entries.nsent;
+	if (broker.entries.nsent == 0 && !can_record && (renew || broker.hold))
+		return CQRS_BROKER_TASK_RENEW;
+	if (look || broker.entries.nsent == 0 ||
+		(nfinal > half && can_record) ||
+		(!broker.read_all && !renew && has_room()))
+		return CQRS_BROKER_TASK_EXCHANGE;
+	return CQRS_BROKER_TASK_WAIT;
+}
+
+/*
+ * How many events were read and are not recorded.
+ */
+int
+cqrs_target_broker_pending(void)
+{
+	return broker.server != NULL ? broker.entries.nentries : 0;
+}
+
+/*
+ * What is readable when the broker had something to say.
+ */
+int
+cqrs_target_broker_fd(void)
+{
+	return cqrs_link_fd(broker.entries.link);
+}
+
+/*
+ * How long to wait for that, in milliseconds.
+ */
+long
+cqrs_target_broker_patience(void)
+{
+	long		patience = LONGEST_TROUBLE;
+
+	if (broker.timeout > 0)
+	{
+		TimestampTz until = TimestampTzPlusMilliseconds(broker.waiting_since,
+														broker.timeout);
+
+		patience = Min(patience,
+					   TimestampDifferenceMilliseconds(cqrs_steady_now(),
+													   until) + 1);
+	}
+	return patience;
+}
+
+/*
+ * Disconnect, and forget what is not recorded.
+ */
+void
+cqrs_target_broker_close(void)
+{
+	if (broker.server == NULL)
+		return;
+	cqrs_broker_entries_close(&broker.entries, broker.server->window);
+	broker.server = NULL;
+	MemoryContextDelete(broker.context);
+}
+
+/*
+ * One exchange. The current user is the subscription's owner.
+ *	read		read further events; if not, and nothing is on its way, forget
+ *				those that were not sent
+ *	announced	not 0: only this parked event, whose attempt was counted
+ *	lost		why the connection is lost, or NULL
+ * In *delivery, nevents gets how many were confirmed and are recorded now; more,
+ * whether there may be more to do; announce and retry_at as in a delivery to a
+ * handler.
+ */
+void
+cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
+							int64 announced, const char *lost,
+							volatile CqrsDelivery *delivery)
+{
+	ErrorContextCallback errcallback;
+	CqrsRelay	relay;
+	CqrsCursor *cursor = &relay.cursor;
+	int64		delivered;
+	TimestampTz next_retry_at;
+	bool		moved;
+
+	errcallback.callback = exchange_error_callback;
+	errcallback.arg = subscription;
+	errcallback.previous = error_context_stack;
+	error_context_stack = &errcallback;
+
+	/* Moved by somebody else, or gone: what is on its way counts for nothing. */
+	if ((!cqrs_relay_begin_ahead(&relay, subscription, broker.partition,
+								 &broker.ahead) &&
+		 broker.entries.nentries > 0) ||
+		cqrs_relay_is_gone(&relay))
+	{
+		broker.moved = true;
+		cqrs_relay_end(&relay);
+		error_context_stack = errcallback.previous;
+		return;
+	}
+	subscription = relay.subscription;
+	broker.timeout = subscription->handler_timeout;
+	broker.hold = subscription->state != CQRS_SUBSCRIPTION_ACTIVE;
+	read &= !broker.hold;
+	if (broker.entries.strict != subscription->strict_key_order ||
+		strcmp(subscription->server, broker.server_name) != 0 ||
+		strcmp(subscription->format, cqrs_format_name(broker.entries.format)) != 0)
+		broker.generation = 0;
+	delivered = cursor->delivered;
+	next_retry_at = cursor->next_retry_at;
+	moved = (broker.entries.parked ? record_parked(&relay, lost) :
+			 record_new(&relay)) > 0;
+	read &= !cqrs_evidence_is_outage(&broker.evidence);
+
+	/* It is read again later. */
+	if (broker.entries.nsent == 0 && broker.entries.nentries > 0 && !read)
+	{
+		cqrs_broker_entries_forget(&broker.entries);
+		broker.ahead.position = cursor->position;
+		broker.ahead.at_end = false;
+	}
+	leave_window(&relay);
+
+	broker.read_all = !read || has_room();
+	if (read && has_room())
+		read_on(&relay, announced, delivery);
+	decide(&relay, read, lost != NULL, delivery);
+
+	/* Windows that had nothing for us need not be recorded each time. */
+	moved |= (relay.nothers > 0 && broker.entries.nentries == 0) ||
+		(relay.start_until != 0 && cursor->tick_id != relay.start_tick) ||
+		cqrs_relay_arrives(&relay) ||
+		cursor->tick_id >= relay.start_tick + EMPTY_TICKS;
+	CQRS_DEBUG_POINT("relay_before_cursor");
+	cqrs_parked_close(cursor);
+	if (moved || cursor->next_retry_at != next_retry_at)
+		cqrs_cursor_append(cursor);
+	delivery->nevents = (int) (cursor->delivered - delivered);
+	delivery->more |= broker.entries.nentries > 0 || relay.nothers > 0;
+	delivery->retry_at = cursor->next_retry_at;
+	delivery->failing = broker.failing;
+	cqrs_relay_end(&relay);
+	keep_cursor(cursor);
+	error_context_stack = errcallback.previous;
+}
+
+/*
+ * Record the outcomes of new events, as far as all before them have one. Returns
+ * how many.
+ */
+static int
+record_new(CqrsRelay *relay)
+{
+	CqrsCursor *cursor = &relay->cursor;
+	int			n = 0;
+
+	while (cqrs_broker_first_is_final(&broker.entries))
+	{
+		CqrsBrokerEntry *entry = dlist_head_element(CqrsBrokerEntry, node,
+													&broker.entries.list);
+
+		if (entry->state == CQRS_ENTRY_CONFIRMED)
+			passed(relay);
+		else
+		{
+			entry->event.topic = cqrs_registry_topic_by_id(entry->topic_id);
+
+			/* Without its topic, it is nobody's event any more. */
+			if (entry->event.topic == NULL)
+				;
+			else if (entry->state == CQRS_ENTRY_REJECTED)
+				reject_new(relay, entry);
+			else
+				cqrs_park(relay->subscription, cursor, &entry->event,
+						  fault_of(entry));
+		}
+		cursor->position = entry->event.position;
+		cursor->last_position = Max(cursor->last_position, cursor->position);
+		cqrs_broker_entry_forget(&broker.entries, entry);
+		n++;
+	}
+	return n;
+}
+
+/*
+ * Record the outcomes of parked events. Those of other lanes need not have one.
+ * Returns how many. If the connection is lost, it is to blame for what was
+ * announced, and has none.
+ */
+static int
+record_parked(CqrsRelay *relay, const char *lost)
+{
+	CqrsCursor *cursor = &relay->cursor;
+	dlist_mutable_iter iter;
+	int			n = 0;
+
+	dlist_foreach_modify(iter, &broker.entries.list)
+	{
+		CqrsBrokerEntry *entry = dlist_container(CqrsBrokerEntry, node, iter.cur);
+		CqrsParked	parked;
+		bool		found;
+
+		found = cqrs_parked_find(cursor, entry->event.position, &parked);
+		if (entry->state < CQRS_ENTRY_CONFIRMED)
+		{
+			CqrsFault	fault = {ERRCODE_CONNECTION_FAILURE, lost};
+
+			fault.retry_at = cqrs_wall_now();
+			if (lost != NULL && entry->announced && found)
+				cqrs_parked_void_attempt(&parked, cursor, &fault);
+			continue;
+		}
+		if (!found || entry->state == CQRS_ENTRY_WAITS)
+			;
+		else if (entry->state == CQRS_ENTRY_CONFIRMED)
+		{
+			cqrs_parked_done(&parked, cursor);
+			passed(relay);
+		}
+		else if (entry->state == CQRS_ENTRY_REJECTED)
+			reject_parked(relay, entry, &parked);
+		else
+			cqrs_parked_failed(&parked, relay->subscription, cursor,
+							   fault_of(entry), entry->announced);
+		cqrs_broker_entry_forget(&broker.entries, entry);
+		n++;
+	}
+	broker.entries.parked = broker.entries.nentries > 0;
+	return n;
+}
+
+/*
+ * A new event was rejected. If it was on its way behind another one of its lane
+ * that was, it only waits.
+ */
+static void
+reject_new(CqrsRelay *relay, CqrsBrokerEntry *entry)
+{
+	CqrsCursor *cursor = &relay->cursor;
+
+	if (cqrs_parked_lane_last(cursor, entry->lane) != 0)
+		cqrs_park(relay->subscription, cursor, &entry->event, NULL);
+	else
+	{
+		cqrs_park_unproven(cursor, &entry->event, fault_of(entry));
+		add_evidence(entry, true, true);
+	}
+}
+
+/*
+ * A parked event was rejected. One whose attempt was counted before is sent
+ * alone.
+ */
+static void
+reject_parked(CqrsRelay *relay, CqrsBrokerEntry *entry, CqrsParked *parked)
+{
+	CqrsFault	fault = *fault_of(entry);
+
+	if (entry->announced)
+	{
+		fault.retry_at = cqrs_wall_now();
+		cqrs_parked_void_attempt(parked, &relay->cursor, &fault);
+		broker.alone = true;
+	}
+	add_evidence(entry, parked->failed_at == 0,
+				 !cqrs_fault_is_known(parked, fault.sqlerrcode,
+									  &relay->cursor));
+}
+
+static void
+add_evidence(CqrsBrokerEntry *entry, bool first, bool suspect)
+{
+	MemoryContext oldcontext;
+	CqrsFault  *fault = fault_of(entry);
+	ErrorData  *error;
+
+	if (cqrs_evidence_has(&broker.evidence, entry->event.position))
+		return;
+	oldcontext = MemoryContextSwitchTo(broker.evidence_context);
+	error = palloc0(sizeof(ErrorData));
+	error->sqlerrcode = fault->sqlerrcode;
+	error->message = pstrdup(fault->message);
+	cqrs_evidence_add(&broker.evidence, entry->event.position, first, suspect,
+					  true, error);
+	MemoryContextSwitchTo(oldcontext);
+}
+
+/*
+ * An event was confirmed: what was rejected before it is at fault, unless there
+ * was more of that than it takes for an outage. Then this is over, and they are
+ * to be tried anew.
+ */
+static void
+passed(CqrsRelay *relay)
+{
+	relay->cursor.delivered++;
+	relay->cursor.passed_at = cqrs_wall_now();
+	broker.unproven = broker.failing = false;
+	if (cqrs_evidence_is_outage(&broker.evidence))
+		forget_evidence();
+	else
+		convict(relay);
+}
+
+/*
+ * What was rejected is at fault.
+ */
+static void
+convict(CqrsRelay *relay)
+{
+	if (broker.evidence.pending == NIL)
+		return;
+	cqrs_evidence_convict(&broker.evidence, relay->subscription,
+						  &relay->cursor, &relay->lanes, LOG);
+	broker.failing = false;
+	forget_evidence();
+}
+
+static void
+forget_evidence(void)
+{
+	memset(&broker.evidence, 0, sizeof(broker.evidence));
+	broker.alone = false;
+	MemoryContextReset(broker.evidence_context);
+}
+
+/*
+ * Nothing has passed since these events were rejected. Whose fault is that? With
+ * read, all was read that there is to try. If the connection is lost, there is no
+ * telling; those that were not tried come first next time.
+ */
+static void
+decide(CqrsRelay *relay, bool read, bool lost, volatile CqrsDelivery *delivery)
+{
+	CqrsEvidence *evidence = &broker.evidence;
+	bool		outage = cqrs_evidence_is_outage(evidence);
+
+	if (evidence->pending == NIL || (!lost && broker.entries.nsent > 0))
+		return;
+	if (evidence->nsuspects == 0)
+		convict(relay);
+	else if (!lost && !outage && broker.entries.nentries > 0)
+		return;
+	else if (lost)
+		cqrs_evidence_put_off(evidence, &relay->cursor, cqrs_wall_now());
+	else if (outage || broker.alone ||
+			 (read && broker.read_all && relay->nothers == 0))
+	{
+		cqrs_target_wait(delivery, evidence, &relay->cursor);
+		broker.failing = true;
+		forget_evidence();
+	}
+}
+
+/*
+ * Why the broker did not take an event; NULL: it was not sent.
+ */
+static CqrsFault *
+fault_of(CqrsBrokerEntry *entry)
+{
+	CqrsFault  *fault = &entry->fault;
+	const char *error = entry->message.error;
+
+	if (entry->state == CQRS_ENTRY_WAITS)
+		return NULL;
+	if (fault->message == NULL)
+	{
+		fault->sqlerrcode = ERRCODE_FDW_ERROR;
+		fault->message = error == NULL ? "the broker gave no reason" :
+			cqrs_broker_error(error);
+	}
+	fault->final = entry->state == CQRS_ENTRY_REFUSED;
+	return fault;
+}
+
+/*
+ * If all that was read is recorded, the cursor is where we read to; if that was
+ * all of the window, done with it.
+ */
+static void
+leave_window(CqrsRelay *relay)
+{
+	CqrsCursor *cursor = &relay->cursor;
+
+	if (broker.entries.nentries > 0 || cursor->until_tick == 0)
+		return;
+	cursor->position = Max(cursor->position, broker.ahead.position);
+	if (broker.ahead.at_end)
+	{
+		cqrs_relay_close_window(cursor);
+		broker.ahead.position = 0;
+		broker.ahead.at_end = false;
+	}
+}
+
+/*
+ * Read what is to be sent next. However many parked events are due, new ones have
+ * their turn.
+ */
+static void
+read_on(CqrsRelay *relay, int64 announced, volatile CqrsDelivery *delivery)
+{
+	bool		due = false;
+
+	broker.new_first |= broker.evidence.pending != NIL;
+	if (announced != 0 || !broker.new_first)
+		due = read_parked(relay, announced, delivery);
+	if (!due && !broker.entries.parked && announced == 0)
+	{
+		read_new(relay);
+		leave_window(relay);
+	}
+	if (broker.new_first && announced == 0 && broker.entries.nentries == 0)
+		(void) read_parked(relay, 0, delivery);
+	broker.new_first = broker.entries.parked;
+}
+
+/*
+ * Read new events, behind those that were read before.
+ */
+static void
+read_new(CqrsRelay *relay)
+{
+	int			most = Max(broker.server->window / 2, CQRS_BATCH_EVENTS);
+	CqrsBrokerBatch *batch = cqrs_broker_batch(&broker.entries);
+	CqrsEvent	event;
+
+	relay->nbytes = broker.entries.nbytes;
+	relay->may_leave = broker.entries.nentries == 0;
+	cqrs_relay_read_ahead(relay);
+	while (cqrs_relay_next(relay, most, &event))
+	{
+		CqrsBrokerEntry *entry = cqrs_broker_entry_add(&broker.entries, batch, &event);
+
+		if (!relay->blocked || entry->state != CQRS_ENTRY_READ)
+			continue;
+		entry->state = CQRS_ENTRY_WAITS;
+		broker.entries.nread--;
+	}
+	if (relay->nevents > 0 || relay->nothers > 0)
+		broker.ahead.position = relay->last;
+	if (relay->window != NULL)
+	{
+		broker.ahead.at_end = cqrs_window_at_end(relay->window);
+		broker.read_all = broker.ahead.at_end;
+	}
+	if (batch->nentries == 0)
+		cqrs_broker_batch_free(batch);
+}
+
+/*
+ * Read parked events that are due, if nothing else is on its way. Returns true
+ * if there are such.
+ */
+static bool
+read_parked(CqrsRelay *relay, int64 announced,
+			volatile CqrsDelivery *delivery)
+{
+	CqrsCursor *cursor = &relay->cursor;
+	CqrsParked *chosen;
+	CqrsBrokerBatch *batch;
+	int			n = 0;
+	int			i;
+
+	chosen = palloc(sizeof(CqrsParked) * CQRS_BATCH_EVENTS);
+	if (announced == 0 && !cqrs_parked_due(cursor, cqrs_wall_now(), chosen))
+		return false;
+	if (broker.entries.nentries > 0)
+		return true;
+	if (announced == 0)
+		n = choose_parked(cursor, cqrs_wall_now(), chosen, delivery);
+	else if (cqrs_parked_find(cursor, announced, chosen))
+		n = 1;
+
+	batch = cqrs_broker_batch(&broker.entries);
+	for (i = 0; i < n && broker.entries.nbytes < LONGEST_ENTRIES; i++)
+	{
+		CqrsEvent	event;
+		int			attempts;
+
+		if (cqrs_parked_read(cursor, chosen[i].position, NULL, &event,
+							 &attempts))
+		{
+			CqrsBrokerEntry *entry;
+
+			entry = cqrs_broker_entry_add(&broker.entries, batch, &event);
+			entry->announced = announced != 0;
+		}
+		else
+			cqrs_parked_done(&chosen[i], cursor);
+	}
+	if (batch->nentries == 0)
+		cqrs_broker_batch_free(batch);
+	broker.entries.parked = broker.entries.nentries > 0;
+	return true;
+}
+
+/*
+ * Parked events that may be sent, each once those of its lane before it are
+ * confirmed: of the lanes whose heads have been due for longest, in that order, so
+ * that each has its turn. What may end the process is announced first.
+ */
+static int
+choose_parked(const CqrsCursor *cursor, TimestampTz now, CqrsParked *chosen,
+			  volatile CqrsDelivery *delivery)
+{
+	CqrsParkedScan scan;
+	CqrsParked	parked;
+	int			n = 0;
+
+	cqrs_parked_heads_begin(&scan, cursor, now);
+	while (n < CQRS_BATCH_EVENTS && cqrs_parked_heads_next(&scan, &parked))
+	{
+		if (parked.killed)
+		{
+			delivery->announce = true;
+			break;
+		}
+		if (cqrs_evidence_has(&broker.evidence, parked.position))
+			continue;
+		do
+		{
+			if (parked.killed || parked.retry_at > now)
+				break;
+			chosen[n++] = parked;
+		} while (n < CQRS_BATCH_EVENTS &&
+				 cqrs_parked_lane_next(cursor, parked.lane, parked.position,
+									   &parked));
+	}
+	cqrs_parked_scan_end(&scan);
+	return n;
+}
+
+/*
+ * Remember where the cursor is, beyond the transaction.
+ */
+static void
+keep_cursor(const CqrsCursor *cursor)
+{
+	MemoryContext context = AllocSetContextCreate(broker.context,
+												  "cqrs broker cursor",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext oldcontext = MemoryContextSwitchTo(context);
+	CqrsCursor *kept = &broker.ahead.cursor;
+
+	*kept = *cursor;
+	kept->snapshot =
+		cqrs_snapshot_from_datum(PointerGetDatum(cursor->snapshot));
+	if (cursor->until_tick != 0)
+		kept->until_snapshot =
+			cqrs_snapshot_from_datum(PointerGetDatum(cursor->until_snapshot));
+	MemoryContextSwitchTo(oldcontext);
+	if (broker.cursor_context != NULL)
+		MemoryContextDelete(broker.cursor_context);
+	broker.cursor_context = context;
+}
+
+/*
+ * Is it time to read on? While half a window is sent, the next half is read.
+ */
+static bool
+has_room(void)
+{
+	return broker.entries.nread <= broker.server->window / 2 &&
+		broker.entries.nbytes < LONGEST_ENTRIES;
+}
+
+static void
+exchange_error_callback(void *arg)
+{
+	errcontext("delivering to subscription \"%s\"",
+			   ((CqrsSubscription *) arg)->name);
+}

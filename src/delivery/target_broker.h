@@ -1,0 +1,41 @@
+/*-------------------------------------------------------------------------
+ *
+ * target_broker.h
+ *	  Events delivered to a broker.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_TARGET_BROKER_H
+#define CQRS_TARGET_BROKER_H
+
+#include "base/cqrs_outbox.h"
+
+#include "delivery/target_handler.h"
+
+/* What there is to do for the connection of this process. */
+typedef enum CqrsBrokerTask
+{
+	CQRS_BROKER_TASK_OPEN,		/* there is none */
+	CQRS_BROKER_TASK_WAIT,		/* nothing but wait */
+	CQRS_BROKER_TASK_EXCHANGE,	/* record what is confirmed, read on */
+	CQRS_BROKER_TASK_RENEW,		/* close it: it is not to be used any more */
+	CQRS_BROKER_TASK_FAIL		/* it is lost */
+} CqrsBrokerTask;
+
+/* In a transaction. */
+extern void cqrs_target_broker_prepare(CqrsSubscription *subscription,
+									   int partition, int failed_before);
+extern void cqrs_target_broker_exchange(CqrsSubscription *subscription,
+										bool read, int64 announced,
+										const char *lost,
+										volatile CqrsDelivery *delivery);
+
+/* Outside. */
+extern void cqrs_target_broker_connect(void);
+extern CqrsBrokerTask cqrs_target_broker_task(bool finish, char *error);
+extern int	cqrs_target_broker_pending(void);
+extern int	cqrs_target_broker_fd(void);
+extern long cqrs_target_broker_patience(void);
+extern void cqrs_target_broker_close(void);
+
+#endif							/* CQRS_TARGET_BROKER_H */

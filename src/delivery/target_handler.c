@@ -1,0 +1,892 @@
+/*-------------------------------------------------------------------------
+ *
+ * target_handler.c
+ *	  Events delivered to a handler in the same database, by a worker or by
+ *	  cqrs_drain().
+ *
+ * Protocol
+ *
+ * 1. A batch is one transaction, or subtransaction: the cursor moves with what
+ *	  the handler did. First come the parked events that are due, then new
+ *	  ones. No handler is to notice that it is in a batch: each event ends as if
+ *	  the transaction did (see session.c), and is the last one of its batch
+ *	  where that is not enough; where it changed what is registered, or moved its
+ *	  own subscription (see underway.c); and where the subtransactions would
+ *	  become too many.
+ * 2. If the handler raises an error at the k-th event, all is rolled back. The
+ *	  k - 1 before it are done again; then the others are called apart, each in a
+ *	  subtransaction of its own, until none has failed for a while (CqrsPace).
+ *	  So an error costs only its own event from then on: that is parked in the
+ *	  batch's transaction.
+ *	  An error is an event's fault only if nothing of another is in its
+ *	  transaction: if none was handled before it there. Otherwise, it is parked
+ *	  as it is, and tried anew at the beginning of the next batch.
+ * 3. What may be no event's fault counts as no attempt until another lane was
+ *	  tried; see blame.c. If it is none, the whole subscription waits.
+ * 4. Where an event may have ended the process (see worker.c), each is parked
+ *	  with its attempt counted, and that committed, before the handler is
+ *	  called (cqrs_target_announce). So is any event whose last attempt was
+ *	  announced, and did not come back.
+ *
+ * The worker limits the time of each call, deferred triggers included (see
+ * handler_timeout.c).
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/xact.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/typcache.h"
+
+#include "base/debug_point.h"
+#include "base/rethrow.h"
+#include "delivery/handler_timeout.h"
+#include "delivery/relay.h"
+#include "delivery/session.h"
+#include "delivery/target_handler.h"
+#include "delivery/underway.h"
+#include "extension/catalog.h"
+#include "mediator/context.h"
+#include "registry/registry.h"
+#include "retry/blame.h"
+#include "retry/failure.h"
+#include "retry/retry.h"
+#include "shared/clock.h"
+#include "subscription/subscription.h"
+
+/* A batch ends where it would have more subtransactions. */
+#define BATCH_SUBTRANSACTIONS	48
+
+/* A batch begins with so many parked events, at most. */
+#define BATCH_PARKED	100
+
+/* After an error, so many events are called apart. */
+#define APART_EVENTS	200
+
+/* Evidence is gathered for so long, in milliseconds, if events fail. */
+#define EVIDENCE_DURATION	1000
+
+/* What is being delivered, to name it in errors. */
+typedef struct DeliveryContext
+{
+	const CqrsSubscription *subscription;
+	const CqrsEvent *event;		/* NULL: not at an event */
+} DeliveryContext;
+
+/* A batch under way. */
+typedef struct Batch
+{
+	CqrsRelay	relay;
+	CqrsUnderway underway;
+	DeliveryContext where;
+	TupleDesc	desc;			/* of the handler's argument */
+	MemoryContext context;
+	MemoryContext per_event;
+	bool		in_worker;
+	TimestampTz deadline;		/* if nothing fails */
+	int			nplain;			/* so many more are not called apart */
+	bool		again;			/* a transient error of the first event does
+								 * not count */
+	bool		one;			/* ends with the first that is handled ... */
+	bool		alone;			/* ... or fails */
+	bool		clean;			/* nothing was handled yet */
+	bool		passed;			/* the cursor is to say when, see
+								 * note_passed() */
+	bool		is_short;		/* it does not wait for the disk alone */
+	CqrsEvidence evidence;		/* of what failed while it was clean */
+	int			enough;			/* lanes of it */
+	int			nfailed;		/* in a row, since it is not */
+	bool		timed_out;		/* what failed last took too long */
+	uint64		registry;		/* its generation */
+	int			subtransactions;	/* of the event that had most */
+	bool		stop;			/* no further event */
+	bool		moved;			/* the cursor was, by the handler */
+	int			commit;			/* what synchronous_commit is to be */
+	volatile CqrsDelivery *delivery;
+} Batch;
+
+static void find_handler(Batch *batch);
+static int	deliver_parked(Batch *batch, int64 position, TimestampTz now);
+static bool deliver_parked_event(Batch *batch, const CqrsParked *parked,
+								 int64 position);
+static int	deliver_new(Batch *batch);
+static bool handle(Batch *batch, const CqrsEvent *event,
+				   const CqrsParked *parked, int attempts, bool apart);
+static ErrorData *call_handler(Batch *batch, const CqrsEvent *event,
+							   const CqrsParked *parked, int attempts,
+							   bool apart);
+static ErrorData *call_apart(Batch *batch, const CqrsEvent *event,
+							 const CqrsParked *parked, int attempts);
+static void call(Batch *batch, const CqrsEvent *event,
+				 const CqrsParked *parked, int attempts);
+static void call_limited(Batch *batch, Datum arg);
+static void end_event(Batch *batch, int level, int subtransactions,
+					  bool failed);
+static void refresh(Batch *batch);
+static void record_failure(Batch *batch, const CqrsEvent *event,
+						   const CqrsParked *parked, ErrorData *error);
+static void note_passed(Batch *batch);
+static bool comes_first(const Batch *batch);
+static bool is_first(const Batch *batch, const CqrsParked *parked);
+static void gather(Batch *batch, bool suspect);
+static void decide(Batch *batch);
+static bool is_all(const Batch *batch);
+static void finish(Batch *batch, int nparked);
+static void set_commit(const Batch *batch);
+static void delivery_error_callback(void *arg);
+
+/*
+ * Deliver one batch to the subscription's handler, in the current transaction.
+ * The current user is the subscription's owner.
+ *	pace			which events are called apart
+ *	alone			no more than one
+ *	parked_position	not 0: this parked event, due or not, and nothing else
+ *	now				parked events are due if they are to be tried by then
+ *	in_worker		limit the time of each call, and of the batch
+ *
+ * After an error, the caller sets cqrs_context_innermost and
+ * cqrs_underway_innermost to what they were.
+ */
+void
+cqrs_target_deliver(CqrsSubscription *subscription, int partition,
+					const CqrsPace *pace, bool alone, int64 parked_position,
+					TimestampTz now, bool in_worker,
+					volatile CqrsDelivery *delivery)
+{
+	ErrorContextCallback errcallback;
+	Batch		batch = {.in_worker = in_worker,.commit = -1,.clean = true};
+	CqrsRelay  *relay = &batch.relay;
+	int			nparked = 0;
+	int			nnew = 0;
+
+	batch.delivery = delivery;
+	batch.where.subscription = subscription;
+	*delivery = (CqrsDelivery)
+	{
+		0
+	};
+	errcallback.callback = delivery_error_callback;
+	errcallback.arg = &batch.where;
+	errcallback.previous = error_context_stack;
+	error_context_stack = &errcallback;
+
+	(void) cqrs_relay_begin(relay, subscription, partition, true);
+	if (!in_worker && !cqrs_relay_is_gone(relay))
+		cqrs_cursor_require_native(&relay->cursor, subscription->name);
+	relay->park_inside = true;
+	batch.alone = alone;
+	batch.one = alone;
+	if (in_worker)
+	{
+		SetCurrentStatementStartTimestamp();
+		relay->began = GetCurrentStatementStartTimestamp();
+		relay->deadline = TimestampTzPlusMilliseconds(relay->began,
+													  cqrs_batch_duration);
+		batch.deadline = relay->deadline;
+		batch.one |= relay->subscription->event_transactions;
+		batch.is_short = relay->subscription->event_transactions ||
+			pace->apart > 0;
+	}
+	batch.nplain = pace->apart > 0 ? pace->plain : INT_MAX;
+	batch.again = pace->again < CQRS_TRANSIENT_TRIES;
+	batch.where.subscription = relay->subscription;
+	batch.registry = cqrs_registry_generation();
+	batch.underway.relay = relay;
+	batch.underway.outer = cqrs_underway_innermost;
+	cqrs_underway_innermost = &batch.underway;
+	batch.context = CurrentMemoryContext;
+	batch.per_event = AllocSetContextCreate(CurrentMemoryContext,
+											"cqrs event",
+											ALLOCSET_DEFAULT_SIZES);
+
+	/* However many parked events are due, new ones have their turn. */
+	if (pace->new_first && parked_position == 0)
+		nnew = deliver_new(&batch);
+	if (nnew == 0)
+		nparked = deliver_parked(&batch, parked_position, now);
+	delivery->parked_last = nparked > 0 &&
+		(batch.stop || nparked == BATCH_PARKED || cqrs_relay_is_late(relay));
+	if (!pace->new_first && parked_position == 0 && !delivery->announce)
+		nnew = deliver_new(&batch);
+	finish(&batch, nparked);
+	delivery->more = nparked > 0 || nnew > 0 || delivery->announce ||
+		batch.moved;
+	delivery->retry_at = relay->cursor.next_retry_at;
+
+	cqrs_underway_innermost = batch.underway.outer;
+	if (batch.desc != NULL)
+		ReleaseTupleDesc(batch.desc);
+	cqrs_relay_end(relay);
+	MemoryContextDelete(batch.per_event);
+	set_commit(&batch);
+	error_context_stack = errcallback.previous;
+}
+
+/*
+ * Is this error no event's fault? Then it would fail any other event too:
+ * resources are short, an administrator intervened, the system has an error.
+ * A handler's timeout is none: whoever calls one asks for that first.
+ */
+bool
+cqrs_target_is_outage(const ErrorData *error)
+{
+	int			category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
+
+	return category == ERRCODE_INSUFFICIENT_RESOURCES ||
+		category == ERRCODE_OPERATOR_INTERVENTION ||
+		category == ERRCODE_SYSTEM_ERROR;
+}
+
+/*
+ * A batch was delivered.
+ */
+void
+cqrs_pace_done(CqrsPace *pace, volatile CqrsDelivery *delivery)
+{
+	pace->plain = pace->again = 0;
+	pace->apart = delivery->nfailed > 0 ? APART_EVENTS :
+		Max(pace->apart - delivery->nevents, 0);
+	pace->new_first = delivery->parked_last;
+}
+
+/*
+ * A batch was rolled back by this error, after so many of its events were
+ * handled.
+ */
+void
+cqrs_pace_failed(CqrsPace *pace, int nevents, const ErrorData *error)
+{
+	if (nevents == 0 && cqrs_error_is_transient(error))
+		pace->again++;
+	pace->plain = nevents;
+	pace->apart = APART_EVENTS;
+}
+
+/*
+ * Find the handler, and see that the owner may call it. No event is to blame
+ * if it is not there.
+ */
+static void
+find_handler(Batch *batch)
+{
+	CqrsSubscription *subscription = batch->relay.subscription;
+
+	if (batch->desc != NULL)
+		return;
+	cqrs_handler_check(&subscription->handler, "subscription",
+					   subscription->name);
+
+	/* It may have been dropped, and made anew by somebody else. */
+	cqrs_subscription_check_handler_owner(subscription->name,
+										  subscription->owner,
+										  subscription->handler.signature,
+										  subscription->handler.owner);
+	batch->desc = lookup_rowtype_tupdesc(subscription->handler.argtype, -1);
+}
+
+/*
+ * Deliver parked events that are due, or the one at position. Returns how many
+ * there were.
+ *
+ * Those that have failed before come first in their transaction, as long as they
+ * fail. Once one of them is handled, others may be, too.
+ */
+static int
+deliver_parked(Batch *batch, int64 position, TimestampTz now)
+{
+	CqrsCursor *cursor = &batch->relay.cursor;
+	int64		heads[BATCH_PARKED];
+	CqrsParkedScan scan;
+	CqrsParked	parked;
+	int			nheads = 0;
+	int			n = 0;
+	int			i;
+
+	if (position != 0)
+		heads[nheads++] = position;
+	else if (cqrs_parked_due(cursor, now, &parked))
+	{
+		cqrs_parked_heads_begin(&scan, cursor, now);
+		while (nheads < BATCH_PARKED && cqrs_parked_heads_next(&scan, &parked))
+			heads[nheads++] = parked.position;
+		cqrs_parked_scan_end(&scan);
+	}
+
+	batch->underway.parked = true;
+	for (i = 0; i < nheads && !batch->stop; i++)
+	{
+		if (!cqrs_parked_find(cursor, heads[i], &parked))
+			continue;
+		if (position == 0 && parked.killed && batch->in_worker)
+		{
+			batch->delivery->announce = true;
+			break;
+		}
+
+		/* It comes first in the next batch. */
+		if (parked.failed_at != 0 && batch->nfailed > 0)
+			return BATCH_PARKED;
+
+		/* Where one is handled, the next of its lane may follow. */
+		do
+		{
+			n++;
+			if (!deliver_parked_event(batch, &parked, position))
+				break;
+		} while (position == 0 && n < BATCH_PARKED && !batch->stop &&
+				 !cqrs_relay_is_late(&batch->relay) &&
+				 cqrs_parked_lane_next(cursor, parked.lane, parked.position,
+									   &parked) &&
+				 parked.retry_at <= now && parked.failed_at == 0);
+		if (n >= BATCH_PARKED || cqrs_relay_is_late(&batch->relay))
+			break;
+	}
+	return n;
+}
+
+/*
+ * Deliver a parked event. Returns false if it failed.
+ */
+static bool
+deliver_parked_event(Batch *batch, const CqrsParked *parked, int64 position)
+{
+	CqrsCursor *cursor = &batch->relay.cursor;
+	CqrsEvent	event;
+	int			attempts;
+	bool		found;
+
+	find_handler(batch);
+	MemoryContextSwitchTo(batch->per_event);
+	found = cqrs_parked_read(cursor, parked->position, NULL, &event,
+							 &attempts);
+	MemoryContextSwitchTo(batch->context);
+	if (!found)
+	{
+		cqrs_parked_done(parked, cursor);
+		return true;
+	}
+	if (!handle(batch, &event, parked,
+				position != 0 ? attempts - 1 : attempts,
+				position == 0 && parked->failed_at != 0))
+		return false;
+	cursor->delivered++;
+	return true;
+}
+
+/*
+ * Deliver new events. Returns how many were read.
+ */
+static int
+deliver_new(Batch *batch)
+{
+	CqrsRelay  *relay = &batch->relay;
+	CqrsEvent	event;
+
+	batch->underway.parked = false;
+	while (!batch->stop && cqrs_relay_next(relay, CQRS_BATCH_EVENTS, &event))
+	{
+		find_handler(batch);
+		(void) handle(batch, &event, NULL, 0, false);
+	}
+	return relay->nevents + relay->nothers;
+}
+
+/*
+ * Say who is to blame, and move the cursor.
+ */
+static void
+finish(Batch *batch, int nparked)
+{
+	CqrsRelay  *relay = &batch->relay;
+	CqrsCursor *cursor = &relay->cursor;
+	int64		seq = cursor->seq;
+
+	note_passed(batch);
+	decide(batch);
+	CQRS_DEBUG_POINT("relay_before_cursor");
+	if (batch->moved)
+		return;
+	cqrs_parked_close(cursor);
+	cqrs_relay_advance(relay);
+
+	/* The handler may have removed its own subscription. */
+	if (nparked > 0 && cursor->seq == seq &&
+		cqrs_registry_subscription_by_id(cursor->subscription_id) != NULL)
+		cqrs_cursor_append(cursor);
+}
+
+/*
+ * Have an event handled: one of the window, or, with parked, that. Returns false
+ * if it failed, which was recorded, or can be told when it comes first. Raises an
+ * error if it was not called apart, if the error is no event's fault, or if the
+ * event is to be tried again at once.
+ */
+static bool
+handle(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
+	   int attempts, bool apart)
+{
+	ErrorData  *error;
+
+	/* What was recorded is not to be rolled back. */
+	apart |= batch->nplain-- <= 0 || batch->delivery->nfailed > 0;
+	error = call_handler(batch, event, parked, attempts, apart);
+	batch->stop |= batch->alone || (batch->one && error == NULL);
+	if (error != NULL)
+		record_failure(batch, event, parked, error);
+	else
+	{
+		/* What failed before, although this is possible, is at fault. */
+		cqrs_evidence_convict(&batch->evidence, batch->relay.subscription,
+							  &batch->relay.cursor, &batch->relay.lanes,
+							  batch->in_worker ? LOG : WARNING);
+		batch->passed = true;
+		batch->clean = false;
+		batch->relay.deadline = batch->deadline;
+		batch->nfailed = 0;
+	}
+	MemoryContextReset(batch->per_event);
+	return error == NULL;
+}
+
+/*
+ * Call the handler with one event, under a snapshot of its own. What it is
+ * within, in cqrs_drain(), has nothing to do with the event. Sets stop if the
+ * batch has to end with this one. Returns the error of one that was called
+ * apart.
+ */
+static ErrorData *
+call_handler(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
+			 int attempts, bool apart)
+{
+	CqrsContext *outer = cqrs_context_innermost;
+	int			subtransactions = cqrs_session_subtransactions();
+	ErrorData  *error = NULL;
+	int			level;
+
+	CHECK_FOR_INTERRUPTS();
+	batch->where.event = event;
+	batch->delivery->position = event->position;
+	CommandCounterIncrement();
+	level = cqrs_session_begin_event(batch->in_worker);
+	if (apart)
+		error = call_apart(batch, event, parked, attempts);
+	else
+		call(batch, event, parked, attempts);
+	end_event(batch, level, subtransactions, error != NULL);
+	cqrs_context_innermost = outer;
+	batch->where.event = NULL;
+	batch->delivery->position = 0;
+	if (error == NULL)
+	{
+		batch->delivery->last = event->position;
+		batch->delivery->nevents++;
+	}
+	return error;
+}
+
+/*
+ * Call the handler in a subtransaction. Returns the error that rolled it back,
+ * in the batch's context, or NULL. What the session was left with ends with the
+ * event, not here: the trigger manager, for one, must not begin anew within.
+ */
+static ErrorData *
+call_apart(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
+		   int attempts)
+{
+	CqrsCursor *cursor = &batch->relay.cursor;
+	MemoryContext oldcontext = CurrentMemoryContext;
+	ResourceOwner oldowner = CurrentResourceOwner;
+	CqrsCursor	before = *cursor;
+	ErrorData  *volatile error = NULL;
+	volatile bool all = false;	/* it concerns the whole batch */
+
+	if (cursor->npassed > 0)
+	{
+		before.passed = MemoryContextAlloc(batch->context, sizeof(int64) *
+										   pg_nextpower2_32(cursor->npassed));
+		memcpy(before.passed, cursor->passed,
+			   sizeof(int64) * cursor->npassed);
+	}
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(oldcontext);
+	PG_TRY();
+	{
+		call(batch, event, parked, attempts);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		bool		timed_out = false;
+
+		if (batch->in_worker)
+			timed_out = cqrs_handler_timeout_end();
+
+		MemoryContextSwitchTo(batch->context);
+		error = CopyErrorData();
+		all = cqrs_blame(error) == CQRS_BLAME_NOBODY ||
+			(batch->again && comes_first(batch) &&
+			 cqrs_error_is_transient(error)) ||
+			(!batch->in_worker &&
+			 error->sqlerrcode == ERRCODE_QUERY_CANCELED);
+		batch->timed_out = timed_out &&
+			error->sqlerrcode == ERRCODE_QUERY_CANCELED;
+		if (batch->in_worker && batch->clean && !all &&
+			(batch->timed_out || cqrs_blame(error) == CQRS_BLAME_EVENT))
+			EmitErrorReport();
+		FlushErrorState();
+		if (timed_out)
+			QueryCancelPending = false;
+		RollbackAndReleaseCurrentSubTransaction();
+		cqrs_underway_innermost = &batch->underway;
+		*cursor = before;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(oldcontext);
+	CurrentResourceOwner = oldowner;
+	if (all)
+		cqrs_error_rethrow(error);
+	return error;
+}
+
+/*
+ * Have a parked event removed, and call the handler.
+ */
+static void
+call(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
+	 int attempts)
+{
+	MemoryContext oldcontext = CurrentMemoryContext;
+	CqrsContext context;
+	Datum		arg;
+
+	/* Before, so that the handler may move the cursor. */
+	if (parked != NULL)
+		cqrs_parked_done(parked, &batch->relay.cursor);
+	MemoryContextSwitchTo(batch->per_event);
+	arg = cqrs_event_form(event, attempts > 0 ? "not_produced" : "new",
+						  attempts, batch->desc);
+	cqrs_context_init(&context, "event",
+					  TextDatumGetCString(event->event_name));
+	context.has_id = true;
+	context.id = *DatumGetUUIDP(event->event_id);
+	context.headers = event->headers;
+	context.attempt = attempts + 1;
+	if (batch->relay.subscription->runs_commands)
+		context.command = event;
+	cqrs_context_innermost = &context;
+	call_limited(batch, arg);
+	MemoryContextSwitchTo(oldcontext);
+}
+
+/*
+ * The call itself; in a worker, with what is deferred to the end of the
+ * transaction, and within the time that the subscription allows.
+ */
+static void
+call_limited(Batch *batch, Datum arg)
+{
+	CqrsSubscription *subscription = batch->relay.subscription;
+	bool		limited = batch->in_worker &&
+	subscription->handler_timeout > 0;
+	int			commit = synchronous_commit;
+	bool		isnull;
+
+	if (limited)
+		cqrs_handler_timeout_begin(subscription->handler_timeout);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	(void) cqrs_handler_call(&subscription->handler, arg, &isnull);
+	PopActiveSnapshot();
+	if (batch->in_worker)
+		cqrs_session_fire_deferred();
+	if (limited)
+	{
+		cqrs_handler_timeout_disarm();
+		CHECK_FOR_INTERRUPTS();
+		if (cqrs_handler_timed_out())
+			ereport(ERROR,
+					(errcode(ERRCODE_QUERY_CANCELED),
+					 errmsg("handler took too long")));
+	}
+
+	/* The batch commits as the most demanding of its handlers wants. */
+	if (synchronous_commit != commit)
+		commit = synchronous_commit;
+	else if (batch->is_short && !cqrs_session_event_was_alone())
+		commit = SYNCHRONOUS_COMMIT_OFF;
+	batch->commit = Max(batch->commit, commit);
+}
+
+/*
+ * End an event that was handled, or failed apart, and see if the batch has to end,
+ * too. Of what failed, nothing is left but what the session keeps.
+ */
+static void
+end_event(Batch *batch, int level, int subtransactions, bool failed)
+{
+	int			now;
+
+	cqrs_session_end_event(level, batch->in_worker);
+	if (failed)
+	{
+		if (batch->in_worker)
+			cqrs_session_after_failure();
+		refresh(batch);
+		return;
+	}
+	if (cqrs_underway_moved(&batch->underway))
+		batch->moved = batch->stop = true;
+	if (cqrs_registry_is_past(batch->registry))
+		batch->stop = true;
+	if (!batch->in_worker)
+		return;
+	now = cqrs_session_subtransactions();
+	batch->subtransactions = Max(batch->subtransactions,
+								 now - subtransactions);
+	if (now + batch->subtransactions > BATCH_SUBTRANSACTIONS ||
+		cqrs_session_event_was_alone())
+		batch->stop = true;
+}
+
+/*
+ * A subtransaction was rolled back, and with it maybe what the registry was
+ * loaded in: the subscription is another copy then, whose handler is yet to be
+ * found.
+ */
+static void
+refresh(Batch *batch)
+{
+	CqrsRelay  *relay = &batch->relay;
+	int32		subscription_id = relay->cursor.subscription_id;
+	CqrsSubscription *subscription;
+
+	subscription = cqrs_registry_subscription_by_id(subscription_id);
+	if (subscription == NULL)
+		elog(ERROR, "subscription %d, which is being delivered, is gone",
+			 subscription_id);
+	batch->registry = cqrs_registry_generation();
+	if (subscription == relay->subscription)
+		return;
+	relay->subscription = subscription;
+	batch->where.subscription = subscription;
+	if (batch->desc != NULL)
+		ReleaseTupleDesc(batch->desc);
+	batch->desc = NULL;
+}
+
+/*
+ * An event failed that was called apart. If others were handled before it in this
+ * transaction, it is to be tried first in another. If not, it is at fault, unless
+ * those that come next meet the same.
+ */
+static void
+record_failure(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
+			   ErrorData *error)
+{
+	CqrsRelay  *relay = &batch->relay;
+	CqrsFault	fault = cqrs_fault_of(error);
+	bool		unproven;
+	bool		suspect;
+
+	note_passed(batch);
+
+	/* What may be over at once is to be tried again first. */
+	unproven = !batch->clean ||
+		(!comes_first(batch) && cqrs_error_is_transient(error));
+	suspect = cqrs_blame(error) == CQRS_BLAME_SUSPECT && !batch->timed_out &&
+		!(parked != NULL && cqrs_fault_is_known(parked, error->sqlerrcode,
+												&relay->cursor));
+	batch->delivery->nfailed++;
+	if (parked == NULL)
+	{
+		CqrsEvent	failed = *event;
+
+		failed.topic = cqrs_registry_topic_by_id(event->topic->topic_id);
+		if (failed.topic == NULL)
+			elog(ERROR, "topic %d, which is being delivered, is gone",
+				 event->topic->topic_id);
+		cqrs_park_unproven(&relay->cursor, &failed, &fault);
+		cqrs_lane_forget(&relay->lanes, cqrs_event_lane(&failed));
+		relay->nevents--;
+		relay->nothers++;
+	}
+	if (unproven)
+	{
+		/* Maybe all that come next fail. */
+		if (++batch->nfailed >= (suspect ? CQRS_SUSPECT_LANES :
+								 CQRS_FAILING_LANES))
+			batch->stop = true;
+		return;
+	}
+	cqrs_evidence_add(&batch->evidence, event->position,
+					  batch->in_worker && !fault.final &&
+					  is_first(batch, parked), suspect,
+					  batch->in_worker && cqrs_blame(error) == CQRS_BLAME_EVENT,
+					  error);
+	gather(batch, suspect);
+}
+
+/*
+ * Did the event not fail before, but where no other one was handled, either?
+ */
+static bool
+is_first(const Batch *batch, const CqrsParked *parked)
+{
+	return parked == NULL || parked->failed_at == 0 ||
+		(parked->attempts == 0 &&
+		 parked->failed_at >= batch->relay.cursor.passed_at);
+}
+
+/*
+ * There is evidence: try other lanes until it suffices, however late it is where
+ * an error is suspect, and for a while where it is not. If events failed before,
+ * it may be a long run of bad ones: what waited once, looks further.
+ */
+static void
+gather(Batch *batch, bool suspect)
+{
+	CqrsRelay  *relay = &batch->relay;
+	CqrsEvidence *evidence = &batch->evidence;
+
+	if (!batch->in_worker)
+	{
+		batch->stop |= cqrs_evidence_is_outage(evidence);
+		return;
+	}
+	if (evidence->nlanes == CQRS_FAILING_LANES)
+		batch->enough =
+			cqrs_evidence_enough(cqrs_failure_count(relay->cursor.subscription_id,
+													relay->cursor.partition));
+	if (evidence->nsuspects >= CQRS_SUSPECT_LANES ||
+		(evidence->nlanes >= CQRS_FAILING_LANES &&
+		 evidence->nlanes >= batch->enough))
+		batch->stop = true;
+	if (suspect)
+		relay->deadline = 0;
+	else if (relay->deadline != 0)
+		relay->deadline = evidence->nlanes >= CQRS_FAILING_LANES ? batch->deadline :
+			Max(batch->deadline,
+				TimestampTzPlusMilliseconds(relay->began, EVIDENCE_DURATION));
+}
+
+/*
+ * The cursor says when an event passed last: looked up not for each of them, but
+ * before anything else is recorded. So it is not later than what fails next.
+ */
+static void
+note_passed(Batch *batch)
+{
+	if (batch->passed)
+		batch->relay.cursor.passed_at = cqrs_wall_now();
+	batch->passed = false;
+}
+
+/*
+ * Is the event at hand the first in its transaction?
+ */
+static bool
+comes_first(const Batch *batch)
+{
+	return batch->clean && batch->delivery->nfailed == 0;
+}
+
+/*
+ * Nothing was handled since these events failed. Whose fault is that? Where one is
+ * of a suspect class, there must have been no other lane.
+ */
+static void
+decide(Batch *batch)
+{
+	CqrsEvidence *evidence = &batch->evidence;
+	CqrsCursor *cursor = &batch->relay.cursor;
+
+	if (evidence->pending == NIL)
+		return;
+	if (cqrs_evidence_is_outage(evidence) ||
+		(evidence->nsuspects > 0 && (batch->alone || is_all(batch))))
+		cqrs_target_wait(batch->delivery, evidence, cursor);
+	else if (evidence->nsuspects == 0)
+		cqrs_evidence_convict(evidence, batch->relay.subscription, cursor,
+							  &batch->relay.lanes,
+							  batch->in_worker ? LOG : WARNING);
+}
+
+/*
+ * What failed is nobody's fault: it is not tried again before a while. Says in
+ * *delivery why, until when, and whether all wait for that.
+ */
+void
+cqrs_target_wait(volatile CqrsDelivery *delivery, CqrsEvidence *evidence,
+				 CqrsCursor *cursor)
+{
+	CqrsDelivery *result = unvolatize(CqrsDelivery *, delivery);
+
+	result->outage = evidence->error->sqlerrcode;
+	result->lone = !cqrs_evidence_is_outage(evidence);
+	strlcpy(result->message, evidence->error->message, CQRS_DELIVERY_MESSAGE);
+	result->failed_until = cqrs_failure_record(cursor->subscription_id,
+											   cursor->partition,
+											   evidence->error,
+											   evidence->nsuspects > 0 ?
+											   CQRS_FAILURE_DELAY :
+											   CQRS_RUN_DELAY);
+	cqrs_evidence_put_off(evidence, cursor, result->failed_until);
+}
+
+/*
+ * Is there nothing else to try?
+ */
+static bool
+is_all(const Batch *batch)
+{
+	const CqrsRelay *relay = &batch->relay;
+
+	return !batch->stop &&
+		(relay->window == NULL ||
+		 (cqrs_window_at_end(relay->window) &&
+		  relay->cursor.until_tick >= relay->tick.tick_id));
+}
+
+/*
+ * Have the transaction commit as its handlers want it. With a transaction for
+ * each event, or where events are called apart, so that the transactions are
+ * short, who has set nothing and announced nothing need not wait for the disk:
+ * the worker does so for several of them. A crash takes back cursor and effects
+ * together.
+ */
+static void
+set_commit(const Batch *batch)
+{
+	int			commit = batch->commit;
+
+	/* Nobody waits for what only failed. */
+	if (commit < 0 && batch->delivery->nfailed > 0)
+		commit = SYNCHRONOUS_COMMIT_OFF;
+	if (!batch->in_worker || commit < 0)
+		return;
+	batch->delivery->not_flushed = commit == SYNCHRONOUS_COMMIT_OFF &&
+		(batch->is_short || batch->commit < 0);
+	if (commit != synchronous_commit)
+		cqrs_set_commit(commit);
+}
+
+static void
+delivery_error_callback(void *arg)
+{
+	DeliveryContext *context = (DeliveryContext *) arg;
+
+	if ((cqrs_handler_timed_out() && geterrcode() == ERRCODE_QUERY_CANCELED) ||
+		(cqrs_handler_is_overdue() && geterrcode() == ERRCODE_ADMIN_SHUTDOWN))
+		errmsg("handler of subscription \"%s\" took longer than its handler_timeout",
+			   context->subscription->name);
+	if (context->event != NULL)
+		errcontext("delivering position " INT64_FORMAT " of topic \"%s\" to subscription \"%s\"",
+				   context->event->position, context->event->topic->name,
+				   context->subscription->name);
+	else
+		errcontext("delivering to subscription \"%s\"",
+				   context->subscription->name);
+}

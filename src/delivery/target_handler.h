@@ -1,0 +1,66 @@
+/*-------------------------------------------------------------------------
+ *
+ * target_handler.h
+ *	  Events delivered to a handler in the same database.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_TARGET_HANDLER_H
+#define CQRS_TARGET_HANDLER_H
+
+#include "base/cqrs_outbox.h"
+
+#include "retry/blame.h"
+#include "utils/timestamp.h"
+
+/* So much of a message is kept. */
+#define CQRS_DELIVERY_MESSAGE	512
+
+/* What became of a batch; also to be read after an error. */
+typedef struct CqrsDelivery
+{
+	int			nevents;		/* handled; after an error, before it */
+	int			nfailed;		/* called apart, and failed */
+	int64		position;		/* of the event being handled, or 0: none is */
+	int64		last;			/* of the one handled last */
+	bool		more;			/* there may be more to do at once ... */
+	bool		announce;		/* ... but the next event is to be announced */
+	bool		parked_last;	/* parked events left no time for new ones */
+	bool		not_flushed;	/* it commits without waiting for the disk */
+	TimestampTz retry_at;		/* a parked event may be tried then; 0: none */
+	int			outage;			/* what failed is nobody's fault: SQLSTATE, or
+								 * 0 */
+	char		message[CQRS_DELIVERY_MESSAGE]; /* ... why ... */
+	bool		lone;			/* ... there is no other lane to tell by */
+	TimestampTz failed_until;	/* ... not to be tried again before */
+	bool		failing;		/* to a broker: that was so last, and nothing
+								 * has passed since */
+} CqrsDelivery;
+
+/*
+ * How the next batch goes: after an error, so many events as were handled before
+ * it, and the others apart. All zero to begin with.
+ */
+typedef struct CqrsPace
+{
+	int			plain;			/* with apart, so many are not yet */
+	int			apart;			/* so many events are to be called apart */
+	int			again;			/* so often the first event met an error that
+								 * may be over at once */
+	bool		new_first;		/* new ones before those that are parked */
+} CqrsPace;
+
+extern void cqrs_pace_done(CqrsPace *pace, volatile CqrsDelivery *delivery);
+extern void cqrs_pace_failed(CqrsPace *pace, int nevents,
+							 const ErrorData *error);
+
+extern void cqrs_target_deliver(CqrsSubscription *subscription, int partition,
+								const CqrsPace *pace, bool alone,
+								int64 parked_position, TimestampTz now,
+								bool in_worker,
+								volatile CqrsDelivery *delivery);
+extern void cqrs_target_wait(volatile CqrsDelivery *delivery,
+							 CqrsEvidence *evidence, CqrsCursor *cursor);
+extern bool cqrs_target_is_outage(const ErrorData *error);
+
+#endif							/* CQRS_TARGET_HANDLER_H */

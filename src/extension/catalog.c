@@ -1,0 +1,584 @@
+/*-------------------------------------------------------------------------
+ *
+ * catalog.c
+ *	  The extension's own relations: where they are, how they are locked, and
+ *	  how SQL that changes them is run.
+ *
+ * Tables and sequences are found by name once a backend, and again when the
+ * relation that marks registry changes (cqrs.topic) is invalidated: DROP
+ * EXTENSION does that too, and nothing else drops them. Indexes are found
+ * whenever they are opened.
+ *
+ * Locking
+ *
+ * 1. Background processes take ACCESS SHARE on the extension itself at the
+ *	  start of each transaction (cqrs_extension_lock). DROP EXTENSION takes
+ *	  ACCESS EXCLUSIVE on it before it locks anything of ours, so it waits for
+ *	  one batch at most and never deadlocks with us.
+ * 2. What is ours is locked as objects: class is the table, object the id.
+ *	  Such locks show in pg_locks, and belong to the transaction, not to the
+ *	  session. From first to last:
+ *	  (cqrs.topic, topic_id)	SHARE to subscribe or seek, EXCLUSIVE to
+ *								truncate a segment of it or to adopt it: who
+ *								decides about that sees every cursor there is
+ *	  (cqrs.subscription, subscription_id, partition)
+ *								EXCLUSIVE to move that cursor
+ *	  (cqrs.tick, 0)			EXCLUSIVE to tick
+ *	  and anywhere among them:
+ *	  (cqrs.idempotency_0, hash)
+ *								EXCLUSIVE to send a command with that key
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/dependency.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "commands/sequence.h"
+#include "funcapi.h"
+#include "storage/lmgr.h"
+#include "storage/bufmgr.h"
+#include "storage/lock.h"
+#include "utils/fmgroids.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/tuplestore.h"
+#include "utils/varlena.h"
+
+#include "extension/catalog.h"
+
+static const char *const relation_names[CQRS_RELATIONS] = {
+	[CQRS_REL_TOPIC] = "topic",
+	[CQRS_REL_EVENT_TYPE] = "event_type",
+	[CQRS_REL_EVENT_HANDLER] = "event_handler",
+	[CQRS_REL_COMMAND] = "command",
+	[CQRS_REL_MIDDLEWARE] = "middleware",
+	[CQRS_REL_FALLBACK] = "fallback",
+	[CQRS_REL_SUBSCRIPTION] = "subscription",
+	[CQRS_REL_SUBSCRIPTION_TOPIC] = "subscription_topic",
+	[CQRS_REL_IDENTITY] = "identity",
+	[CQRS_REL_TICK] = "tick",
+	[CQRS_REL_TICK_PKEY] = "tick_pkey",
+	[CQRS_REL_CURSOR] = "cursor",
+	[CQRS_REL_CURSOR_PKEY] = "cursor_pkey",
+	[CQRS_REL_FAILURE] = "failure",
+	[CQRS_REL_FAILURE_PKEY] = "failure_pkey",
+	[CQRS_REL_RETRY] = "retry",
+	[CQRS_REL_RETRY_PKEY] = "retry_pkey",
+	[CQRS_REL_RETRY_LANE] = "retry_lane",
+	[CQRS_REL_RETRY_DUE] = "retry_due",
+	[CQRS_REL_DEAD_LETTER] = "dead_letter",
+	[CQRS_REL_DEAD_LETTER_PKEY] = "dead_letter_pkey",
+	[CQRS_REL_SCHEDULED_COMMAND] = "scheduled_command",
+	[CQRS_REL_SCHEDULED_COMMAND_PKEY] = "scheduled_command_pkey",
+	[CQRS_REL_SCHEDULED_COMMAND_RUN_AT] = "scheduled_command_run_at",
+	[CQRS_REL_IDEMPOTENCY_0] = "idempotency_0",
+	[CQRS_REL_IDEMPOTENCY_1] = "idempotency_1",
+	[CQRS_REL_IDEMPOTENCY_2] = "idempotency_2",
+	[CQRS_REL_IDEMPOTENCY_0_PKEY] = "idempotency_0_pkey",
+	[CQRS_REL_IDEMPOTENCY_1_PKEY] = "idempotency_1_pkey",
+	[CQRS_REL_IDEMPOTENCY_2_PKEY] = "idempotency_2_pkey",
+	[CQRS_REL_IDEMPOTENCY_0_STORED_AT] = "idempotency_0_stored_at",
+	[CQRS_REL_IDEMPOTENCY_1_STORED_AT] = "idempotency_1_stored_at",
+	[CQRS_REL_IDEMPOTENCY_2_STORED_AT] = "idempotency_2_stored_at",
+	[CQRS_REL_POSITION_SEQ] = "position",
+	[CQRS_REL_TICK_SEQ] = "tick_id",
+};
+
+/* InvalidOid: not looked up yet. */
+static Oid	relation_oids[CQRS_RELATIONS];
+
+/*
+ * The relation that marks registry changes. Not forgotten with the others, so
+ * that no invalidation passes unseen until it is looked up again.
+ */
+static Oid	marker_oid = InvalidOid;
+
+/* The extension, or InvalidOid: not looked up yet. */
+static Oid	extension_oid = InvalidOid;
+
+static Oid	look_up(CqrsRelation relation);
+
+/*
+ * The OID of one of our relations that is no index (see cqrs_index_open()).
+ * Raises 55000 if the extension, or the relation, is not in this database.
+ */
+Oid
+cqrs_relation_oid(CqrsRelation relation)
+{
+	Oid			relid = relation_oids[relation];
+
+	if (OidIsValid(relid))
+		return relid;
+
+	/*
+	 * The marker first: a relation that is remembered without it would never
+	 * be forgotten. Again, if the marker was invalidated during the look-up.
+	 */
+	do
+	{
+		if (relation != CQRS_REL_TOPIC)
+			(void) cqrs_relation_oid(CQRS_REL_TOPIC);
+		relid = look_up(relation);
+	} while (relation != CQRS_REL_TOPIC &&
+			 !OidIsValid(relation_oids[CQRS_REL_TOPIC]));
+	relation_oids[relation] = relid;
+	if (relation == CQRS_REL_TOPIC)
+		marker_oid = relid;
+	return relid;
+}
+
+/*
+ * A sequence's last value; *is_called: it was drawn, else it comes next. Its
+ * only row is read where it is, as nextval() does: every batch does this.
+ */
+int64
+cqrs_sequence_last(CqrsRelation sequence, bool *is_called)
+{
+	Relation	rel = relation_open(cqrs_relation_oid(sequence),
+									AccessShareLock);
+	Buffer		buffer = ReadBuffer(rel, 0);
+	HeapTupleHeader tuple;
+	Form_pg_sequence_data data;
+	Page		page;
+	int64		value;
+
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	page = BufferGetPage(buffer);
+	tuple = (HeapTupleHeader) PageGetItem(page,
+										  PageGetItemId(page,
+														FirstOffsetNumber));
+	data = (Form_pg_sequence_data) ((char *) tuple + tuple->t_hoff);
+	value = data->last_value;
+	*is_called = data->is_called;
+	UnlockReleaseBuffer(buffer);
+	relation_close(rel, AccessShareLock);
+	return value;
+}
+
+/*
+ * Open an index of one of our tables, which is open, and so locked. Raises
+ * 55000 if somebody dropped it.
+ *
+ * Where it is is not remembered: REINDEX CONCURRENTLY makes another index, and
+ * swaps their names. It drops the old one only when all have ended that had a
+ * lock on the table by then, and until then keeps it up. So what has the name
+ * now is good for as long as the lock on the table is held.
+ */
+Relation
+cqrs_index_open(Relation table, CqrsRelation index, LOCKMODE lockmode)
+{
+	Relation	rel;
+
+	Assert(CheckRelationLockedByMe(table, AccessShareLock, true));
+	rel = index_open(look_up(index), lockmode);
+	if (rel->rd_index->indrelid != RelationGetRelid(table))
+		elog(ERROR, "\"%s\" is not an index of \"%s\"",
+			 relation_names[index], RelationGetRelationName(table));
+	return rel;
+}
+
+/*
+ * Find one of our relations by its name.
+ */
+static Oid
+look_up(CqrsRelation relation)
+{
+	Oid			relid = get_relname_relid(relation_names[relation],
+										  get_namespace_oid(CQRS_SCHEMA, true));
+
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("relation \"%s.%s\" does not exist",
+						CQRS_SCHEMA, relation_names[relation]),
+				 errhint("Run CREATE EXTENSION %s.", CQRS_EXTENSION)));
+	return relid;
+}
+
+/*
+ * Keep the extension from being dropped until the end of the transaction.
+ * Returns its OID, or InvalidOid if it is not there (any more).
+ *
+ * If we knew it already, and have learnt of nothing else once we have the
+ * lock, it is the one: DROP EXTENSION has the marker invalidated before it
+ * lets go of its lock.
+ */
+Oid
+cqrs_extension_lock(void)
+{
+	Oid			extoid = extension_oid;
+
+	if (!OidIsValid(extoid))
+		extoid = get_extension_oid(CQRS_EXTENSION, true);
+	if (!OidIsValid(extoid))
+		return InvalidOid;
+	LockDatabaseObject(ExtensionRelationId, extoid, 0, AccessShareLock);
+	AcceptInvalidationMessages();
+	if (extension_oid == extoid)
+		return extoid;
+
+	/* It may have been dropped, or even made anew, while we waited. */
+	if (get_extension_oid(CQRS_EXTENSION, true) != extoid)
+		return InvalidOid;
+	(void) cqrs_relation_oid(CQRS_REL_TOPIC);
+	extension_oid = extoid;
+	return extoid;
+}
+
+/*
+ * Who owns the extension.
+ */
+Oid
+cqrs_extension_owner(void)
+{
+	Oid			extoid = get_extension_oid(CQRS_EXTENSION, false);
+	SysScanDesc scan;
+	ScanKeyData key;
+	Relation	rel;
+	HeapTuple	tuple;
+	Oid			owner;
+
+	rel = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(extoid));
+	scan = systable_beginscan(rel, ExtensionOidIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "could not find tuple for extension %u", extoid);
+	owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return owner;
+}
+
+/*
+ * Forget where the relations are. Called when the marker is invalidated.
+ */
+void
+cqrs_catalog_reset(void)
+{
+	memset(relation_oids, 0, sizeof(relation_oids));
+	extension_oid = InvalidOid;
+}
+
+/*
+ * Does an invalidation of this relation mean that the registry changed?
+ */
+bool
+cqrs_catalog_is_marker(Oid relid)
+{
+	return relid == InvalidOid || relid == marker_oid;
+}
+
+/*
+ * Have every backend reload its registry once this transaction commits, and
+ * this one at the next command.
+ */
+void
+cqrs_catalog_invalidate_registry(void)
+{
+	CacheInvalidateRelcacheByRelid(cqrs_relation_oid(CQRS_REL_TOPIC));
+}
+
+/*
+ * Is this the extension's type of that name? Others may have that name, too.
+ */
+bool
+cqrs_type_is(Oid typid, const char *name)
+{
+	HeapTuple	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(typid));
+	bool		named;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	named = strcmp(NameStr(((Form_pg_type) GETSTRUCT(tuple))->typname),
+				   name) == 0;
+	ReleaseSysCache(tuple);
+	return named && getExtensionOfObject(TypeRelationId, typid) ==
+		get_extension_oid(CQRS_EXTENSION, false);
+}
+
+/*
+ * Is this type in somebody's temporary schema? So are arrays of such a type.
+ */
+bool
+cqrs_type_is_temporary(Oid typid)
+{
+	HeapTuple	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(typid));
+	bool		temporary;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	temporary =
+		isAnyTempNamespace(((Form_pg_type) GETSTRUCT(tuple))->typnamespace);
+	ReleaseSysCache(tuple);
+	return temporary;
+}
+
+/*
+ * The tag of the lock on an object of ours.
+ */
+void
+cqrs_object_tag(LOCKTAG *tag, CqrsRelation relation, int32 id, int32 part)
+{
+	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId, cqrs_relation_oid(relation),
+					   (Oid) id, part);
+}
+
+/*
+ * Take a lock on an object of ours until the end of the transaction. Without
+ * wait, returns false if it cannot be had at once.
+ */
+bool
+cqrs_object_lock(CqrsRelation relation, int32 id, int32 part, LOCKMODE mode,
+				 bool wait)
+{
+	LOCKTAG		tag;
+
+	cqrs_object_tag(&tag, relation, id, part);
+	if (LockAcquire(&tag, mode, false, !wait) == LOCKACQUIRE_NOT_AVAIL)
+		return false;
+
+	/* What was committed by who had it is known from here on. */
+	AcceptInvalidationMessages();
+	return true;
+}
+
+/*
+ * Give a lock back before the transaction ends: nothing was changed under it.
+ */
+void
+cqrs_object_unlock(CqrsRelation relation, int32 id, int32 part, LOCKMODE mode)
+{
+	LOCKTAG		tag;
+
+	cqrs_object_tag(&tag, relation, id, part);
+	(void) LockRelease(&tag, mode, false);
+}
+
+/*
+ * Has another transaction a lock that conflicts with this mode? *pid gets the
+ * process, or 0 if the transaction is prepared.
+ */
+bool
+cqrs_lock_holder(const LOCKTAG *tag, LOCKMODE mode, int *pid)
+{
+	VirtualTransactionId *holders = GetLockConflicts(tag, mode, NULL);
+
+	*pid = 0;
+	if (!VirtualTransactionIdIsValid(holders[0]))
+		return false;
+	*pid = cqrs_vxid_pid(holders[0]);
+	return true;
+}
+
+/*
+ * Refuse what cannot write: a read-only transaction or a standby (25006), a
+ * parallel operation (25000).
+ */
+void
+cqrs_require_writable(const char *function)
+{
+	PreventCommandDuringRecovery(function);
+	PreventCommandIfReadOnly(function);
+	PreventCommandIfParallelMode(function);
+}
+
+/*
+ * Have this transaction's commit wait until it is flushed, and replicated
+ * where replication is synchronous, whatever the session's setting.
+ */
+void
+cqrs_commit_durably(void)
+{
+	if (synchronous_commit < SYNCHRONOUS_COMMIT_REMOTE_FLUSH)
+		cqrs_set_commit(SYNCHRONOUS_COMMIT_ON);
+}
+
+/*
+ * Have this transaction commit with this value of synchronous_commit.
+ */
+void
+cqrs_set_commit(int level)
+{
+	static const char *const values[] = {
+		[SYNCHRONOUS_COMMIT_OFF] = "off",
+		[SYNCHRONOUS_COMMIT_LOCAL_FLUSH] = "local",
+		[SYNCHRONOUS_COMMIT_REMOTE_WRITE] = "remote_write",
+		[SYNCHRONOUS_COMMIT_REMOTE_FLUSH] = "on",
+		[SYNCHRONOUS_COMMIT_REMOTE_APPLY] = "remote_apply",
+	};
+
+	(void) set_config_option("synchronous_commit", values[level],
+							 PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+}
+
+/*
+ * Is this a name that can be registered? Raises 42602 for an empty one, 42622
+ * for one longer than CQRS_MAX_NAME bytes.
+ */
+void
+cqrs_name_check(const char *kind, const char *name)
+{
+	if (name[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("%s name must not be empty", kind)));
+	if (strlen(name) > CQRS_MAX_NAME)
+		ereport(ERROR,
+				(errcode(ERRCODE_NAME_TOO_LONG),
+				 errmsg("%s name \"%s\" is too long", kind, name),
+				 errdetail("It has %zu bytes.", strlen(name)),
+				 errhint("Names have at most %d bytes.", CQRS_MAX_NAME)));
+}
+
+/*
+ * The name given as an argument of a SQL function, palloc'd. Raises 22004 for
+ * NULL.
+ */
+char *
+cqrs_name_arg(FunctionCallInfo fcinfo, int argno, const char *kind)
+{
+	if (PG_ARGISNULL(argno))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s name must not be null", kind)));
+	return text_to_cstring(PG_GETARG_TEXT_PP(argno));
+}
+
+/*
+ * Start running SQL as the extension's owner, with a search_path that the
+ * caller has no say in. The caller has checked what the user may do, and ends
+ * it with cqrs_admin_end(); an error ends it too.
+ */
+void
+cqrs_admin_begin(CqrsAdmin *admin)
+{
+	GetUserIdAndSecContext(&admin->save_userid, &admin->save_sec_context);
+	SetUserIdAndSecContext(cqrs_extension_owner(),
+						   admin->save_sec_context |
+						   SECURITY_LOCAL_USERID_CHANGE);
+	admin->save_nestlevel = NewGUCNestLevel();
+	(void) set_config_option("search_path", "pg_catalog, pg_temp",
+							 PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+
+	/* What is stored, some of it as text, depends on no setting either. */
+	(void) set_config_option("quote_all_identifiers", "off",
+							 PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+}
+
+/*
+ * Run one statement with parameters; results are in SPI_tuptable. Returns how
+ * many rows it touched.
+ *
+ * It sees what is committed now, as the registry's copy does: with the
+ * snapshot of a REPEATABLE READ transaction, it would leave undone what the
+ * copy has led the caller to do.
+ */
+uint64
+cqrs_admin_execute(const char *sql, int nargs, Oid *types, Datum *values,
+				   const char *nulls)
+{
+	SPIPlanPtr	plan = SPI_prepare(sql, nargs, types);
+	Snapshot	snapshot;
+	int			rc;
+
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s",
+			 SPI_result_code_string(SPI_result));
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	rc = SPI_execute_snapshot(plan, values, nulls, snapshot, InvalidSnapshot,
+							  false, true, 0);
+	UnregisterSnapshot(snapshot);
+	if (rc < 0)
+		elog(ERROR, "SPI_execute_snapshot failed: %s",
+			 SPI_result_code_string(rc));
+	return SPI_processed;
+}
+
+/*
+ * Run one utility statement. Identifiers in it are quoted by the caller.
+ */
+void
+cqrs_admin_ddl(const char *fmt,...)
+{
+	StringInfoData sql;
+	int			rc;
+
+	initStringInfo(&sql);
+	for (;;)
+	{
+		va_list		args;
+		int			needed;
+
+		va_start(args, fmt);
+		needed = appendStringInfoVA(&sql, fmt, args);
+		va_end(args);
+		if (needed == 0)
+			break;
+		enlargeStringInfo(&sql, needed);
+	}
+
+	rc = SPI_execute(sql.data, false, 0);
+	if (rc < 0)
+		elog(ERROR, "SPI_execute failed: %s", SPI_result_code_string(rc));
+	pfree(sql.data);
+}
+
+/*
+ * Go back to the caller's identity and settings.
+ */
+void
+cqrs_admin_end(CqrsAdmin *admin)
+{
+	SPI_finish();
+	AtEOXact_GUC(true, admin->save_nestlevel);
+	SetUserIdAndSecContext(admin->save_userid, admin->save_sec_context);
+}
+
+/*
+ * Start a result of many rows, collected in a tuplestore. *tupdesc gets the
+ * row type. The caller puts rows and returns NULL.
+ */
+Tuplestorestate *
+cqrs_srf_begin(FunctionCallInfo fcinfo, TupleDesc *tupdesc)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	MemoryContext oldcontext;
+	Tuplestorestate *store;
+
+	if (rsinfo == NULL || !IsA(rsinfo, ReturnSetInfo) ||
+		(rsinfo->allowedModes & SFRM_Materialize) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("set-valued function called in context that cannot accept a set")));
+
+	oldcontext = MemoryContextSwitchTo(rsinfo->econtext->ecxt_per_query_memory);
+	if (get_call_result_type(fcinfo, NULL, tupdesc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	*tupdesc = BlessTupleDesc(CreateTupleDescCopy(*tupdesc));
+	store = tuplestore_begin_heap((rsinfo->allowedModes & SFRM_Materialize_Random) != 0,
+								  false, work_mem);
+	rsinfo->returnMode = SFRM_Materialize;
+	rsinfo->setResult = store;
+	rsinfo->setDesc = *tupdesc;
+	MemoryContextSwitchTo(oldcontext);
+	return store;
+}

@@ -1,0 +1,106 @@
+/*-------------------------------------------------------------------------
+ *
+ * catalog.h
+ *	  The extension's own relations: where they are, how rows are read and
+ *	  written.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_CATALOG_H
+#define CQRS_CATALOG_H
+
+#include "base/cqrs_outbox.h"
+
+#include "executor/spi.h"
+#include "storage/lock.h"
+#include "utils/rel.h"
+#include "utils/snapshot.h"
+
+typedef enum CqrsRelation
+{
+	CQRS_REL_TOPIC,
+	CQRS_REL_EVENT_TYPE,
+	CQRS_REL_EVENT_HANDLER,
+	CQRS_REL_COMMAND,
+	CQRS_REL_MIDDLEWARE,
+	CQRS_REL_FALLBACK,
+	CQRS_REL_SUBSCRIPTION,
+	CQRS_REL_SUBSCRIPTION_TOPIC,
+	CQRS_REL_IDENTITY,
+	CQRS_REL_TICK,
+	CQRS_REL_TICK_PKEY,
+	CQRS_REL_CURSOR,
+	CQRS_REL_CURSOR_PKEY,
+	CQRS_REL_FAILURE,
+	CQRS_REL_FAILURE_PKEY,
+	CQRS_REL_RETRY,
+	CQRS_REL_RETRY_PKEY,
+	CQRS_REL_RETRY_LANE,
+	CQRS_REL_RETRY_DUE,
+	CQRS_REL_DEAD_LETTER,
+	CQRS_REL_DEAD_LETTER_PKEY,
+	CQRS_REL_SCHEDULED_COMMAND,
+	CQRS_REL_SCHEDULED_COMMAND_PKEY,
+	CQRS_REL_SCHEDULED_COMMAND_RUN_AT,
+	CQRS_REL_IDEMPOTENCY_0,		/* a segment's number may be added */
+	CQRS_REL_IDEMPOTENCY_1,
+	CQRS_REL_IDEMPOTENCY_2,
+	CQRS_REL_IDEMPOTENCY_0_PKEY,
+	CQRS_REL_IDEMPOTENCY_1_PKEY,
+	CQRS_REL_IDEMPOTENCY_2_PKEY,
+	CQRS_REL_IDEMPOTENCY_0_STORED_AT,
+	CQRS_REL_IDEMPOTENCY_1_STORED_AT,
+	CQRS_REL_IDEMPOTENCY_2_STORED_AT,
+	CQRS_REL_POSITION_SEQ,
+	CQRS_REL_TICK_SEQ
+} CqrsRelation;
+
+#define CQRS_RELATIONS	(CQRS_REL_TICK_SEQ + 1)
+
+extern Oid	cqrs_relation_oid(CqrsRelation relation);
+extern Relation cqrs_index_open(Relation table, CqrsRelation index,
+								LOCKMODE lockmode);
+extern int64 cqrs_sequence_last(CqrsRelation sequence, bool *is_called);
+extern Oid	cqrs_extension_lock(void);
+extern Oid	cqrs_extension_owner(void);
+extern void cqrs_catalog_reset(void);
+extern bool cqrs_catalog_is_marker(Oid relid);
+extern void cqrs_catalog_invalidate_registry(void);
+
+extern bool cqrs_type_is(Oid typid, const char *name);
+extern bool cqrs_type_is_temporary(Oid typid);
+
+extern void cqrs_object_tag(LOCKTAG *tag, CqrsRelation relation, int32 id,
+							int32 part);
+extern bool cqrs_object_lock(CqrsRelation relation, int32 id, int32 part,
+							 LOCKMODE mode, bool wait);
+extern void cqrs_object_unlock(CqrsRelation relation, int32 id, int32 part,
+							   LOCKMODE mode);
+extern bool cqrs_lock_holder(const LOCKTAG *tag, LOCKMODE mode, int *pid);
+extern void cqrs_require_writable(const char *function);
+extern void cqrs_commit_durably(void);
+extern void cqrs_set_commit(int level);
+
+extern void cqrs_name_check(const char *kind, const char *name);
+extern char *cqrs_name_arg(FunctionCallInfo fcinfo, int argno,
+						   const char *kind);
+
+/* SQL as the extension's owner, for what changes the registry. */
+typedef struct CqrsAdmin
+{
+	Oid			save_userid;
+	int			save_sec_context;
+	int			save_nestlevel;
+} CqrsAdmin;
+
+extern void cqrs_admin_begin(CqrsAdmin *admin);
+extern uint64 cqrs_admin_execute(const char *sql, int nargs, Oid *types,
+								 Datum *values, const char *nulls);
+extern void cqrs_admin_ddl(const char *fmt,...) pg_attribute_printf(1, 2);
+extern void cqrs_admin_end(CqrsAdmin *admin);
+
+/* Rows for a set-returning function. */
+extern Tuplestorestate *cqrs_srf_begin(FunctionCallInfo fcinfo,
+									   TupleDesc *tupdesc);
+
+#endif							/* CQRS_CATALOG_H */

@@ -1,0 +1,16 @@
+/*-------------------------------------------------------------------------
+ *
+ * version.h
+ *	  Do library and extension fit each other?
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_VERSION_H
+#define CQRS_VERSION_H
+
+#include "base/cqrs_outbox.h"
+
+extern bool cqrs_version_fits(void);
+extern void cqrs_version_report(int elevel, const char *message);
+
+#endif							/* CQRS_VERSION_H */

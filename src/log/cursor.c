@@ -1,0 +1,643 @@
+/*-------------------------------------------------------------------------
+ *
+ * cursor.c
+ *	  How far a subscription is: a cursor for each of its partitions.
+ *
+ * A cursor moves by appending a row with the next seq; the newest row counts,
+ * and rows behind are deleted. So reading it costs the same however long some
+ * transaction keeps the dead rows: they are all at the other end of the
+ * index.
+ *
+ * Locking
+ *
+ * Who moves a cursor takes the subscription's lock first, and only then the
+ * snapshot that it reads cursor, tick and events with. The primary key is the
+ * fence: two moves from the same row cannot both commit.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_type.h"
+#include "port/pg_bitutils.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "extension/catalog.h"
+#include "log/cursor.h"
+#include "log/position.h"
+#include "log/tick.h"
+#include "shared/clock.h"
+
+/* Columns of cqrs.cursor. */
+enum
+{
+	CURSOR_SUBSCRIPTION_ID = 1,
+	CURSOR_PARTITION,
+	CURSOR_SEQ,
+	CURSOR_TICK_ID,
+	CURSOR_SNAPSHOT,
+	CURSOR_UNTIL_TICK,
+	CURSOR_UNTIL_SNAPSHOT,
+	CURSOR_POSITION,
+	CURSOR_RECEIVED,
+	CURSOR_RECEIVED_ALL,
+	CURSOR_RECEIPT,
+	CURSOR_LEASED_UNTIL,
+	CURSOR_EXPIRED,
+	CURSOR_COVERED,
+	CURSOR_PASSED,
+	CURSOR_NEXT_RETRY_AT,
+	CURSOR_PASSED_AT,
+	CURSOR_DELIVERED,
+	CURSOR_LAST_POSITION,
+	CURSOR_MOVED_AT,
+	CURSOR_NATIVE,
+	CURSOR_COLUMNS = CURSOR_NATIVE
+};
+
+/* Every so many moves, the rows behind are deleted. */
+#define ROWS_KEPT	64
+
+/* Bytes of a position in "covered", at most: 64 bits, seven a byte. */
+#define PACKED_LENGTH	10
+
+static void read_receipt(CqrsCursor *cursor, const Datum *values,
+						 const bool *nulls);
+static void write_receipt(const CqrsCursor *cursor, Datum *values,
+						  bool *nulls);
+static int	read_positions(Datum array, int64 **positions);
+static Datum write_positions(const int64 *positions, int npositions);
+static int	unpack_positions(Datum packed, int64 **positions);
+static Datum pack_positions(const int64 *positions, int npositions);
+static int	find_position(const int64 *positions, int npositions,
+						  int64 position);
+static void delete_range(Relation rel, int nkeys, ScanKeyData *keys);
+static void init_keys(ScanKeyData *keys, int32 subscription_id,
+					  int32 partition);
+
+/*
+ * The newest row of a cursor that the snapshot shows, in the current memory
+ * context. Returns false if there is none: the subscription was dropped.
+ *
+ * A restored one has delivered none of this cluster's events; what it says
+ * about another's is only for cqrs_adopt().
+ */
+bool
+cqrs_cursor_read(int32 subscription_id, int32 partition, Snapshot snapshot,
+				 CqrsCursor *cursor)
+{
+	if (!cqrs_cursor_read_restored(subscription_id, partition, snapshot,
+								   cursor))
+		return false;
+	if (!cursor->native)
+	{
+		cursor->tick_id = cursor->until_tick = 0;
+		cursor->snapshot = cqrs_snapshot_empty();
+		cursor->until_snapshot = NULL;
+		cursor->position = cursor->received = 0;
+		cursor->received_all = false;
+		cursor->npassed = 0;
+		cqrs_cursor_forget_receipt(cursor);
+	}
+	return true;
+}
+
+/*
+ * The same, and what is in a restored one.
+ */
+bool
+cqrs_cursor_read_restored(int32 subscription_id, int32 partition,
+						  Snapshot snapshot, CqrsCursor *cursor)
+{
+	Relation	rel;
+	Relation	index;
+	SysScanDesc scan;
+	ScanKeyData keys[2];
+	HeapTuple	tuple;
+	bool		found;
+
+	memset(cursor, 0, sizeof(*cursor));
+	cursor->subscription_id = subscription_id;
+	cursor->partition = partition;
+
+	rel = table_open(cqrs_relation_oid(CQRS_REL_CURSOR), AccessShareLock);
+	index = cqrs_index_open(rel, CQRS_REL_CURSOR_PKEY, AccessShareLock);
+	init_keys(keys, subscription_id, partition);
+	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
+	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
+	found = HeapTupleIsValid(tuple);
+	if (found)
+	{
+		Datum		values[CURSOR_COLUMNS];
+		bool		nulls[CURSOR_COLUMNS];
+
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		cursor->seq = DatumGetInt64(values[CURSOR_SEQ - 1]);
+		cursor->native = DatumGetBool(values[CURSOR_NATIVE - 1]);
+		cursor->tick_id = DatumGetInt64(values[CURSOR_TICK_ID - 1]);
+		cursor->snapshot =
+			cqrs_snapshot_from_datum(values[CURSOR_SNAPSHOT - 1]);
+		if (!nulls[CURSOR_UNTIL_TICK - 1])
+		{
+			cursor->until_tick = DatumGetInt64(values[CURSOR_UNTIL_TICK - 1]);
+			cursor->until_snapshot =
+				cqrs_snapshot_from_datum(values[CURSOR_UNTIL_SNAPSHOT - 1]);
+			cursor->position = DatumGetInt64(values[CURSOR_POSITION - 1]);
+			cursor->received = DatumGetInt64(values[CURSOR_RECEIVED - 1]);
+		}
+		cursor->received_all =
+			DatumGetBool(values[CURSOR_RECEIVED_ALL - 1]);
+		read_receipt(cursor, values, nulls);
+		if (!nulls[CURSOR_NEXT_RETRY_AT - 1])
+			cursor->next_retry_at =
+				DatumGetTimestampTz(values[CURSOR_NEXT_RETRY_AT - 1]);
+		if (!nulls[CURSOR_PASSED_AT - 1])
+			cursor->passed_at =
+				DatumGetTimestampTz(values[CURSOR_PASSED_AT - 1]);
+		cursor->delivered = DatumGetInt64(values[CURSOR_DELIVERED - 1]);
+		cursor->last_position =
+			DatumGetInt64(values[CURSOR_LAST_POSITION - 1]);
+		cursor->moved_at = DatumGetTimestampTz(values[CURSOR_MOVED_AT - 1]);
+	}
+	systable_endscan_ordered(scan);
+	index_close(index, AccessShareLock);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/*
+ * How many cursors a subscription has, in the eyes of the snapshot: what the
+ * registry says may be of another time. 0: it is not there, or being restored.
+ */
+int
+cqrs_cursor_partitions(int32 subscription_id, Snapshot snapshot)
+{
+	Relation	rel;
+	Relation	index;
+	SysScanDesc scan;
+	ScanKeyData keys[2];
+	HeapTuple	tuple;
+	int			partitions = 0;
+
+	rel = table_open(cqrs_relation_oid(CQRS_REL_CURSOR), AccessShareLock);
+	index = cqrs_index_open(rel, CQRS_REL_CURSOR_PKEY, AccessShareLock);
+	init_keys(keys, subscription_id, 0);
+	scan = systable_beginscan_ordered(rel, index, snapshot, 1, keys);
+	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
+	if (HeapTupleIsValid(tuple))
+	{
+		bool		isnull;
+
+		partitions = DatumGetInt32(heap_getattr(tuple, CURSOR_PARTITION,
+												RelationGetDescr(rel),
+												&isnull)) + 1;
+	}
+	systable_endscan_ordered(scan);
+	index_close(index, AccessShareLock);
+	table_close(rel, AccessShareLock);
+	return partitions;
+}
+
+/*
+ * Where a new cursor starts: at what is retained, or at what commits from now
+ * on. If its topics are not all native, what is restored comes first: it is
+ * to be adopted before.
+ */
+void
+cqrs_cursor_start(CqrsCursor *cursor, bool latest, bool native)
+{
+	cursor->native = latest || native;
+	cursor->npassed = 0;
+	cqrs_cursor_forget_receipt(cursor);
+	if (latest)
+	{
+		cursor->last_position = cqrs_last_position();
+		cursor->snapshot = cqrs_snapshot_take();
+		cursor->tick_id = cqrs_tick_next_id();
+	}
+	else
+	{
+		cursor->last_position = 0;
+		cursor->snapshot = cqrs_snapshot_empty();
+		cursor->tick_id = 0;
+	}
+}
+
+/*
+ * At what rate events were delivered lately, in events a second: since the
+ * row before the newest ROWS_KEPT / 2, or so.
+ */
+double
+cqrs_cursor_rate(const CqrsCursor *cursor, Snapshot snapshot)
+{
+	Relation	rel;
+	Relation	index;
+	SysScanDesc scan;
+	ScanKeyData keys[3];
+	HeapTuple	tuple;
+	double		rate = 0;
+
+	rel = table_open(cqrs_relation_oid(CQRS_REL_CURSOR), AccessShareLock);
+	index = cqrs_index_open(rel, CQRS_REL_CURSOR_PKEY, AccessShareLock);
+	init_keys(keys, cursor->subscription_id, cursor->partition);
+	ScanKeyInit(&keys[2], CURSOR_SEQ, BTGreaterEqualStrategyNumber, F_INT8GE,
+				Int64GetDatum(cursor->seq - ROWS_KEPT / 2));
+	scan = systable_beginscan_ordered(rel, index, snapshot, 3, keys);
+	tuple = systable_getnext_ordered(scan, ForwardScanDirection);
+	if (HeapTupleIsValid(tuple))
+	{
+		Datum		values[CURSOR_COLUMNS];
+		bool		nulls[CURSOR_COLUMNS];
+		double		seconds;
+
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		seconds = (cqrs_wall_now() -
+				   DatumGetTimestampTz(values[CURSOR_MOVED_AT - 1])) /
+			(double) USECS_PER_SEC;
+		if (seconds > 0)
+			rate = (cursor->delivered -
+					DatumGetInt64(values[CURSOR_DELIVERED - 1])) / seconds;
+	}
+	systable_endscan_ordered(scan);
+	index_close(index, AccessShareLock);
+	table_close(rel, AccessShareLock);
+	return rate;
+}
+
+/*
+ * Raises 55000 if the cursor was restored, and not adopted.
+ */
+void
+cqrs_cursor_require_native(const CqrsCursor *cursor, const char *subscription)
+{
+	if (!cursor->native)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("subscription \"%s\" was restored from a dump",
+						subscription),
+				 errdetail("Nothing is delivered to it."),
+				 errhint("Use cqrs_adopt() to have the restored events delivered, or cqrs_seek() to pass them by.")));
+}
+
+/*
+ * Append the cursor's next row; seq becomes that row's. The caller holds the
+ * subscription's lock, and read the cursor under it. Raises 23505 if somebody
+ * moved it all the same.
+ */
+void
+cqrs_cursor_append(CqrsCursor *cursor)
+{
+	Relation	rel;
+	ScanKeyData keys[4];
+	Datum		values[CURSOR_COLUMNS];
+	bool		nulls[CURSOR_COLUMNS] = {0};
+
+	cursor->seq++;
+	values[CURSOR_SUBSCRIPTION_ID - 1] = Int32GetDatum(cursor->subscription_id);
+	values[CURSOR_PARTITION - 1] = Int32GetDatum(cursor->partition);
+	values[CURSOR_SEQ - 1] = Int64GetDatum(cursor->seq);
+	values[CURSOR_TICK_ID - 1] = Int64GetDatum(cursor->tick_id);
+	values[CURSOR_SNAPSHOT - 1] = PointerGetDatum(cursor->snapshot);
+	if (cursor->until_tick != 0)
+	{
+		values[CURSOR_UNTIL_TICK - 1] = Int64GetDatum(cursor->until_tick);
+		values[CURSOR_UNTIL_SNAPSHOT - 1] =
+			PointerGetDatum(cursor->until_snapshot);
+		values[CURSOR_POSITION - 1] = Int64GetDatum(cursor->position);
+		values[CURSOR_RECEIVED - 1] = Int64GetDatum(cursor->received);
+	}
+	else
+	{
+		nulls[CURSOR_UNTIL_TICK - 1] = true;
+		nulls[CURSOR_UNTIL_SNAPSHOT - 1] = true;
+		nulls[CURSOR_POSITION - 1] = true;
+		nulls[CURSOR_RECEIVED - 1] = true;
+	}
+	values[CURSOR_RECEIVED_ALL - 1] = BoolGetDatum(cursor->received_all);
+	write_receipt(cursor, values, nulls);
+	if (cursor->next_retry_at != 0)
+		values[CURSOR_NEXT_RETRY_AT - 1] =
+			TimestampTzGetDatum(cursor->next_retry_at);
+	else
+		nulls[CURSOR_NEXT_RETRY_AT - 1] = true;
+	values[CURSOR_PASSED_AT - 1] = TimestampTzGetDatum(cursor->passed_at);
+	nulls[CURSOR_PASSED_AT - 1] = cursor->passed_at == 0;
+	values[CURSOR_DELIVERED - 1] = Int64GetDatum(cursor->delivered);
+	values[CURSOR_LAST_POSITION - 1] = Int64GetDatum(cursor->last_position);
+	cursor->moved_at = cqrs_wall_now();
+	values[CURSOR_MOVED_AT - 1] = TimestampTzGetDatum(cursor->moved_at);
+	values[CURSOR_NATIVE - 1] = BoolGetDatum(cursor->native);
+
+	rel = table_open(cqrs_relation_oid(CQRS_REL_CURSOR), RowExclusiveLock);
+	CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values,
+											nulls));
+
+	/*
+	 * What to delete is computed, not looked up: a search for the oldest row
+	 * would walk over the dead ones. What an aborted move left is deleted
+	 * ROWS_KEPT moves later, if it is deleted with overlap.
+	 */
+	if (cursor->seq % ROWS_KEPT == 0)
+	{
+		init_keys(keys, cursor->subscription_id, cursor->partition);
+		ScanKeyInit(&keys[2], CURSOR_SEQ, BTGreaterEqualStrategyNumber,
+					F_INT8GE, Int64GetDatum(cursor->seq - 2 * ROWS_KEPT));
+		ScanKeyInit(&keys[3], CURSOR_SEQ, BTLessStrategyNumber, F_INT8LT,
+					Int64GetDatum(cursor->seq));
+		delete_range(rel, 4, keys);
+	}
+	table_close(rel, NoLock);
+	CommandCounterIncrement();
+}
+
+/*
+ * Nothing is handed out any more: the receipt is not valid.
+ */
+void
+cqrs_cursor_forget_receipt(CqrsCursor *cursor)
+{
+	cursor->has_receipt = false;
+	cursor->leased_until = 0;
+	cursor->expired = 0;
+	cursor->ncovered = 0;
+}
+
+/*
+ * Does the receipt cover this position?
+ */
+bool
+cqrs_cursor_covers(const CqrsCursor *cursor, int64 position)
+{
+	int			i = find_position(cursor->covered, cursor->ncovered, position);
+
+	return i < cursor->ncovered && cursor->covered[i] == position;
+}
+
+/*
+ * Is this position of the window settled, although the cursor is not there?
+ */
+bool
+cqrs_cursor_has_passed(const CqrsCursor *cursor, int64 position)
+{
+	int			i = find_position(cursor->passed, cursor->npassed, position);
+
+	return i < cursor->npassed && cursor->passed[i] == position;
+}
+
+/*
+ * The event at this position is settled. If the cursor has yet to come there,
+ * note that it is to be passed by. (It may be of an earlier window: then it
+ * is noted in vain.) Between windows, that is what is redriven before a seek
+ * has it come again: then it is in the window that comes next.
+ */
+void
+cqrs_cursor_pass(CqrsCursor *cursor, int64 position)
+{
+	int			i;
+
+	if (cursor->until_tick == 0 ? position <= cursor->last_position :
+		position <= cursor->position)
+		return;
+	i = find_position(cursor->passed, cursor->npassed, position);
+	if (i < cursor->npassed && cursor->passed[i] == position)
+		return;
+
+	/* Room for as many again each time that a power of two is reached. */
+	if (cursor->npassed == 0)
+		cursor->passed = palloc(sizeof(int64));
+	else if ((cursor->npassed & (cursor->npassed - 1)) == 0)
+		cursor->passed = repalloc_huge(cursor->passed,
+									   sizeof(int64) * 2 * cursor->npassed);
+	memmove(&cursor->passed[i + 1], &cursor->passed[i],
+			sizeof(int64) * (cursor->npassed - i));
+	cursor->passed[i] = position;
+	cursor->npassed++;
+}
+
+/*
+ * Forget what the cursor has come to of what was to be passed by.
+ */
+void
+cqrs_cursor_forget_passed(CqrsCursor *cursor)
+{
+	int			n;
+
+	if (cursor->npassed == 0)
+		return;
+	n = find_position(cursor->passed, cursor->npassed, cursor->position + 1);
+	if (n == 0)
+		return;
+	cursor->npassed -= n;
+	if (cursor->npassed > 0)
+	{
+		int64	   *rest = palloc(sizeof(int64) *
+								  pg_nextpower2_32(cursor->npassed));
+
+		memcpy(rest, cursor->passed + n, sizeof(int64) * cursor->npassed);
+		cursor->passed = rest;
+	}
+}
+
+/*
+ * Delete a subscription's cursors.
+ */
+void
+cqrs_cursor_delete_all(int32 subscription_id)
+{
+	Relation	rel = table_open(cqrs_relation_oid(CQRS_REL_CURSOR),
+								 RowExclusiveLock);
+	ScanKeyData keys[2];
+
+	init_keys(keys, subscription_id, 0);
+	delete_range(rel, 1, keys);
+	table_close(rel, NoLock);
+}
+
+/*
+ * What a row says of what was handed out.
+ */
+static void
+read_receipt(CqrsCursor *cursor, const Datum *values, const bool *nulls)
+{
+	cursor->has_receipt = !nulls[CURSOR_RECEIPT - 1];
+	if (cursor->has_receipt)
+		cursor->receipt = *DatumGetUUIDP(values[CURSOR_RECEIPT - 1]);
+	if (!nulls[CURSOR_LEASED_UNTIL - 1])
+		cursor->leased_until =
+			cqrs_wall_due(DatumGetTimestampTz(values[CURSOR_LEASED_UNTIL - 1]),
+						  DatumGetTimestampTz(values[CURSOR_MOVED_AT - 1]));
+	cursor->expired = DatumGetInt16(values[CURSOR_EXPIRED - 1]);
+	if (!nulls[CURSOR_COVERED - 1])
+		cursor->ncovered = unpack_positions(values[CURSOR_COVERED - 1],
+											&cursor->covered);
+	if (!nulls[CURSOR_PASSED - 1])
+		cursor->npassed = read_positions(values[CURSOR_PASSED - 1],
+										 &cursor->passed);
+}
+
+static void
+write_receipt(const CqrsCursor *cursor, Datum *values, bool *nulls)
+{
+	nulls[CURSOR_RECEIPT - 1] = !cursor->has_receipt;
+	values[CURSOR_RECEIPT - 1] = UUIDPGetDatum(&cursor->receipt);
+	nulls[CURSOR_LEASED_UNTIL - 1] = cursor->leased_until == 0;
+	values[CURSOR_LEASED_UNTIL - 1] =
+		TimestampTzGetDatum(cursor->leased_until);
+	values[CURSOR_EXPIRED - 1] = Int16GetDatum((int16) cursor->expired);
+	nulls[CURSOR_COVERED - 1] = cursor->ncovered == 0;
+	if (cursor->ncovered > 0)
+		values[CURSOR_COVERED - 1] = pack_positions(cursor->covered,
+													cursor->ncovered);
+	nulls[CURSOR_PASSED - 1] = cursor->npassed == 0;
+	if (cursor->npassed > 0)
+		values[CURSOR_PASSED - 1] = write_positions(cursor->passed,
+													cursor->npassed);
+}
+
+/*
+ * The elements of an array of bigint, none NULL, in memory of their own that
+ * has room for a power of two.
+ */
+static int
+read_positions(Datum array, int64 **positions)
+{
+	ArrayType  *value = DatumGetArrayTypeP(array);
+	int			n = ArrayGetNItems(ARR_NDIM(value), ARR_DIMS(value));
+
+	if (n == 0)
+		return 0;
+	*positions = palloc(sizeof(int64) * pg_nextpower2_32(n));
+	memcpy(*positions, ARR_DATA_PTR(value), sizeof(int64) * n);
+	return n;
+}
+
+static Datum
+write_positions(const int64 *positions, int npositions)
+{
+	Size		size = ARR_OVERHEAD_NONULLS(1) + sizeof(int64) * npositions;
+	ArrayType  *array = palloc0(size);
+
+	SET_VARSIZE(array, size);
+	array->ndim = 1;
+	array->dataoffset = 0;
+	array->elemtype = INT8OID;
+	ARR_DIMS(array)[0] = npositions;
+	ARR_LBOUND(array)[0] = 1;
+	memcpy(ARR_DATA_PTR(array), positions, sizeof(int64) * npositions);
+	return PointerGetDatum(array);
+}
+
+/*
+ * Each receive and each acknowledgement writes down what was handed out. So
+ * that is packed: of each position, how much higher it is than the one before,
+ * seven bits a byte, the lowest first; all bytes but the last have the eighth.
+ */
+static Datum
+pack_positions(const int64 *positions, int npositions)
+{
+	bytea	   *packed = palloc(VARHDRSZ + (Size) npositions * PACKED_LENGTH);
+	uint8	   *next = (uint8 *) VARDATA(packed);
+	int64		before = 0;
+	int			i;
+
+	for (i = 0; i < npositions; i++)
+	{
+		uint64		rest = positions[i] - before;
+
+		for (; rest >= 0x80; rest >>= 7)
+			*next++ = (rest & 0x7F) | 0x80;
+		*next++ = rest;
+		before = positions[i];
+	}
+	SET_VARSIZE(packed, (char *) next - (char *) packed);
+	return PointerGetDatum(packed);
+}
+
+static int
+unpack_positions(Datum packed, int64 **positions)
+{
+	bytea	   *value = DatumGetByteaPP(packed);
+	const uint8 *next = (const uint8 *) VARDATA_ANY(value);
+	const uint8 *end = next + VARSIZE_ANY_EXHDR(value);
+	uint64		position = 0;
+	int			n = 0;
+
+	*positions = palloc_extended(sizeof(int64) * (end - next + 1),
+								 MCXT_ALLOC_HUGE);
+	while (next < end)
+	{
+		uint64		step = 0;
+		int			shift = 0;
+
+		for (; next < end && (*next & 0x80) != 0 && shift < 56; shift += 7)
+			step |= (uint64) (*next++ & 0x7F) << shift;
+		if (next < end)
+			step |= (uint64) *next++ << shift;
+		position += step;
+		(*positions)[n++] = (int64) position;
+	}
+	return n;
+}
+
+/*
+ * The index of the first that is not lower.
+ */
+static int
+find_position(const int64 *positions, int npositions, int64 position)
+{
+	int			low = 0;
+	int			high = npositions;
+
+	while (low < high)
+	{
+		int			middle = low + (high - low) / 2;
+
+		if (positions[middle] < position)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+/*
+ * Delete the rows that match.
+ */
+static void
+delete_range(Relation rel, int nkeys, ScanKeyData *keys)
+{
+	Relation	index;
+	SysScanDesc scan;
+	Snapshot	snapshot;
+	HeapTuple	tuple;
+
+	index = cqrs_index_open(rel, CQRS_REL_CURSOR_PKEY, AccessShareLock);
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	scan = systable_beginscan_ordered(rel, index, snapshot, nkeys, keys);
+	while (HeapTupleIsValid(tuple = systable_getnext_ordered(scan,
+															 ForwardScanDirection)))
+		simple_heap_delete(rel, &tuple->t_self);
+	systable_endscan_ordered(scan);
+	UnregisterSnapshot(snapshot);
+	index_close(index, AccessShareLock);
+}
+
+static void
+init_keys(ScanKeyData *keys, int32 subscription_id, int32 partition)
+{
+	ScanKeyInit(&keys[0], CURSOR_SUBSCRIPTION_ID, BTEqualStrategyNumber,
+				F_INT4EQ, Int32GetDatum(subscription_id));
+	ScanKeyInit(&keys[1], CURSOR_PARTITION, BTEqualStrategyNumber,
+				F_INT4EQ, Int32GetDatum(partition));
+}

@@ -1,0 +1,74 @@
+/*-------------------------------------------------------------------------
+ *
+ * cursor.h
+ *	  How far a subscription is.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_CURSOR_H
+#define CQRS_CURSOR_H
+
+#include "base/cqrs_outbox.h"
+
+#include "utils/uuid.h"
+
+#include "base/snapshot.h"
+
+typedef struct CqrsCursor
+{
+	int32		subscription_id;
+	int32		partition;
+	int64		seq;			/* of the row that was read; 0: none yet */
+
+	/* Everything that this snapshot shows has been delivered. */
+	int64		tick_id;
+	CqrsSnapshot *snapshot;
+
+	/* The window being delivered ends here; until_tick 0: none is. */
+	int64		until_tick;
+	CqrsSnapshot *until_snapshot;
+	int64		position;		/* of it, delivered up to here */
+	int64		received;		/* of it, handed out up to here; >= position */
+	bool		received_all;	/* nothing of it is behind received */
+
+	/*
+	 * What was handed out last, to who pulls: the positions, which the
+	 * receipt covers, in order. And which positions of the window, beyond
+	 * position, are settled already.
+	 */
+	bool		has_receipt;
+	pg_uuid_t	receipt;
+	TimestampTz leased_until;	/* 0: only until the transaction ended */
+	int			expired;		/* so many leases ran out in a row */
+	int			ncovered;
+	int64	   *covered;
+	int			npassed;
+	int64	   *passed;
+
+	TimestampTz next_retry_at;	/* lowest due_at in cqrs.retry, or lower; 0:
+								 * no rows */
+	TimestampTz passed_at;		/* when any was delivered last; 0: never */
+	int64		delivered;		/* events, for showing the rate */
+	int64		last_position;	/* see cqrs.cursor */
+	TimestampTz moved_at;
+	bool		native;			/* false: restored, and not adopted */
+} CqrsCursor;
+
+extern bool cqrs_cursor_read(int32 subscription_id, int32 partition,
+							 Snapshot snapshot, CqrsCursor *cursor);
+extern int	cqrs_cursor_partitions(int32 subscription_id, Snapshot snapshot);
+extern void cqrs_cursor_start(CqrsCursor *cursor, bool latest, bool native);
+extern double cqrs_cursor_rate(const CqrsCursor *cursor, Snapshot snapshot);
+extern void cqrs_cursor_require_native(const CqrsCursor *cursor,
+									   const char *subscription);
+extern bool cqrs_cursor_read_restored(int32 subscription_id, int32 partition,
+									  Snapshot snapshot, CqrsCursor *cursor);
+extern void cqrs_cursor_append(CqrsCursor *cursor);
+extern void cqrs_cursor_forget_receipt(CqrsCursor *cursor);
+extern bool cqrs_cursor_covers(const CqrsCursor *cursor, int64 position);
+extern bool cqrs_cursor_has_passed(const CqrsCursor *cursor, int64 position);
+extern void cqrs_cursor_pass(CqrsCursor *cursor, int64 position);
+extern void cqrs_cursor_forget_passed(CqrsCursor *cursor);
+extern void cqrs_cursor_delete_all(int32 subscription_id);
+
+#endif							/* CQRS_CURSOR_H */

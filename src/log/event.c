@@ -1,0 +1,86 @@
+/*-------------------------------------------------------------------------
+ *
+ * event.c
+ *	  An event, and how people and handlers see it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/htup_details.h"
+#include "common/hashfn.h"
+#include "funcapi.h"
+#include "utils/builtins.h"
+
+#include "extension/catalog.h"
+#include "log/event.h"
+
+/*
+ * Which of so many partitions the events of a key are in: by the hash of the
+ * key alone, so that they stay together whatever their topics. Without a key,
+ * the first.
+ */
+int
+cqrs_key_partition(NullableDatum key, int partitions)
+{
+	text	   *value;
+	uint32		hash;
+
+	if (partitions == 1 || key.isnull)
+		return 0;
+	value = DatumGetTextPP(key.value);
+	hash = hash_bytes((unsigned char *) VARDATA_ANY(value),
+					  VARSIZE_ANY_EXHDR(value));
+	if ((Pointer) value != DatumGetPointer(key.value))
+		pfree(value);
+	return hash % partitions;
+}
+
+/*
+ * The columns of a cqrs_event; they point where the event's do.
+ */
+void
+cqrs_event_deform(const CqrsEvent *event, const char *status, int attempts,
+				  Datum *values, bool *nulls)
+{
+	memset(nulls, 0, sizeof(bool) * CQRS_EVENT_COLUMNS);
+	values[0] = Int64GetDatum(event->position);
+	values[1] = event->event_id;
+	values[2] = event->event_name;
+	if (event->topic != NULL)
+		values[3] = CStringGetTextDatum(event->topic->name);
+	else
+		nulls[0] = nulls[3] = true;
+	values[4] = event->key.value;
+	nulls[4] = event->key.isnull;
+	values[5] = event->payload.value;
+	nulls[5] = event->payload.isnull;
+	values[6] = event->headers.value;
+	nulls[6] = event->headers.isnull;
+	values[7] = CStringGetTextDatum(status);
+	values[8] = Int32GetDatum(attempts);
+	values[9] = TimestampTzGetDatum(event->emitted_at);
+}
+
+/*
+ * A cqrs_event value, in the current memory context. desc is the type's.
+ */
+Datum
+cqrs_event_form(const CqrsEvent *event, const char *status, int attempts,
+				TupleDesc desc)
+{
+	Datum		values[CQRS_EVENT_COLUMNS];
+	bool		nulls[CQRS_EVENT_COLUMNS];
+
+	cqrs_event_deform(event, status, attempts, values, nulls);
+	return HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
+}
+
+/*
+ * Is it the extension's type cqrs_event?
+ */
+bool
+cqrs_event_is_type(Oid typid)
+{
+	return cqrs_type_is(typid, "cqrs_event");
+}

@@ -1,0 +1,43 @@
+/*-------------------------------------------------------------------------
+ *
+ * event.h
+ *	  An event, and how people and handlers see it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_EVENT_H
+#define CQRS_EVENT_H
+
+#include "base/cqrs_outbox.h"
+
+#include "access/transam.h"
+#include "access/tupdesc.h"
+#include "utils/timestamp.h"
+
+#include "registry/entry.h"
+
+/* Columns of type cqrs_event. */
+#define CQRS_EVENT_COLUMNS	10
+
+/* Values point where who made it says. */
+typedef struct CqrsEvent
+{
+	const CqrsTopic *topic;		/* NULL: it is in no topic, ... */
+	int64		position;		/* ... and has no position */
+	FullTransactionId xid;
+	TimestampTz emitted_at;
+	Datum		event_id;
+	Datum		event_name;
+	NullableDatum key;
+	NullableDatum headers;
+	NullableDatum payload;
+} CqrsEvent;
+
+extern int	cqrs_key_partition(NullableDatum key, int partitions);
+extern void cqrs_event_deform(const CqrsEvent *event, const char *status,
+							  int attempts, Datum *values, bool *nulls);
+extern Datum cqrs_event_form(const CqrsEvent *event, const char *status,
+							 int attempts, TupleDesc desc);
+extern bool cqrs_event_is_type(Oid typid);
+
+#endif							/* CQRS_EVENT_H */

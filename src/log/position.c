@@ -1,0 +1,111 @@
+/*-------------------------------------------------------------------------
+ *
+ * position.c
+ *	  Positions of events: a sequence, for all topics.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/table.h"
+#include "access/tableam.h"
+#include "miscadmin.h"
+#include "nodes/pg_list.h"
+#include "utils/fmgrprotos.h"
+#include "utils/snapmgr.h"
+
+#include "extension/catalog.h"
+#include "log/position.h"
+#include "log/segment.h"
+#include "registry/registry.h"
+
+static void raise_position(int64 position);
+static int64 highest_position(const CqrsTopic *topic, int segment);
+
+/*
+ * The position drawn last, by whomever; 0 if none was.
+ */
+int64
+cqrs_last_position(void)
+{
+	bool		is_called;
+	int64		position = cqrs_sequence_last(CQRS_REL_POSITION_SEQ, &is_called);
+
+	return is_called ? position : 0;
+}
+
+/*
+ * Before the first event is emitted where something was restored: have
+ * positions go on behind all restored ones. A dump has the sequence; logical
+ * replication leaves it out, and two events of one position would be in each
+ * other's way. Positions that were drawn are not looked at again: what arrives
+ * later is for cqrs_adopt().
+ */
+void
+cqrs_position_pass_restored(void)
+{
+	HASH_SEQ_STATUS status;
+	CqrsTopic  *topic;
+	List	   *topics = NIL;
+	ListCell   *lc;
+	int64		last_position = 0;
+	int			i;
+
+	if (cqrs_last_position() != 0)
+		return;
+	(void) cqrs_object_lock(CQRS_REL_POSITION_SEQ, 0, 0, ExclusiveLock, true);
+	if (cqrs_last_position() != 0)
+		return;
+	cqrs_registry_topics(&status);
+	while ((topic = hash_seq_search(&status)) != NULL)
+		if (!topic->native)
+			topics = lappend(topics, topic);
+	foreach(lc, topics)
+	{
+		for (i = 0; i < CQRS_SEGMENTS; i++)
+			last_position = Max(last_position,
+								highest_position(lfirst(lc), i));
+	}
+	raise_position(last_position);
+}
+
+/*
+ * Have positions go on behind this one. Not undone by an abort, which does no
+ * harm.
+ */
+static void
+raise_position(int64 position)
+{
+	if (cqrs_last_position() < position)
+		DirectFunctionCall2(setval_oid,
+							ObjectIdGetDatum(cqrs_relation_oid(CQRS_REL_POSITION_SEQ)),
+							Int64GetDatum(position));
+}
+
+/*
+ * The highest position of a row in a segment, or 0.
+ */
+static int64
+highest_position(const CqrsTopic *topic, int segment)
+{
+	Relation	rel = cqrs_segment_open(topic, segment, AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	TableScanDesc scan = cqrs_table_beginscan(rel, snapshot);
+	int64		highest = 0;
+
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		bool		isnull;
+
+		CHECK_FOR_INTERRUPTS();
+		highest = Max(highest,
+					  DatumGetInt64(slot_getattr(slot, CQRS_SEG_POSITION,
+												 &isnull)));
+	}
+	table_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
+	return highest;
+}

@@ -1,0 +1,34 @@
+/*-------------------------------------------------------------------------
+ *
+ * rotation.h
+ *	  Goes on to a topic's next segment, and truncates those before.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_ROTATION_H
+#define CQRS_ROTATION_H
+
+#include "base/cqrs_outbox.h"
+
+#include "log/retention.h"
+
+typedef enum CqrsStepAction
+{
+	CQRS_STEP_NONE,
+	CQRS_STEP_ROTATED,
+	CQRS_STEP_TRUNCATED
+} CqrsStepAction;
+
+/* What was found and done in a topic. */
+typedef struct CqrsStep
+{
+	CqrsStepAction action;
+	int			segment;		/* made the current one, or truncated */
+	int64		sizes[CQRS_SEGMENTS];	/* as found */
+	CqrsHold	holds[CQRS_SEGMENTS];	/* on those that are not truncated */
+	TimestampTz rotate_at;		/* not before; DT_NOEND: nothing to rotate */
+} CqrsStep;
+
+extern void cqrs_topic_step(CqrsTopic *topic, CqrsStep *step);
+
+#endif							/* CQRS_ROTATION_H */

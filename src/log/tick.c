@@ -1,0 +1,255 @@
+/*-------------------------------------------------------------------------
+ *
+ * tick.c
+ *	  Ticks: durably recorded snapshots. The window between two of them is
+ *	  the set of events that became visible between them.
+ *
+ * Protocol
+ *
+ * 1. Tick ids rise with the snapshots. Whoever ticks holds the ticker's lock
+ *	  from before the id is drawn until the commit.
+ * 2. A snapshot of ours that is not a tick (where a new subscription starts)
+ *	  needs no lock: its id is drawn after the snapshot was taken, a tick's id
+ *	  before. So a tick with a higher id has a later snapshot.
+ * 3. The transaction that ticks commits with synchronous_commit at least on.
+ *	  Every transaction that the snapshot shows has its commit record before
+ *	  the tick's. So whoever sees the tick may deliver all that it shows: no
+ *	  crash takes it back.
+ * 4. last_position is read before the snapshot is taken: what emits later
+ *	  draws a higher one.
+ * 5. A database's ids begin at a random multiple of TICK_IDS. So ticks that
+ *	  come from another database, by logical replication, are out of the
+ *	  range that is read and deleted here, and collide with none.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "commands/sequence.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "base/debug_point.h"
+#include "extension/catalog.h"
+#include "log/position.h"
+#include "log/tick.h"
+#include "shared/database.h"
+
+/* Columns of cqrs.tick. */
+enum
+{
+	TICK_ID = 1,
+	TICK_TICKED_AT,
+	TICK_SNAPSHOT,
+	TICK_LAST_POSITION,
+	TICK_NATIVE,
+	TICK_COLUMNS = TICK_NATIVE
+};
+
+/* Every so many ids, the ticks behind are deleted. */
+#define TICKS_KEPT	64
+
+/* A database has so many ids; the extension's script says the same. */
+#define TICK_IDS	(INT64CONST(1) << 40)
+
+static void own_range(ScanKeyData *keys, int64 from);
+static int64 newest_id(void);
+static void delete_before(Relation rel, int64 tick_id);
+
+PG_FUNCTION_INFO_V1(cqrs_tick);
+
+/*
+ * cqrs_tick()
+ */
+Datum
+cqrs_tick(PG_FUNCTION_ARGS)
+{
+	cqrs_require_writable("cqrs_tick()");
+	if (IsTransactionBlock())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("cqrs_tick() cannot run inside a transaction block"),
+				 errdetail("It would hold up all delivery until the transaction ends."),
+				 errhint("Call it in a transaction of its own (autocommit).")));
+	PG_RETURN_INT64(cqrs_tick_record(true));
+}
+
+/*
+ * Record a tick and return its id. It counts once the transaction commits,
+ * which the caller should have do nothing else for long: the ticker's lock is
+ * held until then. Without wait, as the manager calls it, returns 0 if it
+ * cannot be had at once.
+ *
+ * Only the newest tick is read, or for brokers the durable one, and cursors
+ * hold the snapshots they need; so the others are deleted now and then. The one
+ * that the manager recorded last stays, too: it will be durable soon.
+ */
+int64
+cqrs_tick_record(bool wait)
+{
+	Relation	rel;
+	Datum		values[TICK_COLUMNS];
+	bool		nulls[TICK_COLUMNS] = {0};
+	int64		tick_id;
+	int64		newest;
+	int64		last_position;
+
+	if (!cqrs_object_lock(CQRS_REL_TICK, 0, 0, ExclusiveLock, wait))
+		return 0;
+	newest = newest_id();
+	last_position = cqrs_last_position();
+	tick_id = cqrs_tick_next_id();
+	if (!wait)
+		cqrs_shmem_tick_recorded(tick_id);
+	CQRS_DEBUG_POINT("tick_before_snapshot");
+
+	values[TICK_ID - 1] = Int64GetDatum(tick_id);
+	values[TICK_TICKED_AT - 1] = TimestampTzGetDatum(GetCurrentTimestamp());
+	values[TICK_SNAPSHOT - 1] = PointerGetDatum(cqrs_snapshot_take());
+	values[TICK_LAST_POSITION - 1] = Int64GetDatum(last_position);
+	values[TICK_NATIVE - 1] = BoolGetDatum(true);
+	rel = table_open(cqrs_relation_oid(CQRS_REL_TICK), RowExclusiveLock);
+	CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values,
+											nulls));
+	if (tick_id / TICKS_KEPT != newest / TICKS_KEPT)
+		delete_before(rel, tick_id);
+	table_close(rel, NoLock);
+
+	cqrs_commit_durably();
+	CQRS_DEBUG_POINT("tick_before_commit");
+	return tick_id;
+}
+
+/*
+ * The newest tick that the snapshot shows, with an id of at most at_most, in
+ * the current memory context. Returns false if there is none, or only
+ * restored ones.
+ */
+bool
+cqrs_tick_newest(Snapshot snapshot, int64 at_most, CqrsTick *tick)
+{
+	Relation	rel;
+	Relation	index;
+	SysScanDesc scan;
+	ScanKeyData keys[2];
+	HeapTuple	tuple;
+	bool		found;
+
+	rel = table_open(cqrs_relation_oid(CQRS_REL_TICK), AccessShareLock);
+	index = cqrs_index_open(rel, CQRS_REL_TICK_PKEY, AccessShareLock);
+	own_range(keys, 0);
+	if (at_most < DatumGetInt64(keys[1].sk_argument))
+		keys[1].sk_argument = Int64GetDatum(at_most + 1);
+	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
+	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
+	found = HeapTupleIsValid(tuple);
+	if (found)
+	{
+		Datum		values[TICK_COLUMNS];
+		bool		nulls[TICK_COLUMNS];
+
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		found = DatumGetBool(values[TICK_NATIVE - 1]);
+		tick->tick_id = DatumGetInt64(values[TICK_ID - 1]);
+		tick->ticked_at = DatumGetTimestampTz(values[TICK_TICKED_AT - 1]);
+		tick->snapshot = cqrs_snapshot_from_datum(values[TICK_SNAPSHOT - 1]);
+		tick->last_position = DatumGetInt64(values[TICK_LAST_POSITION - 1]);
+	}
+	systable_endscan_ordered(scan);
+	index_close(index, AccessShareLock);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/*
+ * The next tick id; see point 2 of the protocol for when to draw it.
+ */
+int64
+cqrs_tick_next_id(void)
+{
+	return nextval_internal(cqrs_relation_oid(CQRS_REL_TICK_SEQ), false);
+}
+
+/*
+ * Keys for the ids of this database, from this one on.
+ */
+static void
+own_range(ScanKeyData *keys, int64 from)
+{
+	bool		is_called;
+	int64		first = cqrs_sequence_last(CQRS_REL_TICK_SEQ, &is_called) / TICK_IDS *
+	TICK_IDS;
+
+	ScanKeyInit(&keys[0], TICK_ID, BTGreaterEqualStrategyNumber, F_INT8GE,
+				Int64GetDatum(Max(first, from)));
+	ScanKeyInit(&keys[1], TICK_ID, BTLessStrategyNumber, F_INT8LT,
+				Int64GetDatum(first + TICK_IDS));
+}
+
+/*
+ * The id of the newest tick, or 0. The ticker's lock is held.
+ */
+static int64
+newest_id(void)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	CqrsTick	tick;
+	bool		found = cqrs_tick_newest(snapshot, PG_INT64_MAX, &tick);
+
+	UnregisterSnapshot(snapshot);
+	return found ? tick.tick_id : 0;
+}
+
+/*
+ * Delete the ticks with lower ids, but for the manager's. The bound that this
+ * process deleted up to before is remembered: looked up, it would mean a walk
+ * over the dead entries that a long transaction keeps in the index. If we abort,
+ * what is left waits for another process. The ticker's lock is held.
+ */
+static void
+delete_before(Relation rel, int64 tick_id)
+{
+	static int64 deleted_before = 0;
+	int64		durable;
+	int64		recorded;
+	Relation	index;
+	SysScanDesc scan;
+	ScanKeyData keys[2];
+	Snapshot	snapshot;
+	HeapTuple	tuple;
+
+	/* Ids may begin anew, with the extension. */
+	if (deleted_before > tick_id)
+		deleted_before = 0;
+	cqrs_shmem_manager_ticks(&durable, &recorded);
+	index = cqrs_index_open(rel, CQRS_REL_TICK_PKEY, AccessShareLock);
+	own_range(keys, deleted_before);
+	keys[1].sk_argument = Int64GetDatum(tick_id);
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
+	deleted_before = tick_id;
+	while (HeapTupleIsValid(tuple = systable_getnext_ordered(scan,
+															 ForwardScanDirection)))
+	{
+		bool		isnull;
+		int64		id = DatumGetInt64(heap_getattr(tuple, TICK_ID,
+													RelationGetDescr(rel),
+													&isnull));
+
+		if (id != durable && id != recorded)
+			simple_heap_delete(rel, &tuple->t_self);
+		else
+			deleted_before = Min(deleted_before, id);
+	}
+	systable_endscan_ordered(scan);
+	UnregisterSnapshot(snapshot);
+	index_close(index, AccessShareLock);
+}

@@ -1,0 +1,426 @@
+/*-------------------------------------------------------------------------
+ *
+ * topic.c
+ *	  Topics and event types: created, changed, registered.
+ *
+ * A topic is a row of cqrs.topic, CQRS_SEGMENTS tables of equal shape in
+ * schema cqrs, and a view of all of them in schema cqrs_topics, which is what
+ * privileges are granted on. All belong to the extension's owner; whoever
+ * creates a topic gets the view's privileges with grant option, and nobody
+ * else any: those that ALTER DEFAULT PRIVILEGES gave are taken back. The topic
+ * of a role's commands takes nothing but those, whatever is granted on it.
+ *
+ * The tables are not members of the extension, or a dump would skip them.
+ * Being in schemas that are members, they still keep DROP EXTENSION from
+ * passing without CASCADE.
+ *
+ * Column native is generated, as false, in whatever comes by way of the
+ * executor: restored from a dump, copied, replicated or inserted by hand. The
+ * transaction ids of such rows mean nothing in this cluster. Only cqrs_emit(),
+ * which writes past the executor, puts true there; and other rows are in no
+ * window. cqrs.topic has such a column too: it tells a restored topic, whose
+ * events wait for cqrs_adopt(), from one that was made here.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_type.h"
+#include "storage/lock.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "extension/catalog.h"
+#include "extension/privilege.h"
+#include "log/topic.h"
+#include "registry/payload.h"
+#include "registry/registry.h"
+
+static void check_retention(const char *name, Interval *retention);
+
+PG_FUNCTION_INFO_V1(cqrs_create_topic);
+PG_FUNCTION_INFO_V1(cqrs_alter_topic);
+PG_FUNCTION_INFO_V1(cqrs_register_event);
+PG_FUNCTION_INFO_V1(cqrs_unregister_event);
+
+/*
+ * cqrs_create_topic(topic, retention)
+ */
+Datum
+cqrs_create_topic(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "topic");
+
+	cqrs_require_writable("cqrs_create_topic()");
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("retention of topic \"%s\" must not be null", name)));
+	(void) cqrs_topic_create(name, PG_GETARG_INTERVAL_P(1), true);
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_alter_topic(topic, retention)
+ */
+Datum
+cqrs_alter_topic(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "topic");
+	CqrsTopic  *topic;
+	CqrsAdmin	admin;
+	Oid			types[2] = {INT4OID, INTERVALOID};
+	Datum		values[2];
+
+	cqrs_require_writable("cqrs_alter_topic()");
+	topic = cqrs_topic_get(name);
+	cqrs_topic_require_control(topic, "alter");
+	if (PG_ARGISNULL(1))
+		PG_RETURN_VOID();
+	check_retention(name, PG_GETARG_INTERVAL_P(1));
+
+	values[0] = Int32GetDatum(topic->topic_id);
+	values[1] = PG_GETARG_DATUM(1);
+	cqrs_admin_begin(&admin);
+	if (cqrs_admin_execute("UPDATE cqrs.topic SET retention = $2 WHERE topic_id = $1",
+						   2, types, values, NULL) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("topic \"%s\" does not exist", name)));
+	cqrs_admin_end(&admin);
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_register_event(event_name, topic, payload_type)
+ */
+Datum
+cqrs_register_event(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
+	Oid			payload_type;
+	CqrsAdmin	admin;
+	Oid			types[3] = {TEXTOID, INT4OID, REGTYPEOID};
+	Datum		values[3] = {0};
+	char		nulls[3] = {' ', 'n', ' '};
+
+	cqrs_require_writable("cqrs_register_event()");
+	cqrs_name_check("event", name);
+	if (PG_ARGISNULL(2))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("payload type of event \"%s\" must not be null",
+						name)));
+	payload_type = PG_GETARG_OID(2);
+	if (!SearchSysCacheExists1(TYPEOID, ObjectIdGetDatum(payload_type)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("payload type of event \"%s\" does not exist", name),
+				 errdetail("There is no type with OID %u.", payload_type)));
+	if (payload_type != JSONBOID &&
+		!cqrs_payload_type_is_composite(payload_type))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("payload of event \"%s\" cannot be of type %s", name,
+						format_type_be(payload_type)),
+				 errhint("The payload type is jsonb or a composite type.")));
+	if (cqrs_type_is_temporary(payload_type))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("payload of event \"%s\" cannot be of type %s", name,
+						format_type_be(payload_type)),
+				 errdetail("The type is in a temporary schema.")));
+
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl("LOCK TABLE cqrs.event_type IN SHARE ROW EXCLUSIVE MODE");
+	cqrs_admin_end(&admin);
+	if (cqrs_registry_has_event_type(name))
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("event \"%s\" is already registered", name)));
+	if (!PG_ARGISNULL(1))
+	{
+		char	   *topic_name = text_to_cstring(PG_GETARG_TEXT_PP(1));
+
+		if (cqrs_registry_topic_id(topic_name) == 0)
+		{
+			Interval	retention = {.day = 1};
+
+			(void) cqrs_topic_create(topic_name, &retention, true);
+		}
+		values[1] = Int32GetDatum(cqrs_registry_topic_id(topic_name));
+		nulls[1] = ' ';
+	}
+
+	values[0] = CStringGetTextDatum(name);
+	values[2] = ObjectIdGetDatum(payload_type);
+	cqrs_admin_begin(&admin);
+	cqrs_admin_execute("INSERT INTO cqrs.event_type (event_name, topic_id, payload_type) VALUES ($1, $2, $3)",
+					   3, types, values, nulls);
+	cqrs_admin_end(&admin);
+	PG_RETURN_VOID();
+}
+
+/*
+ * Raise 42704 if the payload type of an event is gone.
+ */
+void
+cqrs_event_type_require_payload(const CqrsEventType *event_type)
+{
+	if (event_type->payload_type != JSONBOID &&
+		!cqrs_payload_type_is_composite(event_type->payload_type))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("payload type of event \"%s\" does not exist",
+						event_type->name),
+				 errhint("Register the event again with another type.")));
+}
+
+/*
+ * cqrs_unregister_event(event_name)
+ */
+Datum
+cqrs_unregister_event(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
+	CqrsAdmin	admin;
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1];
+
+	cqrs_require_writable("cqrs_unregister_event()");
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl("LOCK TABLE cqrs.event_type IN SHARE ROW EXCLUSIVE MODE");
+	values[0] = CStringGetTextDatum(name);
+	cqrs_admin_execute("DELETE FROM cqrs.event_handler WHERE event_name = $1",
+					   1, types, values, NULL);
+	if (cqrs_admin_execute("DELETE FROM cqrs.event_type WHERE event_name = $1",
+						   1, types, values, NULL) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("event \"%s\" is not registered", name)));
+	cqrs_admin_end(&admin);
+	PG_RETURN_VOID();
+}
+
+/*
+ * Make the row, the tables and the view of a topic, and return its id. Its
+ * creator, the current user, may read it and, with may_emit, emit to it, both
+ * with grant option: that is what it takes to drop it, too. Without may_emit,
+ * that is granted to the extension's owner, too: it says whose commands are in
+ * there (see owner.c). Raises what cqrs_create_topic() documents.
+ */
+int32
+cqrs_topic_create(const char *name, Interval *retention, bool may_emit)
+{
+	Oid			creator = GetUserId();
+	Oid			types[2] = {TEXTOID, INTERVALOID};
+	Datum		values[2];
+	CqrsAdmin	admin;
+	int32		topic_id;
+	bool		isnull;
+	StringInfoData view;
+	int			i;
+
+	cqrs_name_check("topic", name);
+	check_retention(name, retention);
+
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl("LOCK TABLE cqrs.topic IN SHARE ROW EXCLUSIVE MODE");
+	if (cqrs_registry_topic(name) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("topic \"%s\" already exists", name)));
+
+	values[0] = CStringGetTextDatum(name);
+	values[1] = IntervalPGetDatum(retention);
+	cqrs_admin_execute("INSERT INTO cqrs.topic (topic, retention) VALUES ($1, $2) RETURNING topic_id",
+					   2, types, values, NULL);
+	topic_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
+										   SPI_tuptable->tupdesc, 1, &isnull));
+	cqrs_topic_set_native(topic_id);
+
+	initStringInfo(&view);
+	for (i = 0; i < CQRS_SEGMENTS; i++)
+	{
+		/* segment.c knows this shape. */
+		cqrs_admin_ddl("CREATE TABLE cqrs.topic_%d_%d ("
+					   "position bigint NOT NULL,"
+					   "xid xid8 NOT NULL,"
+					   "emitted_at timestamptz NOT NULL,"
+					   "event_id uuid NOT NULL,"
+					   "native boolean NOT NULL GENERATED ALWAYS AS (false) STORED,"
+					   "event_name text NOT NULL,"
+					   "key text,"
+					   "headers jsonb,"
+					   "payload jsonb"
+					   ") WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false)",
+					   topic_id, i);
+		cqrs_admin_ddl("CREATE INDEX topic_%d_%d_xid ON cqrs.topic_%d_%d (xid, position)",
+					   topic_id, i, topic_id, i);
+		cqrs_privileges_withdraw(psprintf("cqrs.topic_%d_%d", topic_id, i));
+		cqrs_guard_table(psprintf("cqrs.topic_%d_%d", topic_id, i));
+		appendStringInfo(&view,
+						 "%sSELECT position, event_id, event_name, key, payload, headers, emitted_at FROM cqrs.topic_%d_%d",
+						 i > 0 ? " UNION ALL " : "", topic_id, i);
+	}
+	cqrs_admin_ddl("CREATE VIEW %s.%s AS %s", CQRS_TOPIC_SCHEMA,
+				   quote_identifier(name), view.data);
+	cqrs_privileges_withdraw(quote_qualified_identifier(CQRS_TOPIC_SCHEMA,
+														name));
+	if (creator != GetUserId() || !may_emit)
+		cqrs_admin_ddl("GRANT %s ON %s.%s TO %s WITH GRANT OPTION",
+					   may_emit ? "SELECT, INSERT" : "SELECT",
+					   CQRS_TOPIC_SCHEMA, quote_identifier(name),
+					   quote_identifier(GetUserNameFromId(creator, false)));
+	cqrs_admin_end(&admin);
+	return topic_id;
+}
+
+/*
+ * May the current user do this (ACL_SELECT, ACL_INSERT) with the topic?
+ */
+bool
+cqrs_topic_allows(const CqrsTopic *topic, AclMode mode)
+{
+	return cqrs_topic_allows_role(topic, mode, GetUserId());
+}
+
+/*
+ * May this role? Nobody may emit to the topic of a role's commands: who could,
+ * would have the role execute them.
+ */
+bool
+cqrs_topic_allows_role(const CqrsTopic *topic, AclMode mode, Oid role)
+{
+	bool		missing = false;
+
+	return OidIsValid(topic->view) &&
+		!(topic->runner != NULL && mode == ACL_INSERT) &&
+		pg_class_aclcheck_ext(topic->view, role, mode,
+							  &missing) == ACLCHECK_OK && !missing;
+}
+
+/*
+ * Keep the topic from being dropped until the end of the transaction, if it was
+ * not dropped since the registry was loaded.
+ */
+bool
+cqrs_topic_keep(const CqrsTopic *topic)
+{
+	Relation	view = try_relation_open(topic->view, AccessShareLock);
+
+	if (view != NULL)
+		relation_close(view, NoLock);
+	return view != NULL;
+}
+
+/*
+ * The same, or 42501; 55000 if somebody dropped the view.
+ */
+void
+cqrs_topic_require(const CqrsTopic *topic, AclMode mode)
+{
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(topic->view)))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("view of topic \"%s\" does not exist", topic->name),
+				 errhint("Drop the topic with cqrs_drop_topic().")));
+	if (topic->runner != NULL && mode == ACL_INSERT)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for topic \"%s\"", topic->name),
+				 errdetail("Nothing but cqrs_enqueue() writes to a topic of commands, whatever is granted.")));
+	if (!cqrs_topic_allows(topic, mode))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for topic \"%s\"", topic->name),
+				 errhint("The privilege needed is %s on %s.",
+						 mode == ACL_INSERT ? "INSERT" : "SELECT",
+						 quote_qualified_identifier(CQRS_TOPIC_SCHEMA,
+													topic->name))));
+}
+
+/*
+ * From now on the topic's row is one of this cluster's. The caller has the
+ * registry reloaded.
+ */
+void
+cqrs_topic_set_native(int32 topic_id)
+{
+	Oid			relid = cqrs_relation_oid(CQRS_REL_TOPIC);
+	Relation	rel = table_open(relid, RowExclusiveLock);
+	TupleDesc	desc = RelationGetDescr(rel);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	AttrNumber	native = get_attnum(relid, "native");
+	Datum	   *values = palloc0(sizeof(Datum) * desc->natts);
+	bool	   *nulls = palloc0(sizeof(bool) * desc->natts);
+	bool	   *replaces = palloc0(sizeof(bool) * desc->natts);
+	SysScanDesc scan;
+	ScanKeyData key;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, get_attnum(relid, "topic_id"), BTEqualStrategyNumber,
+				F_INT4EQ, Int32GetDatum(topic_id));
+	scan = systable_beginscan(rel, InvalidOid, false, snapshot, 1, &key);
+	tuple = systable_getnext(scan);
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "could not find topic %d", topic_id);
+	values[native - 1] = BoolGetDatum(true);
+	replaces[native - 1] = true;
+	CatalogTupleUpdate(rel, &tuple->t_self,
+					   heap_modify_tuple(tuple, desc, values, nulls,
+										 replaces));
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, NoLock);
+	CommandCounterIncrement();
+}
+
+/*
+ * May the current user drop (the verb says) the topic? If not, 42501.
+ */
+void
+cqrs_topic_require_control(const CqrsTopic *topic, const char *verb)
+{
+	bool		missing = false;
+
+	if (OidIsValid(topic->view) &&
+		pg_class_aclcheck_ext(topic->view, GetUserId(),
+							  ACL_GRANT_OPTION_FOR(ACL_INSERT),
+							  &missing) != ACLCHECK_OK && !missing)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to %s topic \"%s\"", verb,
+						topic->name),
+				 errdetail("Only who created it, or has INSERT on it with grant option, may %s it.",
+						   verb)));
+}
+
+/*
+ * Raises 22023 for a negative retention.
+ */
+static void
+check_retention(const char *name, Interval *retention)
+{
+	Interval	zero = {0};
+
+	if (DatumGetInt32(DirectFunctionCall2(interval_cmp,
+										  IntervalPGetDatum(retention),
+										  IntervalPGetDatum(&zero))) < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("retention of topic \"%s\" must not be negative",
+						name)));
+}

@@ -1,0 +1,29 @@
+/*-------------------------------------------------------------------------
+ *
+ * topic.h
+ *	  Topics and event types.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_TOPIC_H
+#define CQRS_TOPIC_H
+
+#include "base/cqrs_outbox.h"
+
+#include "utils/timestamp.h"
+
+#include "registry/entry.h"
+
+extern int32 cqrs_topic_create(const char *name, Interval *retention,
+							   bool may_emit);
+extern bool cqrs_topic_allows_role(const CqrsTopic *topic, AclMode mode,
+								   Oid role);
+extern bool cqrs_topic_allows(const CqrsTopic *topic, AclMode mode);
+extern bool cqrs_topic_keep(const CqrsTopic *topic);
+extern void cqrs_topic_require(const CqrsTopic *topic, AclMode mode);
+extern void cqrs_topic_require_control(const CqrsTopic *topic,
+									   const char *verb);
+extern void cqrs_topic_set_native(int32 topic_id);
+extern void cqrs_event_type_require_payload(const CqrsEventType *event_type);
+
+#endif							/* CQRS_TOPIC_H */

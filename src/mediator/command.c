@@ -1,0 +1,459 @@
+/*-------------------------------------------------------------------------
+ *
+ * command.c
+ *	  Commands and queries: registered, and found by name or by type to be
+ *	  dispatched.
+ *
+ * A dispatch on a warm cache takes no lock on a relation, so in an open
+ * transaction it would not learn of what others committed: it asks for
+ * invalidations itself. So the handler called is the one that is there now.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "funcapi.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/regproc.h"
+
+#include "extension/catalog.h"
+#include "mediator/command.h"
+#include "mediator/dispatch.h"
+#include "mediator/dry_run.h"
+#include "mediator/idempotency.h"
+#include "mediator/stream.h"
+#include "registry/payload.h"
+#include "registry/registry.h"
+
+/* Which command takes a composite type; see command_by_type(). */
+typedef struct TypeEntry
+{
+	Oid			typid;			/* hash key */
+	CqrsCommand *command;
+	bool		ambiguous;
+} TypeEntry;
+
+static HTAB *commands_by_type = NULL;
+static uint64 by_type_registry = 0;
+static uint64 by_type_procs = 0;
+
+static void register_command(CqrsCommandKind kind, const char *name,
+							 int nhandlers, Datum *handlers, bool *nulls);
+static char *check_handler(CqrsCommandKind kind, Oid funcid,
+						   bool *returns_set);
+static CqrsCommand *command_arg(FunctionCallInfo fcinfo,
+								CqrsCommandKind kind);
+static CqrsCommand *command_by_type(Oid typid);
+
+PG_FUNCTION_INFO_V1(cqrs_register_command);
+PG_FUNCTION_INFO_V1(cqrs_register_query);
+PG_FUNCTION_INFO_V1(cqrs_unregister_command);
+PG_FUNCTION_INFO_V1(cqrs_send);
+PG_FUNCTION_INFO_V1(cqrs_send_composite);
+PG_FUNCTION_INFO_V1(cqrs_dry_run);
+PG_FUNCTION_INFO_V1(cqrs_query);
+PG_FUNCTION_INFO_V1(cqrs_stream);
+PG_FUNCTION_INFO_V1(cqrs_next);
+
+/*
+ * cqrs_register_command(command_name, VARIADIC handlers)
+ */
+Datum
+cqrs_register_command(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "command");
+	ArrayType  *array;
+	Datum	   *handlers;
+	bool	   *nulls;
+	int			nhandlers;
+
+	cqrs_require_writable("cqrs_register_command()");
+	cqrs_name_check("command", name);
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("handlers of command \"%s\" must not be null", name)));
+	array = PG_GETARG_ARRAYTYPE_P(1);
+	if (ARR_NDIM(array) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
+				 errmsg("handlers of command \"%s\" are not a one-dimensional array with elements",
+						name)));
+	deconstruct_array(array, REGPROCEDUREOID, sizeof(Oid), true,
+					  TYPALIGN_INT, &handlers, &nulls, &nhandlers);
+	register_command(CQRS_COMMAND, name, nhandlers, handlers, nulls);
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_register_query(query_name, handler)
+ */
+Datum
+cqrs_register_query(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "query");
+
+	cqrs_require_writable("cqrs_register_query()");
+	cqrs_name_check("query", name);
+	register_command(CQRS_QUERY, name, 1, &fcinfo->args[1].value,
+					 &fcinfo->args[1].isnull);
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_unregister_command(command_name)
+ */
+Datum
+cqrs_unregister_command(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "command");
+	CqrsAdmin	admin;
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1];
+
+	cqrs_require_writable("cqrs_unregister_command()");
+	cqrs_admin_begin(&admin);
+	values[0] = CStringGetTextDatum(name);
+	if (cqrs_admin_execute("DELETE FROM cqrs.command WHERE command_name = $1",
+						   1, types, values, NULL) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_CQRS_NOT_REGISTERED),
+				 errmsg("command \"%s\" is not registered", name)));
+	cqrs_admin_end(&admin);
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_send(command_name, payload, idempotency_key)
+ */
+Datum
+cqrs_send(PG_FUNCTION_ARGS)
+{
+	bool		keyed = !PG_ARGISNULL(2);
+	CqrsIdempotencyKey key;
+	CqrsCommand *command;
+	CqrsDispatch dispatch;
+
+	/* First, as it may have to wait. */
+	if (keyed)
+		cqrs_idempotency_lock(&key, PG_GETARG_TEXT_P(2));
+	command = command_arg(fcinfo, CQRS_COMMAND);
+	cqrs_dispatch_init(&dispatch, command,
+					   cqrs_command_payload_arg(fcinfo, command), JSONBOID);
+	if (keyed)
+		return cqrs_idempotency_run(&key, &dispatch, &fcinfo->isnull);
+	return cqrs_dispatch_run(&dispatch, &fcinfo->isnull);
+}
+
+/*
+ * cqrs_dry_run(command_name, payload)
+ */
+Datum
+cqrs_dry_run(PG_FUNCTION_ARGS)
+{
+	CqrsCommand *command = command_arg(fcinfo, CQRS_COMMAND);
+	CqrsDispatch dispatch;
+	TupleDesc	desc;
+	Oid			event_type;
+	Datum		values[2];
+	bool		nulls[2] = {0};
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
+		desc->natts != lengthof(values))
+		elog(ERROR, "unexpected result type");
+	event_type = get_element_type(TupleDescAttr(desc, 1)->atttypid);
+	cqrs_dispatch_init(&dispatch, command,
+					   cqrs_command_payload_arg(fcinfo, command), JSONBOID);
+	values[1] = cqrs_dry_run_dispatch(&dispatch, event_type, &values[0],
+									  &nulls[0]);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
+													  values, nulls)));
+}
+
+/*
+ * cqrs_query(query_name, payload)
+ */
+Datum
+cqrs_query(PG_FUNCTION_ARGS)
+{
+	CqrsCommand *command = command_arg(fcinfo, CQRS_QUERY);
+	CqrsDispatch dispatch;
+
+	cqrs_dispatch_init(&dispatch, command,
+					   cqrs_command_payload_arg(fcinfo, command), JSONBOID);
+	return cqrs_dispatch_run(&dispatch, &fcinfo->isnull);
+}
+
+/*
+ * cqrs_send(command record): the command that takes this type.
+ */
+Datum
+cqrs_send_composite(PG_FUNCTION_ARGS)
+{
+	CqrsCommand *command;
+	CqrsDispatch dispatch;
+	Oid			typid;
+
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("command must not be null")));
+	typid = HeapTupleHeaderGetTypeId(PG_GETARG_HEAPTUPLEHEADER(0));
+	if (typid == RECORDOID)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("command is an anonymous record"),
+				 errhint("Cast it to the composite type that its handler takes.")));
+	AcceptInvalidationMessages();
+	command = command_by_type(typid);
+	cqrs_dispatch_init(&dispatch, command, PG_GETARG_DATUM(0), typid);
+	return cqrs_dispatch_run(&dispatch, &fcinfo->isnull);
+}
+
+/*
+ * cqrs_stream(command_name, payload)
+ */
+Datum
+cqrs_stream(PG_FUNCTION_ARGS)
+{
+	if (SRF_IS_FIRSTCALL())
+	{
+		CqrsCommand *command = command_arg(fcinfo, CQRS_STREAM);
+
+		cqrs_stream_begin(fcinfo, command,
+						  cqrs_command_payload_arg(fcinfo, command));
+	}
+	return cqrs_stream_next(fcinfo);
+}
+
+/*
+ * cqrs_next()
+ */
+Datum
+cqrs_next(PG_FUNCTION_ARGS)
+{
+	cqrs_dispatch_pass_on();
+	PG_RETURN_NULL();
+}
+
+/*
+ * The command of this name, which is of this kind, as it is registered now.
+ * Raises 42883 or 42809.
+ */
+CqrsCommand *
+cqrs_command_get(const char *name, CqrsCommandKind kind)
+{
+	const char *kind_name = cqrs_command_kind_name(kind);
+	CqrsCommand *command;
+
+	AcceptInvalidationMessages();
+	command = cqrs_registry_command(name);
+	if (command == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CQRS_NOT_REGISTERED),
+				 errmsg("%s \"%s\" is not registered", kind_name, name),
+				 errhint("Register it with %s.",
+						 kind == CQRS_QUERY ? "cqrs_register_query()" :
+						 "cqrs_register_command()")));
+	if (command->kind != kind)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" is a %s, not a %s", name,
+						cqrs_command_kind_name(command->kind), kind_name),
+				 errhint("Call %s.", cqrs_command_function(command->kind))));
+	return command;
+}
+
+/*
+ * The second argument, a JSON object that is not toasted. Raises 22004 or
+ * 22023.
+ */
+Datum
+cqrs_command_payload_arg(FunctionCallInfo fcinfo, CqrsCommand *command)
+{
+	const char *kind_name = cqrs_command_kind_name(command->kind);
+	Jsonb	   *payload;
+
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("payload of %s \"%s\" must not be null", kind_name,
+						command->name),
+				 errhint("A %s without values has the payload {}.",
+						 kind_name)));
+	payload = PG_GETARG_JSONB_P(1);
+	cqrs_payload_check_object(payload, kind_name, command->name);
+	return JsonbPGetDatum(payload);
+}
+
+/*
+ * Check the handlers, and add the command to the registry; as a stream, if its
+ * only handler returns a set. Raises what
+ * cqrs_register_command() documents, but for the name's form.
+ */
+static void
+register_command(CqrsCommandKind kind, const char *name, int nhandlers,
+				 Datum *handlers, bool *nulls)
+{
+	Datum	   *signatures = palloc(sizeof(Datum) * nhandlers);
+	Datum	   *owners = palloc(sizeof(Datum) * nhandlers);
+	bool		may_return_set = kind == CQRS_COMMAND && nhandlers == 1;
+	bool		returns_set = false;
+	char	   *signature;
+	CqrsCommand *existing;
+	CqrsAdmin	admin;
+	Oid			types[4] = {TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID};
+	Datum		values[4];
+	int			i;
+	int			j;
+
+	for (i = 0; i < nhandlers; i++)
+	{
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("handler of %s \"%s\" must not be null",
+							cqrs_command_kind_name(kind), name)));
+		for (j = 0; j < i; j++)
+			if (handlers[j] == handlers[i])
+				ereport(ERROR,
+						(errcode(ERRCODE_DUPLICATE_OBJECT),
+						 errmsg("function %s is more than one handler of command \"%s\"",
+								format_procedure_qualified(DatumGetObjectId(handlers[i])),
+								name)));
+		signature = check_handler(kind, DatumGetObjectId(handlers[i]),
+								  may_return_set ? &returns_set : NULL);
+		signatures[i] = CStringGetTextDatum(signature);
+		owners[i] =
+			CStringGetTextDatum(cqrs_handler_owner(DatumGetObjectId(handlers[i])));
+	}
+
+	if (returns_set)
+		kind = CQRS_STREAM;
+
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl("LOCK TABLE cqrs.command IN SHARE ROW EXCLUSIVE MODE");
+	existing = cqrs_registry_command(name);
+	if (existing != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("%s \"%s\" is already registered",
+						cqrs_command_kind_name(existing->kind), name)));
+	values[0] = CStringGetTextDatum(name);
+	values[1] = CStringGetTextDatum(cqrs_command_kind_name(kind));
+	values[2] = PointerGetDatum(construct_array(signatures, nhandlers, TEXTOID,
+												-1, false, TYPALIGN_INT));
+	values[3] = PointerGetDatum(construct_array(owners, nhandlers, TEXTOID,
+												-1, false, TYPALIGN_INT));
+	cqrs_admin_execute("INSERT INTO cqrs.command (command_name, kind, handlers, owners) VALUES ($1, $2, $3, $4)",
+					   4, types, values, NULL);
+	cqrs_admin_end(&admin);
+}
+
+/*
+ * Can this function be a handler, and may the current user execute it?
+ * Returns the text it is registered by. It may return a set if returns_set is
+ * not NULL, which is told.
+ */
+static char *
+check_handler(CqrsCommandKind kind, Oid funcid, bool *returns_set)
+{
+	Oid			argtype;
+	Oid			rettype;
+	char	   *signature = cqrs_handler_describe(funcid, &argtype, &rettype,
+												  returns_set);
+
+	if (argtype != JSONBOID && !cqrs_payload_type_is_composite(argtype))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
+				 errmsg("function %s cannot be a handler of a %s",
+						signature, cqrs_command_kind_name(kind)),
+				 errdetail("Its argument is of type %s.",
+						   format_type_be(argtype)),
+				 errhint("The argument of a %s's handler is jsonb or of a composite type.",
+						 cqrs_command_kind_name(kind))));
+	return signature;
+}
+
+/*
+ * The command named by the first argument, which is of this kind. Raises
+ * 22004, 42883 or 42809.
+ */
+static CqrsCommand *
+command_arg(FunctionCallInfo fcinfo, CqrsCommandKind kind)
+{
+	return cqrs_command_get(cqrs_name_arg(fcinfo, 0,
+										  cqrs_command_kind_name(kind)),
+							kind);
+}
+
+/*
+ * The only command whose handler, the first one of a chain, takes this
+ * composite type. Raises 42883 if there is none, 42725 if there are several.
+ *
+ * The answers are kept until the registry or pg_proc changes.
+ */
+static CqrsCommand *
+command_by_type(Oid typid)
+{
+	uint64		registry = cqrs_registry_generation();
+	TypeEntry  *entry;
+	bool		found;
+
+	if (commands_by_type == NULL || by_type_registry != registry ||
+		by_type_procs != cqrs_handler_generation())
+	{
+		HASH_SEQ_STATUS status;
+		CqrsCommand *command;
+		HASHCTL		ctl;
+
+		if (commands_by_type != NULL)
+			hash_destroy(commands_by_type);
+		commands_by_type = NULL;
+		ctl.keysize = sizeof(Oid);
+		ctl.entrysize = sizeof(TypeEntry);
+		ctl.hcxt = TopMemoryContext;
+		commands_by_type = hash_create("cqrs commands by type", 64, &ctl,
+									   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		by_type_registry = registry;
+		by_type_procs = cqrs_handler_generation();
+
+		cqrs_registry_commands(&status);
+		while ((command = hash_seq_search(&status)) != NULL)
+		{
+			if (command->kind != CQRS_COMMAND ||
+				!cqrs_handler_find(&command->handlers[0]))
+				continue;
+			entry = hash_search(commands_by_type,
+								&command->handlers[0].argtype,
+								HASH_ENTER, &found);
+			entry->command = command;
+			entry->ambiguous = found;
+		}
+	}
+
+	/* A value may outlive its type, which somebody drops meanwhile. */
+	entry = hash_search(commands_by_type, &typid, HASH_FIND, NULL);
+	if (entry == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CQRS_NOT_REGISTERED),
+				 errmsg("no command takes type %s",
+						format_type_extended(typid, -1,
+											 FORMAT_TYPE_ALLOW_INVALID)),
+				 errhint("Register one with cqrs_register_command(), or send the command by its name.")));
+	if (entry->ambiguous)
+		ereport(ERROR,
+				(errcode(ERRCODE_AMBIGUOUS_FUNCTION),
+				 errmsg("more than one command takes type %s",
+						format_type_extended(typid, -1,
+											 FORMAT_TYPE_ALLOW_INVALID)),
+				 errhint("Send the command by its name.")));
+	return entry->command;
+}

@@ -1,0 +1,287 @@
+/*-------------------------------------------------------------------------
+ *
+ * context.c
+ *	  What is being handled, what caused it, and what its events are told of it.
+ *
+ * A command, a query or a stream, or an event at a handler, has a context while
+ * its handler runs. What is handled within, and what is emitted, was caused by
+ * it. Ids of dispatches are made when somebody asks: cqrs_context(), or an
+ * event that is emitted.
+ *
+ * The correlation id is one for all that has the same origin. An event has it
+ * in its headers; a dispatch has that of what it is within; the outermost has
+ * the setting, or is the origin itself.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/json.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "base/event_id.h"
+#include "mediator/context.h"
+
+/* Characters of a UUID. */
+#define UUID_TEXT_LEN	36
+
+/* Columns of type cqrs_context. */
+#define CONTEXT_COLUMNS	8
+
+/*
+ * The headers that were made last. Others of the same form differ only in the
+ * ids, which are written over these.
+ */
+typedef struct MadeHeaders
+{
+	Jsonb	   *object;			/* NULL: none yet */
+	char		traceparent[CQRS_TRACEPARENT_LEN + 1];
+	int			correlation_len;	/* 0: it has none */
+	char	   *correlation;	/* where it is in the object */
+	char	   *causation;		/* the same, or NULL: it has none */
+} MadeHeaders;
+
+CqrsContext *cqrs_context_innermost = NULL;
+struct CqrsDryRun *cqrs_dry_run_innermost = NULL;
+
+static MadeHeaders made;
+
+static const char *correlation_id(CqrsContext *context, char *buffer);
+static const char *causation_id(CqrsContext *context, char *buffer);
+static char *header(const CqrsContext *context, const char *name);
+static void make_headers(const char *correlation, bool has_causation);
+static char *find_value(Jsonb *object, const char *key, int *len);
+static void uuid_text(const pg_uuid_t *uuid, char *text);
+
+PG_FUNCTION_INFO_V1(cqrs_context);
+
+/*
+ * cqrs_context()
+ */
+Datum
+cqrs_context(PG_FUNCTION_ARGS)
+{
+	CqrsContext *context = cqrs_context_innermost;
+	char		buffer[UUID_TEXT_LEN + 1];
+	const char *text;
+	char	   *traceparent;
+	TupleDesc	desc;
+	Datum		values[CONTEXT_COLUMNS] = {0};
+	bool		nulls[CONTEXT_COLUMNS] = {0};
+
+	if (context == NULL)
+		PG_RETURN_NULL();
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
+		desc->natts != CONTEXT_COLUMNS)
+		elog(ERROR, "unexpected result type");
+	desc = BlessTupleDesc(desc);
+
+	values[0] = CStringGetTextDatum(context->kind);
+	values[1] = CStringGetTextDatum(context->name);
+	values[2] = UUIDPGetDatum(cqrs_context_id(context));
+	values[3] = CStringGetTextDatum(correlation_id(context, buffer));
+	text = causation_id(context, buffer);
+	nulls[4] = text == NULL;
+
+	if (text !=NULL)
+		values[4] = CStringGetTextDatum(text);
+	values[5] = Int32GetDatum(context->attempt);
+	traceparent = header(context, "traceparent");
+	if (traceparent == NULL && cqrs_traceparent[0] != '\0')
+		traceparent = cqrs_traceparent;
+	nulls[6] = traceparent == NULL;
+	if (traceparent != NULL)
+		values[6] = CStringGetTextDatum(traceparent);
+	values[7] = CStringGetTextDatum(GetUserNameFromId(context->caller, false));
+	return HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
+}
+
+/*
+ * The id, which is made if nobody has asked for it before.
+ */
+const pg_uuid_t *
+cqrs_context_id(CqrsContext *context)
+{
+	if (!context->has_id)
+	{
+		cqrs_event_id_generate(GetCurrentTimestamp(), &context->id);
+		context->has_id = true;
+	}
+	return &context->id;
+}
+
+/*
+ * The headers of an event that is emitted now with these, which win. Where
+ * there are none, the result is good until the next call; else it is in the
+ * current memory context.
+ */
+NullableDatum
+cqrs_context_headers(NullableDatum headers)
+{
+	CqrsContext *context = cqrs_context_innermost;
+	char		buffer[UUID_TEXT_LEN + 1];
+	const char *correlation;
+	int			len;
+	NullableDatum result = {.isnull = false};
+
+	if (!cqrs_context_has_headers())
+		return headers;
+	correlation = context != NULL ? correlation_id(context, buffer) :
+		cqrs_correlation_id;
+	len = strlen(correlation);
+	if (made.object == NULL || made.correlation_len != len ||
+		(made.causation != NULL) != (context != NULL) ||
+		strcmp(made.traceparent, cqrs_traceparent) != 0)
+		make_headers(correlation, context != NULL);
+	if (len > 0)
+		memcpy(made.correlation, correlation, len);
+	if (context != NULL)
+	{
+		uuid_text(cqrs_context_id(context), buffer);
+		memcpy(made.causation, buffer, UUID_TEXT_LEN);
+	}
+	result.value = JsonbPGetDatum(made.object);
+	if (!headers.isnull)
+		result.value = DirectFunctionCall2(jsonb_concat, result.value,
+										   headers.value);
+	return result;
+}
+
+/*
+ * The correlation id; what is an id is in the buffer, of UUID_TEXT_LEN + 1
+ * bytes, what was in headers in the current memory context.
+ */
+static const char *
+correlation_id(CqrsContext *context, char *buffer)
+{
+	for (;;)
+	{
+		char	   *given = header(context, "correlation_id");
+
+		if (given != NULL)
+			return given;
+		if (context->outer == NULL)
+			break;
+		context = context->outer;
+	}
+	if (cqrs_correlation_id[0] != '\0')
+		return cqrs_correlation_id;
+	uuid_text(cqrs_context_id(context), buffer);
+	return buffer;
+}
+
+/*
+ * The id of what caused this, or NULL; where it is as in correlation_id().
+ */
+static const char *
+causation_id(CqrsContext *context, char *buffer)
+{
+	if (!context->headers.isnull)
+		return header(context, "causation_id");
+	if (context->outer == NULL)
+		return NULL;
+	uuid_text(cqrs_context_id(context->outer), buffer);
+	return buffer;
+}
+
+/*
+ * A header of the event, palloc'd, or NULL if it is not a string.
+ */
+static char *
+header(const CqrsContext *context, const char *name)
+{
+	char	   *value;
+	int			len;
+
+	if (context->headers.isnull)
+		return NULL;
+	value = find_value(DatumGetJsonbP(context->headers.value), name, &len);
+	return value != NULL ? pnstrdup(value, len) : NULL;
+}
+
+/*
+ * Make headers of this form anew.
+ */
+static void
+make_headers(const char *correlation, bool has_causation)
+{
+	StringInfoData text;
+	Jsonb	   *object;
+	int			len;
+
+	initStringInfo(&text);
+	appendStringInfoString(&text, "{");
+	if (correlation[0] != '\0')
+	{
+		appendStringInfoString(&text, "\"correlation_id\": ");
+		escape_json(&text, correlation);
+	}
+	if (has_causation)
+		appendStringInfo(&text, "%s\"causation_id\": \"%*s\"",
+						 text.len > 1 ? ", " : "", UUID_TEXT_LEN, "");
+	if (cqrs_traceparent[0] != '\0')
+		appendStringInfo(&text, "%s\"traceparent\": \"%s\"",
+						 text.len > 1 ? ", " : "", cqrs_traceparent);
+	appendStringInfoString(&text, "}");
+
+	object = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
+												CStringGetDatum(text.data)));
+	if (made.object != NULL)
+		pfree(made.object);
+	memset(&made, 0, sizeof(made));
+	made.object = MemoryContextAlloc(TopMemoryContext, VARSIZE(object));
+	memcpy(made.object, object, VARSIZE(object));
+	strlcpy(made.traceparent, cqrs_traceparent, sizeof(made.traceparent));
+	made.correlation = find_value(made.object, "correlation_id",
+								  &made.correlation_len);
+	made.causation = find_value(made.object, "causation_id", &len);
+	pfree(object);
+	pfree(text.data);
+}
+
+/*
+ * Where in an object the string under a key is, and its length; NULL and 0 if
+ * there is none. Headers come from tables, where a restore or a superuser may
+ * have put what is no object.
+ */
+static char *
+find_value(Jsonb *object, const char *key, int *len)
+{
+	JsonbValue	value;
+
+	*len = 0;
+	if (!JB_ROOT_IS_OBJECT(object) ||
+		getKeyJsonValueFromContainer(&object->root, key, strlen(key),
+									 &value) == NULL ||
+		value.type !=jbvString)
+		return NULL;
+	*len = value.val.string.len;
+	return value.val.string.val;
+}
+
+/*
+ * A UUID as text, with a terminating null.
+ */
+static void
+uuid_text(const pg_uuid_t *uuid, char *text)
+{
+	static const char digits[] = "0123456789abcdef";
+	int			i;
+
+	for (i = 0; i < UUID_LEN; i++)
+	{
+		if (i == 4 || i == 6 || i == 8 || i == 10)
+			*text ++= '-';
+		*text ++= digits[uuid->data[i] >> 4];
+		*text ++= digits[uuid->data[i] & 15];
+	}
+	*text = '\0';
+}

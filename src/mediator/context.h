@@ -1,0 +1,92 @@
+/*-------------------------------------------------------------------------
+ *
+ * context.h
+ *	  What is being handled, what caused it, and what its events are told of it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_CONTEXT_H
+#define CQRS_CONTEXT_H
+
+#include "base/cqrs_outbox.h"
+
+#include "miscadmin.h"
+#include "utils/uuid.h"
+
+/*
+ * A dispatch, or an event at a handler. It is in the memory of who calls the
+ * handler, and on the stack while that runs.
+ */
+typedef struct CqrsContext
+{
+	struct CqrsContext *outer;	/* NULL: none */
+	const char *kind;
+	const char *name;
+	bool		has_id;			/* a dispatch gets one when it is asked for */
+	pg_uuid_t	id;
+	NullableDatum headers;		/* of an event */
+	int			attempt;
+	Oid			caller;
+	const struct CqrsEvent *command;	/* the enqueued command that this is
+										 * the delivery of, or NULL: it is
+										 * none */
+} CqrsContext;
+
+/* The innermost one, or NULL. */
+extern PGDLLIMPORT CqrsContext *cqrs_context_innermost;
+
+/*
+ * The innermost dry run, or NULL: what is done is to stay.
+ */
+extern struct CqrsDryRun *cqrs_dry_run_innermost;
+
+#define cqrs_dry_run_is_active() (cqrs_dry_run_innermost != NULL)
+
+extern const pg_uuid_t *cqrs_context_id(CqrsContext *context);
+extern NullableDatum cqrs_context_headers(NullableDatum headers);
+
+/*
+ * Set up a context, of a first attempt by the current user; an event's has its
+ * id and headers set by the caller. kind and name must live as long.
+ */
+static inline void
+cqrs_context_init(CqrsContext *context, const char *kind, const char *name)
+{
+	context->outer = NULL;
+	context->kind = kind;
+	context->name = name;
+	context->has_id = false;
+	context->headers.isnull = true;
+	context->attempt = 1;
+	context->caller = GetUserId();
+	context->command = NULL;
+}
+
+/*
+ * Whoever pushes a context pops it, also after an error.
+ */
+static inline void
+cqrs_context_push(CqrsContext *context)
+{
+	context->outer = cqrs_context_innermost;
+	cqrs_context_innermost = context;
+}
+
+static inline void
+cqrs_context_pop(CqrsContext *context)
+{
+	Assert(cqrs_context_innermost == context);
+	cqrs_context_innermost = context->outer;
+}
+
+/*
+ * Has an event that is emitted now headers that its emitter did not give it?
+ */
+static inline bool
+cqrs_context_has_headers(void)
+{
+	return cqrs_context_innermost != NULL ||
+		cqrs_traceparent[0] != '\0' || cqrs_correlation_id[0] != '\0';
+}
+
+#endif							/* CQRS_CONTEXT_H */

@@ -1,0 +1,20 @@
+/*-------------------------------------------------------------------------
+ *
+ * dry_run.h
+ *	  Commands that are handled without effect, to see what they would do.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_DRY_RUN_H
+#define CQRS_DRY_RUN_H
+
+#include "base/cqrs_outbox.h"
+
+#include "log/event.h"
+#include "mediator/dispatch_stack.h"
+
+extern Datum cqrs_dry_run_dispatch(CqrsDispatch *dispatch, Oid event_type,
+								   Datum *answer, bool *answer_isnull);
+extern void cqrs_dry_run_emitted(const CqrsEvent *event);
+
+#endif							/* CQRS_DRY_RUN_H */

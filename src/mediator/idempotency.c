@@ -1,0 +1,476 @@
+/*-------------------------------------------------------------------------
+ *
+ * idempotency.c
+ *	  Commands that are handled once, however often they are sent: answers
+ *	  kept by the sender's key.
+ *
+ * Protocol
+ *
+ * 1. The key is locked, until the end of the transaction: who repeats a
+ *	  command that is not committed waits for it.
+ * 2. The key is looked up among what is committed now, or written by this
+ *	  transaction. If it is there, with the same command and payload, its
+ *	  answer is returned. This is not done with the transaction's snapshot: a
+ *	  REPEATABLE READ one does not show what committed while we waited, and
+ *	  the command would be handled twice.
+ * 3. Otherwise the command is handled, and the answer is written, by the
+ *	  transaction that did what the command says: one exists if and only if the
+ *	  other does. What raised an error has left no answer.
+ *
+ * A key is its role's own: nobody can read an answer with somebody else's key,
+ * nor keep somebody else from using one. It is not its command's own: that a
+ * key is used for two commands is a mistake, which is told.
+ *
+ * A role is its name and its number. Both must fit, so that a key ends with its
+ * role: another one may get the name, or the number, but not both. In what
+ * was restored, which column native tells, the number is another cluster's, and
+ * the name alone counts. A role that is renamed has left its keys behind.
+ *
+ * Storage
+ *
+ * Three tables, the segments, which are written in turn, by time, each for as
+ * long as keys are kept. A row is never updated or deleted; a segment is
+ * truncated once all in it are older than that. So there is nothing to
+ * vacuum. What was committed is looked at, not remembered: rows may lie
+ * in any segment, restored ones, or those from before the setting changed.
+ *
+ * Locking
+ *
+ * The lock on a key is an object's: the first segment's OID and 48 bits of a hash
+ * of the key. Who has two keys of one hash waits without need. Keys are locked
+ * in whatever order the commands are sent in, so there may be deadlocks.
+ *
+ * Who wrote to a segment has ROW EXCLUSIVE on it until the end of the
+ * transaction. Truncation never waits for that; see segment.c. Under ACCESS
+ * EXCLUSIVE, it is looked again whether all is old.
+ *
+ * Rows are read with SnapshotSelf. All that it takes is that who had the
+ * key's, or the segment's, lock has ended. A snapshot of the MVCC kind would
+ * have serializable transactions conflict that have nothing in common but a
+ * page of the index.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "common/hashfn.h"
+#include "storage/bufmgr.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/jsonb.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "extension/catalog.h"
+#include "log/segment.h"
+#include "mediator/dispatch.h"
+#include "mediator/idempotency.h"
+#include "registry/handler.h"
+#include "shared/clock.h"
+
+/* A key has at most so many bytes. */
+#define MAX_KEY_LENGTH	255
+
+/* Columns of the tables. */
+enum
+{
+	KEY_ROLE = 1,
+	KEY_ROLE_NAME,
+	KEY_TEXT,
+	KEY_COMMAND_NAME,
+	KEY_REQUEST,
+	KEY_ANSWER,
+	KEY_STORED_AT,
+	KEY_NATIVE,
+	KEY_COLUMNS = KEY_NATIVE
+};
+
+/* What is stored of a command. */
+typedef struct StoredCommand
+{
+	char	   *command_name;
+	bytea	   *request;
+	Datum		answer;
+	bool		answer_isnull;
+	TimestampTz stored_at;
+} StoredCommand;
+
+/* The innermost key whose command is being handled in this backend. */
+static CqrsIdempotencyKey *innermost = NULL;
+
+static Datum handle(CqrsIdempotencyKey *key, CqrsDispatch *dispatch,
+					bool *isnull);
+static bool is_same(const CqrsIdempotencyKey *a, const CqrsIdempotencyKey *b);
+static bytea * hash_request(const CqrsDispatch *dispatch);
+static bool find(const CqrsIdempotencyKey *key, StoredCommand *stored);
+static bool find_in_segment(const CqrsIdempotencyKey *key, int segment,
+							StoredCommand *stored);
+static bool is_of_role(const CqrsIdempotencyKey *key, const Datum *values);
+static void check_same_request(const CqrsIdempotencyKey *key,
+							   const CqrsDispatch *dispatch, bytea * request,
+							   const StoredCommand *stored);
+static void store(const CqrsIdempotencyKey *key, const CqrsDispatch *dispatch,
+				  bytea * request, Datum answer, bool isnull);
+static int	current_segment(TimestampTz now);
+static bool newest_is_old(int segment, TimestampTz *old_at);
+
+/*
+ * Lock the key of a command that the current user is about to send, until the
+ * end of the transaction. Waits for who has it. The value is not toasted, and
+ * lives, as the struct does, until the command is handled.
+ *
+ * Raises 25006 or 25000 where nothing can be written; 22023 for an empty key,
+ * or one that is too long; 55006 if a command with this key is being handled
+ * up the stack.
+ */
+void
+cqrs_idempotency_lock(CqrsIdempotencyKey *key, text *value)
+{
+	int			length;
+	uint64		hash;
+	CqrsIdempotencyKey *outer;
+
+	cqrs_require_writable("cqrs_send() with an idempotency key");
+	key->outer = NULL;
+	key->role = GetUserId();
+	key->role_name = cstring_to_text(GetUserNameFromId(key->role, false));
+	key->text = value;
+	length = VARSIZE(key->text) - VARHDRSZ;
+	if (length == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("idempotency key must not be empty")));
+	if (length > MAX_KEY_LENGTH)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("idempotency key is too long"),
+				 errdetail("It has %d bytes.", length),
+				 errhint("Keys have at most %d bytes.", MAX_KEY_LENGTH)));
+
+	/* The lock would not stop us: it is our own. */
+	for (outer = innermost; outer != NULL; outer = outer->outer)
+		if (is_same(key, outer))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("idempotency key \"%s\" is in use",
+							text_to_cstring(key->text)),
+					 errdetail("A command with this key is being handled, and this one is part of it."),
+					 errhint("Use another key for each command.")));
+
+	hash = hash_bytes_extended((unsigned char *) VARDATA(key->text), length,
+							   key->role);
+	(void) cqrs_object_lock(CQRS_REL_IDEMPOTENCY_0, (int32) hash,
+							(uint16) (hash >> 32), ExclusiveLock, true);
+}
+
+/*
+ * Run a dispatch whose payload is jsonb, or return the answer that is stored
+ * for it, in the current memory context. The key was locked before the
+ * command was looked up: who waited is told of no handler that was replaced
+ * meanwhile.
+ *
+ * Raises what cqrs_dispatch_run() does, of a repeat what says whether the (first)
+ * handler may be called; 42710 if the key was used for something else.
+ */
+Datum
+cqrs_idempotency_run(CqrsIdempotencyKey *key, CqrsDispatch *dispatch,
+					 bool *isnull)
+{
+	bytea	   *request = hash_request(dispatch);
+	StoredCommand stored;
+	Datum		answer;
+
+	cqrs_handler_check(&dispatch->command->handlers[0],
+					   cqrs_command_kind_name(dispatch->command->kind),
+					   dispatch->command->name);
+	if (find(key, &stored))
+	{
+		check_same_request(key, dispatch, request, &stored);
+		*isnull = stored.answer_isnull;
+		return stored.answer;
+	}
+	answer = handle(key, dispatch, isnull);
+	store(key, dispatch, request, answer, *isnull);
+	return answer;
+}
+
+/*
+ * Truncate a segment if all in it is older than keys are kept, and that is
+ * possible at once; the lock then stays until the end of the transaction.
+ * *look_at gets when to look again, if it is still kept; *pid gets who has
+ * it locked, or 0 if that is not known, or a prepared transaction.
+ */
+CqrsIdempotencyState
+cqrs_idempotency_truncate(int segment, TimestampTz *look_at, int *pid)
+{
+	Oid			relid = cqrs_relation_oid(CQRS_REL_IDEMPOTENCY_0 + segment);
+	CqrsIdempotencyState state = CQRS_KEYS_LOCKED;
+	CqrsAdmin	admin;
+
+	*pid = 0;
+	if (!ConditionalLockRelationOid(relid, AccessShareLock))
+		return state;
+	if (!newest_is_old(segment, look_at))
+		state = CQRS_KEYS_KEPT;
+	else if (!cqrs_table_in_use(relid, pid) && cqrs_table_lock(relid))
+	{
+		/* Who had written to it before we had the lock has ended now. */
+		if (newest_is_old(segment, look_at))
+		{
+			cqrs_admin_begin(&admin);
+			cqrs_admin_ddl("TRUNCATE cqrs.idempotency_%d", segment);
+			cqrs_admin_end(&admin);
+			state = CQRS_KEYS_TRUNCATED;
+		}
+		else
+			state = CQRS_KEYS_KEPT;
+	}
+	UnlockRelationOid(relid, AccessShareLock);
+	return state;
+}
+
+/*
+ * Run the dispatch; meanwhile, its key is in use.
+ */
+static Datum
+handle(CqrsIdempotencyKey *key, CqrsDispatch *dispatch, bool *isnull)
+{
+	volatile Datum answer;
+
+	key->outer = innermost;
+	innermost = key;
+	PG_TRY();
+	{
+		answer = cqrs_dispatch_run(dispatch, isnull);
+	}
+	PG_FINALLY();
+	{
+		innermost = key->outer;
+	}
+	PG_END_TRY();
+	return answer;
+}
+
+static bool
+is_same(const CqrsIdempotencyKey *a, const CqrsIdempotencyKey *b)
+{
+	return a->role == b->role &&
+		VARSIZE(a->text) == VARSIZE(b->text) &&
+		memcmp(VARDATA(a->text), VARDATA(b->text),
+			   VARSIZE(a->text) - VARHDRSZ) == 0;
+}
+
+/*
+ * The SHA-256 of a command's name and its payload. Of the payload's text, which
+ * is the same on every platform and version that a dump may be restored on.
+ */
+static bytea *
+hash_request(const CqrsDispatch *dispatch)
+{
+	Jsonb	   *payload = DatumGetJsonbP(dispatch->payload);
+	StringInfoData request;
+	bytea	   *hash;
+
+	initStringInfo(&request);
+	appendStringInfoSpaces(&request, VARHDRSZ);
+	appendBinaryStringInfo(&request, dispatch->command->name,
+						   strlen(dispatch->command->name) + 1);
+	(void) JsonbToCString(&request, &payload->root, VARSIZE(payload));
+	SET_VARSIZE(request.data, request.len);
+	hash = DatumGetByteaP(DirectFunctionCall1(sha256_bytea,
+											  PointerGetDatum(request.data)));
+	pfree(request.data);
+	return hash;
+}
+
+/*
+ * What is stored for a key that is locked, in the current memory context.
+ */
+static bool
+find(const CqrsIdempotencyKey *key, StoredCommand *stored)
+{
+	int			current = current_segment(cqrs_wall_now());
+	int			i;
+
+	/* A repeat mostly follows soon. */
+	for (i = CQRS_SEGMENTS; i > 0; i--)
+		if (find_in_segment(key, (current + i) % CQRS_SEGMENTS, stored))
+			return true;
+	return false;
+}
+
+static bool
+find_in_segment(const CqrsIdempotencyKey *key, int segment,
+				StoredCommand *stored)
+{
+	Relation	rel;
+	Relation	index;
+	SysScanDesc scan;
+	ScanKeyData keys[2];
+	HeapTuple	tuple;
+	bool		found = false;
+
+	rel = table_open(cqrs_relation_oid(CQRS_REL_IDEMPOTENCY_0 + segment),
+					 AccessShareLock);
+	index = cqrs_index_open(rel, CQRS_REL_IDEMPOTENCY_0_PKEY + segment,
+							AccessShareLock);
+	ScanKeyInit(&keys[0], KEY_TEXT, BTEqualStrategyNumber, F_TEXTEQ,
+				PointerGetDatum(key->text));
+	ScanKeyInit(&keys[1], KEY_ROLE_NAME, BTEqualStrategyNumber, F_TEXTEQ,
+				PointerGetDatum(key->role_name));
+	scan = systable_beginscan_ordered(rel, index, SnapshotSelf, 2, keys);
+	while (!found &&
+		   (tuple = systable_getnext_ordered(scan, ForwardScanDirection)) != NULL)
+	{
+		Datum		values[KEY_COLUMNS];
+		bool		nulls[KEY_COLUMNS];
+
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
+		if (!is_of_role(key, values))
+			continue;
+		found = true;
+		stored->command_name =
+			TextDatumGetCString(values[KEY_COMMAND_NAME - 1]);
+		stored->request = DatumGetByteaPCopy(values[KEY_REQUEST - 1]);
+		stored->answer_isnull = nulls[KEY_ANSWER - 1];
+		stored->answer = (Datum) 0;
+		if (!stored->answer_isnull)
+			stored->answer =
+				JsonbPGetDatum(DatumGetJsonbPCopy(values[KEY_ANSWER - 1]));
+		stored->stored_at =
+			DatumGetTimestampTz(values[KEY_STORED_AT - 1]);
+	}
+	systable_endscan_ordered(scan);
+	index_close(index, AccessShareLock);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/*
+ * Is a row with this role's name its own?
+ */
+static bool
+is_of_role(const CqrsIdempotencyKey *key, const Datum *values)
+{
+	return !DatumGetBool(values[KEY_NATIVE - 1]) ||
+		DatumGetObjectId(values[KEY_ROLE - 1]) == key->role;
+}
+
+/*
+ * Is what is stored of the same command and payload? Raises OB002 if not.
+ */
+static void
+check_same_request(const CqrsIdempotencyKey *key,
+				   const CqrsDispatch *dispatch, bytea * request,
+				   const StoredCommand *stored)
+{
+	bool		same_command = strcmp(stored->command_name,
+									  dispatch->command->name) == 0;
+
+	if (same_command && VARSIZE(stored->request) == VARSIZE(request) &&
+		memcmp(VARDATA(stored->request), VARDATA(request),
+			   VARSIZE(request) - VARHDRSZ) == 0)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_CQRS_KEY_REUSED),
+			 same_command ?
+			 errmsg("idempotency key \"%s\" was used with another payload of command \"%s\"",
+					text_to_cstring(key->text), stored->command_name) :
+			 errmsg("idempotency key \"%s\" was used for command \"%s\", not for \"%s\"",
+					text_to_cstring(key->text), stored->command_name,
+					dispatch->command->name),
+			 errhint("Use another key for each command, and repeat a command as it was.")));
+}
+
+/*
+ * Store the answer of a command with a key that is locked, and that nothing is
+ * stored for. The lock on the segment stays until the end of the transaction.
+ */
+static void
+store(const CqrsIdempotencyKey *key, const CqrsDispatch *dispatch,
+	  bytea * request, Datum answer, bool isnull)
+{
+	TimestampTz now = cqrs_wall_now();
+	Datum		values[KEY_COLUMNS];
+	bool		nulls[KEY_COLUMNS] = {0};
+	Relation	rel;
+	HeapTuple	tuple;
+
+	values[KEY_ROLE - 1] = ObjectIdGetDatum(key->role);
+	values[KEY_ROLE_NAME - 1] = PointerGetDatum(key->role_name);
+	values[KEY_TEXT - 1] = PointerGetDatum(key->text);
+	values[KEY_COMMAND_NAME - 1] =
+		CStringGetTextDatum(dispatch->command->name);
+	values[KEY_REQUEST - 1] = PointerGetDatum(request);
+	values[KEY_ANSWER - 1] = answer;
+	nulls[KEY_ANSWER - 1] = isnull;
+	values[KEY_STORED_AT - 1] = TimestampTzGetDatum(now);
+	values[KEY_NATIVE - 1] = BoolGetDatum(true);
+
+	rel = table_open(cqrs_relation_oid(CQRS_REL_IDEMPOTENCY_0 +
+									   current_segment(now)),
+					 RowExclusiveLock);
+	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+	CatalogTupleInsert(rel, tuple);
+	heap_freetuple(tuple);
+	table_close(rel, NoLock);
+}
+
+/*
+ * Which segment is written at this time.
+ */
+static int
+current_segment(TimestampTz now)
+{
+	uint64		turn = Max(cqrs_idempotency_retention, 1) * USECS_PER_SEC;
+
+	/* Unsigned: a clock may be wrong by decades. */
+	return (int) (((uint64) now / turn) % CQRS_SEGMENTS);
+}
+
+/*
+ * Has a segment, which is locked, rows, and are all that can be seen older than
+ * keys are kept? If not, *old_at gets when that may be the case.
+ */
+static bool
+newest_is_old(int segment, TimestampTz *old_at)
+{
+	TimestampTz now = cqrs_wall_now();
+	TimestampTz kept = cqrs_idempotency_retention * USECS_PER_SEC;
+	Relation	rel;
+	Relation	index;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		isnull;
+
+	/* What is written from now on is kept for so long. */
+	*old_at = now + kept;
+	rel = table_open(cqrs_relation_oid(CQRS_REL_IDEMPOTENCY_0 + segment),
+					 NoLock);
+	if (RelationGetNumberOfBlocks(rel) == 0)
+	{
+		table_close(rel, NoLock);
+		return false;
+	}
+	index = cqrs_index_open(rel, CQRS_REL_IDEMPOTENCY_0_STORED_AT + segment,
+							AccessShareLock);
+	scan = systable_beginscan_ordered(rel, index, SnapshotSelf, 0, NULL);
+	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
+	if (tuple == NULL)
+		*old_at = now;
+	else
+		*old_at = kept +
+			DatumGetTimestampTz(heap_getattr(tuple, KEY_STORED_AT,
+											 RelationGetDescr(rel), &isnull));
+	systable_endscan_ordered(scan);
+	index_close(index, AccessShareLock);
+	table_close(rel, NoLock);
+	return *old_at <= now;
+}

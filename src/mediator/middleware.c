@@ -1,0 +1,586 @@
+/*-------------------------------------------------------------------------
+ *
+ * middleware.c
+ *	  What is called around each dispatch: registered functions, and the hook
+ *	  of other extensions.
+ *
+ * Protocol
+ *
+ * 1. The hook is outermost, then come the registered middleware in their order,
+ *	  then all that dispatch.c does: a query's subtransaction, chains, fallbacks.
+ *	  The order, and who is in it, is that at the start of the dispatch.
+ * 2. Each goes on to the next by proceeding, as often as it likes. It says with
+ *	  which payload; afterwards all is as before, after an error, too: who
+ *	  catches that may proceed again.
+ * 3. Meanwhile the dispatch is on the stack, by a frame without a handler: so
+ *	  it counts for the depth of what a middleware sends, what that is caused by,
+ *	  and when events are handled. While its handlers are called, the frame
+ *	  stands back: they find the depth and the causes that they would find
+ *	  without it.
+ * 4. Who proceeds is the innermost frame, and only if nothing runs within it: no
+ *	  handler of a nested command, nor one that cqrs_drain() calls.
+ *
+ * Privileges
+ *
+ * A middleware may be SECURITY DEFINER, to do what senders may not. Its owner
+ * is not to lend all its privileges, and the search_path in its SET clause, to
+ * the handlers of everybody's commands: when it proceeds, what is further in
+ * gets back the role and the search_path that the middleware was called with.
+ * Nor are those to leave it another search_path, for what it still does: what
+ * they SET ends with them, and they cannot SET ROLE.
+ * That is done only if the current user is the owner: whoever took up another
+ * role, or runs in somebody else's function, goes on as that.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/htup_details.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "funcapi.h"
+#include "portability/instr_time.h"
+#include "utils/builtins.h"
+#include "utils/typcache.h"
+
+#include "extension/catalog.h"
+#include "mediator/middleware.h"
+#include "registry/payload.h"
+#include "registry/signature.h"
+
+/* Columns of type cqrs_request. */
+#define REQUEST_COLUMNS	3
+
+/* One that was called. */
+typedef struct Step
+{
+	CqrsMiddleware *middleware; /* NULL: the hook, or what called that */
+	Jsonb	   *payload;		/* it was called with */
+	Oid			userid;			/* as who it was called, */
+	int			sec_context;
+	char	   *search_path;	/* and with which; NULL: not SECURITY DEFINER */
+} Step;
+
+/* A middleware of a command, to name both in errors. */
+typedef struct StepName
+{
+	const CqrsMiddleware *middleware;
+	const CqrsCommand *command;
+} StepName;
+
+/* A dispatch at its middleware; in the memory of who runs it. */
+typedef struct MiddlewareRun
+{
+	CqrsDispatch frame;			/* its handler is NULL */
+	CqrsDispatch *dispatch;		/* what is dispatched */
+	CqrsHandle	handle;
+	CqrsMiddleware *first;		/* the outermost, or NULL */
+	Step		step;			/* the innermost */
+} MiddlewareRun;
+
+CqrsDispatchHook *cqrs_dispatch_hook = NULL;
+
+static void check_function(const char *signature, Oid argtype, Oid rettype);
+static MiddlewareRun *innermost_run(const char *function);
+static bool is_innermost(const MiddlewareRun *run);
+static Jsonb *proceed(MiddlewareRun *run, Jsonb *payload);
+static Jsonb *go_on(MiddlewareRun *run, Jsonb *payload);
+static Jsonb *proceed_from_hook(void *inner, Jsonb *payload);
+static bool is_definer(const Step *step);
+static int	leave_definer(const Step *step);
+static Jsonb *call_middleware(MiddlewareRun *run, CqrsMiddleware *middleware);
+static Jsonb *call_handlers(MiddlewareRun *run);
+static void check_middleware(CqrsHandler *handler);
+static Datum form_request(const MiddlewareRun *run, Oid typid);
+static void error_callback(void *arg);
+static void log_dispatch(const MiddlewareRun *run, instr_time start,
+						 int code);
+
+PG_FUNCTION_INFO_V1(cqrs_register_middleware);
+PG_FUNCTION_INFO_V1(cqrs_unregister_middleware);
+PG_FUNCTION_INFO_V1(cqrs_proceed);
+PG_FUNCTION_INFO_V1(cqrs_log_dispatch);
+
+/*
+ * Once a process.
+ */
+void
+cqrs_middleware_init(void)
+{
+	cqrs_dispatch_hook = cqrs_find_dispatch_hook();
+}
+
+/*
+ * cqrs_register_middleware(handler, priority)
+ */
+Datum
+cqrs_register_middleware(PG_FUNCTION_ARGS)
+{
+	char	   *signature;
+	Oid			argtype;
+	Oid			rettype;
+	CqrsAdmin	admin;
+	Oid			types[3] = {TEXTOID, INT4OID, TEXTOID};
+	Datum		values[3];
+
+	cqrs_require_writable("cqrs_register_middleware()");
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s must not be null",
+						PG_ARGISNULL(0) ? "handler" : "priority")));
+	signature = cqrs_handler_describe(PG_GETARG_OID(0), &argtype, &rettype,
+									  NULL);
+	check_function(signature, argtype, rettype);
+
+	cqrs_admin_begin(&admin);
+	values[0] = CStringGetTextDatum(signature);
+	values[1] = PG_GETARG_DATUM(1);
+	values[2] = CStringGetTextDatum(cqrs_handler_owner(PG_GETARG_OID(0)));
+	if (cqrs_admin_execute("INSERT INTO cqrs.middleware (handler, priority, owner) VALUES ($1, $2, $3) ON CONFLICT (handler) DO NOTHING",
+						   3, types, values, NULL) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("function %s is already a middleware", signature),
+				 errhint("Remove it with cqrs_unregister_middleware().")));
+	cqrs_admin_end(&admin);
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_unregister_middleware(handler)
+ */
+Datum
+cqrs_unregister_middleware(PG_FUNCTION_ARGS)
+{
+	char	   *signature;
+	bool		exists;
+	CqrsAdmin	admin;
+	Oid			types[1] = {TEXTOID};
+	Datum		values[1];
+
+	cqrs_require_writable("cqrs_unregister_middleware()");
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("handler must not be null")));
+	signature = cqrs_signature_named(text_to_cstring(PG_GETARG_TEXT_PP(0)),
+									 &exists);
+	cqrs_admin_begin(&admin);
+	values[0] = CStringGetTextDatum(signature);
+	if (cqrs_admin_execute("DELETE FROM cqrs.middleware WHERE handler = $1",
+						   1, types, values, NULL) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("function %s is not a middleware", signature),
+				 exists ? 0 :
+				 errhint("The function does not exist; if it did, name it as in cqrs.middleware.")));
+	cqrs_admin_end(&admin);
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_proceed(payload)
+ */
+Datum
+cqrs_proceed(PG_FUNCTION_ARGS)
+{
+	MiddlewareRun *run = innermost_run("cqrs_proceed()");
+	Jsonb	   *answer;
+
+	answer = proceed(run, PG_ARGISNULL(0) ? run->step.payload :
+					 PG_GETARG_JSONB_P(0));
+	if (answer == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_JSONB_P(answer);
+}
+
+/*
+ * cqrs_log_dispatch(request): a middleware, which logs what was dispatched.
+ */
+Datum
+cqrs_log_dispatch(PG_FUNCTION_ARGS)
+{
+	MiddlewareRun *run = innermost_run("cqrs_log_dispatch()");
+	Jsonb	   *volatile answer;
+	instr_time	start;
+
+	INSTR_TIME_SET_CURRENT(start);
+	PG_TRY();
+	{
+		answer = proceed(run, run->step.payload);
+	}
+	PG_CATCH();
+	{
+		log_dispatch(run, start, geterrcode());
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	log_dispatch(run, start, 0);
+
+	if (answer == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_JSONB_P(answer);
+}
+
+/*
+ * Run a dispatch, which is not nested too deeply, through the hook and the
+ * registered middleware, in the end through handle; return the answer as
+ * jsonb, in the current memory context.
+ *
+ * Raises 42883 no such middleware; 42P13 it is another function than when it
+ * was registered; 42501 it may not be executed; 22023 a payload that it passes
+ * on is no object; and what they, and handle, raise.
+ */
+Datum
+cqrs_middleware_run(CqrsDispatch *dispatch, CqrsHandle handle, bool *isnull)
+{
+	CqrsCommand *command = dispatch->command;
+	CqrsDispatchHook hook = *cqrs_dispatch_hook;
+	Jsonb	   *volatile answer;
+	CqrsRequest request;
+	MiddlewareRun run = {.dispatch = dispatch,.handle = handle};
+
+	run.first = cqrs_registry_get_middleware();
+	run.step.payload =
+		DatumGetJsonbP(cqrs_payload_from_value(dispatch->payload, false,
+											   dispatch->payload_type,
+											   isnull));
+
+	/* One id, whoever asks first. */
+	request.id = cqrs_context_id(&dispatch->context);
+	request.kind = cqrs_command_kind_name(command->kind);
+	request.name = command->name;
+	request.payload = run.step.payload;
+
+	run.frame.in_middleware = true;
+	run.frame.command = command;
+	run.frame.context = dispatch->context;
+	run.frame.outer = cqrs_dispatch_innermost;
+	run.frame.depth = run.frame.outer ? run.frame.outer->depth + 1 : 1;
+	cqrs_dispatch_innermost = &run.frame;
+	cqrs_context_push(&run.frame.context);
+	PG_TRY();
+	{
+		if (hook != NULL)
+			answer = hook(&request, proceed_from_hook, &run);
+		else
+			answer = proceed(&run, run.step.payload);
+	}
+	PG_FINALLY();
+	{
+		cqrs_dispatch_innermost = run.frame.outer;
+		cqrs_context_innermost = run.frame.context.outer;
+	}
+	PG_END_TRY();
+
+	*isnull = answer == NULL;
+	return *isnull ? (Datum) 0 : JsonbPGetDatum(answer);
+}
+
+/*
+ * Can a function with these types be a middleware? If not, 42P13.
+ */
+static void
+check_function(const char *signature, Oid argtype, Oid rettype)
+{
+	bool		right_argument = cqrs_type_is(argtype, "cqrs_request");
+
+	if (right_argument && rettype == JSONBOID)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
+			 errmsg("function %s cannot be a middleware", signature),
+			 right_argument ?
+			 errdetail("It returns type %s.", format_type_be(rettype)) :
+			 errdetail("Its argument is of type %s.", format_type_be(argtype)),
+			 errhint("A middleware has one argument, of type cqrs_request, and returns jsonb.")));
+}
+
+/*
+ * The dispatch whose middleware calls the named function, or 55000.
+ */
+static MiddlewareRun *
+innermost_run(const char *function)
+{
+	CqrsDispatch *innermost = cqrs_dispatch_innermost;
+	MiddlewareRun *run;
+
+	if (innermost != NULL && innermost->in_middleware)
+	{
+		run = (MiddlewareRun *) innermost;
+		if (is_innermost(run) && run->step.middleware != NULL)
+			return run;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("%s was not called by a middleware", function),
+			 innermost == NULL ?
+			 errdetail("No command or query is being dispatched.") :
+			 !innermost->in_middleware ?
+			 errdetail("It was called by handler %s of %s \"%s\".",
+					   innermost->handler->signature,
+					   cqrs_command_kind_name(innermost->command->kind),
+					   innermost->command->name) :
+			 errdetail("It was called within the middleware of %s \"%s\", but not by one of them.",
+					   cqrs_command_kind_name(innermost->command->kind),
+					   innermost->command->name),
+			 errhint("A middleware is a function that is registered with cqrs_register_middleware(), and was called by a dispatch.")));
+}
+
+/*
+ * Is nothing being handled within the middleware that runs? What cqrs_drain()
+ * has handled there is no dispatch, but has a context.
+ */
+static bool
+is_innermost(const MiddlewareRun *run)
+{
+	return cqrs_dispatch_innermost == &run->frame &&
+		cqrs_context_innermost == &run->frame.context;
+}
+
+/*
+ * Go on to the next step, with this payload. Returns its answer, in the current
+ * memory context; NULL is SQL's NULL.
+ */
+static Jsonb *
+proceed(MiddlewareRun *run, Jsonb *payload)
+{
+	Jsonb	   *answer;
+	int			nestlevel;
+	Oid			userid;
+	int			sec_context;
+
+	if (!is_definer(&run->step))
+		return go_on(run, payload);
+
+	/* After an error, the rollback brings them back. */
+	GetUserIdAndSecContext(&userid, &sec_context);
+	nestlevel = leave_definer(&run->step);
+	answer = go_on(run, payload);
+	AtEOXact_GUC(false, nestlevel);
+	SetUserIdAndSecContext(userid, sec_context);
+	return answer;
+}
+
+/*
+ * The same as the current user.
+ */
+static Jsonb *
+go_on(MiddlewareRun *run, Jsonb *payload)
+{
+	CqrsDispatch *dispatch = run->dispatch;
+	Step		step = run->step;
+	Datum		sent = dispatch->payload;
+	Oid			sent_type = dispatch->payload_type;
+	int			depth = run->frame.depth;
+	Jsonb	   *volatile answer;
+
+	Assert(is_innermost(run));
+
+	/* What nobody replaces reaches the handler as it was sent. */
+	if (payload != step.payload)
+	{
+		cqrs_payload_check_object(payload,
+								  cqrs_command_kind_name(dispatch->command->kind),
+								  dispatch->command->name);
+		run->step.payload = payload;
+		dispatch->payload = JsonbPGetDatum(payload);
+		dispatch->payload_type = JSONBOID;
+	}
+
+	PG_TRY();
+	{
+		CqrsMiddleware *next = run->first;
+
+		if (step.middleware != NULL)
+			next = step.middleware->next;
+		answer = next != NULL ? call_middleware(run, next) :
+			call_handlers(run);
+	}
+	PG_FINALLY();
+	{
+		run->step = step;
+		run->frame.depth = depth;
+		cqrs_context_innermost = &run->frame.context;
+		dispatch->payload = sent;
+		dispatch->payload_type = sent_type;
+	}
+	PG_END_TRY();
+	return answer;
+}
+
+/*
+ * The same for a hook.
+ */
+static Jsonb *
+proceed_from_hook(void *inner, Jsonb *payload)
+{
+	MiddlewareRun *run = (MiddlewareRun *) inner;
+
+	if (!is_innermost(run) || run->step.middleware != NULL)
+		elog(ERROR, "a dispatch proceeds outside of its hook");
+	return proceed(run, payload);
+}
+
+/*
+ * Does a SECURITY DEFINER function's owner run this step?
+ */
+static bool
+is_definer(const Step *step)
+{
+	return step->middleware != NULL && step->search_path != NULL &&
+		step->middleware->handler.owner == GetUserId();
+}
+
+/*
+ * Give what comes next the role and the search_path that this step was called
+ * with, but no way out of a restricted operation. Returns the nesting level of
+ * settings, for AtEOXact_GUC().
+ */
+static int
+leave_definer(const Step *step)
+{
+	int			nestlevel = NewGUCNestLevel();
+
+	if (strcmp(step->search_path, namespace_search_path) != 0)
+		(void) set_config_option("search_path", step->search_path,
+								 PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	SetUserIdAndSecContext(step->userid,
+						   step->sec_context |
+						   SECURITY_LOCAL_USERID_CHANGE |
+						   (InSecurityRestrictedOperation() ?
+							SECURITY_RESTRICTED_OPERATION : 0));
+	return nestlevel;
+}
+
+/*
+ * Call a middleware: the next step.
+ */
+static Jsonb *
+call_middleware(MiddlewareRun *run, CqrsMiddleware *middleware)
+{
+	CqrsHandler *handler = &middleware->handler;
+	StepName	name = {middleware, run->dispatch->command};
+	ErrorContextCallback errcallback;
+	Datum		request;
+	Datum		answer;
+	bool		isnull;
+
+	check_middleware(handler);
+	run->step.middleware = middleware;
+	GetUserIdAndSecContext(&run->step.userid, &run->step.sec_context);
+	run->step.search_path = handler->security_definer ?
+		pstrdup(namespace_search_path) : NULL;
+	request = form_request(run, handler->argtype);
+	errcallback.callback = error_callback;
+	errcallback.arg = &name;
+	errcallback.previous = error_context_stack;
+	error_context_stack = &errcallback;
+	answer = cqrs_handler_call(handler, request, &isnull);
+	error_context_stack = errcallback.previous;
+	return isnull ? NULL : DatumGetJsonbP(answer);
+}
+
+/*
+ * Call the handlers, as if there was no middleware. The caller brings the frame
+ * back.
+ */
+static Jsonb *
+call_handlers(MiddlewareRun *run)
+{
+	Datum		answer;
+	bool		isnull;
+
+	run->frame.depth--;
+	cqrs_context_pop(&run->frame.context);
+	answer = run->handle(run->dispatch, &isnull);
+	return isnull ? NULL : DatumGetJsonbP(answer);
+}
+
+/*
+ * May the current user have this middleware called? Raises 42883, 42P13 or
+ * 42501.
+ */
+static void
+check_middleware(CqrsHandler *handler)
+{
+	if (!cqrs_handler_find(handler))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("middleware %s does not exist", handler->signature),
+				 errdetail_internal("%s", cqrs_handler_why_missing(handler)),
+				 errhint("Create it again, or remove it with SELECT cqrs_unregister_middleware(%s).",
+						 quote_literal_cstr(handler->signature))));
+	if (handler->rettype != JSONBOID)
+		check_function(handler->signature, handler->argtype,
+					   handler->rettype);
+	cqrs_handler_check_privilege(handler);
+}
+
+/*
+ * The request as a middleware takes it, in the current memory context.
+ */
+static Datum
+form_request(const MiddlewareRun *run, Oid typid)
+{
+	CqrsCommand *command = run->dispatch->command;
+	TupleDesc	desc = lookup_rowtype_tupdesc(typid, -1);
+	Datum		values[REQUEST_COLUMNS];
+	bool		nulls[REQUEST_COLUMNS] = {0};
+	HeapTuple	tuple;
+
+	if (desc->natts != REQUEST_COLUMNS)
+		elog(ERROR, "unexpected type of a request");
+	values[0] = CStringGetTextDatum(cqrs_command_kind_name(command->kind));
+	values[1] = CStringGetTextDatum(command->name);
+	values[2] = JsonbPGetDatum(run->step.payload);
+	tuple = heap_form_tuple(desc, values, nulls);
+	ReleaseTupleDesc(desc);
+	return HeapTupleGetDatum(tuple);
+}
+
+static void
+error_callback(void *arg)
+{
+	StepName   *name = (StepName *) arg;
+
+	errcontext("middleware %s of %s \"%s\"",
+			   name->middleware->handler.signature,
+			   cqrs_command_kind_name(name->command->kind),
+			   name->command->name);
+}
+
+/*
+ * Log a dispatch that ended, with an error if code is not 0. Not its payload,
+ * which may be secret; nor what else goes with a log message and may have that
+ * in it.
+ */
+static void
+log_dispatch(const MiddlewareRun *run, instr_time start, int code)
+{
+	CqrsCommand *command = run->dispatch->command;
+	instr_time	duration;
+	double		ms;
+	char	   *id;
+
+	INSTR_TIME_SET_CURRENT(duration);
+	INSTR_TIME_SUBTRACT(duration, start);
+	ms = INSTR_TIME_GET_MILLISEC(duration);
+	id = DatumGetCString(DirectFunctionCall1(uuid_out,
+											 UUIDPGetDatum(&run->frame.context.id)));
+	if (code == 0)
+		ereport(LOG,
+				(errmsg("%s \"%s\" (%s) took %.3f ms",
+						cqrs_command_kind_name(command->kind), command->name,
+						id, ms),
+				 errhidestmt(true), errhidecontext(true)));
+	else
+		ereport(LOG,
+				(errmsg("%s \"%s\" (%s) failed with %s after %.3f ms",
+						cqrs_command_kind_name(command->kind), command->name,
+						id, unpack_sql_state(code), ms),
+				 errhidestmt(true), errhidecontext(true)));
+	pfree(id);
+}

@@ -1,0 +1,17 @@
+/*-------------------------------------------------------------------------
+ *
+ * epoch_close.h
+ *	  Has changes of partitions come to their end.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_EPOCH_CLOSE_H
+#define CQRS_EPOCH_CLOSE_H
+
+#include "base/cqrs_outbox.h"
+
+#include "shared/shmem.h"
+
+extern long cqrs_epoch_next(CqrsDatabaseSlot *slot, int64 look, long wait);
+
+#endif							/* CQRS_EPOCH_CLOSE_H */

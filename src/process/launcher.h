@@ -1,0 +1,20 @@
+/*-------------------------------------------------------------------------
+ *
+ * launcher.h
+ *	  The background processes: their main functions.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_LAUNCHER_H
+#define CQRS_LAUNCHER_H
+
+#include "base/cqrs_outbox.h"
+
+/* Called by name. */
+extern PGDLLEXPORT void cqrs_launcher_main(Datum arg);
+extern PGDLLEXPORT void cqrs_manager_main(Datum arg);
+extern PGDLLEXPORT void cqrs_worker_main(Datum arg);
+
+extern void cqrs_launcher_register(void);
+
+#endif							/* CQRS_LAUNCHER_H */

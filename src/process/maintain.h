@@ -1,0 +1,18 @@
+/*-------------------------------------------------------------------------
+ *
+ * maintain.h
+ *	  Rotates and truncates the segments of topics.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_MAINTAIN_H
+#define CQRS_MAINTAIN_H
+
+#include "base/cqrs_outbox.h"
+
+#include "utils/timestamp.h"
+
+extern long cqrs_maintain_next(long wait);
+extern TimestampTz cqrs_maintain_due(bool *polled);
+
+#endif							/* CQRS_MAINTAIN_H */

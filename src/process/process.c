@@ -1,0 +1,127 @@
+/*-------------------------------------------------------------------------
+ *
+ * process.c
+ *	  What the launcher, managers and workers do alike: signals, settings,
+ *	  waiting.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "libpq/pqsignal.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+
+#include "process/process.h"
+
+/* After an unexpected exit: milliseconds to wait, doubling up to a minute. */
+#define FIRST_RESTART_WAIT	500
+#define LONGEST_RESTART_WAIT	60000
+
+/* SIGTERM may end the process quietly: it only waits. */
+static volatile sig_atomic_t waiting = false;
+
+static void handle_sigterm(SIGNAL_ARGS);
+
+/*
+ * Signal handling of managers and workers. To be called first in their main
+ * functions.
+ */
+void
+cqrs_process_signals(void)
+{
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, handle_sigterm);
+	BackgroundWorkerUnblockSignals();
+}
+
+/*
+ * Settings of managers and workers: nothing that ALTER ROLE or ALTER DATABASE
+ * may have set for ordinary sessions. RESET returns to these.
+ */
+void
+cqrs_process_settings(const char *application_name)
+{
+	const char *const settings[][2] = {
+		{"application_name", application_name},
+		{"role", "none"},
+		{"search_path", "pg_catalog"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"session_replication_role", "origin"},
+		{"statement_timeout", "0"},
+		{"lock_timeout", "0"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"transaction_timeout", "0"},
+		{"row_security", "on"},
+	};
+	int			i;
+
+	for (i = 0; i < lengthof(settings); i++)
+		if (GetConfigOption(settings[i][0], true, false) != NULL)
+			SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET,
+							PGC_S_OVERRIDE);
+}
+
+/*
+ * Wait until the latch is set, the socket, if it is not PGINVALID_SOCKET, is
+ * readable, or the time is over; -1: no time. The wait shows
+ * as wait_event_info: each kind of process has its own. Exits if
+ * SIGTERM came, rereads the configuration if SIGHUP did.
+ *
+ * What the postmaster is to start again exits with 1: 0 would tell it that
+ * this is over for good.
+ */
+void
+cqrs_process_wait(long timeout_ms, pgsocket socket, uint32 wait_event_info)
+{
+	waiting = true;
+	if (!ShutdownRequestPending)
+		(void) WaitLatchOrSocket(MyLatch,
+								 WL_LATCH_SET | WL_EXIT_ON_PM_DEATH |
+								 (timeout_ms >= 0 ? WL_TIMEOUT : 0) |
+								 (socket != PGINVALID_SOCKET ?
+								  WL_SOCKET_READABLE : 0),
+								 socket, timeout_ms, wait_event_info);
+	ResetLatch(MyLatch);
+	waiting = false;
+	if (ShutdownRequestPending)
+		proc_exit(MyBgworkerEntry->bgw_restart_time == BGW_NEVER_RESTART ? 0 : 1);
+	CHECK_FOR_INTERRUPTS();
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+}
+
+/*
+ * How long to wait after so many unexpected exits in a row, in milliseconds.
+ */
+long
+cqrs_restart_wait(int failures)
+{
+	return Min(FIRST_RESTART_WAIT << Min(failures, 10), LONGEST_RESTART_WAIT);
+}
+
+/*
+ * While it only waits, a process exits by itself, and says nothing of it;
+ * otherwise like any backend.
+ */
+static void
+handle_sigterm(SIGNAL_ARGS)
+{
+	int			save_errno = errno;
+
+	ShutdownRequestPending = true;
+	if (waiting)
+		SetLatch(MyLatch);
+	else
+		die(CQRS_PASS_SIGNAL_ARGS);
+	errno = save_errno;
+}

@@ -1,0 +1,19 @@
+/*-------------------------------------------------------------------------
+ *
+ * process.h
+ *	  What the launcher, managers and workers do alike.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_PROCESS_H
+#define CQRS_PROCESS_H
+
+#include "base/cqrs_outbox.h"
+
+extern void cqrs_process_signals(void);
+extern void cqrs_process_settings(const char *application_name);
+extern void cqrs_process_wait(long timeout_ms, pgsocket socket,
+							  uint32 wait_event_info);
+extern long cqrs_restart_wait(int failures);
+
+#endif							/* CQRS_PROCESS_H */

@@ -1,0 +1,791 @@
+/*-------------------------------------------------------------------------
+ *
+ * schedule.c
+ *	  Which cursors of a database have something to get, and which worker
+ *	  delivers which. All of it is the manager's; see there for the protocol.
+ *
+ * A cursor is due up to a look. It is in the list of what may have something
+ * to do until a worker has drained it up to there, and nothing of it is parked
+ * for a retry. The list is in the order in which cursors were served last, so
+ * where there are more of them than workers, each has its turn. A manager that
+ * has just started has no such order, and begins with any.
+ *
+ * Databases take turns, too. Who finds no worker writes since when he waits, and
+ * how that goes on; others leave him one, of those that are idle or unused.
+ *
+ * Times are steady ones (see clock.c). A worker leaves such in its slot, too.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "common/hashfn.h"
+#include "lib/ilist.h"
+#include "postmaster/bgworker.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "delivery/relay.h"
+#include "process/process.h"
+#include "process/schedule.h"
+#include "registry/registry.h"
+#include "shared/clock.h"
+#include "shared/database.h"
+
+/* How often to look whether a worker can be had, in milliseconds. */
+#define CONTENDED_WAIT	1000
+
+/*
+ * The same if the server has no process for it, doubling: one may have just
+ * ended, and the postmaster not know.
+ */
+#define FIRST_EXHAUSTED_WAIT	10
+
+/* Who waits and has not looked for so long has no precedence, in milliseconds. */
+#define LONGEST_PRECEDENCE	3000
+
+/* A worker that has not attached after so long never will, in milliseconds. */
+#define LONGEST_START	60000
+
+typedef struct ScheduledKey
+{
+	int32		subscription_id;
+	int32		partition;
+} ScheduledKey;
+
+/* A cursor that workers deliver, as the manager sees it. */
+typedef struct Scheduled
+{
+	ScheduledKey key;			/* hash key */
+	Oid			owner;
+	bool		broker;
+	int64		due_look;		/* has events up to this look */
+	int64		drained_look;	/* and none up to this one */
+	bool		unfinished;		/* its worker left something to do */
+	TimestampTz retry_at;		/* a parked event may be tried then; 0: none */
+	TimestampTz failed_until;	/* nothing can be done before */
+	int			failures;		/* of its workers, in a row */
+	int			careful;		/* see worker.c */
+	bool		listed;			/* in due_list */
+	dlist_node	node;
+	uint64		generation;		/* of the registry that has it */
+} Scheduled;
+
+/* What is scheduled, as of a registry generation. */
+static HTAB *schedule = NULL;
+static uint64 schedule_generation = 0;
+
+/* Differs from one manager to the next. */
+static uint32 first_order;
+
+/* What may have something to do; who was served last comes last. */
+static dlist_head due_list = DLIST_STATIC_INIT(due_list);
+
+/* By the bits of topics (see shmem.h), in a context of their own: cursors. */
+static MemoryContext topics_context = NULL;
+static List *scheduled_by_bit[CQRS_TOPIC_BITS];
+
+/* The topics of subscriptions that clients pull, in the same context. */
+static List *pulled_topics = NIL;
+
+/* The subscriptions whose partitions are being changed, by id; the same. */
+static List *epochs = NIL;
+
+static bool has_brokers = false;
+
+static bool said_exhausted = false;
+
+/* The server had no process for a worker, so often in a row. */
+static int	exhausted = 0;
+
+/* What the last call of cqrs_schedule_assign() left. */
+static bool any_waiting = false;	/* for a worker */
+static bool any_due = false;	/* now, be it that a worker has it */
+static bool any_starting = false;	/* a worker is */
+
+static void schedule_subscription(CqrsSubscription *subscription,
+								  uint64 generation, bool first,
+								  bool careful);
+static void make_due(Scheduled *scheduled);
+static int	spare_workers(const CqrsDatabaseSlot *mine, TimestampTz now,
+						  bool *across);
+static long note_exhausted(CqrsDatabaseSlot *slot, long wait);
+static bool is_any_starting(void);
+static void note_results(CqrsDatabaseSlot *slot, TimestampTz now);
+static void forget_lost_starts(TimestampTz now);
+static void make_all_careful(void);
+static bool assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
+						  TimestampTz now, int *spare);
+static void reuse_slot(CqrsWorkerSlot *worker);
+static bool start_worker(CqrsWorkerSlot *worker);
+
+/*
+ * Bring the schedule up to the registry. What is new in it is due; the first
+ * time, if careful, any of it may have had a process end.
+ */
+void
+cqrs_schedule_refresh(bool careful)
+{
+	uint64		generation = cqrs_registry_generation();
+	bool		first = schedule == NULL;
+	HASH_SEQ_STATUS status;
+	CqrsSubscription *subscription;
+	Scheduled  *scheduled;
+
+	if (generation == schedule_generation)
+		return;
+	if (first)
+	{
+		HASHCTL		ctl;
+
+		first_order = (uint32) cqrs_steady_now();
+		ctl.keysize = sizeof(ScheduledKey);
+		ctl.entrysize = sizeof(Scheduled);
+		schedule = hash_create("cqrs schedule", 64, &ctl,
+							   HASH_ELEM | HASH_BLOBS);
+		topics_context = AllocSetContextCreate(TopMemoryContext,
+											   "cqrs schedule",
+											   ALLOCSET_DEFAULT_SIZES);
+	}
+	MemoryContextReset(topics_context);
+	memset(scheduled_by_bit, 0, sizeof(scheduled_by_bit));
+	pulled_topics = NIL;
+	epochs = NIL;
+	has_brokers = false;
+
+	cqrs_registry_subscriptions(&status);
+	while ((subscription = hash_seq_search(&status)) != NULL)
+		schedule_subscription(subscription, generation, first,
+							  first && careful);
+
+	hash_seq_init(&status, schedule);
+	while ((scheduled = hash_seq_search(&status)) != NULL)
+	{
+		if (scheduled->generation == generation)
+			continue;
+		if (scheduled->listed)
+			dlist_delete(&scheduled->node);
+		hash_search(schedule, &scheduled->key, HASH_REMOVE, NULL);
+	}
+	schedule_generation = generation;
+}
+
+/*
+ * The cursors on these topics are due up to this look: those of handlers, or
+ * of brokers.
+ */
+void
+cqrs_schedule_due(const CqrsTopicSet *topics, int64 look, bool brokers)
+{
+	int			bit;
+
+	for (bit = 0; bit < CQRS_TOPIC_BITS; bit++)
+	{
+		ListCell   *lc;
+
+		if (topics->words[bit / 64] == 0)
+		{
+			bit |= 63;
+			continue;
+		}
+		if (!cqrs_topic_set_has(topics, bit))
+			continue;
+		foreach(lc, scheduled_by_bit[bit])
+		{
+			Scheduled  *scheduled = (Scheduled *) lfirst(lc);
+
+			if (scheduled->broker != brokers)
+				continue;
+			scheduled->due_look = look;
+			make_due(scheduled);
+		}
+	}
+}
+
+/*
+ * Have workers deliver what is due. Returns how long until there is something
+ * else to do, in milliseconds; -1: until woken.
+ */
+long
+cqrs_schedule_assign(CqrsDatabaseSlot *slot, const char *database_name)
+{
+	TimestampTz now = cqrs_steady_now();
+	TimestampTz next = 0;
+	long		wait = -1;
+	int			spare;
+	bool		across;
+	bool		lasts;
+	dlist_mutable_iter iter;
+
+	any_waiting = any_due = false;
+	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
+	slot->next_due = DT_NOEND;
+	forget_lost_starts(now);
+	note_results(slot, now);
+	if (slot->worker_forgotten && schedule != NULL)
+	{
+		make_all_careful();
+		slot->worker_forgotten = false;
+	}
+	slot->exhausted = false;
+	slot->assigned_at = now;
+	spare = spare_workers(slot, now, &across);
+	dlist_foreach_modify(iter, &due_list)
+	{
+		Scheduled  *scheduled = dlist_container(Scheduled, node, iter.cur);
+		TimestampTz when = 0;
+
+		if (scheduled->due_look <= scheduled->drained_look &&
+			!scheduled->unfinished)
+		{
+			if (scheduled->retry_at == 0)
+			{
+				dlist_delete(&scheduled->node);
+				scheduled->listed = false;
+				continue;
+			}
+			when = scheduled->retry_at;
+		}
+		when = Max(when, scheduled->failed_until);
+		if (when > now)
+		{
+			next = next == 0 ? when : Min(next, when);
+			continue;
+		}
+		any_due = true;
+		if (!assign_worker(slot, scheduled, now, &spare))
+			any_waiting = true;
+	}
+	if (any_waiting)
+	{
+		/* Before a worker is done: it wakes us only if it sees this. */
+		pg_atomic_write_u32(&cqrs_shared->contended,
+							across ? CQRS_CONTENDED_ACROSS :
+							CQRS_CONTENDED_WITHIN);
+		wait = CONTENDED_WAIT;
+	}
+	if (!any_waiting)
+		slot->waiting_since = 0;
+	else if (slot->waiting_since == 0)
+		slot->waiting_since = now;
+	wait = note_exhausted(slot, wait);
+	lasts = slot->exhausted;
+	any_starting = is_any_starting();
+	LWLockRelease(cqrs_shared->lock);
+
+	if (lasts && !said_exhausted)
+		ereport(LOG,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("out of background worker slots for cqrs_outbox in database \"%s\"",
+						database_name),
+				 errhint("Raise max_worker_processes.")));
+	said_exhausted = lasts;
+
+	if (next != 0)
+	{
+		long		until = TimestampDifferenceMilliseconds(now, next);
+
+		wait = wait < 0 ? until : Min(wait, until);
+	}
+	return wait;
+}
+
+/*
+ * Is there something to deliver now, be it that workers are at it?
+ */
+bool
+cqrs_schedule_busy(void)
+{
+	return any_due;
+}
+
+/*
+ * May the manager end? What waits for a worker would begin anew, and worse,
+ * and a worker that never came would be missed by nobody.
+ */
+bool
+cqrs_schedule_may_end(void)
+{
+	return !any_waiting && !any_starting;
+}
+
+/*
+ * Is there a cursor whose workers were lost, or that is to be delivered
+ * carefully? Another manager would not know.
+ */
+bool
+cqrs_schedule_uneasy(bool *careful)
+{
+	HASH_SEQ_STATUS status;
+	Scheduled  *scheduled;
+	bool		failing = false;
+
+	*careful = false;
+	if (schedule == NULL)
+		return false;
+	hash_seq_init(&status, schedule);
+	while ((scheduled = hash_seq_search(&status)) != NULL)
+	{
+		*careful |= scheduled->careful > 0;
+		failing |= scheduled->failures > 0;
+	}
+	return *careful || failing;
+}
+
+/*
+ * The topics that clients pull, as CqrsPulledTopic.
+ */
+List *
+cqrs_schedule_pulled_topics(void)
+{
+	return pulled_topics;
+}
+
+/*
+ * The ids of the subscriptions whose partitions are being changed.
+ */
+List *
+cqrs_schedule_epochs(void)
+{
+	return epochs;
+}
+
+/*
+ * Is there a subscription that delivers to a broker?
+ */
+bool
+cqrs_schedule_has_brokers(void)
+{
+	return has_brokers;
+}
+
+static void
+schedule_subscription(CqrsSubscription *subscription, uint64 generation,
+					  bool first, bool careful)
+{
+	bool		is_pulled = cqrs_subscription_is_pulled(subscription);
+	MemoryContext oldcontext;
+	int			i;
+	int			j;
+
+	oldcontext = MemoryContextSwitchTo(topics_context);
+	if (subscription->next_partitions != 0)
+		epochs = lappend_int(epochs, subscription->subscription_id);
+	if (subscription->state != CQRS_SUBSCRIPTION_ACTIVE ||
+		!OidIsValid(subscription->owner))
+	{
+		MemoryContextSwitchTo(oldcontext);
+		return;
+	}
+	has_brokers |= subscription->server != NULL;
+	for (i = 0; is_pulled && i < subscription->ntopics; i++)
+	{
+		CqrsPulledTopic *topic = palloc(sizeof(CqrsPulledTopic));
+
+		topic->topic_id = subscription->topics[i]->topic_id;
+		strlcpy(topic->name, subscription->topics[i]->name, NAMEDATALEN);
+		pulled_topics = lappend(pulled_topics, topic);
+	}
+	for (i = 0; !is_pulled && i < subscription->partitions; i++)
+	{
+		ScheduledKey key = {subscription->subscription_id, i};
+		Scheduled  *scheduled;
+		bool		found;
+
+		scheduled = hash_search(schedule, &key, HASH_ENTER, &found);
+		if (!found)
+		{
+			memset(scheduled, 0, sizeof(Scheduled));
+			scheduled->key = key;
+			scheduled->unfinished = true;
+
+			/* Whatever crashed may have been handling an event of this one. */
+			if (careful)
+				scheduled->careful = CQRS_BATCH_EVENTS;
+		}
+		scheduled->generation = generation;
+		if (scheduled->owner != subscription->owner)
+		{
+			/* What kept the owner before it need not keep this one. */
+			scheduled->owner = subscription->owner;
+			scheduled->unfinished = true;
+			scheduled->failed_until = 0;
+			make_due(scheduled);
+		}
+		scheduled->broker = subscription->server != NULL;
+		for (j = 0; j < subscription->ntopics; j++)
+		{
+			int			bit = (uint32) subscription->topics[j]->topic_id %
+			CQRS_TOPIC_BITS;
+
+			scheduled_by_bit[bit] = lappend(scheduled_by_bit[bit], scheduled);
+		}
+
+		/* So that none has to wait for the same ones each time. */
+		if (first && hash_bytes_uint32(first_order + key.subscription_id + i) % 2 == 0)
+		{
+			dlist_delete(&scheduled->node);
+			dlist_push_head(&due_list, &scheduled->node);
+		}
+	}
+	MemoryContextSwitchTo(oldcontext);
+}
+
+/*
+ * How many workers this database may take besides those that are at work: those
+ * that are idle or unused, less one for each database that has waited for
+ * longer. *across: has another one any? The lock is held.
+ */
+static int
+spare_workers(const CqrsDatabaseSlot *mine, TimestampTz now, bool *across)
+{
+	int			spare = 0;
+	int			i;
+
+	*across = false;
+	for (i = 0; i < cqrs_shared->nworkers; i++)
+	{
+		CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
+
+		if (worker->state < CQRS_WORKER_STARTING ||
+			(worker->state == CQRS_WORKER_IDLE &&
+			 worker->request == worker->served))
+			spare++;
+		if (worker->state >= CQRS_WORKER_STARTING &&
+			worker->dboid != mine->dboid)
+			*across = true;
+	}
+	for (i = 0; i < cqrs_shared->nused; i++)
+	{
+		CqrsDatabaseSlot *slot = &cqrs_shared->databases[i];
+
+		if (slot != mine && slot->state == CQRS_DATABASE_RUNNING &&
+			slot->waiting_since != 0 &&
+			(mine->waiting_since == 0 ||
+			 slot->waiting_since < mine->waiting_since) &&
+			!TimestampDifferenceExceeds(slot->assigned_at, now,
+										LONGEST_PRECEDENCE))
+			spare--;
+	}
+	return spare;
+}
+
+/*
+ * How long to wait, if it is wait for what else there is: less, if the server
+ * had no process for a worker. Only if that lasts, it is left in the slot for
+ * all to see. The lock is held.
+ */
+static long
+note_exhausted(CqrsDatabaseSlot *slot, long wait)
+{
+	if (!slot->exhausted)
+	{
+		exhausted = 0;
+		return wait;
+	}
+	wait = Min(FIRST_EXHAUSTED_WAIT << Min(exhausted, 10), CONTENDED_WAIT);
+	exhausted++;
+	slot->exhausted = wait == CONTENDED_WAIT;
+	return wait;
+}
+
+/*
+ * Is a worker of this database asked for, and not there yet? The lock is held.
+ */
+static bool
+is_any_starting(void)
+{
+	int			i;
+
+	for (i = 0; i < cqrs_shared->nworkers; i++)
+	{
+		CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
+
+		if (worker->state == CQRS_WORKER_STARTING && worker->pid == 0 &&
+			worker->dboid == MyDatabaseId)
+			return true;
+	}
+	return false;
+}
+
+static void
+make_due(Scheduled *scheduled)
+{
+	if (scheduled->listed)
+		return;
+	dlist_push_tail(&due_list, &scheduled->node);
+	scheduled->listed = true;
+}
+
+/*
+ * Note what the workers of this database have done. The slot tells which one
+ * was lost last, until its cursor was drained, or is scheduled no more. The
+ * lock is held.
+ */
+static void
+note_results(CqrsDatabaseSlot *slot, TimestampTz now)
+{
+	ScheduledKey failed = {slot->failed_subscription, slot->failed_partition};
+	Scheduled  *lost;
+	int			i;
+
+	for (i = 0; i < cqrs_shared->nworkers; i++)
+	{
+		CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
+		ScheduledKey key = {worker->subscription_id, worker->partition};
+		Scheduled  *scheduled;
+
+		/* One that has ended by itself may have left something to note. */
+		if (worker->dboid != MyDatabaseId ||
+			(worker->state == CQRS_WORKER_FREE &&
+			 worker->request != worker->served))
+			continue;
+		scheduled = schedule == NULL ? NULL :
+			hash_search(schedule, &key, HASH_FIND, NULL);
+		if (worker->state == CQRS_WORKER_FAILED)
+		{
+			/* It may be the event's doing. */
+			if (scheduled != NULL)
+			{
+				scheduled->failed_until =
+					TimestampTzPlusMilliseconds(now,
+												cqrs_restart_wait(scheduled->failures++));
+				scheduled->careful = CQRS_BATCH_EVENTS;
+				scheduled->unfinished = true;
+				make_due(scheduled);
+				failed = key;
+			}
+			worker->state = CQRS_WORKER_FREE;
+			continue;
+		}
+
+		/* Nobody else can use its connection, nor another owner. */
+		if (worker->broker && schedule != NULL &&
+			(scheduled == NULL || scheduled->owner != worker->owner) &&
+			worker->state == CQRS_WORKER_IDLE && !worker->stop)
+		{
+			worker->stop = true;
+			SetLatch(worker->latch);
+		}
+		if (worker->noted || worker->served == 0)
+			continue;
+		worker->noted = true;
+		if (scheduled == NULL)
+			continue;
+		if (worker->drained_look > scheduled->drained_look)
+		{
+			scheduled->drained_look = worker->drained_look;
+			scheduled->failures = 0;
+		}
+		scheduled->unfinished = worker->unfinished;
+		scheduled->retry_at = worker->retry_at;
+		scheduled->failed_until = worker->failed_until;
+		scheduled->careful = worker->careful;
+		if (scheduled->retry_at != 0)
+			make_due(scheduled);
+	}
+
+	lost = failed.subscription_id == 0 || schedule == NULL ? NULL :
+		hash_search(schedule, &failed, HASH_FIND, NULL);
+	if (lost != NULL && lost->failures > 0)
+	{
+		slot->failed_subscription = failed.subscription_id;
+		slot->failed_partition = failed.partition;
+		slot->worker_failures = lost->failures;
+		slot->worker_retry_at = lost->failed_until;
+	}
+	else
+		slot->failed_subscription = 0;
+}
+
+/*
+ * A worker that has not come for so long will not. Its slot is free again, also
+ * if the manager that asked for it is gone. The lock is held.
+ */
+static void
+forget_lost_starts(TimestampTz now)
+{
+	int			i;
+
+	for (i = 0; i < cqrs_shared->nworkers; i++)
+	{
+		CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
+
+		if (worker->state == CQRS_WORKER_STARTING && worker->pid == 0 &&
+			TimestampDifferenceExceeds(worker->started_at, now,
+									   LONGEST_START))
+			worker->state = CQRS_WORKER_FAILED;
+	}
+}
+
+/*
+ * A worker was lost, and nobody knows any more which cursor it delivered.
+ */
+static void
+make_all_careful(void)
+{
+	HASH_SEQ_STATUS status;
+	Scheduled  *scheduled;
+
+	hash_seq_init(&status, schedule);
+	while ((scheduled = hash_seq_search(&status)) != NULL)
+	{
+		scheduled->careful = CQRS_BATCH_EVENTS;
+		scheduled->unfinished = true;
+		make_due(scheduled);
+	}
+}
+
+/*
+ * The slot may have another worker. If the one before was lost, and its manager
+ * has not noted that yet, it will know that it does not know. The lock is held.
+ */
+static void
+reuse_slot(CqrsWorkerSlot *worker)
+{
+	if (worker->state == CQRS_WORKER_FAILED)
+	{
+		CqrsDatabaseSlot *database = cqrs_database_find(worker->dboid);
+
+		if (database != NULL)
+			database->worker_forgotten = true;
+	}
+	memset(worker, 0, sizeof(*worker));
+}
+
+/*
+ * Have a worker deliver a cursor: the one that has it already; or a new one;
+ * or one that has nothing to do. Returns false if there is none: then an idle
+ * one that cannot be used was asked to exit. The lock is held.
+ *
+ * A cursor of a broker gets a process of its own, and that is given no other:
+ * it has a connection, and a client library in it that handlers had better not
+ * meet.
+ */
+static bool
+assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
+			  TimestampTz now, int *spare)
+{
+	CqrsWorkerSlot *unused = NULL;
+	CqrsWorkerSlot *idle = NULL;
+	CqrsWorkerSlot *foreign = NULL;
+	CqrsWorkerSlot *worker = NULL;
+	int			i;
+
+	for (i = 0; i < cqrs_shared->nworkers; i++)
+	{
+		CqrsWorkerSlot *slot = &cqrs_shared->workers[i];
+
+		if (slot->state == CQRS_WORKER_FREE ||
+			(slot->state == CQRS_WORKER_FAILED && unused == NULL))
+			unused = slot;
+		else if (slot->state == CQRS_WORKER_FAILED)
+			continue;
+		else if (slot->stop)
+			continue;
+		else if (slot->dboid == MyDatabaseId &&
+				 slot->subscription_id == scheduled->key.subscription_id &&
+				 slot->partition == scheduled->key.partition)
+			worker = slot;
+		else if (slot->state == CQRS_WORKER_IDLE &&
+				 slot->request == slot->served)
+		{
+			/* Not one that has been given work, and is waking up. */
+			if (slot->dboid == MyDatabaseId &&
+				slot->owner == scheduled->owner &&
+				!slot->broker && !scheduled->broker)
+				idle = slot;
+			else
+				foreign = slot;
+		}
+	}
+
+	/* A change of the owner takes another process. */
+	if (worker != NULL && worker->owner != scheduled->owner)
+	{
+		worker->stop = true;
+		if (worker->latch != NULL)
+			SetLatch(worker->latch);
+		return false;
+	}
+
+	if (worker != NULL && worker->request != worker->served)
+	{
+		if (worker->wanted_look == scheduled->due_look)
+			return true;		/* it is at it */
+	}
+	else if (--*spare < 0)
+		return false;			/* others have waited for longer */
+
+	if (worker == NULL && unused != NULL)
+	{
+		reuse_slot(unused);
+		unused->state = CQRS_WORKER_STARTING;
+		unused->dboid = MyDatabaseId;
+		unused->owner = scheduled->owner;
+		unused->broker = scheduled->broker;
+		unused->started_at = now;
+		if (start_worker(unused))
+			worker = unused;
+		else
+		{
+			database->exhausted = true;
+			unused->state = CQRS_WORKER_FREE;
+		}
+	}
+	if (worker == NULL && idle != NULL)
+		worker = idle;
+	if (worker == NULL)
+	{
+		if (foreign != NULL && (unused == NULL || database->exhausted))
+		{
+			foreign->stop = true;
+			SetLatch(foreign->latch);
+		}
+		return false;
+	}
+
+	if (worker->subscription_id != scheduled->key.subscription_id ||
+		worker->partition != scheduled->key.partition)
+	{
+		worker->subscription_id = scheduled->key.subscription_id;
+		worker->partition = scheduled->key.partition;
+		worker->drained_look = scheduled->drained_look;
+		worker->wanted_look = scheduled->drained_look;
+		worker->noted = true;
+	}
+
+	/* Those that wait now come first next time. */
+	dlist_delete(&scheduled->node);
+	dlist_push_tail(&due_list, &scheduled->node);
+	worker->wanted_look = scheduled->due_look;
+	worker->careful = scheduled->careful;
+	worker->request++;
+	if (worker->latch != NULL)
+		SetLatch(worker->latch);
+	return true;
+}
+
+/*
+ * Ask for the process of a worker slot. Returns false if there is no
+ * background worker to be had.
+ */
+static bool
+start_worker(CqrsWorkerSlot *worker)
+{
+	BackgroundWorker bgworker = {0};
+
+	snprintf(bgworker.bgw_name, BGW_MAXLEN,
+			 "cqrs_outbox worker for database %u", MyDatabaseId);
+	strlcpy(bgworker.bgw_type, "cqrs_outbox worker", BGW_MAXLEN);
+	bgworker.bgw_flags = BGWORKER_SHMEM_ACCESS |
+		BGWORKER_BACKEND_DATABASE_CONNECTION;
+	bgworker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	bgworker.bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(bgworker.bgw_library_name, "cqrs_outbox", BGW_MAXLEN);
+	strlcpy(bgworker.bgw_function_name, "cqrs_worker_main", BGW_MAXLEN);
+	bgworker.bgw_main_arg = Int32GetDatum(worker - cqrs_shared->workers);
+	bgworker.bgw_notify_pid = 0;
+	return RegisterDynamicBackgroundWorker(&bgworker, NULL);
+}

@@ -1,0 +1,15 @@
+/*-------------------------------------------------------------------------
+ *
+ * utility.h
+ *	  Utility commands that concern our processes.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_UTILITY_H
+#define CQRS_UTILITY_H
+
+#include "base/cqrs_outbox.h"
+
+extern void cqrs_utility_init(void);
+
+#endif							/* CQRS_UTILITY_H */

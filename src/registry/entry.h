@@ -1,0 +1,154 @@
+/*-------------------------------------------------------------------------
+ *
+ * entry.h
+ *	  What can be registered.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_ENTRY_H
+#define CQRS_ENTRY_H
+
+#include "base/cqrs_outbox.h"
+
+#include "utils/timestamp.h"
+
+#include "base/sqlstate.h"
+#include "registry/handler.h"
+
+typedef struct CqrsTopic
+{
+	char		name[NAMEDATALEN];	/* hash key */
+	int32		topic_id;
+	int64		retention;		/* in milliseconds */
+	int			current_segment;
+	TimestampTz opened_at[CQRS_SEGMENTS];	/* 0: never */
+	bool		native;			/* false: restored, and not adopted */
+	struct CqrsSubscription *runner;	/* runs its commands: see enqueue.c;
+										 * NULL: it has no commands */
+	Oid			view;			/* InvalidOid: somebody dropped it */
+	Oid			segments[CQRS_SEGMENTS];	/* the same */
+} CqrsTopic;
+
+/* A function called around each dispatch; see middleware.c. */
+typedef struct CqrsMiddleware
+{
+	struct CqrsMiddleware *next;	/* further in */
+	int32		priority;
+	int64		seq;
+	CqrsHandler handler;
+} CqrsMiddleware;
+
+/* A function called in the transaction that emits; see domain_event.c. */
+typedef struct CqrsEventHandler
+{
+	struct CqrsEventHandler *next;	/* registered after this one */
+	int64		seq;
+	Oid			checked_type;	/* the argument's type that was found good */
+	CqrsHandler handler;
+} CqrsEventHandler;
+
+typedef struct CqrsEventType
+{
+	char		name[NAMEDATALEN];	/* hash key */
+	CqrsTopic  *topic;			/* NULL: its events are for handlers only */
+	Oid			payload_type;
+	CqrsEventHandler *handlers; /* NULL: none */
+} CqrsEventType;
+
+typedef enum CqrsCommandKind
+{
+	CQRS_COMMAND,				/* cqrs_send() */
+	CQRS_QUERY,					/* cqrs_query() */
+	CQRS_STREAM					/* cqrs_stream() */
+} CqrsCommandKind;
+
+typedef struct CqrsCommand
+{
+	char		name[NAMEDATALEN];	/* hash key */
+	CqrsCommandKind kind;
+	int			nhandlers;		/* more than one only of a CQRS_COMMAND */
+	CqrsHandler *handlers;		/* in the order in which they are tried */
+} CqrsCommand;
+
+/* A signature fits: schema, name, and a type with its schema, all quoted. */
+#define CQRS_MAX_SIGNATURE	(8 * NAMEDATALEN + 16)
+
+/* A circuit breaker; see breaker.c. */
+typedef struct CqrsBreaker
+{
+	int32		fallback_id;	/* whose */
+	int			fail_max;		/* 0: there is none */
+	int64		reset_after;	/* in milliseconds */
+} CqrsBreaker;
+
+/* What is called instead of a handler that failed; see fallback.c. */
+typedef struct CqrsFallback
+{
+	char		primary[CQRS_MAX_SIGNATURE];	/* hash key */
+	CqrsHandler handler;		/* the fallback */
+	int			nsqlstates;		/* -1: see cqrs.fallback */
+	CqrsSqlstate *sqlstates;
+	int			nexcluded;
+	CqrsSqlstate *excluded;
+	CqrsBreaker breaker;
+} CqrsFallback;
+
+typedef enum CqrsSubscriptionState
+{
+	CQRS_SUBSCRIPTION_ACTIVE,
+	CQRS_SUBSCRIPTION_PAUSED,
+	CQRS_SUBSCRIPTION_SUSPENDED
+} CqrsSubscriptionState;
+
+/* Times are in milliseconds; see table cqrs.subscription. */
+typedef struct CqrsSubscription
+{
+	char		name[NAMEDATALEN];	/* hash key */
+	int32		subscription_id;
+	Oid			owner;			/* InvalidOid: see owner.c */
+	Oid			view;			/* InvalidOid: somebody dropped it */
+	int			partitions;
+	int			next_partitions;	/* being changed to; 0: not */
+	int64		epoch_tick;		/* only then; see epoch.c */
+	struct CqrsSnapshot *epoch_snapshot;
+	int			max_attempts;
+	int64		retry_delay;
+	int64		max_retry_delay;
+	int64		handler_timeout;
+	int64		max_retained_size;
+	int64		max_retained_age;
+	CqrsSubscriptionState state;
+	bool		has_handler;
+	CqrsHandler handler;		/* only with has_handler */
+	char	   *server;			/* of a broker; NULL: none */
+	char	   *format;			/* only with server */
+	bool		strict_key_order;	/* the same */
+	bool		event_transactions; /* of a handler: one for each event */
+	bool		runs_commands;	/* its owner's; see enqueue.c */
+	int			ntopics;
+	CqrsTopic **topics;			/* may be none, after cqrs_drop_topic() */
+} CqrsSubscription;
+
+/*
+ * The kind in messages, and in table cqrs.command; and who dispatches it.
+ * Inline, as each dispatch asks for them.
+ */
+static inline const char *
+cqrs_command_kind_name(CqrsCommandKind kind)
+{
+	return kind == CQRS_COMMAND ? "command" :
+		kind == CQRS_QUERY ? "query" : "stream";
+}
+
+static inline const char *
+cqrs_command_function(CqrsCommandKind kind)
+{
+	return kind == CQRS_COMMAND ? "cqrs_send()" :
+		kind == CQRS_QUERY ? "cqrs_query()" : "cqrs_stream()";
+}
+
+/* Do clients pull it: has it neither a handler nor a server? */
+#define cqrs_subscription_is_pulled(subscription) \
+	(!(subscription)->has_handler && (subscription)->server == NULL)
+
+#endif							/* CQRS_ENTRY_H */

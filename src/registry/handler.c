@@ -1,0 +1,395 @@
+/*-------------------------------------------------------------------------
+ *
+ * handler.c
+ *	  A registered SQL function: found, checked and called.
+ *
+ * A handler is registered by its signature as text, and found again by it
+ * whenever what that depends on has changed: functions, types, schemas, roles.
+ * So a function that was dropped and made anew is the handler again, and one
+ * with other arguments is not. But whoever may create a function of that name
+ * must not be able to put his own in its place, for others to execute: the
+ * name of the function's owner is registered with it. One that belongs to
+ * somebody else by now is not the handler, unless he is a superuser, or owns
+ * the extension: they could register it. By name, as a dump has no OIDs.
+ *
+ * Memory
+ *
+ * The FmgrInfo is kept, for what languages cache in it. It is thrown away
+ * when another function is found, when pg_proc changes (it holds a SECURITY DEFINER function's owner and
+ * settings) and after an error (it may hold a half-run execution). While it
+ * is in use up the stack, a nested call gets one of its own.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/htup_details.h"
+#include "catalog/namespace.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/regproc.h"
+#include "utils/syscache.h"
+
+#include "base/rethrow.h"
+#include "extension/catalog.h"
+#include "registry/handler.h"
+#include "registry/signature.h"
+
+/*
+ * Counts changes of what the look-up of a handler depends on, and those of
+ * pg_proc alone.
+ */
+static uint64 generation = 1;
+static uint64 proc_generation = 1;
+
+static void catalog_changed(Datum arg, int cacheid, uint32 hashvalue);
+static bool is_trusted_owner(const CqrsHandler *handler, Oid owner);
+static bool is_temporary(Form_pg_proc proc);
+static void forget(CqrsHandler *handler);
+
+/*
+ * Once a process.
+ */
+void
+cqrs_handler_init_process(void)
+{
+	CacheRegisterSyscacheCallback(PROCOID, catalog_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(TYPEOID, catalog_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(NAMESPACEOID, catalog_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHOID, catalog_changed, (Datum) 0);
+}
+
+/*
+ * Set up a handler of which only the signature is known, whose it was when it
+ * was registered (NULL: it may be anybody's), and that it returns one value;
+ * for a set, the caller sets returns_set. What it allocates later is below
+ * parent, which must live as long.
+ */
+void
+cqrs_handler_init(CqrsHandler *handler, const char *signature,
+				  const char *owner, MemoryContext parent)
+{
+	memset(handler, 0, sizeof(*handler));
+	handler->signature = MemoryContextStrdup(parent, signature);
+	if (owner != NULL)
+		handler->registered_owner = MemoryContextStrdup(parent, owner);
+	handler->parent = parent;
+}
+
+/*
+ * Another number means that handlers may have changed.
+ */
+uint64
+cqrs_handler_generation(void)
+{
+	return generation;
+}
+
+/*
+ * Find the function, if that was not done since the catalogs changed. Returns
+ * false if it does not exist, whoever asks.
+ */
+bool
+cqrs_handler_find(CqrsHandler *handler)
+{
+	HeapTuple	tuple;
+	Form_pg_proc proc;
+	uint64		proc_now = proc_generation;
+	Oid			funcid;
+
+	if (handler->generation == generation)
+		return OidIsValid(handler->funcid);
+
+	handler->generation = generation;
+	funcid = cqrs_signature_find(handler->signature);
+	if (funcid != handler->funcid || proc_now != handler->proc_generation)
+		forget(handler);
+	handler->proc_generation = proc_now;
+	handler->funcid = InvalidOid;
+	handler->taken_over = false;
+	tuple = OidIsValid(funcid) ?
+		SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid)) : NULL;
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	proc = (Form_pg_proc) GETSTRUCT(tuple);
+
+	/* The signature holds, but the rest may be another than registered. */
+	if (proc->prokind == PROKIND_FUNCTION &&
+		proc->proretset == handler->returns_set && proc->pronargs == 1 &&
+		!is_temporary(proc))
+	{
+		handler->owner = proc->proowner;
+		handler->taken_over = !is_trusted_owner(handler, proc->proowner);
+		if (!handler->taken_over)
+			handler->funcid = funcid;
+		handler->argtype = proc->proargtypes.values[0];
+		handler->rettype = proc->prorettype;
+		handler->security_definer = proc->prosecdef;
+	}
+	ReleaseSysCache(tuple);
+	return OidIsValid(handler->funcid);
+}
+
+/*
+ * Why a handler was not found: facts for an error's detail, palloc'd.
+ */
+char *
+cqrs_handler_why_missing(const CqrsHandler *handler)
+{
+	if (handler->taken_over)
+		return psprintf("The function of that name belongs to role \"%s\"; the one that was registered belonged to role \"%s\".",
+						GetUserNameFromId(handler->owner, true) ?
+						GetUserNameFromId(handler->owner, true) : "?",
+						handler->registered_owner);
+	return psprintf("It was dropped, or replaced by something that is not a function with this signature that returns %s.",
+					handler->returns_set ? "a set" : "one value");
+}
+
+/*
+ * Find the function and see that the current user may execute it. Raises
+ * 42883 or 42501; kind and name say whose handler it is.
+ */
+void
+cqrs_handler_check(CqrsHandler *handler, const char *kind, const char *name)
+{
+	if (!cqrs_handler_find(handler))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("handler %s of %s \"%s\" does not exist",
+						handler->signature, kind, name),
+				 errdetail_internal("%s", cqrs_handler_why_missing(handler)),
+				 handler->taken_over ?
+				 errhint("If it is meant to be the handler, register it again.") :
+				 errhint("Create it again, or register another handler.")));
+	cqrs_handler_check_privilege(handler);
+}
+
+/*
+ * See that the current user may execute the function, which was just found.
+ * Raises 42501.
+ */
+void
+cqrs_handler_check_privilege(CqrsHandler *handler)
+{
+	AclResult	aclresult;
+
+	aclresult = object_aclcheck(ProcedureRelationId, handler->funcid,
+								GetUserId(), ACL_EXECUTE);
+	if (aclresult != ACLCHECK_OK)
+		aclcheck_error(aclresult, OBJECT_FUNCTION, handler->signature);
+	InvokeFunctionExecuteHook(handler->funcid);
+}
+
+/*
+ * Call the function, which cqrs_handler_check() was just done for and which
+ * returns one value. The result is in the current memory context.
+ */
+Datum
+cqrs_handler_call(CqrsHandler *handler, Datum arg, bool *isnull)
+{
+	NullableDatum nullable = {.value = arg,.isnull = false};
+
+	return cqrs_handler_call_nullable(handler, nullable, isnull);
+}
+
+/*
+ * The same with an argument that may be NULL: then a function that is STRICT is
+ * not called, and its result is NULL.
+ */
+Datum
+cqrs_handler_call_nullable(CqrsHandler *handler, NullableDatum arg,
+						   bool *isnull)
+{
+	LOCAL_FCINFO(fcinfo, 1);
+	PgStat_FunctionCallUsage usage;
+	FmgrInfo	nested;
+	bool		is_nested = handler->busy;
+	MemoryContext caller = CurrentMemoryContext;
+	volatile Datum result = (Datum) 0;
+
+	if (is_nested)
+		fmgr_info(handler->funcid, &nested);
+	else if (handler->context == NULL)
+	{
+		MemoryContext context;
+
+		context = AllocSetContextCreate(handler->parent, "cqrs handler",
+										ALLOCSET_SMALL_SIZES);
+		fmgr_info_cxt(handler->funcid, &handler->flinfo, context);
+		handler->context = context;
+	}
+
+	InitFunctionCallInfoData(*fcinfo, is_nested ? &nested : &handler->flinfo,
+							 1, InvalidOid, NULL, NULL);
+	fcinfo->args[0] = arg;
+	if (arg.isnull && fcinfo->flinfo->fn_strict)
+	{
+		*isnull = true;
+		return (Datum) 0;
+	}
+
+	handler->busy = true;
+	PG_TRY();
+	{
+		pgstat_init_function_usage(fcinfo, &usage);
+		result = FunctionCallInvoke(fcinfo);
+		pgstat_end_function_usage(&usage, true);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error = cqrs_error_take(caller);
+
+		handler->busy = is_nested;
+		if (!is_nested)
+			forget(handler);
+		cqrs_error_rethrow(error);
+	}
+	PG_END_TRY();
+	handler->busy = is_nested;
+	if (!is_nested && handler->stale)
+		forget(handler);
+
+	*isnull = fcinfo->isnull;
+	return result;
+}
+
+/*
+ * The text that a function is registered by, palloc'd; *argtype and *rettype
+ * get its types, and *returns_set whether it returns a set of the latter.
+ * Raises 42883 if there is none, 42P13 if it is not a function with one
+ * argument, or returns a set and returns_set is NULL, 42501 if the current
+ * user may not execute it.
+ */
+char *
+cqrs_handler_describe(Oid funcid, Oid *argtype, Oid *rettype,
+					  bool *returns_set)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid));
+	Form_pg_proc proc;
+	AclResult	aclresult;
+	const char *wrong = NULL;
+	char	   *signature;
+
+	if (!HeapTupleIsValid(tuple))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("function with OID %u does not exist", funcid)));
+	signature = format_procedure_qualified(funcid);
+	proc = (Form_pg_proc) GETSTRUCT(tuple);
+	if (proc->prokind != PROKIND_FUNCTION)
+		wrong = "It is not a plain function.";
+	else if (proc->pronargs != 1 || OidIsValid(proc->provariadic))
+		wrong = "It does not have exactly one argument.";
+	else if (proc->proretset && returns_set == NULL)
+		wrong = "It returns a set.";
+	else if (proc->prorettype == TRIGGEROID ||
+			 proc->prorettype == EVENT_TRIGGEROID ||
+			 proc->prorettype == INTERNALOID)
+		wrong = "It returns a value that SQL cannot use.";
+	else if (is_temporary(proc))
+		wrong = "It, or a type of it, is in a temporary schema.";
+	if (wrong)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
+				 errmsg("function %s cannot be a handler", signature),
+				 errdetail_internal("%s", wrong),
+				 returns_set == NULL ?
+				 errhint("A handler has one argument and returns void or one value.") :
+				 errhint("A handler has one argument and returns void, one value or a set.")));
+	if (returns_set != NULL)
+		*returns_set = proc->proretset;
+	*argtype = proc->proargtypes.values[0];
+	*rettype = proc->prorettype;
+	ReleaseSysCache(tuple);
+	signature = cqrs_signature_of(funcid);
+
+	aclresult = object_aclcheck(ProcedureRelationId, funcid, GetUserId(),
+								ACL_EXECUTE);
+	if (aclresult != ACLCHECK_OK)
+		aclcheck_error(aclresult, OBJECT_FUNCTION, signature);
+	return signature;
+}
+
+/*
+ * The name of the role that owns a function, which exists; palloc'd. It is
+ * registered with the function.
+ */
+char *
+cqrs_handler_owner(Oid funcid)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid));
+	char	   *name;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", funcid);
+	name = GetUserNameFromId(((Form_pg_proc) GETSTRUCT(tuple))->proowner,
+							 false);
+	ReleaseSysCache(tuple);
+	return name;
+}
+
+static void
+catalog_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	generation++;
+	if (cacheid == PROCOID)
+		proc_generation++;
+}
+
+/*
+ * Is a function of this owner what was registered?
+ */
+static bool
+is_trusted_owner(const CqrsHandler *handler, Oid owner)
+{
+	char	   *name;
+
+	if (handler->registered_owner == NULL)
+		return true;
+	name = GetUserNameFromId(owner, true);
+	if (name == NULL)
+		return false;
+	return strcmp(name, handler->registered_owner) == 0 ||
+		superuser_arg(owner) || owner == cqrs_extension_owner();
+}
+
+/*
+ * Is it in a temporary schema, or is a type of it?
+ */
+static bool
+is_temporary(Form_pg_proc proc)
+{
+	Oid			types[2];
+	int			i;
+
+	if (isAnyTempNamespace(proc->pronamespace))
+		return true;
+	types[0] = proc->pronargs == 1 ? proc->proargtypes.values[0] : InvalidOid;
+	types[1] = proc->prorettype;
+	for (i = 0; i < lengthof(types); i++)
+		if (cqrs_type_is_temporary(types[i]))
+			return true;
+	return false;
+}
+
+/*
+ * Throw the FmgrInfo away; if it is in use up the stack, after that.
+ */
+static void
+forget(CqrsHandler *handler)
+{
+	handler->stale = handler->busy;
+	if (handler->busy)
+		return;
+	if (handler->context != NULL)
+	{
+		MemoryContextDelete(handler->context);
+		handler->context = NULL;
+	}
+}

@@ -1,0 +1,559 @@
+/*-------------------------------------------------------------------------
+ *
+ * load.c
+ *	  What is registered, read from its tables.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_type.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+
+#include "base/interval.h"
+#include "base/snapshot.h"
+#include "extension/catalog.h"
+#include "registry/load.h"
+#include "registry/owner.h"
+
+typedef void (*RowCallback) (CqrsRegistryCopy *copy, Datum *values,
+							 bool *nulls);
+
+typedef struct IdEntry
+{
+	int32		id;				/* hash key */
+	void	   *entry;
+} IdEntry;
+
+/* Columns of cqrs.topic. */
+enum
+{
+	TOPIC_ID = 1,
+	TOPIC_TOPIC,
+	TOPIC_RETENTION,
+	TOPIC_CURRENT_SEGMENT,
+	TOPIC_OPENED_AT,
+	TOPIC_CREATED_AT,
+	TOPIC_NATIVE
+};
+
+/* Columns of cqrs.fallback. */
+enum
+{
+	FALLBACK_ID = 1,
+	FALLBACK_HANDLER,
+	FALLBACK_FALLBACK,
+	FALLBACK_OWNER,
+	FALLBACK_SQLSTATES,
+	FALLBACK_FAIL_MAX,
+	FALLBACK_RESET_AFTER,
+	FALLBACK_EXCLUDED
+};
+
+/* Columns of cqrs.command. */
+enum
+{
+	COMMAND_COMMAND_NAME = 1,
+	COMMAND_KIND,
+	COMMAND_HANDLERS,
+	COMMAND_OWNERS
+};
+
+/* Columns of cqrs.event_handler. */
+enum
+{
+	EVENT_HANDLER_EVENT_NAME = 1,
+	EVENT_HANDLER_HANDLER,
+	EVENT_HANDLER_OWNER,
+	EVENT_HANDLER_SEQ
+};
+
+/* Columns of cqrs.middleware. */
+enum
+{
+	MIDDLEWARE_HANDLER = 1,
+	MIDDLEWARE_OWNER,
+	MIDDLEWARE_PRIORITY,
+	MIDDLEWARE_SEQ
+};
+
+/* Columns of cqrs.subscription. */
+enum
+{
+	SUBSCRIPTION_ID = 1,
+	SUBSCRIPTION_SUBSCRIPTION,
+	SUBSCRIPTION_HANDLER,
+	SUBSCRIPTION_SERVER,
+	SUBSCRIPTION_FORMAT,
+	SUBSCRIPTION_STRICT_KEY_ORDER,
+	SUBSCRIPTION_TRANSACTION,
+	SUBSCRIPTION_RUNS_COMMANDS,
+	SUBSCRIPTION_PARTITIONS,
+	SUBSCRIPTION_NEXT_PARTITIONS,
+	SUBSCRIPTION_EPOCH_TICK,
+	SUBSCRIPTION_EPOCH_SNAPSHOT,
+	SUBSCRIPTION_EPOCH_SINCE,
+	SUBSCRIPTION_MAX_ATTEMPTS,
+	SUBSCRIPTION_RETRY_DELAY,
+	SUBSCRIPTION_MAX_RETRY_DELAY,
+	SUBSCRIPTION_HANDLER_TIMEOUT,
+	SUBSCRIPTION_MAX_RETAINED_SIZE,
+	SUBSCRIPTION_MAX_RETAINED_AGE,
+	SUBSCRIPTION_STATE
+};
+
+/* Columns of cqrs.identity. */
+enum
+{
+	IDENTITY_ID = 1,
+	IDENTITY_DATABASE
+};
+
+static HTAB *new_table(const char *name, Size entrysize);
+static HTAB *new_fallback_table(void);
+static HTAB *new_id_table(const char *name);
+static void remember_by_id(HTAB *table, int32 id, void *entry);
+static void load_rows(CqrsRegistryCopy *copy, CqrsRelation relation,
+					  Snapshot snapshot, RowCallback add);
+static void add_identity(CqrsRegistryCopy *copy, Datum *values, bool *nulls);
+static void add_topic(CqrsRegistryCopy *copy, Datum *values, bool *nulls);
+static void add_event_type(CqrsRegistryCopy *copy, Datum *values, bool *nulls);
+static void add_event_handler(CqrsRegistryCopy *copy, Datum *values,
+							  bool *nulls);
+static void add_fallback(CqrsRegistryCopy *copy, Datum *values, bool *nulls);
+static void add_command(CqrsRegistryCopy *copy, Datum *values, bool *nulls);
+static void add_middleware(CqrsRegistryCopy *copy, Datum *values, bool *nulls);
+static void add_subscription(CqrsRegistryCopy *copy, Datum *values,
+							 bool *nulls);
+static void add_subscription_topic(CqrsRegistryCopy *copy, Datum *values,
+								   bool *nulls);
+static void init_handler(CqrsRegistryCopy *copy, CqrsHandler *handler,
+						 Datum signature, Datum owner);
+static void find_command_owners(CqrsRegistryCopy *copy);
+
+/*
+ * Fill in a copy, as the snapshot shows what is registered; in the current
+ * memory context.
+ */
+void
+cqrs_registry_load(CqrsRegistryCopy *copy, Snapshot snapshot)
+{
+	memset(copy, 0, sizeof(*copy));
+	copy->topics = new_table("cqrs topics", sizeof(CqrsTopic));
+	copy->topics_by_id = new_id_table("cqrs topics by id");
+	copy->event_types = new_table("cqrs event types", sizeof(CqrsEventType));
+	copy->commands = new_table("cqrs commands", sizeof(CqrsCommand));
+	copy->fallbacks = new_fallback_table();
+	copy->subscriptions = new_table("cqrs subscriptions",
+									sizeof(CqrsSubscription));
+	copy->subscriptions_by_id = new_id_table("cqrs subscriptions by id");
+	copy->command_subscriptions =
+		new_id_table("cqrs subscriptions for commands");
+
+	cqrs_owner_watch_nothing();
+	load_rows(copy, CQRS_REL_IDENTITY, snapshot, add_identity);
+	load_rows(copy, CQRS_REL_TOPIC, snapshot, add_topic);
+	load_rows(copy, CQRS_REL_FALLBACK, snapshot, add_fallback);
+	load_rows(copy, CQRS_REL_EVENT_TYPE, snapshot, add_event_type);
+	load_rows(copy, CQRS_REL_EVENT_HANDLER, snapshot, add_event_handler);
+	load_rows(copy, CQRS_REL_COMMAND, snapshot, add_command);
+	load_rows(copy, CQRS_REL_MIDDLEWARE, snapshot, add_middleware);
+	load_rows(copy, CQRS_REL_SUBSCRIPTION, snapshot, add_subscription);
+	load_rows(copy, CQRS_REL_SUBSCRIPTION_TOPIC, snapshot,
+			  add_subscription_topic);
+	find_command_owners(copy);
+}
+
+/*
+ * The entry of that id, or NULL.
+ */
+void *
+cqrs_registry_find_by_id(HTAB *table, int32 id)
+{
+	IdEntry    *found = hash_search(table, &id, HASH_FIND, NULL);
+
+	return found ? found->entry : NULL;
+}
+
+static HTAB *
+new_table(const char *name, Size entrysize)
+{
+	HASHCTL		ctl;
+
+	ctl.keysize = NAMEDATALEN;
+	ctl.entrysize = entrysize;
+	ctl.hcxt = CurrentMemoryContext;
+	return hash_create(name, 64, &ctl, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+}
+
+static HTAB *
+new_fallback_table(void)
+{
+	HASHCTL		ctl;
+
+	ctl.keysize = CQRS_MAX_SIGNATURE;
+	ctl.entrysize = sizeof(CqrsFallback);
+	ctl.hcxt = CurrentMemoryContext;
+	return hash_create("cqrs fallbacks", 16, &ctl,
+					   HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+}
+
+static HTAB *
+new_id_table(const char *name)
+{
+	HASHCTL		ctl;
+
+	ctl.keysize = sizeof(int32);
+	ctl.entrysize = sizeof(IdEntry);
+	ctl.hcxt = CurrentMemoryContext;
+	return hash_create(name, 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+static void
+remember_by_id(HTAB *table, int32 id, void *entry)
+{
+	((IdEntry *) hash_search(table, &id, HASH_ENTER, NULL))->entry = entry;
+}
+
+/*
+ * Call add for each row of one of our tables.
+ */
+static void
+load_rows(CqrsRegistryCopy *copy, CqrsRelation relation, Snapshot snapshot,
+		  RowCallback add)
+{
+	Relation	rel = table_open(cqrs_relation_oid(relation), AccessShareLock);
+	TupleDesc	desc = RelationGetDescr(rel);
+	Datum	   *values = palloc(sizeof(Datum) * desc->natts);
+	bool	   *nulls = palloc(sizeof(bool) * desc->natts);
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		heap_deform_tuple(tuple, desc, values, nulls);
+		add(copy, values, nulls);
+	}
+	systable_endscan(scan);
+
+	/* Not held: DROP EXTENSION and TRUNCATE need not wait for readers. */
+	table_close(rel, AccessShareLock);
+	pfree(values);
+	pfree(nulls);
+}
+
+static void
+add_identity(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
+{
+	Oid			database = DatumGetObjectId(values[IDENTITY_DATABASE - 1]);
+	HeapTuple	tuple;
+
+	copy->has_identity |= database == MyDatabaseId;
+	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(database));
+	if (!HeapTupleIsValid(tuple))
+		return;
+	copy->is_from_template |=
+		((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
+	ReleaseSysCache(tuple);
+}
+
+static void
+add_topic(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
+{
+	char	   *name = TextDatumGetCString(values[TOPIC_TOPIC - 1]);
+	CqrsTopic  *topic = hash_search(copy->topics, name, HASH_ENTER, NULL);
+	ArrayType  *opened_at = DatumGetArrayTypeP(values[TOPIC_OPENED_AT - 1]);
+	Datum	   *opened_values;
+	bool	   *opened_nulls;
+	int			nopened;
+	Oid			schema = get_namespace_oid(CQRS_SCHEMA, true);
+	char		relname[NAMEDATALEN];
+	int			i;
+
+	topic->topic_id = DatumGetInt32(values[TOPIC_ID - 1]);
+	topic->retention = cqrs_milliseconds(values[TOPIC_RETENTION - 1]);
+	topic->current_segment =
+		DatumGetInt16(values[TOPIC_CURRENT_SEGMENT - 1]);
+	deconstruct_array(opened_at, TIMESTAMPTZOID, sizeof(TimestampTz),
+					  FLOAT8PASSBYVAL, TYPALIGN_DOUBLE,
+					  &opened_values, &opened_nulls, &nopened);
+	for (i = 0; i < CQRS_SEGMENTS; i++)
+		topic->opened_at[i] = i >= nopened || opened_nulls[i] ? 0 :
+			DatumGetTimestampTz(opened_values[i]);
+	topic->native = DatumGetBool(values[TOPIC_NATIVE - 1]);
+	copy->has_restored |= !topic->native;
+	topic->runner = NULL;
+	remember_by_id(copy->topics_by_id, topic->topic_id, topic);
+	topic->view = get_relname_relid(name,
+									get_namespace_oid(CQRS_TOPIC_SCHEMA, true));
+	for (i = 0; i < CQRS_SEGMENTS; i++)
+	{
+		snprintf(relname, sizeof(relname), "topic_%d_%d", topic->topic_id, i);
+		topic->segments[i] = get_relname_relid(relname, schema);
+	}
+}
+
+static void
+add_event_type(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
+{
+	CqrsEventType *event_type;
+
+	event_type = hash_search(copy->event_types, TextDatumGetCString(values[0]),
+							 HASH_ENTER, NULL);
+	event_type->topic = nulls[1] ? NULL :
+		cqrs_registry_find_by_id(copy->topics_by_id, DatumGetInt32(values[1]));
+	event_type->payload_type = DatumGetObjectId(values[2]);
+	event_type->handlers = NULL;
+}
+
+/*
+ * Rows come in any order; the list is in that of registration.
+ */
+static void
+add_event_handler(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
+{
+	CqrsEventType *event_type;
+	CqrsEventHandler *handler;
+	CqrsEventHandler **link;
+
+	event_type = hash_search(copy->event_types,
+							 TextDatumGetCString(values[EVENT_HANDLER_EVENT_NAME - 1]),
+							 HASH_FIND, NULL);
+	if (event_type == NULL)
+		return;
+	handler = palloc0(sizeof(CqrsEventHandler));
+	init_handler(copy, &handler->handler, values[EVENT_HANDLER_HANDLER - 1],
+				 values[EVENT_HANDLER_OWNER - 1]);
+	handler->seq = DatumGetInt64(values[EVENT_HANDLER_SEQ - 1]);
+	link = &event_type->handlers;
+	while (*link != NULL && (*link)->seq < handler->seq)
+		link = &(*link)->next;
+	handler->next = *link;
+	*link = handler;
+}
+
+static void
+add_fallback(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
+{
+	CqrsFallback *fallback;
+
+	fallback = hash_search(copy->fallbacks,
+						   TextDatumGetCString(values[FALLBACK_HANDLER - 1]),
+						   HASH_ENTER, NULL);
+	cqrs_handler_init(&fallback->handler,
+					  TextDatumGetCString(values[FALLBACK_FALLBACK - 1]),
+					  TextDatumGetCString(values[FALLBACK_OWNER - 1]),
+					  CurrentMemoryContext);
+	fallback->nsqlstates = -1;
+	fallback->sqlstates = NULL;
+	if (!nulls[FALLBACK_SQLSTATES - 1])
+		fallback->sqlstates =
+			cqrs_sqlstates_parse(values[FALLBACK_SQLSTATES - 1], "sqlstates",
+								 &fallback->nsqlstates);
+	fallback->nexcluded = 0;
+	fallback->excluded = NULL;
+	if (!nulls[FALLBACK_EXCLUDED - 1])
+		fallback->excluded =
+			cqrs_sqlstates_parse(values[FALLBACK_EXCLUDED - 1], "excluded",
+								 &fallback->nexcluded);
+	fallback->breaker.fallback_id = DatumGetInt32(values[FALLBACK_ID - 1]);
+	fallback->breaker.fail_max = DatumGetInt32(values[FALLBACK_FAIL_MAX - 1]);
+	fallback->breaker.reset_after =
+		cqrs_milliseconds(values[FALLBACK_RESET_AFTER - 1]);
+}
+
+/*
+ * Set up the handler of what is dispatched, or of an event in its transaction:
+ * one that has a fallback gets it.
+ */
+static void
+init_handler(CqrsRegistryCopy *copy, CqrsHandler *handler, Datum signature, Datum owner)
+{
+	char	   *string = TextDatumGetCString(signature);
+
+	cqrs_handler_init(handler, string, TextDatumGetCString(owner),
+					  CurrentMemoryContext);
+	handler->fallback = hash_search(copy->fallbacks, string, HASH_FIND, NULL);
+}
+
+static void
+add_command(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
+{
+	char	   *kind = TextDatumGetCString(values[COMMAND_KIND - 1]);
+	CqrsCommand *command;
+	Datum	   *signatures;
+	Datum	   *owners;
+	int			nowners;
+	int			i;
+
+	command = hash_search(copy->commands,
+						  TextDatumGetCString(values[COMMAND_COMMAND_NAME - 1]),
+						  HASH_ENTER, NULL);
+	command->kind =
+		strcmp(kind, "query") == 0 ? CQRS_QUERY :
+		strcmp(kind, "stream") == 0 ? CQRS_STREAM :
+		CQRS_COMMAND;
+	deconstruct_array(DatumGetArrayTypeP(values[COMMAND_HANDLERS - 1]),
+					  TEXTOID, -1, false, TYPALIGN_INT,
+					  &signatures, NULL, &command->nhandlers);
+	deconstruct_array(DatumGetArrayTypeP(values[COMMAND_OWNERS - 1]),
+					  TEXTOID, -1, false, TYPALIGN_INT,
+					  &owners, NULL, &nowners);
+	if (nowners != command->nhandlers)
+		elog(ERROR, "command \"%s\" has %d handlers, but %d owners of them",
+			 command->name, command->nhandlers, nowners);
+	command->handlers = palloc(sizeof(CqrsHandler) * command->nhandlers);
+	for (i = 0; i < command->nhandlers; i++)
+	{
+		init_handler(copy, &command->handlers[i], signatures[i], owners[i]);
+		command->handlers[i].returns_set = command->kind == CQRS_STREAM;
+	}
+}
+
+/*
+ * Rows come in any order; the list is from the outermost to the innermost.
+ */
+static void
+add_middleware(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
+{
+	CqrsMiddleware *middleware = palloc(sizeof(CqrsMiddleware));
+	CqrsMiddleware **link = &copy->middleware;
+
+	cqrs_handler_init(&middleware->handler,
+					  TextDatumGetCString(values[MIDDLEWARE_HANDLER - 1]),
+					  TextDatumGetCString(values[MIDDLEWARE_OWNER - 1]),
+					  CurrentMemoryContext);
+	middleware->priority = DatumGetInt32(values[MIDDLEWARE_PRIORITY - 1]);
+	middleware->seq = DatumGetInt64(values[MIDDLEWARE_SEQ - 1]);
+	while (*link != NULL &&
+		   ((*link)->priority < middleware->priority ||
+			((*link)->priority == middleware->priority &&
+			 (*link)->seq < middleware->seq)))
+		link = &(*link)->next;
+	middleware->next = *link;
+	*link = middleware;
+}
+
+static void
+add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
+{
+	CqrsSubscription *subscription;
+	char	   *state = TextDatumGetCString(values[SUBSCRIPTION_STATE - 1]);
+
+	subscription = hash_search(copy->subscriptions,
+							   TextDatumGetCString(values[SUBSCRIPTION_SUBSCRIPTION - 1]),
+							   HASH_ENTER, NULL);
+	subscription->subscription_id = DatumGetInt32(values[SUBSCRIPTION_ID - 1]);
+	subscription->has_handler = !nulls[SUBSCRIPTION_HANDLER - 1];
+	if (subscription->has_handler)
+		cqrs_handler_init(&subscription->handler,
+						  TextDatumGetCString(values[SUBSCRIPTION_HANDLER - 1]),
+						  NULL, CurrentMemoryContext);
+	subscription->server = nulls[SUBSCRIPTION_SERVER - 1] ? NULL :
+		TextDatumGetCString(values[SUBSCRIPTION_SERVER - 1]);
+	subscription->format = nulls[SUBSCRIPTION_FORMAT - 1] ? NULL :
+		TextDatumGetCString(values[SUBSCRIPTION_FORMAT - 1]);
+	subscription->strict_key_order =
+		DatumGetBool(values[SUBSCRIPTION_STRICT_KEY_ORDER - 1]);
+	subscription->event_transactions =
+		strcmp(TextDatumGetCString(values[SUBSCRIPTION_TRANSACTION - 1]),
+			   "event") == 0;
+	subscription->runs_commands =
+		DatumGetBool(values[SUBSCRIPTION_RUNS_COMMANDS - 1]);
+	subscription->owner = cqrs_owner_find(subscription->name,
+										  &subscription->view);
+	subscription->partitions =
+		DatumGetInt32(values[SUBSCRIPTION_PARTITIONS - 1]);
+	subscription->next_partitions = 0;
+	if (!nulls[SUBSCRIPTION_NEXT_PARTITIONS - 1])
+	{
+		subscription->next_partitions =
+			DatumGetInt32(values[SUBSCRIPTION_NEXT_PARTITIONS - 1]);
+		subscription->epoch_tick =
+			DatumGetInt64(values[SUBSCRIPTION_EPOCH_TICK - 1]);
+		subscription->epoch_snapshot =
+			cqrs_snapshot_from_datum(values[SUBSCRIPTION_EPOCH_SNAPSHOT - 1]);
+	}
+	subscription->max_attempts =
+		DatumGetInt32(values[SUBSCRIPTION_MAX_ATTEMPTS - 1]);
+	subscription->retry_delay =
+		cqrs_milliseconds(values[SUBSCRIPTION_RETRY_DELAY - 1]);
+	subscription->max_retry_delay =
+		cqrs_milliseconds(values[SUBSCRIPTION_MAX_RETRY_DELAY - 1]);
+	subscription->handler_timeout =
+		cqrs_milliseconds(values[SUBSCRIPTION_HANDLER_TIMEOUT - 1]);
+	subscription->max_retained_size =
+		DatumGetInt64(values[SUBSCRIPTION_MAX_RETAINED_SIZE - 1]);
+	subscription->max_retained_age =
+		cqrs_milliseconds(values[SUBSCRIPTION_MAX_RETAINED_AGE - 1]);
+	subscription->state =
+		strcmp(state, "paused") == 0 ? CQRS_SUBSCRIPTION_PAUSED :
+		strcmp(state, "suspended") == 0 ? CQRS_SUBSCRIPTION_SUSPENDED :
+		CQRS_SUBSCRIPTION_ACTIVE;
+	subscription->ntopics = 0;
+	subscription->topics = NULL;
+	remember_by_id(copy->subscriptions_by_id, subscription->subscription_id,
+				   subscription);
+}
+
+static void
+add_subscription_topic(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
+{
+	CqrsSubscription *subscription;
+	CqrsTopic  *topic;
+
+	subscription = cqrs_registry_find_by_id(copy->subscriptions_by_id, DatumGetInt32(values[0]));
+	topic = cqrs_registry_find_by_id(copy->topics_by_id, DatumGetInt32(values[1]));
+	if (subscription == NULL || topic == NULL)
+		return;
+	if (subscription->topics == NULL)
+		subscription->topics = palloc(sizeof(CqrsTopic *));
+	else
+		subscription->topics = repalloc(subscription->topics,
+										sizeof(CqrsTopic *) *
+										(subscription->ntopics + 1));
+	subscription->topics[subscription->ntopics++] = topic;
+	if (subscription->runs_commands)
+		topic->runner = subscription;
+}
+
+/*
+ * A subscription for copy->commands is only its owner's if the copy->commands are. Of
+ * several that somebody has given a role, it enqueues with the oldest.
+ */
+static void
+find_command_owners(CqrsRegistryCopy *copy)
+{
+	HASH_SEQ_STATUS status;
+	CqrsSubscription *subscription;
+
+	hash_seq_init(&status, copy->subscriptions);
+	while ((subscription = hash_seq_search(&status)) != NULL)
+	{
+		CqrsSubscription *other;
+		int			i;
+
+		if (!subscription->runs_commands)
+			continue;
+		for (i = 0; i < subscription->ntopics; i++)
+			if (!cqrs_owner_has_commands(subscription->topics[i]->name,
+										 subscription->owner))
+				subscription->owner = InvalidOid;
+		other = cqrs_registry_find_by_id(copy->command_subscriptions, (int32) subscription->owner);
+
+		if (OidIsValid(subscription->owner) &&
+			(other == NULL ||
+			 other->subscription_id > subscription->subscription_id))
+			remember_by_id(copy->command_subscriptions, (int32) subscription->owner,
+						   subscription);
+	}
+}

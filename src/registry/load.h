@@ -1,0 +1,47 @@
+/*-------------------------------------------------------------------------
+ *
+ * load.h
+ *	  What is registered, read from its tables.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_LOAD_H
+#define CQRS_LOAD_H
+
+#include "base/cqrs_outbox.h"
+
+#include "utils/hsearch.h"
+#include "utils/snapshot.h"
+
+#include "registry/entry.h"
+
+/* Entries are found by their names, if nothing else is said. */
+typedef struct CqrsRegistryCopy
+{
+	HTAB	   *topics;
+	HTAB	   *event_types;
+	HTAB	   *commands;
+	HTAB	   *fallbacks;		/* by the signatures that they are for */
+	HTAB	   *subscriptions;
+
+	/* The same entries by their ids. */
+	HTAB	   *topics_by_id;
+	HTAB	   *subscriptions_by_id;
+
+	/* The subscriptions that run commands, by their owners. */
+	HTAB	   *command_subscriptions;
+
+	CqrsMiddleware *middleware; /* the outermost, or NULL */
+
+	/* Is this database named in cqrs.identity? Is a template? */
+	bool		has_identity;
+	bool		is_from_template;
+
+	/* Is any topic a restored one that was not adopted? */
+	bool		has_restored;
+} CqrsRegistryCopy;
+
+extern void cqrs_registry_load(CqrsRegistryCopy *copy, Snapshot snapshot);
+extern void *cqrs_registry_find_by_id(HTAB *table, int32 id);
+
+#endif							/* CQRS_LOAD_H */

@@ -1,0 +1,22 @@
+/*-------------------------------------------------------------------------
+ *
+ * owner.h
+ *	  Who owns a subscription.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_OWNER_H
+#define CQRS_OWNER_H
+
+#include "base/cqrs_outbox.h"
+
+extern void cqrs_owner_make_view(const char *subscription, Oid owner);
+extern void cqrs_owner_drop_view(const char *subscription);
+
+/* For the registry, which has all others know. */
+extern void cqrs_owner_watch_nothing(void);
+extern bool cqrs_owner_is_watched(uint32 hashvalue);
+extern Oid	cqrs_owner_find(const char *subscription, Oid *view);
+extern bool cqrs_owner_has_commands(const char *topic, Oid role);
+
+#endif							/* CQRS_OWNER_H */

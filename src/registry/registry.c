@@ -1,0 +1,464 @@
+/*-------------------------------------------------------------------------
+ *
+ * registry.c
+ *	  The backend's copy of what is registered: topics, event types and their
+ *	  handlers, commands, middleware, fallbacks and subscriptions.
+ *
+ * Protocol
+ *
+ * 1. The registry is in ordinary tables. DML on them sends no invalidation by
+ *	  itself; a statement trigger of theirs (cqrs_registry_changed) sends a
+ *	  relcache invalidation of one of them, the marker. It travels with the
+ *	  commit, and comes back to the sender at its own next command, and again
+ *	  if it aborts.
+ * 2. The copy is loaded whole, when it is first asked after an invalidation.
+ *	  The callback only counts; a load that sees another count at its end than
+ *	  at its start leaves the copy marked stale.
+ * 3. The load reads with the latest snapshot, after opening the tables. With
+ *	  the transaction's snapshot, a REPEATABLE READ transaction would leave
+ *	  the past behind for the session's later transactions.
+ * 4. Who owns a subscription is in the catalogs, whose changes are counted,
+ *	  too; see owner.c.
+ *
+ * Memory
+ *
+ * The copy lives in one context. A stale one is hung below the transaction's
+ * context instead of being freed, if callers up the stack may hold entries of
+ * it: if somebody has got one. So an entry may be used until the end of the
+ * transaction, not longer; and who registers a thousand commands in one
+ * transaction, and so has the registry loaded a thousand times, does not keep
+ * as many copies. Whoever only asks whether there is an entry, or which id it
+ * has, gets none.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/relation.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+#include "base/debug_point.h"
+#include "extension/catalog.h"
+#include "extension/version.h"
+#include "registry/load.h"
+#include "registry/owner.h"
+#include "registry/registry.h"
+#include "shared/announce.h"
+
+static MemoryContext registry_context = NULL;
+static CqrsRegistryCopy copy;
+CqrsMiddleware *cqrs_registry_middleware = NULL;
+
+/* Has anybody got an entry of the copy? */
+static bool handed_out = false;
+
+/* Counts invalidations; the copy is good while it is loaded_count. */
+static uint64 invalidation_count = 1;
+static uint64 loaded_count = 0;
+
+static void invalidate(Datum arg, Oid relid);
+static void relation_changed(Datum arg, int cacheid, uint32 hashvalue);
+static void load_if_stale(void);
+static inline void *hand_out(void *entry);
+static void *lookup(HTAB **table, const char *name);
+static void *peek(HTAB **table, const char *name);
+
+PG_FUNCTION_INFO_V1(cqrs_registry_changed);
+
+/*
+ * Once a process.
+ */
+void
+cqrs_registry_init(void)
+{
+	CacheRegisterRelcacheCallback(invalidate, (Datum) 0);
+	CacheRegisterSyscacheCallback(RELNAMENSP, relation_changed, (Datum) 0);
+}
+
+/*
+ * cqrs.registry_changed(): statement trigger of the registry's tables.
+ */
+Datum
+cqrs_registry_changed(PG_FUNCTION_ARGS)
+{
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"registry_changed\" was not called by trigger manager")));
+	cqrs_catalog_invalidate_registry();
+	cqrs_shmem_look();
+	return PointerGetDatum(NULL);
+}
+
+/*
+ * Can it be loaded? Not if library and extension are of different versions:
+ * then the other functions raise 55000.
+ */
+bool
+cqrs_registry_usable(void)
+{
+	return loaded_count == invalidation_count || cqrs_version_fits();
+}
+
+/*
+ * Another number means that the registry may have changed, and that entries
+ * got before are of the past.
+ */
+uint64
+cqrs_registry_generation(void)
+{
+	load_if_stale();
+	return loaded_count;
+}
+
+/*
+ * Is this database a copy that CREATE DATABASE ... TEMPLATE made, and that
+ * cqrs_adopt() was not called in? Then nothing may be delivered: the original
+ * delivers it. A template delivers nothing, so its copies are originals.
+ */
+bool
+cqrs_registry_is_copy(void)
+{
+	load_if_stale();
+	return !copy.has_identity && !copy.is_from_template;
+}
+
+/*
+ * Is this the copy of a template, and is yet to be told from it for good?
+ */
+bool
+cqrs_registry_lacks_identity(void)
+{
+	load_if_stale();
+	return !copy.has_identity && copy.is_from_template;
+}
+
+/*
+ * Is there a topic that was restored, and not adopted?
+ */
+bool
+cqrs_registry_has_restored(void)
+{
+	load_if_stale();
+	return copy.has_restored;
+}
+
+/*
+ * For who gets entries, and keeps none of them, with nothing called in between
+ * that may: note the state before, and give it back.
+ */
+CqrsRegistryMark
+cqrs_registry_mark(void)
+{
+	CqrsRegistryMark mark;
+
+	load_if_stale();
+	mark.context = registry_context;
+	mark.handed_out = handed_out;
+	return mark;
+}
+
+void
+cqrs_registry_give_back(CqrsRegistryMark mark)
+{
+	if (registry_context == mark.context)
+		handed_out = mark.handed_out;
+}
+
+/*
+ * The list of middleware, from the outermost to the innermost.
+ */
+CqrsMiddleware *
+cqrs_registry_get_middleware(void)
+{
+	return hand_out(cqrs_registry_middleware);
+}
+
+/*
+ * The topic's id, or 0 if there is none of this name.
+ */
+int32
+cqrs_registry_topic_id(const char *name)
+{
+	CqrsTopic  *topic = peek(&copy.topics, name);
+
+	return topic != NULL ? topic->topic_id : 0;
+}
+
+bool
+cqrs_registry_has_event_type(const char *name)
+{
+	return peek(&copy.event_types, name) != NULL;
+}
+
+CqrsTopic *
+cqrs_registry_topic(const char *name)
+{
+	return lookup(&copy.topics, name);
+}
+
+CqrsEventType *
+cqrs_registry_event_type(const char *name)
+{
+	return lookup(&copy.event_types, name);
+}
+
+CqrsCommand *
+cqrs_registry_command(const char *name)
+{
+	return lookup(&copy.commands, name);
+}
+
+/*
+ * The fallback of the handler with this signature.
+ */
+CqrsFallback *
+cqrs_registry_fallback(const char *signature)
+{
+	load_if_stale();
+	if (strlen(signature) >= CQRS_MAX_SIGNATURE)
+		return NULL;
+	return hand_out(hash_search(copy.fallbacks, signature, HASH_FIND, NULL));
+}
+
+CqrsSubscription *
+cqrs_registry_subscription(const char *name)
+{
+	return lookup(&copy.subscriptions, name);
+}
+
+CqrsTopic *
+cqrs_registry_topic_by_id(int32 topic_id)
+{
+	load_if_stale();
+	return hand_out(cqrs_registry_find_by_id(copy.topics_by_id, topic_id));
+}
+
+CqrsSubscription *
+cqrs_registry_subscription_by_id(int32 subscription_id)
+{
+	load_if_stale();
+	return hand_out(cqrs_registry_find_by_id(copy.subscriptions_by_id,
+											 subscription_id));
+}
+
+/*
+ * The subscription that runs the commands which this role enqueued.
+ */
+CqrsSubscription *
+cqrs_registry_command_subscription(Oid owner)
+{
+	load_if_stale();
+	return hand_out(cqrs_registry_find_by_id(copy.command_subscriptions,
+											 (int32) owner));
+}
+
+/*
+ * The topic, or 42704.
+ */
+CqrsTopic *
+cqrs_topic_get(const char *name)
+{
+	CqrsTopic  *topic = cqrs_registry_topic(name);
+
+	if (topic == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("topic \"%s\" does not exist", name),
+				 errhint("Create it with cqrs_create_topic().")));
+	return topic;
+}
+
+/*
+ * The event type, or 42704.
+ */
+CqrsEventType *
+cqrs_event_type_get(const char *name)
+{
+	CqrsEventType *event_type = cqrs_registry_event_type(name);
+
+	if (event_type == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("event \"%s\" is not registered", name),
+				 errhint("Register it with cqrs_register_event().")));
+	return event_type;
+}
+
+/*
+ * Did what this session did, or has noticed, change the registry since that
+ * generation?
+ */
+bool
+cqrs_registry_is_past(uint64 generation)
+{
+	return generation != loaded_count || loaded_count != invalidation_count;
+}
+
+/*
+ * Would the next one to look at the registry load it again? To be asked outside
+ * of a transaction.
+ */
+bool
+cqrs_registry_is_stale(void)
+{
+	AcceptInvalidationMessages();
+	return loaded_count != invalidation_count;
+}
+
+/*
+ * The subscription, or 42704.
+ */
+CqrsSubscription *
+cqrs_subscription_get(const char *name)
+{
+	CqrsSubscription *subscription = cqrs_registry_subscription(name);
+
+	if (subscription == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("subscription \"%s\" does not exist", name),
+				 errhint("Create it with cqrs_subscribe().")));
+	return subscription;
+}
+
+void
+cqrs_registry_topics(HASH_SEQ_STATUS *status)
+{
+	load_if_stale();
+	handed_out = true;
+	hash_seq_init(status, copy.topics);
+}
+
+void
+cqrs_registry_event_types(HASH_SEQ_STATUS *status)
+{
+	load_if_stale();
+	handed_out = true;
+	hash_seq_init(status, copy.event_types);
+}
+
+void
+cqrs_registry_commands(HASH_SEQ_STATUS *status)
+{
+	load_if_stale();
+	handed_out = true;
+	hash_seq_init(status, copy.commands);
+}
+
+void
+cqrs_registry_subscriptions(HASH_SEQ_STATUS *status)
+{
+	load_if_stale();
+	handed_out = true;
+	hash_seq_init(status, copy.subscriptions);
+}
+
+/*
+ * Relcache callback. May come at any time, also in the middle of a load.
+ */
+static void
+invalidate(Datum arg, Oid relid)
+{
+	if (cqrs_catalog_is_marker(relid))
+	{
+		invalidation_count++;
+		cqrs_catalog_reset();
+	}
+}
+
+/*
+ * Syscache callback, the same.
+ */
+static void
+relation_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	if (cqrs_owner_is_watched(hashvalue))
+		invalidation_count++;
+}
+
+/*
+ * Have a copy that was right when this was called.
+ */
+static void
+load_if_stale(void)
+{
+	MemoryContext context;
+	MemoryContext oldcontext;
+	Snapshot	snapshot;
+	uint64		count;
+
+	if (loaded_count == invalidation_count)
+		return;
+
+	if (registry_context != NULL)
+	{
+		if (handed_out)
+			MemoryContextSetParent(registry_context, TopTransactionContext);
+		else
+			MemoryContextDelete(registry_context);
+		registry_context = NULL;
+	}
+	cqrs_registry_middleware = NULL;
+	handed_out = false;
+
+	/* Until the load is over, the context goes with the transaction. */
+	context = AllocSetContextCreate(TopTransactionContext, "cqrs registry",
+									ALLOCSET_DEFAULT_SIZES);
+	oldcontext = MemoryContextSwitchTo(context);
+
+	/* Opening the marker takes in what has been committed by now. */
+	relation_close(relation_open(cqrs_relation_oid(CQRS_REL_TOPIC),
+								 AccessShareLock), NoLock);
+	count = invalidation_count;
+	if (!cqrs_version_fits())
+		cqrs_version_report(ERROR, "cqrs_outbox cannot be used in this database");
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	CQRS_DEBUG_POINT("registry_load");
+	cqrs_registry_load(&copy, snapshot);
+	cqrs_registry_middleware = copy.middleware;
+	UnregisterSnapshot(snapshot);
+
+	MemoryContextSwitchTo(oldcontext);
+	MemoryContextSetParent(context, CacheMemoryContext);
+	registry_context = context;
+	loaded_count = count;
+}
+
+/*
+ * Somebody gets this entry, unless it is NULL.
+ */
+static inline void *
+hand_out(void *entry)
+{
+	handed_out |= entry != NULL;
+	return entry;
+}
+
+static void *
+lookup(HTAB **table, const char *name)
+{
+	return hand_out(peek(table, name));
+}
+
+/*
+ * For who does not keep it. A longer name cannot be registered, and the hash
+ * would cut it.
+ */
+static void *
+peek(HTAB **table, const char *name)
+{
+	load_if_stale();
+	if (strlen(name) > CQRS_MAX_NAME)
+		return NULL;
+	return hash_search(*table, name, HASH_FIND, NULL);
+}

@@ -1,0 +1,65 @@
+/*-------------------------------------------------------------------------
+ *
+ * registry.h
+ *	  The backend's copy of what is registered.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_REGISTRY_H
+#define CQRS_REGISTRY_H
+
+#include "base/cqrs_outbox.h"
+
+#include "utils/hsearch.h"
+
+#include "registry/entry.h"
+
+/* Whether somebody had got an entry of the copy. */
+typedef struct CqrsRegistryMark
+{
+	MemoryContext context;
+	bool		handed_out;
+} CqrsRegistryMark;
+
+/*
+ * The outermost middleware, or NULL: there is none. It is that of the copy that
+ * was last looked at: only to see whether there is one.
+ */
+extern CqrsMiddleware *cqrs_registry_middleware;
+
+extern void cqrs_registry_init(void);
+extern bool cqrs_registry_usable(void);
+extern uint64 cqrs_registry_generation(void);
+extern bool cqrs_registry_is_copy(void);
+extern bool cqrs_registry_lacks_identity(void);
+extern bool cqrs_registry_has_restored(void);
+extern bool cqrs_registry_is_past(uint64 generation);
+extern bool cqrs_registry_is_stale(void);
+
+/* NULL if there is none. */
+extern CqrsRegistryMark cqrs_registry_mark(void);
+extern void cqrs_registry_give_back(CqrsRegistryMark mark);
+extern CqrsMiddleware *cqrs_registry_get_middleware(void);
+extern int32 cqrs_registry_topic_id(const char *name);
+extern bool cqrs_registry_has_event_type(const char *name);
+extern CqrsTopic *cqrs_registry_topic(const char *name);
+extern CqrsTopic *cqrs_registry_topic_by_id(int32 topic_id);
+extern CqrsEventType *cqrs_registry_event_type(const char *name);
+extern CqrsCommand *cqrs_registry_command(const char *name);
+extern CqrsFallback *cqrs_registry_fallback(const char *signature);
+extern CqrsSubscription *cqrs_registry_subscription(const char *name);
+extern CqrsSubscription *cqrs_registry_subscription_by_id(int32 subscription_id);
+extern CqrsSubscription *cqrs_registry_command_subscription(Oid owner);
+
+/* The same, or an error with the SQLSTATE that the name says. */
+extern CqrsTopic *cqrs_topic_get(const char *name);
+extern CqrsEventType *cqrs_event_type_get(const char *name);
+extern CqrsSubscription *cqrs_subscription_get(const char *name);
+
+/* To walk them all; the walk must be run to its end or hash_seq_term'd. */
+extern void cqrs_registry_topics(HASH_SEQ_STATUS *status);
+extern void cqrs_registry_event_types(HASH_SEQ_STATUS *status);
+extern void cqrs_registry_commands(HASH_SEQ_STATUS *status);
+extern void cqrs_registry_subscriptions(HASH_SEQ_STATUS *status);
+
+#endif							/* CQRS_REGISTRY_H */

@@ -1,0 +1,343 @@
+/*-------------------------------------------------------------------------
+ *
+ * signature.c
+ *	  How a function with one argument is named in our tables, and found again.
+ *
+ * A signature is schema.name(schema.type). Each of the four is quoted unless
+ * it has nothing but lower case letters, digits and underscores, and does not
+ * begin with a digit. So the text depends on no setting (as regprocedure's
+ * does on quote_all_identifiers), on no search_path, and on no version's list
+ * of key words: texts may be compared.
+ *
+ * A function is looked up by its signature whoever asks: USAGE of schemas does
+ * not matter, EXECUTE is checked elsewhere. Nothing is an error here: what is
+ * not there, or is no signature, is not found. What is in somebody's temporary
+ * schema is not found either: its name is another's tomorrow.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/htup_details.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "nodes/pg_list.h"
+#include "parser/scansup.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+
+#include "registry/signature.h"
+
+/* What a name says; the schemas may be left out by people, and are NULL. */
+typedef struct Signature
+{
+	char	   *schema;
+	char	   *name;
+	char	   *type_schema;
+	char	   *type_name;
+} Signature;
+
+static bool parse(const char *text, Signature *signature);
+static bool parse_pair(const char **text, char **schema, char **name);
+static char *parse_identifier(const char **text);
+static void skip_space(const char **text);
+static char *compose(const Signature *signature);
+static void append_identifier(StringInfo buf, const char *identifier);
+static char *type_schema(Oid typid);
+static char *type_name(Oid typid);
+static Oid	find_schema(const char *name);
+static Oid	find_type(const Signature *signature);
+static Oid	find_function(const Signature *signature, Oid argtype);
+static Oid	function_in(Oid schema, const char *name, Oid argtype);
+
+/*
+ * The signature of a function that exists and has one argument, palloc'd.
+ */
+char *
+cqrs_signature_of(Oid funcid)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid));
+	Form_pg_proc proc;
+	Signature	signature;
+	char	   *text;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", funcid);
+	proc = (Form_pg_proc) GETSTRUCT(tuple);
+	Assert(proc->pronargs == 1);
+	signature.schema = get_namespace_name(proc->pronamespace);
+	signature.name = NameStr(proc->proname);
+	signature.type_schema = type_schema(proc->proargtypes.values[0]);
+	signature.type_name = type_name(proc->proargtypes.values[0]);
+	if (signature.schema == NULL || signature.type_schema == NULL ||
+		signature.type_name == NULL)
+		elog(ERROR, "cache lookup failed for the schema of function %u",
+			 funcid);
+	text = compose(&signature);
+
+	ReleaseSysCache(tuple);
+	return text;
+}
+
+/*
+ * The function with this signature, or InvalidOid.
+ */
+Oid
+cqrs_signature_find(const char *text)
+{
+	Signature	signature;
+	Oid			argtype;
+
+	if (!parse(text, &signature) || signature.schema == NULL ||
+		signature.type_schema == NULL)
+		return InvalidOid;
+	argtype = find_type(&signature);
+	if (!OidIsValid(argtype))
+		return InvalidOid;
+	return function_in(find_schema(signature.schema), signature.name, argtype);
+}
+
+/*
+ * The signature that somebody means, palloc'd: he may leave out schemas that
+ * are in his search_path, and quote as he likes. *exists gets whether there is
+ * such a function; if not, it is made of what he says, as far as that goes.
+ */
+char *
+cqrs_signature_named(const char *name, bool *exists)
+{
+	Signature	signature;
+	Oid			argtype;
+	Oid			funcid = InvalidOid;
+
+	*exists = false;
+	if (!parse(name, &signature))
+		return pstrdup(name);
+	argtype = find_type(&signature);
+	if (OidIsValid(argtype))
+	{
+		funcid = find_function(&signature, argtype);
+		signature.type_schema = type_schema(argtype);
+	}
+	*exists = OidIsValid(funcid);
+	if (*exists)
+		return cqrs_signature_of(funcid);
+	if (signature.schema == NULL || signature.type_schema == NULL)
+		return pstrdup(name);
+	return compose(&signature);
+}
+
+/*
+ * Take a name apart. Returns false if it has another form.
+ */
+static bool
+parse(const char *text, Signature *signature)
+{
+	if (!parse_pair(&text, &signature->schema, &signature->name) ||
+		*text ++!= '(' ||
+		!parse_pair(&text, &signature->type_schema, &signature->type_name) ||
+		*text ++!= ')')
+		return false;
+	skip_space(&text);
+	return *text == '\0';
+}
+
+/*
+ * A name, and perhaps its schema before it.
+ */
+static bool
+parse_pair(const char **text, char **schema, char **name)
+{
+	*schema = NULL;
+	*name = parse_identifier(text);
+	if (*name != NULL && **text == '.')
+	{
+		(*text) ++;
+		*schema = *name;
+		*name = parse_identifier(text);
+	}
+	return *name != NULL;
+}
+
+/*
+ * One identifier with the space around it, as SQL has it; NULL if there is
+ * none.
+ */
+static char *
+parse_identifier(const char **text)
+{
+	StringInfoData buf;
+	const char *at;
+
+	skip_space(text);
+	at = *text;
+	initStringInfo(&buf);
+	if (*at == '"')
+	{
+		/* A quote within is doubled. */
+		for (at++; *at != '"' || at[1] == '"'; at++)
+		{
+			if (*at == '\0')
+				return NULL;
+			appendStringInfoChar(&buf, *at);
+			if (*at == '"')
+				at++;
+		}
+		at++;
+	}
+	else
+	{
+		char	   *folded;
+
+		while (*at != '\0' && strchr(".()\"", *at) == NULL &&
+			   !scanner_isspace(*at))
+			appendStringInfoChar(&buf, *at++);
+		folded = downcase_identifier(buf.data, buf.len, false, false);
+		resetStringInfo(&buf);
+		appendStringInfoString(&buf, folded);
+	}
+	*text = at;
+	skip_space(text);
+	if (buf.len == 0 || buf.len >= NAMEDATALEN)
+		return NULL;
+	return buf.data;
+}
+
+static void
+skip_space(const char **text)
+{
+	while (scanner_isspace(**text))
+		(*text) ++;
+}
+
+static char *
+compose(const Signature *signature)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	append_identifier(&buf, signature->schema);
+	appendStringInfoChar(&buf, '.');
+	append_identifier(&buf, signature->name);
+	appendStringInfoChar(&buf, '(');
+	append_identifier(&buf, signature->type_schema);
+	appendStringInfoChar(&buf, '.');
+	append_identifier(&buf, signature->type_name);
+	appendStringInfoChar(&buf, ')');
+	return buf.data;
+}
+
+static void
+append_identifier(StringInfo buf, const char *identifier)
+{
+	static const char plain[] = "abcdefghijklmnopqrstuvwxyz_0123456789";
+	const char *at;
+
+	if (identifier[strspn(identifier, plain)] == '\0' &&
+		!(identifier[0] >= '0' && identifier[0] <= '9'))
+	{
+		appendStringInfoString(buf, identifier);
+		return;
+	}
+	appendStringInfoChar(buf, '"');
+	for (at = identifier; *at != '\0'; at++)
+	{
+		if (*at == '"')
+			appendStringInfoChar(buf, '"');
+		appendStringInfoChar(buf, *at);
+	}
+	appendStringInfoChar(buf, '"');
+}
+
+/*
+ * Where a type is, and its name there; palloc'd, NULL if it is gone.
+ */
+static char *
+type_schema(Oid typid)
+{
+	HeapTuple	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(typid));
+	char	   *name;
+
+	if (!HeapTupleIsValid(tuple))
+		return NULL;
+	name = get_namespace_name(((Form_pg_type) GETSTRUCT(tuple))->typnamespace);
+	ReleaseSysCache(tuple);
+	return name;
+}
+
+static char *
+type_name(Oid typid)
+{
+	HeapTuple	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(typid));
+	char	   *name;
+
+	if (!HeapTupleIsValid(tuple))
+		return NULL;
+	name = pstrdup(NameStr(((Form_pg_type) GETSTRUCT(tuple))->typname));
+	ReleaseSysCache(tuple);
+	return name;
+}
+
+/*
+ * A schema that is nobody's temporary one, or InvalidOid.
+ */
+static Oid
+find_schema(const char *name)
+{
+	Oid			schema = get_namespace_oid(name, true);
+
+	return OidIsValid(schema) && isAnyTempNamespace(schema) ? InvalidOid :
+		schema;
+}
+
+static Oid
+find_type(const Signature *signature)
+{
+	Oid			schema;
+
+	if (signature->type_schema == NULL)
+		return TypenameGetTypid(signature->type_name);
+	schema = find_schema(signature->type_schema);
+	return !OidIsValid(schema) ? InvalidOid :
+		GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
+						CStringGetDatum(signature->type_name),
+						ObjectIdGetDatum(schema));
+}
+
+/*
+ * The function that somebody means who may have left out the schema, or
+ * InvalidOid.
+ */
+static Oid
+find_function(const Signature *signature, Oid argtype)
+{
+	List	   *path;
+	ListCell   *lc;
+
+	if (signature->schema != NULL)
+		return function_in(find_schema(signature->schema), signature->name,
+						   argtype);
+	path = fetch_search_path(true);
+	foreach(lc, path)
+	{
+		Oid			funcid = InvalidOid;
+
+		if (!isAnyTempNamespace(lfirst_oid(lc)))
+			funcid = function_in(lfirst_oid(lc), signature->name, argtype);
+		if (OidIsValid(funcid))
+			return funcid;
+	}
+	return InvalidOid;
+}
+
+static Oid
+function_in(Oid schema, const char *name, Oid argtype)
+{
+	oidvector  *argtypes = buildoidvector(&argtype, 1);
+
+	if (!OidIsValid(schema))
+		return InvalidOid;
+	return GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid,
+						   CStringGetDatum(name), PointerGetDatum(argtypes),
+						   ObjectIdGetDatum(schema));
+}

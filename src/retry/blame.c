@@ -1,0 +1,235 @@
+/*-------------------------------------------------------------------------
+ *
+ * blame.c
+ *	  Whose fault is it that an event was not delivered?
+ *
+ * Evidence decides; the class of an error only suspects. A statement that needs
+ * too much disk is that event's fault if the next event can be handled, and the
+ * server's if that meets the same. So
+ *
+ * 1. an error of a suspect class is nobody's fault until another lane has been
+ *	  tried. If that passes, the event is at fault: its attempt counts. If
+ *	  CQRS_SUSPECT_LANES fail, or there is no other lane, it is an outage: the
+ *	  subscription waits, and no attempt is counted;
+ * 2. an error of another class is the event's, unless CQRS_FAILING_LANES in a
+ *	  row meet one, that nobody is at fault for yet, and none passes. Then it is the
+ *	  handler that is broken, or the broker, and the subscription waits as in an
+ *	  outage; but not for long at first, and each time it tries more lanes than
+ *	  before: it may be a run of bad events;
+ * 3. what failed in an outage is parked, and the next attempt begins with what
+ *	  is new: so with other lanes, if there are;
+ * 4. if there was no other lane, whatever comes next is one: it is not kept
+ *	  waiting. That it was delivered is in the cursor (passed_at); so the event is
+ *	  at fault when it fails again with the same error.
+ *
+ * What a broker rejects is of a suspect class: an exchange without a queue
+ * rejects everything, a message that it dislikes is rejected alone.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "retry/blame.h"
+#include "retry/retry.h"
+
+/* An event that failed. */
+typedef struct Pending
+{
+	int64		position;
+	bool		told;			/* in the log */
+	ErrorData  *error;
+} Pending;
+
+/*
+ * Whose fault is an error, by its class? That a handler took longer than it may
+ * is for the caller to know.
+ */
+CqrsBlame
+cqrs_blame(const ErrorData *error)
+{
+	switch (error->sqlerrcode)
+	{
+		case ERRCODE_QUERY_CANCELED:
+		case ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION:
+		case ERRCODE_UNDEFINED_TABLE:
+		case ERRCODE_UNDEFINED_COLUMN:
+		case ERRCODE_UNDEFINED_FUNCTION:
+		case ERRCODE_UNDEFINED_OBJECT:
+		case ERRCODE_UNDEFINED_PARAMETER:
+		case ERRCODE_SYNTAX_ERROR:
+		case ERRCODE_INVALID_SCHEMA_NAME:
+		case ERRCODE_FEATURE_NOT_SUPPORTED:
+		case ERRCODE_INVALID_SQL_STATEMENT_NAME:
+		case ERRCODE_INSUFFICIENT_PRIVILEGE:
+		case ERRCODE_CQRS_NOT_REGISTERED:
+			return CQRS_BLAME_SUSPECT;
+		case ERRCODE_READ_ONLY_SQL_TRANSACTION:
+		case ERRCODE_CQRS_WAIT:
+			return CQRS_BLAME_NOBODY;
+	}
+	switch (ERRCODE_TO_CATEGORY(error->sqlerrcode))
+	{
+		case ERRCODE_CONNECTION_EXCEPTION:
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+		case ERRCODE_SYSTEM_ERROR:
+		case ERRCODE_INTERNAL_ERROR:
+			return CQRS_BLAME_SUSPECT;
+		case ERRCODE_OPERATOR_INTERVENTION:
+			return CQRS_BLAME_NOBODY;
+	}
+	return CQRS_BLAME_EVENT;
+}
+
+/*
+ * Is this what happens to those who work side by side? Then it is nobody's fault,
+ * and may be over at once.
+ */
+bool
+cqrs_error_is_transient(const ErrorData *error)
+{
+	return error->sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE ||
+		error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED ||
+		error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE;
+}
+
+/*
+ * What is recorded of an event that failed with this error, in memory as long as
+ * that.
+ */
+CqrsFault
+cqrs_fault_of(const ErrorData *error)
+{
+	CqrsFault	fault = {error->sqlerrcode, error->message};
+
+	fault.final = error->sqlerrcode == ERRCODE_CQRS_GIVE_UP;
+	return fault;
+}
+
+/*
+ * A parked event failed again. Is it known that this is its own fault: did the
+ * same error count before, or was another lane's event delivered since?
+ */
+bool
+cqrs_fault_is_known(const CqrsParked *parked, int sqlerrcode,
+					const CqrsCursor *cursor)
+{
+	return parked->sqlerrcode == sqlerrcode &&
+		(parked->attempts > 0 || parked->failed_at < cursor->passed_at);
+}
+
+/*
+ * An event failed that is parked now, and nothing was delivered before it in its
+ * transaction.
+ *	first		its lane had not failed before
+ *	suspect		the error may be nobody's fault
+ *	told		it was reported already
+ *	error		in memory as long as the evidence
+ */
+void
+cqrs_evidence_add(CqrsEvidence *evidence, int64 position, bool first,
+				  bool suspect, bool told, ErrorData *error)
+{
+	Pending    *pending = palloc(sizeof(Pending));
+
+	pending->position = position;
+	pending->told = told;
+	pending->error = error;
+	evidence->pending = lappend(evidence->pending, pending);
+	evidence->nlanes += first ? 1 : 0;
+	evidence->nsuspects += suspect ? 1 : 0;
+	evidence->error = error;
+}
+
+/*
+ * Is nobody blamed yet for what happened to this event?
+ */
+bool
+cqrs_evidence_has(const CqrsEvidence *evidence, int64 position)
+{
+	ListCell   *lc;
+
+	foreach(lc, evidence->pending)
+	{
+		if (((Pending *) lfirst(lc))->position == position)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Have so many lanes failed that it is no event's fault?
+ */
+bool
+cqrs_evidence_is_outage(const CqrsEvidence *evidence)
+{
+	return evidence->nsuspects >= CQRS_SUSPECT_LANES ||
+		evidence->nlanes >= CQRS_FAILING_LANES;
+}
+
+/*
+ * How many lanes to try after so many waits: a run of bad events, however long,
+ * is to be behind us after a few, and a broken handler not to be called for all
+ * that it has got.
+ */
+int
+cqrs_evidence_enough(int failures)
+{
+	return Min(CQRS_FAILING_LANES << Min(failures, 10), CQRS_MOST_LANES);
+}
+
+/*
+ * The events are at fault that failed: their attempts count. Says so, at this
+ * level, if that was not told.
+ */
+void
+cqrs_evidence_convict(CqrsEvidence *evidence,
+					  const CqrsSubscription *subscription,
+					  CqrsCursor *cursor, CqrsLanes *lanes, int elevel)
+{
+	ListCell   *lc;
+
+	foreach(lc, evidence->pending)
+	{
+		Pending    *pending = (Pending *) lfirst(lc);
+		CqrsFault	fault = cqrs_fault_of(pending->error);
+		CqrsParked	parked;
+
+		if (!pending->told)
+			ereport(elevel,
+					(errcode(pending->error->sqlerrcode),
+					 errmsg("could not deliver position " INT64_FORMAT " to subscription \"%s\"",
+							pending->position, subscription->name),
+					 errdetail_internal("%s", pending->error->message)));
+		if (!cqrs_parked_find(cursor, pending->position, &parked))
+			continue;
+		cqrs_parked_failed(&parked, subscription, cursor, &fault, false);
+		cqrs_lane_forget(lanes, parked.lane);
+	}
+	*evidence = (CqrsEvidence)
+	{
+		0
+	};
+}
+
+/*
+ * It is an outage: nothing counts, and what failed is not tried again before.
+ */
+void
+cqrs_evidence_put_off(CqrsEvidence *evidence, CqrsCursor *cursor,
+					  TimestampTz retry_at)
+{
+	ListCell   *lc;
+
+	foreach(lc, evidence->pending)
+	{
+		Pending    *pending = (Pending *) lfirst(lc);
+		CqrsFault	fault = cqrs_fault_of(pending->error);
+		CqrsParked	parked;
+
+		if (!cqrs_parked_find(cursor, pending->position, &parked))
+			continue;
+		parked.retry_at = retry_at;
+		cqrs_parked_update(cursor, &parked, &fault);
+	}
+	evidence->pending = NIL;
+}

@@ -1,0 +1,33 @@
+/*-------------------------------------------------------------------------
+ *
+ * failure.h
+ *	  Cursors whose subscription cannot be delivered at all just now.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_FAILURE_H
+#define CQRS_FAILURE_H
+
+#include "base/cqrs_outbox.h"
+
+#include "utils/timestamp.h"
+
+/*
+ * Delay after the first failure, in milliseconds: of a server, and of what may
+ * only be a run of bad events.
+ */
+#define CQRS_FAILURE_DELAY	200
+#define CQRS_RUN_DELAY		1
+
+/* No failure has a longer delay, in milliseconds. */
+#define CQRS_LONGEST_FAILURE	75000
+
+extern TimestampTz cqrs_failure_record(int32 subscription_id, int32 partition,
+									   const ErrorData *error,
+									   int first_delay);
+extern TimestampTz cqrs_failure_retry_at(int32 subscription_id,
+										 int32 partition, int *sqlerrcode);
+extern int32 cqrs_failure_count(int32 subscription_id, int32 partition);
+extern void cqrs_failure_clear(int32 subscription_id, int32 partition);
+
+#endif							/* CQRS_FAILURE_H */

@@ -1,0 +1,113 @@
+/*-------------------------------------------------------------------------
+ *
+ * lane.c
+ *	  What a batch knows of the lanes of its events.
+ *
+ * Whether something of a lane is parked, an index says. That is looked up once
+ * a batch and lane: a lane may have many events in a batch, and dead entries in
+ * the index. So there are no more of them in memory than a batch reads events.
+ *
+ * Lanes that collide wait for each other, which does no harm.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "retry/lane.h"
+#include "retry/parked.h"
+
+typedef struct LaneEntry
+{
+	uint64		lane;			/* hash key */
+	int64		last;			/* highest position that is parked; 0: none is */
+	bool		passed;			/* all of them were handed out before */
+} LaneEntry;
+
+static LaneEntry *find_lane(CqrsLanes *lanes, uint64 lane, bool *found);
+
+/*
+ * May this event of the window be delivered?
+ */
+CqrsLaneState
+cqrs_lane_state(CqrsLanes *lanes, const CqrsCursor *cursor,
+				const CqrsEvent *event)
+{
+	LaneEntry  *entry;
+	uint64		lane;
+	bool		found;
+
+	if (cursor->next_retry_at == 0)
+		return CQRS_LANE_OPEN;
+	lane = cqrs_event_lane(event);
+	entry = find_lane(lanes, lane, &found);
+	if (!found)
+		entry->last = cqrs_parked_lane_last(cursor, lane);
+	if (entry->last == 0)
+		return CQRS_LANE_OPEN;
+	if (event->position <= entry->last && cqrs_parked_is(cursor, event))
+		return CQRS_LANE_PARKED;
+	return entry->passed ? CQRS_LANE_OPEN : CQRS_LANE_BLOCKED;
+}
+
+/*
+ * An event was parked.
+ */
+void
+cqrs_lane_add(CqrsLanes *lanes, uint64 lane, int64 position)
+{
+	LaneEntry  *entry;
+
+	if (lanes->table == NULL)
+		return;
+	entry = hash_search(lanes->table, &lane, HASH_FIND, NULL);
+	if (entry != NULL)
+		entry->last = Max(entry->last, position);
+}
+
+/*
+ * All that is parked of a lane was handed out, and what follows may be.
+ */
+void
+cqrs_lane_pass(CqrsLanes *lanes, uint64 lane)
+{
+	LaneEntry  *entry;
+	bool		found;
+
+	entry = find_lane(lanes, lane, &found);
+	entry->last = PG_INT64_MAX;
+	entry->passed = true;
+}
+
+/*
+ * Something else became of an event of this lane: look again.
+ */
+void
+cqrs_lane_forget(CqrsLanes *lanes, uint64 lane)
+{
+	if (lanes->table != NULL)
+		hash_search(lanes->table, &lane, HASH_REMOVE, NULL);
+}
+
+static LaneEntry *
+find_lane(CqrsLanes *lanes, uint64 lane, bool *found)
+{
+	LaneEntry  *entry;
+
+	if (lanes->table == NULL)
+	{
+		HASHCTL		ctl;
+
+		ctl.keysize = sizeof(uint64);
+		ctl.entrysize = sizeof(LaneEntry);
+		ctl.hcxt = CurrentMemoryContext;
+		lanes->table = hash_create("cqrs lanes", 64, &ctl,
+								   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	entry = hash_search(lanes->table, &lane, HASH_ENTER, found);
+	if (!*found)
+	{
+		entry->last = 0;
+		entry->passed = false;
+	}
+	return entry;
+}

@@ -1,0 +1,713 @@
+/*-------------------------------------------------------------------------
+ *
+ * parked.c
+ *	  The rows of cqrs.retry, and how they are found.
+ *
+ * A lane is a hash of topic and key. Of the parked events of a lane, the one
+ * of the lowest position is its head: only that may be tried, and so only it
+ * has a due_at. What is due is found by the index on due_at, whether anything
+ * of a lane is parked by the index on the lane. Nothing of it is kept in
+ * memory: a million rows cost who looks for one no more than ten.
+ *
+ * The cursor has the lowest due_at, or none. So a subscription of which nothing
+ * is parked does not look here at all; and who looks for what is due does not
+ * walk over the dead rows of what was so before, which a long transaction may
+ * keep.
+ *
+ * Locking
+ *
+ * The cursor's lock protects its rows: whoever changes them has read the cursor
+ * under it, and appends it afterwards. So there is one version of each that
+ * counts, and SnapshotSelf shows it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "common/hashfn.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/snapmgr.h"
+
+#include "extension/catalog.h"
+#include "registry/registry.h"
+#include "retry/parked.h"
+#include "shared/clock.h"
+
+/* Columns of cqrs.retry. */
+enum
+{
+	RETRY_SUBSCRIPTION_ID = 1,
+	RETRY_PARTITION,
+	RETRY_POSITION,
+	RETRY_LANE,
+	RETRY_TOPIC_ID,
+	RETRY_EVENT_ID,
+	RETRY_EVENT_NAME,
+	RETRY_KEY,
+	RETRY_HEADERS,
+	RETRY_PAYLOAD,
+	RETRY_EMITTED_AT,
+	RETRY_ATTEMPTS,
+	RETRY_RECEIPT,
+	RETRY_FAILED_AT,
+	RETRY_RETRY_AT,
+	RETRY_DUE_AT,
+	RETRY_SQLSTATE,
+	RETRY_MESSAGE,
+	RETRY_COLUMNS = RETRY_MESSAGE
+};
+
+static uint64 lane_of(int32 topic_id, NullableDatum key);
+static bool lane_first(const CqrsCursor *cursor, uint64 lane,
+					   int64 position, ScanDirection direction,
+					   CqrsParked *parked);
+static void lower_next_retry(CqrsCursor *cursor, TimestampTz due_at);
+static void find_next_retry(CqrsCursor *cursor);
+static void set_due(const CqrsCursor *cursor, int64 position,
+					TimestampTz due_at);
+static void set_fault(const CqrsFault *fault, Datum *values, bool *nulls);
+static void update_row(const CqrsCursor *cursor, int64 position,
+					   Datum *values, bool *nulls, bool *replace);
+static void begin_scan(CqrsParkedScan *scan, CqrsRelation index,
+					   Snapshot snapshot, ScanDirection direction,
+					   int nkeys, ScanKeyData *keys);
+static void begin_at(CqrsParkedScan *scan, const CqrsCursor *cursor,
+					 int64 position, Snapshot snapshot);
+static HeapTuple next_row(CqrsParkedScan *scan);
+static int	init_keys(ScanKeyData *keys, const CqrsCursor *cursor);
+static void read_row(CqrsParkedScan *scan, HeapTuple tuple,
+					 CqrsParked *parked);
+static void read_event(CqrsParkedScan *scan, HeapTuple tuple,
+					   CqrsEvent *event, int *attempts);
+
+/*
+ * The lane of an event.
+ */
+uint64
+cqrs_event_lane(const CqrsEvent *event)
+{
+	return lane_of(event->topic->topic_id, event->key);
+}
+
+/*
+ * The cursor was read, to be moved. If the clock was set back since it moved
+ * last, nothing waits until it is there again.
+ */
+void
+cqrs_parked_open(CqrsCursor *cursor)
+{
+	TimestampTz now = cqrs_wall_now();
+	CqrsParkedScan scan;
+	CqrsParked	parked;
+	int64	   *positions = NULL;
+	int			n = 0;
+	int			i;
+
+	if (cursor->next_retry_at == 0 ||
+		cqrs_wall_due(cursor->moved_at, cursor->moved_at) == cursor->moved_at)
+		return;
+
+	/* First all that are meant: the walk must not meet what it changes. */
+	cqrs_parked_heads_begin(&scan, cursor, DT_NOEND);
+	while (cqrs_parked_heads_next(&scan, &parked))
+	{
+		if (positions == NULL)
+			positions = palloc(sizeof(int64));
+		else if ((n & (n - 1)) == 0)
+			positions = repalloc_huge(positions, sizeof(int64) * 2 * n);
+		positions[n++] = parked.position;
+	}
+	cqrs_parked_scan_end(&scan);
+	for (i = 0; i < n; i++)
+		if (cqrs_parked_find(cursor, positions[i], &parked) &&
+			parked.retry_at <= now)
+			set_due(cursor, parked.position, parked.retry_at);
+	cursor->next_retry_at = DT_NOBEGIN + 1;
+	find_next_retry(cursor);
+}
+
+/*
+ * The cursor is about to be appended. Meanwhile, next_retry_at was only known not
+ * to be later than what is due first: put it right.
+ */
+void
+cqrs_parked_close(CqrsCursor *cursor)
+{
+	if (cursor->next_retry_at != 0)
+		find_next_retry(cursor);
+}
+
+/*
+ * The parked event that is to be tried first, if that may be now.
+ */
+bool
+cqrs_parked_due(CqrsCursor *cursor, TimestampTz now, CqrsParked *parked)
+{
+	CqrsParkedScan scan;
+	bool		found;
+
+	if (cursor->next_retry_at == 0 || cursor->next_retry_at > now)
+		return false;
+	cqrs_parked_heads_begin(&scan, cursor, now);
+	found = cqrs_parked_heads_next(&scan, parked);
+	cqrs_parked_scan_end(&scan);
+	if (!found)
+		find_next_retry(cursor);
+	return found;
+}
+
+/*
+ * The parked event at this position.
+ */
+bool
+cqrs_parked_find(const CqrsCursor *cursor, int64 position, CqrsParked *parked)
+{
+	CqrsParkedScan scan;
+	HeapTuple	tuple;
+
+	parked->position = 0;
+	if (cursor->next_retry_at == 0)
+		return false;
+	begin_at(&scan, cursor, position, NULL);
+	tuple = next_row(&scan);
+	if (tuple != NULL)
+		read_row(&scan, tuple, parked);
+	cqrs_parked_scan_end(&scan);
+	return tuple != NULL;
+}
+
+/*
+ * Is this event parked, and not another one at its position?
+ */
+bool
+cqrs_parked_is(const CqrsCursor *cursor, const CqrsEvent *event)
+{
+	CqrsParked	parked;
+
+	return cqrs_parked_find(cursor, event->position, &parked) &&
+		memcmp(&parked.event_id, DatumGetUUIDP(event->event_id),
+			   UUID_LEN) == 0;
+}
+
+/*
+ * The highest position that is parked of a lane; 0: none is.
+ */
+int64
+cqrs_parked_lane_last(const CqrsCursor *cursor, uint64 lane)
+{
+	CqrsParked	parked;
+
+	if (cursor->next_retry_at == 0)
+		return 0;
+	return lane_first(cursor, lane, PG_INT64_MAX, BackwardScanDirection,
+					  &parked) ? parked.position : 0;
+}
+
+/*
+ * The next parked event of a lane.
+ */
+bool
+cqrs_parked_lane_next(const CqrsCursor *cursor, uint64 lane,
+					  int64 after_position, CqrsParked *parked)
+{
+	return lane_first(cursor, lane, after_position, ForwardScanDirection,
+					  parked);
+}
+
+/*
+ * Begin to walk over the heads of lanes that are due, in the order in which they
+ * became so. Nothing may be changed meanwhile.
+ */
+void
+cqrs_parked_heads_begin(CqrsParkedScan *scan, const CqrsCursor *cursor,
+						TimestampTz until)
+{
+	ScanKeyData keys[4];
+	int			n = init_keys(keys, cursor);
+
+	ScanKeyInit(&keys[n++], RETRY_DUE_AT, BTGreaterEqualStrategyNumber,
+				F_TIMESTAMPTZ_GE, TimestampTzGetDatum(cursor->next_retry_at));
+	ScanKeyInit(&keys[n++], RETRY_DUE_AT, BTLessEqualStrategyNumber,
+				F_TIMESTAMPTZ_LE, TimestampTzGetDatum(until));
+	begin_scan(scan, CQRS_REL_RETRY_DUE, NULL, ForwardScanDirection, n, keys);
+}
+
+bool
+cqrs_parked_heads_next(CqrsParkedScan *scan, CqrsParked *parked)
+{
+	HeapTuple	tuple = next_row(scan);
+
+	if (tuple == NULL)
+		return false;
+	read_row(scan, tuple, parked);
+	return true;
+}
+
+/*
+ * Add an event to the parked ones.
+ *	retry_at	not to be tried before
+ *	fault		why it failed; NULL: it has to wait, or is to be tried anew
+ *	receipt		with which it was handed out, or NULL
+ */
+void
+cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event, int attempts,
+				   TimestampTz retry_at, const CqrsFault *fault,
+				   const pg_uuid_t *receipt)
+{
+	Relation	rel;
+	Datum		values[RETRY_COLUMNS];
+	bool		nulls[RETRY_COLUMNS] = {0};
+	uint64		lane = cqrs_event_lane(event);
+	CqrsParked other;
+	bool		head = true;
+
+	if (cursor->next_retry_at != 0 &&
+		lane_first(cursor, lane, PG_INT64_MAX, BackwardScanDirection, &other))
+	{
+		/* Of a late transaction, it may come before what was parked before. */
+		head = other.position > event->position &&
+				   !lane_first(cursor, lane, event->position,
+							   BackwardScanDirection, &other);
+
+		if (head && lane_first(cursor, lane, event->position,
+							   ForwardScanDirection, &other))
+			set_due(cursor, other.position, 0);
+	}
+
+	values[RETRY_SUBSCRIPTION_ID - 1] = Int32GetDatum(cursor->subscription_id);
+	values[RETRY_PARTITION - 1] = Int32GetDatum(cursor->partition);
+	values[RETRY_POSITION - 1] = Int64GetDatum(event->position);
+	values[RETRY_LANE - 1] = Int64GetDatum((int64) lane);
+	values[RETRY_TOPIC_ID - 1] = Int32GetDatum(event->topic->topic_id);
+	values[RETRY_EVENT_ID - 1] = event->event_id;
+	values[RETRY_EVENT_NAME - 1] = event->event_name;
+	values[RETRY_KEY - 1] = event->key.value;
+	nulls[RETRY_KEY - 1] = event->key.isnull;
+	values[RETRY_HEADERS - 1] = event->headers.value;
+	nulls[RETRY_HEADERS - 1] = event->headers.isnull;
+	values[RETRY_PAYLOAD - 1] = event->payload.value;
+	nulls[RETRY_PAYLOAD - 1] = event->payload.isnull;
+	values[RETRY_EMITTED_AT - 1] = TimestampTzGetDatum(event->emitted_at);
+	values[RETRY_ATTEMPTS - 1] = Int32GetDatum(attempts);
+	values[RETRY_RECEIPT - 1] = UUIDPGetDatum(receipt);
+	nulls[RETRY_RECEIPT - 1] = receipt == NULL;
+	values[RETRY_RETRY_AT - 1] = TimestampTzGetDatum(retry_at);
+	values[RETRY_DUE_AT - 1] = TimestampTzGetDatum(retry_at);
+	nulls[RETRY_DUE_AT - 1] = !head;
+	set_fault(fault, values, nulls);
+
+	rel = table_open(cqrs_relation_oid(CQRS_REL_RETRY), RowExclusiveLock);
+	CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values,
+											nulls));
+	table_close(rel, NoLock);
+	CommandCounterIncrement();
+	if (head)
+		lower_next_retry(cursor, retry_at);
+}
+
+/*
+ * Write down what became of a parked event: attempts, receipt, retry_at, and
+ * why it failed.
+ */
+void
+cqrs_parked_update(CqrsCursor *cursor, const CqrsParked *parked,
+				   const CqrsFault *fault)
+{
+	Datum		values[RETRY_COLUMNS];
+	bool		nulls[RETRY_COLUMNS] = {0};
+	bool		replace[RETRY_COLUMNS] = {0};
+
+	values[RETRY_ATTEMPTS - 1] = Int32GetDatum(parked->attempts);
+	replace[RETRY_ATTEMPTS - 1] = true;
+	values[RETRY_RECEIPT - 1] = UUIDPGetDatum(&parked->receipt);
+	nulls[RETRY_RECEIPT - 1] = !parked->received;
+	replace[RETRY_RECEIPT - 1] = true;
+	values[RETRY_RETRY_AT - 1] = TimestampTzGetDatum(parked->retry_at);
+	replace[RETRY_RETRY_AT - 1] = true;
+	if (parked->head)
+	{
+		values[RETRY_DUE_AT - 1] = TimestampTzGetDatum(parked->retry_at);
+		replace[RETRY_DUE_AT - 1] = true;
+	}
+	set_fault(fault, values, nulls);
+	replace[RETRY_FAILED_AT - 1] = true;
+	replace[RETRY_SQLSTATE - 1] = true;
+	replace[RETRY_MESSAGE - 1] = true;
+	update_row(cursor, parked->position, values, nulls, replace);
+	if (parked->head)
+		lower_next_retry(cursor, parked->retry_at);
+}
+
+/*
+ * Write down the receipt that a parked event was handed out with.
+ */
+void
+cqrs_parked_set_receipt(CqrsCursor *cursor, const CqrsParked *parked)
+{
+	Datum		values[RETRY_COLUMNS];
+	bool		nulls[RETRY_COLUMNS] = {0};
+	bool		replace[RETRY_COLUMNS] = {0};
+
+	values[RETRY_RECEIPT - 1] = UUIDPGetDatum(&parked->receipt);
+	nulls[RETRY_RECEIPT - 1] = !parked->received;
+	replace[RETRY_RECEIPT - 1] = true;
+	update_row(cursor, parked->position, values, nulls, replace);
+}
+
+/*
+ * Remove a parked event: the next of its lane may be tried.
+ */
+void
+cqrs_parked_delete(CqrsCursor *cursor, const CqrsParked *parked)
+{
+	CqrsParkedScan scan;
+	CqrsParked	next;
+	HeapTuple	tuple;
+
+	begin_at(&scan, cursor, parked->position, NULL);
+	tuple = next_row(&scan);
+	if (tuple != NULL)
+		simple_heap_delete(scan.rel, &tuple->t_self);
+	cqrs_parked_scan_end(&scan);
+	CommandCounterIncrement();
+	if (parked->head &&
+		cqrs_parked_lane_next(cursor, parked->lane, parked->position, &next))
+	{
+		TimestampTz due_at = next.retry_at;
+
+		/* It only waited: if its time is to come, the clock was set back. */
+		if (next.failed_at == 0)
+			due_at = Min(due_at, cqrs_wall_now());
+
+		set_due(cursor, next.position, due_at);
+		lower_next_retry(cursor, due_at);
+	}
+}
+
+/*
+ * Forget everything that is parked at this cursor.
+ */
+void
+cqrs_parked_discard_all(CqrsCursor *cursor)
+{
+	CqrsParkedScan scan;
+	ScanKeyData keys[2];
+	HeapTuple	tuple;
+
+	if (cursor->next_retry_at == 0)
+		return;
+	begin_scan(&scan, CQRS_REL_RETRY_PKEY, NULL, ForwardScanDirection,
+			   init_keys(keys, cursor), keys);
+	while ((tuple = next_row(&scan)) != NULL)
+	{
+		CHECK_FOR_INTERRUPTS();
+		simple_heap_delete(scan.rel, &tuple->t_self);
+	}
+	cqrs_parked_scan_end(&scan);
+	CommandCounterIncrement();
+	cursor->next_retry_at = 0;
+}
+
+/*
+ * A parked event, whole, in the current memory context, and how often it was
+ * tried. Returns false if the snapshot does not show it, or its topic is gone.
+ */
+bool
+cqrs_parked_read(const CqrsCursor *cursor, int64 position, Snapshot snapshot,
+				 CqrsEvent *event, int *attempts)
+{
+	CqrsParkedScan scan;
+	HeapTuple	tuple;
+
+	event->topic = NULL;
+	begin_at(&scan, cursor, position, snapshot);
+	tuple = next_row(&scan);
+	if (tuple != NULL)
+		read_event(&scan, heap_copytuple(tuple), event, attempts);
+	cqrs_parked_scan_end(&scan);
+	return event->topic != NULL;
+}
+
+/*
+ * Begin to walk over the parked events of a cursor, by position.
+ */
+void
+cqrs_parked_events_begin(CqrsParkedScan *scan, const CqrsCursor *cursor,
+						 int64 after_position, Snapshot snapshot)
+{
+	ScanKeyData keys[3];
+	int			n = init_keys(keys, cursor);
+
+	ScanKeyInit(&keys[n++], RETRY_POSITION, BTGreaterStrategyNumber, F_INT8GT,
+				Int64GetDatum(after_position));
+	begin_scan(scan, CQRS_REL_RETRY_PKEY, snapshot, ForwardScanDirection, n,
+			   keys);
+}
+
+/*
+ * The next one, valid until the one after it is read. Its topic is NULL if that
+ * was dropped.
+ */
+bool
+cqrs_parked_events_next(CqrsParkedScan *scan, CqrsEvent *event, int *attempts)
+{
+	HeapTuple	tuple;
+
+	CHECK_FOR_INTERRUPTS();
+	tuple = next_row(scan);
+	if (tuple == NULL)
+		return false;
+	read_event(scan, tuple, event, attempts);
+	return true;
+}
+
+void
+cqrs_parked_scan_end(CqrsParkedScan *scan)
+{
+	systable_endscan_ordered(scan->scan);
+	index_close(scan->index, AccessShareLock);
+	table_close(scan->rel, NoLock);
+}
+
+static uint64
+lane_of(int32 topic_id, NullableDatum key)
+{
+	text	   *value;
+	uint64		lane;
+
+	if (key.isnull)
+		return hash_bytes_uint32_extended(topic_id, 1);
+	value = DatumGetTextPP(key.value);
+	lane = hash_bytes_extended((unsigned char *) VARDATA_ANY(value),
+							   VARSIZE_ANY_EXHDR(value), topic_id);
+	if ((Pointer) value != DatumGetPointer(key.value))
+		pfree(value);
+	return lane;
+}
+
+/*
+ * The parked event of a lane that is next to a position, above or below it.
+ */
+static bool
+lane_first(const CqrsCursor *cursor, uint64 lane, int64 position,
+		   ScanDirection direction, CqrsParked *parked)
+{
+	bool		above = ScanDirectionIsForward(direction);
+	CqrsParkedScan scan;
+	ScanKeyData keys[4];
+	int			n = init_keys(keys, cursor);
+	HeapTuple	tuple;
+
+	ScanKeyInit(&keys[n++], RETRY_LANE, BTEqualStrategyNumber, F_INT8EQ,
+				Int64GetDatum((int64) lane));
+	ScanKeyInit(&keys[n++], RETRY_POSITION,
+				above ? BTGreaterStrategyNumber : BTLessStrategyNumber,
+				above ? F_INT8GT : F_INT8LT, Int64GetDatum(position));
+	begin_scan(&scan, CQRS_REL_RETRY_LANE, NULL, direction, n, keys);
+	tuple = next_row(&scan);
+	if (tuple != NULL)
+		read_row(&scan, tuple, parked);
+	cqrs_parked_scan_end(&scan);
+	return tuple != NULL;
+}
+
+/*
+ * There is a head that is due then.
+ */
+static void
+lower_next_retry(CqrsCursor *cursor, TimestampTz due_at)
+{
+	if (cursor->next_retry_at == 0 || due_at < cursor->next_retry_at)
+		cursor->next_retry_at = due_at;
+}
+
+/*
+ * None is due before next_retry_at: find out when the first is.
+ */
+static void
+find_next_retry(CqrsCursor *cursor)
+{
+	CqrsParkedScan scan;
+	HeapTuple	tuple;
+	bool		isnull;
+
+	cqrs_parked_heads_begin(&scan, cursor, DT_NOEND);
+	tuple = next_row(&scan);
+	cursor->next_retry_at = tuple == NULL ? 0 :
+		DatumGetTimestampTz(heap_getattr(tuple, RETRY_DUE_AT,
+										 RelationGetDescr(scan.rel), &isnull));
+	cqrs_parked_scan_end(&scan);
+}
+
+/*
+ * Make a parked event the head of its lane, due then, or, with 0, no more.
+ */
+static void
+set_due(const CqrsCursor *cursor, int64 position, TimestampTz due_at)
+{
+	Datum		values[RETRY_COLUMNS];
+	bool		nulls[RETRY_COLUMNS] = {0};
+	bool		replace[RETRY_COLUMNS] = {0};
+
+	values[RETRY_DUE_AT - 1] = TimestampTzGetDatum(due_at);
+	nulls[RETRY_DUE_AT - 1] = due_at == 0;
+	replace[RETRY_DUE_AT - 1] = true;
+	update_row(cursor, position, values, nulls, replace);
+}
+
+static void
+set_fault(const CqrsFault *fault, Datum *values, bool *nulls)
+{
+	nulls[RETRY_FAILED_AT - 1] = fault == NULL;
+	nulls[RETRY_SQLSTATE - 1] = fault == NULL;
+	nulls[RETRY_MESSAGE - 1] = fault == NULL;
+	if (fault == NULL)
+		return;
+	values[RETRY_FAILED_AT - 1] = TimestampTzGetDatum(cqrs_wall_now());
+	values[RETRY_SQLSTATE - 1] =
+		CStringGetTextDatum(unpack_sql_state(fault->sqlerrcode));
+	values[RETRY_MESSAGE - 1] =
+		CStringGetTextDatum(fault->message ? fault->message : "");
+}
+
+/*
+ * Change some columns of a row.
+ */
+static void
+update_row(const CqrsCursor *cursor, int64 position, Datum *values,
+		   bool *nulls, bool *replace)
+{
+	CqrsParkedScan scan;
+	HeapTuple	tuple;
+
+	begin_at(&scan, cursor, position, NULL);
+	tuple = next_row(&scan);
+	if (tuple != NULL)
+		CatalogTupleUpdate(scan.rel, &tuple->t_self,
+						   heap_modify_tuple(tuple, RelationGetDescr(scan.rel),
+											 values, nulls, replace));
+	cqrs_parked_scan_end(&scan);
+	CommandCounterIncrement();
+}
+
+static void
+begin_scan(CqrsParkedScan *scan, CqrsRelation index, Snapshot snapshot,
+		   ScanDirection direction, int nkeys, ScanKeyData *keys)
+{
+	scan->rel = table_open(cqrs_relation_oid(CQRS_REL_RETRY),
+						   snapshot == NULL ? RowExclusiveLock :
+						   AccessShareLock);
+	scan->index = cqrs_index_open(scan->rel, index, AccessShareLock);
+	scan->snapshot = snapshot == NULL ? SnapshotSelf : snapshot;
+	scan->direction = direction;
+	scan->scan = systable_beginscan_ordered(scan->rel, scan->index,
+											scan->snapshot, nkeys, keys);
+}
+
+/*
+ * Begin to look for the row at a position.
+ */
+static void
+begin_at(CqrsParkedScan *scan, const CqrsCursor *cursor, int64 position,
+		 Snapshot snapshot)
+{
+	ScanKeyData keys[3];
+	int			n = init_keys(keys, cursor);
+
+	ScanKeyInit(&keys[n++], RETRY_POSITION, BTEqualStrategyNumber, F_INT8EQ,
+				Int64GetDatum(position));
+	begin_scan(scan, CQRS_REL_RETRY_PKEY, snapshot, ForwardScanDirection, n,
+			   keys);
+}
+
+static HeapTuple
+next_row(CqrsParkedScan *scan)
+{
+	HeapTuple	tuple = systable_getnext_ordered(scan->scan, scan->direction);
+
+	return HeapTupleIsValid(tuple) ? tuple : NULL;
+}
+
+/*
+ * Rows of the cursor. Returns how many keys that takes.
+ */
+static int
+init_keys(ScanKeyData *keys, const CqrsCursor *cursor)
+{
+	ScanKeyInit(&keys[0], RETRY_SUBSCRIPTION_ID, BTEqualStrategyNumber,
+				F_INT4EQ, Int32GetDatum(cursor->subscription_id));
+	ScanKeyInit(&keys[1], RETRY_PARTITION, BTEqualStrategyNumber,
+				F_INT4EQ, Int32GetDatum(cursor->partition));
+	return 2;
+}
+
+/*
+ * What a row says, but for the event.
+ */
+static void
+read_row(CqrsParkedScan *scan, HeapTuple tuple, CqrsParked *parked)
+{
+	Datum		values[RETRY_COLUMNS];
+	bool		nulls[RETRY_COLUMNS];
+
+	heap_deform_tuple(tuple, RelationGetDescr(scan->rel), values, nulls);
+	parked->position = DatumGetInt64(values[RETRY_POSITION - 1]);
+	parked->event_id = *DatumGetUUIDP(values[RETRY_EVENT_ID - 1]);
+	parked->lane = (uint64) DatumGetInt64(values[RETRY_LANE - 1]);
+	parked->attempts = DatumGetInt32(values[RETRY_ATTEMPTS - 1]);
+	parked->received = !nulls[RETRY_RECEIPT - 1];
+	if (parked->received)
+		parked->receipt = *DatumGetUUIDP(values[RETRY_RECEIPT - 1]);
+	parked->head = !nulls[RETRY_DUE_AT - 1];
+	parked->failed_at = nulls[RETRY_FAILED_AT - 1] ? 0 :
+		DatumGetTimestampTz(values[RETRY_FAILED_AT - 1]);
+	parked->retry_at =
+		cqrs_wall_due(DatumGetTimestampTz(values[RETRY_RETRY_AT - 1]),
+					  DatumGetTimestampTz(values[nulls[RETRY_FAILED_AT - 1] ?
+												 RETRY_RETRY_AT - 1 :
+												 RETRY_FAILED_AT - 1]));
+	parked->sqlerrcode = 0;
+	if (!nulls[RETRY_SQLSTATE - 1])
+	{
+		char	   *code = TextDatumGetCString(values[RETRY_SQLSTATE - 1]);
+
+		if (strlen(code) == 5)
+			parked->sqlerrcode = MAKE_SQLSTATE(code[0], code[1], code[2],
+											   code[3], code[4]);
+		pfree(code);
+	}
+	parked->killed = parked->sqlerrcode == ERRCODE_CRASH_SHUTDOWN;
+}
+
+/*
+ * The event in a row; it points into the tuple.
+ */
+static void
+read_event(CqrsParkedScan *scan, HeapTuple tuple, CqrsEvent *event,
+		   int *attempts)
+{
+	Datum		values[RETRY_COLUMNS];
+	bool		nulls[RETRY_COLUMNS];
+
+	heap_deform_tuple(tuple, RelationGetDescr(scan->rel), values, nulls);
+	event->topic =
+		cqrs_registry_topic_by_id(DatumGetInt32(values[RETRY_TOPIC_ID - 1]));
+	event->position = DatumGetInt64(values[RETRY_POSITION - 1]);
+	event->xid = InvalidFullTransactionId;
+	event->emitted_at = DatumGetTimestampTz(values[RETRY_EMITTED_AT - 1]);
+	event->event_id = values[RETRY_EVENT_ID - 1];
+	event->event_name = values[RETRY_EVENT_NAME - 1];
+	event->key.value = values[RETRY_KEY - 1];
+	event->key.isnull = nulls[RETRY_KEY - 1];
+	event->headers.value = values[RETRY_HEADERS - 1];
+	event->headers.isnull = nulls[RETRY_HEADERS - 1];
+	event->payload.value = values[RETRY_PAYLOAD - 1];
+	event->payload.isnull = nulls[RETRY_PAYLOAD - 1];
+	*attempts = DatumGetInt32(values[RETRY_ATTEMPTS - 1]);
+}

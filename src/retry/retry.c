@@ -1,0 +1,310 @@
+/*-------------------------------------------------------------------------
+ *
+ * retry.c
+ *	  What becomes of events that were not delivered.
+ *
+ * An event that cannot be delivered is parked: copied to cqrs.retry, and the
+ * cursor goes on. It is tried again after a delay that doubles each time; after
+ * max_attempts it goes to cqrs.dead_letter. Meanwhile the later events of its
+ * lane are parked behind it: so order by topic and key is kept, and other
+ * keys are not held up. How many are parked makes no difference to anybody else:
+ * they are rows, and parked.c says how they are found.
+ *
+ * Locking
+ *
+ * The cursor's lock protects its parked events too: whoever changes them has
+ * read the cursor under it, and appends it afterwards, as next_retry_at may be
+ * another.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "extension/catalog.h"
+#include "retry/retry.h"
+#include "shared/clock.h"
+
+static TimestampTz retry_time(const CqrsSubscription *subscription,
+							  int attempts);
+static void record_attempt(CqrsParked *parked, CqrsCursor *cursor,
+						   const CqrsFault *fault, TimestampTz retry_at);
+static TimestampTz at_once(const CqrsEvent *event);
+static void bury(const CqrsParked *parked, CqrsCursor *cursor,
+				 const CqrsFault *fault);
+static void forget_dead(Relation rel, int32 subscription_id, int64 position);
+
+/*
+ * Park an event: because it failed, or, with fault NULL, because it has to
+ * wait. If it may not be tried again, it is given up at once.
+ */
+void
+cqrs_park(const CqrsSubscription *subscription, CqrsCursor *cursor,
+		  const CqrsEvent *event, const CqrsFault *fault)
+{
+	TimestampTz retry_at = fault == NULL ? at_once(event) :
+	fault->retry_at != 0 ? fault->retry_at : retry_time(subscription, 1);
+	CqrsParked	parked;
+
+	cqrs_parked_insert(cursor, event, fault ? 1 : 0, retry_at, fault, NULL);
+	if (fault != NULL && (fault->final || subscription->max_attempts == 1) &&
+		cqrs_parked_find(cursor, event->position, &parked))
+		bury(&parked, cursor, fault);
+}
+
+/*
+ * Park an event that has not failed, but was handed out with this receipt, and
+ * may have to come again.
+ */
+void
+cqrs_park_received(CqrsCursor *cursor, const CqrsEvent *event,
+				   const pg_uuid_t *receipt)
+{
+	cqrs_parked_insert(cursor, event, 0, at_once(event), NULL, receipt);
+}
+
+/*
+ * Park an event that failed, which may be somebody else's doing (see blame.c;
+ * or others were handled in its transaction). It is to be tried anew, and that
+ * does not count yet.
+ */
+void
+cqrs_park_unproven(CqrsCursor *cursor, const CqrsEvent *event,
+				   const CqrsFault *fault)
+{
+	cqrs_parked_insert(cursor, event, 0, at_once(event), fault, NULL);
+}
+
+/*
+ * When what only waits may be tried, so that the oldest comes first. Emitted with
+ * a clock that is ahead, it does not wait for that.
+ */
+static TimestampTz
+at_once(const CqrsEvent *event)
+{
+	return Min(event->emitted_at, cqrs_wall_now());
+}
+
+/*
+ * Have an event that was given up tried anew: parked, or, if it is parked
+ * again since, as if it had not failed. Returns false if another event is
+ * parked at its position.
+ */
+bool
+cqrs_parked_redrive(CqrsCursor *cursor, const CqrsEvent *event,
+					TimestampTz now)
+{
+	CqrsParked	parked;
+
+	if (!cqrs_parked_find(cursor, event->position, &parked))
+	{
+		cqrs_parked_insert(cursor, event, 0, now, NULL, NULL);
+		return true;
+	}
+	if (memcmp(&parked.event_id, DatumGetUUIDP(event->event_id),
+			   UUID_LEN) != 0)
+		return false;
+	parked.attempts = 0;
+	parked.retry_at = now;
+	cqrs_parked_update(cursor, &parked, NULL);
+	return true;
+}
+
+/*
+ * A parked event failed once more: try it again later, or give it up. With
+ * counted, the attempt was counted when it began.
+ */
+void
+cqrs_parked_failed(CqrsParked *parked, const CqrsSubscription *subscription,
+				   CqrsCursor *cursor, const CqrsFault *fault, bool counted)
+{
+	if (!counted)
+		parked->attempts++;
+	if (fault->final ||
+		(subscription->max_attempts > 0 &&
+		 parked->attempts >= subscription->max_attempts))
+		bury(parked, cursor, fault);
+	else
+		record_attempt(parked, cursor, fault,
+					   fault->retry_at != 0 ? fault->retry_at :
+					   retry_time(subscription, parked->attempts));
+}
+
+/*
+ * Count an attempt that is about to be made, because it may end this process.
+ * Returns false if there were enough of them: then the event was given up.
+ */
+bool
+cqrs_parked_begin_attempt(CqrsParked *parked,
+						  const CqrsSubscription *subscription,
+						  CqrsCursor *cursor)
+{
+	CqrsFault	fault = {ERRCODE_CRASH_SHUTDOWN};
+
+	fault.message = subscription->has_handler || subscription->server != NULL ?
+		"the server process ended while it handled the event" :
+		"the lease ran out before the event was acknowledged";
+	if (subscription->max_attempts > 0 &&
+		parked->attempts >= subscription->max_attempts)
+	{
+		bury(parked, cursor, &fault);
+		return false;
+	}
+	parked->attempts++;
+	record_attempt(parked, cursor, &fault,
+				   retry_time(subscription, parked->attempts));
+	return true;
+}
+
+/*
+ * An attempt that was counted when it began came to nothing, through no fault
+ * of the event's: it does not count. fault says when to try again.
+ */
+void
+cqrs_parked_void_attempt(CqrsParked *parked, CqrsCursor *cursor,
+						 const CqrsFault *fault)
+{
+	parked->attempts--;
+	record_attempt(parked, cursor, fault, fault->retry_at);
+}
+
+/*
+ * Note that a parked event was handed out by cqrs_receive(), with this
+ * receipt.
+ */
+void
+cqrs_parked_hand_out(CqrsParked *parked, CqrsCursor *cursor,
+					 const pg_uuid_t *receipt)
+{
+	parked->received = true;
+	parked->receipt = *receipt;
+	cqrs_parked_set_receipt(cursor, parked);
+}
+
+/*
+ * A parked event was delivered, or given up: the next of its lane may go on.
+ */
+void
+cqrs_parked_done(const CqrsParked *parked, CqrsCursor *cursor)
+{
+	cqrs_parked_delete(cursor, parked);
+	cqrs_cursor_pass(cursor, parked->position);
+}
+
+/*
+ * When to try again after so many failed attempts: after retry_delay, doubled
+ * with each attempt up to max_retry_delay, and up to a quarter more or less,
+ * so that what failed together is not retried together.
+ */
+static TimestampTz
+retry_time(const CqrsSubscription *subscription, int attempts)
+{
+	double		jitter = (random() & 0xFFFF) / 65535.0;
+	int64		delay = subscription->retry_delay;
+	int64		longest = Max(subscription->max_retry_delay, delay);
+	int			i;
+
+	for (i = 1; i < attempts && delay < longest; i++)
+		delay *= 2;
+	delay = Min(delay, longest);
+	return TimestampTzPlusMilliseconds(cqrs_wall_now(),
+									   (int64) (delay * (0.75 + 0.5 * jitter)));
+}
+
+/*
+ * Write an attempt down, and when the next one may be made.
+ */
+static void
+record_attempt(CqrsParked *parked, CqrsCursor *cursor, const CqrsFault *fault,
+			   TimestampTz retry_at)
+{
+	parked->retry_at = retry_at;
+	parked->received = false;
+	parked->sqlerrcode = fault->sqlerrcode;
+	parked->killed = fault->sqlerrcode == ERRCODE_CRASH_SHUTDOWN;
+	cqrs_parked_update(cursor, parked, fault);
+}
+
+/*
+ * Give an event up: from cqrs.retry to cqrs.dead_letter.
+ */
+static void
+bury(const CqrsParked *parked, CqrsCursor *cursor, const CqrsFault *fault)
+{
+	CqrsEvent	event;
+	int			attempts;
+
+	if (cqrs_parked_read(cursor, parked->position, NULL, &event, &attempts))
+	{
+		Relation	rel;
+		Datum		values[CQRS_DEAD_COLUMNS];
+		bool		nulls[CQRS_DEAD_COLUMNS] = {0};
+
+		values[CQRS_DEAD_SUBSCRIPTION_ID - 1] =
+			Int32GetDatum(cursor->subscription_id);
+		values[CQRS_DEAD_POSITION - 1] = Int64GetDatum(event.position);
+		values[CQRS_DEAD_TOPIC_ID - 1] = Int32GetDatum(event.topic->topic_id);
+		values[CQRS_DEAD_EVENT_ID - 1] = event.event_id;
+		values[CQRS_DEAD_EVENT_NAME - 1] = event.event_name;
+		values[CQRS_DEAD_KEY - 1] = event.key.value;
+		nulls[CQRS_DEAD_KEY - 1] = event.key.isnull;
+		values[CQRS_DEAD_HEADERS - 1] = event.headers.value;
+		nulls[CQRS_DEAD_HEADERS - 1] = event.headers.isnull;
+		values[CQRS_DEAD_PAYLOAD - 1] = event.payload.value;
+		nulls[CQRS_DEAD_PAYLOAD - 1] = event.payload.isnull;
+		values[CQRS_DEAD_EMITTED_AT - 1] =
+			TimestampTzGetDatum(event.emitted_at);
+		values[CQRS_DEAD_ATTEMPTS - 1] = Int32GetDatum(parked->attempts);
+		values[CQRS_DEAD_DIED_AT - 1] =
+			TimestampTzGetDatum(GetCurrentTimestamp());
+		values[CQRS_DEAD_SQLSTATE - 1] =
+			CStringGetTextDatum(unpack_sql_state(fault->sqlerrcode));
+		values[CQRS_DEAD_MESSAGE - 1] =
+			CStringGetTextDatum(fault->message ? fault->message : "");
+		rel = table_open(cqrs_relation_oid(CQRS_REL_DEAD_LETTER),
+						 RowExclusiveLock);
+		forget_dead(rel, cursor->subscription_id, event.position);
+		CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values,
+												nulls));
+		table_close(rel, NoLock);
+	}
+	cqrs_parked_done(parked, cursor);
+}
+
+/*
+ * An event that comes again, after a seek, may have been given up before: its
+ * new dead letter takes the place of the old one.
+ */
+static void
+forget_dead(Relation rel, int32 subscription_id, int64 position)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	Relation	index;
+	SysScanDesc scan;
+	ScanKeyData keys[2];
+	HeapTuple	tuple;
+
+	index = cqrs_index_open(rel, CQRS_REL_DEAD_LETTER_PKEY, AccessShareLock);
+	ScanKeyInit(&keys[0], CQRS_DEAD_SUBSCRIPTION_ID, BTEqualStrategyNumber,
+				F_INT4EQ, Int32GetDatum(subscription_id));
+	ScanKeyInit(&keys[1], CQRS_DEAD_POSITION, BTEqualStrategyNumber,
+				F_INT8EQ, Int64GetDatum(position));
+	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
+	tuple = systable_getnext_ordered(scan, ForwardScanDirection);
+	if (HeapTupleIsValid(tuple))
+		simple_heap_delete(rel, &tuple->t_self);
+	systable_endscan_ordered(scan);
+	UnregisterSnapshot(snapshot);
+	index_close(index, AccessShareLock);
+	CommandCounterIncrement();
+}

@@ -1,0 +1,245 @@
+/*-------------------------------------------------------------------------
+ *
+ * clock.c
+ *	  What time it is, whatever somebody does to the clock.
+ *
+ * The wall clock can be set. Two times stand in for it in the processes of
+ * ours, both as TimestampTz:
+ *
+ * 1. Steady time goes on evenly from when the server started, also while the
+ *	  machine is suspended. How long something takes or is to wait is measured
+ *	  by it: an interval is over when it is over, whatever the wall clock says.
+ *	  All processes have the same one, so that it can be left in shared memory.
+ *	  Nothing of it may be stored in a table.
+ * 2. What a table has a time of (a command is to run, a retention ends) is due
+ *	  by the wall clock as far as it is believed. A clock that is set back is
+ *	  believed at once. One that is suddenly more than LONGEST_STEP ahead is not
+ *	  for LONGEST_DOUBT: until then, time goes on from where it was. So a clock
+ *	  that was set forward by mistake, and is put right within a minute, has
+ *	  released nothing that cannot be taken back. cqrs_health() tells of it.
+ *
+ * A jump is noticed by whoever asks first, which a manager does about each
+ * poll_interval. Without shared memory there is no process of ours, and nobody
+ * to notice it: then the wall clock is what counts.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include <time.h>
+
+#include "shared/clock.h"
+
+/* The wall clock may get so far ahead at once. */
+#define LONGEST_STEP	USECS_PER_MINUTE
+
+/* If it gets further, it is believed after so long. */
+#define LONGEST_DOUBT	USECS_PER_MINUTE
+
+/* The one that goes on while the machine is suspended, where there is one. */
+#ifdef CLOCK_BOOTTIME
+#define MACHINE_CLOCK	CLOCK_BOOTTIME
+#else
+#define MACHINE_CLOCK	CLOCK_MONOTONIC
+#endif
+
+/* NULL if not preloaded. */
+static CqrsClock *shared_clock = NULL;
+
+#ifdef CQRS_DEBUG_POINTS
+#define debug_passed() \
+	(shared_clock != NULL ? shared_clock->debug_passed : 0)
+#else
+#define debug_passed()	0
+#endif
+
+static int64 machine_now(void);
+static int64 believed_offset(TimestampTz steady);
+
+/*
+ * Where the clock is in shared memory; set it up, unless it was found there.
+ */
+void
+cqrs_clock_attach(CqrsClock *clock, bool found)
+{
+	shared_clock = clock;
+	if (found)
+		return;
+	SpinLockInit(&clock->mutex);
+	clock->steady_base = GetCurrentTimestamp() - machine_now();
+	clock->offset = 0;
+	clock->jumped_at = 0;
+#ifdef CQRS_DEBUG_POINTS
+	clock->debug_ahead = clock->debug_passed = 0;
+#endif
+}
+
+/*
+ * Steady time.
+ */
+TimestampTz
+cqrs_steady_now(void)
+{
+	return machine_now() +
+		(shared_clock != NULL ? shared_clock->steady_base : 0);
+}
+
+/*
+ * The wall clock, as far as it is believed.
+ */
+TimestampTz
+cqrs_wall_now(void)
+{
+	TimestampTz steady;
+
+	if (shared_clock == NULL)
+		return GetCurrentTimestamp();
+	steady = cqrs_steady_now();
+	return steady + believed_offset(steady);
+}
+
+/*
+ * When, by the believed wall clock, something is due that a table has a time
+ * of, which was reckoned at another time, since. If that is still
+ * to come, the clock was set back, and nobody waits until it is there again. What
+ * is due was so a while ago, for who looked at the clock before.
+ */
+TimestampTz
+cqrs_wall_due(TimestampTz at, TimestampTz since)
+{
+	TimestampTz now = cqrs_wall_now();
+
+	return since > now + LONGEST_STEP ? Min(at, now - LONGEST_STEP) : at;
+}
+
+/*
+ * When, in steady time, the believed wall clock will be there, unless it is
+ * set. DT_NOBEGIN and DT_NOEND stay what they are.
+ */
+TimestampTz
+cqrs_steady_from_wall(TimestampTz wall)
+{
+	TimestampTz steady = cqrs_steady_now();
+
+	if (TIMESTAMP_NOT_FINITE(wall))
+		return wall;
+	Assert(shared_clock != NULL);
+	return wall - believed_offset(steady);
+}
+
+/*
+ * The same for a time that is at most longest (in milliseconds) ahead; if it is
+ * further, the clock was set back. 0 stays 0: none.
+ */
+TimestampTz
+cqrs_steady_deadline(TimestampTz wall, int64 longest)
+{
+	TimestampTz steady;
+
+	if (wall == 0)
+		return 0;
+	steady = cqrs_steady_from_wall(wall);
+	if (longest == 0)
+		return steady;
+	return Min(steady, TimestampTzPlusMilliseconds(cqrs_steady_now(), longest));
+}
+
+/*
+ * The other way round, for people to read.
+ */
+TimestampTz
+cqrs_steady_to_wall(TimestampTz steady)
+{
+	if (TIMESTAMP_NOT_FINITE(steady) || shared_clock == NULL || steady == 0)
+		return steady;
+	return steady + believed_offset(cqrs_steady_now());
+}
+
+/*
+ * Is the wall clock ahead of what is believed? *until, in steady time, gets
+ * when it will be believed.
+ */
+bool
+cqrs_clock_jumped(TimestampTz *until)
+{
+	CqrsClock  *clock = shared_clock;
+	TimestampTz jumped_at;
+
+	(void) believed_offset(cqrs_steady_now());
+	SpinLockAcquire(&clock->mutex);
+	jumped_at = clock->jumped_at;
+	SpinLockRelease(&clock->mutex);
+	*until = jumped_at + LONGEST_DOUBT;
+	return jumped_at != 0;
+}
+
+/*
+ * The machine's clock that nobody sets, in microseconds.
+ */
+static int64
+machine_now(void)
+{
+	struct timespec now;
+
+	(void) clock_gettime(MACHINE_CLOCK, &now);
+	return now.tv_sec * USECS_PER_SEC + now.tv_nsec / 1000 + debug_passed();
+}
+
+/*
+ * How far the wall clock is ahead of steady time, as believed. Notices if that
+ * changed.
+ */
+static int64
+believed_offset(TimestampTz steady)
+{
+	CqrsClock  *clock = shared_clock;
+	int64		offset = GetCurrentTimestamp() - steady;
+
+	SpinLockAcquire(&clock->mutex);
+	if (offset - clock->offset <= LONGEST_STEP)
+		clock->jumped_at = 0;
+	else if (clock->jumped_at == 0)
+		clock->jumped_at = steady;
+	if (clock->jumped_at == 0 || steady - clock->jumped_at >= LONGEST_DOUBT)
+	{
+		clock->offset = offset;
+		clock->jumped_at = 0;
+	}
+	offset = clock->offset;
+	SpinLockRelease(&clock->mutex);
+	return offset;
+}
+
+#ifdef CQRS_DEBUG_POINTS
+#undef GetCurrentTimestamp
+
+PG_FUNCTION_INFO_V1(cqrs_debug_clock);
+
+/*
+ * What all files take for GetCurrentTimestamp() in a build with debug points.
+ */
+TimestampTz
+cqrs_debug_wall_clock(void)
+{
+	if (shared_clock == NULL)
+		return GetCurrentTimestamp();
+	return GetCurrentTimestamp() + shared_clock->debug_passed +
+		shared_clock->debug_ahead;
+}
+
+/*
+ * cqrs_debug_clock(ahead, passed): have the wall clock be so far ahead, in
+ * milliseconds, and so much time pass. A test creates the function.
+ */
+Datum
+cqrs_debug_clock(PG_FUNCTION_ARGS)
+{
+	CqrsClock  *clock = shared_clock;
+
+	SpinLockAcquire(&clock->mutex);
+	clock->debug_ahead = PG_GETARG_INT64(0) * 1000;
+	clock->debug_passed += PG_GETARG_INT64(1) * 1000;
+	SpinLockRelease(&clock->mutex);
+	PG_RETURN_VOID();
+}
+#endif

@@ -1,0 +1,457 @@
+/*-------------------------------------------------------------------------
+ *
+ * epoch.c
+ *	  Changes of how many partitions a subscription has, while it is delivered.
+ *
+ * Which partition an event is in depends on how many there are. So there must
+ * be a place in the log up to which one number counts, and behind which the
+ * other does, the same for all cursors: a snapshot, E. What it shows is of the
+ * old epoch.
+ *
+ * Protocol
+ *
+ * 1. Opening: under the locks of all cursors, E is taken, and written to the
+ *	  subscription's row together with the number to be. No cursor is beyond E:
+ *	  whoever moved one had its lock, and took his snapshots, before.
+ * 2. While it is open, no window goes beyond E (cqrs_epoch_limit): the old
+ *	  cursors come to E, and stay there. Whoever comes there writes that down.
+ * 3. Closing: when all are there, with nothing handed out under a lease, one
+ *	  transaction that has all their locks replaces them by the new ones, which
+ *	  start at E, and moves what is parked to the new cursors. A lane is parked
+ *	  as a whole, in one partition before and in one afterwards: so its order
+ *	  is kept. Dead letters belong to no partition.
+ * 4. Who moves a cursor learns how many there are under its lock, and is sure of
+ *	  it as long as he has that. A partition that is no more has no cursor, so
+ *	  there is nothing to move. Who looks without locks counts the cursors that
+ *	  his snapshot shows (cqrs_cursor_partitions).
+ * 5. The new cursors' seqs go on behind the highest of all old ones. So nobody
+ *	  who remembers a seq takes a new cursor for an old one, however often
+ *	  partitions come and go.
+ *
+ * A further change while one is open only changes the number to be; back to the
+ * present one, it ends the change: the old cursors just go on. A seek moves all
+ * cursors in any case, and so need not wait until they are at E.
+ *
+ * Who closes: the manager. Where there is none, who drains, or receives and
+ * finds nothing. Nobody who closes waits for a lock.
+ *
+ * Durability: E need not be a tick. What leaves the database is delivered up to
+ * E only once there is a tick with a higher id: that shows all that E does.
+ *
+ * Truncation reads the cursors under the topic's lock, which closing takes, too:
+ * it sees all the old ones, or all the new ones.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/snapmgr.h"
+
+#include "base/debug_point.h"
+#include "extension/catalog.h"
+#include "log/cursor.h"
+#include "registry/registry.h"
+#include "shared/clock.h"
+#include "subscription/epoch.h"
+#include "subscription/receipt.h"
+#include "subscription/subscription.h"
+
+static bool has_arrived(const CqrsSubscription *subscription,
+						const CqrsCursor *cursor);
+static bool all_arrived(const CqrsSubscription *subscription);
+static bool lock_tables(void);
+static bool lock_cursors(const CqrsSubscription *subscription);
+static void unlock_cursors(const CqrsSubscription *subscription, int n);
+static bool lock_rest(const CqrsSubscription *subscription);
+static CqrsCursor *read_cursors(const CqrsSubscription *subscription);
+static void replace_cursors(const CqrsSubscription *subscription,
+							const CqrsCursor *old);
+static void move_parked(const CqrsSubscription *subscription,
+						CqrsCursor *cursors);
+
+PG_FUNCTION_INFO_V1(cqrs_key_partition_of);
+
+/*
+ * cqrs.key_partition(key, partitions)
+ */
+Datum
+cqrs_key_partition_of(PG_FUNCTION_ARGS)
+{
+	int			partitions = PG_ARGISNULL(1) ? 0 : PG_GETARG_INT32(1);
+
+	if (partitions < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("partitions must be at least 1")));
+	PG_RETURN_INT32(cqrs_key_partition(fcinfo->args[0], partitions));
+}
+
+/*
+ * Raises 22023 if a subscription cannot have so many partitions.
+ */
+void
+cqrs_epoch_check_partitions(const char *subscription, int partitions)
+{
+	if (partitions < 1 || partitions > CQRS_MAX_PARTITIONS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" cannot have %d partitions",
+						subscription, partitions),
+				 errhint("Valid are 1 to %d.", CQRS_MAX_PARTITIONS)));
+}
+
+/*
+ * Have the subscription get so many partitions. Waits for the batches being
+ * delivered; the caller then wakes whoever delivers. Raises 22023.
+ */
+void
+cqrs_epoch_open(CqrsSubscription *subscription, int partitions)
+{
+	CqrsAdmin	admin;
+	Oid			types[4] = {INT4OID, INT4OID, INT8OID, PG_SNAPSHOTOID};
+	Datum		values[4];
+	char		nulls[4] = {' ', ' ', ' ', ' '};
+
+	cqrs_epoch_check_partitions(subscription->name, partitions);
+	if (partitions == subscription->partitions &&
+		subscription->next_partitions == 0)
+		return;
+
+	subscription = cqrs_subscription_lock_all(subscription);
+	values[0] = Int32GetDatum(subscription->subscription_id);
+	values[1] = Int32GetDatum(partitions);
+	if (partitions == subscription->partitions)
+		nulls[1] = nulls[2] = nulls[3] = 'n';
+	else if (subscription->next_partitions != 0)
+	{
+		values[2] = Int64GetDatum(subscription->epoch_tick);
+		values[3] = PointerGetDatum(subscription->epoch_snapshot);
+	}
+	else
+	{
+		/* In this order: see tick.c. */
+		values[3] = PointerGetDatum(cqrs_snapshot_take());
+		values[2] = Int64GetDatum(cqrs_tick_next_id());
+	}
+	CQRS_DEBUG_POINT("epoch_open");
+	cqrs_admin_begin(&admin);
+	(void) cqrs_admin_execute("UPDATE cqrs.subscription"
+							  " SET next_partitions = $2, epoch_tick = $3, epoch_snapshot = $4,"
+							  " epoch_since = CASE WHEN $2 IS NOT NULL THEN coalesce(epoch_since, pg_catalog.clock_timestamp()) END"
+							  " WHERE subscription_id = $1",
+							  4, types, values, nulls);
+	cqrs_admin_end(&admin);
+}
+
+/*
+ * While an epoch is open, windows end with it. Returns whether one may end at
+ * this tick, which is put there if it is later. One with a lower id, drawn
+ * before E, may have a later snapshot, if it was on its way then: at that, no
+ * window ends.
+ */
+bool
+cqrs_epoch_limit(const CqrsSubscription *subscription, CqrsTick *tick)
+{
+	if (subscription->next_partitions == 0)
+		return true;
+	if (tick->tick_id < subscription->epoch_tick)
+		return cqrs_snapshot_within(tick->snapshot,
+									subscription->epoch_snapshot);
+	tick->tick_id = subscription->epoch_tick;
+	tick->snapshot = subscription->epoch_snapshot;
+	return true;
+}
+
+/*
+ * Close the subscription's epoch, if one is open and all cursors are at its
+ * end. Waits for nobody; if it cannot be done now, no cursor's lock is left
+ * of the attempt. Returns whether it was done: it counts from the
+ * commit on.
+ *
+ * Not in a transaction that keeps its snapshot, which may be too old to change
+ * the tables by.
+ */
+bool
+cqrs_epoch_close(int32 subscription_id)
+{
+	CqrsSubscription *subscription = cqrs_registry_subscription_by_id(subscription_id);
+	CqrsSubscription *now;
+	ListCell   *lc;
+
+	if (subscription == NULL || subscription->next_partitions == 0 ||
+		IsolationUsesXactSnapshot() || cqrs_registry_is_copy())
+		return false;
+
+	/* What this transaction was handed out, it has yet to settle. */
+	foreach(lc, cqrs_received_list(subscription_id))
+		if (((CqrsReceived *) lfirst(lc))->partition >= 0)
+		return false;
+
+	if (!lock_tables() || !all_arrived(subscription) ||
+		!lock_cursors(subscription))
+		return false;
+	CQRS_DEBUG_POINT("epoch_close");
+	now = cqrs_registry_subscription_by_id(subscription_id);
+	if (now == NULL || now->partitions != subscription->partitions ||
+		now->next_partitions == 0 || !all_arrived(now) || !lock_rest(now))
+	{
+		unlock_cursors(subscription, subscription->partitions);
+		return false;
+	}
+	replace_cursors(now, read_cursors(now));
+	return true;
+}
+
+/*
+ * Who is about to move all cursors anywhere has an open epoch, if there is one,
+ * end here and now. What is parked is forgotten. The caller has the locks of
+ * the cursors and of the topics. Returns the subscription as it is then, with
+ * the locks of its new cursors.
+ */
+CqrsSubscription *
+cqrs_epoch_abandon(CqrsSubscription *subscription)
+{
+	CqrsCursor *cursors;
+	int			i;
+
+	if (subscription->next_partitions == 0)
+		return subscription;
+	cursors = read_cursors(subscription);
+	for (i = 0; i < subscription->partitions; i++)
+		cqrs_parked_discard_all(&cursors[i]);
+	replace_cursors(subscription, cursors);
+	return cqrs_subscription_lock_all(subscription);
+}
+
+/*
+ * The subscription's cursors are adopted from another cluster, or another time:
+ * an epoch that was open there ends with what is committed here and now. The
+ * caller has the locks of the cursors.
+ */
+void
+cqrs_epoch_restart(int32 subscription_id)
+{
+	CqrsAdmin	admin;
+	Oid			types[3] = {INT4OID, PG_SNAPSHOTOID, INT8OID};
+	Datum		values[3];
+
+	values[0] = Int32GetDatum(subscription_id);
+	values[1] = PointerGetDatum(cqrs_snapshot_take());
+	values[2] = Int64GetDatum(cqrs_tick_next_id());
+	cqrs_admin_begin(&admin);
+	(void) cqrs_admin_execute("UPDATE cqrs.subscription SET epoch_snapshot = $2, epoch_tick = $3"
+							  " WHERE subscription_id = $1 AND next_partitions IS NOT NULL",
+							  3, types, values, NULL);
+	cqrs_admin_end(&admin);
+}
+
+/*
+ * Is nothing of the old epoch left for this cursor, and nothing handed out?
+ */
+static bool
+has_arrived(const CqrsSubscription *subscription, const CqrsCursor *cursor)
+{
+	return cursor->native && cursor->until_tick == 0 &&
+		cursor->tick_id == subscription->epoch_tick &&
+		cursor->leased_until <= cqrs_wall_now();
+}
+
+static bool
+all_arrived(const CqrsSubscription *subscription)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	bool		arrived = true;
+	int			i;
+
+	for (i = 0; arrived && i < subscription->partitions; i++)
+	{
+		CqrsCursor	cursor;
+
+		arrived = cqrs_cursor_read(subscription->subscription_id, i, snapshot,
+								   &cursor) &&
+			has_arrived(subscription, &cursor);
+	}
+	UnregisterSnapshot(snapshot);
+	return arrived;
+}
+
+/*
+ * The tables that closing changes, if they can be had at once.
+ */
+static bool
+lock_tables(void)
+{
+	static const CqrsRelation tables[] = {
+		CQRS_REL_SUBSCRIPTION, CQRS_REL_CURSOR, CQRS_REL_FAILURE, CQRS_REL_RETRY
+	};
+	int			i;
+
+	for (i = 0; i < lengthof(tables); i++)
+		if (!ConditionalLockRelationOid(cqrs_relation_oid(tables[i]),
+										RowExclusiveLock))
+			return false;
+	return true;
+}
+
+/*
+ * Lock the cursors, if they can be had at once, or none of them.
+ */
+static bool
+lock_cursors(const CqrsSubscription *subscription)
+{
+	int			i;
+
+	for (i = 0; i < subscription->partitions; i++)
+		if (!cqrs_object_lock(CQRS_REL_SUBSCRIPTION,
+							  subscription->subscription_id, i, ExclusiveLock,
+							  false))
+		{
+			unlock_cursors(subscription, i);
+			return false;
+		}
+	return true;
+}
+
+/*
+ * Give back the locks of the first n cursors.
+ */
+static void
+unlock_cursors(const CqrsSubscription *subscription, int n)
+{
+	int			i;
+
+	for (i = 0; i < n; i++)
+		cqrs_object_unlock(CQRS_REL_SUBSCRIPTION,
+						   subscription->subscription_id, i, ExclusiveLock);
+}
+
+/*
+ * Keep the topics from being truncated, and the subscription's row from being
+ * changed, if both can be had at once.
+ */
+static bool
+lock_rest(const CqrsSubscription *subscription)
+{
+	CqrsAdmin	admin;
+	Oid			types[1] = {INT4OID};
+	Datum		values[1];
+	bool		locked;
+	int			i;
+
+	for (i = 0; i < subscription->ntopics; i++)
+		if (!cqrs_object_lock(CQRS_REL_TOPIC,
+							  subscription->topics[i]->topic_id, 0, ShareLock,
+							  false))
+			return false;
+	values[0] = Int32GetDatum(subscription->subscription_id);
+	cqrs_admin_begin(&admin);
+	locked = cqrs_admin_execute("SELECT FROM cqrs.subscription WHERE subscription_id = $1"
+								" FOR NO KEY UPDATE SKIP LOCKED",
+								1, types, values, NULL) > 0;
+	cqrs_admin_end(&admin);
+	return locked;
+}
+
+/*
+ * The newest row of each cursor. Their locks are held.
+ */
+static CqrsCursor *
+read_cursors(const CqrsSubscription *subscription)
+{
+	CqrsCursor *cursors = palloc(sizeof(CqrsCursor) *
+								 subscription->partitions);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	int			i;
+
+	for (i = 0; i < subscription->partitions; i++)
+		if (!cqrs_cursor_read(subscription->subscription_id, i, snapshot,
+							  &cursors[i]))
+			elog(ERROR, "subscription %d has no cursor %d",
+				 subscription->subscription_id, i);
+	UnregisterSnapshot(snapshot);
+	return cursors;
+}
+
+/*
+ * Replace the old cursors by the new ones, which start at the epoch's end, and
+ * have it count: the change of partitions is done. All locks are held.
+ */
+static void
+replace_cursors(const CqrsSubscription *subscription, const CqrsCursor *old)
+{
+	CqrsAdmin	admin;
+	Oid			types[2] = {INT4OID, INT4OID};
+	Datum		values[2];
+	CqrsCursor *cursors = palloc0(sizeof(CqrsCursor) *
+								  subscription->next_partitions);
+	CqrsCursor	first = {.native = true};
+	int			i;
+
+	first.subscription_id = subscription->subscription_id;
+	first.tick_id = subscription->epoch_tick;
+	first.snapshot = subscription->epoch_snapshot;
+	for (i = 0; i < subscription->partitions; i++)
+	{
+		first.seq = Max(first.seq, old[i].seq);
+		first.last_position = Max(first.last_position, old[i].last_position);
+		first.native &= old[i].native;
+	}
+	for (i = 0; i < subscription->next_partitions; i++)
+	{
+		cursors[i] = first;
+		cursors[i].partition = i;
+	}
+	cqrs_cursor_delete_all(subscription->subscription_id);
+
+	values[0] = Int32GetDatum(subscription->subscription_id);
+	values[1] = Int32GetDatum(subscription->next_partitions);
+	cqrs_admin_begin(&admin);
+	(void) cqrs_admin_execute("DELETE FROM cqrs.failure WHERE subscription_id = $1 AND partition >= $2",
+							  2, types, values, NULL);
+	(void) cqrs_admin_execute("UPDATE cqrs.subscription"
+							  " SET partitions = $2, next_partitions = NULL,"
+							  " epoch_tick = NULL, epoch_snapshot = NULL, epoch_since = NULL"
+							  " WHERE subscription_id = $1",
+							  2, types, values, NULL);
+	move_parked(subscription, cursors);
+	cqrs_admin_end(&admin);
+	for (i = 0; i < subscription->next_partitions; i++)
+		cqrs_cursor_append(&cursors[i]);
+	cqrs_subscription_wake(subscription);
+}
+
+/*
+ * What is parked moves to the new cursors, and is not handed out any more.
+ */
+static void
+move_parked(const CqrsSubscription *subscription, CqrsCursor *cursors)
+{
+	Oid			types[2] = {INT4OID, INT4OID};
+	Datum		values[2];
+	bool		isnull;
+	uint64		i;
+
+	values[0] = Int32GetDatum(subscription->subscription_id);
+	values[1] = Int32GetDatum(subscription->next_partitions);
+	(void) cqrs_admin_execute("UPDATE cqrs.retry SET partition = cqrs.key_partition(key, $2), receipt = NULL"
+							  " WHERE subscription_id = $1"
+							  " AND (partition <> cqrs.key_partition(key, $2) OR receipt IS NOT NULL)",
+							  2, types, values, NULL);
+	(void) cqrs_admin_execute("SELECT partition, pg_catalog.min(due_at) FROM cqrs.retry"
+							  " WHERE subscription_id = $1 AND due_at IS NOT NULL GROUP BY partition",
+							  1, types, values, NULL);
+	for (i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple	row = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		int			partition = DatumGetInt32(SPI_getbinval(row, desc, 1,
+															&isnull));
+
+		cursors[partition].next_retry_at =
+			DatumGetTimestampTz(SPI_getbinval(row, desc, 2, &isnull));
+	}
+}

@@ -1,0 +1,38 @@
+/*-------------------------------------------------------------------------
+ *
+ * subscription.h
+ *	  Subscriptions.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_SUBSCRIPTION_H
+#define CQRS_SUBSCRIPTION_H
+
+#include "base/cqrs_outbox.h"
+
+#include "fmgr.h"
+#include "nodes/pg_list.h"
+
+#include "registry/entry.h"
+
+extern void cqrs_subscription_start(int32 subscription_id, List *topics,
+									int partitions, bool latest);
+extern bool cqrs_subscription_add_topic(int32 subscription_id, int32 topic_id);
+extern CqrsSubscription *cqrs_subscription_own(FunctionCallInfo fcinfo,
+											   const char *function);
+extern void cqrs_subscription_wake(const CqrsSubscription *subscription);
+extern bool cqrs_subscription_lock(const CqrsSubscription *subscription,
+								   int partition, bool wait);
+extern CqrsSubscription *cqrs_subscription_lock_all(const CqrsSubscription *subscription);
+extern void cqrs_subscription_require_active(const CqrsSubscription *subscription);
+extern void cqrs_subscription_require_owner(const CqrsSubscription *subscription);
+extern bool cqrs_subscription_allows(const CqrsSubscription *subscription,
+									 AclMode mode);
+extern void cqrs_subscription_check_handler_owner(const char *subscription,
+												  Oid owner,
+												  const char *signature,
+												  Oid funcowner);
+extern bool cqrs_subscription_owner_can_login(Oid owner);
+extern void cqrs_subscription_require_login(const char *subscription);
+
+#endif							/* CQRS_SUBSCRIPTION_H */
