@@ -1276,7 +1276,7 @@ COMMENT ON FUNCTION cqrs_events(text, integer, text, text, bigint) IS 'events of
 --   transaction        'batch': the handler is called for up to 1000 events in a
 --                      transaction, which it can tell by nothing but now() and
 --                      the transaction's id; 'event': for each in one of its
---                      own, which is slower; see README
+--                      own, which is slower; see docs/subscriptions.md
 --   strict_key_order   never have two events of one topic and key (or of one
 --                      topic, without keys) on their way to the broker
 --                      together. Otherwise, if the broker rejects one, the next

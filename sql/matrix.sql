@@ -1,10 +1,10 @@
 -- What everybody, and an application, may do: privilege by privilege, function by
--- function, from the catalog's own list. What is expected is README's "Privileges".
+-- function, from the catalog's own list. What is expected is docs/privileges.md.
 \set VERBOSITY terse
 \set SHOW_CONTEXT never
 SET client_min_messages = warning;
 CREATE EXTENSION cqrs_outbox;
--- nobody has CONNECT alone; app has what README names to an application; the
+-- nobody has CONNECT alone; app has what that names to an application; the
 -- monitor watches; boss is whose everything else is
 CREATE ROLE regress_cqrs_nobody LOGIN;
 CREATE ROLE regress_cqrs_reader LOGIN;

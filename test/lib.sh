@@ -113,6 +113,16 @@ install_languages()
 		install_missing postgresql-plpython3-VERSION
 }
 
+# install_manual: README.md and docs/ in $CQRS_MANUAL, and what their programs need
+install_manual()
+{
+	install_missing python3-psycopg
+	mkdir "$scratch/manual"
+	cp -r "$top/README.md" "$top/docs" "$scratch/manual/"
+	own "$scratch/manual"
+	export CQRS_MANUAL=$scratch/manual
+}
+
 # build_kafka_cluster: what stands for Kafka in tests
 build_kafka_cluster()
 {
