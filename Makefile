@@ -97,7 +97,7 @@ OBJS += src/debug_point.o
 endif
 
 EXTENSION = cqrs_outbox
-DATA = sql/cqrs_outbox--1.0.sql
+DATA_built = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/cqrs_broker.h src/cqrs_hooks.h
 
 REGRESS = meeting command query chain stream fallback breaker middleware idempotency dry_run emit domain_event context nesting prepared capture subscription own_subscription retry deferred pull partitions kept retention diagram health privileges owners grants matrix trust lookup adopt extension
@@ -133,6 +133,12 @@ all install:
 endif
 
 $(OBJS): $(wildcard $(srcdir)/src/*.h)
+
+# The script, of its parts. They say right behind each object what is granted on
+# it, which comes last here: what was granted by default is withdrawn before.
+$(DATA_built): $(sort $(wildcard $(srcdir)/sql/install/*.sql))
+	mkdir -p $(@D)
+	{ grep -hv '^GRANT ' $^ && grep -h '^GRANT ' $^; } >$@.tmp && mv $@.tmp $@
 
 # Each broker module is an extension of its own, with a Makefile of its own.
 LIBRARIES_example =
