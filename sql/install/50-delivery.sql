@@ -261,6 +261,7 @@ CREATE FUNCTION @extschema@.cqrs_seek(subscription text, target text) RETURNS vo
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_seek(text, text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_seek(text, text) IS 'moves a subscription in the log';
+
 CREATE FUNCTION @extschema@.cqrs_seek(subscription text, target timestamptz) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_seek_time';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_seek(text, timestamptz) FROM PUBLIC;
