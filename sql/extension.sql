@@ -39,12 +39,13 @@ WHERE c.relnamespace = 'cqrs'::regnamespace AND c.relkind IN ('r', 'p', 'f')
 							AND t.tgtype = (2 | 4 | 8 | 16 | 32));
 SELECT conname FROM pg_constraint WHERE contype = 'f' AND connamespace = 'cqrs'::regnamespace;
 
--- everything is commented
+-- everything is commented, but types that are made with a relation or a type
 SELECT pg_describe_object(d.classid, d.objid, 0) AS uncommented
 FROM pg_depend d
 WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
 	  AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'cqrs_outbox')
-	  AND obj_description(d.objid, d.classid::regclass::name) IS NULL;
+	  AND obj_description(d.objid, d.classid::regclass::name) IS NULL
+	  AND NOT EXISTS (SELECT FROM pg_depend i WHERE i.classid = d.classid AND i.objid = d.objid AND i.deptype = 'i');
 
 -- it cannot go while topics exist
 \set VERBOSITY terse
