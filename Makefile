@@ -134,12 +134,6 @@ endif
 
 $(OBJS): $(wildcard $(srcdir)/src/*.h)
 
-# The script, of its parts. They say right behind each object what is granted on
-# it, which comes last here: what was granted by default is withdrawn before.
-$(DATA_built): $(sort $(wildcard $(srcdir)/sql/install/*.sql))
-	mkdir -p $(@D)
-	{ grep -hv '^GRANT ' $^ && grep -h '^GRANT ' $^; } >$@.tmp && mv $@.tmp $@
-
 # Each broker module is an extension of its own, with a Makefile of its own.
 LIBRARIES_example =
 LIBRARIES_kafka = rdkafka
@@ -157,6 +151,12 @@ clean: $(BROKERS:%=clean-%)
 .PHONY: $(BROKER_TARGETS)
 $(BROKER_TARGETS):
 	$(MAKE) -C $(srcdir)/brokers/$(word 2,$(subst -, ,$@)) $(word 1,$(subst -, ,$@))
+
+# The script, of its parts. They say right behind each object what is granted on
+# it, which comes last here: what was granted by default is withdrawn before.
+$(DATA_built): $(sort $(wildcard $(srcdir)/sql/install/*.sql))
+	mkdir -p $(@D)
+	{ grep -hv '^GRANT ' $^ && grep -h '^GRANT ' $^; } >$@.tmp && mv $@.tmp $@
 
 .PHONY: demo test bench indent
 
