@@ -45,7 +45,7 @@ endif
 OBJS = $(foreach room,$(ROOMS),$(OBJS_$(room):%=src/$(room)/%)) src/module.o
 
 EXTENSION = cqrs_outbox
-DATA = sql/cqrs_outbox--1.0.sql
+DATA_built = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/include/cqrs_broker.h src/include/cqrs_hooks.h
 
 REGRESS = meeting command query chain stream fallback breaker middleware idempotency dry_run emit domain_event context nesting prepared capture subscription own_subscription retry deferred pull partitions kept retention diagram health privileges owners grants matrix trust lookup adopt extension
@@ -104,6 +104,12 @@ clean: $(BROKERS:%=clean-%)
 .PHONY: $(BROKER_TARGETS)
 $(BROKER_TARGETS):
 	$(MAKE) -C $(srcdir)/brokers/$(word 2,$(subst -, ,$@)) $(word 1,$(subst -, ,$@))
+
+# The script, of its parts. They say right behind each object what is granted on
+# it, which comes last here: what was granted by default is withdrawn before.
+$(DATA_built): $(sort $(wildcard $(srcdir)/sql/install/*.sql))
+	mkdir -p $(@D)
+	{ grep -hv '^GRANT ' $^ && grep -h '^GRANT ' $^; } >$@.tmp && mv $@.tmp $@
 
 .PHONY: demo test bench indent
 

@@ -20,14 +20,6 @@ SELECT app.cqrs_subscribe('other', ARRAY['topic_a'], 'on_other(cqrs_event)');
 DROP FUNCTION on_other;
 DROP TYPE cqrs_event;
 
--- nothing that changes configuration is for everybody
-SELECT p.oid::regprocedure AS for_everybody
-FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid
-WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
-	  AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'cqrs_outbox')
-	  AND has_function_privilege('public', p.oid, 'EXECUTE')
-ORDER BY 1;
-
 -- what filters rows by their reader is a security barrier; the one that shows
 -- everybody everything need not be
 SELECT c.oid::regclass AS no_barrier
@@ -47,12 +39,13 @@ WHERE c.relnamespace = 'cqrs'::regnamespace AND c.relkind IN ('r', 'p', 'f')
 							AND t.tgtype = (2 | 4 | 8 | 16 | 32));
 SELECT conname FROM pg_constraint WHERE contype = 'f' AND connamespace = 'cqrs'::regnamespace;
 
--- everything is commented, and is volatile or stable for a reason
-SELECT d.objid::regprocedure AS uncommented
+-- everything is commented, but types that are made with a relation or a type
+SELECT pg_describe_object(d.classid, d.objid, 0) AS uncommented
 FROM pg_depend d
-WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
 	  AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'cqrs_outbox')
-	  AND obj_description(d.objid, 'pg_proc') IS NULL;
+	  AND obj_description(d.objid, d.classid::regclass::name) IS NULL
+	  AND NOT EXISTS (SELECT FROM pg_depend i WHERE i.classid = d.classid AND i.objid = d.objid AND i.deptype = 'i');
 
 -- it cannot go while topics exist
 \set VERBOSITY terse

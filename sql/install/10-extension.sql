@@ -1,0 +1,101 @@
+/* cqrs_outbox 1.0 */
+
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION cqrs_outbox" to load this file. \quit
+
+/*
+ * 10-extension.sql
+ *		Where everything is, and what guards it.
+ *
+ * The script is made of the files of sql/install, in the order of their names:
+ * one for each folder of src/ that has something in SQL. So what stands in one
+ * refers to itself and to those before it.
+ *
+ * What is ours in the target schema is written @extschema@.name. Nothing else of
+ * that schema is ever meant: whoever may create functions and operators there
+ * must not have tables' defaults, views and SQL functions call his own.
+ *
+ * Each function is followed by who may execute it, and by its comment. What is
+ * granted to PUBLIC checks what its caller may do; functions of schema cqrs that
+ * are, views call as their reader. A GRANT is one line, for make puts all of them
+ * at the end, where cqrs.withdraw_privileges() has withdrawn whatever ALTER
+ * DEFAULT PRIVILEGES granted.
+ *
+ * Each table is followed by whether a dump contains it, and by its guards. No
+ * table refers to another by a foreign key: in a dump, a key between members of
+ * an extension is no dependency, and pg_restore -j would load the tables in any
+ * order. Who changes them takes the locks that it takes (see
+ * topic_drop.c, subscribe.c), and a row that refers to nothing is passed by.
+ */
+
+SET LOCAL search_path TO pg_catalog, pg_temp;
+
+-- ----------------------------------------------------------------------
+-- Schemas
+--
+-- cqrs         tables, sequences and functions of the extension's own, and
+--              the segments of every topic; nobody needs USAGE on it
+-- cqrs_topics  one view for each topic, named like the topic: what people
+--              read, and what carries a topic's privileges
+-- cqrs_subscriptions
+--              one view for each subscription, named like it, with its row of
+--              cqrs_subscription_status. Who owns the view owns the
+--              subscription; whoever has CREATE here could own one whose view
+--              was dropped
+-- ----------------------------------------------------------------------
+CREATE SCHEMA cqrs;
+COMMENT ON SCHEMA cqrs IS 'internals of cqrs_outbox';
+CREATE SCHEMA cqrs_topics;
+GRANT USAGE ON SCHEMA cqrs_topics TO PUBLIC;
+COMMENT ON SCHEMA cqrs_topics IS
+'one view for each topic; GRANT INSERT on it allows to emit, GRANT SELECT to read';
+CREATE SCHEMA cqrs_subscriptions;
+GRANT USAGE ON SCHEMA cqrs_subscriptions TO PUBLIC;
+COMMENT ON SCHEMA cqrs_subscriptions IS
+'one view for each subscription; who owns it owns the subscription, GRANT SELECT on it allows to see it, GRANT UPDATE to receive';
+
+-- Withdraws, from everybody but the owner, every privilege on what the extension
+-- has.
+CREATE FUNCTION cqrs.withdraw_privileges() RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_withdraw_privileges';
+REVOKE ALL ON FUNCTION cqrs.withdraw_privileges() FROM PUBLIC;
+COMMENT ON FUNCTION cqrs.withdraw_privileges() IS 'withdraws every privilege on the extension''s objects';
+
+-- Statement trigger of every table in schema cqrs, those of topics too. Whatever
+-- is granted, nobody but a table's owner, and superusers, may write it: what is
+-- there says as whom functions are executed. What we write ourselves passes it
+-- by. ALWAYS, so that replication and session_replication_role do not.
+-- Errors: 42501.
+CREATE FUNCTION cqrs.refuse_write() RETURNS trigger
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_refuse_write';
+REVOKE ALL ON FUNCTION cqrs.refuse_write() FROM PUBLIC;
+COMMENT ON FUNCTION cqrs.refuse_write() IS 'keeps everybody but the owner from writing our tables';
+
+-- Statement trigger of the tables that the registry is read from. Has every
+-- backend reload its copy of the registry, from the commit on. ALWAYS, too.
+CREATE FUNCTION cqrs.registry_changed() RETURNS trigger
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_registry_changed';
+REVOKE ALL ON FUNCTION cqrs.registry_changed() FROM PUBLIC;
+COMMENT ON FUNCTION cqrs.registry_changed() IS 'has the registry reloaded everywhere';
+
+-- ----------------------------------------------------------------------
+-- cqrs.identity: which databases this one is, or was copied from. Where no row
+-- has the database's OID, it is a copy that CREATE DATABASE ... TEMPLATE made:
+-- nothing is delivered in it until cqrs_adopt() adds one. Not dumped: what
+-- is restored gets a row when the extension is created.
+--
+-- id        of the database, random
+-- database  its OID in pg_database
+-- ----------------------------------------------------------------------
+CREATE TABLE cqrs.identity (
+	id			uuid	NOT NULL,
+	database	oid		NOT NULL
+);
+INSERT INTO cqrs.identity (id, database)
+SELECT gen_random_uuid(), oid FROM pg_database WHERE datname = current_database();
+COMMENT ON TABLE cqrs.identity IS 'which databases this one is, or was copied from';
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.identity
+	EXECUTE FUNCTION cqrs.refuse_write();
+CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.identity
+	EXECUTE FUNCTION cqrs.registry_changed();
+ALTER TABLE cqrs.identity ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS TRIGGER registry_changed;

@@ -1,0 +1,549 @@
+/*
+ * 30-mediator.sql
+ *		Commands and queries, which share one space of names, and what is called
+ *		with them: chains, fallbacks, middleware, handlers of events.
+ */
+
+-- ----------------------------------------------------------------------
+-- cqrs.command: the registered commands and queries
+--
+-- command_name   name, at most 63 bytes
+-- kind           command: for cqrs_send(); query: for cqrs_query(); stream: a
+--                command whose handler returns a set, for cqrs_stream()
+-- handlers       the functions called, in the order in which they are tried, as
+--                schema.name(schema.type), quoted always by the same rule:
+--                text, because pg_upgrade refuses regprocedure columns. More
+--                than one only of a command
+-- owners         the roles that owned them when they were registered: a function
+--                of somebody else's, unless of a superuser's or the extension's
+--                owner's, is not what was registered, and is not called. Names, as
+--                a dump may be restored where a role is missing
+-- registered_at  when it was registered
+-- ----------------------------------------------------------------------
+CREATE TABLE cqrs.command (
+	command_name	text		PRIMARY KEY,
+	kind			text		NOT NULL DEFAULT 'command' CHECK (kind IN ('command', 'query', 'stream')),
+	handlers		text[]		NOT NULL,
+	owners			text[]		NOT NULL,
+	registered_at	timestamptz	NOT NULL DEFAULT now(),
+	CHECK (cardinality(handlers) > 0 AND array_position(handlers, NULL) IS NULL),
+	CHECK (cardinality(owners) = cardinality(handlers) AND array_position(owners, NULL) IS NULL),
+	CHECK (cardinality(handlers) = 1 OR kind = 'command')
+);
+COMMENT ON TABLE cqrs.command IS 'registered commands and queries';
+SELECT pg_extension_config_dump('cqrs.command', '');
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.command
+	EXECUTE FUNCTION cqrs.refuse_write();
+CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.command
+	EXECUTE FUNCTION cqrs.registry_changed();
+ALTER TABLE cqrs.command ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS TRIGGER registry_changed;
+
+-- Binds a command to its handler; or to several, a chain: they are tried in
+-- their order, until one does not call cqrs_next(). A command whose handler
+-- returns a set is a stream, for cqrs_stream().
+--   command_name  name, 1 to 63 bytes
+--   handlers      each a function with one argument, jsonb or composite, that
+--                 returns void, jsonb, a scalar or a composite; a single one, also
+--                 a set of them
+-- Errors: 42710 registered already, or the same handler twice; 42883 no such
+-- function; 42P13 a function of another form; 42501 the caller may not execute
+-- it; 22004, 42602, 42622 name; 22004, 2202E handlers.
+-- Locks: SHARE ROW EXCLUSIVE on cqrs.command until the end of the transaction.
+-- Privileges: EXECUTE, not granted to PUBLIC.
+CREATE FUNCTION @extschema@.cqrs_register_command(command_name text, VARIADIC handlers regprocedure[]) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_register_command(text, regprocedure[]) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_register_command(text, regprocedure[]) IS
+'binds a command to its handler, or to a chain of them';
+
+-- Binds a query to its handler.
+--   query_name  name, 1 to 63 bytes
+--   handler     as of a command; does not return a set
+-- Errors, locks and privileges: as cqrs_register_command().
+CREATE FUNCTION @extschema@.cqrs_register_query(query_name text, handler regprocedure) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_register_query(text, regprocedure) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_register_query(text, regprocedure) IS 'binds a query to its handler';
+
+-- Removes a command or a query. Errors: OB001 not registered.
+-- Locks and privileges: as cqrs_register_command().
+CREATE FUNCTION @extschema@.cqrs_unregister_command(command_name text) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_unregister_command(text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_unregister_command(text) IS 'removes a command or a query';
+
+-- Dispatches a command: calls its handler in the caller's transaction and
+-- returns its answer (void and SQL NULL: NULL). Each handler of a chain gets the
+-- payload converted to its own argument; if none answers, the answer is NULL.
+--   command_name  a registered command
+--   payload       JSON object; converted when the handler takes a composite
+--   idempotency_key
+--                 NULL: none; 1 to 255 bytes, chosen by the caller anew for each
+--                 command, and the same when he repeats it: a command that was
+--                 handled with this key is not handled again, but its answer
+--                 is returned. Keys are the current user's own, whatever the
+--                 command. A key is kept from when its transaction commits, for
+--                 cqrs_outbox.idempotency_retention at least. Errors are not
+--                 kept.
+-- Errors: OB001 not registered; 42883 its handler is gone; 42809 it is not a
+-- command; 42501 the caller may not execute the handler; 22023 and those of the
+-- types' input functions for the payload; 54001 commands nested too deeply
+-- (cqrs_outbox.max_command_depth); whatever the handler raises. With a key: 22023
+-- its length; OB002 it was used for another command, or another payload; 55006
+-- it is used by a command that this one is part of; 25006 read-only transaction
+-- or standby.
+-- Locks: each handler of a chain runs in a subtransaction, and so does one that
+-- has a fallback. A key is locked until the end of the transaction: a repeat
+-- waits for it, and then returns what was committed, in a REPEATABLE READ
+-- transaction, too, although that does not see what the command did. Two
+-- transactions that use the same keys in different order may deadlock; each key
+-- takes a place in the server's table of locks.
+-- Privileges: EXECUTE on the handler; of a chain, on those that are tried; on
+-- the first one for a repeat.
+CREATE FUNCTION @extschema@.cqrs_send(command_name text, payload jsonb DEFAULT '{}', idempotency_key text DEFAULT NULL)
+RETURNS jsonb
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_send(text, jsonb, text) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_send(text, jsonb, text) IS 'dispatches a command to its handler';
+
+-- The same with the handler's composite argument itself: dispatches on its
+-- type. Of a chain, this is what the first handler takes; to the others it is
+-- converted.
+-- Errors: as above; 42883 no command takes that type; 42725 several do.
+CREATE FUNCTION @extschema@.cqrs_send(command record) RETURNS jsonb
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_send_composite';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_send(record) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_send(record) IS 'dispatches a command given as a composite value';
+
+-- What cqrs_send() would answer, without effect: the command is handled in a
+-- subtransaction, with the handlers of the events that it emits, and all is
+-- rolled back. Within a handler, too, as if it were sent by itself: handlers of
+-- events are called before this returns.
+--   command_name, payload
+--             as of cqrs_send()
+--   answer    the answer
+--   events    what would have been emitted, in that order, by whatever was
+--             called: also by triggers, and to no topic. Not what was rolled back
+--             on the way: by a handler that passed on, or failed and has a
+--             fallback. position is NULL, and the ids are new ones each time.
+--             Commands that are enqueued are no events. key, payload and
+--             headers are NULL of an event whose topic the caller may not read,
+--             and of one without topic that somebody else emitted
+-- What would be done at commit only, deferred constraints and triggers, is done
+-- at the end, as by SET CONSTRAINTS ALL IMMEDIATE. So is what the transaction had
+-- deferred before, whose errors and events are then among these; afterwards it
+-- is deferred as it was.
+-- What stays: sequences have advanced, that of positions too; locks of the
+-- session; what was done outside of the database. The transaction has got an id
+-- if something was written. Circuit breakers decide what is called, but do not
+-- count it; no idempotency key is used up; nobody is notified.
+-- Errors: as of cqrs_send(), and of a deferred constraint; 25006 something below
+-- tried to write in a read-only transaction; 54001 dry runs nested too deeply
+-- (cqrs_outbox.max_command_depth); 54000 more than 1 GB of events.
+-- Locks: as of cqrs_send(), while it runs.
+-- Privileges: as of cqrs_send(); to see what an event says, SELECT on its topic.
+CREATE FUNCTION @extschema@.cqrs_dry_run(command_name text, payload jsonb DEFAULT '{}',
+	OUT answer jsonb, OUT events @extschema@.cqrs_event[])
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_dry_run(text, jsonb) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_dry_run(text, jsonb) IS 'what a command would answer and emit';
+
+-- Dispatches a command whose handler returns a set: returns its rows, each as
+-- cqrs_send() returns an answer, NULL ones too. In a select list, and through a
+-- cursor over it, a row is made when it is asked for, if the handler's language
+-- can do that (SQL, PL/Python, C), and what the handler did for it, events
+-- included, is done then; no more rows are made than the caller asks for. PL/pgSQL
+-- makes all of them before the first one.
+--   command_name  a registered command
+--   payload       as of cqrs_send()
+-- Errors: as of cqrs_send(); 42809 it is not a stream.
+-- Privileges: EXECUTE on the handler.
+CREATE FUNCTION @extschema@.cqrs_stream(command_name text, payload jsonb DEFAULT '{}') RETURNS SETOF jsonb
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_stream(text, jsonb) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_stream(text, jsonb) IS 'dispatches a command whose handler returns a set';
+
+-- For a chain's handler: passes the command on to the next one. Returns NULL, for
+-- "RETURN cqrs_next()": once the handler returns, its answer counts for nothing,
+-- and all that it did is rolled back, events included. It stays passed on even
+-- if the handler rolls back a block in which it called this. A handler that
+-- answers NULL without it has answered.
+-- Errors: 55000 the innermost handler is not one of a chain; so also the handler
+-- of a command that has no other.
+-- Privileges: EXECUTE, granted to PUBLIC.
+CREATE FUNCTION @extschema@.cqrs_next() RETURNS jsonb
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_next() TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_next() IS 'passes a command on to the next handler of its chain';
+
+-- Dispatches a query: calls its handler, and returns its answer, as
+-- cqrs_send() does, but neither the handler nor what it calls may write or emit,
+-- in a transaction that writes too. What the server forbids in a read-only
+-- transaction is an error; what it allows there is allowed here: to write
+-- temporary tables, pg_notify(), advisory locks, settings and, before version
+-- 16, large objects.
+--   query_name  a registered query
+--   payload     as of cqrs_send()
+-- Errors: as of cqrs_send(); 42809 it is not a query; 25006 something below
+-- tried to write.
+-- Locks: a subtransaction is held meanwhile, unless the transaction is
+-- read-only itself.
+-- Privileges: EXECUTE on the handler.
+CREATE FUNCTION @extschema@.cqrs_query(query_name text, payload jsonb DEFAULT '{}') RETURNS jsonb
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_query(text, jsonb) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_query(text, jsonb) IS 'dispatches a query, which writes nothing, to its handler';
+
+-- ----------------------------------------------------------------------
+-- cqrs.idempotency_0, _1, _2: answers of commands that were sent with an
+-- idempotency key, for those that repeat them. The tables are written in turn,
+-- by time; rows are neither updated nor deleted, but a table is truncated when
+-- all in it are older than cqrs_outbox.idempotency_retention.
+--
+-- role, role_name  who sent it: the current user then. A key is that of a role
+--                  with this name and, if the row is native, this number
+-- idempotency_key  the key; at most 255 bytes
+-- command_name     which command
+-- request          SHA-256 of the command's name and the payload
+-- answer           the answer, or NULL
+-- stored_at        when it had been handled
+-- native           true as we write it; false in a row that was restored from a
+--                  dump, where the number is from another cluster
+-- ----------------------------------------------------------------------
+CREATE TABLE cqrs.idempotency_0 (
+	role			oid			NOT NULL,
+	role_name		text		COLLATE "C" NOT NULL,
+	idempotency_key	text		COLLATE "C" NOT NULL,
+	command_name	text		NOT NULL,
+	request			bytea		NOT NULL,
+	answer			jsonb,
+	stored_at		timestamptz	NOT NULL,
+	native			boolean		GENERATED ALWAYS AS (false) STORED,
+	PRIMARY KEY (idempotency_key, role_name, role)
+) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+CREATE INDEX idempotency_0_stored_at ON cqrs.idempotency_0 (stored_at);
+COMMENT ON TABLE cqrs.idempotency_0 IS 'answers of commands that were sent with an idempotency key';
+COMMENT ON INDEX cqrs.idempotency_0_stored_at IS 'finds the newest';
+CREATE TABLE cqrs.idempotency_1 (
+	LIKE cqrs.idempotency_0 INCLUDING GENERATED,
+	PRIMARY KEY (idempotency_key, role_name, role)
+) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+CREATE INDEX idempotency_1_stored_at ON cqrs.idempotency_1 (stored_at);
+COMMENT ON TABLE cqrs.idempotency_1 IS 'answers of commands that were sent with an idempotency key';
+COMMENT ON INDEX cqrs.idempotency_1_stored_at IS 'finds the newest';
+CREATE TABLE cqrs.idempotency_2 (
+	LIKE cqrs.idempotency_0 INCLUDING GENERATED,
+	PRIMARY KEY (idempotency_key, role_name, role)
+) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+CREATE INDEX idempotency_2_stored_at ON cqrs.idempotency_2 (stored_at);
+COMMENT ON TABLE cqrs.idempotency_2 IS 'answers of commands that were sent with an idempotency key';
+COMMENT ON INDEX cqrs.idempotency_2_stored_at IS 'finds the newest';
+SELECT pg_extension_config_dump('cqrs.idempotency_0', '');
+SELECT pg_extension_config_dump('cqrs.idempotency_1', '');
+SELECT pg_extension_config_dump('cqrs.idempotency_2', '');
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.idempotency_0
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.idempotency_0 ENABLE ALWAYS TRIGGER refuse_write;
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.idempotency_1
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.idempotency_1 ENABLE ALWAYS TRIGGER refuse_write;
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.idempotency_2
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.idempotency_2 ENABLE ALWAYS TRIGGER refuse_write;
+
+-- ----------------------------------------------------------------------
+-- cqrs.event_handler: functions called in the transaction that emits
+--
+-- event_name     of which events
+-- handler        the function called, as text (see cqrs.command)
+-- owner          whose it was (see cqrs.command)
+-- seq            those of one event are called in this order
+-- registered_at  when it was registered
+-- ----------------------------------------------------------------------
+CREATE SEQUENCE cqrs.event_handler_seq;
+COMMENT ON SEQUENCE cqrs.event_handler_seq IS 'order of the handlers of an event';
+CREATE TABLE cqrs.event_handler (
+	event_name		text		NOT NULL,
+	handler			text		NOT NULL,
+	owner			text		NOT NULL,
+	seq				bigint		NOT NULL DEFAULT nextval('cqrs.event_handler_seq'),
+	registered_at	timestamptz	NOT NULL DEFAULT now(),
+	PRIMARY KEY (event_name, handler)
+);
+COMMENT ON TABLE cqrs.event_handler IS 'registered handlers of events';
+SELECT pg_extension_config_dump('cqrs.event_handler_seq', '');
+SELECT pg_extension_config_dump('cqrs.event_handler', '');
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.event_handler
+	EXECUTE FUNCTION cqrs.refuse_write();
+CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.event_handler
+	EXECUTE FUNCTION cqrs.registry_changed();
+ALTER TABLE cqrs.event_handler ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS TRIGGER registry_changed;
+
+-- Has a function called for each event of a type, in the transaction that
+-- emits it. An event has any number of handlers; they are called in the order
+-- in which they were registered, as the current user. Emitted outside of any
+-- dispatch, it is handled before the emitting call returns; in a command, when
+-- the outermost command's handler has returned, and before cqrs_send() does; in
+-- a stream, before the caller gets the next row. What handlers emit is handled
+-- after that, breadth first, until nothing is left. An event that is rolled
+-- back to a savepoint before that is not handled. An error of a handler is that
+-- of the call that has it called. A transaction that is open while a handler is
+-- registered calls it from the next command that it sends on; what it emits
+-- outside of commands need not be handled.
+--   event_name  a registered event type
+--   handler     a function with one argument: cqrs_event (status new, attempts
+--               0); jsonb, or the event's payload type: the payload, NULL of a
+--               tombstone. It returns void or one value, which is ignored
+-- Errors: 42704 the event is not registered; 42710 it is a handler of this
+-- event already; 42883 no such function; 42P13 a function of another form;
+-- 42501 the caller may not execute it; 22004.
+-- Locks: SHARE ROW EXCLUSIVE on cqrs.event_type until the end of the
+-- transaction.
+-- Privileges: EXECUTE, not granted to PUBLIC.
+CREATE FUNCTION @extschema@.cqrs_register_event_handler(event_name text, handler regprocedure) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_register_event_handler(text, regprocedure) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_register_event_handler(text, regprocedure) IS
+'has a function called in the transaction that emits';
+
+-- Removes a handler of an event.
+--   handler  the function; one that is gone as cqrs.event_handler names it
+-- Errors: 42704 the event is not registered, or the function is not its
+-- handler; 22004.
+-- Locks: ROW EXCLUSIVE on cqrs.event_handler.
+-- Privileges: EXECUTE, not granted to PUBLIC.
+CREATE FUNCTION @extschema@.cqrs_unregister_event_handler(event_name text, handler text) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_unregister_event_handler(text, text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_unregister_event_handler(text, text) IS 'removes a handler of an event';
+
+-- ----------------------------------------------------------------------
+-- cqrs.fallback: what is called instead of handlers that fail
+--
+-- fallback_id    names its circuit breaker
+-- handler        the function whose failure counts, as text (see cqrs.command),
+--                wherever it is a handler
+-- fallback       the function called instead, as text
+-- owner          whose that was (see cqrs.command)
+-- sqlstates      after which errors: SQLSTATEs, or the two characters of a
+--                class; NULL: after all but class 57 (operator intervention),
+--                53200 (out of memory), P0004 (failed assertion), XX001 and
+--                XX002 (corrupted data). Never after 57014, 57P01 and 57P02
+-- fail_max       so many failures in a row open the circuit breaker; 0: there
+--                is none
+-- reset_after    so long after that, the handler is tried again
+-- excluded       errors that are no failures for the breaker, as sqlstates
+-- registered_at  when it was registered
+-- ----------------------------------------------------------------------
+CREATE SEQUENCE cqrs.fallback_id AS integer;
+COMMENT ON SEQUENCE cqrs.fallback_id IS 'numbers fallbacks';
+CREATE TABLE cqrs.fallback (
+	fallback_id		integer		PRIMARY KEY DEFAULT nextval('cqrs.fallback_id'),
+	handler			text		NOT NULL UNIQUE,
+	fallback		text		NOT NULL,
+	owner			text		NOT NULL,
+	sqlstates		text[],
+	fail_max		integer		NOT NULL,
+	reset_after		interval	NOT NULL,
+	excluded		text[],
+	registered_at	timestamptz	NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE cqrs.fallback IS 'fallbacks of handlers';
+SELECT pg_extension_config_dump('cqrs.fallback_id', '');
+SELECT pg_extension_config_dump('cqrs.fallback', '');
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.fallback
+	EXECUTE FUNCTION cqrs.refuse_write();
+CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.fallback
+	EXECUTE FUNCTION cqrs.registry_changed();
+ALTER TABLE cqrs.fallback ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS TRIGGER registry_changed;
+
+-- Gives a handler a fallback: when the handler raises an error, wherever it
+-- handles a command or a query, alone or in a chain, or an event in the
+-- transaction that emits it, all that it wrote and emitted is rolled back, and
+-- the fallback is called with the same argument; its answer counts. A
+-- subscription's handler has no fallback: it is tried again. What is wrong with
+-- the dispatch itself (the payload, a handler that is not there or may not be
+-- executed) is no failure of the handler; nor is what a deferred constraint says
+-- at commit. The fallback's own fallback, if it has one, is not called.
+--   handler    a function with one argument, jsonb or composite, that does not
+--              return a set; it need not be registered as a handler yet
+--   fallback   a function with the same argument and the same return type; one
+--              of the two may return jsonb instead
+--   sqlstates  after which errors, as SQLSTATEs, or classes of two characters;
+--              NULL: after all but class 57, 53200, P0004, XX001 and XX002. The
+--              errors of a cancelled statement and of a shutdown (57014, 57P01,
+--              57P02) are never caught
+--   fail_max   after so many failures in a row, of all sessions, the circuit
+--              breaker opens: the handler is not called any more, the fallback is;
+--              0: no breaker
+--   reset_after  so long after it opened, one call is the trial: its success
+--              closes the breaker, its failure opens it again. Not negative
+--   excluded   errors that are no failures for the breaker, but count like
+--              success: those of a handler that works; as sqlstates. The fallback
+--              is called all the same
+-- What counts as a failure is an error in sqlstates that is not in excluded; others
+-- leave the breaker as it is. What the breaker has counted is not undone by a
+-- rollback; it is common to all sessions if cqrs_outbox is in
+-- shared_preload_libraries, else each has its own. A restart closes it.
+-- Errors: 42710 it has one already; 42883 no such function; 42P13 a function of
+-- another form; 42501 the caller may not execute it; 22004, 22023 arguments.
+-- Privileges: EXECUTE, not granted to PUBLIC. Dispatching needs EXECUTE on the
+-- handler, and on the fallback when that is called.
+CREATE FUNCTION @extschema@.cqrs_register_fallback(handler regprocedure, fallback regprocedure,
+	sqlstates text[] DEFAULT NULL, fail_max integer DEFAULT 5, reset_after interval DEFAULT '60 s', excluded text[] DEFAULT NULL) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_register_fallback(regprocedure, regprocedure, text[], integer, interval, text[])
+	FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_register_fallback(regprocedure, regprocedure, text[], integer, interval, text[]) IS
+'has another function called when a handler fails';
+
+-- Removes a handler's fallback.
+--   handler  the function; one that was dropped is named as in cqrs.fallback
+-- Errors: 42704 it has none; 22004 handler.
+-- Privileges: as cqrs_register_fallback().
+CREATE FUNCTION @extschema@.cqrs_unregister_fallback(handler text) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_unregister_fallback(text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_unregister_fallback(text) IS 'removes the fallback of a handler';
+
+-- ----------------------------------------------------------------------
+-- cqrs.middleware: functions called around each command and query
+--
+-- handler        the function called, as text (see cqrs.command)
+-- owner          whose it was (see cqrs.command)
+-- priority       those with a smaller one are further out
+-- seq            of those with the same one, the first is the outermost
+-- registered_at  when it was registered
+-- ----------------------------------------------------------------------
+CREATE SEQUENCE cqrs.middleware_seq;
+COMMENT ON SEQUENCE cqrs.middleware_seq IS 'order of middleware';
+CREATE TABLE cqrs.middleware (
+	handler			text		PRIMARY KEY,
+	owner			text		NOT NULL,
+	priority		integer		NOT NULL,
+	seq				bigint		NOT NULL DEFAULT nextval('cqrs.middleware_seq'),
+	registered_at	timestamptz	NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE cqrs.middleware IS 'registered middleware';
+SELECT pg_extension_config_dump('cqrs.middleware_seq', '');
+SELECT pg_extension_config_dump('cqrs.middleware', '');
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.middleware
+	EXECUTE FUNCTION cqrs.refuse_write();
+CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.middleware
+	EXECUTE FUNCTION cqrs.registry_changed();
+ALTER TABLE cqrs.middleware ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS TRIGGER registry_changed;
+
+-- ----------------------------------------------------------------------
+-- cqrs_request: a command or a query, as middleware sees it
+--
+-- kind     command or query
+-- name     its registered name
+-- payload  JSON object; of a command that was sent as a composite value, what
+--          to_jsonb() makes of it; what the middleware further out passed on
+-- ----------------------------------------------------------------------
+CREATE TYPE @extschema@.cqrs_request AS (
+	kind	text,
+	name	text,
+	payload	jsonb
+);
+GRANT USAGE ON TYPE @extschema@.cqrs_request TO PUBLIC;
+COMMENT ON TYPE @extschema@.cqrs_request IS 'a command or a query, as middleware sees it';
+
+-- Has a function called around each command and query, whoever sends it, also
+-- within handlers and middleware; around a deferred one when it is executed. It
+-- returns the answer; to have the command handled, it calls cqrs_proceed(). It
+-- runs in the sender's transaction, outside of what makes a query read-only, and
+-- outside of chains and fallbacks; a fallback of its own, if it has one, is not
+-- called. It is not called for streams, for handlers of events, or for a repeat
+-- with an idempotency key. A transaction that is open while it is registered has
+-- it called from its next command on.
+-- cqrs_context() in it is that of the command, and the events that it emits were
+-- caused by that; they are handled, as all others, when the outermost command is
+-- over.
+--   handler   a function with one argument, cqrs_request, that returns jsonb
+--   priority  those with a smaller one are further out; of those with the same
+--             one, those that were registered first
+-- Errors: 42710 it is a middleware already; 42883 no such function; 42P13 a
+-- function of another form; 42501 the caller may not execute it; 22004.
+-- Locks: ROW EXCLUSIVE on cqrs.middleware.
+-- Privileges: EXECUTE, not granted to PUBLIC. Whoever sends a command needs
+-- EXECUTE on each middleware that is called.
+CREATE FUNCTION @extschema@.cqrs_register_middleware(handler regprocedure, priority integer DEFAULT 0) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_register_middleware(regprocedure, integer) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_register_middleware(regprocedure, integer) IS
+'has a function called around each command and query';
+
+-- Removes a middleware.
+--   handler  the function; one that is gone as cqrs.middleware names it
+-- Errors: 42704 it is none; 22004.
+-- Locks and privileges: as cqrs_register_middleware().
+CREATE FUNCTION @extschema@.cqrs_unregister_middleware(handler text) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_unregister_middleware(text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_unregister_middleware(text) IS 'removes a middleware';
+
+-- For a middleware: goes on to the next one, in the end to the handlers, and
+-- returns their answer. It may be called several times; what was done before an
+-- error in it is undone by whoever catches that, as always. What is further in
+-- runs as the current user; but if that is the owner of the middleware, which is
+-- SECURITY DEFINER, as the role, and with the search_path, that the middleware
+-- was called with: then what is SET further in ends there, and ROLE cannot be.
+--   payload  JSON object: what is further in gets this one, which is converted as
+--            any payload; NULL: the one that the middleware was called with
+-- Errors: 55000 it is not called by a middleware, but outside of any dispatch, or
+-- by a handler; 22023 payload; what cqrs_send() raises.
+-- Privileges: EXECUTE, granted to PUBLIC.
+CREATE FUNCTION @extschema@.cqrs_proceed(payload jsonb DEFAULT NULL) RETURNS jsonb
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_proceed(jsonb) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_proceed(jsonb) IS 'goes on from a middleware to what is further in';
+
+-- A middleware, to be registered: writes a line to the server's log after each
+-- command and query, at level LOG: its kind, name, and id, how long what is
+-- further in took, in milliseconds, and the SQLSTATE of its error. Never the
+-- payload. Errors: 55000 as cqrs_proceed(). Privileges: EXECUTE, granted to
+-- PUBLIC.
+CREATE FUNCTION @extschema@.cqrs_log_dispatch(request @extschema@.cqrs_request) RETURNS jsonb
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_log_dispatch(@extschema@.cqrs_request) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_log_dispatch(@extschema@.cqrs_request) IS
+'a middleware that logs commands and queries';
+
+-- ----------------------------------------------------------------------
+-- cqrs_context: what is being handled
+--
+-- kind            command, query, stream or event
+-- name            its registered name
+-- id              UUID v7: the event's id; of what was sent, one made for it
+-- correlation_id  the same for all that has one origin: the header of that name
+--                 of an event; of what was sent by a handler, the handler's;
+--                 otherwise the setting cqrs_outbox.correlation_id, or if that
+--                 is empty, its own id
+-- causation_id    id of what was handled when it was sent or emitted, or NULL:
+--                 nothing was
+-- attempt         which it is of a subscription's deliveries of the event; else 1
+-- traceparent     the header of an event, otherwise the setting, or NULL
+-- caller          the role that sent it, or has the event handled, which for a
+--                 subscription is its owner; in a SECURITY DEFINER function,
+--                 not the current user
+-- ----------------------------------------------------------------------
+CREATE TYPE @extschema@.cqrs_context AS (
+	kind			text,
+	name			text,
+	id				uuid,
+	correlation_id	text,
+	causation_id	text,
+	attempt			integer,
+	traceparent		text,
+	caller			text
+);
+GRANT USAGE ON TYPE @extschema@.cqrs_context TO PUBLIC;
+COMMENT ON TYPE @extschema@.cqrs_context IS 'what is being handled';
+
+-- What the calling handler, or middleware, handles, or NULL outside of any: inside
+-- handlers of commands, queries, streams and events, those of subscriptions too.
+CREATE FUNCTION @extschema@.cqrs_context() RETURNS @extschema@.cqrs_context
+LANGUAGE C STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_context() TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_context() IS 'what is being handled';

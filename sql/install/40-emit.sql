@@ -1,0 +1,85 @@
+/*
+ * 40-emit.sql
+ *		Into the outbox.
+ */
+
+-- Adds one event to the outbox, and has its handlers called (see
+-- cqrs_register_event_handler). It exists if and only if the transaction
+-- commits. One without topic is only for the handlers. Every event that is
+-- emitted, here and below, has headers that it is not given, unless it is given
+-- others of these names, be they null: in a handler, correlation_id and
+-- causation_id (see cqrs_context); otherwise correlation_id, if the setting
+-- cqrs_outbox.correlation_id is not empty; and traceparent, if the setting
+-- cqrs_outbox.traceparent is not.
+--   event_name  a registered event type
+--   payload     JSON object that fits the payload type; NULL is a tombstone
+--   key         events of one key are delivered in order
+--   headers     JSON object, or NULL
+--   topic       NULL: the event type's
+--   event_id    NULL: a new UUID v7
+-- Returns the event id.
+-- Errors: 42704 not registered, no such topic; 22023 and those of the types'
+-- input functions for the payload; 42501; 25006 read-only transaction or
+-- standby; 25000 parallel operation; 55000 the topic's tables were altered;
+-- 54001 too long a chain of events, each emitted by a handler of the one before
+-- (cqrs_outbox.max_event_depth); 42883 a handler is gone; whatever a handler
+-- raises.
+-- Locks: ROW EXCLUSIVE on the topic's current segment.
+-- Privileges: INSERT on cqrs_topics.<topic>; EXECUTE on the handlers, of the
+-- role that has them called.
+CREATE FUNCTION @extschema@.cqrs_emit(event_name text, payload jsonb, key text DEFAULT NULL, headers jsonb DEFAULT NULL,
+	topic text DEFAULT NULL, event_id uuid DEFAULT NULL) RETURNS uuid
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_emit(text, jsonb, text, jsonb, text, uuid) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_emit(text, jsonb, text, jsonb, text, uuid) IS 'adds an event to the outbox';
+
+-- Adds many events of one type, in the order of the array.
+--   payloads  one element an event
+--   keys      NULL, or as many as payloads
+-- Returns how many. Errors, locks, privileges: as cqrs_emit(); 2202E for
+-- arrays of more than one dimension or of different lengths.
+CREATE FUNCTION @extschema@.cqrs_emit_many(event_name text, payloads jsonb[], keys text[] DEFAULT NULL) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_emit_many(text, jsonb[], text[]) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_emit_many(text, jsonb[], text[]) IS 'adds many events to the outbox';
+
+-- Change capture: a trigger function that emits the changes of a table, in
+-- the transaction that makes them. For AFTER triggers of tables, FOR EACH ROW
+-- or with transition tables FOR EACH STATEMENT (which costs less for many
+-- rows); also constraint triggers. Arguments, all of them strings:
+--   event name   a registered event type; its payload type decides:
+--                jsonb: an envelope, {"op": "insert", "update", "delete" or
+--                "truncate", "schema", "table", "old": row, "new": row}, the
+--                rows as to_jsonb() gives them, and only where there are any.
+--                An update that changes the key is one event, under the new
+--                key.
+--                The table's row type: the new row itself. A deleted row
+--                leaves a tombstone, and so does, under its old key, a row
+--                whose key is changed. The tombstones of a statement come
+--                before its rows, but a row trigger sees one row at a time:
+--                where a statement hands one row's key to another row, create
+--                a statement trigger. TRUNCATE is refused.
+--   key columns  their text output is the event's key: of one column as it
+--                is; of several as a JSON array of strings, such as
+--                ["1","a"]. NULL if all of them are NULL, or none is named. The
+--                text of dates, floats and bytea depends on the session's
+--                settings: such columns are no good keys.
+-- On a partitioned table, an update that moves a row to another partition is
+-- seen by a row trigger as a deletion and an insertion, by a statement trigger
+-- as an update. An UPDATE whose transition tables differ in their number of
+-- rows (a trigger kept a moved row out of its new partition) is emitted
+-- unpaired: first each old row, then each new one. Virtual generated columns
+-- are null in a trigger.
+-- Errors: 39P01 not called by a trigger, or by one of another form; 22023
+-- missing arguments; 42703 no such key column; 0A000 a key column that is a
+-- virtual generated one, TRUNCATE (see above); 42804 another payload type;
+-- otherwise as cqrs_emit().
+-- Locks: ROW EXCLUSIVE on the topic's current segment.
+-- Privileges: INSERT on cqrs_topics.<topic>, of the role that the trigger is
+-- run as: whoever changes the table, inside a SECURITY DEFINER function its
+-- owner (before PostgreSQL 18, a deferred trigger is run as the role that
+-- commits). EXECUTE is PUBLIC's: it allows nothing that cqrs_emit() does not.
+CREATE FUNCTION @extschema@.cqrs_emit_trigger() RETURNS trigger
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_emit_trigger() TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_emit_trigger() IS 'emits the changes of a table';

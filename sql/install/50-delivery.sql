@@ -1,0 +1,571 @@
+/*
+ * 50-delivery.sql
+ *		Out of the outbox: subscriptions, what failed for them, what their clients
+ *		receive, and restored events.
+ */
+
+-- ----------------------------------------------------------------------
+-- cqrs.subscription: the consumers
+--
+-- subscription_id    names its cursors and their locks
+-- subscription       name, at most 63 bytes; also the name of the view in
+--                    cqrs_subscriptions, whose owner's privileges the delivery
+--                    has
+-- handler            the function that gets the events, as text (see
+--                    cqrs.command), or NULL
+-- server             the foreign server of the broker that gets the events, or
+--                    NULL; if both are NULL, read with cqrs_receive()
+-- format             of the messages to the broker: cqrs, cloudevents or raw;
+--                    NULL without server
+-- strict_key_order   to the broker, no event is on its way together with
+--                    another one of its topic and key
+-- transaction        of a handler: batch, one for the events of a batch; event,
+--                    one for each event
+-- runs_commands      what it gets are commands that its owner enqueued
+-- partitions         over how many cursors the events are spread, by key
+-- next_partitions    over how many they are to be, while that is being changed;
+--                    NULL otherwise, as are the next three
+-- epoch_tick         the present partitions are for what was visible in this
+--                    tick, which need not be recorded ...
+-- epoch_snapshot     ... which is what this snapshot shows
+-- epoch_since        when the change was asked for
+-- max_attempts       so often an event is tried before it is a dead letter;
+--                    0: for ever
+-- retry_delay        after the first failure; doubles with each further one
+-- max_retry_delay    ... up to this
+-- handler_timeout    the longest that the handler may take for one event, or a
+--                    broker confirm nothing; 0: no limit
+-- max_retained_size  suspended when it keeps more bytes of events than this
+--                    from being truncated; 0: no limit
+-- max_retained_age   ... or events older than this; 0: no limit
+-- state              active; paused: by cqrs_pause(), keeps its events;
+--                    suspended: past a limit of the two, keeps nothing
+-- state_since        when it got into that state
+-- state_reason       why, in words
+-- missed_events      while suspended, so many of its events were truncated
+-- created_at         when it was created
+-- ----------------------------------------------------------------------
+CREATE SEQUENCE cqrs.subscription_id AS integer;
+COMMENT ON SEQUENCE cqrs.subscription_id IS 'numbers subscriptions';
+CREATE TABLE cqrs.subscription (
+	subscription_id		integer		PRIMARY KEY DEFAULT nextval('cqrs.subscription_id'),
+	subscription		text		NOT NULL UNIQUE,
+	handler				text,
+	server				text,
+	format				text,
+	strict_key_order	boolean		NOT NULL,
+	transaction			text		NOT NULL DEFAULT 'batch',
+	runs_commands		boolean		NOT NULL DEFAULT false,
+	partitions			integer		NOT NULL,
+	next_partitions		integer,
+	epoch_tick			bigint,
+	epoch_snapshot		pg_snapshot,
+	epoch_since			timestamptz,
+	max_attempts		integer		NOT NULL,
+	retry_delay			interval	NOT NULL,
+	max_retry_delay		interval	NOT NULL,
+	handler_timeout		interval	NOT NULL,
+	max_retained_size	bigint		NOT NULL,
+	max_retained_age	interval	NOT NULL,
+	state				text		NOT NULL DEFAULT 'active',
+	state_since			timestamptz	NOT NULL DEFAULT now(),
+	state_reason		text,
+	missed_events		bigint		NOT NULL DEFAULT 0,
+	created_at			timestamptz	NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE cqrs.subscription IS 'subscriptions';
+SELECT pg_extension_config_dump('cqrs.subscription_id', '');
+SELECT pg_extension_config_dump('cqrs.subscription', '');
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.subscription
+	EXECUTE FUNCTION cqrs.refuse_write();
+CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.subscription
+	EXECUTE FUNCTION cqrs.registry_changed();
+ALTER TABLE cqrs.subscription ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS TRIGGER registry_changed;
+
+-- ----------------------------------------------------------------------
+-- cqrs.subscription_topic: which topics a subscription reads
+-- ----------------------------------------------------------------------
+CREATE TABLE cqrs.subscription_topic (
+	subscription_id	integer,
+	topic_id		integer,
+	PRIMARY KEY (subscription_id, topic_id)
+);
+COMMENT ON TABLE cqrs.subscription_topic IS 'topics of each subscription';
+SELECT pg_extension_config_dump('cqrs.subscription_topic', '');
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.subscription_topic
+	EXECUTE FUNCTION cqrs.refuse_write();
+CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.subscription_topic
+	EXECUTE FUNCTION cqrs.registry_changed();
+ALTER TABLE cqrs.subscription_topic ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS TRIGGER registry_changed;
+
+-- Who owns a subscription, and its view; NULL, both: nobody does, and nothing is
+-- delivered.
+CREATE FUNCTION cqrs.subscription_owner(subscription_id integer, OUT owner oid, OUT view oid)
+LANGUAGE C STABLE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_subscription_owner';
+GRANT EXECUTE ON FUNCTION cqrs.subscription_owner(integer) TO PUBLIC;
+COMMENT ON FUNCTION cqrs.subscription_owner(integer) IS 'owner of a subscription';
+
+-- In which of so many partitions the events of a key are.
+CREATE FUNCTION cqrs.key_partition(key text, partitions integer) RETURNS integer
+LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'cqrs_key_partition_of';
+REVOKE ALL ON FUNCTION cqrs.key_partition(text, integer) FROM PUBLIC;
+COMMENT ON FUNCTION cqrs.key_partition(text, integer) IS 'partition of a key';
+
+-- Subscribes to topics. The caller becomes the subscription's owner: he owns
+-- view cqrs_subscriptions.<subscription>, which shows its row of
+-- cqrs_subscription_status, and who owns that owns the subscription. ALTER VIEW
+-- ... OWNER TO and REASSIGN OWNED give it to another role, from the next batch
+-- on; DROP ROLE is refused. If the view is dropped, nothing is delivered.
+--   subscription       name, 1 to 63 bytes
+--   topics             one or more topics
+--   handler            a function with one argument of type cqrs_event, called
+--                      for each event in the transaction that moves the
+--                      cursor; NULL without server: read with cqrs_receive()
+--                      and cqrs_ack()
+--   start              'earliest': from the oldest event retained; if a topic
+--                      was restored from a dump, nothing before cqrs_adopt();
+--                      'latest': from what commits after this call
+--   partitions         1 to 1000: by their keys, events are spread over so many
+--                      cursors, which are delivered side by side; events
+--                      without a key are in the first
+--   max_attempts       so often an event is tried, then it is a dead letter;
+--                      0: for ever
+--   retry_delay        after the first failure; doubles with each further one,
+--                      and varies by a quarter
+--   max_retry_delay    ... up to this
+--   handler_timeout    the longest that the handler may take for one event when
+--                      the worker calls it, or that a broker may confirm
+--                      nothing; 0: no limit
+--   max_retained_size  suspended when it keeps more bytes of events than this
+--                      from being truncated; 0: no limit
+--   max_retained_age   ... or events older than this; 0: no limit
+--   server             the foreign server of a broker, made with the wrapper of a
+--                      broker module; not together with a handler
+--   format             of the messages to it. 'cqrs', the default: the envelope
+--                      of python-cqrs in JSON; 'cloudevents': CloudEvents 1.0 in
+--                      binary mode; 'raw': the payload alone, the rest in
+--                      headers
+--   transaction        'batch': the handler is called for up to 1000 events in a
+--                      transaction, which it can tell by nothing but now() and
+--                      the transaction's id; 'event': for each in one of its
+--                      own, which is slower; see docs/subscriptions.md
+--   strict_key_order   never have two events of one topic and key (or of one
+--                      topic, without keys) on their way to the broker
+--                      together. Otherwise, if the broker rejects one, the next
+--                      ones of its key may have got there before it is tried
+--                      again
+-- Errors: 42710 exists; 42P07 a relation of that name is in schema
+-- cqrs_subscriptions; 42704 no such topic, or server; 42883, 42P13 handler;
+-- 42809 the server is not one of a broker; 55000 its module does not fit;
+-- 42501 no SELECT on a topic, no EXECUTE on the handler, no USAGE on the
+-- server, a handler that belongs neither to the caller nor to a superuser, or
+-- a caller without LOGIN (before PostgreSQL 17); 22023 no topics, handler and
+-- server, options of the server that are not enough, or another argument out
+-- of its range; 22004, 42602, 42622 names.
+-- Locks: SHARE ROW EXCLUSIVE on cqrs.subscription until the end of the
+-- transaction. Until then, nothing of its topics is truncated.
+-- Privileges: EXECUTE, not granted to PUBLIC, and the above.
+CREATE FUNCTION @extschema@.cqrs_subscribe(subscription text, topics text[], handler regprocedure DEFAULT NULL,
+	start text DEFAULT 'earliest', partitions integer DEFAULT 1, max_attempts integer DEFAULT 5,
+	retry_delay interval DEFAULT '200 ms', max_retry_delay interval DEFAULT '5 min',
+	handler_timeout interval DEFAULT '1 min', max_retained_size bigint DEFAULT 10737418240,
+	max_retained_age interval DEFAULT '0', server text DEFAULT NULL, format text DEFAULT NULL,
+	strict_key_order boolean DEFAULT false, transaction text DEFAULT 'batch') RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text, integer, integer,
+	interval, interval, interval, bigint, interval, text, text, boolean, text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text, integer, integer,
+	interval, interval, interval, bigint, interval, text, text, boolean, text) IS 'subscribes to topics';
+
+-- Changes settings of a subscription; NULL leaves one as it is. If its view was
+-- dropped, makes it again: the caller is the owner then.
+--   handler  another handler, for a subscription that has one
+--   server   another server, for a subscription that has one; what the first
+--            one was given it does not get
+--   partitions
+--            so many partitions, in a while: what was committed before is
+--            delivered in the old ones, and only when all of that is, and
+--            nothing is handed out under a lease, the new ones begin. So each
+--            key stays in order. Until then, next_partitions in
+--            cqrs_subscription_status is not NULL. Another call changes the
+--            number to be; with the present one, nothing is changed
+--   others   as in cqrs_subscribe()
+-- Errors: 42704 does not exist; 42501 not its owner, or for the handler as in
+-- cqrs_subscribe(), as for the server; 55000 it has no handler, or no server;
+-- 22023 out of its range.
+-- Locks: with partitions, those for moving its cursors, until the end of the
+-- transaction; it waits for the batches being delivered.
+-- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner; to
+-- change the handler or the server, being the owner. If there is no owner,
+-- membership in the extension's.
+CREATE FUNCTION @extschema@.cqrs_alter_subscription(subscription text, handler regprocedure DEFAULT NULL,
+	max_attempts integer DEFAULT NULL, retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
+	handler_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
+	max_retained_age interval DEFAULT NULL, server text DEFAULT NULL, format text DEFAULT NULL,
+	strict_key_order boolean DEFAULT NULL, transaction text DEFAULT NULL, partitions integer DEFAULT NULL) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval,
+	bigint, interval, text, text, boolean, text, integer) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval,
+	bigint, interval, text, text, boolean, text, integer) IS 'changes settings of a subscription';
+
+-- Removes a subscription, with what it has to retry and its dead letters; one
+-- that executes commands (see cqrs_enqueue()), with its topic. Waits for the
+-- batch being delivered, and with a topic for its emitters; what is on its way
+-- to a broker may arrive.
+-- Errors: 42704 does not exist; 42501 not its owner; 2BP01 something depends on
+-- its view.
+-- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner, or,
+-- if there is none, in the extension's.
+CREATE FUNCTION @extschema@.cqrs_unsubscribe(subscription text) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_unsubscribe(text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_unsubscribe(text) IS 'removes a subscription';
+
+-- Stops a subscription: nothing is delivered to it, and its events are kept,
+-- within max_retained_size and max_retained_age. Waits for the batch being
+-- delivered: once it returns, and until cqrs_resume(), no handler runs. What is
+-- on its way to a broker arrives, and is recorded. One that is suspended stays
+-- so.
+-- Errors: 42704 does not exist; 42501 not its owner.
+-- Locks: those for moving its cursors, until the end of the transaction.
+-- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
+CREATE FUNCTION @extschema@.cqrs_pause(subscription text) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_pause(text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_pause(text) IS 'stops delivery to a subscription';
+
+-- Has a subscription that was paused or suspended go on where it was.
+-- Returns how many events it missed, because they were truncated while it was
+-- suspended; if any, a warning says so too. Errors and privileges: as
+-- cqrs_pause().
+CREATE FUNCTION @extschema@.cqrs_resume(subscription text) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_resume(text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_resume(text) IS 'has delivery to a subscription go on';
+
+-- Moves a subscription in the log, to replay or to skip. What it has to retry
+-- is forgotten; its dead letters stay. What is on its way to a broker may
+-- arrive, and counts for nothing. If its partitions are being changed, they are
+-- at once.
+--   target  'earliest': to the oldest event retained; 'latest': to what
+--           commits after this call; a time: to the first transaction that
+--           emitted at that time or later, whose earlier events, and those of
+--           later transactions, come with it
+-- Errors: 42704 does not exist; 42501 not its owner; 22007 neither of the
+-- two, nor a time; 25006 read-only transaction or standby.
+-- Locks: those for moving its cursors, until the end of the transaction; until
+-- then, nothing of its topics is truncated.
+-- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
+CREATE FUNCTION @extschema@.cqrs_seek(subscription text, target text) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_seek(text, text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_seek(text, text) IS 'moves a subscription in the log';
+
+CREATE FUNCTION @extschema@.cqrs_seek(subscription text, target timestamptz) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_seek_time';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_seek(text, timestamptz) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_seek(text, timestamptz) IS 'moves a subscription to a time in the log';
+
+-- Waits until a subscription has got what was committed when it was called, or
+-- has it parked for a retry, or gave it up.
+--   timeout  how long at most
+-- Returns false if the time was over before. What the caller's transaction
+-- emitted itself is not waited for.
+-- Errors: 42704 does not exist; 42501 not its owner; 55000 cqrs_outbox is not
+-- in shared_preload_libraries; 22004, 22023 timeout.
+-- Privileges: membership in the owner.
+CREATE FUNCTION @extschema@.cqrs_wait(subscription text, timeout interval DEFAULT '10 s') RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_wait(text, interval) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_wait(text, interval) IS 'waits until a subscription has got what is committed';
+
+-- ----------------------------------------------------------------------
+-- cqrs.retry: events that are not delivered, and that the cursor passes by:
+-- those that failed, and the later ones of the same topic and key, which wait
+-- for them
+--
+-- subscription_id, partition, position
+--                  of which cursor, and where the event was in the log
+-- lane             hash of topic and key: events of a lane wait for each other
+-- topic_id         the event's topic
+-- event_id .. emitted_at
+--                  the event, whole
+-- attempts         how often it was tried, and that counted; 0: it waits for an
+--                  earlier one, or is tried next
+-- receipt          handed out by cqrs_receive() with this receipt, and not
+--                  settled, or NULL
+-- failed_at        when it was last tried, or NULL
+-- retry_at         not tried again before
+-- due_at           retry_at, if it is the lowest position of its lane: only that
+--                  is tried; or NULL
+-- sqlstate         of the last error, or NULL
+-- message          of the last error, or NULL
+-- ----------------------------------------------------------------------
+CREATE TABLE cqrs.retry (
+	subscription_id	integer		NOT NULL,
+	partition		integer		NOT NULL,
+	position		bigint		NOT NULL,
+	lane			bigint		NOT NULL,
+	topic_id		integer		NOT NULL,
+	event_id		uuid		NOT NULL,
+	event_name		text		NOT NULL,
+	key				text,
+	headers			jsonb,
+	payload			jsonb,
+	emitted_at		timestamptz	NOT NULL,
+	attempts		integer		NOT NULL,
+	receipt			uuid,
+	failed_at		timestamptz,
+	retry_at		timestamptz	NOT NULL,
+	due_at			timestamptz,
+	sqlstate		text,
+	message			text,
+	PRIMARY KEY (subscription_id, partition, position)
+);
+CREATE INDEX retry_lane ON cqrs.retry (subscription_id, partition, lane, position);
+CREATE INDEX retry_due ON cqrs.retry (subscription_id, partition, due_at, position);
+COMMENT ON TABLE cqrs.retry IS 'events whose delivery failed, and those that wait behind them';
+COMMENT ON INDEX cqrs.retry_lane IS 'finds whether something of a lane is parked, and in which order';
+COMMENT ON INDEX cqrs.retry_due IS 'finds what may be tried';
+SELECT pg_extension_config_dump('cqrs.retry', '');
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.retry
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.retry ENABLE ALWAYS TRIGGER refuse_write;
+
+-- ----------------------------------------------------------------------
+-- cqrs.dead_letter: events that a subscription gave up on, kept until
+-- somebody redrives or discards them
+--
+-- Columns as in cqrs.retry; died_at is when it was given up. It is in no
+-- partition: redriven, it is parked in that of its key.
+-- ----------------------------------------------------------------------
+CREATE TABLE cqrs.dead_letter (
+	subscription_id	integer		NOT NULL,
+	position		bigint		NOT NULL,
+	topic_id		integer		NOT NULL,
+	event_id		uuid		NOT NULL,
+	event_name		text		NOT NULL,
+	key				text,
+	headers			jsonb,
+	payload			jsonb,
+	emitted_at		timestamptz	NOT NULL,
+	attempts		integer		NOT NULL,
+	died_at			timestamptz	NOT NULL,
+	sqlstate		text		NOT NULL,
+	message			text		NOT NULL,
+	PRIMARY KEY (subscription_id, position)
+);
+CREATE INDEX dead_letter_died_at ON cqrs.dead_letter (subscription_id, died_at);
+COMMENT ON TABLE cqrs.dead_letter IS 'events that a subscription gave up on';
+COMMENT ON INDEX cqrs.dead_letter_died_at IS 'finds the error that was last';
+SELECT pg_extension_config_dump('cqrs.dead_letter', '');
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.dead_letter
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.dead_letter ENABLE ALWAYS TRIGGER refuse_write;
+
+-- ----------------------------------------------------------------------
+-- cqrs.failure: cursors whose subscription cannot be delivered at all just
+-- now, through no event's fault
+--
+-- subscription_id, partition
+--                  of which cursor
+-- failures         how often in a row
+-- failed_at        when it was last tried
+-- retry_at         when it is tried next
+-- sqlstate         of the last error
+-- message          of the last error
+-- ----------------------------------------------------------------------
+CREATE TABLE cqrs.failure (
+	subscription_id	integer		NOT NULL,
+	partition		integer		NOT NULL,
+	failures		integer		NOT NULL,
+	failed_at		timestamptz	NOT NULL,
+	retry_at		timestamptz	NOT NULL,
+	sqlstate		text		NOT NULL,
+	message			text		NOT NULL,
+	PRIMARY KEY (subscription_id, partition)
+);
+COMMENT ON TABLE cqrs.failure IS 'subscriptions that cannot be delivered just now';
+SELECT pg_extension_config_dump('cqrs.failure', '');
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.failure
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.failure ENABLE ALWAYS TRIGGER refuse_write;
+
+-- Delivers to a subscription's handler what is committed (in a REPEATABLE
+-- READ transaction: what the newest tick that it sees shows), and what is to
+-- be retried by now, in the caller's transaction. The worker does this by
+-- itself. An event that the handler raises an error for is rolled back by
+-- itself, and tried again, as the worker would; there is a warning.
+-- Returns the number of events. Errors: 42704 does not exist; 55000 it has no
+-- handler or no owner, is paused or suspended, or was restored from a dump; 42501 the
+-- caller is not its owner; 55006 called by its own handler; 25006 read-only
+-- transaction or standby; what the handler raises, if its class is 53, 57 or
+-- 58: no event's fault.
+-- Locks: those for moving its cursors, until the end of the transaction.
+-- Privileges: EXECUTE, not granted to PUBLIC, and being the owner.
+CREATE FUNCTION @extschema@.cqrs_drain(subscription text) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_drain(text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_drain(text) IS 'delivers to a subscription''s handler by hand';
+
+-- An event as cqrs_receive() hands it out.
+--   attempts   how often it was handed out to be tried, this time included
+--   partition  where it is from
+--   receipt    of this batch, for cqrs_ack(), cqrs_nack() and cqrs_renew()
+CREATE TYPE @extschema@.cqrs_received AS (
+	position	bigint,
+	event_id	uuid,
+	event_name	text,
+	topic		text,
+	key			text,
+	payload		jsonb,
+	headers		jsonb,
+	emitted_at	timestamptz,
+	attempts	integer,
+	partition	integer,
+	receipt		uuid
+);
+GRANT USAGE ON TYPE @extschema@.cqrs_received TO PUBLIC;
+COMMENT ON TYPE @extschema@.cqrs_received IS 'an event, as cqrs_receive() hands it out';
+
+-- The next events of one partition of a subscription without handler: those
+-- that failed, or were not settled, and are due, then new ones; none whose
+-- topic and key wait for another. What was committed before the call is
+-- found. NULL for an argument means its default.
+--   max_events  at most so many, at least 1; a batch may be shorter although
+--               more is waiting, also to stay within 16 MB
+--   wait        if there is nothing, wait for so long, at most a minute
+--   lease       NULL: the partition is this transaction's until its end;
+--               otherwise it is the receipt's for so long
+--   partition   from this one; NULL: from one that has something
+-- A partition that another transaction, or a lease, has is passed by. What is
+-- not settled with cqrs_ack() or cqrs_nack() when the transaction, or the
+-- lease, is over comes again; if the lease on a batch runs out twice, one
+-- event at a time, and each time is an attempt.
+-- Errors: 42704 does not exist; 42501 not granted; 55000 it has a handler, is
+-- paused or suspended, has no owner, or was restored from a dump, or wait without
+-- cqrs_outbox in shared_preload_libraries; 22023 an argument; 25006 read-only
+-- transaction or standby.
+-- Locks: the partition's until the end of the transaction, if events are
+-- returned. It waits for no lock. While it waits it keeps the statement's
+-- snapshot, as any statement does.
+-- Privileges: membership in the subscription's owner, or UPDATE on its view
+-- cqrs_subscriptions.<subscription>; and SELECT on its topics.
+CREATE FUNCTION @extschema@.cqrs_receive(subscription text, max_events integer DEFAULT 100, wait interval DEFAULT '0',
+	lease interval DEFAULT NULL, "partition" integer DEFAULT NULL) RETURNS SETOF @extschema@.cqrs_received
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100 AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_receive(text, integer, interval, interval, integer) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_receive(text, integer, interval, interval, integer) IS
+'next events of a subscription';
+
+-- Acknowledges all that this transaction received and has not settled: it does
+-- not come again. Returns how many events that were; 0 if it received nothing.
+-- Errors: as cqrs_receive(), but not if it is paused; OB003 this transaction
+-- has not called cqrs_receive(), or what it received was moved away.
+-- Privileges: membership in the subscription's owner, or UPDATE on its view.
+CREATE FUNCTION @extschema@.cqrs_ack(subscription text) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_ack(text) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_ack(text) IS 'acknowledges what this transaction received';
+
+-- Acknowledges exactly these events.
+--   positions  of events that the receipt covers; NULL: none
+--   receipt    they were received with; NULL: this transaction's
+-- Returns how many were not settled before. Errors: as above; OB003 the
+-- receipt is not the newest of its partition any more, or not valid for
+-- another reason; 22023 a position that it does not cover; 22004 a position
+-- is NULL.
+-- Locks: the partition's until the end of the transaction; it waits for that
+-- only while the lease lasts.
+-- Privileges: membership in the subscription's owner, or UPDATE on its view.
+CREATE FUNCTION @extschema@.cqrs_ack(subscription text, positions bigint[], receipt uuid DEFAULT NULL) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_ack_positions';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_ack(text, bigint[], uuid) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_ack(text, bigint[], uuid) IS 'acknowledges received events';
+
+-- Says that these events could not be processed: they are received again
+-- later, or, after max_attempts, are dead letters. Until then, later events of
+-- their topics and keys wait, unless they are acknowledged; others go on.
+-- Nothing is acknowledged by this.
+--   positions    of events that the receipt covers; NULL: none
+--   error        why, for people to read
+--   retry_after  not again before; NULL: as the subscription's settings say
+--   give_up      no more attempts
+--   receipt      they were received with; NULL: this transaction's
+-- Returns how many were not settled before. Errors, locks, privileges: as
+-- cqrs_ack().
+CREATE FUNCTION @extschema@.cqrs_nack(subscription text, positions bigint[], error text DEFAULT NULL,
+	retry_after interval DEFAULT NULL, give_up boolean DEFAULT false, receipt uuid DEFAULT NULL) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_nack(text, bigint[], text, interval, boolean, uuid) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_nack(text, bigint[], text, interval, boolean, uuid) IS
+'has received events tried again later';
+
+-- Prolongs a lease.
+--   lease  from now on; '0' gives the partition back, with what is not settled
+-- Returns until when it is leased. Errors, locks, privileges: as cqrs_ack();
+-- 22004 NULL, 22023 a negative lease.
+CREATE FUNCTION @extschema@.cqrs_renew(subscription text, receipt uuid, lease interval) RETURNS timestamptz
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_renew(text, uuid, interval) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_renew(text, uuid, interval) IS 'prolongs the lease of received events';
+
+-- The events that a subscription gave up on, by position. topic is NULL if it
+-- was dropped; error is the last one's message.
+-- Errors: 42704 does not exist; 42501 not its owner.
+-- Privileges: membership in the subscription's owner.
+CREATE FUNCTION @extschema@.cqrs_dead_letters(subscription text, OUT "position" bigint, OUT event_id uuid,
+	OUT event_name text, OUT topic text, OUT key text, OUT payload jsonb, OUT headers jsonb, OUT emitted_at timestamptz,
+	OUT attempts integer, OUT died_at timestamptz, OUT sqlstate text, OUT error text) RETURNS SETOF record
+LANGUAGE C STABLE PARALLEL UNSAFE ROWS 100 AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_dead_letters(text) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_dead_letters(text) IS 'events that a subscription gave up on';
+
+-- Has dead letters delivered after all, in order of their positions, with all
+-- their attempts. Later events of the same keys, as far as they were delivered
+-- meanwhile, are not delivered again.
+--   event_id  only this one; NULL: all
+-- Returns how many. Errors: 42704 the subscription, or a dead letter of that
+-- id, does not exist; 42501 not its owner; 55000 restored from a dump.
+-- Locks: those for moving its cursors, until the end of the transaction.
+-- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
+CREATE FUNCTION @extschema@.cqrs_redrive(subscription text, event_id uuid DEFAULT NULL) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_redrive(text, uuid) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_redrive(text, uuid) IS 'has dead letters delivered after all';
+
+-- Deletes dead letters: this one, or all. Returns how many. Errors and
+-- privileges: as cqrs_redrive().
+CREATE FUNCTION @extschema@.cqrs_discard(subscription text, event_id uuid DEFAULT NULL) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_discard(text, uuid) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_discard(text, uuid) IS 'deletes dead letters';
+
+-- Makes the events of topics that were restored from a dump ordinary events of
+-- this cluster, and has the restored subscriptions go on: first with exactly
+-- what they had not got when the dump was made, then with what was emitted
+-- here since. Until then, nothing is delivered to them. Subscriptions that
+-- were made after the restore get what was restored if they start at
+-- 'earliest', and nothing of it if they start at 'latest'. With nothing to
+-- adopt, does nothing.
+--
+-- In a copy that CREATE DATABASE ... TEMPLATE made, where nothing is delivered
+-- before, it has the copy's subscriptions go on where they were.
+--
+-- Takes what is in the topics' tables for events, whoever put it there; of
+-- topics that were made here, nothing. Writes each restored row anew.
+--
+-- Returns the subscriptions that it had go on, and how many restored events
+-- each is about to get; events that wait in cqrs.retry are not counted.
+-- Errors: 55000 a subscription's cursor was not restored, the topic's tables
+-- were altered, or topics hold events that were adopted before; 54000 too
+-- many subscriptions at different places; 25006 read-only transaction or
+-- standby.
+-- Locks: SHARE ROW EXCLUSIVE on cqrs.topic; nobody subscribes to these topics
+-- until the end of the transaction. Emitters do not wait.
+-- Privileges: EXECUTE, not granted to PUBLIC.
+CREATE FUNCTION @extschema@.cqrs_adopt(OUT subscription text, OUT events bigint) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_adopt() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_adopt() IS 'makes restored events ordinary events of this cluster';

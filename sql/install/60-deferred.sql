@@ -1,0 +1,138 @@
+/*
+ * 60-deferred.sql
+ *		Commands that are executed after the commit, or later.
+ */
+
+-- ----------------------------------------------------------------------
+-- cqrs.scheduled_command: commands that were enqueued for later. A row is
+-- deleted by the transaction that puts the command into the outbox, when its
+-- time has come.
+--
+-- command_id    UUID v7, which its event gets
+-- command_name  which command
+-- topic_id      where to: the topic of who enqueued it
+-- key           commands of one key are executed in order
+-- run_at        not before
+-- payload       JSON object
+-- headers       JSON object, or NULL: what its event's headers will say of what
+--               caused it
+-- enqueued_at   when it was enqueued
+-- ----------------------------------------------------------------------
+CREATE TABLE cqrs.scheduled_command (
+	command_id		uuid		PRIMARY KEY,
+	command_name	text		NOT NULL,
+	topic_id		integer		NOT NULL,
+	key				text,
+	run_at			timestamptz	NOT NULL,
+	payload			jsonb		NOT NULL,
+	headers			jsonb,
+	enqueued_at		timestamptz	NOT NULL
+);
+CREATE INDEX scheduled_command_run_at ON cqrs.scheduled_command (run_at, command_id);
+COMMENT ON TABLE cqrs.scheduled_command IS 'commands that were enqueued for later';
+COMMENT ON INDEX cqrs.scheduled_command_run_at IS 'finds what is due';
+SELECT pg_extension_config_dump('cqrs.scheduled_command', '');
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.scheduled_command
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.scheduled_command ENABLE ALWAYS TRIGGER refuse_write;
+
+-- Enqueues a command: once the transaction has committed, and not before
+-- run_at, the worker executes it, as cqrs_send() would, but in a transaction of
+-- its own, as the role that enqueued it, with search_path pg_catalog. Its
+-- answer is lost. In its handler, the id in cqrs_context() is its command id;
+-- what was being handled when it was enqueued is its cause; attempt is which it
+-- is.
+--
+-- It is delivered like an event to a subscription: of a topic, to a
+-- subscription, both made when a role first enqueues, and named
+-- commands_of_<role>, or with a number behind that. So one that fails is tried
+-- again, after the same delays, with the same number of attempts, and is a dead
+-- letter in the end; cqrs_alter_subscription(), cqrs_pause(),
+-- cqrs_dead_letters(), cqrs_redrive(), cqrs_drain() and cqrs_wait() are used with
+-- it. It keeps its events whatever their size, until cqrs_alter_subscription()
+-- gives it a limit. A role's commands are executed one after the other.
+-- cqrs_unsubscribe() drops the topic, too, with what is in it and what was
+-- enqueued for later; the next cqrs_enqueue() makes both anew. Who is made the
+-- owner of the subscription's view does not get the commands: they are executed
+-- as the role that enqueued them, or not at all, unless the extension's owner
+-- says otherwise, by GRANT SELECT ON the topic TO the owner WITH GRANT OPTION.
+--   command_name  a registered command
+--   payload       JSON object; must fit the handlers, as of now
+--   key           while one waits to be tried again, later ones of its key wait
+--                 behind it; NULL: nobody waits for anybody. Its event has its
+--                 command id as key
+--   run_at        in the past: at once. Those for the same time are executed in
+--                 the order in which they were enqueued; a command for now comes
+--                 before one whose time has come just now
+-- Returns the command id, a UUID v7.
+-- Errors: as of cqrs_send(); 42883 or 42501 of any handler of a chain; 22004,
+-- 22008 a run_at that is NULL, or infinite; 25006 read-only transaction or
+-- standby, or in a query; 25000 parallel operation. The first time, 42501 the
+-- role has no LOGIN (before PostgreSQL 17).
+-- Locks: ROW EXCLUSIVE on the topic's current segment, or on
+-- cqrs.scheduled_command. The first time, SHARE ROW EXCLUSIVE on
+-- cqrs.subscription and cqrs.topic until the end of the transaction.
+-- Privileges: EXECUTE on the handlers; checked again when it is executed.
+CREATE FUNCTION @extschema@.cqrs_enqueue(command_name text, payload jsonb DEFAULT '{}', key text DEFAULT NULL,
+	run_at timestamptz DEFAULT now()) RETURNS uuid
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, text, timestamptz) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, text, timestamptz) IS
+'has a command executed after the commit, or later';
+
+-- Cancels a command that was enqueued for later, and is not in the outbox yet.
+-- Returns false if there is none of that id: its time has come, it was
+-- cancelled already, or never was.
+-- Errors: 42501 it belongs to another role; 22004; 25006 read-only transaction
+-- or standby.
+-- Locks: the command's row. Waits for who is cancelling it, or putting it into
+-- the outbox.
+-- Privileges: membership in the role that enqueued it, or, if it is nobody's any
+-- more, in the extension's owner.
+CREATE FUNCTION @extschema@.cqrs_cancel_command(command_id uuid) RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_cancel_command(uuid) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_cancel_command(uuid) IS 'cancels a command that was enqueued for later';
+
+-- Commands that were enqueued for later, and are not in the outbox yet, of roles
+-- that the reader is a member of. Columns: see cqrs.scheduled_command.
+--   owner  who enqueued it
+CREATE VIEW @extschema@.cqrs_scheduled_commands WITH (security_barrier) AS
+SELECT c.command_id,
+	   c.command_name,
+	   pg_get_userbyid(o.owner) AS owner,
+	   c.key,
+	   c.run_at,
+	   c.payload,
+	   c.enqueued_at
+FROM cqrs.scheduled_command c
+JOIN cqrs.subscription_topic t USING (topic_id)
+JOIN cqrs.subscription s ON s.subscription_id = t.subscription_id AND s.runs_commands
+CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
+WHERE pg_has_role(current_user, o.owner, 'USAGE');
+GRANT SELECT ON @extschema@.cqrs_scheduled_commands TO PUBLIC;
+COMMENT ON VIEW @extschema@.cqrs_scheduled_commands IS 'commands that were enqueued for later';
+
+-- Handler of the subscriptions that execute commands: executes the enqueued
+-- command that is being delivered.
+-- Errors: 55000 none is, as whenever anybody but the delivery calls it; else as
+-- of cqrs_send().
+-- Privileges: EXECUTE is PUBLIC's, as roles have their commands delivered.
+CREATE FUNCTION cqrs.run_command(event @extschema@.cqrs_event) RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_run_command';
+GRANT EXECUTE ON FUNCTION cqrs.run_command(@extschema@.cqrs_event) TO PUBLIC;
+COMMENT ON FUNCTION cqrs.run_command(@extschema@.cqrs_event) IS 'executes an enqueued command, when it is delivered';
+
+-- Puts the commands whose time has come, everybody's, into the outbox; once the
+-- transaction has committed, cqrs_drain() executes them. The worker does this
+-- by itself. Those that somebody is cancelling, or whose topic is locked, are
+-- left for the next time. Returns how many.
+-- Errors: 55000 a topic's tables were altered; 25006 read-only transaction or
+-- standby.
+-- Locks: the commands' rows, and ROW EXCLUSIVE on the topics' current segments,
+-- until the end of the transaction.
+-- Privileges: EXECUTE, not granted to PUBLIC.
+CREATE FUNCTION @extschema@.cqrs_release_commands() RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_release_commands() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_release_commands() IS 'puts commands whose time has come into the outbox, by hand';
