@@ -1,5 +1,6 @@
 -- How many partitions a subscription has, changed while it has something to get
 CREATE EXTENSION cqrs_outbox;
+\set SHOW_CONTEXT never
 SELECT cqrs_register_event('happened', 'things');
 SET client_min_messages = error;
 CREATE FUNCTION emit_all(keys integer, VARIADIC n integer[]) RETURNS bigint LANGUAGE sql AS

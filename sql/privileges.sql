@@ -176,7 +176,9 @@ EXCEPTION WHEN insufficient_privilege THEN
 END $$;
 RESET ROLE;
 
+SET client_min_messages = warning;
 DROP EXTENSION cqrs_outbox CASCADE;
+RESET client_min_messages;
 DROP FUNCTION handle, handle_more;
 DROP OWNED BY regress_cqrs_admin, regress_cqrs_app;
 DROP ROLE regress_cqrs_admin, regress_cqrs_app;
