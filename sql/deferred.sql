@@ -95,6 +95,7 @@ SET ROLE regress_cqrs_app;
 SELECT cqrs_enqueue('Steal') IS NOT NULL AS enqueued;
 SELECT cqrs_drain('commands_of_regress_cqrs_app');
 RESET ROLE;
+SELECT cqrs_seek('commands_of_regress_cqrs_app', 'latest');
 SELECT count(*) FROM secret;
 SET ROLE regress_cqrs_nologin;
 DO $$
