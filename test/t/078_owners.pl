@@ -74,7 +74,7 @@ my $noticed = sub {
 $noticed->(4, 'ALTER VIEW cqrs_subscriptions.s SET SCHEMA public', 'ALTER VIEW public.s SET SCHEMA cqrs_subscriptions', 'bob', 'the view is elsewhere');
 $noticed->(5, 'ALTER VIEW cqrs_subscriptions.s RENAME TO t', 'ALTER VIEW cqrs_subscriptions.t RENAME TO s', 'bob', 'the view has another name');
 $noticed->(6, 'DROP VIEW cqrs_subscriptions.s', q(BEGIN; SELECT cqrs_alter_subscription('s'); ALTER VIEW cqrs_subscriptions.s OWNER TO alice; COMMIT), 'alice', 'the view is dropped');
-$noticed->(7, 'CREATE ROLE carol; ALTER VIEW cqrs_subscriptions.s OWNER TO carol', 'GRANT SELECT ON cqrs_topics.things TO carol; REASSIGN OWNED BY carol TO alice', 'alice', 'the owner may not read');
+$noticed->(7, 'CREATE ROLE carol; ALTER VIEW cqrs_subscriptions.s OWNER TO carol', 'BEGIN; GRANT SELECT ON cqrs_topics.things TO carol; REASSIGN OWNED BY carol TO alice; COMMIT', 'alice', 'the owner may not read');
 
 # A role that goes takes what it has, and stops nobody else.
 sql('CREATE ROLE dave LOGIN; GRANT SELECT ON cqrs_topics.things TO dave; REASSIGN OWNED BY alice TO dave');
