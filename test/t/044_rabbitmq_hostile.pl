@@ -53,7 +53,7 @@ my @hostile = (
 	[ 'a negative confirm of it', AmqpPeer::nack(~0, 0), $keeps ],
 	[ 'a confirm of number 0', AmqpPeer::ack(0, 0), $keeps ],
 	[ 'a confirm of what was not sent', AmqpPeer::ack(1000, 0), $keeps ],
-	[ 'a frame on another channel', AmqpPeer::frame(1, 7, pack('nnQ>C', 60, 80, 1, 0)), $keeps ],
+	[ 'a frame on another channel', AmqpPeer::frame(1, 7, pack('nnQ>C', 60, 80, 1, 0)), 'AMQP' ],
 	[ 'a confirm on channel 0', AmqpPeer::frame(1, 0, pack('nnQ>C', 60, 80, 1, 0)), $keeps ],
 	[ 'a message that nobody consumes', AmqpPeer::method_frame(60, 60, pack('C/a* Q>C C/a* C/a*', 'tag', 1, 0, '', '')), $keeps ],
 	[ 'a method of no class', AmqpPeer::method_frame(4711, 1, ''), $speaks ],
