@@ -48,9 +48,11 @@ make_root()
 	} >"$log" 2>&1 || { tail "$log"; die "could not install PostgreSQL $1 from Debian $suite"; }
 }
 
-# The server wants shared memory and random numbers.
+# The server wants shared memory and random numbers. What is installed later must
+# start no service, which would go on running.
 mount_devices()
 {
+	printf '#!/bin/sh\nexit 101\n' >"$1/usr/sbin/policy-rc.d" && chmod 755 "$1/usr/sbin/policy-rc.d" &&
 	mount --bind /dev "$1/dev" && mount -t tmpfs tmpfs "$1/dev/shm" && mount -t proc proc "$1/proc"
 }
 
