@@ -247,10 +247,12 @@ $peer->tell('hold', 'postgres/window');
 emit(map { "key $_" } 1 .. 12);
 $peer->wait_messages('postgres/other', 12);
 held(5, '1 2 3 4 5', 'no more than the window is on its way');
-$peer->tell('answer', 5);
-held(5, '1 2 3 4 5 6 7 8 9 10', 'then the next');
-$peer->tell('answer', 5);
-held(2, '1 2 3 4 5 6 7 8 9 10 11 12', 'and the rest');
+$peer->tell('answer', 3);
+held(5, '1 2 3 4 5 6 7 8', 'the next ones, once more than half of it is confirmed');
+$peer->tell('answer', 3);
+held(5, '1 2 3 4 5 6 7 8 9 10 11', 'and again');
+$peer->tell('answer', 3);
+held(3, '1 2 3 4 5 6 7 8 9 10 11 12', 'and the rest');
 $peer->tell('release');
 done('window after window');
 
