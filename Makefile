@@ -16,7 +16,7 @@ ROOMS = include base shared extension registry log mediator broker emit retry \
 
 OBJS_base = event_id.o guc.o interval.o json.o rethrow.o snapshot.o sqlstate.o
 OBJS_shared = announce.o clock.o database.o shmem.o
-OBJS_extension = catalog.o privilege.o version.o
+OBJS_extension = admin.o catalog.o privilege.o version.o
 OBJS_registry = handler.o load.o owner.o payload.o payload_path.o \
 	payload_type.o registry.o signature.o
 OBJS_log = cursor.o event.o position.o retention.o rotation.o segment.o \

@@ -69,6 +69,7 @@
 #include "utils/xid8.h"
 
 #include "control/adopt.h"
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "log/event.h"
@@ -220,15 +221,8 @@ cqrs_adopt(PG_FUNCTION_ARGS)
 void
 cqrs_adopt_identity(void)
 {
-	CqrsAdmin	admin;
-	Oid			types[1] = {OIDOID};
-	Datum		values[1];
-
-	values[0] = ObjectIdGetDatum(MyDatabaseId);
-	cqrs_admin_begin(&admin);
-	(void) cqrs_admin_execute("INSERT INTO cqrs.identity (id, database) VALUES (pg_catalog.gen_random_uuid(), $1)",
-							  1, types, values, NULL);
-	cqrs_admin_end(&admin);
+	(void) cqrs_admin_run("INSERT INTO cqrs.identity (id, database) VALUES (pg_catalog.gen_random_uuid(), $1)",
+						  1, CQRS_ARG(OIDOID, ObjectIdGetDatum(MyDatabaseId)));
 	cqrs_shmem_changed();
 	cqrs_commit_durably();
 }
@@ -674,25 +668,18 @@ check_labels(Adoption *adoption)
 static void
 raise_sequences(int64 last_position)
 {
-	CqrsAdmin	admin;
-	Oid			types[1] = {INT8OID};
-	Datum		values[1];
-
-	values[0] = Int64GetDatum(last_position);
-	cqrs_admin_begin(&admin);
-	(void) cqrs_admin_execute("SELECT pg_catalog.setval(s.sequence, s.restored)"
-							  " FROM (SELECT 'cqrs.position'::pg_catalog.regclass, greatest($1,"
-							  " (SELECT pg_catalog.max(position) FROM cqrs.retry),"
-							  " (SELECT pg_catalog.max(position) FROM cqrs.dead_letter))"
-							  " UNION ALL SELECT 'cqrs.topic_id', (SELECT pg_catalog.max(topic_id) FROM cqrs.topic)"
-							  " UNION ALL SELECT 'cqrs.subscription_id', (SELECT pg_catalog.max(subscription_id) FROM cqrs.subscription)"
-							  " UNION ALL SELECT 'cqrs.event_handler_seq', (SELECT pg_catalog.max(seq) FROM cqrs.event_handler)"
-							  " UNION ALL SELECT 'cqrs.middleware_seq', (SELECT pg_catalog.max(seq) FROM cqrs.middleware)"
-							  " UNION ALL SELECT 'cqrs.fallback_id', (SELECT pg_catalog.max(fallback_id) FROM cqrs.fallback)"
-							  ") s (sequence, restored)"
-							  " WHERE s.restored > coalesce(pg_catalog.pg_sequence_last_value(s.sequence), 0)",
-							  1, types, values, NULL);
-	cqrs_admin_end(&admin);
+	(void) cqrs_admin_run("SELECT pg_catalog.setval(s.sequence, s.restored)"
+						  " FROM (SELECT 'cqrs.position'::pg_catalog.regclass, greatest($1,"
+						  " (SELECT pg_catalog.max(position) FROM cqrs.retry),"
+						  " (SELECT pg_catalog.max(position) FROM cqrs.dead_letter))"
+						  " UNION ALL SELECT 'cqrs.topic_id', (SELECT pg_catalog.max(topic_id) FROM cqrs.topic)"
+						  " UNION ALL SELECT 'cqrs.subscription_id', (SELECT pg_catalog.max(subscription_id) FROM cqrs.subscription)"
+						  " UNION ALL SELECT 'cqrs.event_handler_seq', (SELECT pg_catalog.max(seq) FROM cqrs.event_handler)"
+						  " UNION ALL SELECT 'cqrs.middleware_seq', (SELECT pg_catalog.max(seq) FROM cqrs.middleware)"
+						  " UNION ALL SELECT 'cqrs.fallback_id', (SELECT pg_catalog.max(fallback_id) FROM cqrs.fallback)"
+						  ") s (sequence, restored)"
+						  " WHERE s.restored > coalesce(pg_catalog.pg_sequence_last_value(s.sequence), 0)",
+						  1, CQRS_INT8(last_position));
 }
 
 /*

@@ -16,6 +16,7 @@
 #include "utils/wait_event.h"
 
 #include "delivery/underway.h"
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "log/tick.h"
@@ -76,7 +77,7 @@ Datum
 cqrs_resume(PG_FUNCTION_ARGS)
 {
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_resume()");
-	int64		missed = set_state(subscription, "active", NULL);
+	int64		missed = set_state(subscription, "active", "");
 
 	cqrs_subscription_wake(subscription);
 	if (missed > 0)
@@ -202,30 +203,19 @@ set_state(const CqrsSubscription *subscription, const char *state,
 		  const char *reason)
 {
 	CqrsAdmin	admin;
-	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
-	Datum		values[3];
-	char		nulls[3] = {' ', ' ', ' '};
 	int64		missed = 0;
-	bool		isnull;
 
-	values[0] = Int32GetDatum(subscription->subscription_id);
-	values[1] = CStringGetTextDatum(state);
-	if (reason == NULL)
-		nulls[2] = 'n';
-	else
-		values[2] = CStringGetTextDatum(reason);
 	cqrs_admin_begin(&admin);
 	if (cqrs_admin_execute("UPDATE cqrs.subscription n"
-						   " SET state = $2, state_since = pg_catalog.now(), state_reason = $3, missed_events = 0"
+						   " SET state = $2, state_since = pg_catalog.now(), state_reason = nullif($3, ''), missed_events = 0"
 						   " FROM (SELECT subscription_id, missed_events FROM cqrs.subscription"
 						   "       WHERE subscription_id = $1 FOR UPDATE) o"
 						   " WHERE n.subscription_id = o.subscription_id AND n.state <> $2"
 						   " AND (n.state <> 'suspended' OR $2 = 'active')"
 						   " RETURNING o.missed_events",
-						   3, types, values, nulls) > 0)
-		missed = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
-											 SPI_tuptable->tupdesc, 1,
-											 &isnull));
+						   3, CQRS_INT4(subscription->subscription_id),
+						   CQRS_TEXT(state), CQRS_TEXT(reason)) > 0)
+		missed = DatumGetInt64(cqrs_admin_result());
 	cqrs_admin_end(&admin);
 	return missed;
 }

@@ -54,6 +54,7 @@
 #include "base/event_id.h"
 #include "deferred/enqueue.h"
 #include "emit/emit.h"
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/topic.h"
 #include "mediator/command.h"
@@ -246,15 +247,12 @@ static const CqrsTopic *
 commands_topic(void)
 {
 	CqrsSubscription *subscription;
-	CqrsAdmin	admin;
 
 	subscription = cqrs_registry_command_subscription(GetUserId());
 	if (likely(subscription != NULL && subscription->ntopics > 0))
 		return subscription->topics[0];
 
-	cqrs_admin_begin(&admin);
-	cqrs_admin_ddl("LOCK TABLE cqrs.subscription, cqrs.topic IN SHARE ROW EXCLUSIVE MODE");
-	cqrs_admin_end(&admin);
+	cqrs_admin_run("LOCK TABLE cqrs.subscription, cqrs.topic IN SHARE ROW EXCLUSIVE MODE", 0);
 
 	/* Another backend may have made it while we waited. */
 	subscription = cqrs_registry_command_subscription(GetUserId());
@@ -281,12 +279,9 @@ make_subscription(void)
 	CqrsSubscription *existing = cqrs_registry_command_subscription(owner);
 	char	   *name = free_name(owner);
 	Interval	retention = {.day = 1};
-	Oid			types[1] = {TEXTOID};
-	Datum		values[1];
 	CqrsAdmin	admin;
 	int32		topic_id;
 	int32		subscription_id;
-	bool		isnull;
 
 	cqrs_subscription_require_login(name);
 	topic_id = cqrs_topic_create(name, &retention, false);
@@ -299,7 +294,6 @@ make_subscription(void)
 		return;
 	}
 
-	values[0] = CStringGetTextDatum(name);
 	cqrs_admin_begin(&admin);
 	if (cqrs_admin_execute("INSERT INTO cqrs.subscription (subscription, handler, strict_key_order, runs_commands,"
 						   " partitions, max_attempts, retry_delay, max_retry_delay, handler_timeout,"
@@ -313,11 +307,9 @@ make_subscription(void)
 						   " JOIN pg_proc p ON p.oid = d.objid"
 						   " WHERE e.extname = 'cqrs_outbox' AND p.pronamespace = 'cqrs'::regnamespace AND p.proname = 'run_command'"
 						   " RETURNING subscription_id",
-						   1, types, values, NULL) != 1)
+						   1, CQRS_TEXT(name)) != 1)
 		elog(ERROR, "could not find function run_command");
-	subscription_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
-												  SPI_tuptable->tupdesc, 1,
-												  &isnull));
+	subscription_id = DatumGetInt32(cqrs_admin_result());
 	cqrs_admin_end(&admin);
 	cqrs_owner_make_view(name, owner);
 	cqrs_subscription_start(subscription_id, list_make1_int(topic_id), 1,

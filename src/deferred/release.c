@@ -356,9 +356,7 @@ batch_in_transaction(Pass *tried, bool *over)
 		SetCurrentStatementStartTimestamp();
 		StartTransactionCommand();
 		PushActiveSnapshot(GetTransactionSnapshot());
-		(void) set_config_option("synchronous_commit", "off",
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_LOCAL, true, 0, false);
+		cqrs_set_commit(SYNCHRONOUS_COMMIT_OFF);
 
 		/* If the extension is gone, or another, so is all there was to do. */
 		if (OidIsValid(cqrs_extension_lock()) && cqrs_registry_usable())

@@ -42,6 +42,7 @@
 #include "utils/snapmgr.h"
 
 #include "base/debug_point.h"
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "log/retention.h"
@@ -268,8 +269,6 @@ cqrs_missed_count(const CqrsTopic *topic, int segment)
 bool
 cqrs_missed_lock(CqrsMissed *missed)
 {
-	Oid			types[1] = {INT4OID};
-	Datum		values[1];
 	CqrsAdmin	admin;
 	bool		locked = true;
 	int			i;
@@ -282,11 +281,11 @@ cqrs_missed_lock(CqrsMissed *missed)
 	{
 		if (missed->parts[i].partition != 0)
 			continue;
-		values[0] = Int32GetDatum(missed->parts[i].subscription->subscription_id);
 		locked = cqrs_admin_execute("SELECT FROM cqrs.subscription"
 									" WHERE subscription_id = $1 AND state = 'suspended'"
 									" FOR NO KEY UPDATE SKIP LOCKED",
-									1, types, values, NULL) > 0;
+									1,
+									CQRS_INT4(missed->parts[i].subscription->subscription_id)) > 0;
 	}
 	cqrs_admin_end(&admin);
 	return locked;
@@ -302,8 +301,6 @@ record_missed(CqrsMissed *missed, const CqrsTopic *topic,
 			  List *subscriptions, Snapshot snapshot)
 {
 	CqrsMissed	now = {0};
-	Oid			types[2] = {INT4OID, INT8OID};
-	Datum		values[2];
 	CqrsAdmin	admin;
 	int			i;
 
@@ -336,11 +333,11 @@ record_missed(CqrsMissed *missed, const CqrsTopic *topic,
 	{
 		if (missed->parts[i].events == 0)
 			continue;
-		values[0] = Int32GetDatum(missed->parts[i].subscription->subscription_id);
-		values[1] = Int64GetDatum(missed->parts[i].events);
 		cqrs_admin_execute("UPDATE cqrs.subscription SET missed_events = missed_events + $2"
 						   " WHERE subscription_id = $1",
-						   2, types, values, NULL);
+						   2,
+						   CQRS_INT4(missed->parts[i].subscription->subscription_id),
+						   CQRS_INT8(missed->parts[i].events));
 	}
 	cqrs_admin_end(&admin);
 	return true;
@@ -607,25 +604,19 @@ is_kept(const CqrsSubscription *subscription, const CqrsTopic *topic,
 static bool
 suspend(const CqrsSubscription *subscription, const char *reason)
 {
-	Oid			types[2] = {INT4OID, TEXTOID};
-	Datum		values[2];
-	CqrsAdmin	admin;
 	bool		done;
 
 	if (!ConditionalLockRelationOid(cqrs_relation_oid(CQRS_REL_SUBSCRIPTION),
 									RowExclusiveLock))
 		return false;
-	values[0] = Int32GetDatum(subscription->subscription_id);
-	values[1] = CStringGetTextDatum(reason);
-	cqrs_admin_begin(&admin);
-	done = cqrs_admin_execute("UPDATE cqrs.subscription s"
-							  " SET state = 'suspended', state_since = pg_catalog.clock_timestamp(), state_reason = $2"
-							  " FROM (SELECT subscription_id FROM cqrs.subscription"
-							  "		  WHERE subscription_id = $1 AND state <> 'suspended'"
-							  "		  FOR NO KEY UPDATE SKIP LOCKED) l"
-							  " WHERE s.subscription_id = l.subscription_id",
-							  2, types, values, NULL) > 0;
-	cqrs_admin_end(&admin);
+	done = cqrs_admin_run("UPDATE cqrs.subscription s"
+						  " SET state = 'suspended', state_since = pg_catalog.clock_timestamp(), state_reason = $2"
+						  " FROM (SELECT subscription_id FROM cqrs.subscription"
+						  "		  WHERE subscription_id = $1 AND state <> 'suspended'"
+						  "		  FOR NO KEY UPDATE SKIP LOCKED) l"
+						  " WHERE s.subscription_id = l.subscription_id",
+						  2, CQRS_INT4(subscription->subscription_id),
+						  CQRS_TEXT(reason)) > 0;
 	if (done)
 		ereport(WARNING,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),

@@ -35,6 +35,7 @@
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "extension/privilege.h"
 #include "log/segment.h"

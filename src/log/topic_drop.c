@@ -13,6 +13,7 @@
 #include "utils/builtins.h"
 #include "utils/inval.h"
 
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/topic_drop.h"
 #include "registry/registry.h"
@@ -69,26 +70,23 @@ void
 cqrs_topic_drop(const CqrsTopic *topic)
 {
 	CqrsAdmin	admin;
-	Oid			types[1] = {INT4OID};
-	Datum		values[1];
 	int			i;
 
-	values[0] = Int32GetDatum(topic->topic_id);
 	cqrs_admin_begin(&admin);
 	cqrs_admin_execute("DELETE FROM cqrs.event_handler h USING cqrs.event_type t WHERE h.event_name = t.event_name AND t.topic_id = $1",
-					   1, types, values, NULL);
+					   1, CQRS_INT4(topic->topic_id));
 	cqrs_admin_execute("DELETE FROM cqrs.event_type WHERE topic_id = $1",
-					   1, types, values, NULL);
+					   1, CQRS_INT4(topic->topic_id));
 	cqrs_admin_execute("DELETE FROM cqrs.subscription_topic WHERE topic_id = $1",
-					   1, types, values, NULL);
+					   1, CQRS_INT4(topic->topic_id));
 	cqrs_admin_execute("DELETE FROM cqrs.retry WHERE topic_id = $1",
-					   1, types, values, NULL);
+					   1, CQRS_INT4(topic->topic_id));
 	cqrs_admin_execute("DELETE FROM cqrs.dead_letter WHERE topic_id = $1",
-					   1, types, values, NULL);
+					   1, CQRS_INT4(topic->topic_id));
 	cqrs_admin_execute("DELETE FROM cqrs.scheduled_command WHERE topic_id = $1",
-					   1, types, values, NULL);
+					   1, CQRS_INT4(topic->topic_id));
 	cqrs_admin_execute("DELETE FROM cqrs.topic WHERE topic_id = $1",
-					   1, types, values, NULL);
+					   1, CQRS_INT4(topic->topic_id));
 	cqrs_admin_ddl("DROP VIEW IF EXISTS %s.%s", CQRS_TOPIC_SCHEMA,
 				   quote_identifier(topic->name));
 	for (i = 0; i < CQRS_SEGMENTS; i++)

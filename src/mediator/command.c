@@ -23,6 +23,7 @@
 #include "utils/memutils.h"
 #include "utils/regproc.h"
 
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "mediator/command.h"
 #include "mediator/dispatch.h"
@@ -114,19 +115,13 @@ Datum
 cqrs_unregister_command(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "command");
-	CqrsAdmin	admin;
-	Oid			types[1] = {TEXTOID};
-	Datum		values[1];
 
 	cqrs_require_writable("cqrs_unregister_command()");
-	cqrs_admin_begin(&admin);
-	values[0] = CStringGetTextDatum(name);
-	if (cqrs_admin_execute("DELETE FROM cqrs.command WHERE command_name = $1",
-						   1, types, values, NULL) == 0)
+	if (cqrs_admin_run("DELETE FROM cqrs.command WHERE command_name = $1",
+					   1, CQRS_TEXT(name)) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_CQRS_NOT_REGISTERED),
 				 errmsg("command \"%s\" is not registered", name)));
-	cqrs_admin_end(&admin);
 	PG_RETURN_VOID();
 }
 
@@ -309,8 +304,6 @@ register_command(CqrsCommandKind kind, const char *name, int nhandlers,
 	char	   *signature;
 	CqrsCommand *existing;
 	CqrsAdmin	admin;
-	Oid			types[4] = {TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID};
-	Datum		values[4];
 	int			i;
 	int			j;
 
@@ -346,14 +339,11 @@ register_command(CqrsCommandKind kind, const char *name, int nhandlers,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("%s \"%s\" is already registered",
 						cqrs_command_kind_name(existing->kind), name)));
-	values[0] = CStringGetTextDatum(name);
-	values[1] = CStringGetTextDatum(cqrs_command_kind_name(kind));
-	values[2] = PointerGetDatum(construct_array(signatures, nhandlers, TEXTOID,
-												-1, false, TYPALIGN_INT));
-	values[3] = PointerGetDatum(construct_array(owners, nhandlers, TEXTOID,
-												-1, false, TYPALIGN_INT));
 	cqrs_admin_execute("INSERT INTO cqrs.command (command_name, kind, handlers, owners) VALUES ($1, $2, $3, $4)",
-					   4, types, values, NULL);
+					   4, CQRS_TEXT(name),
+					   CQRS_TEXT(cqrs_command_kind_name(kind)),
+					   CQRS_ARG(TEXTARRAYOID, PointerGetDatum(construct_array(signatures, nhandlers, TEXTOID, -1, false, TYPALIGN_INT))),
+					   CQRS_ARG(TEXTARRAYOID, PointerGetDatum(construct_array(owners, nhandlers, TEXTOID, -1, false, TYPALIGN_INT))));
 	cqrs_admin_end(&admin);
 }
 

@@ -68,6 +68,7 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/segment.h"
 #include "mediator/dispatch.h"

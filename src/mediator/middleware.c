@@ -43,6 +43,7 @@
 #include "utils/builtins.h"
 #include "utils/typcache.h"
 
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "mediator/middleware.h"
 #include "registry/payload.h"
@@ -119,9 +120,6 @@ cqrs_register_middleware(PG_FUNCTION_ARGS)
 	char	   *signature;
 	Oid			argtype;
 	Oid			rettype;
-	CqrsAdmin	admin;
-	Oid			types[3] = {TEXTOID, INT4OID, TEXTOID};
-	Datum		values[3];
 
 	cqrs_require_writable("cqrs_register_middleware()");
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
@@ -133,17 +131,14 @@ cqrs_register_middleware(PG_FUNCTION_ARGS)
 									  NULL);
 	check_function(signature, argtype, rettype);
 
-	cqrs_admin_begin(&admin);
-	values[0] = CStringGetTextDatum(signature);
-	values[1] = PG_GETARG_DATUM(1);
-	values[2] = CStringGetTextDatum(cqrs_handler_owner(PG_GETARG_OID(0)));
-	if (cqrs_admin_execute("INSERT INTO cqrs.middleware (handler, priority, owner) VALUES ($1, $2, $3) ON CONFLICT (handler) DO NOTHING",
-						   3, types, values, NULL) == 0)
+	if (cqrs_admin_run("INSERT INTO cqrs.middleware (handler, priority, owner) VALUES ($1, $2, $3) ON CONFLICT (handler) DO NOTHING",
+					   3, CQRS_TEXT(signature),
+					   CQRS_ARG(INT4OID, PG_GETARG_DATUM(1)),
+					   CQRS_TEXT(cqrs_handler_owner(PG_GETARG_OID(0)))) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("function %s is already a middleware", signature),
 				 errhint("Remove it with cqrs_unregister_middleware().")));
-	cqrs_admin_end(&admin);
 	PG_RETURN_VOID();
 }
 
@@ -155,9 +150,6 @@ cqrs_unregister_middleware(PG_FUNCTION_ARGS)
 {
 	char	   *signature;
 	bool		exists;
-	CqrsAdmin	admin;
-	Oid			types[1] = {TEXTOID};
-	Datum		values[1];
 
 	cqrs_require_writable("cqrs_unregister_middleware()");
 	if (PG_ARGISNULL(0))
@@ -166,16 +158,13 @@ cqrs_unregister_middleware(PG_FUNCTION_ARGS)
 				 errmsg("handler must not be null")));
 	signature = cqrs_signature_named(text_to_cstring(PG_GETARG_TEXT_PP(0)),
 									 &exists);
-	cqrs_admin_begin(&admin);
-	values[0] = CStringGetTextDatum(signature);
-	if (cqrs_admin_execute("DELETE FROM cqrs.middleware WHERE handler = $1",
-						   1, types, values, NULL) == 0)
+	if (cqrs_admin_run("DELETE FROM cqrs.middleware WHERE handler = $1",
+					   1, CQRS_TEXT(signature)) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("function %s is not a middleware", signature),
 				 exists ? 0 :
 				 errhint("The function does not exist; if it did, name it as in cqrs.middleware.")));
-	cqrs_admin_end(&admin);
 	PG_RETURN_VOID();
 }
 
@@ -444,9 +433,7 @@ leave_definer(const Step *step)
 	int			nestlevel = NewGUCNestLevel();
 
 	if (strcmp(step->search_path, namespace_search_path) != 0)
-		(void) set_config_option("search_path", step->search_path,
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
+		cqrs_set_config("search_path", step->search_path, GUC_ACTION_SAVE);
 	SetUserIdAndSecContext(step->userid,
 						   step->sec_context |
 						   SECURITY_LOCAL_USERID_CHANGE |

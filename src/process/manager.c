@@ -71,6 +71,7 @@
 #include "base/debug_point.h"
 #include "control/adopt.h"
 #include "deferred/release.h"
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "extension/version.h"
 #include "log/tick.h"
@@ -490,16 +491,11 @@ find_rest(TimestampTz now)
 static bool
 has_prepared(void)
 {
-	CqrsAdmin	admin;
-	Oid			types[1] = {OIDOID};
-	Datum		values[1];
 	bool		result;
 
-	values[0] = ObjectIdGetDatum(MyDatabaseId);
-	cqrs_admin_begin(&admin);
-	result = cqrs_admin_execute("SELECT FROM pg_catalog.pg_prepared_xact() WHERE dbid = $1",
-								1, types, values, NULL) > 0;
-	cqrs_admin_end(&admin);
+	result = cqrs_admin_run("SELECT FROM pg_catalog.pg_prepared_xact() WHERE dbid = $1",
+							1,
+							CQRS_ARG(OIDOID, ObjectIdGetDatum(MyDatabaseId))) > 0;
 	return result;
 }
 

@@ -22,6 +22,7 @@
 #include "pgstat.h"
 #include "utils/guc.h"
 
+#include "extension/catalog.h"
 #include "process/notify.h"
 #include "process/schedule.h"
 
@@ -148,9 +149,7 @@ notify_topics(void)
 {
 	ListCell   *lc;
 
-	(void) set_config_option("synchronous_commit", "off",
-							 PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_LOCAL, true, 0, false);
+	cqrs_set_commit(SYNCHRONOUS_COMMIT_OFF);
 	foreach(lc, cqrs_schedule_pulled_topics())
 	{
 		CqrsPulledTopic *topic = (CqrsPulledTopic *) lfirst(lc);

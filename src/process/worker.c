@@ -903,7 +903,6 @@ begin_delivery(const Job *job)
 		cqrs_registry_is_copy())
 		return NULL;
 
-
 	subscription = cqrs_registry_subscription_by_id(job->subscription_id);
 	if (subscription == NULL || subscription->owner != GetUserId())
 		return NULL;

@@ -50,6 +50,7 @@
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "extension/privilege.h"
 #include "registry/owner.h"
