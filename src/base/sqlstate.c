@@ -64,6 +64,21 @@ cqrs_sqlstate_listed(const CqrsSqlstate *sqlstates, int n, int code)
 	return false;
 }
 
+/*
+ * The code that a table has as text; 0 if it is none.
+ */
+int
+cqrs_sqlstate_of_text(Datum value)
+{
+	char	   *code = TextDatumGetCString(value);
+	CqrsSqlstate sqlstate;
+
+	if (!parse_sqlstate(code, &sqlstate))
+		sqlstate.code = 0;
+	pfree(code);
+	return sqlstate.code;
+}
+
 static bool
 parse_sqlstate(const char *text, CqrsSqlstate *sqlstate)
 {

@@ -19,6 +19,7 @@ typedef struct CqrsSqlstate
 
 extern CqrsSqlstate *cqrs_sqlstates_parse(Datum array, const char *argument,
 										  int *n);
+extern int	cqrs_sqlstate_of_text(Datum value);
 extern bool cqrs_sqlstate_listed(const CqrsSqlstate *sqlstates, int n,
 								 int code);
 

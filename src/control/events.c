@@ -363,7 +363,7 @@ collect_parked(CqrsTopic *topic, const Search *query,
 		for (j = 0; j < consumer->partitions; j++)
 		{
 			CqrsCursor	cursor = consumer->cursors[j];
-			CqrsParkedScan scan;
+			CqrsScan	scan;
 			CqrsEvent	event;
 			int			attempts;
 			int			n = 0;
@@ -390,7 +390,7 @@ collect_parked(CqrsTopic *topic, const Search *query,
 					found = add_found(found, &event, 0, status, attempts,
 									  desc);
 			}
-			cqrs_parked_scan_end(&scan);
+			cqrs_scan_end(&scan, NoLock);
 		}
 	}
 	list_sort(found, compare_found);

@@ -97,10 +97,7 @@ cqrs_seek(PG_FUNCTION_ARGS)
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_seek()");
 	char	   *target;
 
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("target of cqrs_seek() must not be null")));
+	cqrs_arg_required(fcinfo, 1, "target of cqrs_seek()", NULL, NULL);
 	target = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	if (strcmp(target, "earliest") == 0)
 		seek(subscription, false, NULL);
@@ -128,10 +125,7 @@ cqrs_seek_time(PG_FUNCTION_ARGS)
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_seek()");
 	TimestampTz time;
 
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("target of cqrs_seek() must not be null")));
+	cqrs_arg_required(fcinfo, 1, "target of cqrs_seek()", NULL, NULL);
 	time = PG_GETARG_TIMESTAMPTZ(1);
 	seek(subscription, false, &time);
 	PG_RETURN_VOID();
@@ -153,10 +147,7 @@ cqrs_wait(PG_FUNCTION_ARGS)
 	bool		reached = false;
 
 	cqrs_subscription_require_owner(subscription);
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("timeout must not be null")));
+	cqrs_arg_required(fcinfo, 1, "timeout", NULL, NULL);
 	deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
 													   TimestampTzGetDatum(now),
 													   PG_GETARG_DATUM(1)));
@@ -228,6 +219,7 @@ set_state(const CqrsSubscription *subscription, const char *state,
 static void
 seek(CqrsSubscription *subscription, bool latest, const TimestampTz *time)
 {
+	CqrsCursor *cursors;
 	bool		native = true;
 	int			i;
 
@@ -241,26 +233,22 @@ seek(CqrsSubscription *subscription, bool latest, const TimestampTz *time)
 		native &= subscription->topics[i]->native;
 	cqrs_underway_settle(subscription->subscription_id);
 	subscription = cqrs_epoch_abandon(subscription);
+	cursors = cqrs_cursor_read_all(subscription->subscription_id,
+								   subscription->partitions);
 	for (i = 0; i < subscription->partitions; i++)
 	{
-		Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-		CqrsCursor	cursor;
+		CqrsCursor *cursor = &cursors[i];
 
-		if (!cqrs_cursor_read(subscription->subscription_id, i, snapshot,
-							  &cursor))
-			elog(ERROR, "subscription %d has no cursor %d",
-				 subscription->subscription_id, i);
-		cqrs_parked_discard_all(&cursor);
-		cursor.until_tick = 0;
-		cursor.received_all = false;
-		cqrs_cursor_start(&cursor, latest, native);
+		cqrs_parked_discard_all(cursor);
+		cursor->until_tick = 0;
+		cursor->received_all = false;
+		cqrs_cursor_start(cursor, latest, native);
 		if (time != NULL)
 		{
-			cqrs_cursor_require_native(&cursor, subscription->name);
-			start_since(&cursor, subscription, *time);
+			cqrs_cursor_require_native(cursor, subscription->name);
+			start_since(cursor, subscription, *time);
 		}
-		UnregisterSnapshot(snapshot);
-		cqrs_cursor_append(&cursor);
+		cqrs_cursor_append(cursor);
 	}
 	cqrs_subscription_wake(subscription);
 }

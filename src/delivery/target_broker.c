@@ -761,7 +761,7 @@ static int
 choose_parked(const CqrsCursor *cursor, TimestampTz now, CqrsParked *chosen,
 			  volatile CqrsDelivery *delivery)
 {
-	CqrsParkedScan scan;
+	CqrsScan	scan;
 	CqrsParked	parked;
 	int			n = 0;
 
@@ -784,7 +784,7 @@ choose_parked(const CqrsCursor *cursor, TimestampTz now, CqrsParked *chosen,
 				 cqrs_parked_lane_next(cursor, parked.lane, parked.position,
 									   &parked));
 	}
-	cqrs_parked_scan_end(&scan);
+	cqrs_scan_end(&scan, NoLock);
 	return n;
 }
 

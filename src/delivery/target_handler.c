@@ -300,7 +300,7 @@ deliver_parked(Batch *batch, int64 position, TimestampTz now)
 {
 	CqrsCursor *cursor = &batch->relay.cursor;
 	int64		heads[BATCH_PARKED];
-	CqrsParkedScan scan;
+	CqrsScan	scan;
 	CqrsParked	parked;
 	int			nheads = 0;
 	int			n = 0;
@@ -313,7 +313,7 @@ deliver_parked(Batch *batch, int64 position, TimestampTz now)
 		cqrs_parked_heads_begin(&scan, cursor, now);
 		while (nheads < BATCH_PARKED && cqrs_parked_heads_next(&scan, &parked))
 			heads[nheads++] = parked.position;
-		cqrs_parked_scan_end(&scan);
+		cqrs_scan_end(&scan, NoLock);
 	}
 
 	batch->underway.parked = true;

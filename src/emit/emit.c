@@ -170,10 +170,7 @@ cqrs_emit_many(PG_FUNCTION_ARGS)
 	cqrs_require_writable("cqrs_emit_many()");
 	event_type = cqrs_event_type_get(name);
 	cqrs_emit_require(event_type);
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("payloads of event \"%s\" must not be null", name)));
+	cqrs_arg_required(fcinfo, 1, "payloads", "event", name);
 
 	array = PG_GETARG_ARRAYTYPE_P(1);
 	deconstruct_array(array, JSONBOID, -1, false, TYPALIGN_INT,

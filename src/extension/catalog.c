@@ -467,6 +467,23 @@ cqrs_name_arg(FunctionCallInfo fcinfo, int argno, const char *kind)
 }
 
 /*
+ * Raises 22004 if an argument of a SQL function is NULL. It is called so in the
+ * message: alone, or as something of that kind and name.
+ */
+void
+cqrs_arg_required(FunctionCallInfo fcinfo, int argno, const char *argument,
+				  const char *kind, const char *name)
+{
+	if (PG_ARGISNULL(argno))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 kind == NULL ?
+				 errmsg("%s must not be null", argument) :
+				 errmsg("%s of %s \"%s\" must not be null", argument, kind,
+						name)));
+}
+
+/*
  * Start a result of many rows, collected in a tuplestore. *tupdesc gets the
  * row type. The caller puts rows and returns NULL.
  */

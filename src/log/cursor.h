@@ -56,6 +56,8 @@ typedef struct CqrsCursor
 
 extern bool cqrs_cursor_read(int32 subscription_id, int32 partition,
 							 Snapshot snapshot, CqrsCursor *cursor);
+extern CqrsCursor *cqrs_cursor_read_all(int32 subscription_id,
+										int partitions);
 extern int	cqrs_cursor_partitions(int32 subscription_id, Snapshot snapshot);
 extern void cqrs_cursor_start(CqrsCursor *cursor, bool latest, bool native);
 extern double cqrs_cursor_rate(const CqrsCursor *cursor, Snapshot snapshot);

@@ -65,10 +65,7 @@ cqrs_create_topic(PG_FUNCTION_ARGS)
 	char	   *name = cqrs_name_arg(fcinfo, 0, "topic");
 
 	cqrs_require_writable("cqrs_create_topic()");
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("retention of topic \"%s\" must not be null", name)));
+	cqrs_arg_required(fcinfo, 1, "retention", "topic", name);
 	(void) cqrs_topic_create(name, PG_GETARG_INTERVAL_P(1), true);
 	PG_RETURN_VOID();
 }
@@ -110,11 +107,7 @@ cqrs_register_event(PG_FUNCTION_ARGS)
 
 	cqrs_require_writable("cqrs_register_event()");
 	cqrs_name_check("event", name);
-	if (PG_ARGISNULL(2))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("payload type of event \"%s\" must not be null",
-						name)));
+	cqrs_arg_required(fcinfo, 2, "payload type", "event", name);
 	payload_type = PG_GETARG_OID(2);
 	if (!SearchSysCacheExists1(TYPEOID, ObjectIdGetDatum(payload_type)))
 		ereport(ERROR,

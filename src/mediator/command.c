@@ -77,10 +77,7 @@ cqrs_register_command(PG_FUNCTION_ARGS)
 
 	cqrs_require_writable("cqrs_register_command()");
 	cqrs_name_check("command", name);
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("handlers of command \"%s\" must not be null", name)));
+	cqrs_arg_required(fcinfo, 1, "handlers", "command", name);
 	array = PG_GETARG_ARRAYTYPE_P(1);
 	if (ARR_NDIM(array) != 1)
 		ereport(ERROR,
@@ -196,10 +193,7 @@ cqrs_send_composite(PG_FUNCTION_ARGS)
 	CqrsDispatch dispatch;
 	Oid			typid;
 
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("command must not be null")));
+	cqrs_arg_required(fcinfo, 0, "command", NULL, NULL);
 	typid = HeapTupleHeaderGetTypeId(PG_GETARG_HEAPTUPLEHEADER(0));
 	if (typid == RECORDOID)
 		ereport(ERROR,

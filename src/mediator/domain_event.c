@@ -120,10 +120,7 @@ cqrs_register_event_handler(PG_FUNCTION_ARGS)
 	CqrsAdmin	admin;
 
 	cqrs_require_writable("cqrs_register_event_handler()");
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("handler of event \"%s\" must not be null", name)));
+	cqrs_arg_required(fcinfo, 1, "handler", "event", name);
 	signature = cqrs_handler_describe(PG_GETARG_OID(1), &argtype, &rettype,
 									  NULL);
 
@@ -157,10 +154,7 @@ cqrs_unregister_event_handler(PG_FUNCTION_ARGS)
 	bool		exists;
 
 	cqrs_require_writable("cqrs_unregister_event_handler()");
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("handler of event \"%s\" must not be null", name)));
+	cqrs_arg_required(fcinfo, 1, "handler", "event", name);
 	(void) cqrs_event_type_get(name);
 	signature = cqrs_signature_named(text_to_cstring(PG_GETARG_TEXT_PP(1)),
 									 &exists);

@@ -82,11 +82,8 @@ cqrs_register_fallback(PG_FUNCTION_ARGS)
 	cqrs_require_writable("cqrs_register_fallback()");
 	for (i = 0; i < 2; i++)
 	{
-		if (PG_ARGISNULL(i))
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("%s must not be null",
-							i == 0 ? "handler" : "fallback")));
+		cqrs_arg_required(fcinfo, i, i == 0 ? "handler" : "fallback", NULL,
+						  NULL);
 		signatures[i] = check_function(PG_GETARG_OID(i), &argtypes[i],
 									   &rettypes[i]);
 	}
@@ -127,10 +124,7 @@ cqrs_unregister_fallback(PG_FUNCTION_ARGS)
 	bool		exists;
 
 	cqrs_require_writable("cqrs_unregister_fallback()");
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("handler must not be null")));
+	cqrs_arg_required(fcinfo, 0, "handler", NULL, NULL);
 	signature = cqrs_signature_named(text_to_cstring(PG_GETARG_TEXT_PP(0)),
 									 &exists);
 	if (cqrs_admin_run("DELETE FROM cqrs.fallback WHERE handler = $1",
@@ -353,11 +347,8 @@ check_breaker(FunctionCallInfo fcinfo)
 	Interval	zero = {0};
 	int			n;
 
-	if (PG_ARGISNULL(3) || PG_ARGISNULL(4))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s must not be null",
-						PG_ARGISNULL(3) ? "fail_max" : "reset_after")));
+	cqrs_arg_required(fcinfo, 3, "fail_max", NULL, NULL);
+	cqrs_arg_required(fcinfo, 4, "reset_after", NULL, NULL);
 	if (PG_GETARG_INT32(3) < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

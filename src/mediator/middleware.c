@@ -43,6 +43,7 @@
 #include "utils/builtins.h"
 #include "utils/typcache.h"
 
+#include "base/event_id.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
 #include "mediator/middleware.h"
@@ -122,11 +123,8 @@ cqrs_register_middleware(PG_FUNCTION_ARGS)
 	Oid			rettype;
 
 	cqrs_require_writable("cqrs_register_middleware()");
-	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s must not be null",
-						PG_ARGISNULL(0) ? "handler" : "priority")));
+	cqrs_arg_required(fcinfo, 0, "handler", NULL, NULL);
+	cqrs_arg_required(fcinfo, 1, "priority", NULL, NULL);
 	signature = cqrs_handler_describe(PG_GETARG_OID(0), &argtype, &rettype,
 									  NULL);
 	check_function(signature, argtype, rettype);
@@ -152,10 +150,7 @@ cqrs_unregister_middleware(PG_FUNCTION_ARGS)
 	bool		exists;
 
 	cqrs_require_writable("cqrs_unregister_middleware()");
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("handler must not be null")));
+	cqrs_arg_required(fcinfo, 0, "handler", NULL, NULL);
 	signature = cqrs_signature_named(text_to_cstring(PG_GETARG_TEXT_PP(0)),
 									 &exists);
 	if (cqrs_admin_run("DELETE FROM cqrs.middleware WHERE handler = $1",
@@ -550,13 +545,12 @@ log_dispatch(const MiddlewareRun *run, instr_time start, int code)
 	CqrsCommand *command = run->dispatch->command;
 	instr_time	duration;
 	double		ms;
-	char	   *id;
+	char		id[CQRS_UUID_TEXT_LEN + 1];
 
 	INSTR_TIME_SET_CURRENT(duration);
 	INSTR_TIME_SUBTRACT(duration, start);
 	ms = INSTR_TIME_GET_MILLISEC(duration);
-	id = DatumGetCString(DirectFunctionCall1(uuid_out,
-											 UUIDPGetDatum(&run->frame.context.id)));
+	(void) cqrs_uuid_text(&run->frame.context.id, id);
 	if (code == 0)
 		ereport(LOG,
 				(errmsg("%s \"%s\" (%s) took %.3f ms",
@@ -569,5 +563,4 @@ log_dispatch(const MiddlewareRun *run, instr_time start, int code)
 						cqrs_command_kind_name(command->kind), command->name,
 						id, unpack_sql_state(code), ms),
 				 errhidestmt(true), errhidecontext(true)));
-	pfree(id);
 }

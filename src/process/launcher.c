@@ -45,6 +45,7 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
+#include "base/backoff.h"
 #include "process/launcher.h"
 #include "process/process.h"
 #include "shared/clock.h"
@@ -88,7 +89,6 @@ static CqrsDatabaseSlot *next_in_line(TimestampTz now, int *nwaiting,
 static bool is_full(void);
 static void make_room(TimestampTz now, int nwaiting, long *wait);
 static CqrsDatabaseSlot *idlest(TimestampTz now, long stay, long *wait);
-static long sooner(long wait, TimestampTz now, TimestampTz then);
 static void note_exhausted(TimestampTz now);
 static bool start_manager(CqrsDatabaseSlot *slot, Oid dboid);
 
@@ -254,7 +254,7 @@ start_next(List **to_probe)
 			break;
 		if (exhausted_until > now)
 		{
-			wait = sooner(wait, now, exhausted_until);
+			wait = cqrs_sooner(wait, now, exhausted_until);
 			break;
 		}
 		if (is_full())
@@ -289,7 +289,7 @@ start_next(List **to_probe)
 		slot->state = CQRS_DATABASE_REQUESTED;
 		note_exhausted(now);
 		make_room(now, nwaiting, &wait);
-		wait = sooner(wait, now, exhausted_until);
+		wait = cqrs_sooner(wait, now, exhausted_until);
 		break;
 	}
 	LWLockRelease(cqrs_shared->lock);
@@ -349,15 +349,15 @@ next_in_line(TimestampTz now, int *nwaiting, long *wait)
 				slot->start_after = due == DT_NOBEGIN ? now : due;
 			}
 			else if (due != DT_NOEND)
-				*wait = sooner(sooner(*wait, now, due), now,
-							   TimestampTzPlusMilliseconds(now,
-														   cqrs_poll_interval));
+				*wait = cqrs_sooner(cqrs_sooner(*wait, now, due), now,
+									TimestampTzPlusMilliseconds(now,
+																cqrs_poll_interval));
 		}
 		if (slot->state != CQRS_DATABASE_REQUESTED || slot->held > 0)
 			continue;
 		if (slot->start_after > now)
 		{
-			*wait = sooner(*wait, now, slot->start_after);
+			*wait = cqrs_sooner(*wait, now, slot->start_after);
 			continue;
 		}
 		++*nwaiting;
@@ -402,7 +402,7 @@ make_room(TimestampTz now, int nwaiting, long *wait)
 		if (slot->state != CQRS_DATABASE_RUNNING ||
 			slot->asked_to_leave == 0 || until <= now)
 			continue;
-		*wait = sooner(*wait, now, until);
+		*wait = cqrs_sooner(*wait, now, until);
 		nwaiting--;
 	}
 	while (nwaiting-- > 0)
@@ -436,7 +436,7 @@ idlest(TimestampTz now, long stay, long *wait)
 		if (slot->state != CQRS_DATABASE_RUNNING || slot->asked_to_leave != 0)
 			continue;
 		if (until > now)
-			*wait = sooner(*wait, now, until);
+			*wait = cqrs_sooner(*wait, now, until);
 		else if (result == NULL ||
 				 pg_atomic_read_u64(&slot->looked_at) <
 				 pg_atomic_read_u64(&result->looked_at))
@@ -446,27 +446,14 @@ idlest(TimestampTz now, long stay, long *wait)
 }
 
 /*
- * The shorter one of wait (in milliseconds; -1: for ever) and the time until
- * then.
- */
-static long
-sooner(long wait, TimestampTz now, TimestampTz then)
-{
-	long		until = TimestampDifferenceMilliseconds(now, then);
-
-	return wait < 0 ? until : Min(wait, until);
-}
-
-/*
  * There is no background worker to be had. That is said, once, if it lasts.
  */
 static void
 note_exhausted(TimestampTz now)
 {
-	long		wait = Min(FIRST_EXHAUSTED_WAIT << Min(exhausted, 10),
-						   LONGEST_EXHAUSTED_WAIT);
+	long		wait = cqrs_backoff_exact(FIRST_EXHAUSTED_WAIT,
+										  LONGEST_EXHAUSTED_WAIT, ++exhausted);
 
-	exhausted++;
 	exhausted_until = TimestampTzPlusMilliseconds(now, wait);
 	if (wait < LONGEST_EXHAUSTED_WAIT)
 		return;

@@ -68,6 +68,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
+#include "base/backoff.h"
 #include "base/debug_point.h"
 #include "control/adopt.h"
 #include "deferred/release.h"
@@ -480,8 +481,8 @@ find_rest(TimestampTz now)
 	if (polled)
 		until = Min(until,
 					TimestampTzPlusMilliseconds(now,
-												Min(FIRST_REST << Min(my_slot->rests, 10),
-													LONGEST_REST)));
+												cqrs_backoff_exact(FIRST_REST, LONGEST_REST,
+																   my_slot->rests + 1)));
 	return until;
 }
 

@@ -22,6 +22,7 @@
 #include "pgstat.h"
 #include "utils/guc.h"
 
+#include "base/backoff.h"
 #include "extension/catalog.h"
 #include "process/notify.h"
 #include "process/schedule.h"
@@ -70,7 +71,6 @@ long
 cqrs_notify_next(long wait)
 {
 	TimestampTz now = cqrs_steady_now();
-	long		until;
 
 	if (!any_untold)
 		return wait;
@@ -84,8 +84,7 @@ cqrs_notify_next(long wait)
 		}
 		now = cqrs_steady_now();
 	}
-	until = TimestampDifferenceMilliseconds(now, retry_at);
-	return wait < 0 ? until : Min(wait, until);
+	return cqrs_sooner(wait, now, retry_at);
 }
 
 /*
@@ -121,9 +120,8 @@ notify_in_transaction(void)
 		FlushErrorState();
 		RESUME_INTERRUPTS();
 		retry_at = TimestampTzPlusMilliseconds(cqrs_steady_now(),
-											   Min(FIRST_WAIT << Min(failures, 10),
-												   LONGEST_WAIT));
-		failures++;
+											   cqrs_backoff_exact(FIRST_WAIT, LONGEST_WAIT,
+																  ++failures));
 	}
 	PG_END_TRY();
 	pgstat_report_stat(false);

@@ -199,14 +199,8 @@ cqrs_renew(PG_FUNCTION_ARGS)
 
 	cqrs_require_writable("cqrs_renew()");
 	subscription = cqrs_pull_subscription(name);
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("receipt must not be null")));
-	if (PG_ARGISNULL(2))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("lease must not be null")));
+	cqrs_arg_required(fcinfo, 1, "receipt", NULL, NULL);
+	cqrs_arg_required(fcinfo, 2, "lease", NULL, NULL);
 	lease = cqrs_milliseconds(PG_GETARG_DATUM(2));
 	if (lease < 0)
 		ereport(ERROR,

@@ -363,7 +363,7 @@ alone_candidates(CqrsReceive *receive, Batch *batch, int64 **positions)
 {
 	const CqrsCursor *cursor = &batch->relay.cursor;
 	int			room = Min(receive->max_events, CQRS_BATCH_EVENTS);
-	CqrsParkedScan scan;
+	CqrsScan	scan;
 	CqrsParked	parked;
 	int			ndue;
 	int			n = 0;
@@ -377,7 +377,7 @@ alone_candidates(CqrsReceive *receive, Batch *batch, int64 **positions)
 	for (ndue = 0; ndue < room && cqrs_parked_heads_next(&scan, &parked); ndue++)
 		if (parked.killed)
 			(*positions)[n++] = parked.position;
-	cqrs_parked_scan_end(&scan);
+	cqrs_scan_end(&scan, NoLock);
 	for (i = 0; batch->alone && i < cursor->ncovered; i++)
 		(*positions)[n++] = cursor->covered[i];
 	return n;
@@ -417,7 +417,7 @@ choose_parked(CqrsReceive *receive, Batch *batch, CqrsParked **chosen)
 {
 	const CqrsCursor *cursor = &batch->relay.cursor;
 	int			room = Min(receive->max_events, CQRS_BATCH_EVENTS);
-	CqrsParkedScan scan;
+	CqrsScan	scan;
 	CqrsParked	head;
 	int			n = 0;
 
@@ -430,7 +430,7 @@ choose_parked(CqrsReceive *receive, Batch *batch, CqrsParked **chosen)
 		CHECK_FOR_INTERRUPTS();
 		n = choose_of_lane(batch, &head, *chosen, n, room);
 	}
-	cqrs_parked_scan_end(&scan);
+	cqrs_scan_end(&scan, NoLock);
 	qsort(*chosen, n, sizeof(CqrsParked), compare_parked);
 	return n;
 }
@@ -612,16 +612,7 @@ put_event(CqrsReceive *receive, Batch *batch, const CqrsEvent *event,
 	Datum		values[RECEIVED_COLUMNS];
 	bool		nulls[RECEIVED_COLUMNS] = {0};
 
-	values[0] = Int64GetDatum(event->position);
-	values[1] = event->event_id;
-	values[2] = event->event_name;
-	values[3] = CStringGetTextDatum(event->topic->name);
-	values[4] = event->key.value;
-	nulls[4] = event->key.isnull;
-	values[5] = event->payload.value;
-	nulls[5] = event->payload.isnull;
-	values[6] = event->headers.value;
-	nulls[6] = event->headers.isnull;
+	cqrs_event_show(event, values, nulls);
 	values[7] = TimestampTzGetDatum(event->emitted_at);
 	values[8] = Int32GetDatum(attempts);
 	values[9] = Int32GetDatum(batch->relay.cursor.partition);

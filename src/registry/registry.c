@@ -39,6 +39,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "pgstat.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -361,6 +362,48 @@ cqrs_registry_subscriptions(HASH_SEQ_STATUS *status)
 	load_if_stale();
 	handed_out = true;
 	hash_seq_init(status, copy.subscriptions);
+}
+
+/*
+ * Run a part of a background process's work in a transaction of its own, in
+ * which the extension stays; if it is gone, or another, so is all there was to
+ * do. An error is logged, with context (NULL: none), and only ends this part. Returns whether
+ * there was none.
+ */
+bool
+cqrs_registry_run_guarded(void (*part) (void *arg), void *arg,
+						  void (*context) (void *arg))
+{
+	MemoryContext oldcontext = CurrentMemoryContext;
+	ErrorContextCallback callback = {error_context_stack, context, arg};
+	volatile bool done = false;
+
+	PG_TRY();
+	{
+		if (context != NULL)
+			error_context_stack = &callback;
+		SetCurrentStatementStartTimestamp();
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		if (OidIsValid(cqrs_extension_lock()) && cqrs_registry_usable())
+			part(arg);
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+		done = true;
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		EmitErrorReport();
+		AbortCurrentTransaction();
+		FlushErrorState();
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	error_context_stack = callback.previous;
+	MemoryContextSwitchTo(oldcontext);
+	pgstat_report_stat(false);
+	return done;
 }
 
 /*

@@ -62,4 +62,7 @@ extern void cqrs_registry_event_types(HASH_SEQ_STATUS *status);
 extern void cqrs_registry_commands(HASH_SEQ_STATUS *status);
 extern void cqrs_registry_subscriptions(HASH_SEQ_STATUS *status);
 
+extern bool cqrs_registry_run_guarded(void (*part) (void *arg), void *arg,
+									  void (*context) (void *arg));
+
 #endif							/* CQRS_REGISTRY_H */

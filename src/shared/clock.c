@@ -156,6 +156,18 @@ cqrs_steady_to_wall(TimestampTz steady)
 }
 
 /*
+ * The shorter one of wait (in milliseconds; -1: for ever) and the time until
+ * then.
+ */
+long
+cqrs_sooner(long wait, TimestampTz now, TimestampTz then)
+{
+	long		until = TimestampDifferenceMilliseconds(now, then);
+
+	return wait < 0 ? until : Min(wait, until);
+}
+
+/*
  * Is the wall clock ahead of what is believed? *until, in steady time, gets
  * when it will be believed.
  */

@@ -68,7 +68,6 @@ static bool lock_tables(void);
 static bool lock_cursors(const CqrsSubscription *subscription);
 static void unlock_cursors(const CqrsSubscription *subscription, int n);
 static bool lock_rest(const CqrsSubscription *subscription);
-static CqrsCursor *read_cursors(const CqrsSubscription *subscription);
 static void replace_cursors(const CqrsSubscription *subscription,
 							const CqrsCursor *old);
 static void move_parked(const CqrsSubscription *subscription,
@@ -197,7 +196,8 @@ cqrs_epoch_close(int32 subscription_id)
 		unlock_cursors(subscription, subscription->partitions);
 		return false;
 	}
-	replace_cursors(now, read_cursors(now));
+	replace_cursors(now, cqrs_cursor_read_all(now->subscription_id,
+											  now->partitions));
 	return true;
 }
 
@@ -215,7 +215,8 @@ cqrs_epoch_abandon(CqrsSubscription *subscription)
 
 	if (subscription->next_partitions == 0)
 		return subscription;
-	cursors = read_cursors(subscription);
+	cursors = cqrs_cursor_read_all(subscription->subscription_id,
+								   subscription->partitions);
 	for (i = 0; i < subscription->partitions; i++)
 		cqrs_parked_discard_all(&cursors[i]);
 	replace_cursors(subscription, cursors);
@@ -339,26 +340,6 @@ lock_rest(const CqrsSubscription *subscription)
 							" FOR NO KEY UPDATE SKIP LOCKED",
 							1, CQRS_INT4(subscription->subscription_id)) > 0;
 	return locked;
-}
-
-/*
- * The newest row of each cursor. Their locks are held.
- */
-static CqrsCursor *
-read_cursors(const CqrsSubscription *subscription)
-{
-	CqrsCursor *cursors = palloc(sizeof(CqrsCursor) *
-								 subscription->partitions);
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	int			i;
-
-	for (i = 0; i < subscription->partitions; i++)
-		if (!cqrs_cursor_read(subscription->subscription_id, i, snapshot,
-							  &cursors[i]))
-			elog(ERROR, "subscription %d has no cursor %d",
-				 subscription->subscription_id, i);
-	UnregisterSnapshot(snapshot);
-	return cursors;
 }
 
 /*

@@ -160,8 +160,9 @@ cqrs_unsubscribe(PG_FUNCTION_ARGS)
 	}
 	cqrs_admin_begin(&admin);
 	for (i = 0; i < lengthof(tables); i++)
-		cqrs_admin_ddl("DELETE FROM cqrs.%s WHERE subscription_id = %d",
-					   tables[i], subscription_id);
+		cqrs_admin_execute(psprintf("DELETE FROM cqrs.%s WHERE subscription_id = $1",
+									tables[i]),
+						   1, CQRS_INT4(subscription_id));
 	cqrs_admin_end(&admin);
 	cqrs_owner_drop_view(name);
 	cqrs_cursor_delete_all(subscription_id);
@@ -258,11 +259,9 @@ check_settings(FunctionCallInfo fcinfo, const char *name, int first_arg,
 		types[i] = settings[i].type;
 		values[i] = arg.value;
 		nulls[i] = arg.isnull ? 'n' : ' ';
-		if (arg.isnull && !null_allowed)
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("%s of subscription \"%s\" must not be null",
-							settings[i].name, name)));
+		if (!null_allowed)
+			cqrs_arg_required(fcinfo, first_arg + i, settings[i].name,
+							  "subscription", name);
 		if (arg.isnull)
 			continue;
 		switch (types[i])
@@ -344,11 +343,9 @@ check_broker(FunctionCallInfo fcinfo, const char *name, int first_arg,
 		values[i] = args[i].value;
 		nulls[i] = args[i].isnull ? 'n' : ' ';
 	}
-	if (args[2].isnull && old == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("strict_key_order of subscription \"%s\" must not be null",
-						name)));
+	if (old == NULL)
+		cqrs_arg_required(fcinfo, first_arg + 2, "strict_key_order",
+						  "subscription", name);
 	if (old != NULL && old->server == NULL &&
 		!(args[0].isnull && args[1].isnull && args[2].isnull))
 		ereport(ERROR,
@@ -401,15 +398,10 @@ check_transaction(FunctionCallInfo fcinfo, const char *name, int arg,
 	*type = TEXTOID;
 	*value = PG_GETARG_DATUM(arg);
 	*null = PG_ARGISNULL(arg) ? 'n' : ' ';
+	if (old == NULL)
+		cqrs_arg_required(fcinfo, arg, "transaction", "subscription", name);
 	if (PG_ARGISNULL(arg))
-	{
-		if (old == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("transaction of subscription \"%s\" must not be null",
-							name)));
 		return;
-	}
 	transaction = text_to_cstring(PG_GETARG_TEXT_PP(arg));
 	if (strcmp(transaction, "batch") != 0 && strcmp(transaction, "event") != 0)
 		ereport(ERROR,
