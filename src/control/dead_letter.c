@@ -9,7 +9,6 @@
 #include "base/cqrs_outbox.h"
 
 #include "access/xact.h"
-#include "utils/builtins.h"
 #include "utils/snapmgr.h"
 #include "utils/tuplestore.h"
 #include "utils/timestamp.h"
@@ -21,7 +20,6 @@
 #include "extension/row.h"
 #include "registry/registry.h"
 #include "retry/retry.h"
-#include "shared/announce.h"
 #include "shared/clock.h"
 #include "subscription/subscription.h"
 

@@ -8,7 +8,6 @@
 #include "base/cqrs_outbox.h"
 
 #include "catalog/pg_type.h"
-#include "utils/builtins.h"
 
 #include "control/events.h"
 #include "extension/admin.h"

@@ -161,20 +161,11 @@ cqrs_events(PG_FUNCTION_ARGS)
 	}
 	else
 	{
-		HASH_SEQ_STATUS status;
-		CqrsTopic  *topic;
-		List	   *topics = NIL;
-
-		/*
-		 * Not during the walk: an error would leave it unfinished. What was
-		 * dropped since is passed by.
-		 */
-		cqrs_registry_topics(&status);
-		while ((topic = hash_seq_search(&status)) != NULL)
-			topics = lappend(topics, topic);
-		foreach(lc, topics)
+		/* What was dropped since is passed by. */
+		foreach(lc, cqrs_registry_topic_list())
 		{
-			topic = (CqrsTopic *) lfirst(lc);
+			CqrsTopic  *topic = (CqrsTopic *) lfirst(lc);
+
 			if (cqrs_topic_allows(topic, ACL_SELECT) && cqrs_topic_keep(topic))
 				found = collect(topic, &query, desc, found);
 		}
@@ -285,17 +276,9 @@ collect(CqrsTopic *topic, const Search *query, TupleDesc desc, List *found)
 static void
 topic_consumers(CqrsTopic *topic, Snapshot snapshot, Consumers *consumers)
 {
-	HASH_SEQ_STATUS status;
-	CqrsSubscription *subscription;
-	List	   *subscriptions = NIL;
+	List	   *subscriptions = cqrs_registry_subscription_list(topic);
 	ListCell   *lc;
 	int			i;
-
-	cqrs_registry_subscriptions(&status);
-	while ((subscription = hash_seq_search(&status)) != NULL)
-		for (i = 0; i < subscription->ntopics; i++)
-			if (subscription->topics[i]->topic_id == topic->topic_id)
-				subscriptions = lappend(subscriptions, subscription);
 
 	consumers->n = 0;
 	consumers->items = palloc(sizeof(Consumer) *
@@ -304,8 +287,8 @@ topic_consumers(CqrsTopic *topic, Snapshot snapshot, Consumers *consumers)
 	foreach(lc, subscriptions)
 	{
 		Consumer   *consumer = &consumers->items[consumers->n];
+		CqrsSubscription *subscription = (CqrsSubscription *) lfirst(lc);
 
-		subscription = (CqrsSubscription *) lfirst(lc);
 		consumer->subscription = subscription;
 
 		/* The registry may be newer than the snapshot. */

@@ -50,7 +50,6 @@
 #include "base/cqrs_outbox.h"
 
 #include "access/genam.h"
-#include "access/relscan.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"

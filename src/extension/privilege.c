@@ -28,7 +28,6 @@
 #include "utils/syscache.h"
 
 #include "extension/admin.h"
-#include "extension/catalog.h"
 #include "extension/privilege.h"
 #include "shared/announce.h"
 

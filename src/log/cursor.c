@@ -357,9 +357,7 @@ cqrs_cursor_forget_receipt(CqrsCursor *cursor)
 bool
 cqrs_cursor_covers(const CqrsCursor *cursor, int64 position)
 {
-	int			i = find_position(cursor->covered, cursor->ncovered, position);
-
-	return i < cursor->ncovered && cursor->covered[i] == position;
+	return cqrs_positions_contain(cursor->covered, cursor->ncovered, position);
 }
 
 /*
@@ -368,9 +366,30 @@ cqrs_cursor_covers(const CqrsCursor *cursor, int64 position)
 bool
 cqrs_cursor_has_passed(const CqrsCursor *cursor, int64 position)
 {
-	int			i = find_position(cursor->passed, cursor->npassed, position);
+	return cqrs_positions_contain(cursor->passed, cursor->npassed, position);
+}
 
-	return i < cursor->npassed && cursor->passed[i] == position;
+/*
+ * Is it one of these positions, which are in order?
+ */
+bool
+cqrs_positions_contain(const int64 *positions, int npositions, int64 position)
+{
+	int			i = find_position(positions, npositions, position);
+
+	return i < npositions && positions[i] == position;
+}
+
+/*
+ * For qsort().
+ */
+int
+cqrs_position_compare(const void *a, const void *b)
+{
+	int64		left = *(const int64 *) a;
+	int64		right = *(const int64 *) b;
+
+	return (left > right) - (left < right);
 }
 
 /*

@@ -72,5 +72,8 @@ extern bool cqrs_cursor_has_passed(const CqrsCursor *cursor, int64 position);
 extern void cqrs_cursor_pass(CqrsCursor *cursor, int64 position);
 extern void cqrs_cursor_forget_passed(CqrsCursor *cursor);
 extern void cqrs_cursor_delete_all(int32 subscription_id);
+extern bool cqrs_positions_contain(const int64 *positions, int npositions,
+								   int64 position);
+extern int	cqrs_position_compare(const void *a, const void *b);
 
 #endif							/* CQRS_CURSOR_H */

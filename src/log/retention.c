@@ -75,10 +75,8 @@ typedef struct Kept
 	TimestampTz oldest;			/* DT_NOEND: nothing */
 } Kept;
 
-static List *subscriptions_of(const CqrsTopic *topic);
 static void find_hold(const CqrsTopic *topic, int segment,
 					  List *subscriptions, Snapshot snapshot, CqrsHold *hold);
-static int	compare_subscriptions(const ListCell *a, const ListCell *b);
 static bool record_missed(CqrsMissed *missed, const CqrsTopic *topic,
 						  List *subscriptions, Snapshot snapshot);
 static void list_suspended(List *subscriptions, CqrsMissed *missed);
@@ -109,7 +107,8 @@ cqrs_segment_hold(const CqrsTopic *topic, int segment, TimestampTz now,
 	if (hold->holder != CQRS_HELD_BY_NOTHING)
 		return;
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	find_hold(topic, segment, subscriptions_of(topic), snapshot, hold);
+	find_hold(topic, segment, cqrs_registry_subscription_list(topic), snapshot,
+			  hold);
 	UnregisterSnapshot(snapshot);
 	if (hold->holder == CQRS_HELD_BY_NOTHING &&
 		cqrs_segment_in_use(topic, segment, &hold->pid))
@@ -147,7 +146,7 @@ void
 cqrs_subscription_hold(const CqrsTopic *topic, int segment,
 					   CqrsMissed *missed, Snapshot snapshot, CqrsHold *hold)
 {
-	List	   *subscriptions = subscriptions_of(topic);
+	List	   *subscriptions = cqrs_registry_subscription_list(topic);
 
 	find_hold(topic, segment, subscriptions, snapshot, hold);
 	if (hold->holder == CQRS_HELD_BY_NOTHING &&
@@ -238,7 +237,7 @@ cqrs_missed_count(const CqrsTopic *topic, int segment)
 	int			i;
 
 	missed->segment = segment;
-	list_suspended(subscriptions_of(topic), missed);
+	list_suspended(cqrs_registry_subscription_list(topic), missed);
 	if (missed->nparts == 0)
 		return NULL;
 
@@ -358,7 +357,7 @@ cqrs_limits_apply(const CqrsTopic *topic, CqrsSegmentBytes bytes_of,
 	List	   *suspended = NIL;
 	ListCell   *lc;
 
-	foreach(lc, subscriptions_of(topic))
+	foreach(lc, cqrs_registry_subscription_list(topic))
 	{
 		const CqrsSubscription *subscription = (CqrsSubscription *) lfirst(lc);
 		Snapshot	snapshot;
@@ -394,39 +393,6 @@ cqrs_limits_apply(const CqrsTopic *topic, CqrsSegmentBytes bytes_of,
 	if (current != NULL)
 		*current = 0;
 	return suspended;
-}
-
-/*
- * The subscriptions of a topic (NULL: all) by id, as the registry has them now.
- * The entries stay until the end of the transaction.
- */
-static List *
-subscriptions_of(const CqrsTopic *topic)
-{
-	HASH_SEQ_STATUS status;
-	CqrsSubscription *subscription;
-	List	   *result = NIL;
-	int			i;
-
-	cqrs_registry_subscriptions(&status);
-	while ((subscription = hash_seq_search(&status)) != NULL)
-	{
-		bool		wanted = topic == NULL;
-
-		for (i = 0; !wanted && i < subscription->ntopics; i++)
-			wanted = subscription->topics[i]->topic_id == topic->topic_id;
-		if (wanted)
-			result = lappend(result, subscription);
-	}
-	list_sort(result, compare_subscriptions);
-	return result;
-}
-
-static int
-compare_subscriptions(const ListCell *a, const ListCell *b)
-{
-	return ((const CqrsSubscription *) lfirst(a))->subscription_id -
-		((const CqrsSubscription *) lfirst(b))->subscription_id;
 }
 
 /*

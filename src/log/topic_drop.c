@@ -105,23 +105,15 @@ locks_to_drop(const CqrsTopic *topic)
 	static const CqrsRelation tables[] = {
 		CQRS_REL_EVENT_TYPE, CQRS_REL_TOPIC, CQRS_REL_SUBSCRIPTION_TOPIC
 	};
-	HASH_SEQ_STATUS status;
-	CqrsSubscription *subscription;
-	List	   *ids = NIL;
 	List	   *locks = NIL;
 	ListCell   *lc;
 	int			i;
 
-	cqrs_registry_subscriptions(&status);
-	while ((subscription = hash_seq_search(&status)) != NULL)
-		for (i = 0; i < subscription->ntopics; i++)
-			if (subscription->topics[i]->topic_id == topic->topic_id)
-				ids = lappend_int(ids, subscription->subscription_id);
-	list_sort(ids, list_int_cmp);
-	foreach(lc, ids)
+	foreach(lc, cqrs_registry_subscription_list(topic))
 	{
-		subscription = cqrs_registry_subscription_by_id(lfirst_int(lc));
-		for (i = 0; subscription != NULL && i < subscription->partitions; i++)
+		CqrsSubscription *subscription = (CqrsSubscription *) lfirst(lc);
+
+		for (i = 0; i < subscription->partitions; i++)
 		{
 			DropLock   *lock = new_lock(&locks, ExclusiveLock);
 

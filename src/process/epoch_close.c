@@ -7,7 +7,6 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "miscadmin.h"
 #include "nodes/pg_list.h"
 #include "utils/memutils.h"
 

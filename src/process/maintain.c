@@ -158,15 +158,7 @@ cqrs_maintain(PG_FUNCTION_ARGS)
 		topics = list_make1(topic);
 	}
 	else
-	{
-		HASH_SEQ_STATUS status;
-		CqrsTopic  *any;
-
-		/* Not during the walk: an error would leave it unfinished. */
-		cqrs_registry_topics(&status);
-		while ((any = hash_seq_search(&status)) != NULL)
-			topics = lappend(topics, any);
-	}
+		topics = cqrs_registry_topic_list();
 
 	store = cqrs_srf_begin(fcinfo, &desc);
 	foreach(lc, cqrs_limits_apply(topic, cqrs_segment_bytes, NIL, NULL))

@@ -17,10 +17,8 @@
 #include "base/cqrs_outbox.h"
 
 #include "access/xact.h"
-#include "catalog/pg_database.h"
 #include "commands/async.h"
 #include "pgstat.h"
-#include "utils/guc.h"
 
 #include "base/backoff.h"
 #include "extension/catalog.h"

@@ -8,7 +8,6 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "libpq/pqsignal.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"

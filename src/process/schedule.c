@@ -26,6 +26,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "base/backoff.h"
 #include "delivery/relay.h"
 #include "process/process.h"
 #include "process/schedule.h"
@@ -282,13 +283,7 @@ cqrs_schedule_assign(CqrsDatabaseSlot *slot, const char *database_name)
 				 errhint("Raise max_worker_processes.")));
 	said_exhausted = lasts;
 
-	if (next != 0)
-	{
-		long		until = TimestampDifferenceMilliseconds(now, next);
-
-		wait = wait < 0 ? until : Min(wait, until);
-	}
-	return wait;
+	return next == 0 ? wait : cqrs_sooner(wait, now, next);
 }
 
 /*
@@ -484,8 +479,8 @@ note_exhausted(CqrsDatabaseSlot *slot, long wait)
 		exhausted = 0;
 		return wait;
 	}
-	wait = Min(FIRST_EXHAUSTED_WAIT << Min(exhausted, 10), CONTENDED_WAIT);
-	exhausted++;
+	wait = cqrs_backoff_exact(FIRST_EXHAUSTED_WAIT, CONTENDED_WAIT,
+							  ++exhausted);
 	slot->exhausted = wait == CONTENDED_WAIT;
 	return wait;
 }

@@ -49,7 +49,6 @@
 #include "postmaster/bgworker.h"
 #include "replication/syncrep.h"
 #include "storage/ipc.h"
-#include "tcop/tcopprot.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"

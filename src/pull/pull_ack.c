@@ -66,7 +66,6 @@ static Handed *handed_elsewhere(CqrsSubscription *subscription,
 static Handed *read_handed(CqrsSubscription *subscription, int partition);
 static int	positions_arg(FunctionCallInfo fcinfo, int argno,
 						  int64 **positions);
-static int	compare_positions(const void *a, const void *b);
 static void check_positions(CqrsSubscription *subscription, List *handed,
 							const int64 *positions, int npositions);
 static int64 settle(Handed *handed, const int64 *positions, int npositions);
@@ -80,7 +79,6 @@ static CqrsWindow *open_window(Handed *handed, int64 start,
 							   Snapshot snapshot);
 static bool next_open(Handed *handed, CqrsWindow *window, int64 last,
 					  CqrsEvent *event);
-static bool contains(const int64 *positions, int npositions, int64 position);
 static void move_cursor(Handed *handed);
 static void give_back(Handed *handed, int64 position, bool all_settled);
 
@@ -335,20 +333,11 @@ positions_arg(FunctionCallInfo fcinfo, int argno, int64 **positions)
 					 errmsg("positions must not contain null")));
 		(*positions)[i] = DatumGetInt64(values[i]);
 	}
-	qsort(*positions, nvalues, sizeof(int64), compare_positions);
+	qsort(*positions, nvalues, sizeof(int64), cqrs_position_compare);
 	for (i = 0; i < nvalues; i++)
 		if (n == 0 || (*positions)[i] != (*positions)[n - 1])
 			(*positions)[n++] = (*positions)[i];
 	return n;
-}
-
-static int
-compare_positions(const void *a, const void *b)
-{
-	int64		left = *(const int64 *) a;
-	int64		right = *(const int64 *) b;
-
-	return (left > right) - (left < right);
 }
 
 /*
@@ -498,7 +487,7 @@ fail_new(Handed *handed, const int64 *positions, int npositions,
 
 		open->position = event.position;
 		open->lane = cqrs_event_lane(&event);
-		open->failed = contains(positions, npositions, event.position);
+		open->failed = cqrs_positions_contain(positions, npositions, event.position);
 	}
 
 	cqrs_window_detach(window);
@@ -557,14 +546,6 @@ next_open(Handed *handed, CqrsWindow *window, int64 last, CqrsEvent *event)
 			return true;
 	}
 	return false;
-}
-
-static bool
-contains(const int64 *positions, int npositions, int64 position)
-{
-	return npositions > 0 &&
-		bsearch(&position, positions, npositions, sizeof(int64),
-				compare_positions) != NULL;
 }
 
 /*

@@ -26,12 +26,9 @@
 #include "base/cqrs_outbox.h"
 
 #include "access/detoast.h"
-#include "access/xact.h"
 #include "shared/clock.h"
-#include "funcapi.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
@@ -101,7 +98,6 @@ static void finish_batch(CqrsReceive *receive, Batch *batch);
 static void put_event(CqrsReceive *receive, Batch *batch, const CqrsEvent *event,
 					  int attempts);
 static void cover(Batch *batch, int64 position);
-static int	compare_positions(const void *a, const void *b);
 static void note_wake(CqrsReceive *receive, TimestampTz at);
 static void remember(CqrsReceive *receive, const Batch *batch);
 static void recall(CqrsReceive *receive, Batch *batch);
@@ -584,7 +580,7 @@ finish_batch(CqrsReceive *receive, Batch *batch)
 		cursor->received = cursor->position;
 		cursor->received_all = false;
 	}
-	qsort(batch->covered, batch->ncovered, sizeof(int64), compare_positions);
+	qsort(batch->covered, batch->ncovered, sizeof(int64), cqrs_position_compare);
 	cursor->covered = batch->covered;
 	cursor->ncovered = 0;
 	for (i = 0; i < batch->ncovered; i++)
@@ -639,15 +635,6 @@ cover(Batch *batch, int64 position)
 			repalloc_huge(batch->covered, sizeof(int64) * batch->room);
 	}
 	batch->covered[batch->ncovered++] = position;
-}
-
-static int
-compare_positions(const void *a, const void *b)
-{
-	int64		left = *(const int64 *) a;
-	int64		right = *(const int64 *) b;
-
-	return (left > right) - (left < right);
 }
 
 static void

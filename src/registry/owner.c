@@ -51,7 +51,6 @@
 #include "utils/syscache.h"
 
 #include "extension/admin.h"
-#include "extension/catalog.h"
 #include "extension/privilege.h"
 #include "registry/owner.h"
 

@@ -36,11 +36,9 @@
 
 #include "access/relation.h"
 #include "access/xact.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "pgstat.h"
-#include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -68,6 +66,8 @@ static uint64 loaded_count = 0;
 
 static void invalidate(Datum arg, Oid relid);
 static void relation_changed(Datum arg, int cacheid, uint32 hashvalue);
+static int	compare_topics(const ListCell *a, const ListCell *b);
+static int	compare_subscriptions(const ListCell *a, const ListCell *b);
 static void load_if_stale(void);
 static inline void *hand_out(void *entry);
 static void *lookup(HTAB **table, const char *name);
@@ -362,6 +362,71 @@ cqrs_registry_subscriptions(HASH_SEQ_STATUS *status)
 	load_if_stale();
 	handed_out = true;
 	hash_seq_init(status, copy.subscriptions);
+}
+
+/*
+ * All topics, by id. The entries stay until the end of the transaction: whoever
+ * may raise an error, or have the registry loaded again, goes by such a list.
+ */
+List *
+cqrs_registry_topic_list(void)
+{
+	HASH_SEQ_STATUS status;
+	CqrsTopic  *topic;
+	List	   *topics = NIL;
+
+	cqrs_registry_topics(&status);
+	while ((topic = hash_seq_search(&status)) != NULL)
+		topics = lappend(topics, topic);
+	list_sort(topics, compare_topics);
+	return topics;
+}
+
+/*
+ * The same of the subscriptions to a topic; NULL: of all there are.
+ */
+List *
+cqrs_registry_subscription_list(const CqrsTopic *topic)
+{
+	HASH_SEQ_STATUS status;
+	CqrsSubscription *subscription;
+	List	   *subscriptions = NIL;
+
+	cqrs_registry_subscriptions(&status);
+	while ((subscription = hash_seq_search(&status)) != NULL)
+		if (topic == NULL || cqrs_subscription_reads(subscription, topic))
+			subscriptions = lappend(subscriptions, subscription);
+	list_sort(subscriptions, compare_subscriptions);
+	return subscriptions;
+}
+
+/*
+ * Is it a subscription to this topic?
+ */
+bool
+cqrs_subscription_reads(const CqrsSubscription *subscription,
+						const CqrsTopic *topic)
+{
+	int			i;
+
+	for (i = 0; i < subscription->ntopics; i++)
+		if (subscription->topics[i]->topic_id == topic->topic_id)
+			return true;
+	return false;
+}
+
+static int
+compare_topics(const ListCell *a, const ListCell *b)
+{
+	return ((const CqrsTopic *) lfirst(a))->topic_id -
+		((const CqrsTopic *) lfirst(b))->topic_id;
+}
+
+static int
+compare_subscriptions(const ListCell *a, const ListCell *b)
+{
+	return ((const CqrsSubscription *) lfirst(a))->subscription_id -
+		((const CqrsSubscription *) lfirst(b))->subscription_id;
 }
 
 /*

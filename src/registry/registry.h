@@ -61,6 +61,10 @@ extern void cqrs_registry_topics(HASH_SEQ_STATUS *status);
 extern void cqrs_registry_event_types(HASH_SEQ_STATUS *status);
 extern void cqrs_registry_commands(HASH_SEQ_STATUS *status);
 extern void cqrs_registry_subscriptions(HASH_SEQ_STATUS *status);
+extern List *cqrs_registry_topic_list(void);
+extern List *cqrs_registry_subscription_list(const CqrsTopic *topic);
+extern bool cqrs_subscription_reads(const CqrsSubscription *subscription,
+									const CqrsTopic *topic);
 
 extern bool cqrs_registry_run_guarded(void (*part) (void *arg), void *arg,
 									  void (*context) (void *arg));

@@ -24,9 +24,7 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "access/heapam.h"
 #include "access/htup_details.h"
-#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
 #include "common/hashfn.h"
@@ -36,7 +34,6 @@
 
 #include "base/sqlstate.h"
 #include "extension/row.h"
-#include "registry/registry.h"
 #include "retry/parked.h"
 #include "shared/clock.h"
 
