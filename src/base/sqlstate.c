@@ -50,9 +50,6 @@ cqrs_sqlstates_parse(Datum array, const char *argument, int *n)
 	return sqlstates;
 }
 
-/*
- * Is the code in the list?
- */
 bool
 cqrs_sqlstate_listed(const CqrsSqlstate *sqlstates, int n, int code)
 {

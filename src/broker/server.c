@@ -159,9 +159,6 @@ cqrs_broker_error(const char *error)
 	return result;
 }
 
-/*
- * The module of the server's wrapper.
- */
 static const CqrsBrokerModule *
 find_module(const ForeignServer * server)
 {
@@ -202,9 +199,6 @@ find_module(const ForeignServer * server)
 	return module;
 }
 
-/*
- * Does the module fit?
- */
 static void
 check_module(const CqrsBrokerModule *module, const char *library,
 			 const ForeignServer * server)

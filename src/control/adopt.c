@@ -122,7 +122,6 @@ typedef struct Adoption
 
 static void forget_receipts(void);
 static void lock_topics(Adoption *adoption);
-static void keep_topics(Adoption *adoption);
 static void lock_cursors(void);
 static void list_subscriptions(Adoption *adoption);
 static bool is_restored(const CqrsSubscription *subscription,
@@ -164,7 +163,13 @@ cqrs_adopt(PG_FUNCTION_ARGS)
 		cqrs_adopt_identity();
 	lock_topics(&adoption);
 	lock_cursors();
-	keep_topics(&adoption);
+
+	/*
+	 * Keep others from creating or dropping topics, and find those that were
+	 * restored, or adopted, while we waited for locks.
+	 */
+	cqrs_admin_run("LOCK TABLE cqrs.topic IN SHARE ROW EXCLUSIVE MODE", 0);
+	lock_topics(&adoption);
 	list_subscriptions(&adoption);
 	if (is_copy)
 		forget_receipts();
@@ -254,20 +259,6 @@ forget_receipts(void)
 	}
 }
 
-/*
- * Keep others from creating or dropping topics, and find those that were
- * restored, or adopted, while we waited for locks.
- */
-static void
-keep_topics(Adoption *adoption)
-{
-	cqrs_admin_run("LOCK TABLE cqrs.topic IN SHARE ROW EXCLUSIVE MODE", 0);
-	lock_topics(adoption);
-}
-
-/*
- * Find the restored topics, and have them to ourselves.
- */
 static void
 lock_topics(Adoption *adoption)
 {
@@ -287,9 +278,6 @@ lock_topics(Adoption *adoption)
 								ExclusiveLock, true);
 }
 
-/*
- * Have the cursors of the restored subscriptions to ourselves.
- */
 static void
 lock_cursors(void)
 {

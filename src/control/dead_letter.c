@@ -125,9 +125,6 @@ cqrs_discard(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64(remove_letters(fcinfo, subscription, NULL));
 }
 
-/*
- * Begin to walk over a subscription's dead letters.
- */
 CqrsDeadLetterScan *
 cqrs_dead_letter_begin(int32 subscription_id, Snapshot snapshot)
 {

@@ -380,9 +380,6 @@ collect_parked(CqrsTopic *topic, const Search *query,
 	return found;
 }
 
-/*
- * Add the topic's events that are dead letters.
- */
 static List *
 collect_dead(CqrsTopic *topic, const Search *query,
 			 const Consumers *consumers, TupleDesc desc, List *found,
@@ -438,9 +435,6 @@ add_found(List *found, const CqrsEvent *event, int window,
 	return lappend(found, item);
 }
 
-/*
- * Does an event of this status match?
- */
 static bool
 wanted(const Search *query, const CqrsEvent *event, StatusFilter status)
 {

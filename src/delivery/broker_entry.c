@@ -104,9 +104,6 @@ cqrs_broker_batch_free(CqrsBrokerBatch *batch)
 	MemoryContextDelete(batch->context);
 }
 
-/*
- * Add an event to the entries.
- */
 CqrsBrokerEntry *
 cqrs_broker_entry_add(CqrsBrokerEntries *entries, CqrsBrokerBatch *batch,
 					  const CqrsEvent *event)
@@ -314,9 +311,6 @@ one_by_lane(const CqrsBrokerEntries *entries)
 	return entries->strict || entries->parked;
 }
 
-/*
- * The entry after this one, or NULL.
- */
 static dlist_node *
 node_after(CqrsBrokerEntries *entries, dlist_node *node)
 {

@@ -334,9 +334,6 @@ park_behind(CqrsRelay *relay, const CqrsEvent *event)
 		cqrs_park(relay->subscription, cursor, event, NULL);
 }
 
-/*
- * What is to be done with an event of the window?
- */
 static Decision
 what_to_do(CqrsRelay *relay, const CqrsEvent *event)
 {
@@ -436,9 +433,6 @@ cqrs_relay_is_gone(const CqrsRelay *relay)
 	return relay->cursor.partition >= relay->subscription->partitions;
 }
 
-/*
- * The cursor's window is done with.
- */
 void
 cqrs_relay_close_window(CqrsCursor *cursor)
 {
@@ -450,9 +444,6 @@ cqrs_relay_close_window(CqrsCursor *cursor)
 	cursor->npassed = 0;
 }
 
-/*
- * End a batch.
- */
 void
 cqrs_relay_end(CqrsRelay *relay)
 {

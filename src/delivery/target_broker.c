@@ -168,9 +168,6 @@ cqrs_target_broker_prepare(CqrsSubscription *subscription, int partition,
 	MemoryContextSetParent(context, TopMemoryContext);
 }
 
-/*
- * Begin to connect.
- */
 void
 cqrs_target_broker_connect(void)
 {
@@ -672,9 +669,6 @@ read_on(CqrsRelay *relay, int64 announced, volatile CqrsDelivery *delivery)
 	broker.new_first = broker.entries.parked;
 }
 
-/*
- * Read new events, behind those that were read before.
- */
 static void
 read_new(CqrsRelay *relay)
 {

@@ -784,9 +784,6 @@ note_passed(Batch *batch)
 	batch->passed = false;
 }
 
-/*
- * Is the event at hand the first in its transaction?
- */
 static bool
 comes_first(const Batch *batch)
 {

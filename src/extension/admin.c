@@ -46,9 +46,6 @@ cqrs_admin_begin(CqrsAdmin *admin)
 		elog(ERROR, "SPI_connect failed");
 }
 
-/*
- * Go back to the caller's identity and settings.
- */
 void
 cqrs_admin_end(CqrsAdmin *admin)
 {
@@ -162,9 +159,6 @@ cqrs_admin_ddl(const char *fmt,...)
 	pfree(sql.data);
 }
 
-/*
- * The parameters of a statement that are given one by one.
- */
 static void
 read_args(va_list args, int nargs, Args *read)
 {

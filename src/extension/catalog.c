@@ -186,9 +186,6 @@ cqrs_index_open(Relation table, CqrsRelation index, LOCKMODE lockmode)
 	return rel;
 }
 
-/*
- * Find one of our relations by its name.
- */
 static Oid
 look_up(CqrsRelation relation)
 {
@@ -234,9 +231,6 @@ cqrs_extension_lock(void)
 	return extoid;
 }
 
-/*
- * Who owns the extension.
- */
 Oid
 cqrs_extension_owner(void)
 {
@@ -324,9 +318,6 @@ cqrs_type_is_temporary(Oid typid)
 	return temporary;
 }
 
-/*
- * The tag of the lock on an object of ours.
- */
 void
 cqrs_object_tag(LOCKTAG *tag, CqrsRelation relation, int32 id, int32 part)
 {

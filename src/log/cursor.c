@@ -351,9 +351,6 @@ cqrs_cursor_forget_receipt(CqrsCursor *cursor)
 	cursor->ncovered = 0;
 }
 
-/*
- * Does the receipt cover this position?
- */
 bool
 cqrs_cursor_covers(const CqrsCursor *cursor, int64 position)
 {
@@ -446,9 +443,6 @@ cqrs_cursor_forget_passed(CqrsCursor *cursor)
 	}
 }
 
-/*
- * Delete a subscription's cursors.
- */
 void
 cqrs_cursor_delete_all(int32 subscription_id)
 {
@@ -605,9 +599,6 @@ find_position(const int64 *positions, int npositions, int64 position)
 	return low;
 }
 
-/*
- * Delete the rows that match.
- */
 static void
 delete_rows(int nkeys, ScanKeyData *keys)
 {

@@ -125,9 +125,6 @@ cqrs_event_form(const CqrsEvent *event, const char *status, int attempts,
 	return HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
 }
 
-/*
- * Is it the extension's type cqrs_event?
- */
 bool
 cqrs_event_is_type(Oid typid)
 {

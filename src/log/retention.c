@@ -111,7 +111,7 @@ cqrs_segment_hold(const CqrsTopic *topic, int segment, TimestampTz now,
 			  hold);
 	UnregisterSnapshot(snapshot);
 	if (hold->holder == CQRS_HELD_BY_NOTHING &&
-		cqrs_segment_in_use(topic, segment, &hold->pid))
+		cqrs_table_in_use(topic->segments[segment], &hold->pid))
 		hold->holder = CQRS_HELD_BY_LOCK;
 }
 

@@ -157,10 +157,10 @@ truncate_segment(int32 topic_id, int segment, CqrsHold *hold)
 		(missed != NULL && !cqrs_missed_lock(missed)))
 		return false;
 
-	if (!cqrs_segment_lock(topic, segment))
+	if (!cqrs_table_lock(topic->segments[segment]))
 	{
 		/* Or else somebody waits for the lock, or was faster, and is done. */
-		if (cqrs_segment_in_use(topic, segment, &hold->pid))
+		if (cqrs_table_in_use(topic->segments[segment], &hold->pid))
 			hold->holder = CQRS_HELD_BY_LOCK;
 		return false;
 	}

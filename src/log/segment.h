@@ -52,9 +52,6 @@ extern bool cqrs_segments_lock(const CqrsTopic *topic);
 extern void cqrs_segments_unlock(const CqrsTopic *topic);
 extern bool cqrs_segments_lock_parts(const CqrsTopic *topic, List **locked);
 extern void cqrs_segments_unlock_parts(List *locked);
-extern bool cqrs_segment_in_use(const CqrsTopic *topic, int segment,
-								int *pid);
-extern bool cqrs_segment_lock(const CqrsTopic *topic, int segment);
 extern void cqrs_segment_truncate(const CqrsTopic *topic, int segment);
 
 /* Of any table of ours that is to be truncated. */

@@ -203,9 +203,6 @@ header(const CqrsContext *context, const char *name)
 	return value != NULL ? pnstrdup(value, len) : NULL;
 }
 
-/*
- * Make headers of this form anew.
- */
 static void
 make_headers(const char *correlation, bool has_causation)
 {

@@ -378,9 +378,6 @@ release(DomainEvent *event)
 	}
 }
 
-/*
- * Take events off the queue and handle them, until it is empty.
- */
 static void
 work_off(void)
 {
@@ -461,9 +458,6 @@ call_handler(void *arg, CqrsHandler *handler, bool *isnull)
 	return answer;
 }
 
-/*
- * The event as a handler takes it.
- */
 static NullableDatum
 argument(const DomainEvent *event, CqrsEventHandler *handler)
 {

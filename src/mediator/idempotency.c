@@ -206,7 +206,6 @@ cqrs_idempotency_truncate(int segment, TimestampTz *look_at, int *pid)
 {
 	Oid			relid = cqrs_relation_oid(CQRS_REL_IDEMPOTENCY_0 + segment);
 	CqrsIdempotencyState state = CQRS_KEYS_LOCKED;
-	CqrsAdmin	admin;
 
 	*pid = 0;
 	if (!ConditionalLockRelationOid(relid, AccessShareLock))
@@ -218,9 +217,7 @@ cqrs_idempotency_truncate(int segment, TimestampTz *look_at, int *pid)
 		/* Who had written to it before we had the lock has ended now. */
 		if (newest_is_old(segment, look_at))
 		{
-			cqrs_admin_begin(&admin);
-			cqrs_admin_ddl("TRUNCATE cqrs.idempotency_%d", segment);
-			cqrs_admin_end(&admin);
+			cqrs_admin_run(psprintf("TRUNCATE cqrs.idempotency_%d", segment), 0);
 			state = CQRS_KEYS_TRUNCATED;
 		}
 		else
@@ -399,9 +396,6 @@ store(const CqrsIdempotencyKey *key, const CqrsDispatch *dispatch,
 	cqrs_row_insert(CQRS_REL_IDEMPOTENCY_0 + current_segment(now), values, nulls);
 }
 
-/*
- * Which segment is written at this time.
- */
 static int
 current_segment(TimestampTz now)
 {

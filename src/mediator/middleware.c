@@ -437,9 +437,6 @@ leave_definer(const Step *step)
 	return nestlevel;
 }
 
-/*
- * Call a middleware: the next step.
- */
 static Jsonb *
 call_middleware(MiddlewareRun *run, CqrsMiddleware *middleware)
 {

@@ -98,20 +98,15 @@ static bool start_manager(CqrsDatabaseSlot *slot, Oid dboid);
 void
 cqrs_launcher_register(void)
 {
-	BackgroundWorker worker = {0};
+	BackgroundWorker worker;
 
 	/* Delivering and ticking would go on behind pg_upgrade's back. */
 	if (IsBinaryUpgrade)
 		return;
 
-	strlcpy(worker.bgw_name, "cqrs_outbox launcher", BGW_MAXLEN);
-	strlcpy(worker.bgw_type, "cqrs_outbox launcher", BGW_MAXLEN);
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS |
-		BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	cqrs_process_describe(&worker, "cqrs_outbox launcher",
+						  "cqrs_launcher_main");
 	worker.bgw_restart_time = 1;
-	strlcpy(worker.bgw_library_name, "cqrs_outbox", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "cqrs_launcher_main", BGW_MAXLEN);
 	RegisterBackgroundWorker(&worker);
 }
 
@@ -506,19 +501,13 @@ still_starting(void)
 static bool
 start_manager(CqrsDatabaseSlot *slot, Oid dboid)
 {
-	BackgroundWorker worker = {0};
+	BackgroundWorker worker;
 	MemoryContext oldcontext;
 	bool		started;
 
+	cqrs_process_describe(&worker, "cqrs_outbox manager", "cqrs_manager_main");
 	snprintf(worker.bgw_name, BGW_MAXLEN, "cqrs_outbox manager for database %u",
 			 dboid);
-	strlcpy(worker.bgw_type, "cqrs_outbox manager", BGW_MAXLEN);
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS |
-		BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	strlcpy(worker.bgw_library_name, "cqrs_outbox", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "cqrs_manager_main", BGW_MAXLEN);
 	worker.bgw_main_arg = Int32GetDatum(slot - cqrs_shared->databases);
 	worker.bgw_notify_pid = MyProcPid;
 

@@ -258,9 +258,6 @@ in_transaction(void (*part) (void *work), Work *work)
 	return false;
 }
 
-/*
- * List the topics to look at.
- */
 static void
 begin_pass(void *arg)
 {
@@ -311,9 +308,6 @@ begin_pass(void *arg)
 			(void) hash_search(watches, &watch->topic_id, HASH_REMOVE, NULL);
 }
 
-/*
- * Do a step in a topic, if there is one to do.
- */
 static void
 maintain_topic(void *arg)
 {
@@ -390,9 +384,6 @@ note_failure(int32 topic_id)
 	watch->due_at = watch->look_at;
 }
 
-/*
- * What there is to do after all topics were looked at.
- */
 static void
 finish_pass(void)
 {

@@ -484,9 +484,6 @@ find_rest(TimestampTz now)
 	return until;
 }
 
-/*
- * Are there prepared transactions in this database?
- */
 static bool
 has_prepared(void)
 {
@@ -510,9 +507,6 @@ time_to_look(TimestampTz now)
 	return !seen && TimestampDifferenceExceeds(looked, now, cqrs_poll_interval);
 }
 
-/*
- * Is the last look tick_interval ago?
- */
 static bool
 may_look(TimestampTz now)
 {

@@ -39,6 +39,24 @@ cqrs_process_signals(void)
 }
 
 /*
+ * A process that is not started again by the postmaster.
+ */
+void
+cqrs_process_describe(BackgroundWorker *worker, const char *type,
+					  const char *main_function)
+{
+	memset(worker, 0, sizeof(BackgroundWorker));
+	strlcpy(worker->bgw_name, type, BGW_MAXLEN);
+	strlcpy(worker->bgw_type, type, BGW_MAXLEN);
+	worker->bgw_flags = BGWORKER_SHMEM_ACCESS |
+		BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker->bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker->bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(worker->bgw_library_name, "cqrs_outbox", BGW_MAXLEN);
+	strlcpy(worker->bgw_function_name, main_function, BGW_MAXLEN);
+}
+
+/*
  * Settings of managers and workers: nothing that ALTER ROLE or ALTER DATABASE
  * may have set for ordinary sessions. RESET returns to these.
  */

@@ -769,18 +769,11 @@ assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
 static bool
 start_worker(CqrsWorkerSlot *worker)
 {
-	BackgroundWorker bgworker = {0};
+	BackgroundWorker bgworker;
 
+	cqrs_process_describe(&bgworker, "cqrs_outbox worker", "cqrs_worker_main");
 	snprintf(bgworker.bgw_name, BGW_MAXLEN,
 			 "cqrs_outbox worker for database %u", MyDatabaseId);
-	strlcpy(bgworker.bgw_type, "cqrs_outbox worker", BGW_MAXLEN);
-	bgworker.bgw_flags = BGWORKER_SHMEM_ACCESS |
-		BGWORKER_BACKEND_DATABASE_CONNECTION;
-	bgworker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	bgworker.bgw_restart_time = BGW_NEVER_RESTART;
-	strlcpy(bgworker.bgw_library_name, "cqrs_outbox", BGW_MAXLEN);
-	strlcpy(bgworker.bgw_function_name, "cqrs_worker_main", BGW_MAXLEN);
 	bgworker.bgw_main_arg = Int32GetDatum(worker - cqrs_shared->workers);
-	bgworker.bgw_notify_pid = 0;
 	return RegisterDynamicBackgroundWorker(&bgworker, NULL);
 }

@@ -525,9 +525,6 @@ flush_commits(Job *job)
 	RESUME_INTERRUPTS();
 }
 
-/*
- * One step of delivering to a broker.
- */
 static Outcome
 deliver_some_to_broker(Job *job, int *careful)
 {
@@ -564,9 +561,6 @@ deliver_some_to_broker(Job *job, int *careful)
 	pg_unreachable();
 }
 
-/*
- * Begin to connect.
- */
 static Outcome
 open_broker(Job *job)
 {
@@ -654,9 +648,6 @@ fail_broker(Job *job, const char *message)
 	return FAILED;
 }
 
-/*
- * Wait for the broker, or for somebody to wake us.
- */
 static void
 wait_for_broker(void)
 {

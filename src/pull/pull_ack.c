@@ -288,9 +288,6 @@ handed_elsewhere(CqrsSubscription *subscription, const pg_uuid_t *receipt)
 	return handed;
 }
 
-/*
- * Read the cursor.
- */
 static Handed *
 read_handed(CqrsSubscription *subscription, int partition)
 {

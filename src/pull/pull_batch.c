@@ -379,9 +379,6 @@ alone_candidates(CqrsReceive *receive, Batch *batch, int64 **positions)
 	return n;
 }
 
-/*
- * Hand out parked events that are due.
- */
 static void
 hand_out_parked(CqrsReceive *receive, Batch *batch)
 {
@@ -539,9 +536,6 @@ found_nothing(CqrsReceive *receive, Batch *batch, bool last)
 	return NOTHING;
 }
 
-/*
- * Write down what was handed out.
- */
 static void
 finish_batch(CqrsReceive *receive, Batch *batch)
 {
@@ -621,9 +615,6 @@ put_event(CqrsReceive *receive, Batch *batch, const CqrsEvent *event,
 	cover(batch, event->position);
 }
 
-/*
- * The receipt covers this position.
- */
 static void
 cover(Batch *batch, int64 position)
 {

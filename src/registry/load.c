@@ -223,9 +223,6 @@ remember_by_id(HTAB *table, int32 id, void *entry)
 	((IdEntry *) hash_search(table, &id, HASH_ENTER, NULL))->entry = entry;
 }
 
-/*
- * Call add for each row of one of our tables.
- */
 static void
 load_rows(CqrsRegistryCopy *copy, CqrsRelation relation, Snapshot snapshot,
 		  RowCallback add)

@@ -159,9 +159,6 @@ cqrs_owner_find(const char *subscription, Oid *view)
 	return owner;
 }
 
-/*
- * Are the commands in this topic the role's?
- */
 bool
 cqrs_owner_has_commands(const char *topic, Oid role)
 {

@@ -219,9 +219,6 @@ cqrs_registry_command(const char *name)
 	return lookup(&copy.commands, name);
 }
 
-/*
- * The fallback of the handler with this signature.
- */
 CqrsFallback *
 cqrs_registry_fallback(const char *signature)
 {
@@ -400,9 +397,6 @@ cqrs_registry_subscription_list(const CqrsTopic *topic)
 	return subscriptions;
 }
 
-/*
- * Is it a subscription to this topic?
- */
 bool
 cqrs_subscription_reads(const CqrsSubscription *subscription,
 						const CqrsTopic *topic)

@@ -115,9 +115,6 @@ cqrs_failure_retry_at(int32 subscription_id, int32 partition,
 	return retry_at;
 }
 
-/*
- * How often it failed in a row.
- */
 int32
 cqrs_failure_count(int32 subscription_id, int32 partition)
 {

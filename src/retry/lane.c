@@ -25,9 +25,6 @@ typedef struct LaneEntry
 
 static LaneEntry *find_lane(CqrsLanes *lanes, uint64 lane, bool *found);
 
-/*
- * May this event of the window be delivered?
- */
 CqrsLaneState
 cqrs_lane_state(CqrsLanes *lanes, const CqrsCursor *cursor,
 				const CqrsEvent *event)
@@ -49,9 +46,6 @@ cqrs_lane_state(CqrsLanes *lanes, const CqrsCursor *cursor,
 	return entry->passed ? CQRS_LANE_OPEN : CQRS_LANE_BLOCKED;
 }
 
-/*
- * An event was parked.
- */
 void
 cqrs_lane_add(CqrsLanes *lanes, uint64 lane, int64 position)
 {

@@ -78,9 +78,6 @@ static void read_row(CqrsScan *scan, HeapTuple tuple,
 static void read_event(CqrsScan *scan, HeapTuple tuple,
 					   CqrsEvent *event, int *attempts);
 
-/*
- * The lane of an event.
- */
 uint64
 cqrs_event_lane(const CqrsEvent *event)
 {
@@ -154,9 +151,6 @@ cqrs_parked_due(CqrsCursor *cursor, TimestampTz now, CqrsParked *parked)
 	return found;
 }
 
-/*
- * The parked event at this position.
- */
 bool
 cqrs_parked_find(const CqrsCursor *cursor, int64 position, CqrsParked *parked)
 {
@@ -201,9 +195,6 @@ cqrs_parked_lane_last(const CqrsCursor *cursor, uint64 lane)
 					  &parked) ? parked.position : 0;
 }
 
-/*
- * The next parked event of a lane.
- */
 bool
 cqrs_parked_lane_next(const CqrsCursor *cursor, uint64 lane,
 					  int64 after_position, CqrsParked *parked)
@@ -369,9 +360,6 @@ cqrs_parked_delete(CqrsCursor *cursor, const CqrsParked *parked)
 	}
 }
 
-/*
- * Forget everything that is parked at this cursor.
- */
 void
 cqrs_parked_discard_all(CqrsCursor *cursor)
 {
@@ -413,9 +401,6 @@ cqrs_parked_read(const CqrsCursor *cursor, int64 position, Snapshot snapshot,
 	return event->topic != NULL;
 }
 
-/*
- * Begin to walk over the parked events of a cursor, by position.
- */
 void
 cqrs_parked_events_begin(CqrsScan *scan, const CqrsCursor *cursor,
 						 int64 after_position, Snapshot snapshot)
@@ -546,9 +531,6 @@ set_fault(const CqrsFault *fault, Datum *values, bool *nulls)
 		CStringGetTextDatum(fault->message ? fault->message : "");
 }
 
-/*
- * Change some columns of a row.
- */
 static void
 update_row(const CqrsCursor *cursor, int64 position, Datum *values,
 		   bool *nulls, bool *replace)
@@ -576,9 +558,6 @@ begin_scan(CqrsScan *scan, CqrsRelation index, Snapshot snapshot,
 					nkeys, keys);
 }
 
-/*
- * Begin to look for the row at a position.
- */
 static void
 begin_at(CqrsScan *scan, const CqrsCursor *cursor, int64 position,
 		 Snapshot snapshot)

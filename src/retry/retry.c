@@ -194,9 +194,6 @@ cqrs_parked_done(const CqrsParked *parked, CqrsCursor *cursor)
 	cqrs_cursor_pass(cursor, parked->position);
 }
 
-/*
- * When to try again after so many failed attempts.
- */
 static TimestampTz
 retry_time(const CqrsSubscription *subscription, int attempts)
 {
@@ -206,9 +203,6 @@ retry_time(const CqrsSubscription *subscription, int attempts)
 													attempts));
 }
 
-/*
- * Write an attempt down, and when the next one may be made.
- */
 static void
 record_attempt(CqrsParked *parked, CqrsCursor *cursor, const CqrsFault *fault,
 			   TimestampTz retry_at)

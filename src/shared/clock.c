@@ -74,9 +74,6 @@ cqrs_clock_attach(CqrsClock *clock, bool found)
 #endif
 }
 
-/*
- * Steady time.
- */
 TimestampTz
 cqrs_steady_now(void)
 {

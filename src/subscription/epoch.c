@@ -307,9 +307,6 @@ lock_cursors(const CqrsSubscription *subscription)
 	return true;
 }
 
-/*
- * Give back the locks of the first n cursors.
- */
 static void
 unlock_cursors(const CqrsSubscription *subscription, int n)
 {

@@ -453,9 +453,6 @@ check_topics(const char *subscription, ArrayType *array)
 	return ids;
 }
 
-/*
- * Is it 'latest', or 'earliest'?
- */
 static bool
 parse_start(const char *subscription, const char *start)
 {
