@@ -8,8 +8,6 @@
 #ifndef CQRS_BACKOFF_H
 #define CQRS_BACKOFF_H
 
-#include "base/cqrs_outbox.h"
-
 extern int64 cqrs_backoff(int64 first, int64 longest, int failures);
 extern int64 cqrs_backoff_exact(int64 first, int64 longest, int failures);
 

@@ -8,8 +8,6 @@
 #ifndef CQRS_EVENT_ID_H
 #define CQRS_EVENT_ID_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 

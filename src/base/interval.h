@@ -8,8 +8,6 @@
 #ifndef CQRS_INTERVAL_H
 #define CQRS_INTERVAL_H
 
-#include "base/cqrs_outbox.h"
-
 extern int64 cqrs_milliseconds(Datum interval);
 
 #endif							/* CQRS_INTERVAL_H */

@@ -8,8 +8,6 @@
 #ifndef CQRS_SQLSTATE_H
 #define CQRS_SQLSTATE_H
 
-#include "base/cqrs_outbox.h"
-
 /* An error code, or all of a class: those that are code under mask. */
 typedef struct CqrsSqlstate
 {

@@ -23,6 +23,7 @@
 #include "utils/snapmgr.h"
 #include "utils/tuplestore.h"
 
+#include "base/hash.h"
 #include "control/dead_letter.h"
 #include "control/events.h"
 #include "extension/catalog.h"
@@ -210,14 +211,12 @@ collect(CqrsTopic *topic, const Search *query, TupleDesc desc, List *found)
 	int			nbounds = 0;
 	CqrsTick	tick;
 	int64		bound_tick = 0;
-	HASHCTL		ctl = {.keysize = sizeof(int64),.entrysize = sizeof(int64)};
 	HTAB	   *positions;
 	int			i;
 
 	topic_consumers(topic, query->snapshot, &consumers);
-	ctl.hcxt = CurrentMemoryContext;
-	positions = hash_create("cqrs positions", 64, &ctl,
-							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	positions = cqrs_hash_create("cqrs positions", sizeof(int64), sizeof(int64),
+								 CurrentMemoryContext);
 	if (query->status == STATUS_DEAD)
 		return collect_dead(topic, query, &consumers, desc, found, positions);
 	if (consumers.n == 0 || query->status == STATUS_PRODUCED ||

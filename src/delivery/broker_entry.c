@@ -21,6 +21,7 @@
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
+#include "base/hash.h"
 #include "base/rethrow.h"
 #include "delivery/broker_entry.h"
 #include "delivery/relay.h"
@@ -52,15 +53,10 @@ static dlist_node *node_after(CqrsBrokerEntries *entries, dlist_node *node);
 void
 cqrs_broker_entries_init(CqrsBrokerEntries *entries, MemoryContext context)
 {
-	HASHCTL		ctl;
-
 	entries->context = context;
 	dlist_init(&entries->list);
-	ctl.keysize = sizeof(uint64);
-	ctl.entrysize = sizeof(Lane);
-	ctl.hcxt = context;
-	entries->lanes = hash_create("cqrs lanes on their way", 64, &ctl,
-								 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	entries->lanes = cqrs_hash_create("cqrs lanes on their way",
+									  sizeof(uint64), sizeof(Lane), context);
 }
 
 /*

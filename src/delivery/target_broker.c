@@ -60,9 +60,6 @@
 /* A broker may accept nothing for so long, in milliseconds. */
 #define LONGEST_TROUBLE		1000
 
-/* The cursor of a subscription without events moves every so many ticks. */
-#define EMPTY_TICKS			1000
-
 /* The connection of this process, if server is not NULL. */
 static struct
 {
@@ -384,7 +381,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 	moved |= (relay.nothers > 0 && broker.entries.nentries == 0) ||
 		(relay.start_until != 0 && cursor->tick_id != relay.start_tick) ||
 		cqrs_relay_arrives(&relay) ||
-		cursor->tick_id >= relay.start_tick + EMPTY_TICKS;
+		cursor->tick_id >= relay.start_tick + CQRS_EMPTY_TICKS;
 	CQRS_DEBUG_POINT("relay_before_cursor");
 	cqrs_parked_close(cursor);
 	if (moved || cursor->next_retry_at != next_retry_at)
@@ -792,14 +789,8 @@ keep_cursor(const CqrsCursor *cursor)
 												  "cqrs broker cursor",
 												  ALLOCSET_SMALL_SIZES);
 	MemoryContext oldcontext = MemoryContextSwitchTo(context);
-	CqrsCursor *kept = &broker.ahead.cursor;
 
-	*kept = *cursor;
-	kept->snapshot =
-		cqrs_snapshot_from_datum(PointerGetDatum(cursor->snapshot));
-	if (cursor->until_tick != 0)
-		kept->until_snapshot =
-			cqrs_snapshot_from_datum(PointerGetDatum(cursor->until_snapshot));
+	cqrs_cursor_copy(&broker.ahead.cursor, cursor);
 	MemoryContextSwitchTo(oldcontext);
 	if (broker.cursor_context != NULL)
 		MemoryContextDelete(broker.cursor_context);

@@ -8,8 +8,6 @@
 #ifndef CQRS_ADMIN_H
 #define CQRS_ADMIN_H
 
-#include "base/cqrs_outbox.h"
-
 #include "catalog/pg_type_d.h"
 #include "executor/spi.h"
 

@@ -9,8 +9,6 @@
 #ifndef CQRS_CATALOG_H
 #define CQRS_CATALOG_H
 
-#include "base/cqrs_outbox.h"
-
 #include "storage/lock.h"
 #include "utils/rel.h"
 #include "utils/snapshot.h"

@@ -8,8 +8,6 @@
 #ifndef CQRS_ROW_H
 #define CQRS_ROW_H
 
-#include "base/cqrs_outbox.h"
-
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "utils/rel.h"

@@ -178,6 +178,21 @@ cqrs_cursor_read_all(int32 subscription_id, int partitions)
 }
 
 /*
+ * Remember where a cursor is: its snapshots are copied, to the current memory
+ * context, and what it points to besides is not.
+ */
+void
+cqrs_cursor_copy(CqrsCursor *copy, const CqrsCursor *cursor)
+{
+	*copy = *cursor;
+	copy->snapshot =
+		cqrs_snapshot_from_datum(PointerGetDatum(cursor->snapshot));
+	if (cursor->until_tick != 0)
+		copy->until_snapshot =
+			cqrs_snapshot_from_datum(PointerGetDatum(cursor->until_snapshot));
+}
+
+/*
  * How many cursors a subscription has, in the eyes of the snapshot: what the
  * registry says may be of another time. 0: it is not there, or being restored.
  */
@@ -291,28 +306,19 @@ cqrs_cursor_append(CqrsCursor *cursor)
 	values[CURSOR_SEQ - 1] = Int64GetDatum(cursor->seq);
 	values[CURSOR_TICK_ID - 1] = Int64GetDatum(cursor->tick_id);
 	values[CURSOR_SNAPSHOT - 1] = PointerGetDatum(cursor->snapshot);
-	if (cursor->until_tick != 0)
-	{
-		values[CURSOR_UNTIL_TICK - 1] = Int64GetDatum(cursor->until_tick);
-		values[CURSOR_UNTIL_SNAPSHOT - 1] =
-			PointerGetDatum(cursor->until_snapshot);
-		values[CURSOR_POSITION - 1] = Int64GetDatum(cursor->position);
-		values[CURSOR_RECEIVED - 1] = Int64GetDatum(cursor->received);
-	}
-	else
-	{
-		nulls[CURSOR_UNTIL_TICK - 1] = true;
-		nulls[CURSOR_UNTIL_SNAPSHOT - 1] = true;
-		nulls[CURSOR_POSITION - 1] = true;
-		nulls[CURSOR_RECEIVED - 1] = true;
-	}
+	values[CURSOR_UNTIL_TICK - 1] = Int64GetDatum(cursor->until_tick);
+	values[CURSOR_UNTIL_SNAPSHOT - 1] =
+		PointerGetDatum(cursor->until_snapshot);
+	values[CURSOR_POSITION - 1] = Int64GetDatum(cursor->position);
+	values[CURSOR_RECEIVED - 1] = Int64GetDatum(cursor->received);
+	if (cursor->until_tick == 0)
+		nulls[CURSOR_UNTIL_TICK - 1] = nulls[CURSOR_UNTIL_SNAPSHOT - 1] =
+			nulls[CURSOR_POSITION - 1] = nulls[CURSOR_RECEIVED - 1] = true;
 	values[CURSOR_RECEIVED_ALL - 1] = BoolGetDatum(cursor->received_all);
 	write_receipt(cursor, values, nulls);
-	if (cursor->next_retry_at != 0)
-		values[CURSOR_NEXT_RETRY_AT - 1] =
-			TimestampTzGetDatum(cursor->next_retry_at);
-	else
-		nulls[CURSOR_NEXT_RETRY_AT - 1] = true;
+	values[CURSOR_NEXT_RETRY_AT - 1] =
+		TimestampTzGetDatum(cursor->next_retry_at);
+	nulls[CURSOR_NEXT_RETRY_AT - 1] = cursor->next_retry_at == 0;
 	values[CURSOR_PASSED_AT - 1] = TimestampTzGetDatum(cursor->passed_at);
 	nulls[CURSOR_PASSED_AT - 1] = cursor->passed_at == 0;
 	values[CURSOR_DELIVERED - 1] = Int64GetDatum(cursor->delivered);

@@ -8,8 +8,6 @@
 #ifndef CQRS_CURSOR_H
 #define CQRS_CURSOR_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/uuid.h"
 
 #include "base/snapshot.h"
@@ -58,6 +56,7 @@ extern bool cqrs_cursor_read(int32 subscription_id, int32 partition,
 							 Snapshot snapshot, CqrsCursor *cursor);
 extern CqrsCursor *cqrs_cursor_read_all(int32 subscription_id,
 										int partitions);
+extern void cqrs_cursor_copy(CqrsCursor *copy, const CqrsCursor *cursor);
 extern int	cqrs_cursor_partitions(int32 subscription_id, Snapshot snapshot);
 extern void cqrs_cursor_start(CqrsCursor *cursor, bool latest, bool native);
 extern double cqrs_cursor_rate(const CqrsCursor *cursor, Snapshot snapshot);

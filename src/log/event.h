@@ -8,8 +8,6 @@
 #ifndef CQRS_EVENT_H
 #define CQRS_EVENT_H
 
-#include "base/cqrs_outbox.h"
-
 #include "access/transam.h"
 #include "access/tupdesc.h"
 #include "utils/timestamp.h"

@@ -8,8 +8,6 @@
 #ifndef CQRS_SEGMENT_H
 #define CQRS_SEGMENT_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/rel.h"
 #include "utils/snapshot.h"
 #include "utils/timestamp.h"

@@ -23,6 +23,7 @@
 #include "utils/memutils.h"
 #include "utils/regproc.h"
 
+#include "base/hash.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
 #include "mediator/command.h"
@@ -396,16 +397,13 @@ command_by_type(Oid typid)
 	{
 		HASH_SEQ_STATUS status;
 		CqrsCommand *command;
-		HASHCTL		ctl;
 
 		if (commands_by_type != NULL)
 			hash_destroy(commands_by_type);
 		commands_by_type = NULL;
-		ctl.keysize = sizeof(Oid);
-		ctl.entrysize = sizeof(TypeEntry);
-		ctl.hcxt = TopMemoryContext;
-		commands_by_type = hash_create("cqrs commands by type", 64, &ctl,
-									   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		commands_by_type = cqrs_hash_create("cqrs commands by type",
+											sizeof(Oid), sizeof(TypeEntry),
+											TopMemoryContext);
 		by_type_registry = registry;
 		by_type_procs = cqrs_handler_generation();
 

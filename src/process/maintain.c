@@ -28,12 +28,12 @@
 #include "access/xact.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
-#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
+#include "base/hash.h"
 #include "extension/catalog.h"
 #include "log/position.h"
 #include "log/retention.h"
@@ -182,16 +182,11 @@ cqrs_maintain_next(long wait)
 
 	if (maintain_context == NULL)
 	{
-		HASHCTL		ctl;
-
 		maintain_context = AllocSetContextCreate(TopMemoryContext,
 												 "cqrs maintenance",
 												 ALLOCSET_DEFAULT_SIZES);
-		ctl.keysize = sizeof(int32);
-		ctl.entrysize = sizeof(Watch);
-		ctl.hcxt = maintain_context;
-		watches = hash_create("cqrs topics watched", 64, &ctl,
-							  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		watches = cqrs_hash_create("cqrs topics watched", sizeof(int32),
+								   sizeof(Watch), maintain_context);
 	}
 
 	if (todo == NIL &&

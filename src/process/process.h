@@ -8,8 +8,6 @@
 #ifndef CQRS_PROCESS_H
 #define CQRS_PROCESS_H
 
-#include "base/cqrs_outbox.h"
-
 #include "postmaster/bgworker.h"
 
 extern void cqrs_process_signals(void);

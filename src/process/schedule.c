@@ -22,11 +22,11 @@
 #include "common/hashfn.h"
 #include "lib/ilist.h"
 #include "postmaster/bgworker.h"
-#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "base/backoff.h"
+#include "base/hash.h"
 #include "delivery/relay.h"
 #include "process/process.h"
 #include "process/schedule.h"
@@ -138,13 +138,9 @@ cqrs_schedule_refresh(bool careful)
 		return;
 	if (first)
 	{
-		HASHCTL		ctl;
-
 		first_order = (uint32) cqrs_steady_now();
-		ctl.keysize = sizeof(ScheduledKey);
-		ctl.entrysize = sizeof(Scheduled);
-		schedule = hash_create("cqrs schedule", 64, &ctl,
-							   HASH_ELEM | HASH_BLOBS);
+		schedule = cqrs_hash_create("cqrs schedule", sizeof(ScheduledKey),
+									sizeof(Scheduled), TopMemoryContext);
 		topics_context = AllocSetContextCreate(TopMemoryContext,
 											   "cqrs schedule",
 											   ALLOCSET_DEFAULT_SIZES);

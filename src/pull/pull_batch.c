@@ -48,9 +48,6 @@
  */
 #define PASSED_KEPT			1000
 
-/* Cursors move over so many empty ticks, as in relay.c. */
-#define EMPTY_TICKS			1000
-
 /* One partition in one attempt. */
 typedef struct Batch
 {
@@ -519,7 +516,7 @@ found_nothing(CqrsReceive *receive, Batch *batch, bool last)
 		(last && (relay->nothers > 0 ||
 				  (relay->start_until != 0 &&
 				   cursor->tick_id != relay->start_tick) ||
-				  cursor->tick_id >= relay->start_tick + EMPTY_TICKS)))
+				  cursor->tick_id >= relay->start_tick + CQRS_EMPTY_TICKS)))
 	{
 		if (relay->window != NULL && relay->nevents == 0 &&
 			cqrs_window_at_end(relay->window))
@@ -655,12 +652,7 @@ remember(CqrsReceive *receive, const Batch *batch)
 	oldcontext = MemoryContextSwitchTo(now.context);
 	now.seq = cursor->seq;
 	now.skipped = batch->relay.skipped;
-	now.cursor = *cursor;
-	now.cursor.snapshot =
-		cqrs_snapshot_from_datum(PointerGetDatum(cursor->snapshot));
-	if (cursor->until_tick != 0)
-		now.cursor.until_snapshot =
-			cqrs_snapshot_from_datum(PointerGetDatum(cursor->until_snapshot));
+	cqrs_cursor_copy(&now.cursor, cursor);
 	MemoryContextSwitchTo(oldcontext);
 	if (seen->context != NULL)
 		MemoryContextDelete(seen->context);

@@ -8,8 +8,6 @@
 #ifndef CQRS_REGISTRY_H
 #define CQRS_REGISTRY_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/hsearch.h"
 
 #include "registry/entry.h"

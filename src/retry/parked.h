@@ -8,8 +8,6 @@
 #ifndef CQRS_PARKED_H
 #define CQRS_PARKED_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 

@@ -8,8 +8,6 @@
 #ifndef CQRS_RETRY_H
 #define CQRS_RETRY_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/timestamp.h"
 
 #include "log/cursor.h"

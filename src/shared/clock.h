@@ -8,8 +8,6 @@
 #ifndef CQRS_CLOCK_H
 #define CQRS_CLOCK_H
 
-#include "base/cqrs_outbox.h"
-
 #include "storage/spin.h"
 #include "utils/timestamp.h"
 
