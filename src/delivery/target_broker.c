@@ -39,10 +39,7 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "access/xact.h"
-#include "utils/hsearch.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 
 #include "base/debug_point.h"
 #include "broker/message.h"

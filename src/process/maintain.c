@@ -26,10 +26,8 @@
 #include "base/cqrs_outbox.h"
 
 #include "access/xact.h"
-#include "funcapi.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
