@@ -12,9 +12,9 @@
 #include "storage/condition_variable.h"
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
-#include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
+#include "base/interval.h"
 #include "delivery/underway.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
@@ -148,9 +148,7 @@ cqrs_wait(PG_FUNCTION_ARGS)
 
 	cqrs_subscription_require_owner(subscription);
 	cqrs_arg_required(fcinfo, 1, "timeout", NULL, NULL);
-	deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-													   TimestampTzGetDatum(now),
-													   PG_GETARG_DATUM(1)));
+	deadline = cqrs_time_plus(now, PG_GETARG_DATUM(1));
 	if (deadline < now)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -39,8 +39,8 @@
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
-#include "utils/timestamp.h"
 
+#include "base/interval.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
 #include "extension/privilege.h"
@@ -384,11 +384,7 @@ cqrs_topic_require_control(const CqrsTopic *topic, const char *verb)
 static void
 check_retention(const char *name, Interval *retention)
 {
-	Interval	zero = {0};
-
-	if (DatumGetInt32(DirectFunctionCall2(interval_cmp,
-										  IntervalPGetDatum(retention),
-										  IntervalPGetDatum(&zero))) < 0)
+	if (cqrs_interval_is_negative(IntervalPGetDatum(retention)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("retention of topic \"%s\" must not be negative",

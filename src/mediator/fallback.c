@@ -32,8 +32,8 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
-#include "utils/timestamp.h"
 
+#include "base/interval.h"
 #include "base/rethrow.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
@@ -343,7 +343,6 @@ check_pair(const char *handler, const char *fallback, Oid *argtypes,
 static void
 check_breaker(FunctionCallInfo fcinfo)
 {
-	Interval	zero = {0};
 	int			n;
 
 	cqrs_arg_required(fcinfo, 3, "fail_max", NULL, NULL);
@@ -353,8 +352,7 @@ check_breaker(FunctionCallInfo fcinfo)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("fail_max must not be negative"),
 				 errhint("With 0, there is no circuit breaker.")));
-	if (DatumGetInt32(DirectFunctionCall2(interval_cmp, PG_GETARG_DATUM(4),
-										  IntervalPGetDatum(&zero))) < 0)
+	if (cqrs_interval_is_negative(PG_GETARG_DATUM(4)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("reset_after must not be negative")));

@@ -27,7 +27,6 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
-#include "utils/timestamp.h"
 
 #include "base/interval.h"
 #include "delivery/relay.h"
@@ -165,9 +164,7 @@ cqrs_nack(PG_FUNCTION_ARGS)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("retry_after must not be negative")));
-		fault.retry_at = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-																 TimestampTzGetDatum(cqrs_wall_now()),
-																 PG_GETARG_DATUM(3)));
+		fault.retry_at = cqrs_time_plus(cqrs_wall_now(), PG_GETARG_DATUM(3));
 	}
 	fault.final = !PG_ARGISNULL(4) && PG_GETARG_BOOL(4);
 	npositions = positions_arg(fcinfo, 1, &positions);
@@ -207,9 +204,7 @@ cqrs_renew(PG_FUNCTION_ARGS)
 
 	handed = linitial(find_handed(subscription, true, PG_GETARG_UUID_P(1)));
 	if (lease > 0)
-		until = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-														TimestampTzGetDatum(now),
-														PG_GETARG_DATUM(2)));
+		until = cqrs_time_plus(now, PG_GETARG_DATUM(2));
 	handed->cursor.leased_until = lease > 0 ? until : 0;
 	cqrs_cursor_append(&handed->cursor);
 	PG_RETURN_TIMESTAMPTZ(until);

@@ -27,11 +27,10 @@
 
 #include "access/detoast.h"
 #include "shared/clock.h"
-#include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
+#include "base/interval.h"
 #include "delivery/relay.h"
 #include "extension/catalog.h"
 #include "pull/pull.h"
@@ -581,10 +580,8 @@ finish_batch(CqrsReceive *receive, Batch *batch)
 	cursor->receipt = batch->receipt;
 	cursor->leased_until = 0;
 	if (receive->lease != NULL)
-		cursor->leased_until =
-			DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-													TimestampTzGetDatum(cqrs_wall_now()),
-													IntervalPGetDatum(receive->lease)));
+		cursor->leased_until = cqrs_time_plus(cqrs_wall_now(),
+											  IntervalPGetDatum(receive->lease));
 	cqrs_cursor_forget_passed(cursor);
 	cqrs_parked_close(cursor);
 	cqrs_cursor_append(cursor);

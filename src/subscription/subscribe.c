@@ -13,8 +13,8 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
-#include "utils/timestamp.h"
 
+#include "base/interval.h"
 #include "broker/message.h"
 #include "broker/server.h"
 #include "extension/admin.h"
@@ -247,7 +247,6 @@ static void
 check_settings(FunctionCallInfo fcinfo, const char *name, int first_arg,
 			   bool null_allowed, Oid *types, Datum *values, char *nulls)
 {
-	Interval	zero = {0};
 	int			i;
 
 	for (i = 0; i < SETTINGS; i++)
@@ -272,9 +271,7 @@ check_settings(FunctionCallInfo fcinfo, const char *name, int first_arg,
 				negative = DatumGetInt64(arg.value) < 0;
 				break;
 			case INTERVALOID:
-				negative = DatumGetInt32(DirectFunctionCall2(interval_cmp,
-															 arg.value,
-															 IntervalPGetDatum(&zero))) < 0;
+				negative = cqrs_interval_is_negative(arg.value);
 				break;
 		}
 		if (negative)
