@@ -14,9 +14,9 @@ MODULE_big = cqrs_outbox
 ROOMS = include base shared extension registry log mediator broker emit retry \
 	subscription delivery pull control deferred monitor process
 
-OBJS_base = event_id.o guc.o interval.o json.o rethrow.o snapshot.o sqlstate.o
+OBJS_base = backoff.o event_id.o guc.o interval.o json.o rethrow.o snapshot.o sqlstate.o
 OBJS_shared = announce.o clock.o database.o shmem.o
-OBJS_extension = catalog.o privilege.o version.o
+OBJS_extension = admin.o catalog.o privilege.o row.o version.o
 OBJS_registry = handler.o load.o owner.o payload.o payload_path.o \
 	payload_type.o registry.o signature.o
 OBJS_log = cursor.o event.o position.o retention.o rotation.o segment.o \

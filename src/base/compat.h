@@ -165,6 +165,14 @@ cqrs_vxid_pid(VirtualTransactionId vxid)
 	return proc ? proc->pid : 0;
 }
 
+/* 15 has a random number generator of its own; at least 0, less than 1. */
+#if PG_VERSION_NUM >= 150000
+#include "common/pg_prng.h"
+#define cqrs_random()	pg_prng_double(&pg_global_prng_state)
+#else
+#define cqrs_random()	((random() & 0xFFFF) / 65536.0)
+#endif
+
 /* 19 hands signal handlers a second argument. */
 #if PG_VERSION_NUM >= 190000
 #define CQRS_PASS_SIGNAL_ARGS	postgres_signal_arg, pg_siginfo

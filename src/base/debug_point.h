@@ -32,8 +32,6 @@
 #ifndef CQRS_DEBUG_POINT_H
 #define CQRS_DEBUG_POINT_H
 
-#include "base/cqrs_outbox.h"
-
 #ifdef CQRS_DEBUG_POINTS
 #define CQRS_DEBUG_POINT(name)	cqrs_debug_point(name)
 

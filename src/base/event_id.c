@@ -78,6 +78,27 @@ cqrs_event_id_generate(TimestampTz now, pg_uuid_t *result)
 	memcpy(result->data, words, UUID_LEN);
 }
 
+/*
+ * A UUID as text, in a buffer that has room for it. Returns the buffer.
+ */
+char *
+cqrs_uuid_text(const pg_uuid_t *uuid, char *text)
+{
+	static const char digits[] = "0123456789abcdef";
+	char	   *next = text;
+	int			i;
+
+	for (i = 0; i < UUID_LEN; i++)
+	{
+		if (i == 4 || i == 6 || i == 8 || i == 10)
+			*next++ = '-';
+		*next++ = digits[uuid->data[i] >> 4];
+		*next++ = digits[uuid->data[i] & 15];
+	}
+	*next = '\0';
+	return text;
+}
+
 static void
 counter_randomize(void)
 {

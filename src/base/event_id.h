@@ -8,11 +8,13 @@
 #ifndef CQRS_EVENT_ID_H
 #define CQRS_EVENT_ID_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
+/* A UUID is so long as text, without the terminating null. */
+#define CQRS_UUID_TEXT_LEN	36
+
 extern void cqrs_event_id_generate(TimestampTz now, pg_uuid_t *result);
+extern char *cqrs_uuid_text(const pg_uuid_t *uuid, char *text);
 
 #endif							/* CQRS_EVENT_ID_H */

@@ -7,7 +7,7 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "datatype/timestamp.h"
+#include "utils/fmgrprotos.h"
 #include "utils/timestamp.h"
 
 #include "base/interval.h"
@@ -24,4 +24,24 @@ cqrs_milliseconds(Datum interval)
 	return Min(((int64) value->month * DAYS_PER_MONTH + value->day) *
 			   (USECS_PER_DAY / 1000) + value->time / 1000,
 			   PG_INT64_MAX / 4000);
+}
+
+bool
+cqrs_interval_is_negative(Datum interval)
+{
+	Interval	zero = {0};
+
+	return DatumGetInt32(DirectFunctionCall2(interval_cmp, interval,
+											 IntervalPGetDatum(&zero))) < 0;
+}
+
+/*
+ * A time and an interval, as SQL adds them. Raises 22008.
+ */
+TimestampTz
+cqrs_time_plus(TimestampTz time, Datum interval)
+{
+	return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+												   TimestampTzGetDatum(time),
+												   interval));
 }

@@ -8,8 +8,6 @@
 #ifndef CQRS_JSON_H
 #define CQRS_JSON_H
 
-#include "base/cqrs_outbox.h"
-
 #include "lib/stringinfo.h"
 #include "utils/jsonb.h"
 

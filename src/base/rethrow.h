@@ -8,8 +8,6 @@
 #ifndef CQRS_RETHROW_H
 #define CQRS_RETHROW_H
 
-#include "base/cqrs_outbox.h"
-
 extern ErrorData *cqrs_error_take(MemoryContext context);
 pg_noreturn extern void cqrs_error_rethrow(ErrorData *error);
 

@@ -8,8 +8,6 @@
 #ifndef CQRS_SNAPSHOT_H
 #define CQRS_SNAPSHOT_H
 
-#include "base/cqrs_outbox.h"
-
 #include "access/transam.h"
 
 /*

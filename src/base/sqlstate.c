@@ -50,9 +50,6 @@ cqrs_sqlstates_parse(Datum array, const char *argument, int *n)
 	return sqlstates;
 }
 
-/*
- * Is the code in the list?
- */
 bool
 cqrs_sqlstate_listed(const CqrsSqlstate *sqlstates, int n, int code)
 {
@@ -62,6 +59,21 @@ cqrs_sqlstate_listed(const CqrsSqlstate *sqlstates, int n, int code)
 		if ((code & sqlstates[i].mask) == sqlstates[i].code)
 			return true;
 	return false;
+}
+
+/*
+ * The code that a table has as text; 0 if it is none.
+ */
+int
+cqrs_sqlstate_of_text(Datum value)
+{
+	char	   *code = TextDatumGetCString(value);
+	CqrsSqlstate sqlstate;
+
+	if (!parse_sqlstate(code, &sqlstate))
+		sqlstate.code = 0;
+	pfree(code);
+	return sqlstate.code;
 }
 
 static bool

@@ -8,8 +8,6 @@
 #ifndef CQRS_SQLSTATE_H
 #define CQRS_SQLSTATE_H
 
-#include "base/cqrs_outbox.h"
-
 /* An error code, or all of a class: those that are code under mask. */
 typedef struct CqrsSqlstate
 {
@@ -19,6 +17,7 @@ typedef struct CqrsSqlstate
 
 extern CqrsSqlstate *cqrs_sqlstates_parse(Datum array, const char *argument,
 										  int *n);
+extern int	cqrs_sqlstate_of_text(Datum value);
 extern bool cqrs_sqlstate_listed(const CqrsSqlstate *sqlstates, int n,
 								 int code);
 

@@ -389,9 +389,6 @@ thread_cycle(CqrsBrokerLink *link, bool *stop, char *error)
 	}
 }
 
-/*
- * Publish a list, some at a time.
- */
 static bool
 thread_publish(CqrsBrokerLink *link, CqrsLinkMessage *todo, char *error)
 {
@@ -410,9 +407,6 @@ thread_publish(CqrsBrokerLink *link, CqrsLinkMessage *todo, char *error)
 	return true;
 }
 
-/*
- * The module reports a message.
- */
 static void
 thread_report(CqrsBrokerMessage *message, CqrsBrokerOutcome outcome,
 			  const char *error)
@@ -455,9 +449,6 @@ thread_hand_back(CqrsBrokerLink *link, CqrsLinkState state, const char *error)
 	pthread_mutex_unlock(&link->mutex);
 }
 
-/*
- * Wait for the worker, or the broker.
- */
 static void
 thread_wait(CqrsBrokerLink *link)
 {

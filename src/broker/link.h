@@ -8,8 +8,6 @@
 #ifndef CQRS_BROKER_LINK_H
 #define CQRS_BROKER_LINK_H
 
-#include "base/cqrs_outbox.h"
-
 #include "include/cqrs_broker.h"
 
 typedef struct CqrsBrokerLink CqrsBrokerLink;

@@ -39,19 +39,17 @@
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/jsonb.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
+#include "base/event_id.h"
 #include "base/json.h"
 #include "broker/message.h"
 
 /* Microseconds from 1970 to 2000. */
 #define UNIX_EPOCH_OFFSET_USEC \
 	((POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
-
-#define UUID_TEXT_LEN	36
 
 /* No format has more headers of its own: cloudevents. */
 #define MAX_OWN_HEADERS	8
@@ -353,21 +351,12 @@ add_value(Draft *draft, Datum value)
 static Offset
 add_event_id(Draft *draft)
 {
-	static const char hex[] = "0123456789abcdef";
-	const pg_uuid_t *id = DatumGetUUIDP(draft->event->event_id);
 	Offset		start = draft->text.len;
-	char		buf[UUID_TEXT_LEN];
-	char	   *p = buf;
-	int			i;
+	char		id[CQRS_UUID_TEXT_LEN + 1];
 
-	for (i = 0; i < UUID_LEN; i++)
-	{
-		if (i == 4 || i == 6 || i == 8 || i == 10)
-			*p++ = '-';
-		*p++ = hex[id->data[i] >> 4];
-		*p++ = hex[id->data[i] & 0xf];
-	}
-	appendBinaryStringInfo(&draft->text, buf, UUID_TEXT_LEN);
+	appendStringInfoString(&draft->text,
+						   cqrs_uuid_text(DatumGetUUIDP(draft->event->event_id),
+										  id));
 	return end_text(draft, start);
 }
 

@@ -8,8 +8,6 @@
 #ifndef CQRS_MESSAGE_H
 #define CQRS_MESSAGE_H
 
-#include "base/cqrs_outbox.h"
-
 #include "include/cqrs_broker.h"
 #include "log/event.h"
 

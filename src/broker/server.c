@@ -14,7 +14,6 @@
 
 #include "access/htup_details.h"
 #include "access/reloptions.h"
-#include "catalog/pg_foreign_server.h"
 #include "catalog/pg_language.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_user_mapping.h"
@@ -25,7 +24,6 @@
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
-#include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
 #include "broker/server.h"
@@ -161,9 +159,6 @@ cqrs_broker_error(const char *error)
 	return result;
 }
 
-/*
- * The module of the server's wrapper.
- */
 static const CqrsBrokerModule *
 find_module(const ForeignServer * server)
 {
@@ -204,9 +199,6 @@ find_module(const ForeignServer * server)
 	return module;
 }
 
-/*
- * Does the module fit?
- */
 static void
 check_module(const CqrsBrokerModule *module, const char *library,
 			 const ForeignServer * server)

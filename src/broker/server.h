@@ -8,8 +8,6 @@
 #ifndef CQRS_BROKER_SERVER_H
 #define CQRS_BROKER_SERVER_H
 
-#include "base/cqrs_outbox.h"
-
 #include "include/cqrs_broker.h"
 
 /* All that it takes to connect to a broker. */

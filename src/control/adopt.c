@@ -59,7 +59,6 @@
 
 #include "access/table.h"
 #include "access/tableam.h"
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "nodes/bitmapset.h"
 #include "utils/builtins.h"
@@ -69,6 +68,7 @@
 #include "utils/xid8.h"
 
 #include "control/adopt.h"
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "log/event.h"
@@ -122,25 +122,18 @@ typedef struct Adoption
 
 static void forget_receipts(void);
 static void lock_topics(Adoption *adoption);
-static void keep_topics(Adoption *adoption);
 static void lock_cursors(void);
 static void list_subscriptions(Adoption *adoption);
-static List *all_subscriptions(void);
 static bool is_restored(const CqrsSubscription *subscription,
 						Snapshot snapshot);
 static void read_cursors(Restored *restored, Snapshot snapshot);
 static FullTransactionId end_of_labels(Adoption *adoption);
-static int	compare_topics(const ListCell *a, const ListCell *b);
-static int	compare_subscriptions(const ListCell *a, const ListCell *b);
-static int	compare_positions(const void *a, const void *b);
 static void adopt_segment(Adoption *adoption, const CqrsTopic *topic,
 						  int segment);
 static FullTransactionId label_of(Adoption *adoption, const CqrsTopic *topic,
 								  TupleTableSlot *slot);
 static bool was_delivered(const Delivered *cursor, FullTransactionId xid,
 						  int64 position);
-static bool reads(const CqrsSubscription *subscription,
-				  const CqrsTopic *topic);
 static FullTransactionId new_label(Adoption *adoption,
 								   const Bitmapset *delivered);
 static void check_labels(Adoption *adoption);
@@ -170,7 +163,13 @@ cqrs_adopt(PG_FUNCTION_ARGS)
 		cqrs_adopt_identity();
 	lock_topics(&adoption);
 	lock_cursors();
-	keep_topics(&adoption);
+
+	/*
+	 * Keep others from creating or dropping topics, and find those that were
+	 * restored, or adopted, while we waited for locks.
+	 */
+	cqrs_admin_run("LOCK TABLE cqrs.topic IN SHARE ROW EXCLUSIVE MODE", 0);
+	lock_topics(&adoption);
 	list_subscriptions(&adoption);
 	if (is_copy)
 		forget_receipts();
@@ -220,15 +219,8 @@ cqrs_adopt(PG_FUNCTION_ARGS)
 void
 cqrs_adopt_identity(void)
 {
-	CqrsAdmin	admin;
-	Oid			types[1] = {OIDOID};
-	Datum		values[1];
-
-	values[0] = ObjectIdGetDatum(MyDatabaseId);
-	cqrs_admin_begin(&admin);
-	(void) cqrs_admin_execute("INSERT INTO cqrs.identity (id, database) VALUES (pg_catalog.gen_random_uuid(), $1)",
-							  1, types, values, NULL);
-	cqrs_admin_end(&admin);
+	(void) cqrs_admin_run("INSERT INTO cqrs.identity (id, database) VALUES (pg_catalog.gen_random_uuid(), $1)",
+						  1, CQRS_ARG(OIDOID, ObjectIdGetDatum(MyDatabaseId)));
 	cqrs_shmem_changed();
 	cqrs_commit_durably();
 }
@@ -241,7 +233,7 @@ forget_receipts(void)
 {
 	ListCell   *lc;
 
-	foreach(lc, all_subscriptions())
+	foreach(lc, cqrs_registry_subscription_list(NULL))
 	{
 		CqrsSubscription *subscription = lfirst(lc);
 		int			i;
@@ -267,46 +259,25 @@ forget_receipts(void)
 	}
 }
 
-/*
- * Keep others from creating or dropping topics, and find those that were
- * restored, or adopted, while we waited for locks.
- */
-static void
-keep_topics(Adoption *adoption)
-{
-	CqrsAdmin	admin;
-
-	cqrs_admin_begin(&admin);
-	cqrs_admin_ddl("LOCK TABLE cqrs.topic IN SHARE ROW EXCLUSIVE MODE");
-	cqrs_admin_end(&admin);
-	lock_topics(adoption);
-}
-
-/*
- * Find the restored topics, and have them to ourselves.
- */
 static void
 lock_topics(Adoption *adoption)
 {
-	HASH_SEQ_STATUS status;
-	CqrsTopic  *topic;
 	ListCell   *lc;
 
 	adoption->topics = NIL;
-	cqrs_registry_topics(&status);
-	while ((topic = hash_seq_search(&status)) != NULL)
+	foreach(lc, cqrs_registry_topic_list())
+	{
+		CqrsTopic  *topic = (CqrsTopic *) lfirst(lc);
+
 		if (!topic->native)
 			adoption->topics = lappend(adoption->topics, topic);
-	list_sort(adoption->topics, compare_topics);
+	}
 	foreach(lc, adoption->topics)
 		(void) cqrs_object_lock(CQRS_REL_TOPIC,
 								((CqrsTopic *) lfirst(lc))->topic_id, 0,
 								ExclusiveLock, true);
 }
 
-/*
- * Have the cursors of the restored subscriptions to ourselves.
- */
 static void
 lock_cursors(void)
 {
@@ -315,7 +286,7 @@ lock_cursors(void)
 	Snapshot	snapshot;
 	int			i;
 
-	subscriptions = all_subscriptions();
+	subscriptions = cqrs_registry_subscription_list(NULL);
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	foreach(lc, subscriptions)
 	{
@@ -338,7 +309,7 @@ lock_cursors(void)
 static void
 list_subscriptions(Adoption *adoption)
 {
-	List	   *subscriptions = all_subscriptions();
+	List	   *subscriptions = cqrs_registry_subscription_list(NULL);
 	ListCell   *lc;
 	Snapshot	snapshot;
 
@@ -354,23 +325,6 @@ list_subscriptions(Adoption *adoption)
 				subscription;
 	}
 	UnregisterSnapshot(snapshot);
-}
-
-/*
- * All subscriptions, by id.
- */
-static List *
-all_subscriptions(void)
-{
-	List	   *subscriptions = NIL;
-	HASH_SEQ_STATUS status;
-	CqrsSubscription *subscription;
-
-	cqrs_registry_subscriptions(&status);
-	while ((subscription = hash_seq_search(&status)) != NULL)
-		subscriptions = lappend(subscriptions, subscription);
-	list_sort(subscriptions, compare_subscriptions);
-	return subscriptions;
 }
 
 /*
@@ -436,14 +390,14 @@ end_of_labels(Adoption *adoption)
 	ListCell   *lc;
 	int			i;
 
-	foreach(lc, all_subscriptions())
+	foreach(lc, cqrs_registry_subscription_list(NULL))
 	{
 		CqrsSubscription *subscription = lfirst(lc);
 		bool		concerned = false;
 		ListCell   *lc2;
 
 		foreach(lc2, adoption->topics)
-			concerned |= reads(subscription, lfirst(lc2));
+			concerned |= cqrs_subscription_reads(subscription, lfirst(lc2));
 		for (i = 0; concerned && i < subscription->partitions; i++)
 		{
 			CqrsCursor	cursor;
@@ -456,29 +410,6 @@ end_of_labels(Adoption *adoption)
 		}
 	}
 	return end;
-}
-
-static int
-compare_topics(const ListCell *a, const ListCell *b)
-{
-	return ((const CqrsTopic *) lfirst(a))->topic_id -
-		((const CqrsTopic *) lfirst(b))->topic_id;
-}
-
-static int
-compare_subscriptions(const ListCell *a, const ListCell *b)
-{
-	return ((const CqrsSubscription *) lfirst(a))->subscription_id -
-		((const CqrsSubscription *) lfirst(b))->subscription_id;
-}
-
-static int
-compare_positions(const void *a, const void *b)
-{
-	int64		left = *(const int64 *) a;
-	int64		right = *(const int64 *) b;
-
-	return (left > right) - (left < right);
 }
 
 /*
@@ -560,7 +491,7 @@ label_of(Adoption *adoption, const CqrsTopic *topic, TupleTableSlot *slot)
 		Restored   *restored = &adoption->subscriptions[i];
 		int			partition;
 
-		if (!reads(restored->subscription, topic))
+		if (!cqrs_subscription_reads(restored->subscription, topic))
 			continue;
 		partition = cqrs_key_partition(key, restored->subscription->partitions);
 		if (was_delivered(&restored->partitions[partition], xid, position))
@@ -590,20 +521,7 @@ was_delivered(const Delivered *cursor, FullTransactionId xid, int64 position)
 		(cursor->until_snapshot != NULL &&
 		 cqrs_snapshot_shows(cursor->until_snapshot, xid) &&
 		 (position <= cursor->position ||
-		  (cursor->npassed > 0 &&
-		   bsearch(&position, cursor->passed, cursor->npassed, sizeof(int64),
-				   compare_positions) != NULL)));
-}
-
-static bool
-reads(const CqrsSubscription *subscription, const CqrsTopic *topic)
-{
-	int			i;
-
-	for (i = 0; i < subscription->ntopics; i++)
-		if (subscription->topics[i]->topic_id == topic->topic_id)
-			return true;
-	return false;
+		  cqrs_positions_contain(cursor->passed, cursor->npassed, position)));
 }
 
 /*
@@ -645,18 +563,13 @@ check_labels(Adoption *adoption)
 {
 	CqrsSnapshot *empty = cqrs_snapshot_empty();
 	CqrsSnapshot *labels = cqrs_snapshot_empty();
-	HASH_SEQ_STATUS status;
-	CqrsTopic  *topic;
-	List	   *topics = NIL;
 	ListCell   *lc;
 
 	labels->xmin = labels->xmax = adoption->next_label;
-	cqrs_registry_topics(&status);
-	while ((topic = hash_seq_search(&status)) != NULL)
-		topics = lappend(topics, topic);
-	foreach(lc, topics)
+	foreach(lc, cqrs_registry_topic_list())
 	{
-		topic = lfirst(lc);
+		CqrsTopic  *topic = (CqrsTopic *) lfirst(lc);
+
 		if (cqrs_window_has_events(topic, empty, labels, adoption->snapshot))
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -674,25 +587,18 @@ check_labels(Adoption *adoption)
 static void
 raise_sequences(int64 last_position)
 {
-	CqrsAdmin	admin;
-	Oid			types[1] = {INT8OID};
-	Datum		values[1];
-
-	values[0] = Int64GetDatum(last_position);
-	cqrs_admin_begin(&admin);
-	(void) cqrs_admin_execute("SELECT pg_catalog.setval(s.sequence, s.restored)"
-							  " FROM (SELECT 'cqrs.position'::pg_catalog.regclass, greatest($1,"
-							  " (SELECT pg_catalog.max(position) FROM cqrs.retry),"
-							  " (SELECT pg_catalog.max(position) FROM cqrs.dead_letter))"
-							  " UNION ALL SELECT 'cqrs.topic_id', (SELECT pg_catalog.max(topic_id) FROM cqrs.topic)"
-							  " UNION ALL SELECT 'cqrs.subscription_id', (SELECT pg_catalog.max(subscription_id) FROM cqrs.subscription)"
-							  " UNION ALL SELECT 'cqrs.event_handler_seq', (SELECT pg_catalog.max(seq) FROM cqrs.event_handler)"
-							  " UNION ALL SELECT 'cqrs.middleware_seq', (SELECT pg_catalog.max(seq) FROM cqrs.middleware)"
-							  " UNION ALL SELECT 'cqrs.fallback_id', (SELECT pg_catalog.max(fallback_id) FROM cqrs.fallback)"
-							  ") s (sequence, restored)"
-							  " WHERE s.restored > coalesce(pg_catalog.pg_sequence_last_value(s.sequence), 0)",
-							  1, types, values, NULL);
-	cqrs_admin_end(&admin);
+	(void) cqrs_admin_run("SELECT pg_catalog.setval(s.sequence, s.restored)"
+						  " FROM (SELECT 'cqrs.position'::pg_catalog.regclass, greatest($1,"
+						  " (SELECT pg_catalog.max(position) FROM cqrs.retry),"
+						  " (SELECT pg_catalog.max(position) FROM cqrs.dead_letter))"
+						  " UNION ALL SELECT 'cqrs.topic_id', (SELECT pg_catalog.max(topic_id) FROM cqrs.topic)"
+						  " UNION ALL SELECT 'cqrs.subscription_id', (SELECT pg_catalog.max(subscription_id) FROM cqrs.subscription)"
+						  " UNION ALL SELECT 'cqrs.event_handler_seq', (SELECT pg_catalog.max(seq) FROM cqrs.event_handler)"
+						  " UNION ALL SELECT 'cqrs.middleware_seq', (SELECT pg_catalog.max(seq) FROM cqrs.middleware)"
+						  " UNION ALL SELECT 'cqrs.fallback_id', (SELECT pg_catalog.max(fallback_id) FROM cqrs.fallback)"
+						  ") s (sequence, restored)"
+						  " WHERE s.restored > coalesce(pg_catalog.pg_sequence_last_value(s.sequence), 0)",
+						  1, CQRS_INT8(last_position));
 }
 
 /*

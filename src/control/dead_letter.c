@@ -8,27 +8,19 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "access/genam.h"
-#include "access/heapam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
 #include "access/xact.h"
-#include "shared/clock.h"
-#include "funcapi.h"
-#include "utils/builtins.h"
-#include "utils/fmgroids.h"
-#include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/tuplestore.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
+#include "base/event_id.h"
 #include "control/dead_letter.h"
 #include "delivery/underway.h"
-#include "extension/catalog.h"
+#include "extension/row.h"
 #include "registry/registry.h"
 #include "retry/retry.h"
-#include "shared/announce.h"
+#include "shared/clock.h"
 #include "subscription/subscription.h"
 
 /* Columns of what cqrs_dead_letters() returns. */
@@ -37,12 +29,10 @@
 /* A walk over a subscription's dead letters, by position. */
 struct CqrsDeadLetterScan
 {
-	Relation	rel;
-	Relation	index;
-	SysScanDesc scan;
+	CqrsScan	scan;
 
 	/* The row read last. */
-	HeapTuple	tuple;
+	HeapTuple	row;
 	Datum		values[CQRS_DEAD_COLUMNS];
 	bool		nulls[CQRS_DEAD_COLUMNS];
 };
@@ -79,18 +69,7 @@ cqrs_dead_letters(PG_FUNCTION_ARGS)
 		Datum		values[RESULT_COLUMNS];
 		bool		nulls[RESULT_COLUMNS] = {0};
 
-		values[0] = Int64GetDatum(event.position);
-		values[1] = event.event_id;
-		values[2] = event.event_name;
-		nulls[3] = event.topic == NULL;
-		if (event.topic != NULL)
-			values[3] = CStringGetTextDatum(event.topic->name);
-		values[4] = event.key.value;
-		nulls[4] = event.key.isnull;
-		values[5] = event.payload.value;
-		nulls[5] = event.payload.isnull;
-		values[6] = event.headers.value;
-		nulls[6] = event.headers.isnull;
+		cqrs_event_show(&event, values, nulls);
 		values[7] = TimestampTzGetDatum(event.emitted_at);
 		values[8] = Int32GetDatum(attempts);
 		values[9] = scan->values[CQRS_DEAD_DIED_AT - 1];
@@ -117,16 +96,10 @@ cqrs_redrive(PG_FUNCTION_ARGS)
 	subscription = letters_subscription(fcinfo);
 	subscription = cqrs_subscription_lock_all(subscription);
 	cqrs_underway_settle(subscription->subscription_id);
-	cursors = palloc(sizeof(CqrsCursor) * subscription->partitions);
+	cursors = cqrs_cursor_read_all(subscription->subscription_id,
+								   subscription->partitions);
 	for (i = 0; i < subscription->partitions; i++)
 	{
-		Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-
-		if (!cqrs_cursor_read(subscription->subscription_id, i, snapshot,
-							  &cursors[i]))
-			elog(ERROR, "subscription %d has no cursor %d",
-				 subscription->subscription_id, i);
-		UnregisterSnapshot(snapshot);
 		cqrs_cursor_require_native(&cursors[i], subscription->name);
 		cqrs_parked_open(&cursors[i]);
 	}
@@ -134,8 +107,8 @@ cqrs_redrive(PG_FUNCTION_ARGS)
 	n = remove_letters(fcinfo, subscription, cursors);
 	for (i = 0; n > 0 && i < subscription->partitions; i++)
 		cqrs_cursor_append(&cursors[i]);
-	for (i = 0; n > 0 && i < subscription->ntopics; i++)
-		cqrs_shmem_emitted(subscription->topics[i]->topic_id);
+	if (n > 0)
+		cqrs_subscription_wake(subscription);
 	PG_RETURN_INT64(n);
 }
 
@@ -152,9 +125,6 @@ cqrs_discard(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64(remove_letters(fcinfo, subscription, NULL));
 }
 
-/*
- * Begin to walk over a subscription's dead letters.
- */
 CqrsDeadLetterScan *
 cqrs_dead_letter_begin(int32 subscription_id, Snapshot snapshot)
 {
@@ -170,26 +140,14 @@ cqrs_dead_letter_next(CqrsDeadLetterScan *scan, CqrsEvent *event,
 					  int *attempts)
 {
 	Datum	   *values = scan->values;
-	bool	   *nulls = scan->nulls;
 
 	CHECK_FOR_INTERRUPTS();
-	scan->tuple = systable_getnext_ordered(scan->scan, ForwardScanDirection);
-	if (!HeapTupleIsValid(scan->tuple))
+	scan->row = cqrs_scan_read(&scan->scan, values, scan->nulls);
+	if (scan->row == NULL)
 		return false;
-	heap_deform_tuple(scan->tuple, RelationGetDescr(scan->rel), values, nulls);
-	event->topic =
-		cqrs_registry_topic_by_id(DatumGetInt32(values[CQRS_DEAD_TOPIC_ID - 1]));
-	event->position = DatumGetInt64(values[CQRS_DEAD_POSITION - 1]);
-	event->xid = InvalidFullTransactionId;
-	event->emitted_at = DatumGetTimestampTz(values[CQRS_DEAD_EMITTED_AT - 1]);
-	event->event_id = values[CQRS_DEAD_EVENT_ID - 1];
-	event->event_name = values[CQRS_DEAD_EVENT_NAME - 1];
-	event->key.value = values[CQRS_DEAD_KEY - 1];
-	event->key.isnull = nulls[CQRS_DEAD_KEY - 1];
-	event->headers.value = values[CQRS_DEAD_HEADERS - 1];
-	event->headers.isnull = nulls[CQRS_DEAD_HEADERS - 1];
-	event->payload.value = values[CQRS_DEAD_PAYLOAD - 1];
-	event->payload.isnull = nulls[CQRS_DEAD_PAYLOAD - 1];
+	cqrs_event_load(event, DatumGetInt64(values[CQRS_DEAD_POSITION - 1]),
+					&values[CQRS_DEAD_EVENT - 1],
+					&scan->nulls[CQRS_DEAD_EVENT - 1]);
 	*attempts = DatumGetInt32(values[CQRS_DEAD_ATTEMPTS - 1]);
 	return true;
 }
@@ -197,9 +155,7 @@ cqrs_dead_letter_next(CqrsDeadLetterScan *scan, CqrsEvent *event,
 void
 cqrs_dead_letter_end(CqrsDeadLetterScan *scan)
 {
-	systable_endscan_ordered(scan->scan);
-	index_close(scan->index, AccessShareLock);
-	table_close(scan->rel, NoLock);
+	cqrs_scan_end(&scan->scan, NoLock);
 	pfree(scan);
 }
 
@@ -222,7 +178,8 @@ cqrs_dead_letter_attempts(int32 subscription_id, int64 position,
 }
 
 /*
- * The subscription's dead letters, or, if it is not 0, the one at position.
+ * The subscription's dead letters, or, if it is not 0, the one at position; as
+ * the snapshot shows them, NULL: the latest.
  */
 static CqrsDeadLetterScan *
 begin_scan(int32 subscription_id, int64 position, Snapshot snapshot,
@@ -231,15 +188,12 @@ begin_scan(int32 subscription_id, int64 position, Snapshot snapshot,
 	CqrsDeadLetterScan *scan = palloc(sizeof(CqrsDeadLetterScan));
 	ScanKeyData keys[2];
 
-	scan->rel = table_open(cqrs_relation_oid(CQRS_REL_DEAD_LETTER), lockmode);
-	scan->index = cqrs_index_open(scan->rel, CQRS_REL_DEAD_LETTER_PKEY,
-								  AccessShareLock);
-	ScanKeyInit(&keys[0], CQRS_DEAD_SUBSCRIPTION_ID, BTEqualStrategyNumber,
-				F_INT4EQ, Int32GetDatum(subscription_id));
-	ScanKeyInit(&keys[1], CQRS_DEAD_POSITION, BTEqualStrategyNumber,
-				F_INT8EQ, Int64GetDatum(position));
-	scan->scan = systable_beginscan_ordered(scan->rel, scan->index, snapshot,
-											position != 0 ? 2 : 1, keys);
+	cqrs_key_int4(&keys[0], CQRS_DEAD_SUBSCRIPTION_ID, subscription_id);
+	cqrs_key_int8(&keys[1], CQRS_DEAD_POSITION, BTEqualStrategyNumber,
+				  position);
+	cqrs_scan_begin(&scan->scan, CQRS_REL_DEAD_LETTER,
+					CQRS_REL_DEAD_LETTER_PKEY, lockmode, snapshot,
+					ForwardScanDirection, position != 0 ? 2 : 1, keys);
 	return scan;
 }
 
@@ -269,13 +223,13 @@ remove_letters(FunctionCallInfo fcinfo, CqrsSubscription *subscription,
 {
 	pg_uuid_t  *event_id = PG_ARGISNULL(1) ? NULL : PG_GETARG_UUID_P(1);
 	TimestampTz now = cqrs_wall_now();
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	CqrsDeadLetterScan *scan;
 	CqrsEvent	event;
+	char		id[CQRS_UUID_TEXT_LEN + 1];
 	int			attempts;
 	int64		n = 0;
 
-	scan = begin_scan(subscription->subscription_id, 0, snapshot,
+	scan = begin_scan(subscription->subscription_id, 0, NULL,
 					  RowExclusiveLock);
 	while (cqrs_dead_letter_next(scan, &event, &attempts))
 	{
@@ -287,11 +241,10 @@ remove_letters(FunctionCallInfo fcinfo, CqrsSubscription *subscription,
 															 subscription->partitions)],
 								 &event, now))
 			continue;
-		simple_heap_delete(scan->rel, &scan->tuple->t_self);
+		cqrs_scan_delete(&scan->scan, scan->row);
 		n++;
 	}
 	cqrs_dead_letter_end(scan);
-	UnregisterSnapshot(snapshot);
 	CommandCounterIncrement();
 
 	if (n == 0 && event_id != NULL)
@@ -299,7 +252,6 @@ remove_letters(FunctionCallInfo fcinfo, CqrsSubscription *subscription,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("subscription \"%s\" has no dead letter %s",
 						subscription->name,
-						DatumGetCString(DirectFunctionCall1(uuid_out,
-															UUIDPGetDatum(event_id))))));
+						cqrs_uuid_text(event_id, id))));
 	return n;
 }

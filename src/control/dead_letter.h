@@ -8,8 +8,6 @@
 #ifndef CQRS_DEAD_LETTER_H
 #define CQRS_DEAD_LETTER_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/snapshot.h"
 
 #include "log/event.h"

@@ -8,9 +8,9 @@
 #include "base/cqrs_outbox.h"
 
 #include "catalog/pg_type.h"
-#include "utils/builtins.h"
 
 #include "control/events.h"
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/topic.h"
 #include "log/topic_drop.h"
@@ -49,13 +49,10 @@ static void
 refuse_in_use(CqrsTopic *topic)
 {
 	CqrsAdmin	admin;
-	Oid			types[1] = {INT4OID};
-	Datum		values[1];
 
-	values[0] = Int32GetDatum(topic->topic_id);
 	cqrs_admin_begin(&admin);
 	if (cqrs_admin_execute("SELECT event_name FROM cqrs.event_type WHERE topic_id = $1 ORDER BY 1 LIMIT 1",
-						   1, types, values, NULL) > 0)
+						   1, CQRS_INT4(topic->topic_id)) > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
 				 errmsg("cannot drop topic \"%s\" because event \"%s\" is registered on it",
@@ -64,9 +61,9 @@ refuse_in_use(CqrsTopic *topic)
 				 errhint("Use cqrs_unregister_event() first, or force => true.")));
 	if (!topic->native || cqrs_events_pending(topic) ||
 		cqrs_admin_execute("SELECT FROM cqrs.dead_letter WHERE topic_id = $1 LIMIT 1",
-						   1, types, values, NULL) > 0 ||
+						   1, CQRS_INT4(topic->topic_id)) > 0 ||
 		cqrs_admin_execute("SELECT FROM cqrs.scheduled_command WHERE topic_id = $1 LIMIT 1",
-						   1, types, values, NULL) > 0)
+						   1, CQRS_INT4(topic->topic_id)) > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("topic \"%s\" holds undelivered events", topic->name),

@@ -23,6 +23,7 @@
 #include "utils/snapmgr.h"
 #include "utils/tuplestore.h"
 
+#include "base/hash.h"
 #include "control/dead_letter.h"
 #include "control/events.h"
 #include "extension/catalog.h"
@@ -161,20 +162,11 @@ cqrs_events(PG_FUNCTION_ARGS)
 	}
 	else
 	{
-		HASH_SEQ_STATUS status;
-		CqrsTopic  *topic;
-		List	   *topics = NIL;
-
-		/*
-		 * Not during the walk: an error would leave it unfinished. What was
-		 * dropped since is passed by.
-		 */
-		cqrs_registry_topics(&status);
-		while ((topic = hash_seq_search(&status)) != NULL)
-			topics = lappend(topics, topic);
-		foreach(lc, topics)
+		/* What was dropped since is passed by. */
+		foreach(lc, cqrs_registry_topic_list())
 		{
-			topic = (CqrsTopic *) lfirst(lc);
+			CqrsTopic  *topic = (CqrsTopic *) lfirst(lc);
+
 			if (cqrs_topic_allows(topic, ACL_SELECT) && cqrs_topic_keep(topic))
 				found = collect(topic, &query, desc, found);
 		}
@@ -219,14 +211,12 @@ collect(CqrsTopic *topic, const Search *query, TupleDesc desc, List *found)
 	int			nbounds = 0;
 	CqrsTick	tick;
 	int64		bound_tick = 0;
-	HASHCTL		ctl = {.keysize = sizeof(int64),.entrysize = sizeof(int64)};
 	HTAB	   *positions;
 	int			i;
 
 	topic_consumers(topic, query->snapshot, &consumers);
-	ctl.hcxt = CurrentMemoryContext;
-	positions = hash_create("cqrs positions", 64, &ctl,
-							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	positions = cqrs_hash_create("cqrs positions", sizeof(int64), sizeof(int64),
+								 CurrentMemoryContext);
 	if (query->status == STATUS_DEAD)
 		return collect_dead(topic, query, &consumers, desc, found, positions);
 	if (consumers.n == 0 || query->status == STATUS_PRODUCED ||
@@ -285,17 +275,9 @@ collect(CqrsTopic *topic, const Search *query, TupleDesc desc, List *found)
 static void
 topic_consumers(CqrsTopic *topic, Snapshot snapshot, Consumers *consumers)
 {
-	HASH_SEQ_STATUS status;
-	CqrsSubscription *subscription;
-	List	   *subscriptions = NIL;
+	List	   *subscriptions = cqrs_registry_subscription_list(topic);
 	ListCell   *lc;
 	int			i;
-
-	cqrs_registry_subscriptions(&status);
-	while ((subscription = hash_seq_search(&status)) != NULL)
-		for (i = 0; i < subscription->ntopics; i++)
-			if (subscription->topics[i]->topic_id == topic->topic_id)
-				subscriptions = lappend(subscriptions, subscription);
 
 	consumers->n = 0;
 	consumers->items = palloc(sizeof(Consumer) *
@@ -304,8 +286,8 @@ topic_consumers(CqrsTopic *topic, Snapshot snapshot, Consumers *consumers)
 	foreach(lc, subscriptions)
 	{
 		Consumer   *consumer = &consumers->items[consumers->n];
+		CqrsSubscription *subscription = (CqrsSubscription *) lfirst(lc);
 
-		subscription = (CqrsSubscription *) lfirst(lc);
 		consumer->subscription = subscription;
 
 		/* The registry may be newer than the snapshot. */
@@ -363,7 +345,7 @@ collect_parked(CqrsTopic *topic, const Search *query,
 		for (j = 0; j < consumer->partitions; j++)
 		{
 			CqrsCursor	cursor = consumer->cursors[j];
-			CqrsParkedScan scan;
+			CqrsScan	scan;
 			CqrsEvent	event;
 			int			attempts;
 			int			n = 0;
@@ -390,16 +372,13 @@ collect_parked(CqrsTopic *topic, const Search *query,
 					found = add_found(found, &event, 0, status, attempts,
 									  desc);
 			}
-			cqrs_parked_scan_end(&scan);
+			cqrs_scan_end(&scan, NoLock);
 		}
 	}
 	list_sort(found, compare_found);
 	return found;
 }
 
-/*
- * Add the topic's events that are dead letters.
- */
 static List *
 collect_dead(CqrsTopic *topic, const Search *query,
 			 const Consumers *consumers, TupleDesc desc, List *found,
@@ -455,9 +434,6 @@ add_found(List *found, const CqrsEvent *event, int window,
 	return lappend(found, item);
 }
 
-/*
- * Does an event of this status match?
- */
 static bool
 wanted(const Search *query, const CqrsEvent *event, StatusFilter status)
 {

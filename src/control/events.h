@@ -8,8 +8,6 @@
 #ifndef CQRS_EVENTS_H
 #define CQRS_EVENTS_H
 
-#include "base/cqrs_outbox.h"
-
 #include "registry/entry.h"
 
 extern bool cqrs_events_pending(CqrsTopic *topic);

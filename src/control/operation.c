@@ -12,10 +12,11 @@
 #include "storage/condition_variable.h"
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
-#include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
+#include "base/interval.h"
 #include "delivery/underway.h"
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "log/tick.h"
@@ -76,7 +77,7 @@ Datum
 cqrs_resume(PG_FUNCTION_ARGS)
 {
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_resume()");
-	int64		missed = set_state(subscription, "active", NULL);
+	int64		missed = set_state(subscription, "active", "");
 
 	cqrs_subscription_wake(subscription);
 	if (missed > 0)
@@ -96,10 +97,7 @@ cqrs_seek(PG_FUNCTION_ARGS)
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_seek()");
 	char	   *target;
 
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("target of cqrs_seek() must not be null")));
+	cqrs_arg_required(fcinfo, 1, "target of cqrs_seek()", NULL, NULL);
 	target = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	if (strcmp(target, "earliest") == 0)
 		seek(subscription, false, NULL);
@@ -127,10 +125,7 @@ cqrs_seek_time(PG_FUNCTION_ARGS)
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_seek()");
 	TimestampTz time;
 
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("target of cqrs_seek() must not be null")));
+	cqrs_arg_required(fcinfo, 1, "target of cqrs_seek()", NULL, NULL);
 	time = PG_GETARG_TIMESTAMPTZ(1);
 	seek(subscription, false, &time);
 	PG_RETURN_VOID();
@@ -152,13 +147,8 @@ cqrs_wait(PG_FUNCTION_ARGS)
 	bool		reached = false;
 
 	cqrs_subscription_require_owner(subscription);
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("timeout must not be null")));
-	deadline = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-													   TimestampTzGetDatum(now),
-													   PG_GETARG_DATUM(1)));
+	cqrs_arg_required(fcinfo, 1, "timeout", NULL, NULL);
+	deadline = cqrs_time_plus(now, PG_GETARG_DATUM(1));
 	if (deadline < now)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -202,30 +192,19 @@ set_state(const CqrsSubscription *subscription, const char *state,
 		  const char *reason)
 {
 	CqrsAdmin	admin;
-	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
-	Datum		values[3];
-	char		nulls[3] = {' ', ' ', ' '};
 	int64		missed = 0;
-	bool		isnull;
 
-	values[0] = Int32GetDatum(subscription->subscription_id);
-	values[1] = CStringGetTextDatum(state);
-	if (reason == NULL)
-		nulls[2] = 'n';
-	else
-		values[2] = CStringGetTextDatum(reason);
 	cqrs_admin_begin(&admin);
 	if (cqrs_admin_execute("UPDATE cqrs.subscription n"
-						   " SET state = $2, state_since = pg_catalog.now(), state_reason = $3, missed_events = 0"
+						   " SET state = $2, state_since = pg_catalog.now(), state_reason = nullif($3, ''), missed_events = 0"
 						   " FROM (SELECT subscription_id, missed_events FROM cqrs.subscription"
 						   "       WHERE subscription_id = $1 FOR UPDATE) o"
 						   " WHERE n.subscription_id = o.subscription_id AND n.state <> $2"
 						   " AND (n.state <> 'suspended' OR $2 = 'active')"
 						   " RETURNING o.missed_events",
-						   3, types, values, nulls) > 0)
-		missed = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
-											 SPI_tuptable->tupdesc, 1,
-											 &isnull));
+						   3, CQRS_INT4(subscription->subscription_id),
+						   CQRS_TEXT(state), CQRS_TEXT(reason)) > 0)
+		missed = DatumGetInt64(cqrs_admin_result());
 	cqrs_admin_end(&admin);
 	return missed;
 }
@@ -238,6 +217,7 @@ set_state(const CqrsSubscription *subscription, const char *state,
 static void
 seek(CqrsSubscription *subscription, bool latest, const TimestampTz *time)
 {
+	CqrsCursor *cursors;
 	bool		native = true;
 	int			i;
 
@@ -251,26 +231,22 @@ seek(CqrsSubscription *subscription, bool latest, const TimestampTz *time)
 		native &= subscription->topics[i]->native;
 	cqrs_underway_settle(subscription->subscription_id);
 	subscription = cqrs_epoch_abandon(subscription);
+	cursors = cqrs_cursor_read_all(subscription->subscription_id,
+								   subscription->partitions);
 	for (i = 0; i < subscription->partitions; i++)
 	{
-		Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-		CqrsCursor	cursor;
+		CqrsCursor *cursor = &cursors[i];
 
-		if (!cqrs_cursor_read(subscription->subscription_id, i, snapshot,
-							  &cursor))
-			elog(ERROR, "subscription %d has no cursor %d",
-				 subscription->subscription_id, i);
-		cqrs_parked_discard_all(&cursor);
-		cursor.until_tick = 0;
-		cursor.received_all = false;
-		cqrs_cursor_start(&cursor, latest, native);
+		cqrs_parked_discard_all(cursor);
+		cursor->until_tick = 0;
+		cursor->received_all = false;
+		cqrs_cursor_start(cursor, latest, native);
 		if (time != NULL)
 		{
-			cqrs_cursor_require_native(&cursor, subscription->name);
-			start_since(&cursor, subscription, *time);
+			cqrs_cursor_require_native(cursor, subscription->name);
+			start_since(cursor, subscription, *time);
 		}
-		UnregisterSnapshot(snapshot);
-		cqrs_cursor_append(&cursor);
+		cqrs_cursor_append(cursor);
 	}
 	cqrs_subscription_wake(subscription);
 }

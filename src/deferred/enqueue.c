@@ -31,19 +31,14 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "access/genam.h"
-#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
-#include "catalog/indexing.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
-#include "executor/executor.h"
 #include "mb/pg_wchar.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
-#include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -54,7 +49,8 @@
 #include "base/event_id.h"
 #include "deferred/enqueue.h"
 #include "emit/emit.h"
-#include "extension/catalog.h"
+#include "extension/admin.h"
+#include "extension/row.h"
 #include "log/topic.h"
 #include "mediator/command.h"
 #include "mediator/context.h"
@@ -73,9 +69,8 @@ static char *free_name(Oid owner);
 static void schedule(const CqrsEvent *event, TimestampTz run_at);
 static bool remove_scheduled(pg_uuid_t *command_id, TimestampTz *run_at);
 static bool is_command_of_user(int32 topic_id);
-static bool find_scheduled(Relation rel, pg_uuid_t *command_id,
-						   Snapshot snapshot, ItemPointer tid,
-						   TimestampTz *run_at);
+static bool find_scheduled(pg_uuid_t *command_id, Snapshot snapshot,
+						   ItemPointer tid, TimestampTz *run_at);
 
 PG_FUNCTION_INFO_V1(cqrs_enqueue);
 PG_FUNCTION_INFO_V1(cqrs_cancel_command);
@@ -98,10 +93,7 @@ cqrs_enqueue(PG_FUNCTION_ARGS)
 	command = cqrs_command_get(name, CQRS_COMMAND);
 	event.payload.value = cqrs_command_payload_arg(fcinfo, command);
 	check_handlers(command, event.payload.value);
-	if (PG_ARGISNULL(3))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("run_at of command \"%s\" must not be null", name)));
+	cqrs_arg_required(fcinfo, 3, "run_at", "command", name);
 	run_at = PG_GETARG_TIMESTAMPTZ(3);
 	if (TIMESTAMP_NOT_FINITE(run_at))
 		ereport(ERROR,
@@ -135,10 +127,7 @@ cqrs_cancel_command(PG_FUNCTION_ARGS)
 	TimestampTz run_at;
 
 	cqrs_require_writable("cqrs_cancel_command()");
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("command id must not be null")));
+	cqrs_arg_required(fcinfo, 0, "command id", NULL, NULL);
 	if (!remove_scheduled(PG_GETARG_UUID_P(0), &run_at))
 		PG_RETURN_BOOL(false);
 	cqrs_shmem_command_removed(run_at);
@@ -208,10 +197,12 @@ cqrs_command_write(CqrsEvent *command)
 {
 	if (command->key.isnull)
 	{
+		char		id[CQRS_UUID_TEXT_LEN + 1];
+
 		command->key.isnull = false;
 		command->key.value =
-			CStringGetTextDatum(DatumGetCString(DirectFunctionCall1(uuid_out,
-																	command->event_id)));
+			CStringGetTextDatum(cqrs_uuid_text(DatumGetUUIDP(command->event_id),
+											   id));
 	}
 	cqrs_event_write(command);
 }
@@ -246,15 +237,12 @@ static const CqrsTopic *
 commands_topic(void)
 {
 	CqrsSubscription *subscription;
-	CqrsAdmin	admin;
 
 	subscription = cqrs_registry_command_subscription(GetUserId());
 	if (likely(subscription != NULL && subscription->ntopics > 0))
 		return subscription->topics[0];
 
-	cqrs_admin_begin(&admin);
-	cqrs_admin_ddl("LOCK TABLE cqrs.subscription, cqrs.topic IN SHARE ROW EXCLUSIVE MODE");
-	cqrs_admin_end(&admin);
+	cqrs_admin_run("LOCK TABLE cqrs.subscription, cqrs.topic IN SHARE ROW EXCLUSIVE MODE", 0);
 
 	/* Another backend may have made it while we waited. */
 	subscription = cqrs_registry_command_subscription(GetUserId());
@@ -281,12 +269,9 @@ make_subscription(void)
 	CqrsSubscription *existing = cqrs_registry_command_subscription(owner);
 	char	   *name = free_name(owner);
 	Interval	retention = {.day = 1};
-	Oid			types[1] = {TEXTOID};
-	Datum		values[1];
 	CqrsAdmin	admin;
 	int32		topic_id;
 	int32		subscription_id;
-	bool		isnull;
 
 	cqrs_subscription_require_login(name);
 	topic_id = cqrs_topic_create(name, &retention, false);
@@ -299,7 +284,6 @@ make_subscription(void)
 		return;
 	}
 
-	values[0] = CStringGetTextDatum(name);
 	cqrs_admin_begin(&admin);
 	if (cqrs_admin_execute("INSERT INTO cqrs.subscription (subscription, handler, strict_key_order, runs_commands,"
 						   " partitions, max_attempts, retry_delay, max_retry_delay, handler_timeout,"
@@ -313,11 +297,9 @@ make_subscription(void)
 						   " JOIN pg_proc p ON p.oid = d.objid"
 						   " WHERE e.extname = 'cqrs_outbox' AND p.pronamespace = 'cqrs'::regnamespace AND p.proname = 'run_command'"
 						   " RETURNING subscription_id",
-						   1, types, values, NULL) != 1)
+						   1, CQRS_TEXT(name)) != 1)
 		elog(ERROR, "could not find function run_command");
-	subscription_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
-												  SPI_tuptable->tupdesc, 1,
-												  &isnull));
+	subscription_id = DatumGetInt32(cqrs_admin_result());
 	cqrs_admin_end(&admin);
 	cqrs_owner_make_view(name, owner);
 	cqrs_subscription_start(subscription_id, list_make1_int(topic_id), 1,
@@ -364,8 +346,6 @@ schedule(const CqrsEvent *event, TimestampTz run_at)
 {
 	Datum		values[CQRS_SCHEDULED_COLUMNS];
 	bool		nulls[CQRS_SCHEDULED_COLUMNS] = {0};
-	Relation	rel;
-	HeapTuple	tuple;
 
 	values[CQRS_SCHEDULED_COMMAND_ID - 1] = event->event_id;
 	values[CQRS_SCHEDULED_COMMAND_NAME - 1] = event->event_name;
@@ -380,12 +360,7 @@ schedule(const CqrsEvent *event, TimestampTz run_at)
 	values[CQRS_SCHEDULED_ENQUEUED_AT - 1] =
 		TimestampTzGetDatum(event->emitted_at);
 
-	rel = table_open(cqrs_relation_oid(CQRS_REL_SCHEDULED_COMMAND),
-					 RowExclusiveLock);
-	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
-	CatalogTupleInsert(rel, tuple);
-	heap_freetuple(tuple);
-	table_close(rel, NoLock);
+	cqrs_row_insert(CQRS_REL_SCHEDULED_COMMAND, values, nulls);
 	cqrs_shmem_command_scheduled(run_at);
 }
 
@@ -410,7 +385,7 @@ remove_scheduled(pg_uuid_t *command_id, TimestampTz *run_at)
 		ItemPointerData tid;
 
 		result = TM_Deleted;
-		if (find_scheduled(rel, command_id, snapshot, &tid, run_at))
+		if (find_scheduled(command_id, snapshot, &tid, run_at))
 			result = cqrs_table_delete(rel, &tid, GetCurrentCommandId(true),
 									   snapshot, true, &failure);
 		UnregisterSnapshot(snapshot);
@@ -443,36 +418,33 @@ is_command_of_user(int32 topic_id)
  * Find a scheduled command, which is the user's; otherwise 42501.
  */
 static bool
-find_scheduled(Relation rel, pg_uuid_t *command_id, Snapshot snapshot,
-			   ItemPointer tid, TimestampTz *run_at)
+find_scheduled(pg_uuid_t *command_id, Snapshot snapshot, ItemPointer tid,
+			   TimestampTz *run_at)
 {
-	Relation	index;
-	SysScanDesc scan;
+	CqrsScan	scan;
 	ScanKeyData key;
-	HeapTuple	tuple;
 	Datum		values[CQRS_SCHEDULED_COLUMNS];
 	bool		nulls[CQRS_SCHEDULED_COLUMNS];
+	char		id[CQRS_UUID_TEXT_LEN + 1];
+	HeapTuple	row;
 
-	index = cqrs_index_open(rel, CQRS_REL_SCHEDULED_COMMAND_PKEY,
-							AccessShareLock);
 	ScanKeyInit(&key, CQRS_SCHEDULED_COMMAND_ID, BTEqualStrategyNumber,
 				F_UUID_EQ, UUIDPGetDatum(command_id));
-	scan = systable_beginscan_ordered(rel, index, snapshot, 1, &key);
-	tuple = systable_getnext_ordered(scan, ForwardScanDirection);
-	if (HeapTupleIsValid(tuple))
+	cqrs_scan_begin(&scan, CQRS_REL_SCHEDULED_COMMAND,
+					CQRS_REL_SCHEDULED_COMMAND_PKEY, RowExclusiveLock,
+					snapshot, ForwardScanDirection, 1, &key);
+	row = cqrs_scan_read(&scan, values, nulls);
+	if (row != NULL)
 	{
-		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
 		if (!is_command_of_user(DatumGetInt32(values[CQRS_SCHEDULED_TOPIC_ID - 1])))
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 					 errmsg("must be owner of command %s",
-							DatumGetCString(DirectFunctionCall1(uuid_out,
-																UUIDPGetDatum(command_id))))));
-		*tid = tuple->t_self;
+							cqrs_uuid_text(command_id, id))));
+		*tid = row->t_self;
 		*run_at =
 			DatumGetTimestampTz(values[CQRS_SCHEDULED_RUN_AT - 1]);
 	}
-	systable_endscan_ordered(scan);
-	index_close(index, AccessShareLock);
-	return HeapTupleIsValid(tuple);
+	cqrs_scan_end(&scan, NoLock);
+	return row != NULL;
 }

@@ -8,8 +8,6 @@
 #ifndef CQRS_ENQUEUE_H
 #define CQRS_ENQUEUE_H
 
-#include "base/cqrs_outbox.h"
-
 #include "log/event.h"
 
 /* Columns of cqrs.scheduled_command. */

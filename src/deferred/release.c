@@ -50,15 +50,12 @@
 #include "base/cqrs_outbox.h"
 
 #include "access/genam.h"
-#include "access/relscan.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "executor/tuptable.h"
-#include "pgstat.h"
 #include "storage/lmgr.h"
 #include "utils/fmgroids.h"
-#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -103,6 +100,7 @@ typedef struct Pass
 								 * topic; DT_NOEND: none */
 	bool		locked;			/* ... which was locked, of one of them */
 	bool		full;			/* it began at the very first row */
+	bool		over;
 	int64		released;
 } Pass;
 
@@ -151,7 +149,7 @@ static void end_pass(CqrsDatabaseSlot *slot);
 static void note_retry(TimestampTz from, TimestampTz at);
 static void note_failure(void);
 static long wait_for_pass(CqrsDatabaseSlot *slot, long wait);
-static bool batch_in_transaction(Pass *tried, bool *over);
+static void release_some(void *arg);
 static bool release_batch(Pass *tried, bool in_manager);
 static bool release_range(ReleaseBatch *batch, int nkeys, ScanKey keys);
 static void release(ReleaseBatch *batch);
@@ -187,17 +185,18 @@ long
 cqrs_release_next(CqrsDatabaseSlot *slot, long wait)
 {
 	Pass		tried;
-	bool		over;
 
 	if (!underway && !begin_pass(slot, cqrs_steady_now()))
 		return wait_for_pass(slot, wait);
 
 	/* What an error rolls back is to be done again. */
 	tried = pass;
-	if (batch_in_transaction(&tried, &over))
+	tried.over = true;
+	current_topic = 0;
+	if (cqrs_registry_run_guarded(release_some, &tried, error_callback))
 	{
 		pass = tried;
-		if (over)
+		if (pass.over)
 			end_pass(slot);
 	}
 	else
@@ -323,63 +322,25 @@ static long
 wait_for_pass(CqrsDatabaseSlot *slot, long wait)
 {
 	TimestampTz next = (TimestampTz) pg_atomic_read_u64(&slot->next_run_at);
-	long		until;
 
 	next = Max(Min(cqrs_steady_from_wall(next), retry_at), all_failed_until);
 	if (next == DT_NOEND)
 		return wait;
-	until = TimestampDifferenceMilliseconds(cqrs_steady_now(), next);
-	return wait < 0 ? until : Min(wait, until);
+	return cqrs_sooner(wait, cqrs_steady_now(), next);
 }
 
 /*
- * Release a batch in a transaction of its own. An error is logged; returns
- * whether there was none. *over: the pass is.
- *
- * The commit need not be waited for: the command's handler commits later in the
- * WAL, and if a crash takes back this, it is done again.
+ * Release a batch of a pass. The commit need not be waited for: the command's
+ * handler commits later in the WAL, and if a crash takes back this, it is done
+ * again.
  */
-static bool
-batch_in_transaction(Pass *tried, bool *over)
+static void
+release_some(void *arg)
 {
-	ErrorContextCallback callback;
-	volatile bool done = false;
-	volatile bool is_over = true;
+	Pass	   *tried = (Pass *) arg;
 
-	current_topic = 0;
-	callback.callback = error_callback;
-	callback.arg = NULL;
-	callback.previous = error_context_stack;
-	PG_TRY();
-	{
-		error_context_stack = &callback;
-		SetCurrentStatementStartTimestamp();
-		StartTransactionCommand();
-		PushActiveSnapshot(GetTransactionSnapshot());
-		(void) set_config_option("synchronous_commit", "off",
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_LOCAL, true, 0, false);
-
-		/* If the extension is gone, or another, so is all there was to do. */
-		if (OidIsValid(cqrs_extension_lock()) && cqrs_registry_usable())
-			is_over = release_batch(tried, true);
-		PopActiveSnapshot();
-		CommitTransactionCommand();
-		done = true;
-	}
-	PG_CATCH();
-	{
-		HOLD_INTERRUPTS();
-		EmitErrorReport();
-		AbortCurrentTransaction();
-		FlushErrorState();
-		RESUME_INTERRUPTS();
-	}
-	PG_END_TRY();
-	error_context_stack = callback.previous;
-	pgstat_report_stat(false);
-	*over = is_over;
-	return done;
+	cqrs_set_commit(SYNCHRONOUS_COMMIT_OFF);
+	tried->over = release_batch(tried, true);
 }
 
 /*

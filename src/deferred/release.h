@@ -8,8 +8,6 @@
 #ifndef CQRS_RELEASE_H
 #define CQRS_RELEASE_H
 
-#include "base/cqrs_outbox.h"
-
 #include "shared/shmem.h"
 
 extern long cqrs_release_next(CqrsDatabaseSlot *slot, long wait);

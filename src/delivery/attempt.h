@@ -8,8 +8,6 @@
 #ifndef CQRS_ATTEMPT_H
 #define CQRS_ATTEMPT_H
 
-#include "base/cqrs_outbox.h"
-
 #include "delivery/target_handler.h"
 #include "registry/registry.h"
 

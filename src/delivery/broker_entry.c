@@ -21,6 +21,7 @@
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
+#include "base/hash.h"
 #include "base/rethrow.h"
 #include "delivery/broker_entry.h"
 #include "delivery/relay.h"
@@ -52,15 +53,10 @@ static dlist_node *node_after(CqrsBrokerEntries *entries, dlist_node *node);
 void
 cqrs_broker_entries_init(CqrsBrokerEntries *entries, MemoryContext context)
 {
-	HASHCTL		ctl;
-
 	entries->context = context;
 	dlist_init(&entries->list);
-	ctl.keysize = sizeof(uint64);
-	ctl.entrysize = sizeof(Lane);
-	ctl.hcxt = context;
-	entries->lanes = hash_create("cqrs lanes on their way", 64, &ctl,
-								 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	entries->lanes = cqrs_hash_create("cqrs lanes on their way",
+									  sizeof(uint64), sizeof(Lane), context);
 }
 
 /*
@@ -104,9 +100,6 @@ cqrs_broker_batch_free(CqrsBrokerBatch *batch)
 	MemoryContextDelete(batch->context);
 }
 
-/*
- * Add an event to the entries.
- */
 CqrsBrokerEntry *
 cqrs_broker_entry_add(CqrsBrokerEntries *entries, CqrsBrokerBatch *batch,
 					  const CqrsEvent *event)
@@ -314,9 +307,6 @@ one_by_lane(const CqrsBrokerEntries *entries)
 	return entries->strict || entries->parked;
 }
 
-/*
- * The entry after this one, or NULL.
- */
 static dlist_node *
 node_after(CqrsBrokerEntries *entries, dlist_node *node)
 {

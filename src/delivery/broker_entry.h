@@ -8,8 +8,6 @@
 #ifndef CQRS_BROKER_ENTRY_H
 #define CQRS_BROKER_ENTRY_H
 
-#include "base/cqrs_outbox.h"
-
 #include "lib/ilist.h"
 #include "utils/hsearch.h"
 

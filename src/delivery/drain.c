@@ -15,7 +15,7 @@
 
 #include "access/xact.h"
 #include "utils/builtins.h"
-#include "utils/memutils.h"
+#include "utils/resowner.h"
 
 #include "base/rethrow.h"
 #include "delivery/target_handler.h"

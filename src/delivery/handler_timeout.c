@@ -56,9 +56,6 @@ cqrs_handler_timeout_disarm(void)
 		disable_timeout(grace_id, false);
 }
 
-/*
- * Has the last call taken too long?
- */
 bool
 cqrs_handler_timed_out(void)
 {

@@ -8,8 +8,6 @@
 #ifndef CQRS_HANDLER_TIMEOUT_H
 #define CQRS_HANDLER_TIMEOUT_H
 
-#include "base/cqrs_outbox.h"
-
 extern void cqrs_handler_timeout_begin(int64 timeout);
 extern void cqrs_handler_timeout_disarm(void);
 extern bool cqrs_handler_timed_out(void);

@@ -61,9 +61,6 @@
 /* References kept at once, at most: 32 MB with room to sort. */
 #define WINDOW_ENTRIES	(1024 * 1024)
 
-/* The cursor of a subscription without events moves every so many ticks. */
-#define EMPTY_TICKS		1000
-
 /* A batch passes by at most so many events that are not for it. */
 #define BATCH_OTHERS	(10 * CQRS_BATCH_EVENTS)
 
@@ -334,9 +331,6 @@ park_behind(CqrsRelay *relay, const CqrsEvent *event)
 		cqrs_park(relay->subscription, cursor, event, NULL);
 }
 
-/*
- * What is to be done with an event of the window?
- */
 static Decision
 what_to_do(CqrsRelay *relay, const CqrsEvent *event)
 {
@@ -406,7 +400,7 @@ cqrs_relay_advance(CqrsRelay *relay)
 	else if (!cqrs_relay_arrives(relay) &&
 			 (relay->start_until == 0 ||
 			  cursor->tick_id == relay->start_tick) &&
-			 cursor->tick_id < relay->start_tick + EMPTY_TICKS)
+			 cursor->tick_id < relay->start_tick + CQRS_EMPTY_TICKS)
 		return;
 
 	/* The handler may have removed its own subscription. */
@@ -436,9 +430,6 @@ cqrs_relay_is_gone(const CqrsRelay *relay)
 	return relay->cursor.partition >= relay->subscription->partitions;
 }
 
-/*
- * The cursor's window is done with.
- */
 void
 cqrs_relay_close_window(CqrsCursor *cursor)
 {
@@ -450,9 +441,6 @@ cqrs_relay_close_window(CqrsCursor *cursor)
 	cursor->npassed = 0;
 }
 
-/*
- * End a batch.
- */
 void
 cqrs_relay_end(CqrsRelay *relay)
 {

@@ -8,8 +8,6 @@
 #ifndef CQRS_RELAY_H
 #define CQRS_RELAY_H
 
-#include "base/cqrs_outbox.h"
-
 #include "log/cursor.h"
 #include "log/tick.h"
 #include "log/window.h"
@@ -18,6 +16,9 @@
 /* A batch has at most so many events, and about so many bytes of payload. */
 #define CQRS_BATCH_EVENTS	1000
 #define CQRS_BATCH_BYTES	(16 * 1024 * 1024)
+
+/* The cursor of a subscription without events moves every so many ticks. */
+#define CQRS_EMPTY_TICKS	1000
 
 /*
  * Of who reads on before the cursor can move: to a broker, while it has yet to

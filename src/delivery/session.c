@@ -42,7 +42,6 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
-#include "catalog/pg_proc.h"
 #include "commands/async.h"
 #include "commands/prepare.h"
 #include "commands/sequence.h"

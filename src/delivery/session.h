@@ -8,8 +8,6 @@
 #ifndef CQRS_SESSION_H
 #define CQRS_SESSION_H
 
-#include "base/cqrs_outbox.h"
-
 #include "nodes/nodes.h"
 
 extern void cqrs_session_init_worker(void);

@@ -39,10 +39,7 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "access/xact.h"
-#include "utils/hsearch.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 
 #include "base/debug_point.h"
 #include "broker/message.h"
@@ -59,9 +56,6 @@
 
 /* A broker may accept nothing for so long, in milliseconds. */
 #define LONGEST_TROUBLE		1000
-
-/* The cursor of a subscription without events moves every so many ticks. */
-#define EMPTY_TICKS			1000
 
 /* The connection of this process, if server is not NULL. */
 static struct
@@ -168,9 +162,6 @@ cqrs_target_broker_prepare(CqrsSubscription *subscription, int partition,
 	MemoryContextSetParent(context, TopMemoryContext);
 }
 
-/*
- * Begin to connect.
- */
 void
 cqrs_target_broker_connect(void)
 {
@@ -387,7 +378,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 	moved |= (relay.nothers > 0 && broker.entries.nentries == 0) ||
 		(relay.start_until != 0 && cursor->tick_id != relay.start_tick) ||
 		cqrs_relay_arrives(&relay) ||
-		cursor->tick_id >= relay.start_tick + EMPTY_TICKS;
+		cursor->tick_id >= relay.start_tick + CQRS_EMPTY_TICKS;
 	CQRS_DEBUG_POINT("relay_before_cursor");
 	cqrs_parked_close(cursor);
 	if (moved || cursor->next_retry_at != next_retry_at)
@@ -672,9 +663,6 @@ read_on(CqrsRelay *relay, int64 announced, volatile CqrsDelivery *delivery)
 	broker.new_first = broker.entries.parked;
 }
 
-/*
- * Read new events, behind those that were read before.
- */
 static void
 read_new(CqrsRelay *relay)
 {
@@ -761,7 +749,7 @@ static int
 choose_parked(const CqrsCursor *cursor, TimestampTz now, CqrsParked *chosen,
 			  volatile CqrsDelivery *delivery)
 {
-	CqrsParkedScan scan;
+	CqrsScan	scan;
 	CqrsParked	parked;
 	int			n = 0;
 
@@ -784,7 +772,7 @@ choose_parked(const CqrsCursor *cursor, TimestampTz now, CqrsParked *chosen,
 				 cqrs_parked_lane_next(cursor, parked.lane, parked.position,
 									   &parked));
 	}
-	cqrs_parked_scan_end(&scan);
+	cqrs_scan_end(&scan, NoLock);
 	return n;
 }
 
@@ -798,14 +786,8 @@ keep_cursor(const CqrsCursor *cursor)
 												  "cqrs broker cursor",
 												  ALLOCSET_SMALL_SIZES);
 	MemoryContext oldcontext = MemoryContextSwitchTo(context);
-	CqrsCursor *kept = &broker.ahead.cursor;
 
-	*kept = *cursor;
-	kept->snapshot =
-		cqrs_snapshot_from_datum(PointerGetDatum(cursor->snapshot));
-	if (cursor->until_tick != 0)
-		kept->until_snapshot =
-			cqrs_snapshot_from_datum(PointerGetDatum(cursor->until_snapshot));
+	cqrs_cursor_copy(&broker.ahead.cursor, cursor);
 	MemoryContextSwitchTo(oldcontext);
 	if (broker.cursor_context != NULL)
 		MemoryContextDelete(broker.cursor_context);

@@ -8,8 +8,6 @@
 #ifndef CQRS_TARGET_BROKER_H
 #define CQRS_TARGET_BROKER_H
 
-#include "base/cqrs_outbox.h"
-
 #include "delivery/target_handler.h"
 
 /* What there is to do for the connection of this process. */

@@ -37,7 +37,6 @@
 
 #include "access/xact.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/typcache.h"
@@ -300,7 +299,7 @@ deliver_parked(Batch *batch, int64 position, TimestampTz now)
 {
 	CqrsCursor *cursor = &batch->relay.cursor;
 	int64		heads[BATCH_PARKED];
-	CqrsParkedScan scan;
+	CqrsScan	scan;
 	CqrsParked	parked;
 	int			nheads = 0;
 	int			n = 0;
@@ -313,7 +312,7 @@ deliver_parked(Batch *batch, int64 position, TimestampTz now)
 		cqrs_parked_heads_begin(&scan, cursor, now);
 		while (nheads < BATCH_PARKED && cqrs_parked_heads_next(&scan, &parked))
 			heads[nheads++] = parked.position;
-		cqrs_parked_scan_end(&scan);
+		cqrs_scan_end(&scan, NoLock);
 	}
 
 	batch->underway.parked = true;
@@ -784,9 +783,6 @@ note_passed(Batch *batch)
 	batch->passed = false;
 }
 
-/*
- * Is the event at hand the first in its transaction?
- */
 static bool
 comes_first(const Batch *batch)
 {

@@ -8,8 +8,6 @@
 #ifndef CQRS_TARGET_HANDLER_H
 #define CQRS_TARGET_HANDLER_H
 
-#include "base/cqrs_outbox.h"
-
 #include "retry/blame.h"
 #include "utils/timestamp.h"
 

@@ -8,8 +8,6 @@
 #ifndef CQRS_UNDERWAY_H
 #define CQRS_UNDERWAY_H
 
-#include "base/cqrs_outbox.h"
-
 #include "delivery/relay.h"
 
 /* A batch whose handler may be running. */

@@ -39,7 +39,6 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
-#include "catalog/indexing.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
@@ -427,9 +426,6 @@ capture_row(Capture *capture, const TriggerData *trigdata)
 		emit_envelope(capture, op, old_row, new_row);
 }
 
-/*
- * Capture the rows of the transition tables.
- */
 static void
 capture_statement(Capture *capture, const TriggerData *trigdata)
 {
@@ -555,9 +551,6 @@ emit_envelope(Capture *capture, const char *op, TupleTableSlot *old_row,
 	emit(capture, key_row != NULL ? row_key(capture, key_row) : NULL, payload);
 }
 
-/*
- * Emit a tombstone if the old row's key is not the new row's.
- */
 static void
 emit_tombstone(Capture *capture, const char *op, TupleTableSlot *old_row,
 			   TupleTableSlot *new_row)
@@ -572,9 +565,6 @@ emit_tombstone(Capture *capture, const char *op, TupleTableSlot *old_row,
 		emit(capture, key, payload);
 }
 
-/*
- * Emit the new row.
- */
 static void
 emit_state(Capture *capture, const char *op, TupleTableSlot *old_row,
 		   TupleTableSlot *new_row)

@@ -33,7 +33,6 @@
 #include "commands/sequence.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -93,7 +92,12 @@ struct CqrsEmitter
 };
 
 static void check_payload(CqrsEventType *event_type, Datum payload);
-static void emit(CqrsEventType *event_type, CqrsEvent *event);
+static inline void init_event(CqrsEvent *event,
+							  const CqrsEventType *event_type,
+							  pg_uuid_t *event_id, Datum event_name,
+							  NullableDatum key, NullableDatum payload);
+static inline void emit(CqrsEmitter *emitter, CqrsEventType *event_type,
+						CqrsEvent *event);
 static void writer_open(Writer *writer, const CqrsTopic *topic);
 static void writer_close(Writer *writer);
 static void fill_slot(Writer *writer, TupleTableSlot *slot, CqrsEvent *event);
@@ -143,7 +147,7 @@ cqrs_emit(PG_FUNCTION_ARGS)
 	event.payload = fcinfo->args[1];
 	event.key = fcinfo->args[2];
 	event.headers = fcinfo->args[3];
-	emit(event_type, &event);
+	emit(NULL, event_type, &event);
 	if (event_type->handlers != NULL)
 		cqrs_dispatch_events();
 	PG_RETURN_UUID_P(event_id);
@@ -170,10 +174,7 @@ cqrs_emit_many(PG_FUNCTION_ARGS)
 	cqrs_require_writable("cqrs_emit_many()");
 	event_type = cqrs_event_type_get(name);
 	cqrs_emit_require(event_type);
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("payloads of event \"%s\" must not be null", name)));
+	cqrs_arg_required(fcinfo, 1, "payloads", "event", name);
 
 	array = PG_GETARG_ARRAYTYPE_P(1);
 	deconstruct_array(array, JSONBOID, -1, false, TYPALIGN_INT,
@@ -250,17 +251,11 @@ void
 cqrs_emit_event(CqrsEventType *event_type, Datum event_name,
 				NullableDatum key, NullableDatum payload)
 {
-	CqrsEvent	event = {.topic = event_type->topic};
+	CqrsEvent	event;
 	pg_uuid_t	event_id;
 
-	event.emitted_at = GetCurrentTimestamp();
-	cqrs_event_id_generate(event.emitted_at, &event_id);
-	event.event_id = UUIDPGetDatum(&event_id);
-	event.event_name = event_name;
-	event.key = key;
-	event.headers.isnull = true;
-	event.payload = payload;
-	emit(event_type, &event);
+	init_event(&event, event_type, &event_id, event_name, key, payload);
+	emit(NULL, event_type, &event);
 }
 
 /*
@@ -294,25 +289,13 @@ cqrs_emitter_add(CqrsEmitter *emitter, NullableDatum key,
 				 NullableDatum payload)
 {
 	CqrsEventType *event_type = emitter->event_type;
-	CqrsEvent	event = {.topic = event_type->topic};
+	CqrsEvent	event;
 	pg_uuid_t	event_id;
 
 	CHECK_FOR_INTERRUPTS();
-	event.emitted_at = GetCurrentTimestamp();
-	cqrs_event_id_generate(event.emitted_at, &event_id);
-	event.event_id = UUIDPGetDatum(&event_id);
-	event.event_name = emitter->event_name;
-	event.key = key;
-	event.headers.isnull = true;
-	event.payload = payload;
-	if (cqrs_context_has_headers())
-		event.headers = cqrs_context_headers(event.headers);
-	if (event.topic != NULL)
-		buffer(emitter, &event);
-	if (cqrs_dry_run_is_active())
-		cqrs_dry_run_emitted(&event);
-	if (event_type->handlers != NULL)
-		cqrs_domain_event_add(event_type, &event);
+	init_event(&event, event_type, &event_id, emitter->event_name, key,
+			   payload);
+	emit(emitter, event_type, &event);
 }
 
 void
@@ -375,15 +358,35 @@ check_payload(CqrsEventType *event_type, Datum payload)
 }
 
 /*
- * Emit one event: to its topic, if it has one, and to the handlers. Its
- * position is set.
+ * An event without headers of its own, and with a new id.
  */
-static void
-emit(CqrsEventType *event_type, CqrsEvent *event)
+static inline void
+init_event(CqrsEvent *event, const CqrsEventType *event_type,
+		   pg_uuid_t *event_id, Datum event_name, NullableDatum key,
+		   NullableDatum payload)
+{
+	event->topic = event_type->topic;
+	event->emitted_at = GetCurrentTimestamp();
+	cqrs_event_id_generate(event->emitted_at, event_id);
+	event->event_id = UUIDPGetDatum(event_id);
+	event->event_name = event_name;
+	event->key = key;
+	event->headers.isnull = true;
+	event->payload = payload;
+}
+
+/*
+ * Emit one event: to its topic, if it has one, and to the handlers; with an
+ * emitter (NULL: none), together with others. Its position is set.
+ */
+static inline void
+emit(CqrsEmitter *emitter, CqrsEventType *event_type, CqrsEvent *event)
 {
 	if (cqrs_context_has_headers())
 		event->headers = cqrs_context_headers(event->headers);
-	if (event->topic != NULL)
+	if (event->topic != NULL && emitter != NULL)
+		buffer(emitter, event);
+	else if (event->topic != NULL)
 		cqrs_event_write(event);
 	if (cqrs_dry_run_is_active())
 		cqrs_dry_run_emitted(event);

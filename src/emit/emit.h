@@ -8,8 +8,6 @@
 #ifndef CQRS_EMIT_H
 #define CQRS_EMIT_H
 
-#include "base/cqrs_outbox.h"
-
 #include "log/event.h"
 
 typedef struct CqrsEmitter CqrsEmitter;

@@ -1,8 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * catalog.c
- *	  The extension's own relations: where they are, how they are locked, and
- *	  how SQL that changes them is run.
+ *	  The extension's own relations: where they are, and how they are locked.
  *
  * Tables and sequences are found by name once a backend, and again when the
  * relation that marks registry changes (cqrs.topic) is invalidated: DROP
@@ -51,10 +50,8 @@
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
-#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/tuplestore.h"
-#include "utils/varlena.h"
 
 #include "extension/catalog.h"
 
@@ -189,9 +186,6 @@ cqrs_index_open(Relation table, CqrsRelation index, LOCKMODE lockmode)
 	return rel;
 }
 
-/*
- * Find one of our relations by its name.
- */
 static Oid
 look_up(CqrsRelation relation)
 {
@@ -237,9 +231,6 @@ cqrs_extension_lock(void)
 	return extoid;
 }
 
-/*
- * Who owns the extension.
- */
 Oid
 cqrs_extension_owner(void)
 {
@@ -327,9 +318,6 @@ cqrs_type_is_temporary(Oid typid)
 	return temporary;
 }
 
-/*
- * The tag of the lock on an object of ours.
- */
 void
 cqrs_object_tag(LOCKTAG *tag, CqrsRelation relation, int32 id, int32 part)
 {
@@ -421,9 +409,17 @@ cqrs_set_commit(int level)
 		[SYNCHRONOUS_COMMIT_REMOTE_APPLY] = "remote_apply",
 	};
 
-	(void) set_config_option("synchronous_commit", values[level],
-							 PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_LOCAL, true, 0, false);
+	cqrs_set_config("synchronous_commit", values[level], GUC_ACTION_LOCAL);
+}
+
+/*
+ * Set what any user may set, for a while.
+ */
+void
+cqrs_set_config(const char *name, const char *value, GucAction action)
+{
+	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION, action,
+							 true, 0, false);
 }
 
 /*
@@ -460,97 +456,20 @@ cqrs_name_arg(FunctionCallInfo fcinfo, int argno, const char *kind)
 }
 
 /*
- * Start running SQL as the extension's owner, with a search_path that the
- * caller has no say in. The caller has checked what the user may do, and ends
- * it with cqrs_admin_end(); an error ends it too.
+ * Raises 22004 if an argument of a SQL function is NULL. It is called so in the
+ * message: alone, or as something of that kind and name.
  */
 void
-cqrs_admin_begin(CqrsAdmin *admin)
+cqrs_arg_required(FunctionCallInfo fcinfo, int argno, const char *argument,
+				  const char *kind, const char *name)
 {
-	GetUserIdAndSecContext(&admin->save_userid, &admin->save_sec_context);
-	SetUserIdAndSecContext(cqrs_extension_owner(),
-						   admin->save_sec_context |
-						   SECURITY_LOCAL_USERID_CHANGE);
-	admin->save_nestlevel = NewGUCNestLevel();
-	(void) set_config_option("search_path", "pg_catalog, pg_temp",
-							 PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-
-	/* What is stored, some of it as text, depends on no setting either. */
-	(void) set_config_option("quote_all_identifiers", "off",
-							 PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-}
-
-/*
- * Run one statement with parameters; results are in SPI_tuptable. Returns how
- * many rows it touched.
- *
- * It sees what is committed now, as the registry's copy does: with the
- * snapshot of a REPEATABLE READ transaction, it would leave undone what the
- * copy has led the caller to do.
- */
-uint64
-cqrs_admin_execute(const char *sql, int nargs, Oid *types, Datum *values,
-				   const char *nulls)
-{
-	SPIPlanPtr	plan = SPI_prepare(sql, nargs, types);
-	Snapshot	snapshot;
-	int			rc;
-
-	if (plan == NULL)
-		elog(ERROR, "SPI_prepare failed: %s",
-			 SPI_result_code_string(SPI_result));
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	rc = SPI_execute_snapshot(plan, values, nulls, snapshot, InvalidSnapshot,
-							  false, true, 0);
-	UnregisterSnapshot(snapshot);
-	if (rc < 0)
-		elog(ERROR, "SPI_execute_snapshot failed: %s",
-			 SPI_result_code_string(rc));
-	return SPI_processed;
-}
-
-/*
- * Run one utility statement. Identifiers in it are quoted by the caller.
- */
-void
-cqrs_admin_ddl(const char *fmt,...)
-{
-	StringInfoData sql;
-	int			rc;
-
-	initStringInfo(&sql);
-	for (;;)
-	{
-		va_list		args;
-		int			needed;
-
-		va_start(args, fmt);
-		needed = appendStringInfoVA(&sql, fmt, args);
-		va_end(args);
-		if (needed == 0)
-			break;
-		enlargeStringInfo(&sql, needed);
-	}
-
-	rc = SPI_execute(sql.data, false, 0);
-	if (rc < 0)
-		elog(ERROR, "SPI_execute failed: %s", SPI_result_code_string(rc));
-	pfree(sql.data);
-}
-
-/*
- * Go back to the caller's identity and settings.
- */
-void
-cqrs_admin_end(CqrsAdmin *admin)
-{
-	SPI_finish();
-	AtEOXact_GUC(true, admin->save_nestlevel);
-	SetUserIdAndSecContext(admin->save_userid, admin->save_sec_context);
+	if (PG_ARGISNULL(argno))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 kind == NULL ?
+				 errmsg("%s must not be null", argument) :
+				 errmsg("%s of %s \"%s\" must not be null", argument, kind,
+						name)));
 }
 
 /*

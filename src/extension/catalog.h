@@ -9,9 +9,6 @@
 #ifndef CQRS_CATALOG_H
 #define CQRS_CATALOG_H
 
-#include "base/cqrs_outbox.h"
-
-#include "executor/spi.h"
 #include "storage/lock.h"
 #include "utils/rel.h"
 #include "utils/snapshot.h"
@@ -80,24 +77,15 @@ extern bool cqrs_lock_holder(const LOCKTAG *tag, LOCKMODE mode, int *pid);
 extern void cqrs_require_writable(const char *function);
 extern void cqrs_commit_durably(void);
 extern void cqrs_set_commit(int level);
+extern void cqrs_set_config(const char *name, const char *value,
+							GucAction action);
 
 extern void cqrs_name_check(const char *kind, const char *name);
 extern char *cqrs_name_arg(FunctionCallInfo fcinfo, int argno,
 						   const char *kind);
-
-/* SQL as the extension's owner, for what changes the registry. */
-typedef struct CqrsAdmin
-{
-	Oid			save_userid;
-	int			save_sec_context;
-	int			save_nestlevel;
-} CqrsAdmin;
-
-extern void cqrs_admin_begin(CqrsAdmin *admin);
-extern uint64 cqrs_admin_execute(const char *sql, int nargs, Oid *types,
-								 Datum *values, const char *nulls);
-extern void cqrs_admin_ddl(const char *fmt,...) pg_attribute_printf(1, 2);
-extern void cqrs_admin_end(CqrsAdmin *admin);
+extern void cqrs_arg_required(FunctionCallInfo fcinfo, int argno,
+							  const char *argument, const char *kind,
+							  const char *name);
 
 /* Rows for a set-returning function. */
 extern Tuplestorestate *cqrs_srf_begin(FunctionCallInfo fcinfo,

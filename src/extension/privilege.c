@@ -27,11 +27,11 @@
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
-#include "extension/catalog.h"
+#include "extension/admin.h"
 #include "extension/privilege.h"
 #include "shared/announce.h"
 
-static void withdraw(const char *sql, int nargs, Oid *types, Datum *values);
+static void withdraw(void);
 
 PG_FUNCTION_INFO_V1(cqrs_refuse_write);
 PG_FUNCTION_INFO_V1(cqrs_withdraw_privileges);
@@ -73,22 +73,23 @@ cqrs_withdraw_privileges(PG_FUNCTION_ARGS)
 	CqrsAdmin	admin;
 
 	cqrs_admin_begin(&admin);
-	withdraw("SELECT o.kind, o.name, a.grantee FROM pg_extension e"
-			 " JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'"
-			 " JOIN LATERAL ("
-			 "	SELECT 'TABLE' AS kind, c.oid::regclass::text AS name, c.relowner AS owner, c.relacl AS acl"
-			 "	FROM pg_class c WHERE d.classid = 'pg_class'::regclass AND c.oid = d.objid AND c.relkind IN ('r', 'v', 'S')"
-			 "	UNION ALL"
-			 "	SELECT 'FUNCTION', p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner))"
-			 "	FROM pg_proc p WHERE d.classid = 'pg_proc'::regclass AND p.oid = d.objid"
-			 "	UNION ALL"
-			 "	SELECT 'SCHEMA', quote_ident(n.nspname), n.nspowner, n.nspacl"
-			 "	FROM pg_namespace n WHERE d.classid = 'pg_namespace'::regclass AND n.oid = d.objid"
-			 " ) o ON true"
-			 " CROSS JOIN LATERAL aclexplode(o.acl) a"
-			 " WHERE e.extname = 'cqrs_outbox' AND a.grantee <> o.owner"
-			 " GROUP BY 1, 2, 3",
-			 0, NULL, NULL);
+	cqrs_admin_execute("SELECT o.kind, o.name, a.grantee FROM pg_extension e"
+					   " JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'"
+					   " JOIN LATERAL ("
+					   "	SELECT 'TABLE' AS kind, c.oid::regclass::text AS name, c.relowner AS owner, c.relacl AS acl"
+					   "	FROM pg_class c WHERE d.classid = 'pg_class'::regclass AND c.oid = d.objid AND c.relkind IN ('r', 'v', 'S')"
+					   "	UNION ALL"
+					   "	SELECT 'FUNCTION', p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner))"
+					   "	FROM pg_proc p WHERE d.classid = 'pg_proc'::regclass AND p.oid = d.objid"
+					   "	UNION ALL"
+					   "	SELECT 'SCHEMA', quote_ident(n.nspname), n.nspowner, n.nspacl"
+					   "	FROM pg_namespace n WHERE d.classid = 'pg_namespace'::regclass AND n.oid = d.objid"
+					   " ) o ON true"
+					   " CROSS JOIN LATERAL aclexplode(o.acl) a"
+					   " WHERE e.extname = 'cqrs_outbox' AND a.grantee <> o.owner"
+					   " GROUP BY 1, 2, 3",
+					   0);
+	withdraw();
 	cqrs_admin_end(&admin);
 	PG_RETURN_VOID();
 }
@@ -100,15 +101,12 @@ cqrs_withdraw_privileges(PG_FUNCTION_ARGS)
 void
 cqrs_privileges_withdraw(const char *relation)
 {
-	Oid			types[1] = {TEXTOID};
-	Datum		values[1];
-
-	values[0] = CStringGetTextDatum(relation);
-	withdraw("SELECT 'TABLE', $1, a.grantee"
-			 " FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a"
-			 " WHERE c.oid = $1::regclass AND a.grantee <> c.relowner"
-			 " GROUP BY 3",
-			 1, types, values);
+	cqrs_admin_execute("SELECT 'TABLE', $1, a.grantee"
+					   " FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a"
+					   " WHERE c.oid = $1::regclass AND a.grantee <> c.relowner"
+					   " GROUP BY 3",
+					   1, CQRS_TEXT(relation));
+	withdraw();
 }
 
 /*
@@ -140,18 +138,16 @@ cqrs_guard_function(void)
 }
 
 /*
- * Revoke what the query's rows say: a kind of object, which one, and from
- * whom.
+ * Revoke what the rows of the last query say: a kind of object, which one, and
+ * from whom.
  */
 static void
-withdraw(const char *sql, int nargs, Oid *types, Datum *values)
+withdraw(void)
 {
-	SPITupleTable *rows;
-	uint64		n;
+	SPITupleTable *rows = SPI_tuptable;
+	uint64		n = SPI_processed;
 	uint64		i;
 
-	n = cqrs_admin_execute(sql, nargs, types, values, NULL);
-	rows = SPI_tuptable;
 	for (i = 0; i < n; i++)
 	{
 		bool		isnull;

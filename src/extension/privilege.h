@@ -8,8 +8,6 @@
 #ifndef CQRS_PRIVILEGE_H
 #define CQRS_PRIVILEGE_H
 
-#include "base/cqrs_outbox.h"
-
 extern void cqrs_privileges_withdraw(const char *relation);
 extern void cqrs_guard_table(const char *table);
 extern Oid	cqrs_guard_function(void);

@@ -8,8 +8,6 @@
 #ifndef CQRS_VERSION_H
 #define CQRS_VERSION_H
 
-#include "base/cqrs_outbox.h"
-
 extern bool cqrs_version_fits(void);
 extern void cqrs_version_report(int elevel, const char *message);
 

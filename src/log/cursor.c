@@ -18,22 +18,14 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "access/genam.h"
-#include "access/heapam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
 #include "access/xact.h"
-#include "catalog/indexing.h"
 #include "catalog/pg_type.h"
 #include "port/pg_bitutils.h"
 #include "utils/array.h"
-#include "utils/builtins.h"
-#include "utils/fmgroids.h"
-#include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-#include "extension/catalog.h"
+#include "extension/row.h"
 #include "log/cursor.h"
 #include "log/position.h"
 #include "log/tick.h"
@@ -82,7 +74,7 @@ static int	unpack_positions(Datum packed, int64 **positions);
 static Datum pack_positions(const int64 *positions, int npositions);
 static int	find_position(const int64 *positions, int npositions,
 						  int64 position);
-static void delete_range(Relation rel, int nkeys, ScanKeyData *keys);
+static void delete_rows(int nkeys, ScanKeyData *keys);
 static void init_keys(ScanKeyData *keys, int32 subscription_id,
 					  int32 partition);
 
@@ -120,29 +112,22 @@ bool
 cqrs_cursor_read_restored(int32 subscription_id, int32 partition,
 						  Snapshot snapshot, CqrsCursor *cursor)
 {
-	Relation	rel;
-	Relation	index;
-	SysScanDesc scan;
+	CqrsScan	scan;
 	ScanKeyData keys[2];
-	HeapTuple	tuple;
+	Datum		values[CURSOR_COLUMNS];
+	bool		nulls[CURSOR_COLUMNS];
 	bool		found;
 
 	memset(cursor, 0, sizeof(*cursor));
 	cursor->subscription_id = subscription_id;
 	cursor->partition = partition;
 
-	rel = table_open(cqrs_relation_oid(CQRS_REL_CURSOR), AccessShareLock);
-	index = cqrs_index_open(rel, CQRS_REL_CURSOR_PKEY, AccessShareLock);
 	init_keys(keys, subscription_id, partition);
-	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
-	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
-	found = HeapTupleIsValid(tuple);
+	cqrs_scan_begin(&scan, CQRS_REL_CURSOR, CQRS_REL_CURSOR_PKEY,
+					AccessShareLock, snapshot, BackwardScanDirection, 2, keys);
+	found = cqrs_scan_read(&scan, values, nulls) != NULL;
 	if (found)
 	{
-		Datum		values[CURSOR_COLUMNS];
-		bool		nulls[CURSOR_COLUMNS];
-
-		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
 		cursor->seq = DatumGetInt64(values[CURSOR_SEQ - 1]);
 		cursor->native = DatumGetBool(values[CURSOR_NATIVE - 1]);
 		cursor->tick_id = DatumGetInt64(values[CURSOR_TICK_ID - 1]);
@@ -170,10 +155,41 @@ cqrs_cursor_read_restored(int32 subscription_id, int32 partition,
 			DatumGetInt64(values[CURSOR_LAST_POSITION - 1]);
 		cursor->moved_at = DatumGetTimestampTz(values[CURSOR_MOVED_AT - 1]);
 	}
-	systable_endscan_ordered(scan);
-	index_close(index, AccessShareLock);
-	table_close(rel, AccessShareLock);
+	cqrs_scan_end(&scan, AccessShareLock);
 	return found;
+}
+
+/*
+ * All cursors of a subscription, as they are now. Their locks are held.
+ */
+CqrsCursor *
+cqrs_cursor_read_all(int32 subscription_id, int partitions)
+{
+	CqrsCursor *cursors = palloc(sizeof(CqrsCursor) * partitions);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	int			i;
+
+	for (i = 0; i < partitions; i++)
+		if (!cqrs_cursor_read(subscription_id, i, snapshot, &cursors[i]))
+			elog(ERROR, "subscription %d has no cursor %d",
+				 subscription_id, i);
+	UnregisterSnapshot(snapshot);
+	return cursors;
+}
+
+/*
+ * Remember where a cursor is: its snapshots are copied, to the current memory
+ * context, and what it points to besides is not.
+ */
+void
+cqrs_cursor_copy(CqrsCursor *copy, const CqrsCursor *cursor)
+{
+	*copy = *cursor;
+	copy->snapshot =
+		cqrs_snapshot_from_datum(PointerGetDatum(cursor->snapshot));
+	if (cursor->until_tick != 0)
+		copy->until_snapshot =
+			cqrs_snapshot_from_datum(PointerGetDatum(cursor->until_snapshot));
 }
 
 /*
@@ -183,29 +199,19 @@ cqrs_cursor_read_restored(int32 subscription_id, int32 partition,
 int
 cqrs_cursor_partitions(int32 subscription_id, Snapshot snapshot)
 {
-	Relation	rel;
-	Relation	index;
-	SysScanDesc scan;
-	ScanKeyData keys[2];
-	HeapTuple	tuple;
+	CqrsScan	scan;
+	ScanKeyData key;
+	HeapTuple	row;
 	int			partitions = 0;
 
-	rel = table_open(cqrs_relation_oid(CQRS_REL_CURSOR), AccessShareLock);
-	index = cqrs_index_open(rel, CQRS_REL_CURSOR_PKEY, AccessShareLock);
-	init_keys(keys, subscription_id, 0);
-	scan = systable_beginscan_ordered(rel, index, snapshot, 1, keys);
-	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
-	if (HeapTupleIsValid(tuple))
-	{
-		bool		isnull;
-
-		partitions = DatumGetInt32(heap_getattr(tuple, CURSOR_PARTITION,
-												RelationGetDescr(rel),
-												&isnull)) + 1;
-	}
-	systable_endscan_ordered(scan);
-	index_close(index, AccessShareLock);
-	table_close(rel, AccessShareLock);
+	cqrs_key_int4(&key, CURSOR_SUBSCRIPTION_ID, subscription_id);
+	cqrs_scan_begin(&scan, CQRS_REL_CURSOR, CQRS_REL_CURSOR_PKEY,
+					AccessShareLock, snapshot, BackwardScanDirection, 1, &key);
+	row = cqrs_scan_next(&scan);
+	if (row != NULL)
+		partitions = DatumGetInt32(cqrs_row_column(row, CURSOR_PARTITION,
+												   RelationGetDescr(scan.rel))) + 1;
+	cqrs_scan_end(&scan, AccessShareLock);
 	return partitions;
 }
 
@@ -241,27 +247,21 @@ cqrs_cursor_start(CqrsCursor *cursor, bool latest, bool native)
 double
 cqrs_cursor_rate(const CqrsCursor *cursor, Snapshot snapshot)
 {
-	Relation	rel;
-	Relation	index;
-	SysScanDesc scan;
+	CqrsScan	scan;
 	ScanKeyData keys[3];
-	HeapTuple	tuple;
+	Datum		values[CURSOR_COLUMNS];
+	bool		nulls[CURSOR_COLUMNS];
 	double		rate = 0;
 
-	rel = table_open(cqrs_relation_oid(CQRS_REL_CURSOR), AccessShareLock);
-	index = cqrs_index_open(rel, CQRS_REL_CURSOR_PKEY, AccessShareLock);
 	init_keys(keys, cursor->subscription_id, cursor->partition);
-	ScanKeyInit(&keys[2], CURSOR_SEQ, BTGreaterEqualStrategyNumber, F_INT8GE,
-				Int64GetDatum(cursor->seq - ROWS_KEPT / 2));
-	scan = systable_beginscan_ordered(rel, index, snapshot, 3, keys);
-	tuple = systable_getnext_ordered(scan, ForwardScanDirection);
-	if (HeapTupleIsValid(tuple))
+	cqrs_key_int8(&keys[2], CURSOR_SEQ, BTGreaterEqualStrategyNumber,
+				  cursor->seq - ROWS_KEPT / 2);
+	cqrs_scan_begin(&scan, CQRS_REL_CURSOR, CQRS_REL_CURSOR_PKEY,
+					AccessShareLock, snapshot, ForwardScanDirection, 3, keys);
+	if (cqrs_scan_read(&scan, values, nulls))
 	{
-		Datum		values[CURSOR_COLUMNS];
-		bool		nulls[CURSOR_COLUMNS];
 		double		seconds;
 
-		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
 		seconds = (cqrs_wall_now() -
 				   DatumGetTimestampTz(values[CURSOR_MOVED_AT - 1])) /
 			(double) USECS_PER_SEC;
@@ -269,9 +269,7 @@ cqrs_cursor_rate(const CqrsCursor *cursor, Snapshot snapshot)
 			rate = (cursor->delivered -
 					DatumGetInt64(values[CURSOR_DELIVERED - 1])) / seconds;
 	}
-	systable_endscan_ordered(scan);
-	index_close(index, AccessShareLock);
-	table_close(rel, AccessShareLock);
+	cqrs_scan_end(&scan, AccessShareLock);
 	return rate;
 }
 
@@ -298,7 +296,6 @@ cqrs_cursor_require_native(const CqrsCursor *cursor, const char *subscription)
 void
 cqrs_cursor_append(CqrsCursor *cursor)
 {
-	Relation	rel;
 	ScanKeyData keys[4];
 	Datum		values[CURSOR_COLUMNS];
 	bool		nulls[CURSOR_COLUMNS] = {0};
@@ -309,28 +306,19 @@ cqrs_cursor_append(CqrsCursor *cursor)
 	values[CURSOR_SEQ - 1] = Int64GetDatum(cursor->seq);
 	values[CURSOR_TICK_ID - 1] = Int64GetDatum(cursor->tick_id);
 	values[CURSOR_SNAPSHOT - 1] = PointerGetDatum(cursor->snapshot);
-	if (cursor->until_tick != 0)
-	{
-		values[CURSOR_UNTIL_TICK - 1] = Int64GetDatum(cursor->until_tick);
-		values[CURSOR_UNTIL_SNAPSHOT - 1] =
-			PointerGetDatum(cursor->until_snapshot);
-		values[CURSOR_POSITION - 1] = Int64GetDatum(cursor->position);
-		values[CURSOR_RECEIVED - 1] = Int64GetDatum(cursor->received);
-	}
-	else
-	{
-		nulls[CURSOR_UNTIL_TICK - 1] = true;
-		nulls[CURSOR_UNTIL_SNAPSHOT - 1] = true;
-		nulls[CURSOR_POSITION - 1] = true;
-		nulls[CURSOR_RECEIVED - 1] = true;
-	}
+	values[CURSOR_UNTIL_TICK - 1] = Int64GetDatum(cursor->until_tick);
+	values[CURSOR_UNTIL_SNAPSHOT - 1] =
+		PointerGetDatum(cursor->until_snapshot);
+	values[CURSOR_POSITION - 1] = Int64GetDatum(cursor->position);
+	values[CURSOR_RECEIVED - 1] = Int64GetDatum(cursor->received);
+	if (cursor->until_tick == 0)
+		nulls[CURSOR_UNTIL_TICK - 1] = nulls[CURSOR_UNTIL_SNAPSHOT - 1] =
+			nulls[CURSOR_POSITION - 1] = nulls[CURSOR_RECEIVED - 1] = true;
 	values[CURSOR_RECEIVED_ALL - 1] = BoolGetDatum(cursor->received_all);
 	write_receipt(cursor, values, nulls);
-	if (cursor->next_retry_at != 0)
-		values[CURSOR_NEXT_RETRY_AT - 1] =
-			TimestampTzGetDatum(cursor->next_retry_at);
-	else
-		nulls[CURSOR_NEXT_RETRY_AT - 1] = true;
+	values[CURSOR_NEXT_RETRY_AT - 1] =
+		TimestampTzGetDatum(cursor->next_retry_at);
+	nulls[CURSOR_NEXT_RETRY_AT - 1] = cursor->next_retry_at == 0;
 	values[CURSOR_PASSED_AT - 1] = TimestampTzGetDatum(cursor->passed_at);
 	nulls[CURSOR_PASSED_AT - 1] = cursor->passed_at == 0;
 	values[CURSOR_DELIVERED - 1] = Int64GetDatum(cursor->delivered);
@@ -339,9 +327,7 @@ cqrs_cursor_append(CqrsCursor *cursor)
 	values[CURSOR_MOVED_AT - 1] = TimestampTzGetDatum(cursor->moved_at);
 	values[CURSOR_NATIVE - 1] = BoolGetDatum(cursor->native);
 
-	rel = table_open(cqrs_relation_oid(CQRS_REL_CURSOR), RowExclusiveLock);
-	CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values,
-											nulls));
+	cqrs_row_insert(CQRS_REL_CURSOR, values, nulls);
 
 	/*
 	 * What to delete is computed, not looked up: a search for the oldest row
@@ -351,13 +337,11 @@ cqrs_cursor_append(CqrsCursor *cursor)
 	if (cursor->seq % ROWS_KEPT == 0)
 	{
 		init_keys(keys, cursor->subscription_id, cursor->partition);
-		ScanKeyInit(&keys[2], CURSOR_SEQ, BTGreaterEqualStrategyNumber,
-					F_INT8GE, Int64GetDatum(cursor->seq - 2 * ROWS_KEPT));
-		ScanKeyInit(&keys[3], CURSOR_SEQ, BTLessStrategyNumber, F_INT8LT,
-					Int64GetDatum(cursor->seq));
-		delete_range(rel, 4, keys);
+		cqrs_key_int8(&keys[2], CURSOR_SEQ, BTGreaterEqualStrategyNumber,
+					  cursor->seq - 2 * ROWS_KEPT);
+		cqrs_key_int8(&keys[3], CURSOR_SEQ, BTLessStrategyNumber, cursor->seq);
+		delete_rows(4, keys);
 	}
-	table_close(rel, NoLock);
 	CommandCounterIncrement();
 }
 
@@ -373,15 +357,10 @@ cqrs_cursor_forget_receipt(CqrsCursor *cursor)
 	cursor->ncovered = 0;
 }
 
-/*
- * Does the receipt cover this position?
- */
 bool
 cqrs_cursor_covers(const CqrsCursor *cursor, int64 position)
 {
-	int			i = find_position(cursor->covered, cursor->ncovered, position);
-
-	return i < cursor->ncovered && cursor->covered[i] == position;
+	return cqrs_positions_contain(cursor->covered, cursor->ncovered, position);
 }
 
 /*
@@ -390,9 +369,30 @@ cqrs_cursor_covers(const CqrsCursor *cursor, int64 position)
 bool
 cqrs_cursor_has_passed(const CqrsCursor *cursor, int64 position)
 {
-	int			i = find_position(cursor->passed, cursor->npassed, position);
+	return cqrs_positions_contain(cursor->passed, cursor->npassed, position);
+}
 
-	return i < cursor->npassed && cursor->passed[i] == position;
+/*
+ * Is it one of these positions, which are in order?
+ */
+bool
+cqrs_positions_contain(const int64 *positions, int npositions, int64 position)
+{
+	int			i = find_position(positions, npositions, position);
+
+	return i < npositions && positions[i] == position;
+}
+
+/*
+ * For qsort().
+ */
+int
+cqrs_position_compare(const void *a, const void *b)
+{
+	int64		left = *(const int64 *) a;
+	int64		right = *(const int64 *) b;
+
+	return (left > right) - (left < right);
 }
 
 /*
@@ -449,19 +449,13 @@ cqrs_cursor_forget_passed(CqrsCursor *cursor)
 	}
 }
 
-/*
- * Delete a subscription's cursors.
- */
 void
 cqrs_cursor_delete_all(int32 subscription_id)
 {
-	Relation	rel = table_open(cqrs_relation_oid(CQRS_REL_CURSOR),
-								 RowExclusiveLock);
-	ScanKeyData keys[2];
+	ScanKeyData key;
 
-	init_keys(keys, subscription_id, 0);
-	delete_range(rel, 1, keys);
-	table_close(rel, NoLock);
+	cqrs_key_int4(&key, CURSOR_SUBSCRIPTION_ID, subscription_id);
+	delete_rows(1, &key);
 }
 
 /*
@@ -611,33 +605,22 @@ find_position(const int64 *positions, int npositions, int64 position)
 	return low;
 }
 
-/*
- * Delete the rows that match.
- */
 static void
-delete_range(Relation rel, int nkeys, ScanKeyData *keys)
+delete_rows(int nkeys, ScanKeyData *keys)
 {
-	Relation	index;
-	SysScanDesc scan;
-	Snapshot	snapshot;
-	HeapTuple	tuple;
+	CqrsScan	scan;
+	HeapTuple	row;
 
-	index = cqrs_index_open(rel, CQRS_REL_CURSOR_PKEY, AccessShareLock);
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	scan = systable_beginscan_ordered(rel, index, snapshot, nkeys, keys);
-	while (HeapTupleIsValid(tuple = systable_getnext_ordered(scan,
-															 ForwardScanDirection)))
-		simple_heap_delete(rel, &tuple->t_self);
-	systable_endscan_ordered(scan);
-	UnregisterSnapshot(snapshot);
-	index_close(index, AccessShareLock);
+	cqrs_scan_begin(&scan, CQRS_REL_CURSOR, CQRS_REL_CURSOR_PKEY,
+					RowExclusiveLock, NULL, ForwardScanDirection, nkeys, keys);
+	while ((row = cqrs_scan_next(&scan)) != NULL)
+		cqrs_scan_delete(&scan, row);
+	cqrs_scan_end(&scan, NoLock);
 }
 
 static void
 init_keys(ScanKeyData *keys, int32 subscription_id, int32 partition)
 {
-	ScanKeyInit(&keys[0], CURSOR_SUBSCRIPTION_ID, BTEqualStrategyNumber,
-				F_INT4EQ, Int32GetDatum(subscription_id));
-	ScanKeyInit(&keys[1], CURSOR_PARTITION, BTEqualStrategyNumber,
-				F_INT4EQ, Int32GetDatum(partition));
+	cqrs_key_int4(&keys[0], CURSOR_SUBSCRIPTION_ID, subscription_id);
+	cqrs_key_int4(&keys[1], CURSOR_PARTITION, partition);
 }

@@ -8,8 +8,6 @@
 #ifndef CQRS_CURSOR_H
 #define CQRS_CURSOR_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/uuid.h"
 
 #include "base/snapshot.h"
@@ -56,6 +54,9 @@ typedef struct CqrsCursor
 
 extern bool cqrs_cursor_read(int32 subscription_id, int32 partition,
 							 Snapshot snapshot, CqrsCursor *cursor);
+extern CqrsCursor *cqrs_cursor_read_all(int32 subscription_id,
+										int partitions);
+extern void cqrs_cursor_copy(CqrsCursor *copy, const CqrsCursor *cursor);
 extern int	cqrs_cursor_partitions(int32 subscription_id, Snapshot snapshot);
 extern void cqrs_cursor_start(CqrsCursor *cursor, bool latest, bool native);
 extern double cqrs_cursor_rate(const CqrsCursor *cursor, Snapshot snapshot);
@@ -70,5 +71,8 @@ extern bool cqrs_cursor_has_passed(const CqrsCursor *cursor, int64 position);
 extern void cqrs_cursor_pass(CqrsCursor *cursor, int64 position);
 extern void cqrs_cursor_forget_passed(CqrsCursor *cursor);
 extern void cqrs_cursor_delete_all(int32 subscription_id);
+extern bool cqrs_positions_contain(const int64 *positions, int npositions,
+								   int64 position);
+extern int	cqrs_position_compare(const void *a, const void *b);
 
 #endif							/* CQRS_CURSOR_H */

@@ -8,8 +8,6 @@
 #ifndef CQRS_EVENT_H
 #define CQRS_EVENT_H
 
-#include "base/cqrs_outbox.h"
-
 #include "access/transam.h"
 #include "access/tupdesc.h"
 #include "utils/timestamp.h"
@@ -18,6 +16,9 @@
 
 /* Columns of type cqrs_event. */
 #define CQRS_EVENT_COLUMNS	10
+
+/* Columns of an event in cqrs.retry and cqrs.dead_letter, in a row. */
+#define CQRS_STORED_COLUMNS	7
 
 /* Values point where who made it says. */
 typedef struct CqrsEvent
@@ -34,6 +35,12 @@ typedef struct CqrsEvent
 } CqrsEvent;
 
 extern int	cqrs_key_partition(NullableDatum key, int partitions);
+extern void cqrs_event_store(const CqrsEvent *event, Datum *values,
+							 bool *nulls);
+extern void cqrs_event_load(CqrsEvent *event, int64 position,
+							const Datum *values, const bool *nulls);
+extern void cqrs_event_show(const CqrsEvent *event, Datum *values,
+							bool *nulls);
 extern void cqrs_event_deform(const CqrsEvent *event, const char *status,
 							  int attempts, Datum *values, bool *nulls);
 extern Datum cqrs_event_form(const CqrsEvent *event, const char *status,

@@ -44,9 +44,6 @@ cqrs_last_position(void)
 void
 cqrs_position_pass_restored(void)
 {
-	HASH_SEQ_STATUS status;
-	CqrsTopic  *topic;
-	List	   *topics = NIL;
 	ListCell   *lc;
 	int64		last_position = 0;
 	int			i;
@@ -56,15 +53,12 @@ cqrs_position_pass_restored(void)
 	(void) cqrs_object_lock(CQRS_REL_POSITION_SEQ, 0, 0, ExclusiveLock, true);
 	if (cqrs_last_position() != 0)
 		return;
-	cqrs_registry_topics(&status);
-	while ((topic = hash_seq_search(&status)) != NULL)
-		if (!topic->native)
-			topics = lappend(topics, topic);
-	foreach(lc, topics)
+	foreach(lc, cqrs_registry_topic_list())
 	{
-		for (i = 0; i < CQRS_SEGMENTS; i++)
-			last_position = Max(last_position,
-								highest_position(lfirst(lc), i));
+		CqrsTopic  *topic = (CqrsTopic *) lfirst(lc);
+
+		for (i = 0; !topic->native && i < CQRS_SEGMENTS; i++)
+			last_position = Max(last_position, highest_position(topic, i));
 	}
 	raise_position(last_position);
 }

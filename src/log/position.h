@@ -8,8 +8,6 @@
 #ifndef CQRS_POSITION_H
 #define CQRS_POSITION_H
 
-#include "base/cqrs_outbox.h"
-
 extern int64 cqrs_last_position(void);
 extern void cqrs_position_pass_restored(void);
 

@@ -42,6 +42,7 @@
 #include "utils/snapmgr.h"
 
 #include "base/debug_point.h"
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "log/retention.h"
@@ -74,10 +75,8 @@ typedef struct Kept
 	TimestampTz oldest;			/* DT_NOEND: nothing */
 } Kept;
 
-static List *subscriptions_of(const CqrsTopic *topic);
 static void find_hold(const CqrsTopic *topic, int segment,
 					  List *subscriptions, Snapshot snapshot, CqrsHold *hold);
-static int	compare_subscriptions(const ListCell *a, const ListCell *b);
 static bool record_missed(CqrsMissed *missed, const CqrsTopic *topic,
 						  List *subscriptions, Snapshot snapshot);
 static void list_suspended(List *subscriptions, CqrsMissed *missed);
@@ -108,10 +107,11 @@ cqrs_segment_hold(const CqrsTopic *topic, int segment, TimestampTz now,
 	if (hold->holder != CQRS_HELD_BY_NOTHING)
 		return;
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	find_hold(topic, segment, subscriptions_of(topic), snapshot, hold);
+	find_hold(topic, segment, cqrs_registry_subscription_list(topic), snapshot,
+			  hold);
 	UnregisterSnapshot(snapshot);
 	if (hold->holder == CQRS_HELD_BY_NOTHING &&
-		cqrs_segment_in_use(topic, segment, &hold->pid))
+		cqrs_table_in_use(topic->segments[segment], &hold->pid))
 		hold->holder = CQRS_HELD_BY_LOCK;
 }
 
@@ -146,7 +146,7 @@ void
 cqrs_subscription_hold(const CqrsTopic *topic, int segment,
 					   CqrsMissed *missed, Snapshot snapshot, CqrsHold *hold)
 {
-	List	   *subscriptions = subscriptions_of(topic);
+	List	   *subscriptions = cqrs_registry_subscription_list(topic);
 
 	find_hold(topic, segment, subscriptions, snapshot, hold);
 	if (hold->holder == CQRS_HELD_BY_NOTHING &&
@@ -237,7 +237,7 @@ cqrs_missed_count(const CqrsTopic *topic, int segment)
 	int			i;
 
 	missed->segment = segment;
-	list_suspended(subscriptions_of(topic), missed);
+	list_suspended(cqrs_registry_subscription_list(topic), missed);
 	if (missed->nparts == 0)
 		return NULL;
 
@@ -268,8 +268,6 @@ cqrs_missed_count(const CqrsTopic *topic, int segment)
 bool
 cqrs_missed_lock(CqrsMissed *missed)
 {
-	Oid			types[1] = {INT4OID};
-	Datum		values[1];
 	CqrsAdmin	admin;
 	bool		locked = true;
 	int			i;
@@ -282,11 +280,11 @@ cqrs_missed_lock(CqrsMissed *missed)
 	{
 		if (missed->parts[i].partition != 0)
 			continue;
-		values[0] = Int32GetDatum(missed->parts[i].subscription->subscription_id);
 		locked = cqrs_admin_execute("SELECT FROM cqrs.subscription"
 									" WHERE subscription_id = $1 AND state = 'suspended'"
 									" FOR NO KEY UPDATE SKIP LOCKED",
-									1, types, values, NULL) > 0;
+									1,
+									CQRS_INT4(missed->parts[i].subscription->subscription_id)) > 0;
 	}
 	cqrs_admin_end(&admin);
 	return locked;
@@ -302,8 +300,6 @@ record_missed(CqrsMissed *missed, const CqrsTopic *topic,
 			  List *subscriptions, Snapshot snapshot)
 {
 	CqrsMissed	now = {0};
-	Oid			types[2] = {INT4OID, INT8OID};
-	Datum		values[2];
 	CqrsAdmin	admin;
 	int			i;
 
@@ -336,11 +332,11 @@ record_missed(CqrsMissed *missed, const CqrsTopic *topic,
 	{
 		if (missed->parts[i].events == 0)
 			continue;
-		values[0] = Int32GetDatum(missed->parts[i].subscription->subscription_id);
-		values[1] = Int64GetDatum(missed->parts[i].events);
 		cqrs_admin_execute("UPDATE cqrs.subscription SET missed_events = missed_events + $2"
 						   " WHERE subscription_id = $1",
-						   2, types, values, NULL);
+						   2,
+						   CQRS_INT4(missed->parts[i].subscription->subscription_id),
+						   CQRS_INT8(missed->parts[i].events));
 	}
 	cqrs_admin_end(&admin);
 	return true;
@@ -361,7 +357,7 @@ cqrs_limits_apply(const CqrsTopic *topic, CqrsSegmentBytes bytes_of,
 	List	   *suspended = NIL;
 	ListCell   *lc;
 
-	foreach(lc, subscriptions_of(topic))
+	foreach(lc, cqrs_registry_subscription_list(topic))
 	{
 		const CqrsSubscription *subscription = (CqrsSubscription *) lfirst(lc);
 		Snapshot	snapshot;
@@ -397,39 +393,6 @@ cqrs_limits_apply(const CqrsTopic *topic, CqrsSegmentBytes bytes_of,
 	if (current != NULL)
 		*current = 0;
 	return suspended;
-}
-
-/*
- * The subscriptions of a topic (NULL: all) by id, as the registry has them now.
- * The entries stay until the end of the transaction.
- */
-static List *
-subscriptions_of(const CqrsTopic *topic)
-{
-	HASH_SEQ_STATUS status;
-	CqrsSubscription *subscription;
-	List	   *result = NIL;
-	int			i;
-
-	cqrs_registry_subscriptions(&status);
-	while ((subscription = hash_seq_search(&status)) != NULL)
-	{
-		bool		wanted = topic == NULL;
-
-		for (i = 0; !wanted && i < subscription->ntopics; i++)
-			wanted = subscription->topics[i]->topic_id == topic->topic_id;
-		if (wanted)
-			result = lappend(result, subscription);
-	}
-	list_sort(result, compare_subscriptions);
-	return result;
-}
-
-static int
-compare_subscriptions(const ListCell *a, const ListCell *b)
-{
-	return ((const CqrsSubscription *) lfirst(a))->subscription_id -
-		((const CqrsSubscription *) lfirst(b))->subscription_id;
 }
 
 /*
@@ -607,25 +570,19 @@ is_kept(const CqrsSubscription *subscription, const CqrsTopic *topic,
 static bool
 suspend(const CqrsSubscription *subscription, const char *reason)
 {
-	Oid			types[2] = {INT4OID, TEXTOID};
-	Datum		values[2];
-	CqrsAdmin	admin;
 	bool		done;
 
 	if (!ConditionalLockRelationOid(cqrs_relation_oid(CQRS_REL_SUBSCRIPTION),
 									RowExclusiveLock))
 		return false;
-	values[0] = Int32GetDatum(subscription->subscription_id);
-	values[1] = CStringGetTextDatum(reason);
-	cqrs_admin_begin(&admin);
-	done = cqrs_admin_execute("UPDATE cqrs.subscription s"
-							  " SET state = 'suspended', state_since = pg_catalog.clock_timestamp(), state_reason = $2"
-							  " FROM (SELECT subscription_id FROM cqrs.subscription"
-							  "		  WHERE subscription_id = $1 AND state <> 'suspended'"
-							  "		  FOR NO KEY UPDATE SKIP LOCKED) l"
-							  " WHERE s.subscription_id = l.subscription_id",
-							  2, types, values, NULL) > 0;
-	cqrs_admin_end(&admin);
+	done = cqrs_admin_run("UPDATE cqrs.subscription s"
+						  " SET state = 'suspended', state_since = pg_catalog.clock_timestamp(), state_reason = $2"
+						  " FROM (SELECT subscription_id FROM cqrs.subscription"
+						  "		  WHERE subscription_id = $1 AND state <> 'suspended'"
+						  "		  FOR NO KEY UPDATE SKIP LOCKED) l"
+						  " WHERE s.subscription_id = l.subscription_id",
+						  2, CQRS_INT4(subscription->subscription_id),
+						  CQRS_TEXT(reason)) > 0;
 	if (done)
 		ereport(WARNING,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),

@@ -8,8 +8,6 @@
 #ifndef CQRS_RETENTION_H
 #define CQRS_RETENTION_H
 
-#include "base/cqrs_outbox.h"
-
 #include "nodes/pg_list.h"
 #include "utils/snapshot.h"
 #include "utils/timestamp.h"

@@ -37,6 +37,7 @@
 #include "utils/timestamp.h"
 
 #include "base/debug_point.h"
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/rotation.h"
 #include "log/segment.h"
@@ -156,10 +157,10 @@ truncate_segment(int32 topic_id, int segment, CqrsHold *hold)
 		(missed != NULL && !cqrs_missed_lock(missed)))
 		return false;
 
-	if (!cqrs_segment_lock(topic, segment))
+	if (!cqrs_table_lock(topic->segments[segment]))
 	{
 		/* Or else somebody waits for the lock, or was faster, and is done. */
-		if (cqrs_segment_in_use(topic, segment, &hold->pid))
+		if (cqrs_table_in_use(topic->segments[segment], &hold->pid))
 			hold->holder = CQRS_HELD_BY_LOCK;
 		return false;
 	}
@@ -187,31 +188,25 @@ truncate_segment(int32 topic_id, int segment, CqrsHold *hold)
 static bool
 rotate_topic(const CqrsTopic *topic)
 {
-	Oid			types[4] = {INT4OID, INT4OID, INT4OID, TIMESTAMPTZOID};
-	Datum		values[4];
-	CqrsAdmin	admin;
+	int			next = (topic->current_segment + 1) % CQRS_SEGMENTS;
 	bool		done;
 
 	if (!ConditionalLockRelationOid(cqrs_relation_oid(CQRS_REL_TOPIC),
 									RowExclusiveLock))
 		return false;
-	values[0] = Int32GetDatum(topic->topic_id);
-	values[1] = Int32GetDatum(topic->current_segment);
-	values[2] = Int32GetDatum((topic->current_segment + 1) % CQRS_SEGMENTS);
-	values[3] = TimestampTzGetDatum(cqrs_wall_now());
-	cqrs_admin_begin(&admin);
-	done = cqrs_admin_execute("UPDATE cqrs.topic t"
-							  " SET current_segment = $3, opened_at[$3 + 1] = $4"
-							  " FROM (SELECT topic_id FROM cqrs.topic"
-							  "		  WHERE topic_id = $1 AND current_segment = $2"
-							  "		  FOR NO KEY UPDATE SKIP LOCKED) l"
-							  " WHERE t.topic_id = l.topic_id",
-							  4, types, values, NULL) > 0;
-	cqrs_admin_end(&admin);
+	done = cqrs_admin_run("UPDATE cqrs.topic t"
+						  " SET current_segment = $3, opened_at[$3 + 1] = $4"
+						  " FROM (SELECT topic_id FROM cqrs.topic"
+						  "		  WHERE topic_id = $1 AND current_segment = $2"
+						  "		  FOR NO KEY UPDATE SKIP LOCKED) l"
+						  " WHERE t.topic_id = l.topic_id",
+						  4, CQRS_INT4(topic->topic_id),
+						  CQRS_INT4(topic->current_segment), CQRS_INT4(next),
+						  CQRS_ARG(TIMESTAMPTZOID, TimestampTzGetDatum(cqrs_wall_now()))) > 0;
 	if (done)
 		ereport(DEBUG1,
 				(errmsg_internal("topic \"%s\" goes on in segment %d",
-								 topic->name, DatumGetInt32(values[2]))));
+								 topic->name, next)));
 	return done;
 }
 
@@ -223,23 +218,16 @@ rotate_topic(const CqrsTopic *topic)
 static void
 note_set_back(const CqrsTopic *topic, TimestampTz now)
 {
-	Oid			types[2] = {INT4OID, TIMESTAMPTZOID};
-	Datum		values[2];
-	CqrsAdmin	admin;
-
 	if (!ConditionalLockRelationOid(cqrs_relation_oid(CQRS_REL_TOPIC),
 									RowExclusiveLock))
 		return;
-	values[0] = Int32GetDatum(topic->topic_id);
-	values[1] = TimestampTzGetDatum(now);
-	cqrs_admin_begin(&admin);
-	(void) cqrs_admin_execute("UPDATE cqrs.topic t"
-							  " SET opened_at = ARRAY(SELECT CASE WHEN o.at > $2 THEN $2 ELSE o.at END"
-							  "  FROM pg_catalog.unnest(t.opened_at) WITH ORDINALITY o (at, n)"
-							  "  ORDER BY o.n)"
-							  " FROM (SELECT topic_id FROM cqrs.topic WHERE topic_id = $1"
-							  "		  FOR NO KEY UPDATE SKIP LOCKED) l"
-							  " WHERE t.topic_id = l.topic_id",
-							  2, types, values, NULL);
-	cqrs_admin_end(&admin);
+	(void) cqrs_admin_run("UPDATE cqrs.topic t"
+						  " SET opened_at = ARRAY(SELECT CASE WHEN o.at > $2 THEN $2 ELSE o.at END"
+						  "  FROM pg_catalog.unnest(t.opened_at) WITH ORDINALITY o (at, n)"
+						  "  ORDER BY o.n)"
+						  " FROM (SELECT topic_id FROM cqrs.topic WHERE topic_id = $1"
+						  "		  FOR NO KEY UPDATE SKIP LOCKED) l"
+						  " WHERE t.topic_id = l.topic_id",
+						  2, CQRS_INT4(topic->topic_id),
+						  CQRS_ARG(TIMESTAMPTZOID, TimestampTzGetDatum(now)));
 }

@@ -8,8 +8,6 @@
 #ifndef CQRS_ROTATION_H
 #define CQRS_ROTATION_H
 
-#include "base/cqrs_outbox.h"
-
 #include "log/retention.h"
 
 typedef enum CqrsStepAction

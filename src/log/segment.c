@@ -27,14 +27,13 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_index.h"
 #include "catalog/pg_type.h"
-#include "commands/trigger.h"
 #include "storage/bufmgr.h"
 #include "storage/bufpage.h"
 #include "storage/lmgr.h"
 #include "utils/inval.h"
-#include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "extension/privilege.h"
 #include "log/segment.h"
@@ -362,24 +361,6 @@ cqrs_segments_unlock_parts(List *locked)
 }
 
 /*
- * cqrs_table_in_use() of a segment.
- */
-bool
-cqrs_segment_in_use(const CqrsTopic *topic, int segment, int *pid)
-{
-	return cqrs_table_in_use(topic->segments[segment], pid);
-}
-
-/*
- * cqrs_table_lock() of a segment, for cqrs_segment_truncate().
- */
-bool
-cqrs_segment_lock(const CqrsTopic *topic, int segment)
-{
-	return cqrs_table_lock(topic->segments[segment]);
-}
-
-/*
  * Has another transaction a lock that keeps the table from being truncated?
  * *pid gets the process, or 0 if the transaction is prepared. The table
  * exists; no lock is left on it.
@@ -437,12 +418,9 @@ cqrs_table_lock(Oid relid)
 void
 cqrs_segment_truncate(const CqrsTopic *topic, int segment)
 {
-	CqrsAdmin	admin;
-
 	relation_close(cqrs_segment_open(topic, segment, NoLock), NoLock);
-	cqrs_admin_begin(&admin);
-	cqrs_admin_ddl("TRUNCATE cqrs.topic_%d_%d", topic->topic_id, segment);
-	cqrs_admin_end(&admin);
+	cqrs_admin_run(psprintf("TRUNCATE cqrs.topic_%d_%d", topic->topic_id,
+							segment), 0);
 }
 
 static bool
@@ -458,9 +436,6 @@ is_btree(Oid indexid)
 	return result;
 }
 
-/*
- * The pages of a table's indexes.
- */
 static int64
 index_blocks(Relation rel)
 {

@@ -8,8 +8,6 @@
 #ifndef CQRS_SEGMENT_H
 #define CQRS_SEGMENT_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/rel.h"
 #include "utils/snapshot.h"
 #include "utils/timestamp.h"
@@ -52,9 +50,6 @@ extern bool cqrs_segments_lock(const CqrsTopic *topic);
 extern void cqrs_segments_unlock(const CqrsTopic *topic);
 extern bool cqrs_segments_lock_parts(const CqrsTopic *topic, List **locked);
 extern void cqrs_segments_unlock_parts(List *locked);
-extern bool cqrs_segment_in_use(const CqrsTopic *topic, int segment,
-								int *pid);
-extern bool cqrs_segment_lock(const CqrsTopic *topic, int segment);
 extern void cqrs_segment_truncate(const CqrsTopic *topic, int segment);
 
 /* Of any table of ours that is to be truncated. */

@@ -8,8 +8,6 @@
 #ifndef CQRS_SEGMENT_INDEX_H
 #define CQRS_SEGMENT_INDEX_H
 
-#include "base/cqrs_outbox.h"
-
 #include "executor/tuptable.h"
 #include "nodes/execnodes.h"
 #include "utils/rel.h"

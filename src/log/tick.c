@@ -25,20 +25,12 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "access/genam.h"
-#include "access/heapam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
 #include "access/xact.h"
-#include "catalog/indexing.h"
 #include "commands/sequence.h"
-#include "utils/builtins.h"
-#include "utils/fmgroids.h"
-#include "utils/rel.h"
 #include "utils/snapmgr.h"
 
 #include "base/debug_point.h"
-#include "extension/catalog.h"
+#include "extension/row.h"
 #include "log/position.h"
 #include "log/tick.h"
 #include "shared/database.h"
@@ -62,7 +54,7 @@ enum
 
 static void own_range(ScanKeyData *keys, int64 from);
 static int64 newest_id(void);
-static void delete_before(Relation rel, int64 tick_id);
+static void delete_before(int64 tick_id);
 
 PG_FUNCTION_INFO_V1(cqrs_tick);
 
@@ -95,7 +87,6 @@ cqrs_tick(PG_FUNCTION_ARGS)
 int64
 cqrs_tick_record(bool wait)
 {
-	Relation	rel;
 	Datum		values[TICK_COLUMNS];
 	bool		nulls[TICK_COLUMNS] = {0};
 	int64		tick_id;
@@ -116,12 +107,9 @@ cqrs_tick_record(bool wait)
 	values[TICK_SNAPSHOT - 1] = PointerGetDatum(cqrs_snapshot_take());
 	values[TICK_LAST_POSITION - 1] = Int64GetDatum(last_position);
 	values[TICK_NATIVE - 1] = BoolGetDatum(true);
-	rel = table_open(cqrs_relation_oid(CQRS_REL_TICK), RowExclusiveLock);
-	CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values,
-											nulls));
+	cqrs_row_insert(CQRS_REL_TICK, values, nulls);
 	if (tick_id / TICKS_KEPT != newest / TICKS_KEPT)
-		delete_before(rel, tick_id);
-	table_close(rel, NoLock);
+		delete_before(tick_id);
 
 	cqrs_commit_durably();
 	CQRS_DEBUG_POINT("tick_before_commit");
@@ -136,36 +124,26 @@ cqrs_tick_record(bool wait)
 bool
 cqrs_tick_newest(Snapshot snapshot, int64 at_most, CqrsTick *tick)
 {
-	Relation	rel;
-	Relation	index;
-	SysScanDesc scan;
+	CqrsScan	scan;
 	ScanKeyData keys[2];
-	HeapTuple	tuple;
-	bool		found;
+	Datum		values[TICK_COLUMNS];
+	bool		nulls[TICK_COLUMNS];
+	bool		found = false;
 
-	rel = table_open(cqrs_relation_oid(CQRS_REL_TICK), AccessShareLock);
-	index = cqrs_index_open(rel, CQRS_REL_TICK_PKEY, AccessShareLock);
 	own_range(keys, 0);
 	if (at_most < DatumGetInt64(keys[1].sk_argument))
 		keys[1].sk_argument = Int64GetDatum(at_most + 1);
-	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
-	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
-	found = HeapTupleIsValid(tuple);
-	if (found)
+	cqrs_scan_begin(&scan, CQRS_REL_TICK, CQRS_REL_TICK_PKEY, AccessShareLock,
+					snapshot, BackwardScanDirection, 2, keys);
+	if (cqrs_scan_read(&scan, values, nulls))
 	{
-		Datum		values[TICK_COLUMNS];
-		bool		nulls[TICK_COLUMNS];
-
-		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
 		found = DatumGetBool(values[TICK_NATIVE - 1]);
 		tick->tick_id = DatumGetInt64(values[TICK_ID - 1]);
 		tick->ticked_at = DatumGetTimestampTz(values[TICK_TICKED_AT - 1]);
 		tick->snapshot = cqrs_snapshot_from_datum(values[TICK_SNAPSHOT - 1]);
 		tick->last_position = DatumGetInt64(values[TICK_LAST_POSITION - 1]);
 	}
-	systable_endscan_ordered(scan);
-	index_close(index, AccessShareLock);
-	table_close(rel, AccessShareLock);
+	cqrs_scan_end(&scan, AccessShareLock);
 	return found;
 }
 
@@ -188,10 +166,9 @@ own_range(ScanKeyData *keys, int64 from)
 	int64		first = cqrs_sequence_last(CQRS_REL_TICK_SEQ, &is_called) / TICK_IDS *
 	TICK_IDS;
 
-	ScanKeyInit(&keys[0], TICK_ID, BTGreaterEqualStrategyNumber, F_INT8GE,
-				Int64GetDatum(Max(first, from)));
-	ScanKeyInit(&keys[1], TICK_ID, BTLessStrategyNumber, F_INT8LT,
-				Int64GetDatum(first + TICK_IDS));
+	cqrs_key_int8(&keys[0], TICK_ID, BTGreaterEqualStrategyNumber,
+				  Max(first, from));
+	cqrs_key_int8(&keys[1], TICK_ID, BTLessStrategyNumber, first + TICK_IDS);
 }
 
 /*
@@ -215,41 +192,33 @@ newest_id(void)
  * what is left waits for another process. The ticker's lock is held.
  */
 static void
-delete_before(Relation rel, int64 tick_id)
+delete_before(int64 tick_id)
 {
 	static int64 deleted_before = 0;
 	int64		durable;
 	int64		recorded;
-	Relation	index;
-	SysScanDesc scan;
+	CqrsScan	scan;
 	ScanKeyData keys[2];
-	Snapshot	snapshot;
-	HeapTuple	tuple;
+	HeapTuple	row;
 
 	/* Ids may begin anew, with the extension. */
 	if (deleted_before > tick_id)
 		deleted_before = 0;
 	cqrs_shmem_manager_ticks(&durable, &recorded);
-	index = cqrs_index_open(rel, CQRS_REL_TICK_PKEY, AccessShareLock);
 	own_range(keys, deleted_before);
 	keys[1].sk_argument = Int64GetDatum(tick_id);
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
+	cqrs_scan_begin(&scan, CQRS_REL_TICK, CQRS_REL_TICK_PKEY, RowExclusiveLock,
+					NULL, ForwardScanDirection, 2, keys);
 	deleted_before = tick_id;
-	while (HeapTupleIsValid(tuple = systable_getnext_ordered(scan,
-															 ForwardScanDirection)))
+	while ((row = cqrs_scan_next(&scan)) != NULL)
 	{
-		bool		isnull;
-		int64		id = DatumGetInt64(heap_getattr(tuple, TICK_ID,
-													RelationGetDescr(rel),
-													&isnull));
+		int64		id = DatumGetInt64(cqrs_row_column(row, TICK_ID,
+													   RelationGetDescr(scan.rel)));
 
 		if (id != durable && id != recorded)
-			simple_heap_delete(rel, &tuple->t_self);
+			cqrs_scan_delete(&scan, row);
 		else
 			deleted_before = Min(deleted_before, id);
 	}
-	systable_endscan_ordered(scan);
-	UnregisterSnapshot(snapshot);
-	index_close(index, AccessShareLock);
+	cqrs_scan_end(&scan, NoLock);
 }

@@ -8,8 +8,6 @@
 #ifndef CQRS_TICK_H
 #define CQRS_TICK_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/snapshot.h"
 #include "utils/timestamp.h"
 

@@ -36,12 +36,12 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
-#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
-#include "utils/timestamp.h"
 
+#include "base/interval.h"
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "extension/privilege.h"
 #include "log/topic.h"
@@ -64,10 +64,7 @@ cqrs_create_topic(PG_FUNCTION_ARGS)
 	char	   *name = cqrs_name_arg(fcinfo, 0, "topic");
 
 	cqrs_require_writable("cqrs_create_topic()");
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("retention of topic \"%s\" must not be null", name)));
+	cqrs_arg_required(fcinfo, 1, "retention", "topic", name);
 	(void) cqrs_topic_create(name, PG_GETARG_INTERVAL_P(1), true);
 	PG_RETURN_VOID();
 }
@@ -80,9 +77,6 @@ cqrs_alter_topic(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "topic");
 	CqrsTopic  *topic;
-	CqrsAdmin	admin;
-	Oid			types[2] = {INT4OID, INTERVALOID};
-	Datum		values[2];
 
 	cqrs_require_writable("cqrs_alter_topic()");
 	topic = cqrs_topic_get(name);
@@ -91,15 +85,12 @@ cqrs_alter_topic(PG_FUNCTION_ARGS)
 		PG_RETURN_VOID();
 	check_retention(name, PG_GETARG_INTERVAL_P(1));
 
-	values[0] = Int32GetDatum(topic->topic_id);
-	values[1] = PG_GETARG_DATUM(1);
-	cqrs_admin_begin(&admin);
-	if (cqrs_admin_execute("UPDATE cqrs.topic SET retention = $2 WHERE topic_id = $1",
-						   2, types, values, NULL) == 0)
+	if (cqrs_admin_run("UPDATE cqrs.topic SET retention = $2 WHERE topic_id = $1",
+					   2, CQRS_INT4(topic->topic_id),
+					   CQRS_ARG(INTERVALOID, PG_GETARG_DATUM(1))) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("topic \"%s\" does not exist", name)));
-	cqrs_admin_end(&admin);
 	PG_RETURN_VOID();
 }
 
@@ -111,18 +102,11 @@ cqrs_register_event(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
 	Oid			payload_type;
-	CqrsAdmin	admin;
-	Oid			types[3] = {TEXTOID, INT4OID, REGTYPEOID};
-	Datum		values[3] = {0};
-	char		nulls[3] = {' ', 'n', ' '};
+	int32		topic_id = 0;
 
 	cqrs_require_writable("cqrs_register_event()");
 	cqrs_name_check("event", name);
-	if (PG_ARGISNULL(2))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("payload type of event \"%s\" must not be null",
-						name)));
+	cqrs_arg_required(fcinfo, 2, "payload type", "event", name);
 	payload_type = PG_GETARG_OID(2);
 	if (!SearchSysCacheExists1(TYPEOID, ObjectIdGetDatum(payload_type)))
 		ereport(ERROR,
@@ -143,9 +127,7 @@ cqrs_register_event(PG_FUNCTION_ARGS)
 						format_type_be(payload_type)),
 				 errdetail("The type is in a temporary schema.")));
 
-	cqrs_admin_begin(&admin);
-	cqrs_admin_ddl("LOCK TABLE cqrs.event_type IN SHARE ROW EXCLUSIVE MODE");
-	cqrs_admin_end(&admin);
+	cqrs_admin_run("LOCK TABLE cqrs.event_type IN SHARE ROW EXCLUSIVE MODE", 0);
 	if (cqrs_registry_has_event_type(name))
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
@@ -154,22 +136,18 @@ cqrs_register_event(PG_FUNCTION_ARGS)
 	{
 		char	   *topic_name = text_to_cstring(PG_GETARG_TEXT_PP(1));
 
-		if (cqrs_registry_topic_id(topic_name) == 0)
+		topic_id = cqrs_registry_topic_id(topic_name);
+		if (topic_id == 0)
 		{
 			Interval	retention = {.day = 1};
 
-			(void) cqrs_topic_create(topic_name, &retention, true);
+			topic_id = cqrs_topic_create(topic_name, &retention, true);
 		}
-		values[1] = Int32GetDatum(cqrs_registry_topic_id(topic_name));
-		nulls[1] = ' ';
 	}
-
-	values[0] = CStringGetTextDatum(name);
-	values[2] = ObjectIdGetDatum(payload_type);
-	cqrs_admin_begin(&admin);
-	cqrs_admin_execute("INSERT INTO cqrs.event_type (event_name, topic_id, payload_type) VALUES ($1, $2, $3)",
-					   3, types, values, nulls);
-	cqrs_admin_end(&admin);
+	cqrs_admin_run("INSERT INTO cqrs.event_type (event_name, topic_id, payload_type) VALUES ($1, $2, $3)",
+				   3, CQRS_TEXT(name),
+				   CQRS_NULLABLE(INT4OID, Int32GetDatum(topic_id), topic_id == 0),
+				   CQRS_ARG(REGTYPEOID, ObjectIdGetDatum(payload_type)));
 	PG_RETURN_VOID();
 }
 
@@ -196,17 +174,14 @@ cqrs_unregister_event(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
 	CqrsAdmin	admin;
-	Oid			types[1] = {TEXTOID};
-	Datum		values[1];
 
 	cqrs_require_writable("cqrs_unregister_event()");
 	cqrs_admin_begin(&admin);
 	cqrs_admin_ddl("LOCK TABLE cqrs.event_type IN SHARE ROW EXCLUSIVE MODE");
-	values[0] = CStringGetTextDatum(name);
 	cqrs_admin_execute("DELETE FROM cqrs.event_handler WHERE event_name = $1",
-					   1, types, values, NULL);
+					   1, CQRS_TEXT(name));
 	if (cqrs_admin_execute("DELETE FROM cqrs.event_type WHERE event_name = $1",
-						   1, types, values, NULL) == 0)
+						   1, CQRS_TEXT(name)) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("event \"%s\" is not registered", name)));
@@ -225,11 +200,8 @@ int32
 cqrs_topic_create(const char *name, Interval *retention, bool may_emit)
 {
 	Oid			creator = GetUserId();
-	Oid			types[2] = {TEXTOID, INTERVALOID};
-	Datum		values[2];
 	CqrsAdmin	admin;
 	int32		topic_id;
-	bool		isnull;
 	StringInfoData view;
 	int			i;
 
@@ -243,12 +215,10 @@ cqrs_topic_create(const char *name, Interval *retention, bool may_emit)
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("topic \"%s\" already exists", name)));
 
-	values[0] = CStringGetTextDatum(name);
-	values[1] = IntervalPGetDatum(retention);
 	cqrs_admin_execute("INSERT INTO cqrs.topic (topic, retention) VALUES ($1, $2) RETURNING topic_id",
-					   2, types, values, NULL);
-	topic_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
-										   SPI_tuptable->tupdesc, 1, &isnull));
+					   2, CQRS_TEXT(name),
+					   CQRS_ARG(INTERVALOID, IntervalPGetDatum(retention)));
+	topic_id = DatumGetInt32(cqrs_admin_result());
 	cqrs_topic_set_native(topic_id);
 
 	initStringInfo(&view);
@@ -414,11 +384,7 @@ cqrs_topic_require_control(const CqrsTopic *topic, const char *verb)
 static void
 check_retention(const char *name, Interval *retention)
 {
-	Interval	zero = {0};
-
-	if (DatumGetInt32(DirectFunctionCall2(interval_cmp,
-										  IntervalPGetDatum(retention),
-										  IntervalPGetDatum(&zero))) < 0)
+	if (cqrs_interval_is_negative(IntervalPGetDatum(retention)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("retention of topic \"%s\" must not be negative",

@@ -8,8 +8,6 @@
 #ifndef CQRS_TOPIC_H
 #define CQRS_TOPIC_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/timestamp.h"
 
 #include "registry/entry.h"

@@ -13,6 +13,7 @@
 #include "utils/builtins.h"
 #include "utils/inval.h"
 
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/topic_drop.h"
 #include "registry/registry.h"
@@ -69,26 +70,23 @@ void
 cqrs_topic_drop(const CqrsTopic *topic)
 {
 	CqrsAdmin	admin;
-	Oid			types[1] = {INT4OID};
-	Datum		values[1];
 	int			i;
 
-	values[0] = Int32GetDatum(topic->topic_id);
 	cqrs_admin_begin(&admin);
 	cqrs_admin_execute("DELETE FROM cqrs.event_handler h USING cqrs.event_type t WHERE h.event_name = t.event_name AND t.topic_id = $1",
-					   1, types, values, NULL);
+					   1, CQRS_INT4(topic->topic_id));
 	cqrs_admin_execute("DELETE FROM cqrs.event_type WHERE topic_id = $1",
-					   1, types, values, NULL);
+					   1, CQRS_INT4(topic->topic_id));
 	cqrs_admin_execute("DELETE FROM cqrs.subscription_topic WHERE topic_id = $1",
-					   1, types, values, NULL);
+					   1, CQRS_INT4(topic->topic_id));
 	cqrs_admin_execute("DELETE FROM cqrs.retry WHERE topic_id = $1",
-					   1, types, values, NULL);
+					   1, CQRS_INT4(topic->topic_id));
 	cqrs_admin_execute("DELETE FROM cqrs.dead_letter WHERE topic_id = $1",
-					   1, types, values, NULL);
+					   1, CQRS_INT4(topic->topic_id));
 	cqrs_admin_execute("DELETE FROM cqrs.scheduled_command WHERE topic_id = $1",
-					   1, types, values, NULL);
+					   1, CQRS_INT4(topic->topic_id));
 	cqrs_admin_execute("DELETE FROM cqrs.topic WHERE topic_id = $1",
-					   1, types, values, NULL);
+					   1, CQRS_INT4(topic->topic_id));
 	cqrs_admin_ddl("DROP VIEW IF EXISTS %s.%s", CQRS_TOPIC_SCHEMA,
 				   quote_identifier(topic->name));
 	for (i = 0; i < CQRS_SEGMENTS; i++)
@@ -107,23 +105,15 @@ locks_to_drop(const CqrsTopic *topic)
 	static const CqrsRelation tables[] = {
 		CQRS_REL_EVENT_TYPE, CQRS_REL_TOPIC, CQRS_REL_SUBSCRIPTION_TOPIC
 	};
-	HASH_SEQ_STATUS status;
-	CqrsSubscription *subscription;
-	List	   *ids = NIL;
 	List	   *locks = NIL;
 	ListCell   *lc;
 	int			i;
 
-	cqrs_registry_subscriptions(&status);
-	while ((subscription = hash_seq_search(&status)) != NULL)
-		for (i = 0; i < subscription->ntopics; i++)
-			if (subscription->topics[i]->topic_id == topic->topic_id)
-				ids = lappend_int(ids, subscription->subscription_id);
-	list_sort(ids, list_int_cmp);
-	foreach(lc, ids)
+	foreach(lc, cqrs_registry_subscription_list(topic))
 	{
-		subscription = cqrs_registry_subscription_by_id(lfirst_int(lc));
-		for (i = 0; subscription != NULL && i < subscription->partitions; i++)
+		CqrsSubscription *subscription = (CqrsSubscription *) lfirst(lc);
+
+		for (i = 0; i < subscription->partitions; i++)
 		{
 			DropLock   *lock = new_lock(&locks, ExclusiveLock);
 

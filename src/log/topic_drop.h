@@ -8,8 +8,6 @@
 #ifndef CQRS_TOPIC_DROP_H
 #define CQRS_TOPIC_DROP_H
 
-#include "base/cqrs_outbox.h"
-
 #include "registry/entry.h"
 
 extern CqrsTopic *cqrs_topic_lock_to_drop(const char *name);

@@ -262,9 +262,6 @@ cqrs_window_detach(CqrsWindow *window)
 	window->snapshot = NULL;
 }
 
-/*
- * Leave out events with other names.
- */
 void
 cqrs_window_filter_name(CqrsWindow *window, const char *event_name)
 {

@@ -8,8 +8,6 @@
 #ifndef CQRS_WINDOW_H
 #define CQRS_WINDOW_H
 
-#include "base/cqrs_outbox.h"
-
 #include "access/skey.h"
 #include "access/transam.h"
 #include "utils/snapshot.h"

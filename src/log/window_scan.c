@@ -12,7 +12,6 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/relation.h"
-#include "access/table.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -67,9 +66,6 @@ static void scan_topic(const CqrsTopic *topic, const CqrsSnapshot *lower,
 					   const CqrsSnapshot *upper, Snapshot snapshot,
 					   RowCallback callback, void *arg);
 
-/*
- * Is anything in this window of the topic?
- */
 bool
 cqrs_window_has_events(const CqrsTopic *topic, const CqrsSnapshot *lower,
 					   const CqrsSnapshot *upper, Snapshot snapshot)

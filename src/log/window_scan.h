@@ -8,8 +8,6 @@
 #ifndef CQRS_WINDOW_SCAN_H
 #define CQRS_WINDOW_SCAN_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/snapshot.h"
 #include "utils/timestamp.h"
 

@@ -8,8 +8,6 @@
 #ifndef CQRS_BREAKER_H
 #define CQRS_BREAKER_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/timestamp.h"
 
 #include "registry/entry.h"

@@ -23,6 +23,8 @@
 #include "utils/memutils.h"
 #include "utils/regproc.h"
 
+#include "base/hash.h"
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "mediator/command.h"
 #include "mediator/dispatch.h"
@@ -76,10 +78,7 @@ cqrs_register_command(PG_FUNCTION_ARGS)
 
 	cqrs_require_writable("cqrs_register_command()");
 	cqrs_name_check("command", name);
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("handlers of command \"%s\" must not be null", name)));
+	cqrs_arg_required(fcinfo, 1, "handlers", "command", name);
 	array = PG_GETARG_ARRAYTYPE_P(1);
 	if (ARR_NDIM(array) != 1)
 		ereport(ERROR,
@@ -114,19 +113,13 @@ Datum
 cqrs_unregister_command(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "command");
-	CqrsAdmin	admin;
-	Oid			types[1] = {TEXTOID};
-	Datum		values[1];
 
 	cqrs_require_writable("cqrs_unregister_command()");
-	cqrs_admin_begin(&admin);
-	values[0] = CStringGetTextDatum(name);
-	if (cqrs_admin_execute("DELETE FROM cqrs.command WHERE command_name = $1",
-						   1, types, values, NULL) == 0)
+	if (cqrs_admin_run("DELETE FROM cqrs.command WHERE command_name = $1",
+					   1, CQRS_TEXT(name)) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_CQRS_NOT_REGISTERED),
 				 errmsg("command \"%s\" is not registered", name)));
-	cqrs_admin_end(&admin);
 	PG_RETURN_VOID();
 }
 
@@ -201,10 +194,7 @@ cqrs_send_composite(PG_FUNCTION_ARGS)
 	CqrsDispatch dispatch;
 	Oid			typid;
 
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("command must not be null")));
+	cqrs_arg_required(fcinfo, 0, "command", NULL, NULL);
 	typid = HeapTupleHeaderGetTypeId(PG_GETARG_HEAPTUPLEHEADER(0));
 	if (typid == RECORDOID)
 		ereport(ERROR,
@@ -309,8 +299,6 @@ register_command(CqrsCommandKind kind, const char *name, int nhandlers,
 	char	   *signature;
 	CqrsCommand *existing;
 	CqrsAdmin	admin;
-	Oid			types[4] = {TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID};
-	Datum		values[4];
 	int			i;
 	int			j;
 
@@ -346,14 +334,11 @@ register_command(CqrsCommandKind kind, const char *name, int nhandlers,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("%s \"%s\" is already registered",
 						cqrs_command_kind_name(existing->kind), name)));
-	values[0] = CStringGetTextDatum(name);
-	values[1] = CStringGetTextDatum(cqrs_command_kind_name(kind));
-	values[2] = PointerGetDatum(construct_array(signatures, nhandlers, TEXTOID,
-												-1, false, TYPALIGN_INT));
-	values[3] = PointerGetDatum(construct_array(owners, nhandlers, TEXTOID,
-												-1, false, TYPALIGN_INT));
 	cqrs_admin_execute("INSERT INTO cqrs.command (command_name, kind, handlers, owners) VALUES ($1, $2, $3, $4)",
-					   4, types, values, NULL);
+					   4, CQRS_TEXT(name),
+					   CQRS_TEXT(cqrs_command_kind_name(kind)),
+					   CQRS_ARG(TEXTARRAYOID, PointerGetDatum(construct_array(signatures, nhandlers, TEXTOID, -1, false, TYPALIGN_INT))),
+					   CQRS_ARG(TEXTARRAYOID, PointerGetDatum(construct_array(owners, nhandlers, TEXTOID, -1, false, TYPALIGN_INT))));
 	cqrs_admin_end(&admin);
 }
 
@@ -412,16 +397,13 @@ command_by_type(Oid typid)
 	{
 		HASH_SEQ_STATUS status;
 		CqrsCommand *command;
-		HASHCTL		ctl;
 
 		if (commands_by_type != NULL)
 			hash_destroy(commands_by_type);
 		commands_by_type = NULL;
-		ctl.keysize = sizeof(Oid);
-		ctl.entrysize = sizeof(TypeEntry);
-		ctl.hcxt = TopMemoryContext;
-		commands_by_type = hash_create("cqrs commands by type", 64, &ctl,
-									   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		commands_by_type = cqrs_hash_create("cqrs commands by type",
+											sizeof(Oid), sizeof(TypeEntry),
+											TopMemoryContext);
 		by_type_registry = registry;
 		by_type_procs = cqrs_handler_generation();
 

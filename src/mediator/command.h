@@ -8,8 +8,6 @@
 #ifndef CQRS_COMMAND_H
 #define CQRS_COMMAND_H
 
-#include "base/cqrs_outbox.h"
-
 #include "fmgr.h"
 
 #include "registry/entry.h"

@@ -30,9 +30,6 @@
 #include "base/event_id.h"
 #include "mediator/context.h"
 
-/* Characters of a UUID. */
-#define UUID_TEXT_LEN	36
-
 /* Columns of type cqrs_context. */
 #define CONTEXT_COLUMNS	8
 
@@ -59,7 +56,6 @@ static const char *causation_id(CqrsContext *context, char *buffer);
 static char *header(const CqrsContext *context, const char *name);
 static void make_headers(const char *correlation, bool has_causation);
 static char *find_value(Jsonb *object, const char *key, int *len);
-static void uuid_text(const pg_uuid_t *uuid, char *text);
 
 PG_FUNCTION_INFO_V1(cqrs_context);
 
@@ -70,7 +66,7 @@ Datum
 cqrs_context(PG_FUNCTION_ARGS)
 {
 	CqrsContext *context = cqrs_context_innermost;
-	char		buffer[UUID_TEXT_LEN + 1];
+	char		buffer[CQRS_UUID_TEXT_LEN + 1];
 	const char *text;
 	char	   *traceparent;
 	TupleDesc	desc;
@@ -127,7 +123,7 @@ NullableDatum
 cqrs_context_headers(NullableDatum headers)
 {
 	CqrsContext *context = cqrs_context_innermost;
-	char		buffer[UUID_TEXT_LEN + 1];
+	char		buffer[CQRS_UUID_TEXT_LEN + 1];
 	const char *correlation;
 	int			len;
 	NullableDatum result = {.isnull = false};
@@ -145,8 +141,8 @@ cqrs_context_headers(NullableDatum headers)
 		memcpy(made.correlation, correlation, len);
 	if (context != NULL)
 	{
-		uuid_text(cqrs_context_id(context), buffer);
-		memcpy(made.causation, buffer, UUID_TEXT_LEN);
+		(void) cqrs_uuid_text(cqrs_context_id(context), buffer);
+		memcpy(made.causation, buffer, CQRS_UUID_TEXT_LEN);
 	}
 	result.value = JsonbPGetDatum(made.object);
 	if (!headers.isnull)
@@ -156,7 +152,7 @@ cqrs_context_headers(NullableDatum headers)
 }
 
 /*
- * The correlation id; what is an id is in the buffer, of UUID_TEXT_LEN + 1
+ * The correlation id; what is an id is in the buffer, of CQRS_UUID_TEXT_LEN + 1
  * bytes, what was in headers in the current memory context.
  */
 static const char *
@@ -174,7 +170,7 @@ correlation_id(CqrsContext *context, char *buffer)
 	}
 	if (cqrs_correlation_id[0] != '\0')
 		return cqrs_correlation_id;
-	uuid_text(cqrs_context_id(context), buffer);
+	(void) cqrs_uuid_text(cqrs_context_id(context), buffer);
 	return buffer;
 }
 
@@ -188,7 +184,7 @@ causation_id(CqrsContext *context, char *buffer)
 		return header(context, "causation_id");
 	if (context->outer == NULL)
 		return NULL;
-	uuid_text(cqrs_context_id(context->outer), buffer);
+	(void) cqrs_uuid_text(cqrs_context_id(context->outer), buffer);
 	return buffer;
 }
 
@@ -207,9 +203,6 @@ header(const CqrsContext *context, const char *name)
 	return value != NULL ? pnstrdup(value, len) : NULL;
 }
 
-/*
- * Make headers of this form anew.
- */
 static void
 make_headers(const char *correlation, bool has_causation)
 {
@@ -226,7 +219,7 @@ make_headers(const char *correlation, bool has_causation)
 	}
 	if (has_causation)
 		appendStringInfo(&text, "%s\"causation_id\": \"%*s\"",
-						 text.len > 1 ? ", " : "", UUID_TEXT_LEN, "");
+						 text.len > 1 ? ", " : "", CQRS_UUID_TEXT_LEN, "");
 	if (cqrs_traceparent[0] != '\0')
 		appendStringInfo(&text, "%s\"traceparent\": \"%s\"",
 						 text.len > 1 ? ", " : "", cqrs_traceparent);
@@ -265,23 +258,4 @@ find_value(Jsonb *object, const char *key, int *len)
 		return NULL;
 	*len = value.val.string.len;
 	return value.val.string.val;
-}
-
-/*
- * A UUID as text, with a terminating null.
- */
-static void
-uuid_text(const pg_uuid_t *uuid, char *text)
-{
-	static const char digits[] = "0123456789abcdef";
-	int			i;
-
-	for (i = 0; i < UUID_LEN; i++)
-	{
-		if (i == 4 || i == 6 || i == 8 || i == 10)
-			*text ++= '-';
-		*text ++= digits[uuid->data[i] >> 4];
-		*text ++= digits[uuid->data[i] & 15];
-	}
-	*text = '\0';
 }

@@ -8,8 +8,6 @@
 #ifndef CQRS_CONTEXT_H
 #define CQRS_CONTEXT_H
 
-#include "base/cqrs_outbox.h"
-
 #include "miscadmin.h"
 #include "utils/uuid.h"
 

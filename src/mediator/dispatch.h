@@ -8,8 +8,6 @@
 #ifndef CQRS_DISPATCH_H
 #define CQRS_DISPATCH_H
 
-#include "base/cqrs_outbox.h"
-
 #include "mediator/dispatch_stack.h"
 #include "mediator/domain_event.h"
 

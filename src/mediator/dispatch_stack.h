@@ -8,8 +8,6 @@
 #ifndef CQRS_DISPATCH_STACK_H
 #define CQRS_DISPATCH_STACK_H
 
-#include "base/cqrs_outbox.h"
-
 #include "mediator/context.h"
 #include "registry/entry.h"
 #include "registry/handler.h"

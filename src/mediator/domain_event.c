@@ -45,6 +45,7 @@
 #include "utils/typcache.h"
 #include "utils/uuid.h"
 
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/topic.h"
 #include "mediator/context.h"
@@ -117,14 +118,9 @@ cqrs_register_event_handler(PG_FUNCTION_ARGS)
 	Oid			rettype;
 	CqrsRegistryMark mark;
 	CqrsAdmin	admin;
-	Oid			types[3] = {TEXTOID, TEXTOID, TEXTOID};
-	Datum		values[3];
 
 	cqrs_require_writable("cqrs_register_event_handler()");
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("handler of event \"%s\" must not be null", name)));
+	cqrs_arg_required(fcinfo, 1, "handler", "event", name);
 	signature = cqrs_handler_describe(PG_GETARG_OID(1), &argtype, &rettype,
 									  NULL);
 
@@ -140,11 +136,9 @@ cqrs_register_event_handler(PG_FUNCTION_ARGS)
 				 errmsg("function %s is already a handler of event \"%s\"",
 						signature, name)));
 	cqrs_registry_give_back(mark);
-	values[0] = CStringGetTextDatum(name);
-	values[1] = CStringGetTextDatum(signature);
-	values[2] = CStringGetTextDatum(cqrs_handler_owner(PG_GETARG_OID(1)));
 	cqrs_admin_execute("INSERT INTO cqrs.event_handler (event_name, handler, owner) VALUES ($1, $2, $3)",
-					   3, types, values, NULL);
+					   3, CQRS_TEXT(name), CQRS_TEXT(signature),
+					   CQRS_TEXT(cqrs_handler_owner(PG_GETARG_OID(1))));
 	cqrs_admin_end(&admin);
 	PG_RETURN_VOID();
 }
@@ -158,31 +152,21 @@ cqrs_unregister_event_handler(PG_FUNCTION_ARGS)
 	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
 	char	   *signature;
 	bool		exists;
-	CqrsAdmin	admin;
-	Oid			types[2] = {TEXTOID, TEXTOID};
-	Datum		values[2];
 
 	cqrs_require_writable("cqrs_unregister_event_handler()");
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("handler of event \"%s\" must not be null", name)));
+	cqrs_arg_required(fcinfo, 1, "handler", "event", name);
 	(void) cqrs_event_type_get(name);
 	signature = cqrs_signature_named(text_to_cstring(PG_GETARG_TEXT_PP(1)),
 									 &exists);
 
-	cqrs_admin_begin(&admin);
-	values[0] = CStringGetTextDatum(name);
-	values[1] = CStringGetTextDatum(signature);
-	if (cqrs_admin_execute("DELETE FROM cqrs.event_handler WHERE event_name = $1 AND handler = $2",
-						   2, types, values, NULL) == 0)
+	if (cqrs_admin_run("DELETE FROM cqrs.event_handler WHERE event_name = $1 AND handler = $2",
+					   2, CQRS_TEXT(name), CQRS_TEXT(signature)) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("function %s is not a handler of event \"%s\"",
 						signature, name),
 				 exists ? 0 :
 				 errhint("The function does not exist; if it did, name it as in cqrs.event_handler.")));
-	cqrs_admin_end(&admin);
 	PG_RETURN_VOID();
 }
 
@@ -394,9 +378,6 @@ release(DomainEvent *event)
 	}
 }
 
-/*
- * Take events off the queue and handle them, until it is empty.
- */
 static void
 work_off(void)
 {
@@ -477,9 +458,6 @@ call_handler(void *arg, CqrsHandler *handler, bool *isnull)
 	return answer;
 }
 
-/*
- * The event as a handler takes it.
- */
 static NullableDatum
 argument(const DomainEvent *event, CqrsEventHandler *handler)
 {

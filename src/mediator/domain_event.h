@@ -8,8 +8,6 @@
 #ifndef CQRS_DOMAIN_EVENT_H
 #define CQRS_DOMAIN_EVENT_H
 
-#include "base/cqrs_outbox.h"
-
 #include "lib/ilist.h"
 
 #include "log/event.h"

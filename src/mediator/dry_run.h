@@ -8,8 +8,6 @@
 #ifndef CQRS_DRY_RUN_H
 #define CQRS_DRY_RUN_H
 
-#include "base/cqrs_outbox.h"
-
 #include "log/event.h"
 #include "mediator/dispatch_stack.h"
 

@@ -29,13 +29,13 @@
 
 #include "access/xact.h"
 #include "catalog/pg_type.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
-#include "utils/timestamp.h"
 
+#include "base/interval.h"
 #include "base/rethrow.h"
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "mediator/breaker.h"
 #include "mediator/fallback.h"
@@ -75,32 +75,21 @@ cqrs_register_fallback(PG_FUNCTION_ARGS)
 	char	   *signatures[2];
 	Oid			argtypes[2];
 	Oid			rettypes[2];
-	CqrsAdmin	admin;
-	Oid			types[7] = {TEXTOID, TEXTOID, TEXTARRAYOID, INT4OID, INTERVALOID, TEXTARRAYOID, TEXTOID};
-	Datum		values[7];
-	char		nulls[8] = "       ";
 	int			n;
 	int			i;
 
 	cqrs_require_writable("cqrs_register_fallback()");
 	for (i = 0; i < 2; i++)
 	{
-		if (PG_ARGISNULL(i))
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("%s must not be null",
-							i == 0 ? "handler" : "fallback")));
+		cqrs_arg_required(fcinfo, i, i == 0 ? "handler" : "fallback", NULL,
+						  NULL);
 		signatures[i] = check_function(PG_GETARG_OID(i), &argtypes[i],
 									   &rettypes[i]);
-		values[i] = CStringGetTextDatum(signatures[i]);
 	}
 	check_pair(signatures[0], signatures[1], argtypes, rettypes);
-	if (PG_ARGISNULL(2))
-		nulls[2] = 'n';
-	else
+	if (!PG_ARGISNULL(2))
 	{
-		values[2] = PG_GETARG_DATUM(2);
-		(void) cqrs_sqlstates_parse(values[2], "sqlstates", &n);
+		(void) cqrs_sqlstates_parse(PG_GETARG_DATUM(2), "sqlstates", &n);
 		if (n == 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -108,22 +97,19 @@ cqrs_register_fallback(PG_FUNCTION_ARGS)
 					 errhint("NULL stands for all errors but a few.")));
 	}
 	check_breaker(fcinfo);
-	values[3] = PG_GETARG_DATUM(3);
-	values[4] = PG_GETARG_DATUM(4);
-	values[5] = PG_GETARG_DATUM(5);
-	if (PG_ARGISNULL(5))
-		nulls[5] = 'n';
-	values[6] = CStringGetTextDatum(cqrs_handler_owner(PG_GETARG_OID(1)));
 
-	cqrs_admin_begin(&admin);
-	if (cqrs_admin_execute("INSERT INTO cqrs.fallback (handler, fallback, sqlstates, fail_max, reset_after, excluded, owner) "
-						   "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (handler) DO NOTHING",
-						   7, types, values, nulls) == 0)
+	if (cqrs_admin_run("INSERT INTO cqrs.fallback (handler, fallback, sqlstates, fail_max, reset_after, excluded, owner) "
+					   "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (handler) DO NOTHING",
+					   7, CQRS_TEXT(signatures[0]), CQRS_TEXT(signatures[1]),
+					   CQRS_NULLABLE(TEXTARRAYOID, PG_GETARG_DATUM(2), PG_ARGISNULL(2)),
+					   CQRS_INT4(PG_GETARG_INT32(3)),
+					   CQRS_ARG(INTERVALOID, PG_GETARG_DATUM(4)),
+					   CQRS_NULLABLE(TEXTARRAYOID, PG_GETARG_DATUM(5), PG_ARGISNULL(5)),
+					   CQRS_TEXT(cqrs_handler_owner(PG_GETARG_OID(1)))) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("handler %s has a fallback already", signatures[0]),
 				 errhint("Remove it with cqrs_unregister_fallback().")));
-	cqrs_admin_end(&admin);
 	PG_RETURN_VOID();
 }
 
@@ -135,27 +121,18 @@ cqrs_unregister_fallback(PG_FUNCTION_ARGS)
 {
 	char	   *signature;
 	bool		exists;
-	CqrsAdmin	admin;
-	Oid			types[1] = {TEXTOID};
-	Datum		values[1];
 
 	cqrs_require_writable("cqrs_unregister_fallback()");
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("handler must not be null")));
+	cqrs_arg_required(fcinfo, 0, "handler", NULL, NULL);
 	signature = cqrs_signature_named(text_to_cstring(PG_GETARG_TEXT_PP(0)),
 									 &exists);
-	values[0] = CStringGetTextDatum(signature);
-	cqrs_admin_begin(&admin);
-	if (cqrs_admin_execute("DELETE FROM cqrs.fallback WHERE handler = $1",
-						   1, types, values, NULL) == 0)
+	if (cqrs_admin_run("DELETE FROM cqrs.fallback WHERE handler = $1",
+					   1, CQRS_TEXT(signature)) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("handler %s has no fallback", signature),
 				 exists ? 0 :
 				 errhint("The function does not exist; if it did, name it as in cqrs.fallback.")));
-	cqrs_admin_end(&admin);
 	PG_RETURN_VOID();
 }
 
@@ -366,21 +343,16 @@ check_pair(const char *handler, const char *fallback, Oid *argtypes,
 static void
 check_breaker(FunctionCallInfo fcinfo)
 {
-	Interval	zero = {0};
 	int			n;
 
-	if (PG_ARGISNULL(3) || PG_ARGISNULL(4))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s must not be null",
-						PG_ARGISNULL(3) ? "fail_max" : "reset_after")));
+	cqrs_arg_required(fcinfo, 3, "fail_max", NULL, NULL);
+	cqrs_arg_required(fcinfo, 4, "reset_after", NULL, NULL);
 	if (PG_GETARG_INT32(3) < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("fail_max must not be negative"),
 				 errhint("With 0, there is no circuit breaker.")));
-	if (DatumGetInt32(DirectFunctionCall2(interval_cmp, PG_GETARG_DATUM(4),
-										  IntervalPGetDatum(&zero))) < 0)
+	if (cqrs_interval_is_negative(PG_GETARG_DATUM(4)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("reset_after must not be negative")));

@@ -8,8 +8,6 @@
 #ifndef CQRS_FALLBACK_H
 #define CQRS_FALLBACK_H
 
-#include "base/cqrs_outbox.h"
-
 #include "registry/handler.h"
 
 /*

@@ -53,22 +53,16 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "access/genam.h"
-#include "access/heapam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
-#include "access/xact.h"
-#include "catalog/indexing.h"
 #include "common/hashfn.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/jsonb.h"
-#include "utils/rel.h"
 #include "utils/snapmgr.h"
 
-#include "extension/catalog.h"
+#include "extension/admin.h"
+#include "extension/row.h"
 #include "log/segment.h"
 #include "mediator/dispatch.h"
 #include "mediator/idempotency.h"
@@ -212,7 +206,6 @@ cqrs_idempotency_truncate(int segment, TimestampTz *look_at, int *pid)
 {
 	Oid			relid = cqrs_relation_oid(CQRS_REL_IDEMPOTENCY_0 + segment);
 	CqrsIdempotencyState state = CQRS_KEYS_LOCKED;
-	CqrsAdmin	admin;
 
 	*pid = 0;
 	if (!ConditionalLockRelationOid(relid, AccessShareLock))
@@ -224,9 +217,7 @@ cqrs_idempotency_truncate(int segment, TimestampTz *look_at, int *pid)
 		/* Who had written to it before we had the lock has ended now. */
 		if (newest_is_old(segment, look_at))
 		{
-			cqrs_admin_begin(&admin);
-			cqrs_admin_ddl("TRUNCATE cqrs.idempotency_%d", segment);
-			cqrs_admin_end(&admin);
+			cqrs_admin_run(psprintf("TRUNCATE cqrs.idempotency_%d", segment), 0);
 			state = CQRS_KEYS_TRUNCATED;
 		}
 		else
@@ -310,29 +301,21 @@ static bool
 find_in_segment(const CqrsIdempotencyKey *key, int segment,
 				StoredCommand *stored)
 {
-	Relation	rel;
-	Relation	index;
-	SysScanDesc scan;
+	CqrsScan	scan;
 	ScanKeyData keys[2];
-	HeapTuple	tuple;
+	Datum		values[KEY_COLUMNS];
+	bool		nulls[KEY_COLUMNS];
 	bool		found = false;
 
-	rel = table_open(cqrs_relation_oid(CQRS_REL_IDEMPOTENCY_0 + segment),
-					 AccessShareLock);
-	index = cqrs_index_open(rel, CQRS_REL_IDEMPOTENCY_0_PKEY + segment,
-							AccessShareLock);
 	ScanKeyInit(&keys[0], KEY_TEXT, BTEqualStrategyNumber, F_TEXTEQ,
 				PointerGetDatum(key->text));
 	ScanKeyInit(&keys[1], KEY_ROLE_NAME, BTEqualStrategyNumber, F_TEXTEQ,
 				PointerGetDatum(key->role_name));
-	scan = systable_beginscan_ordered(rel, index, SnapshotSelf, 2, keys);
-	while (!found &&
-		   (tuple = systable_getnext_ordered(scan, ForwardScanDirection)) != NULL)
+	cqrs_scan_begin(&scan, CQRS_REL_IDEMPOTENCY_0 + segment,
+					CQRS_REL_IDEMPOTENCY_0_PKEY + segment, AccessShareLock,
+					SnapshotSelf, ForwardScanDirection, 2, keys);
+	while (!found && cqrs_scan_read(&scan, values, nulls))
 	{
-		Datum		values[KEY_COLUMNS];
-		bool		nulls[KEY_COLUMNS];
-
-		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
 		if (!is_of_role(key, values))
 			continue;
 		found = true;
@@ -347,9 +330,7 @@ find_in_segment(const CqrsIdempotencyKey *key, int segment,
 		stored->stored_at =
 			DatumGetTimestampTz(values[KEY_STORED_AT - 1]);
 	}
-	systable_endscan_ordered(scan);
-	index_close(index, AccessShareLock);
-	table_close(rel, AccessShareLock);
+	cqrs_scan_end(&scan, AccessShareLock);
 	return found;
 }
 
@@ -400,8 +381,6 @@ store(const CqrsIdempotencyKey *key, const CqrsDispatch *dispatch,
 	TimestampTz now = cqrs_wall_now();
 	Datum		values[KEY_COLUMNS];
 	bool		nulls[KEY_COLUMNS] = {0};
-	Relation	rel;
-	HeapTuple	tuple;
 
 	values[KEY_ROLE - 1] = ObjectIdGetDatum(key->role);
 	values[KEY_ROLE_NAME - 1] = PointerGetDatum(key->role_name);
@@ -414,18 +393,9 @@ store(const CqrsIdempotencyKey *key, const CqrsDispatch *dispatch,
 	values[KEY_STORED_AT - 1] = TimestampTzGetDatum(now);
 	values[KEY_NATIVE - 1] = BoolGetDatum(true);
 
-	rel = table_open(cqrs_relation_oid(CQRS_REL_IDEMPOTENCY_0 +
-									   current_segment(now)),
-					 RowExclusiveLock);
-	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
-	CatalogTupleInsert(rel, tuple);
-	heap_freetuple(tuple);
-	table_close(rel, NoLock);
+	cqrs_row_insert(CQRS_REL_IDEMPOTENCY_0 + current_segment(now), values, nulls);
 }
 
-/*
- * Which segment is written at this time.
- */
 static int
 current_segment(TimestampTz now)
 {
@@ -444,33 +414,23 @@ newest_is_old(int segment, TimestampTz *old_at)
 {
 	TimestampTz now = cqrs_wall_now();
 	TimestampTz kept = cqrs_idempotency_retention * USECS_PER_SEC;
-	Relation	rel;
-	Relation	index;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	bool		isnull;
+	CqrsScan	scan;
+	HeapTuple	row;
+	bool		empty;
 
 	/* What is written from now on is kept for so long. */
 	*old_at = now + kept;
-	rel = table_open(cqrs_relation_oid(CQRS_REL_IDEMPOTENCY_0 + segment),
-					 NoLock);
-	if (RelationGetNumberOfBlocks(rel) == 0)
+	cqrs_scan_begin(&scan, CQRS_REL_IDEMPOTENCY_0 + segment,
+					CQRS_REL_IDEMPOTENCY_0_STORED_AT + segment, NoLock,
+					SnapshotSelf, BackwardScanDirection, 0, NULL);
+	empty = RelationGetNumberOfBlocks(scan.rel) == 0;
+	if (!empty)
 	{
-		table_close(rel, NoLock);
-		return false;
+		row = cqrs_scan_next(&scan);
+		*old_at = row == NULL ? now : kept +
+			DatumGetTimestampTz(cqrs_row_column(row, KEY_STORED_AT,
+												RelationGetDescr(scan.rel)));
 	}
-	index = cqrs_index_open(rel, CQRS_REL_IDEMPOTENCY_0_STORED_AT + segment,
-							AccessShareLock);
-	scan = systable_beginscan_ordered(rel, index, SnapshotSelf, 0, NULL);
-	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
-	if (tuple == NULL)
-		*old_at = now;
-	else
-		*old_at = kept +
-			DatumGetTimestampTz(heap_getattr(tuple, KEY_STORED_AT,
-											 RelationGetDescr(rel), &isnull));
-	systable_endscan_ordered(scan);
-	index_close(index, AccessShareLock);
-	table_close(rel, NoLock);
-	return *old_at <= now;
+	cqrs_scan_end(&scan, NoLock);
+	return !empty && *old_at <= now;
 }

@@ -9,8 +9,6 @@
 #ifndef CQRS_IDEMPOTENCY_H
 #define CQRS_IDEMPOTENCY_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/timestamp.h"
 
 #include "mediator/dispatch_stack.h"

@@ -43,6 +43,8 @@
 #include "utils/builtins.h"
 #include "utils/typcache.h"
 
+#include "base/event_id.h"
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "mediator/middleware.h"
 #include "registry/payload.h"
@@ -119,31 +121,22 @@ cqrs_register_middleware(PG_FUNCTION_ARGS)
 	char	   *signature;
 	Oid			argtype;
 	Oid			rettype;
-	CqrsAdmin	admin;
-	Oid			types[3] = {TEXTOID, INT4OID, TEXTOID};
-	Datum		values[3];
 
 	cqrs_require_writable("cqrs_register_middleware()");
-	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s must not be null",
-						PG_ARGISNULL(0) ? "handler" : "priority")));
+	cqrs_arg_required(fcinfo, 0, "handler", NULL, NULL);
+	cqrs_arg_required(fcinfo, 1, "priority", NULL, NULL);
 	signature = cqrs_handler_describe(PG_GETARG_OID(0), &argtype, &rettype,
 									  NULL);
 	check_function(signature, argtype, rettype);
 
-	cqrs_admin_begin(&admin);
-	values[0] = CStringGetTextDatum(signature);
-	values[1] = PG_GETARG_DATUM(1);
-	values[2] = CStringGetTextDatum(cqrs_handler_owner(PG_GETARG_OID(0)));
-	if (cqrs_admin_execute("INSERT INTO cqrs.middleware (handler, priority, owner) VALUES ($1, $2, $3) ON CONFLICT (handler) DO NOTHING",
-						   3, types, values, NULL) == 0)
+	if (cqrs_admin_run("INSERT INTO cqrs.middleware (handler, priority, owner) VALUES ($1, $2, $3) ON CONFLICT (handler) DO NOTHING",
+					   3, CQRS_TEXT(signature),
+					   CQRS_ARG(INT4OID, PG_GETARG_DATUM(1)),
+					   CQRS_TEXT(cqrs_handler_owner(PG_GETARG_OID(0)))) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("function %s is already a middleware", signature),
 				 errhint("Remove it with cqrs_unregister_middleware().")));
-	cqrs_admin_end(&admin);
 	PG_RETURN_VOID();
 }
 
@@ -155,27 +148,18 @@ cqrs_unregister_middleware(PG_FUNCTION_ARGS)
 {
 	char	   *signature;
 	bool		exists;
-	CqrsAdmin	admin;
-	Oid			types[1] = {TEXTOID};
-	Datum		values[1];
 
 	cqrs_require_writable("cqrs_unregister_middleware()");
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("handler must not be null")));
+	cqrs_arg_required(fcinfo, 0, "handler", NULL, NULL);
 	signature = cqrs_signature_named(text_to_cstring(PG_GETARG_TEXT_PP(0)),
 									 &exists);
-	cqrs_admin_begin(&admin);
-	values[0] = CStringGetTextDatum(signature);
-	if (cqrs_admin_execute("DELETE FROM cqrs.middleware WHERE handler = $1",
-						   1, types, values, NULL) == 0)
+	if (cqrs_admin_run("DELETE FROM cqrs.middleware WHERE handler = $1",
+					   1, CQRS_TEXT(signature)) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("function %s is not a middleware", signature),
 				 exists ? 0 :
 				 errhint("The function does not exist; if it did, name it as in cqrs.middleware.")));
-	cqrs_admin_end(&admin);
 	PG_RETURN_VOID();
 }
 
@@ -444,9 +428,7 @@ leave_definer(const Step *step)
 	int			nestlevel = NewGUCNestLevel();
 
 	if (strcmp(step->search_path, namespace_search_path) != 0)
-		(void) set_config_option("search_path", step->search_path,
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
+		cqrs_set_config("search_path", step->search_path, GUC_ACTION_SAVE);
 	SetUserIdAndSecContext(step->userid,
 						   step->sec_context |
 						   SECURITY_LOCAL_USERID_CHANGE |
@@ -455,9 +437,6 @@ leave_definer(const Step *step)
 	return nestlevel;
 }
 
-/*
- * Call a middleware: the next step.
- */
 static Jsonb *
 call_middleware(MiddlewareRun *run, CqrsMiddleware *middleware)
 {
@@ -563,13 +542,12 @@ log_dispatch(const MiddlewareRun *run, instr_time start, int code)
 	CqrsCommand *command = run->dispatch->command;
 	instr_time	duration;
 	double		ms;
-	char	   *id;
+	char		id[CQRS_UUID_TEXT_LEN + 1];
 
 	INSTR_TIME_SET_CURRENT(duration);
 	INSTR_TIME_SUBTRACT(duration, start);
 	ms = INSTR_TIME_GET_MILLISEC(duration);
-	id = DatumGetCString(DirectFunctionCall1(uuid_out,
-											 UUIDPGetDatum(&run->frame.context.id)));
+	(void) cqrs_uuid_text(&run->frame.context.id, id);
 	if (code == 0)
 		ereport(LOG,
 				(errmsg("%s \"%s\" (%s) took %.3f ms",
@@ -582,5 +560,4 @@ log_dispatch(const MiddlewareRun *run, instr_time start, int code)
 						cqrs_command_kind_name(command->kind), command->name,
 						id, unpack_sql_state(code), ms),
 				 errhidestmt(true), errhidecontext(true)));
-	pfree(id);
 }

@@ -8,8 +8,6 @@
 #ifndef CQRS_MIDDLEWARE_H
 #define CQRS_MIDDLEWARE_H
 
-#include "base/cqrs_outbox.h"
-
 #include "include/cqrs_hooks.h"
 #include "mediator/dispatch_stack.h"
 #include "registry/registry.h"

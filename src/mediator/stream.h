@@ -8,8 +8,6 @@
 #ifndef CQRS_STREAM_H
 #define CQRS_STREAM_H
 
-#include "base/cqrs_outbox.h"
-
 #include "registry/entry.h"
 
 extern void cqrs_stream_begin(FunctionCallInfo fcinfo, CqrsCommand *command,

@@ -8,8 +8,6 @@
 #ifndef CQRS_DIAGRAM_SEQUENCE_H
 #define CQRS_DIAGRAM_SEQUENCE_H
 
-#include "base/cqrs_outbox.h"
-
 extern char *cqrs_diagram_sequence(const char *name);
 
 #endif							/* CQRS_DIAGRAM_SEQUENCE_H */

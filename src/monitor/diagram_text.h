@@ -8,8 +8,6 @@
 #ifndef CQRS_DIAGRAM_TEXT_H
 #define CQRS_DIAGRAM_TEXT_H
 
-#include "base/cqrs_outbox.h"
-
 #include "lib/stringinfo.h"
 #include "nodes/pg_list.h"
 

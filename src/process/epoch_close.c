@@ -7,14 +7,9 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "access/xact.h"
-#include "miscadmin.h"
 #include "nodes/pg_list.h"
-#include "pgstat.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 
-#include "extension/catalog.h"
 #include "process/epoch_close.h"
 #include "process/schedule.h"
 #include "registry/registry.h"
@@ -28,8 +23,15 @@
 /* One that raised an error is left alone for so long; the same. */
 #define ERROR_WAIT		60000
 
+/* A subscription whose change is to come to its end. */
+typedef struct Closing
+{
+	int32		subscription_id;
+	bool		closed;
+} Closing;
+
 static bool close_epochs(TimestampTz now);
-static bool close_in_transaction(int32 subscription_id, bool *closed);
+static void close_epoch(void *arg);
 
 /*
  * The manager calls this in each of its cycles, outside a transaction: closes
@@ -44,7 +46,6 @@ cqrs_epoch_next(CqrsDatabaseSlot *slot, int64 look, long wait)
 	static TimestampTz tried = 0;
 	static int64 last_look = 0;
 	TimestampTz now = cqrs_steady_now();
-	long		until;
 
 	if (cqrs_schedule_epochs() == NIL)
 		return wait;
@@ -58,15 +59,12 @@ cqrs_epoch_next(CqrsDatabaseSlot *slot, int64 look, long wait)
 		if (close_epochs(now))
 			ConditionVariableBroadcast(&slot->ticked);
 	}
-	until = TimestampDifferenceMilliseconds(now,
-											TimestampTzPlusMilliseconds(tried,
-																		pause));
-	return wait < 0 ? until : Min(wait, until);
+	return cqrs_sooner(wait, now, TimestampTzPlusMilliseconds(tried, pause));
 }
 
 /*
- * Close those that can be closed, each in a transaction of its own. Returns
- * whether there were any.
+ * Close those that can be closed, each in a transaction of its own: an error
+ * concerns no other. Returns whether there were any.
  */
 static bool
 close_epochs(TimestampTz now)
@@ -84,9 +82,15 @@ close_epochs(TimestampTz now)
 	}
 	foreach(lc, cqrs_schedule_epochs())
 	{
-		if (list_member_int(failed, lfirst_int(lc)) ||
-			close_in_transaction(lfirst_int(lc), &closed))
+		Closing		closing = {lfirst_int(lc), false};
+
+		if (list_member_int(failed, closing.subscription_id))
 			continue;
+		if (cqrs_registry_run_guarded(close_epoch, &closing, NULL))
+		{
+			closed |= closing.closed;
+			continue;
+		}
 		oldcontext = MemoryContextSwitchTo(TopMemoryContext);
 		failed = lappend_int(failed, lfirst_int(lc));
 		MemoryContextSwitchTo(oldcontext);
@@ -95,40 +99,10 @@ close_epochs(TimestampTz now)
 	return closed;
 }
 
-/*
- * Sets *closed if it could be. An error is logged, and concerns no other
- * subscription: then returns false.
- */
-static bool
-close_in_transaction(int32 subscription_id, bool *closed)
+static void
+close_epoch(void *arg)
 {
-	MemoryContext oldcontext = CurrentMemoryContext;
-	volatile bool done = false;
-	volatile bool now_closed = false;
+	Closing    *closing = (Closing *) arg;
 
-	PG_TRY();
-	{
-		SetCurrentStatementStartTimestamp();
-		StartTransactionCommand();
-		PushActiveSnapshot(GetTransactionSnapshot());
-		if (OidIsValid(cqrs_extension_lock()) && cqrs_registry_usable())
-			now_closed = cqrs_epoch_close(subscription_id);
-		PopActiveSnapshot();
-		CommitTransactionCommand();
-		done = true;
-	}
-	PG_CATCH();
-	{
-		HOLD_INTERRUPTS();
-		EmitErrorReport();
-		AbortCurrentTransaction();
-		FlushErrorState();
-		RESUME_INTERRUPTS();
-		now_closed = false;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(oldcontext);
-	pgstat_report_stat(false);
-	*closed |= now_closed;
-	return done;
+	closing->closed = cqrs_epoch_close(closing->subscription_id);
 }

@@ -8,8 +8,6 @@
 #ifndef CQRS_EPOCH_CLOSE_H
 #define CQRS_EPOCH_CLOSE_H
 
-#include "base/cqrs_outbox.h"
-
 #include "shared/shmem.h"
 
 extern long cqrs_epoch_next(CqrsDatabaseSlot *slot, int64 look, long wait);

@@ -45,6 +45,7 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
+#include "base/backoff.h"
 #include "process/launcher.h"
 #include "process/process.h"
 #include "shared/clock.h"
@@ -88,7 +89,6 @@ static CqrsDatabaseSlot *next_in_line(TimestampTz now, int *nwaiting,
 static bool is_full(void);
 static void make_room(TimestampTz now, int nwaiting, long *wait);
 static CqrsDatabaseSlot *idlest(TimestampTz now, long stay, long *wait);
-static long sooner(long wait, TimestampTz now, TimestampTz then);
 static void note_exhausted(TimestampTz now);
 static bool start_manager(CqrsDatabaseSlot *slot, Oid dboid);
 
@@ -98,20 +98,15 @@ static bool start_manager(CqrsDatabaseSlot *slot, Oid dboid);
 void
 cqrs_launcher_register(void)
 {
-	BackgroundWorker worker = {0};
+	BackgroundWorker worker;
 
 	/* Delivering and ticking would go on behind pg_upgrade's back. */
 	if (IsBinaryUpgrade)
 		return;
 
-	strlcpy(worker.bgw_name, "cqrs_outbox launcher", BGW_MAXLEN);
-	strlcpy(worker.bgw_type, "cqrs_outbox launcher", BGW_MAXLEN);
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS |
-		BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	cqrs_process_describe(&worker, "cqrs_outbox launcher",
+						  "cqrs_launcher_main");
 	worker.bgw_restart_time = 1;
-	strlcpy(worker.bgw_library_name, "cqrs_outbox", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "cqrs_launcher_main", BGW_MAXLEN);
 	RegisterBackgroundWorker(&worker);
 }
 
@@ -254,7 +249,7 @@ start_next(List **to_probe)
 			break;
 		if (exhausted_until > now)
 		{
-			wait = sooner(wait, now, exhausted_until);
+			wait = cqrs_sooner(wait, now, exhausted_until);
 			break;
 		}
 		if (is_full())
@@ -289,7 +284,7 @@ start_next(List **to_probe)
 		slot->state = CQRS_DATABASE_REQUESTED;
 		note_exhausted(now);
 		make_room(now, nwaiting, &wait);
-		wait = sooner(wait, now, exhausted_until);
+		wait = cqrs_sooner(wait, now, exhausted_until);
 		break;
 	}
 	LWLockRelease(cqrs_shared->lock);
@@ -349,15 +344,15 @@ next_in_line(TimestampTz now, int *nwaiting, long *wait)
 				slot->start_after = due == DT_NOBEGIN ? now : due;
 			}
 			else if (due != DT_NOEND)
-				*wait = sooner(sooner(*wait, now, due), now,
-							   TimestampTzPlusMilliseconds(now,
-														   cqrs_poll_interval));
+				*wait = cqrs_sooner(cqrs_sooner(*wait, now, due), now,
+									TimestampTzPlusMilliseconds(now,
+																cqrs_poll_interval));
 		}
 		if (slot->state != CQRS_DATABASE_REQUESTED || slot->held > 0)
 			continue;
 		if (slot->start_after > now)
 		{
-			*wait = sooner(*wait, now, slot->start_after);
+			*wait = cqrs_sooner(*wait, now, slot->start_after);
 			continue;
 		}
 		++*nwaiting;
@@ -402,7 +397,7 @@ make_room(TimestampTz now, int nwaiting, long *wait)
 		if (slot->state != CQRS_DATABASE_RUNNING ||
 			slot->asked_to_leave == 0 || until <= now)
 			continue;
-		*wait = sooner(*wait, now, until);
+		*wait = cqrs_sooner(*wait, now, until);
 		nwaiting--;
 	}
 	while (nwaiting-- > 0)
@@ -436,7 +431,7 @@ idlest(TimestampTz now, long stay, long *wait)
 		if (slot->state != CQRS_DATABASE_RUNNING || slot->asked_to_leave != 0)
 			continue;
 		if (until > now)
-			*wait = sooner(*wait, now, until);
+			*wait = cqrs_sooner(*wait, now, until);
 		else if (result == NULL ||
 				 pg_atomic_read_u64(&slot->looked_at) <
 				 pg_atomic_read_u64(&result->looked_at))
@@ -446,27 +441,14 @@ idlest(TimestampTz now, long stay, long *wait)
 }
 
 /*
- * The shorter one of wait (in milliseconds; -1: for ever) and the time until
- * then.
- */
-static long
-sooner(long wait, TimestampTz now, TimestampTz then)
-{
-	long		until = TimestampDifferenceMilliseconds(now, then);
-
-	return wait < 0 ? until : Min(wait, until);
-}
-
-/*
  * There is no background worker to be had. That is said, once, if it lasts.
  */
 static void
 note_exhausted(TimestampTz now)
 {
-	long		wait = Min(FIRST_EXHAUSTED_WAIT << Min(exhausted, 10),
-						   LONGEST_EXHAUSTED_WAIT);
+	long		wait = cqrs_backoff_exact(FIRST_EXHAUSTED_WAIT,
+										  LONGEST_EXHAUSTED_WAIT, ++exhausted);
 
-	exhausted++;
 	exhausted_until = TimestampTzPlusMilliseconds(now, wait);
 	if (wait < LONGEST_EXHAUSTED_WAIT)
 		return;
@@ -519,19 +501,13 @@ still_starting(void)
 static bool
 start_manager(CqrsDatabaseSlot *slot, Oid dboid)
 {
-	BackgroundWorker worker = {0};
+	BackgroundWorker worker;
 	MemoryContext oldcontext;
 	bool		started;
 
+	cqrs_process_describe(&worker, "cqrs_outbox manager", "cqrs_manager_main");
 	snprintf(worker.bgw_name, BGW_MAXLEN, "cqrs_outbox manager for database %u",
 			 dboid);
-	strlcpy(worker.bgw_type, "cqrs_outbox manager", BGW_MAXLEN);
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS |
-		BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	strlcpy(worker.bgw_library_name, "cqrs_outbox", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "cqrs_manager_main", BGW_MAXLEN);
 	worker.bgw_main_arg = Int32GetDatum(slot - cqrs_shared->databases);
 	worker.bgw_notify_pid = MyProcPid;
 

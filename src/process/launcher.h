@@ -8,8 +8,6 @@
 #ifndef CQRS_LAUNCHER_H
 #define CQRS_LAUNCHER_H
 
-#include "base/cqrs_outbox.h"
-
 /* Called by name. */
 extern PGDLLEXPORT void cqrs_launcher_main(Datum arg);
 extern PGDLLEXPORT void cqrs_manager_main(Datum arg);

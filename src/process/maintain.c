@@ -26,15 +26,12 @@
 #include "base/cqrs_outbox.h"
 
 #include "access/xact.h"
-#include "funcapi.h"
-#include "pgstat.h"
 #include "utils/builtins.h"
-#include "utils/hsearch.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
+#include "base/hash.h"
 #include "extension/catalog.h"
 #include "log/position.h"
 #include "log/retention.h"
@@ -114,15 +111,14 @@ static int32 limit_of = 0;
 static char context_topic[NAMEDATALEN];
 static bool context_keys;
 
-static long sooner(long wait, TimestampTz now, TimestampTz then);
-static bool in_transaction(void (*part) (Work *work), Work *work);
-static void begin_pass(Work *work);
-static void maintain_topic(Work *work);
+static bool in_transaction(void (*part) (void *work), Work *work);
+static void begin_pass(void *arg);
+static void maintain_topic(void *arg);
 static void note_step(Watch *watch, const CqrsStep *step);
 static void note_failure(int32 topic_id);
 static void finish_pass(void);
-static void end_pass(Work *work);
-static void maintain_keys(Work *work);
+static void end_pass(void *arg);
+static void maintain_keys(void *arg);
 static int64 known_size(const CqrsTopic *topic, int segment);
 static void maintain_by_hand(CqrsTopic *topic, Tuplestorestate *store,
 							 TupleDesc desc);
@@ -160,15 +156,7 @@ cqrs_maintain(PG_FUNCTION_ARGS)
 		topics = list_make1(topic);
 	}
 	else
-	{
-		HASH_SEQ_STATUS status;
-		CqrsTopic  *any;
-
-		/* Not during the walk: an error would leave it unfinished. */
-		cqrs_registry_topics(&status);
-		while ((any = hash_seq_search(&status)) != NULL)
-			topics = lappend(topics, any);
-	}
+		topics = cqrs_registry_topic_list();
 
 	store = cqrs_srf_begin(fcinfo, &desc);
 	foreach(lc, cqrs_limits_apply(topic, cqrs_segment_bytes, NIL, NULL))
@@ -192,24 +180,19 @@ cqrs_maintain_next(long wait)
 
 	if (maintain_context == NULL)
 	{
-		HASHCTL		ctl;
-
 		maintain_context = AllocSetContextCreate(TopMemoryContext,
 												 "cqrs maintenance",
 												 ALLOCSET_DEFAULT_SIZES);
-		ctl.keysize = sizeof(int32);
-		ctl.entrysize = sizeof(Watch);
-		ctl.hcxt = maintain_context;
-		watches = hash_create("cqrs topics watched", 64, &ctl,
-							  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		watches = cqrs_hash_create("cqrs topics watched", sizeof(int32),
+								   sizeof(Watch), maintain_context);
 	}
 
 	if (todo == NIL &&
 		!TimestampDifferenceExceeds(pass_began, now, PASS_INTERVAL))
 	{
 		/* What woke us may have been emitted after the last pass began. */
-		return sooner(wait, now,
-					  TimestampTzPlusMilliseconds(pass_began, PASS_INTERVAL));
+		return cqrs_sooner(wait, now,
+						   TimestampTzPlusMilliseconds(pass_began, PASS_INTERVAL));
 	}
 	if (todo == NIL)
 	{
@@ -238,9 +221,9 @@ cqrs_maintain_next(long wait)
 
 	if (wake_at == DT_NOEND)
 		return wait;
-	return sooner(wait, cqrs_steady_now(),
-				  Max(wake_at, TimestampTzPlusMilliseconds(pass_began,
-														   PASS_INTERVAL)));
+	return cqrs_sooner(wait, cqrs_steady_now(),
+					   Max(wake_at, TimestampTzPlusMilliseconds(pass_began,
+																PASS_INTERVAL)));
 }
 
 /*
@@ -255,66 +238,21 @@ cqrs_maintain_due(bool *polled)
 }
 
 /*
- * The shorter one of wait (in milliseconds; -1: for ever) and the time until
- * then.
- */
-static long
-sooner(long wait, TimestampTz now, TimestampTz then)
-{
-	long		until = TimestampDifferenceMilliseconds(now, then);
-
-	return wait < 0 ? until : Min(wait, until);
-}
-
-/*
- * Run a part of the manager's work in a transaction of its own. An error is
- * logged, and only ends this part. Returns whether there was none.
+ * Run a part of the manager's work. Returns whether there was no error.
  */
 static bool
-in_transaction(void (*part) (Work *work), Work *work)
+in_transaction(void (*part) (void *work), Work *work)
 {
-	ErrorContextCallback callback;
-	volatile bool done = false;
-
 	context_topic[0] = '\0';
 	context_keys = false;
-	callback.callback = error_callback;
-	callback.arg = NULL;
-	callback.previous = error_context_stack;
-	PG_TRY();
-	{
-		error_context_stack = &callback;
-		SetCurrentStatementStartTimestamp();
-		StartTransactionCommand();
-		PushActiveSnapshot(GetTransactionSnapshot());
-
-		/* If the extension is gone, or another, so is all there was to do. */
-		if (OidIsValid(cqrs_extension_lock()) && cqrs_registry_usable())
-			part(work);
-		PopActiveSnapshot();
-		CommitTransactionCommand();
-		done = true;
-	}
-	PG_CATCH();
-	{
-		HOLD_INTERRUPTS();
-		EmitErrorReport();
-		AbortCurrentTransaction();
-		FlushErrorState();
-		RESUME_INTERRUPTS();
-		work->action = CQRS_STEP_NONE;
-	}
-	PG_END_TRY();
-	error_context_stack = callback.previous;
-	pgstat_report_stat(false);
-	return done;
+	if (cqrs_registry_run_guarded(part, work, error_callback))
+		return true;
+	work->action = CQRS_STEP_NONE;
+	return false;
 }
 
-/*
- * List the topics to look at.
- */
 static void
-begin_pass(Work *work)
+begin_pass(void *arg)
 {
 	bool		resized = pass_segment_age != cqrs_segment_age ||
 	pass_segment_size != cqrs_segment_size;
@@ -363,12 +301,10 @@ begin_pass(Work *work)
 			(void) hash_search(watches, &watch->topic_id, HASH_REMOVE, NULL);
 }
 
-/*
- * Do a step in a topic, if there is one to do.
- */
 static void
-maintain_topic(Work *work)
+maintain_topic(void *arg)
 {
+	Work	   *work = (Work *) arg;
 	CqrsTopic  *topic = cqrs_registry_topic_by_id(work->topic_id);
 	Watch	   *watch = hash_search(watches, &work->topic_id, HASH_FIND, NULL);
 	CqrsStep	step;
@@ -441,9 +377,6 @@ note_failure(int32 topic_id)
 	watch->due_at = watch->look_at;
 }
 
-/*
- * What there is to do after all topics were looked at.
- */
 static void
 finish_pass(void)
 {
@@ -480,7 +413,7 @@ finish_pass(void)
  * Apply the limits of subscriptions, and find out when the next pass is needed.
  */
 static void
-end_pass(Work *work)
+end_pass(void *arg)
 {
 	HASH_SEQ_STATUS status;
 	Watch	   *watch;
@@ -518,7 +451,7 @@ end_pass(Work *work)
  * Truncate old idempotency keys, and note when there may be more to do.
  */
 static void
-maintain_keys(Work *work)
+maintain_keys(void *arg)
 {
 	TimestampTz look_at = DT_NOEND;
 	int			i;

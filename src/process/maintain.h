@@ -8,8 +8,6 @@
 #ifndef CQRS_MAINTAIN_H
 #define CQRS_MAINTAIN_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/timestamp.h"
 
 extern long cqrs_maintain_next(long wait);

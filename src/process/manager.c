@@ -59,18 +59,18 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
-#include "commands/extension.h"
 #include "common/hashfn.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "storage/ipc.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
+#include "base/backoff.h"
 #include "base/debug_point.h"
 #include "control/adopt.h"
 #include "deferred/release.h"
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "extension/version.h"
 #include "log/tick.h"
@@ -479,27 +479,19 @@ find_rest(TimestampTz now)
 	if (polled)
 		until = Min(until,
 					TimestampTzPlusMilliseconds(now,
-												Min(FIRST_REST << Min(my_slot->rests, 10),
-													LONGEST_REST)));
+												cqrs_backoff_exact(FIRST_REST, LONGEST_REST,
+																   my_slot->rests + 1)));
 	return until;
 }
 
-/*
- * Are there prepared transactions in this database?
- */
 static bool
 has_prepared(void)
 {
-	CqrsAdmin	admin;
-	Oid			types[1] = {OIDOID};
-	Datum		values[1];
 	bool		result;
 
-	values[0] = ObjectIdGetDatum(MyDatabaseId);
-	cqrs_admin_begin(&admin);
-	result = cqrs_admin_execute("SELECT FROM pg_catalog.pg_prepared_xact() WHERE dbid = $1",
-								1, types, values, NULL) > 0;
-	cqrs_admin_end(&admin);
+	result = cqrs_admin_run("SELECT FROM pg_catalog.pg_prepared_xact() WHERE dbid = $1",
+							1,
+							CQRS_ARG(OIDOID, ObjectIdGetDatum(MyDatabaseId))) > 0;
 	return result;
 }
 
@@ -515,9 +507,6 @@ time_to_look(TimestampTz now)
 	return !seen && TimestampDifferenceExceeds(looked, now, cqrs_poll_interval);
 }
 
-/*
- * Is the last look tick_interval ago?
- */
 static bool
 may_look(TimestampTz now)
 {

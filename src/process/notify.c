@@ -17,11 +17,11 @@
 #include "base/cqrs_outbox.h"
 
 #include "access/xact.h"
-#include "catalog/pg_database.h"
 #include "commands/async.h"
 #include "pgstat.h"
-#include "utils/guc.h"
 
+#include "base/backoff.h"
+#include "extension/catalog.h"
 #include "process/notify.h"
 #include "process/schedule.h"
 
@@ -69,7 +69,6 @@ long
 cqrs_notify_next(long wait)
 {
 	TimestampTz now = cqrs_steady_now();
-	long		until;
 
 	if (!any_untold)
 		return wait;
@@ -83,8 +82,7 @@ cqrs_notify_next(long wait)
 		}
 		now = cqrs_steady_now();
 	}
-	until = TimestampDifferenceMilliseconds(now, retry_at);
-	return wait < 0 ? until : Min(wait, until);
+	return cqrs_sooner(wait, now, retry_at);
 }
 
 /*
@@ -120,9 +118,8 @@ notify_in_transaction(void)
 		FlushErrorState();
 		RESUME_INTERRUPTS();
 		retry_at = TimestampTzPlusMilliseconds(cqrs_steady_now(),
-											   Min(FIRST_WAIT << Min(failures, 10),
-												   LONGEST_WAIT));
-		failures++;
+											   cqrs_backoff_exact(FIRST_WAIT, LONGEST_WAIT,
+																  ++failures));
 	}
 	PG_END_TRY();
 	pgstat_report_stat(false);
@@ -148,9 +145,7 @@ notify_topics(void)
 {
 	ListCell   *lc;
 
-	(void) set_config_option("synchronous_commit", "off",
-							 PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_LOCAL, true, 0, false);
+	cqrs_set_commit(SYNCHRONOUS_COMMIT_OFF);
 	foreach(lc, cqrs_schedule_pulled_topics())
 	{
 		CqrsPulledTopic *topic = (CqrsPulledTopic *) lfirst(lc);

@@ -8,8 +8,6 @@
 #ifndef CQRS_NOTIFY_H
 #define CQRS_NOTIFY_H
 
-#include "base/cqrs_outbox.h"
-
 #include "shared/shmem.h"
 
 extern void cqrs_notify_add(const CqrsTopicSet *topics);

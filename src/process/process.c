@@ -8,7 +8,6 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "libpq/pqsignal.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
@@ -37,6 +36,24 @@ cqrs_process_signals(void)
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, handle_sigterm);
 	BackgroundWorkerUnblockSignals();
+}
+
+/*
+ * A process that is not started again by the postmaster.
+ */
+void
+cqrs_process_describe(BackgroundWorker *worker, const char *type,
+					  const char *main_function)
+{
+	memset(worker, 0, sizeof(BackgroundWorker));
+	strlcpy(worker->bgw_name, type, BGW_MAXLEN);
+	strlcpy(worker->bgw_type, type, BGW_MAXLEN);
+	worker->bgw_flags = BGWORKER_SHMEM_ACCESS |
+		BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker->bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker->bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(worker->bgw_library_name, "cqrs_outbox", BGW_MAXLEN);
+	strlcpy(worker->bgw_function_name, main_function, BGW_MAXLEN);
 }
 
 /*

@@ -8,9 +8,11 @@
 #ifndef CQRS_PROCESS_H
 #define CQRS_PROCESS_H
 
-#include "base/cqrs_outbox.h"
+#include "postmaster/bgworker.h"
 
 extern void cqrs_process_signals(void);
+extern void cqrs_process_describe(BackgroundWorker *worker, const char *type,
+								  const char *main_function);
 extern void cqrs_process_settings(const char *application_name);
 extern void cqrs_process_wait(long timeout_ms, pgsocket socket,
 							  uint32 wait_event_info);

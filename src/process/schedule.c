@@ -22,10 +22,11 @@
 #include "common/hashfn.h"
 #include "lib/ilist.h"
 #include "postmaster/bgworker.h"
-#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "base/backoff.h"
+#include "base/hash.h"
 #include "delivery/relay.h"
 #include "process/process.h"
 #include "process/schedule.h"
@@ -137,13 +138,9 @@ cqrs_schedule_refresh(bool careful)
 		return;
 	if (first)
 	{
-		HASHCTL		ctl;
-
 		first_order = (uint32) cqrs_steady_now();
-		ctl.keysize = sizeof(ScheduledKey);
-		ctl.entrysize = sizeof(Scheduled);
-		schedule = hash_create("cqrs schedule", 64, &ctl,
-							   HASH_ELEM | HASH_BLOBS);
+		schedule = cqrs_hash_create("cqrs schedule", sizeof(ScheduledKey),
+									sizeof(Scheduled), TopMemoryContext);
 		topics_context = AllocSetContextCreate(TopMemoryContext,
 											   "cqrs schedule",
 											   ALLOCSET_DEFAULT_SIZES);
@@ -282,13 +279,7 @@ cqrs_schedule_assign(CqrsDatabaseSlot *slot, const char *database_name)
 				 errhint("Raise max_worker_processes.")));
 	said_exhausted = lasts;
 
-	if (next != 0)
-	{
-		long		until = TimestampDifferenceMilliseconds(now, next);
-
-		wait = wait < 0 ? until : Min(wait, until);
-	}
-	return wait;
+	return next == 0 ? wait : cqrs_sooner(wait, now, next);
 }
 
 /*
@@ -484,8 +475,8 @@ note_exhausted(CqrsDatabaseSlot *slot, long wait)
 		exhausted = 0;
 		return wait;
 	}
-	wait = Min(FIRST_EXHAUSTED_WAIT << Min(exhausted, 10), CONTENDED_WAIT);
-	exhausted++;
+	wait = cqrs_backoff_exact(FIRST_EXHAUSTED_WAIT, CONTENDED_WAIT,
+							  ++exhausted);
 	slot->exhausted = wait == CONTENDED_WAIT;
 	return wait;
 }
@@ -774,18 +765,11 @@ assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
 static bool
 start_worker(CqrsWorkerSlot *worker)
 {
-	BackgroundWorker bgworker = {0};
+	BackgroundWorker bgworker;
 
+	cqrs_process_describe(&bgworker, "cqrs_outbox worker", "cqrs_worker_main");
 	snprintf(bgworker.bgw_name, BGW_MAXLEN,
 			 "cqrs_outbox worker for database %u", MyDatabaseId);
-	strlcpy(bgworker.bgw_type, "cqrs_outbox worker", BGW_MAXLEN);
-	bgworker.bgw_flags = BGWORKER_SHMEM_ACCESS |
-		BGWORKER_BACKEND_DATABASE_CONNECTION;
-	bgworker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	bgworker.bgw_restart_time = BGW_NEVER_RESTART;
-	strlcpy(bgworker.bgw_library_name, "cqrs_outbox", BGW_MAXLEN);
-	strlcpy(bgworker.bgw_function_name, "cqrs_worker_main", BGW_MAXLEN);
 	bgworker.bgw_main_arg = Int32GetDatum(worker - cqrs_shared->workers);
-	bgworker.bgw_notify_pid = 0;
 	return RegisterDynamicBackgroundWorker(&bgworker, NULL);
 }

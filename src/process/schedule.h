@@ -9,8 +9,6 @@
 #ifndef CQRS_SCHEDULE_H
 #define CQRS_SCHEDULE_H
 
-#include "base/cqrs_outbox.h"
-
 #include "nodes/pg_list.h"
 
 #include "shared/shmem.h"

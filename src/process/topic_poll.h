@@ -8,8 +8,6 @@
 #ifndef CQRS_TOPIC_POLL_H
 #define CQRS_TOPIC_POLL_H
 
-#include "base/cqrs_outbox.h"
-
 #include "shared/shmem.h"
 
 extern void cqrs_poll_looked(const CqrsTopicSet *topics);

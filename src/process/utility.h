@@ -8,8 +8,6 @@
 #ifndef CQRS_UTILITY_H
 #define CQRS_UTILITY_H
 
-#include "base/cqrs_outbox.h"
-
 extern void cqrs_utility_init(void);
 
 #endif							/* CQRS_UTILITY_H */

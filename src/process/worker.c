@@ -49,7 +49,6 @@
 #include "postmaster/bgworker.h"
 #include "replication/syncrep.h"
 #include "storage/ipc.h"
-#include "tcop/tcopprot.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
@@ -526,9 +525,6 @@ flush_commits(Job *job)
 	RESUME_INTERRUPTS();
 }
 
-/*
- * One step of delivering to a broker.
- */
 static Outcome
 deliver_some_to_broker(Job *job, int *careful)
 {
@@ -565,9 +561,6 @@ deliver_some_to_broker(Job *job, int *careful)
 	pg_unreachable();
 }
 
-/*
- * Begin to connect.
- */
 static Outcome
 open_broker(Job *job)
 {
@@ -655,9 +648,6 @@ fail_broker(Job *job, const char *message)
 	return FAILED;
 }
 
-/*
- * Wait for the broker, or for somebody to wake us.
- */
 static void
 wait_for_broker(void)
 {
@@ -902,7 +892,6 @@ begin_delivery(const Job *job)
 	if (!OidIsValid(cqrs_extension_lock()) || !cqrs_registry_usable() ||
 		cqrs_registry_is_copy())
 		return NULL;
-
 
 	subscription = cqrs_registry_subscription_by_id(job->subscription_id);
 	if (subscription == NULL || subscription->owner != GetUserId())

@@ -16,8 +16,6 @@
 #include "base/cqrs_outbox.h"
 
 #include "access/xact.h"
-#include "utils/builtins.h"
-#include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 

@@ -8,8 +8,6 @@
 #ifndef CQRS_PULL_H
 #define CQRS_PULL_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 

@@ -27,7 +27,6 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
-#include "utils/timestamp.h"
 
 #include "base/interval.h"
 #include "delivery/relay.h"
@@ -66,7 +65,6 @@ static Handed *handed_elsewhere(CqrsSubscription *subscription,
 static Handed *read_handed(CqrsSubscription *subscription, int partition);
 static int	positions_arg(FunctionCallInfo fcinfo, int argno,
 						  int64 **positions);
-static int	compare_positions(const void *a, const void *b);
 static void check_positions(CqrsSubscription *subscription, List *handed,
 							const int64 *positions, int npositions);
 static int64 settle(Handed *handed, const int64 *positions, int npositions);
@@ -80,7 +78,6 @@ static CqrsWindow *open_window(Handed *handed, int64 start,
 							   Snapshot snapshot);
 static bool next_open(Handed *handed, CqrsWindow *window, int64 last,
 					  CqrsEvent *event);
-static bool contains(const int64 *positions, int npositions, int64 position);
 static void move_cursor(Handed *handed);
 static void give_back(Handed *handed, int64 position, bool all_settled);
 
@@ -167,9 +164,7 @@ cqrs_nack(PG_FUNCTION_ARGS)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("retry_after must not be negative")));
-		fault.retry_at = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-																 TimestampTzGetDatum(cqrs_wall_now()),
-																 PG_GETARG_DATUM(3)));
+		fault.retry_at = cqrs_time_plus(cqrs_wall_now(), PG_GETARG_DATUM(3));
 	}
 	fault.final = !PG_ARGISNULL(4) && PG_GETARG_BOOL(4);
 	npositions = positions_arg(fcinfo, 1, &positions);
@@ -199,14 +194,8 @@ cqrs_renew(PG_FUNCTION_ARGS)
 
 	cqrs_require_writable("cqrs_renew()");
 	subscription = cqrs_pull_subscription(name);
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("receipt must not be null")));
-	if (PG_ARGISNULL(2))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("lease must not be null")));
+	cqrs_arg_required(fcinfo, 1, "receipt", NULL, NULL);
+	cqrs_arg_required(fcinfo, 2, "lease", NULL, NULL);
 	lease = cqrs_milliseconds(PG_GETARG_DATUM(2));
 	if (lease < 0)
 		ereport(ERROR,
@@ -215,9 +204,7 @@ cqrs_renew(PG_FUNCTION_ARGS)
 
 	handed = linitial(find_handed(subscription, true, PG_GETARG_UUID_P(1)));
 	if (lease > 0)
-		until = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-														TimestampTzGetDatum(now),
-														PG_GETARG_DATUM(2)));
+		until = cqrs_time_plus(now, PG_GETARG_DATUM(2));
 	handed->cursor.leased_until = lease > 0 ? until : 0;
 	cqrs_cursor_append(&handed->cursor);
 	PG_RETURN_TIMESTAMPTZ(until);
@@ -296,9 +283,6 @@ handed_elsewhere(CqrsSubscription *subscription, const pg_uuid_t *receipt)
 	return handed;
 }
 
-/*
- * Read the cursor.
- */
 static Handed *
 read_handed(CqrsSubscription *subscription, int partition)
 {
@@ -341,20 +325,11 @@ positions_arg(FunctionCallInfo fcinfo, int argno, int64 **positions)
 					 errmsg("positions must not contain null")));
 		(*positions)[i] = DatumGetInt64(values[i]);
 	}
-	qsort(*positions, nvalues, sizeof(int64), compare_positions);
+	qsort(*positions, nvalues, sizeof(int64), cqrs_position_compare);
 	for (i = 0; i < nvalues; i++)
 		if (n == 0 || (*positions)[i] != (*positions)[n - 1])
 			(*positions)[n++] = (*positions)[i];
 	return n;
-}
-
-static int
-compare_positions(const void *a, const void *b)
-{
-	int64		left = *(const int64 *) a;
-	int64		right = *(const int64 *) b;
-
-	return (left > right) - (left < right);
 }
 
 /*
@@ -504,7 +479,7 @@ fail_new(Handed *handed, const int64 *positions, int npositions,
 
 		open->position = event.position;
 		open->lane = cqrs_event_lane(&event);
-		open->failed = contains(positions, npositions, event.position);
+		open->failed = cqrs_positions_contain(positions, npositions, event.position);
 	}
 
 	cqrs_window_detach(window);
@@ -563,14 +538,6 @@ next_open(Handed *handed, CqrsWindow *window, int64 last, CqrsEvent *event)
 			return true;
 	}
 	return false;
-}
-
-static bool
-contains(const int64 *positions, int npositions, int64 position)
-{
-	return npositions > 0 &&
-		bsearch(&position, positions, npositions, sizeof(int64),
-				compare_positions) != NULL;
 }
 
 /*

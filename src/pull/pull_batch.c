@@ -26,15 +26,11 @@
 #include "base/cqrs_outbox.h"
 
 #include "access/detoast.h"
-#include "access/xact.h"
 #include "shared/clock.h"
-#include "funcapi.h"
-#include "utils/builtins.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
-#include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
+#include "base/interval.h"
 #include "delivery/relay.h"
 #include "extension/catalog.h"
 #include "pull/pull.h"
@@ -50,9 +46,6 @@
  * more, what is not settled before them is parked.
  */
 #define PASSED_KEPT			1000
-
-/* Cursors move over so many empty ticks, as in relay.c. */
-#define EMPTY_TICKS			1000
 
 /* One partition in one attempt. */
 typedef struct Batch
@@ -101,7 +94,6 @@ static void finish_batch(CqrsReceive *receive, Batch *batch);
 static void put_event(CqrsReceive *receive, Batch *batch, const CqrsEvent *event,
 					  int attempts);
 static void cover(Batch *batch, int64 position);
-static int	compare_positions(const void *a, const void *b);
 static void note_wake(CqrsReceive *receive, TimestampTz at);
 static void remember(CqrsReceive *receive, const Batch *batch);
 static void recall(CqrsReceive *receive, Batch *batch);
@@ -363,7 +355,7 @@ alone_candidates(CqrsReceive *receive, Batch *batch, int64 **positions)
 {
 	const CqrsCursor *cursor = &batch->relay.cursor;
 	int			room = Min(receive->max_events, CQRS_BATCH_EVENTS);
-	CqrsParkedScan scan;
+	CqrsScan	scan;
 	CqrsParked	parked;
 	int			ndue;
 	int			n = 0;
@@ -377,15 +369,12 @@ alone_candidates(CqrsReceive *receive, Batch *batch, int64 **positions)
 	for (ndue = 0; ndue < room && cqrs_parked_heads_next(&scan, &parked); ndue++)
 		if (parked.killed)
 			(*positions)[n++] = parked.position;
-	cqrs_parked_scan_end(&scan);
+	cqrs_scan_end(&scan, NoLock);
 	for (i = 0; batch->alone && i < cursor->ncovered; i++)
 		(*positions)[n++] = cursor->covered[i];
 	return n;
 }
 
-/*
- * Hand out parked events that are due.
- */
 static void
 hand_out_parked(CqrsReceive *receive, Batch *batch)
 {
@@ -417,7 +406,7 @@ choose_parked(CqrsReceive *receive, Batch *batch, CqrsParked **chosen)
 {
 	const CqrsCursor *cursor = &batch->relay.cursor;
 	int			room = Min(receive->max_events, CQRS_BATCH_EVENTS);
-	CqrsParkedScan scan;
+	CqrsScan	scan;
 	CqrsParked	head;
 	int			n = 0;
 
@@ -430,7 +419,7 @@ choose_parked(CqrsReceive *receive, Batch *batch, CqrsParked **chosen)
 		CHECK_FOR_INTERRUPTS();
 		n = choose_of_lane(batch, &head, *chosen, n, room);
 	}
-	cqrs_parked_scan_end(&scan);
+	cqrs_scan_end(&scan, NoLock);
 	qsort(*chosen, n, sizeof(CqrsParked), compare_parked);
 	return n;
 }
@@ -526,7 +515,7 @@ found_nothing(CqrsReceive *receive, Batch *batch, bool last)
 		(last && (relay->nothers > 0 ||
 				  (relay->start_until != 0 &&
 				   cursor->tick_id != relay->start_tick) ||
-				  cursor->tick_id >= relay->start_tick + EMPTY_TICKS)))
+				  cursor->tick_id >= relay->start_tick + CQRS_EMPTY_TICKS)))
 	{
 		if (relay->window != NULL && relay->nevents == 0 &&
 			cqrs_window_at_end(relay->window))
@@ -543,9 +532,6 @@ found_nothing(CqrsReceive *receive, Batch *batch, bool last)
 	return NOTHING;
 }
 
-/*
- * Write down what was handed out.
- */
 static void
 finish_batch(CqrsReceive *receive, Batch *batch)
 {
@@ -584,7 +570,7 @@ finish_batch(CqrsReceive *receive, Batch *batch)
 		cursor->received = cursor->position;
 		cursor->received_all = false;
 	}
-	qsort(batch->covered, batch->ncovered, sizeof(int64), compare_positions);
+	qsort(batch->covered, batch->ncovered, sizeof(int64), cqrs_position_compare);
 	cursor->covered = batch->covered;
 	cursor->ncovered = 0;
 	for (i = 0; i < batch->ncovered; i++)
@@ -594,10 +580,8 @@ finish_batch(CqrsReceive *receive, Batch *batch)
 	cursor->receipt = batch->receipt;
 	cursor->leased_until = 0;
 	if (receive->lease != NULL)
-		cursor->leased_until =
-			DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-													TimestampTzGetDatum(cqrs_wall_now()),
-													IntervalPGetDatum(receive->lease)));
+		cursor->leased_until = cqrs_time_plus(cqrs_wall_now(),
+											  IntervalPGetDatum(receive->lease));
 	cqrs_cursor_forget_passed(cursor);
 	cqrs_parked_close(cursor);
 	cqrs_cursor_append(cursor);
@@ -612,16 +596,7 @@ put_event(CqrsReceive *receive, Batch *batch, const CqrsEvent *event,
 	Datum		values[RECEIVED_COLUMNS];
 	bool		nulls[RECEIVED_COLUMNS] = {0};
 
-	values[0] = Int64GetDatum(event->position);
-	values[1] = event->event_id;
-	values[2] = event->event_name;
-	values[3] = CStringGetTextDatum(event->topic->name);
-	values[4] = event->key.value;
-	nulls[4] = event->key.isnull;
-	values[5] = event->payload.value;
-	nulls[5] = event->payload.isnull;
-	values[6] = event->headers.value;
-	nulls[6] = event->headers.isnull;
+	cqrs_event_show(event, values, nulls);
 	values[7] = TimestampTzGetDatum(event->emitted_at);
 	values[8] = Int32GetDatum(attempts);
 	values[9] = Int32GetDatum(batch->relay.cursor.partition);
@@ -634,9 +609,6 @@ put_event(CqrsReceive *receive, Batch *batch, const CqrsEvent *event,
 	cover(batch, event->position);
 }
 
-/*
- * The receipt covers this position.
- */
 static void
 cover(Batch *batch, int64 position)
 {
@@ -648,15 +620,6 @@ cover(Batch *batch, int64 position)
 			repalloc_huge(batch->covered, sizeof(int64) * batch->room);
 	}
 	batch->covered[batch->ncovered++] = position;
-}
-
-static int
-compare_positions(const void *a, const void *b)
-{
-	int64		left = *(const int64 *) a;
-	int64		right = *(const int64 *) b;
-
-	return (left > right) - (left < right);
 }
 
 static void
@@ -686,12 +649,7 @@ remember(CqrsReceive *receive, const Batch *batch)
 	oldcontext = MemoryContextSwitchTo(now.context);
 	now.seq = cursor->seq;
 	now.skipped = batch->relay.skipped;
-	now.cursor = *cursor;
-	now.cursor.snapshot =
-		cqrs_snapshot_from_datum(PointerGetDatum(cursor->snapshot));
-	if (cursor->until_tick != 0)
-		now.cursor.until_snapshot =
-			cqrs_snapshot_from_datum(PointerGetDatum(cursor->until_snapshot));
+	cqrs_cursor_copy(&now.cursor, cursor);
 	MemoryContextSwitchTo(oldcontext);
 	if (seen->context != NULL)
 		MemoryContextDelete(seen->context);

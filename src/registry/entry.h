@@ -8,8 +8,6 @@
 #ifndef CQRS_ENTRY_H
 #define CQRS_ENTRY_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/timestamp.h"
 
 #include "base/sqlstate.h"

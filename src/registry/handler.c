@@ -29,9 +29,7 @@
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "pgstat.h"
-#include "utils/builtins.h"
 #include "utils/inval.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/regproc.h"
 #include "utils/syscache.h"
@@ -48,6 +46,7 @@
 static uint64 generation = 1;
 static uint64 proc_generation = 1;
 
+static void require_execute(Oid funcid, const char *signature);
 static void catalog_changed(Datum arg, int cacheid, uint32 hashvalue);
 static bool is_trusted_owner(const CqrsHandler *handler, Oid owner);
 static bool is_temporary(Form_pg_proc proc);
@@ -177,12 +176,7 @@ cqrs_handler_check(CqrsHandler *handler, const char *kind, const char *name)
 void
 cqrs_handler_check_privilege(CqrsHandler *handler)
 {
-	AclResult	aclresult;
-
-	aclresult = object_aclcheck(ProcedureRelationId, handler->funcid,
-								GetUserId(), ACL_EXECUTE);
-	if (aclresult != ACLCHECK_OK)
-		aclcheck_error(aclresult, OBJECT_FUNCTION, handler->signature);
+	require_execute(handler->funcid, handler->signature);
 	InvokeFunctionExecuteHook(handler->funcid);
 }
 
@@ -272,7 +266,6 @@ cqrs_handler_describe(Oid funcid, Oid *argtype, Oid *rettype,
 {
 	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid));
 	Form_pg_proc proc;
-	AclResult	aclresult;
 	const char *wrong = NULL;
 	char	   *signature;
 
@@ -308,11 +301,7 @@ cqrs_handler_describe(Oid funcid, Oid *argtype, Oid *rettype,
 	*rettype = proc->prorettype;
 	ReleaseSysCache(tuple);
 	signature = cqrs_signature_of(funcid);
-
-	aclresult = object_aclcheck(ProcedureRelationId, funcid, GetUserId(),
-								ACL_EXECUTE);
-	if (aclresult != ACLCHECK_OK)
-		aclcheck_error(aclresult, OBJECT_FUNCTION, signature);
+	require_execute(funcid, signature);
 	return signature;
 }
 
@@ -332,6 +321,19 @@ cqrs_handler_owner(Oid funcid)
 							 false);
 	ReleaseSysCache(tuple);
 	return name;
+}
+
+/*
+ * Raise 42501 unless the current user may execute this function.
+ */
+static void
+require_execute(Oid funcid, const char *signature)
+{
+	AclResult	aclresult = object_aclcheck(ProcedureRelationId, funcid,
+											GetUserId(), ACL_EXECUTE);
+
+	if (aclresult != ACLCHECK_OK)
+		aclcheck_error(aclresult, OBJECT_FUNCTION, signature);
 }
 
 static void

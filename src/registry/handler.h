@@ -8,8 +8,6 @@
 #ifndef CQRS_HANDLER_H
 #define CQRS_HANDLER_H
 
-#include "base/cqrs_outbox.h"
-
 #include "fmgr.h"
 
 typedef struct CqrsHandler

@@ -18,6 +18,7 @@
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
+#include "base/hash.h"
 #include "base/interval.h"
 #include "base/snapshot.h"
 #include "extension/catalog.h"
@@ -117,8 +118,7 @@ enum
 	IDENTITY_DATABASE
 };
 
-static HTAB *new_table(const char *name, Size entrysize);
-static HTAB *new_fallback_table(void);
+static HTAB *new_table(const char *name, Size keysize, Size entrysize);
 static HTAB *new_id_table(const char *name);
 static void remember_by_id(HTAB *table, int32 id, void *entry);
 static void load_rows(CqrsRegistryCopy *copy, CqrsRelation relation,
@@ -147,12 +147,15 @@ void
 cqrs_registry_load(CqrsRegistryCopy *copy, Snapshot snapshot)
 {
 	memset(copy, 0, sizeof(*copy));
-	copy->topics = new_table("cqrs topics", sizeof(CqrsTopic));
+	copy->topics = new_table("cqrs topics", NAMEDATALEN, sizeof(CqrsTopic));
 	copy->topics_by_id = new_id_table("cqrs topics by id");
-	copy->event_types = new_table("cqrs event types", sizeof(CqrsEventType));
-	copy->commands = new_table("cqrs commands", sizeof(CqrsCommand));
-	copy->fallbacks = new_fallback_table();
-	copy->subscriptions = new_table("cqrs subscriptions",
+	copy->event_types = new_table("cqrs event types", NAMEDATALEN,
+								  sizeof(CqrsEventType));
+	copy->commands = new_table("cqrs commands", NAMEDATALEN,
+							   sizeof(CqrsCommand));
+	copy->fallbacks = new_table("cqrs fallbacks", CQRS_MAX_SIGNATURE,
+								sizeof(CqrsFallback));
+	copy->subscriptions = new_table("cqrs subscriptions", NAMEDATALEN,
 									sizeof(CqrsSubscription));
 	copy->subscriptions_by_id = new_id_table("cqrs subscriptions by id");
 	copy->command_subscriptions =
@@ -184,37 +187,21 @@ cqrs_registry_find_by_id(HTAB *table, int32 id)
 }
 
 static HTAB *
-new_table(const char *name, Size entrysize)
+new_table(const char *name, Size keysize, Size entrysize)
 {
 	HASHCTL		ctl;
 
-	ctl.keysize = NAMEDATALEN;
+	ctl.keysize = keysize;
 	ctl.entrysize = entrysize;
 	ctl.hcxt = CurrentMemoryContext;
 	return hash_create(name, 64, &ctl, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
 }
 
 static HTAB *
-new_fallback_table(void)
-{
-	HASHCTL		ctl;
-
-	ctl.keysize = CQRS_MAX_SIGNATURE;
-	ctl.entrysize = sizeof(CqrsFallback);
-	ctl.hcxt = CurrentMemoryContext;
-	return hash_create("cqrs fallbacks", 16, &ctl,
-					   HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
-}
-
-static HTAB *
 new_id_table(const char *name)
 {
-	HASHCTL		ctl;
-
-	ctl.keysize = sizeof(int32);
-	ctl.entrysize = sizeof(IdEntry);
-	ctl.hcxt = CurrentMemoryContext;
-	return hash_create(name, 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	return cqrs_hash_create(name, sizeof(int32), sizeof(IdEntry),
+							CurrentMemoryContext);
 }
 
 static void
@@ -223,9 +210,6 @@ remember_by_id(HTAB *table, int32 id, void *entry)
 	((IdEntry *) hash_search(table, &id, HASH_ENTER, NULL))->entry = entry;
 }
 
-/*
- * Call add for each row of one of our tables.
- */
 static void
 load_rows(CqrsRegistryCopy *copy, CqrsRelation relation, Snapshot snapshot,
 		  RowCallback add)

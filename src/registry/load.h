@@ -8,8 +8,6 @@
 #ifndef CQRS_LOAD_H
 #define CQRS_LOAD_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/hsearch.h"
 #include "utils/snapshot.h"
 

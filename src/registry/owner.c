@@ -46,11 +46,11 @@
 #include "commands/tablecmds.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
-#include "utils/hsearch.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
-#include "extension/catalog.h"
+#include "base/hash.h"
+#include "extension/admin.h"
 #include "extension/privilege.h"
 #include "registry/owner.h"
 
@@ -119,14 +119,10 @@ cqrs_owner_drop_view(const char *subscription)
 void
 cqrs_owner_watch_nothing(void)
 {
-	HASHCTL		ctl;
-
 	if (watched != NULL)
 		hash_destroy(watched);
-	ctl.keysize = sizeof(uint32);
-	ctl.entrysize = sizeof(uint32);
-	watched = hash_create("cqrs views of subscriptions", 64, &ctl,
-						  HASH_ELEM | HASH_BLOBS);
+	watched = cqrs_hash_create("cqrs views of subscriptions", sizeof(uint32),
+							   sizeof(uint32), TopMemoryContext);
 }
 
 /*
@@ -159,9 +155,6 @@ cqrs_owner_find(const char *subscription, Oid *view)
 	return owner;
 }
 
-/*
- * Are the commands in this topic the role's?
- */
 bool
 cqrs_owner_has_commands(const char *topic, Oid role)
 {

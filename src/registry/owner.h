@@ -8,8 +8,6 @@
 #ifndef CQRS_OWNER_H
 #define CQRS_OWNER_H
 
-#include "base/cqrs_outbox.h"
-
 extern void cqrs_owner_make_view(const char *subscription, Oid owner);
 extern void cqrs_owner_drop_view(const char *subscription);
 

@@ -8,8 +8,6 @@
 #ifndef CQRS_PAYLOAD_H
 #define CQRS_PAYLOAD_H
 
-#include "base/cqrs_outbox.h"
-
 #include "fmgr.h"
 #include "utils/jsonb.h"
 

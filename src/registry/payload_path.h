@@ -8,8 +8,6 @@
 #ifndef CQRS_PAYLOAD_PATH_H
 #define CQRS_PAYLOAD_PATH_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/jsonb.h"
 
 #include "registry/payload_type.h"

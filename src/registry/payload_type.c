@@ -28,12 +28,12 @@
 #include "access/relation.h"
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
-#include "utils/hsearch.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/typcache.h"
 
 #include "base/debug_point.h"
+#include "base/hash.h"
 #include "registry/payload_type.h"
 
 struct CqrsPayloadTypes
@@ -90,17 +90,13 @@ create_types(MemoryContext parent)
 {
 	MemoryContext context;
 	CqrsPayloadTypes *types;
-	HASHCTL		ctl;
 
 	context = AllocSetContextCreate(parent, "cqrs payload types",
 									ALLOCSET_SMALL_SIZES);
 	types = MemoryContextAlloc(context, sizeof(CqrsPayloadTypes));
 	types->context = context;
-	ctl.keysize = sizeof(Oid);
-	ctl.entrysize = sizeof(CqrsPayloadType);
-	ctl.hcxt = context;
-	types->by_oid = hash_create("cqrs payload types", 16, &ctl,
-								HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	types->by_oid = cqrs_hash_create("cqrs payload types", sizeof(Oid),
+									 sizeof(CqrsPayloadType), context);
 	return types;
 }
 

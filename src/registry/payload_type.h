@@ -8,8 +8,6 @@
 #ifndef CQRS_PAYLOAD_TYPE_H
 #define CQRS_PAYLOAD_TYPE_H
 
-#include "base/cqrs_outbox.h"
-
 #include "access/tupdesc.h"
 #include "fmgr.h"
 

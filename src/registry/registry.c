@@ -36,10 +36,9 @@
 
 #include "access/relation.h"
 #include "access/xact.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
-#include "utils/builtins.h"
+#include "pgstat.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -67,6 +66,8 @@ static uint64 loaded_count = 0;
 
 static void invalidate(Datum arg, Oid relid);
 static void relation_changed(Datum arg, int cacheid, uint32 hashvalue);
+static int	compare_topics(const ListCell *a, const ListCell *b);
+static int	compare_subscriptions(const ListCell *a, const ListCell *b);
 static void load_if_stale(void);
 static inline void *hand_out(void *entry);
 static void *lookup(HTAB **table, const char *name);
@@ -218,9 +219,6 @@ cqrs_registry_command(const char *name)
 	return lookup(&copy.commands, name);
 }
 
-/*
- * The fallback of the handler with this signature.
- */
 CqrsFallback *
 cqrs_registry_fallback(const char *signature)
 {
@@ -361,6 +359,110 @@ cqrs_registry_subscriptions(HASH_SEQ_STATUS *status)
 	load_if_stale();
 	handed_out = true;
 	hash_seq_init(status, copy.subscriptions);
+}
+
+/*
+ * All topics, by id. The entries stay until the end of the transaction: whoever
+ * may raise an error, or have the registry loaded again, goes by such a list.
+ */
+List *
+cqrs_registry_topic_list(void)
+{
+	HASH_SEQ_STATUS status;
+	CqrsTopic  *topic;
+	List	   *topics = NIL;
+
+	cqrs_registry_topics(&status);
+	while ((topic = hash_seq_search(&status)) != NULL)
+		topics = lappend(topics, topic);
+	list_sort(topics, compare_topics);
+	return topics;
+}
+
+/*
+ * The same of the subscriptions to a topic; NULL: of all there are.
+ */
+List *
+cqrs_registry_subscription_list(const CqrsTopic *topic)
+{
+	HASH_SEQ_STATUS status;
+	CqrsSubscription *subscription;
+	List	   *subscriptions = NIL;
+
+	cqrs_registry_subscriptions(&status);
+	while ((subscription = hash_seq_search(&status)) != NULL)
+		if (topic == NULL || cqrs_subscription_reads(subscription, topic))
+			subscriptions = lappend(subscriptions, subscription);
+	list_sort(subscriptions, compare_subscriptions);
+	return subscriptions;
+}
+
+bool
+cqrs_subscription_reads(const CqrsSubscription *subscription,
+						const CqrsTopic *topic)
+{
+	int			i;
+
+	for (i = 0; i < subscription->ntopics; i++)
+		if (subscription->topics[i]->topic_id == topic->topic_id)
+			return true;
+	return false;
+}
+
+static int
+compare_topics(const ListCell *a, const ListCell *b)
+{
+	return ((const CqrsTopic *) lfirst(a))->topic_id -
+		((const CqrsTopic *) lfirst(b))->topic_id;
+}
+
+static int
+compare_subscriptions(const ListCell *a, const ListCell *b)
+{
+	return ((const CqrsSubscription *) lfirst(a))->subscription_id -
+		((const CqrsSubscription *) lfirst(b))->subscription_id;
+}
+
+/*
+ * Run a part of a background process's work in a transaction of its own, in
+ * which the extension stays; if it is gone, or another, so is all there was to
+ * do. An error is logged, with context (NULL: none), and only ends this part. Returns whether
+ * there was none.
+ */
+bool
+cqrs_registry_run_guarded(void (*part) (void *arg), void *arg,
+						  void (*context) (void *arg))
+{
+	MemoryContext oldcontext = CurrentMemoryContext;
+	ErrorContextCallback callback = {error_context_stack, context, arg};
+	volatile bool done = false;
+
+	PG_TRY();
+	{
+		if (context != NULL)
+			error_context_stack = &callback;
+		SetCurrentStatementStartTimestamp();
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		if (OidIsValid(cqrs_extension_lock()) && cqrs_registry_usable())
+			part(arg);
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+		done = true;
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		EmitErrorReport();
+		AbortCurrentTransaction();
+		FlushErrorState();
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	error_context_stack = callback.previous;
+	MemoryContextSwitchTo(oldcontext);
+	pgstat_report_stat(false);
+	return done;
 }
 
 /*

@@ -8,8 +8,6 @@
 #ifndef CQRS_REGISTRY_H
 #define CQRS_REGISTRY_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/hsearch.h"
 
 #include "registry/entry.h"
@@ -61,5 +59,12 @@ extern void cqrs_registry_topics(HASH_SEQ_STATUS *status);
 extern void cqrs_registry_event_types(HASH_SEQ_STATUS *status);
 extern void cqrs_registry_commands(HASH_SEQ_STATUS *status);
 extern void cqrs_registry_subscriptions(HASH_SEQ_STATUS *status);
+extern List *cqrs_registry_topic_list(void);
+extern List *cqrs_registry_subscription_list(const CqrsTopic *topic);
+extern bool cqrs_subscription_reads(const CqrsSubscription *subscription,
+									const CqrsTopic *topic);
+
+extern bool cqrs_registry_run_guarded(void (*part) (void *arg), void *arg,
+									  void (*context) (void *arg));
 
 #endif							/* CQRS_REGISTRY_H */

@@ -44,8 +44,7 @@ static char *parse_identifier(const char **text);
 static void skip_space(const char **text);
 static char *compose(const Signature *signature);
 static void append_identifier(StringInfo buf, const char *identifier);
-static char *type_schema(Oid typid);
-static char *type_name(Oid typid);
+static char *type_schema(Oid typid, char **name);
 static Oid	find_schema(const char *name);
 static Oid	find_type(const Signature *signature);
 static Oid	find_function(const Signature *signature, Oid argtype);
@@ -68,8 +67,8 @@ cqrs_signature_of(Oid funcid)
 	Assert(proc->pronargs == 1);
 	signature.schema = get_namespace_name(proc->pronamespace);
 	signature.name = NameStr(proc->proname);
-	signature.type_schema = type_schema(proc->proargtypes.values[0]);
-	signature.type_name = type_name(proc->proargtypes.values[0]);
+	signature.type_schema = type_schema(proc->proargtypes.values[0],
+										&signature.type_name);
 	if (signature.schema == NULL || signature.type_schema == NULL ||
 		signature.type_name == NULL)
 		elog(ERROR, "cache lookup failed for the schema of function %u",
@@ -107,6 +106,7 @@ char *
 cqrs_signature_named(const char *name, bool *exists)
 {
 	Signature	signature;
+	char	   *type_name;
 	Oid			argtype;
 	Oid			funcid = InvalidOid;
 
@@ -117,7 +117,7 @@ cqrs_signature_named(const char *name, bool *exists)
 	if (OidIsValid(argtype))
 	{
 		funcid = find_function(&signature, argtype);
-		signature.type_schema = type_schema(argtype);
+		signature.type_schema = type_schema(argtype, &type_name);
 	}
 	*exists = OidIsValid(funcid);
 	if (*exists)
@@ -253,29 +253,21 @@ append_identifier(StringInfo buf, const char *identifier)
  * Where a type is, and its name there; palloc'd, NULL if it is gone.
  */
 static char *
-type_schema(Oid typid)
+type_schema(Oid typid, char **name)
 {
 	HeapTuple	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(typid));
-	char	   *name;
+	Form_pg_type type;
+	char	   *schema;
 
+	*name = NULL;
 	if (!HeapTupleIsValid(tuple))
 		return NULL;
-	name = get_namespace_name(((Form_pg_type) GETSTRUCT(tuple))->typnamespace);
-	ReleaseSysCache(tuple);
-	return name;
-}
+	type = (Form_pg_type) GETSTRUCT(tuple);
 
-static char *
-type_name(Oid typid)
-{
-	HeapTuple	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(typid));
-	char	   *name;
-
-	if (!HeapTupleIsValid(tuple))
-		return NULL;
-	name = pstrdup(NameStr(((Form_pg_type) GETSTRUCT(tuple))->typname));
+	*name = pstrdup(NameStr(type->typname));
+	schema = get_namespace_name(type->typnamespace);
 	ReleaseSysCache(tuple);
-	return name;
+	return schema;
 }
 
 /*

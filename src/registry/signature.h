@@ -8,8 +8,6 @@
 #ifndef CQRS_SIGNATURE_H
 #define CQRS_SIGNATURE_H
 
-#include "base/cqrs_outbox.h"
-
 extern char *cqrs_signature_of(Oid funcid);
 extern Oid	cqrs_signature_find(const char *signature);
 extern char *cqrs_signature_named(const char *name, bool *exists);

@@ -8,8 +8,6 @@
 #ifndef CQRS_BLAME_H
 #define CQRS_BLAME_H
 
-#include "base/cqrs_outbox.h"
-
 #include "nodes/pg_list.h"
 
 #include "log/cursor.h"

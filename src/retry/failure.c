@@ -13,18 +13,13 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "access/genam.h"
-#include "access/heapam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
-#include "utils/rel.h"
-#include "utils/snapmgr.h"
 
-#include "extension/catalog.h"
+#include "base/backoff.h"
+#include "base/sqlstate.h"
+#include "extension/row.h"
 #include "retry/failure.h"
 #include "shared/clock.h"
 
@@ -44,8 +39,8 @@ enum
 /* The longest delay, in milliseconds. */
 #define LONGEST_DELAY	(CQRS_LONGEST_FAILURE * 4 / 5)
 
-static HeapTuple find(Relation rel, int32 subscription_id, int32 partition);
-static int64 delay_after(int32 failures, int first_delay);
+static HeapTuple find(CqrsScan *scan, int32 subscription_id, int32 partition,
+					  LOCKMODE lockmode);
 
 /*
  * Record that delivery failed once more. Returns when to try again: after
@@ -56,24 +51,20 @@ TimestampTz
 cqrs_failure_record(int32 subscription_id, int32 partition,
 					const ErrorData *error, int first_delay)
 {
-	Relation	rel;
-	HeapTuple	old;
-	HeapTuple	tuple;
+	CqrsScan	scan;
+	HeapTuple	old = find(&scan, subscription_id, partition, RowExclusiveLock);
+	HeapTuple	row;
 	Datum		values[FAILURE_COLUMNS];
 	bool		nulls[FAILURE_COLUMNS] = {0};
 	TimestampTz now = cqrs_wall_now();
 	TimestampTz retry_at;
 	int32		failures = 1;
 
-	rel = table_open(cqrs_relation_oid(CQRS_REL_FAILURE), RowExclusiveLock);
-	old = find(rel, subscription_id, partition);
 	if (old != NULL)
-	{
-		heap_deform_tuple(old, RelationGetDescr(rel), values, nulls);
-		failures = DatumGetInt32(values[FAILURE_FAILURES - 1]) + 1;
-	}
+		failures += DatumGetInt32(cqrs_row_column(old, FAILURE_FAILURES,
+												  RelationGetDescr(scan.rel)));
 	retry_at = TimestampTzPlusMilliseconds(now,
-										   delay_after(failures, first_delay));
+										   cqrs_backoff(first_delay, LONGEST_DELAY, failures));
 
 	values[FAILURE_SUBSCRIPTION_ID - 1] = Int32GetDatum(subscription_id);
 	values[FAILURE_PARTITION - 1] = Int32GetDatum(partition);
@@ -84,12 +75,12 @@ cqrs_failure_record(int32 subscription_id, int32 partition,
 		CStringGetTextDatum(unpack_sql_state(error->sqlerrcode));
 	values[FAILURE_MESSAGE - 1] =
 		CStringGetTextDatum(error->message ? error->message : "");
-	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+	row = heap_form_tuple(RelationGetDescr(scan.rel), values, nulls);
 	if (old != NULL)
-		CatalogTupleUpdate(rel, &old->t_self, tuple);
+		CatalogTupleUpdate(scan.rel, &old->t_self, row);
 	else
-		CatalogTupleInsert(rel, tuple);
-	table_close(rel, NoLock);
+		CatalogTupleInsert(scan.rel, row);
+	cqrs_scan_end(&scan, NoLock);
 	CommandCounterIncrement();
 	return retry_at;
 }
@@ -101,51 +92,40 @@ TimestampTz
 cqrs_failure_retry_at(int32 subscription_id, int32 partition,
 					  int *sqlerrcode)
 {
-	Relation	rel = table_open(cqrs_relation_oid(CQRS_REL_FAILURE),
-								 AccessShareLock);
-	HeapTuple	tuple = find(rel, subscription_id, partition);
+	CqrsScan	scan;
+	HeapTuple	row = find(&scan, subscription_id, partition, AccessShareLock);
 	TimestampTz now = cqrs_wall_now();
 	TimestampTz retry_at = 0;
 
 	*sqlerrcode = 0;
-	if (tuple != NULL)
+	if (row != NULL)
 	{
-		Datum		values[FAILURE_COLUMNS];
-		bool		nulls[FAILURE_COLUMNS];
-		char	   *code;
+		TupleDesc	desc = RelationGetDescr(scan.rel);
 
-		heap_deform_tuple(tuple, RelationGetDescr(rel), values, nulls);
-		retry_at = DatumGetTimestampTz(values[FAILURE_RETRY_AT - 1]);
-		code = TextDatumGetCString(values[FAILURE_SQLSTATE - 1]);
-		if (strlen(code) == 5)
-			*sqlerrcode = MAKE_SQLSTATE(code[0], code[1], code[2], code[3],
-										code[4]);
-		pfree(code);
+		retry_at = DatumGetTimestampTz(cqrs_row_column(row, FAILURE_RETRY_AT,
+													   desc));
+		*sqlerrcode =
+			cqrs_sqlstate_of_text(cqrs_row_column(row, FAILURE_SQLSTATE, desc));
 
 		/* None of ours is so far ahead: the clock was set back. */
 		if (retry_at > TimestampTzPlusMilliseconds(now, CQRS_LONGEST_FAILURE))
 			retry_at = now;
 	}
-	table_close(rel, AccessShareLock);
+	cqrs_scan_end(&scan, AccessShareLock);
 	return retry_at;
 }
 
-/*
- * How often it failed in a row.
- */
 int32
 cqrs_failure_count(int32 subscription_id, int32 partition)
 {
-	Relation	rel = table_open(cqrs_relation_oid(CQRS_REL_FAILURE),
-								 AccessShareLock);
-	HeapTuple	tuple = find(rel, subscription_id, partition);
+	CqrsScan	scan;
+	HeapTuple	row = find(&scan, subscription_id, partition, AccessShareLock);
 	int32		failures = 0;
-	bool		isnull;
 
-	if (tuple != NULL)
-		failures = DatumGetInt32(heap_getattr(tuple, FAILURE_FAILURES,
-											  RelationGetDescr(rel), &isnull));
-	table_close(rel, AccessShareLock);
+	if (row != NULL)
+		failures = DatumGetInt32(cqrs_row_column(row, FAILURE_FAILURES,
+												 RelationGetDescr(scan.rel)));
+	cqrs_scan_end(&scan, AccessShareLock);
 	return failures;
 }
 
@@ -155,54 +135,26 @@ cqrs_failure_count(int32 subscription_id, int32 partition)
 void
 cqrs_failure_clear(int32 subscription_id, int32 partition)
 {
-	Relation	rel;
-	HeapTuple	tuple;
+	CqrsScan	scan;
+	HeapTuple	row = find(&scan, subscription_id, partition, RowExclusiveLock);
 
-	rel = table_open(cqrs_relation_oid(CQRS_REL_FAILURE), RowExclusiveLock);
-	tuple = find(rel, subscription_id, partition);
-	if (tuple != NULL)
-		simple_heap_delete(rel, &tuple->t_self);
-	table_close(rel, NoLock);
+	if (row != NULL)
+		cqrs_scan_delete(&scan, row);
+	cqrs_scan_end(&scan, NoLock);
 }
 
 /*
- * A copy of the cursor's row, or NULL.
+ * Begin a scan, which is at the cursor's row, or there is none: NULL.
  */
 static HeapTuple
-find(Relation rel, int32 subscription_id, int32 partition)
+find(CqrsScan *scan, int32 subscription_id, int32 partition,
+	 LOCKMODE lockmode)
 {
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	Relation	index;
-	SysScanDesc scan;
 	ScanKeyData keys[2];
-	HeapTuple	tuple;
 
-	index = cqrs_index_open(rel, CQRS_REL_FAILURE_PKEY, AccessShareLock);
-	ScanKeyInit(&keys[0], FAILURE_SUBSCRIPTION_ID, BTEqualStrategyNumber,
-				F_INT4EQ, Int32GetDatum(subscription_id));
-	ScanKeyInit(&keys[1], FAILURE_PARTITION, BTEqualStrategyNumber,
-				F_INT4EQ, Int32GetDatum(partition));
-	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
-	tuple = systable_getnext_ordered(scan, ForwardScanDirection);
-	if (tuple != NULL)
-		tuple = heap_copytuple(tuple);
-	systable_endscan_ordered(scan);
-	index_close(index, AccessShareLock);
-	UnregisterSnapshot(snapshot);
-	return tuple;
-}
-
-/*
- * Milliseconds to wait after so many failures in a row: doubling, and up to a
- * quarter more or less.
- */
-static int64
-delay_after(int32 failures, int first_delay)
-{
-	int64		delay = first_delay;
-	double		jitter = (random() & 0xFFFF) / 65535.0;
-
-	delay <<= Min(failures - 1, 20);
-	delay = Min(delay, LONGEST_DELAY);
-	return (int64) (delay * (0.75 + 0.5 * jitter));
+	cqrs_key_int4(&keys[0], FAILURE_SUBSCRIPTION_ID, subscription_id);
+	cqrs_key_int4(&keys[1], FAILURE_PARTITION, partition);
+	cqrs_scan_begin(scan, CQRS_REL_FAILURE, CQRS_REL_FAILURE_PKEY, lockmode,
+					NULL, ForwardScanDirection, 2, keys);
+	return cqrs_scan_next(scan);
 }

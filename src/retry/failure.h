@@ -8,8 +8,6 @@
 #ifndef CQRS_FAILURE_H
 #define CQRS_FAILURE_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/timestamp.h"
 
 /*

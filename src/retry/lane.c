@@ -13,6 +13,7 @@
  */
 #include "base/cqrs_outbox.h"
 
+#include "base/hash.h"
 #include "retry/lane.h"
 #include "retry/parked.h"
 
@@ -25,9 +26,6 @@ typedef struct LaneEntry
 
 static LaneEntry *find_lane(CqrsLanes *lanes, uint64 lane, bool *found);
 
-/*
- * May this event of the window be delivered?
- */
 CqrsLaneState
 cqrs_lane_state(CqrsLanes *lanes, const CqrsCursor *cursor,
 				const CqrsEvent *event)
@@ -49,9 +47,6 @@ cqrs_lane_state(CqrsLanes *lanes, const CqrsCursor *cursor,
 	return entry->passed ? CQRS_LANE_OPEN : CQRS_LANE_BLOCKED;
 }
 
-/*
- * An event was parked.
- */
 void
 cqrs_lane_add(CqrsLanes *lanes, uint64 lane, int64 position)
 {
@@ -95,13 +90,9 @@ find_lane(CqrsLanes *lanes, uint64 lane, bool *found)
 
 	if (lanes->table == NULL)
 	{
-		HASHCTL		ctl;
-
-		ctl.keysize = sizeof(uint64);
-		ctl.entrysize = sizeof(LaneEntry);
-		ctl.hcxt = CurrentMemoryContext;
-		lanes->table = hash_create("cqrs lanes", 64, &ctl,
-								   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		lanes->table = cqrs_hash_create("cqrs lanes", sizeof(uint64),
+										sizeof(LaneEntry),
+										CurrentMemoryContext);
 	}
 	entry = hash_search(lanes->table, &lane, HASH_ENTER, found);
 	if (!*found)

@@ -8,8 +8,6 @@
 #ifndef CQRS_LANE_H
 #define CQRS_LANE_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/hsearch.h"
 
 #include "log/cursor.h"

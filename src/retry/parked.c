@@ -24,9 +24,7 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "access/heapam.h"
 #include "access/htup_details.h"
-#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
 #include "common/hashfn.h"
@@ -34,8 +32,8 @@
 #include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
 
-#include "extension/catalog.h"
-#include "registry/registry.h"
+#include "base/sqlstate.h"
+#include "extension/row.h"
 #include "retry/parked.h"
 #include "shared/clock.h"
 
@@ -46,14 +44,9 @@ enum
 	RETRY_PARTITION,
 	RETRY_POSITION,
 	RETRY_LANE,
-	RETRY_TOPIC_ID,
-	RETRY_EVENT_ID,
-	RETRY_EVENT_NAME,
-	RETRY_KEY,
-	RETRY_HEADERS,
-	RETRY_PAYLOAD,
-	RETRY_EMITTED_AT,
-	RETRY_ATTEMPTS,
+	RETRY_EVENT,				/* topic, ... */
+	RETRY_EVENT_ID,				/* ... this, and the rest of it */
+	RETRY_ATTEMPTS = RETRY_EVENT + CQRS_STORED_COLUMNS,
 	RETRY_RECEIPT,
 	RETRY_FAILED_AT,
 	RETRY_RETRY_AT,
@@ -74,21 +67,17 @@ static void set_due(const CqrsCursor *cursor, int64 position,
 static void set_fault(const CqrsFault *fault, Datum *values, bool *nulls);
 static void update_row(const CqrsCursor *cursor, int64 position,
 					   Datum *values, bool *nulls, bool *replace);
-static void begin_scan(CqrsParkedScan *scan, CqrsRelation index,
+static void begin_scan(CqrsScan *scan, CqrsRelation index,
 					   Snapshot snapshot, ScanDirection direction,
 					   int nkeys, ScanKeyData *keys);
-static void begin_at(CqrsParkedScan *scan, const CqrsCursor *cursor,
+static void begin_at(CqrsScan *scan, const CqrsCursor *cursor,
 					 int64 position, Snapshot snapshot);
-static HeapTuple next_row(CqrsParkedScan *scan);
 static int	init_keys(ScanKeyData *keys, const CqrsCursor *cursor);
-static void read_row(CqrsParkedScan *scan, HeapTuple tuple,
+static void read_row(CqrsScan *scan, HeapTuple tuple,
 					 CqrsParked *parked);
-static void read_event(CqrsParkedScan *scan, HeapTuple tuple,
+static void read_event(CqrsScan *scan, HeapTuple tuple,
 					   CqrsEvent *event, int *attempts);
 
-/*
- * The lane of an event.
- */
 uint64
 cqrs_event_lane(const CqrsEvent *event)
 {
@@ -103,7 +92,7 @@ void
 cqrs_parked_open(CqrsCursor *cursor)
 {
 	TimestampTz now = cqrs_wall_now();
-	CqrsParkedScan scan;
+	CqrsScan	scan;
 	CqrsParked	parked;
 	int64	   *positions = NULL;
 	int			n = 0;
@@ -123,7 +112,7 @@ cqrs_parked_open(CqrsCursor *cursor)
 			positions = repalloc_huge(positions, sizeof(int64) * 2 * n);
 		positions[n++] = parked.position;
 	}
-	cqrs_parked_scan_end(&scan);
+	cqrs_scan_end(&scan, NoLock);
 	for (i = 0; i < n; i++)
 		if (cqrs_parked_find(cursor, positions[i], &parked) &&
 			parked.retry_at <= now)
@@ -149,36 +138,33 @@ cqrs_parked_close(CqrsCursor *cursor)
 bool
 cqrs_parked_due(CqrsCursor *cursor, TimestampTz now, CqrsParked *parked)
 {
-	CqrsParkedScan scan;
+	CqrsScan	scan;
 	bool		found;
 
 	if (cursor->next_retry_at == 0 || cursor->next_retry_at > now)
 		return false;
 	cqrs_parked_heads_begin(&scan, cursor, now);
 	found = cqrs_parked_heads_next(&scan, parked);
-	cqrs_parked_scan_end(&scan);
+	cqrs_scan_end(&scan, NoLock);
 	if (!found)
 		find_next_retry(cursor);
 	return found;
 }
 
-/*
- * The parked event at this position.
- */
 bool
 cqrs_parked_find(const CqrsCursor *cursor, int64 position, CqrsParked *parked)
 {
-	CqrsParkedScan scan;
+	CqrsScan	scan;
 	HeapTuple	tuple;
 
 	parked->position = 0;
 	if (cursor->next_retry_at == 0)
 		return false;
 	begin_at(&scan, cursor, position, NULL);
-	tuple = next_row(&scan);
+	tuple = cqrs_scan_next(&scan);
 	if (tuple != NULL)
 		read_row(&scan, tuple, parked);
-	cqrs_parked_scan_end(&scan);
+	cqrs_scan_end(&scan, NoLock);
 	return tuple != NULL;
 }
 
@@ -209,9 +195,6 @@ cqrs_parked_lane_last(const CqrsCursor *cursor, uint64 lane)
 					  &parked) ? parked.position : 0;
 }
 
-/*
- * The next parked event of a lane.
- */
 bool
 cqrs_parked_lane_next(const CqrsCursor *cursor, uint64 lane,
 					  int64 after_position, CqrsParked *parked)
@@ -225,7 +208,7 @@ cqrs_parked_lane_next(const CqrsCursor *cursor, uint64 lane,
  * became so. Nothing may be changed meanwhile.
  */
 void
-cqrs_parked_heads_begin(CqrsParkedScan *scan, const CqrsCursor *cursor,
+cqrs_parked_heads_begin(CqrsScan *scan, const CqrsCursor *cursor,
 						TimestampTz until)
 {
 	ScanKeyData keys[4];
@@ -239,9 +222,9 @@ cqrs_parked_heads_begin(CqrsParkedScan *scan, const CqrsCursor *cursor,
 }
 
 bool
-cqrs_parked_heads_next(CqrsParkedScan *scan, CqrsParked *parked)
+cqrs_parked_heads_next(CqrsScan *scan, CqrsParked *parked)
 {
-	HeapTuple	tuple = next_row(scan);
+	HeapTuple	tuple = cqrs_scan_next(scan);
 
 	if (tuple == NULL)
 		return false;
@@ -260,7 +243,6 @@ cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event, int attempts,
 				   TimestampTz retry_at, const CqrsFault *fault,
 				   const pg_uuid_t *receipt)
 {
-	Relation	rel;
 	Datum		values[RETRY_COLUMNS];
 	bool		nulls[RETRY_COLUMNS] = {0};
 	uint64		lane = cqrs_event_lane(event);
@@ -284,16 +266,7 @@ cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event, int attempts,
 	values[RETRY_PARTITION - 1] = Int32GetDatum(cursor->partition);
 	values[RETRY_POSITION - 1] = Int64GetDatum(event->position);
 	values[RETRY_LANE - 1] = Int64GetDatum((int64) lane);
-	values[RETRY_TOPIC_ID - 1] = Int32GetDatum(event->topic->topic_id);
-	values[RETRY_EVENT_ID - 1] = event->event_id;
-	values[RETRY_EVENT_NAME - 1] = event->event_name;
-	values[RETRY_KEY - 1] = event->key.value;
-	nulls[RETRY_KEY - 1] = event->key.isnull;
-	values[RETRY_HEADERS - 1] = event->headers.value;
-	nulls[RETRY_HEADERS - 1] = event->headers.isnull;
-	values[RETRY_PAYLOAD - 1] = event->payload.value;
-	nulls[RETRY_PAYLOAD - 1] = event->payload.isnull;
-	values[RETRY_EMITTED_AT - 1] = TimestampTzGetDatum(event->emitted_at);
+	cqrs_event_store(event, &values[RETRY_EVENT - 1], &nulls[RETRY_EVENT - 1]);
 	values[RETRY_ATTEMPTS - 1] = Int32GetDatum(attempts);
 	values[RETRY_RECEIPT - 1] = UUIDPGetDatum(receipt);
 	nulls[RETRY_RECEIPT - 1] = receipt == NULL;
@@ -302,10 +275,7 @@ cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event, int attempts,
 	nulls[RETRY_DUE_AT - 1] = !head;
 	set_fault(fault, values, nulls);
 
-	rel = table_open(cqrs_relation_oid(CQRS_REL_RETRY), RowExclusiveLock);
-	CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values,
-											nulls));
-	table_close(rel, NoLock);
+	cqrs_row_insert(CQRS_REL_RETRY, values, nulls);
 	CommandCounterIncrement();
 	if (head)
 		lower_next_retry(cursor, retry_at);
@@ -366,15 +336,15 @@ cqrs_parked_set_receipt(CqrsCursor *cursor, const CqrsParked *parked)
 void
 cqrs_parked_delete(CqrsCursor *cursor, const CqrsParked *parked)
 {
-	CqrsParkedScan scan;
+	CqrsScan	scan;
 	CqrsParked	next;
 	HeapTuple	tuple;
 
 	begin_at(&scan, cursor, parked->position, NULL);
-	tuple = next_row(&scan);
+	tuple = cqrs_scan_next(&scan);
 	if (tuple != NULL)
-		simple_heap_delete(scan.rel, &tuple->t_self);
-	cqrs_parked_scan_end(&scan);
+		cqrs_scan_delete(&scan, tuple);
+	cqrs_scan_end(&scan, NoLock);
 	CommandCounterIncrement();
 	if (parked->head &&
 		cqrs_parked_lane_next(cursor, parked->lane, parked->position, &next))
@@ -390,13 +360,10 @@ cqrs_parked_delete(CqrsCursor *cursor, const CqrsParked *parked)
 	}
 }
 
-/*
- * Forget everything that is parked at this cursor.
- */
 void
 cqrs_parked_discard_all(CqrsCursor *cursor)
 {
-	CqrsParkedScan scan;
+	CqrsScan	scan;
 	ScanKeyData keys[2];
 	HeapTuple	tuple;
 
@@ -404,12 +371,12 @@ cqrs_parked_discard_all(CqrsCursor *cursor)
 		return;
 	begin_scan(&scan, CQRS_REL_RETRY_PKEY, NULL, ForwardScanDirection,
 			   init_keys(keys, cursor), keys);
-	while ((tuple = next_row(&scan)) != NULL)
+	while ((tuple = cqrs_scan_next(&scan)) != NULL)
 	{
 		CHECK_FOR_INTERRUPTS();
-		simple_heap_delete(scan.rel, &tuple->t_self);
+		cqrs_scan_delete(&scan, tuple);
 	}
-	cqrs_parked_scan_end(&scan);
+	cqrs_scan_end(&scan, NoLock);
 	CommandCounterIncrement();
 	cursor->next_retry_at = 0;
 }
@@ -422,30 +389,27 @@ bool
 cqrs_parked_read(const CqrsCursor *cursor, int64 position, Snapshot snapshot,
 				 CqrsEvent *event, int *attempts)
 {
-	CqrsParkedScan scan;
+	CqrsScan	scan;
 	HeapTuple	tuple;
 
 	event->topic = NULL;
 	begin_at(&scan, cursor, position, snapshot);
-	tuple = next_row(&scan);
+	tuple = cqrs_scan_next(&scan);
 	if (tuple != NULL)
 		read_event(&scan, heap_copytuple(tuple), event, attempts);
-	cqrs_parked_scan_end(&scan);
+	cqrs_scan_end(&scan, NoLock);
 	return event->topic != NULL;
 }
 
-/*
- * Begin to walk over the parked events of a cursor, by position.
- */
 void
-cqrs_parked_events_begin(CqrsParkedScan *scan, const CqrsCursor *cursor,
+cqrs_parked_events_begin(CqrsScan *scan, const CqrsCursor *cursor,
 						 int64 after_position, Snapshot snapshot)
 {
 	ScanKeyData keys[3];
 	int			n = init_keys(keys, cursor);
 
-	ScanKeyInit(&keys[n++], RETRY_POSITION, BTGreaterStrategyNumber, F_INT8GT,
-				Int64GetDatum(after_position));
+	cqrs_key_int8(&keys[n++], RETRY_POSITION, BTGreaterStrategyNumber,
+				  after_position);
 	begin_scan(scan, CQRS_REL_RETRY_PKEY, snapshot, ForwardScanDirection, n,
 			   keys);
 }
@@ -455,24 +419,16 @@ cqrs_parked_events_begin(CqrsParkedScan *scan, const CqrsCursor *cursor,
  * was dropped.
  */
 bool
-cqrs_parked_events_next(CqrsParkedScan *scan, CqrsEvent *event, int *attempts)
+cqrs_parked_events_next(CqrsScan *scan, CqrsEvent *event, int *attempts)
 {
 	HeapTuple	tuple;
 
 	CHECK_FOR_INTERRUPTS();
-	tuple = next_row(scan);
+	tuple = cqrs_scan_next(scan);
 	if (tuple == NULL)
 		return false;
 	read_event(scan, tuple, event, attempts);
 	return true;
-}
-
-void
-cqrs_parked_scan_end(CqrsParkedScan *scan)
-{
-	systable_endscan_ordered(scan->scan);
-	index_close(scan->index, AccessShareLock);
-	table_close(scan->rel, NoLock);
 }
 
 static uint64
@@ -499,21 +455,20 @@ lane_first(const CqrsCursor *cursor, uint64 lane, int64 position,
 		   ScanDirection direction, CqrsParked *parked)
 {
 	bool		above = ScanDirectionIsForward(direction);
-	CqrsParkedScan scan;
+	CqrsScan	scan;
 	ScanKeyData keys[4];
 	int			n = init_keys(keys, cursor);
 	HeapTuple	tuple;
 
-	ScanKeyInit(&keys[n++], RETRY_LANE, BTEqualStrategyNumber, F_INT8EQ,
-				Int64GetDatum((int64) lane));
-	ScanKeyInit(&keys[n++], RETRY_POSITION,
-				above ? BTGreaterStrategyNumber : BTLessStrategyNumber,
-				above ? F_INT8GT : F_INT8LT, Int64GetDatum(position));
+	cqrs_key_int8(&keys[n++], RETRY_LANE, BTEqualStrategyNumber, (int64) lane);
+	cqrs_key_int8(&keys[n++], RETRY_POSITION,
+				  above ? BTGreaterStrategyNumber : BTLessStrategyNumber,
+				  position);
 	begin_scan(&scan, CQRS_REL_RETRY_LANE, NULL, direction, n, keys);
-	tuple = next_row(&scan);
+	tuple = cqrs_scan_next(&scan);
 	if (tuple != NULL)
 		read_row(&scan, tuple, parked);
-	cqrs_parked_scan_end(&scan);
+	cqrs_scan_end(&scan, NoLock);
 	return tuple != NULL;
 }
 
@@ -533,16 +488,16 @@ lower_next_retry(CqrsCursor *cursor, TimestampTz due_at)
 static void
 find_next_retry(CqrsCursor *cursor)
 {
-	CqrsParkedScan scan;
+	CqrsScan	scan;
 	HeapTuple	tuple;
 	bool		isnull;
 
 	cqrs_parked_heads_begin(&scan, cursor, DT_NOEND);
-	tuple = next_row(&scan);
+	tuple = cqrs_scan_next(&scan);
 	cursor->next_retry_at = tuple == NULL ? 0 :
 		DatumGetTimestampTz(heap_getattr(tuple, RETRY_DUE_AT,
 										 RelationGetDescr(scan.rel), &isnull));
-	cqrs_parked_scan_end(&scan);
+	cqrs_scan_end(&scan, NoLock);
 }
 
 /*
@@ -576,62 +531,43 @@ set_fault(const CqrsFault *fault, Datum *values, bool *nulls)
 		CStringGetTextDatum(fault->message ? fault->message : "");
 }
 
-/*
- * Change some columns of a row.
- */
 static void
 update_row(const CqrsCursor *cursor, int64 position, Datum *values,
 		   bool *nulls, bool *replace)
 {
-	CqrsParkedScan scan;
+	CqrsScan	scan;
 	HeapTuple	tuple;
 
 	begin_at(&scan, cursor, position, NULL);
-	tuple = next_row(&scan);
+	tuple = cqrs_scan_next(&scan);
 	if (tuple != NULL)
 		CatalogTupleUpdate(scan.rel, &tuple->t_self,
 						   heap_modify_tuple(tuple, RelationGetDescr(scan.rel),
 											 values, nulls, replace));
-	cqrs_parked_scan_end(&scan);
+	cqrs_scan_end(&scan, NoLock);
 	CommandCounterIncrement();
 }
 
 static void
-begin_scan(CqrsParkedScan *scan, CqrsRelation index, Snapshot snapshot,
+begin_scan(CqrsScan *scan, CqrsRelation index, Snapshot snapshot,
 		   ScanDirection direction, int nkeys, ScanKeyData *keys)
 {
-	scan->rel = table_open(cqrs_relation_oid(CQRS_REL_RETRY),
-						   snapshot == NULL ? RowExclusiveLock :
-						   AccessShareLock);
-	scan->index = cqrs_index_open(scan->rel, index, AccessShareLock);
-	scan->snapshot = snapshot == NULL ? SnapshotSelf : snapshot;
-	scan->direction = direction;
-	scan->scan = systable_beginscan_ordered(scan->rel, scan->index,
-											scan->snapshot, nkeys, keys);
+	cqrs_scan_begin(scan, CQRS_REL_RETRY, index,
+					snapshot == NULL ? RowExclusiveLock : AccessShareLock,
+					snapshot == NULL ? SnapshotSelf : snapshot, direction,
+					nkeys, keys);
 }
 
-/*
- * Begin to look for the row at a position.
- */
 static void
-begin_at(CqrsParkedScan *scan, const CqrsCursor *cursor, int64 position,
+begin_at(CqrsScan *scan, const CqrsCursor *cursor, int64 position,
 		 Snapshot snapshot)
 {
 	ScanKeyData keys[3];
 	int			n = init_keys(keys, cursor);
 
-	ScanKeyInit(&keys[n++], RETRY_POSITION, BTEqualStrategyNumber, F_INT8EQ,
-				Int64GetDatum(position));
+	cqrs_key_int8(&keys[n++], RETRY_POSITION, BTEqualStrategyNumber, position);
 	begin_scan(scan, CQRS_REL_RETRY_PKEY, snapshot, ForwardScanDirection, n,
 			   keys);
-}
-
-static HeapTuple
-next_row(CqrsParkedScan *scan)
-{
-	HeapTuple	tuple = systable_getnext_ordered(scan->scan, scan->direction);
-
-	return HeapTupleIsValid(tuple) ? tuple : NULL;
 }
 
 /*
@@ -640,10 +576,8 @@ next_row(CqrsParkedScan *scan)
 static int
 init_keys(ScanKeyData *keys, const CqrsCursor *cursor)
 {
-	ScanKeyInit(&keys[0], RETRY_SUBSCRIPTION_ID, BTEqualStrategyNumber,
-				F_INT4EQ, Int32GetDatum(cursor->subscription_id));
-	ScanKeyInit(&keys[1], RETRY_PARTITION, BTEqualStrategyNumber,
-				F_INT4EQ, Int32GetDatum(cursor->partition));
+	cqrs_key_int4(&keys[0], RETRY_SUBSCRIPTION_ID, cursor->subscription_id);
+	cqrs_key_int4(&keys[1], RETRY_PARTITION, cursor->partition);
 	return 2;
 }
 
@@ -651,7 +585,7 @@ init_keys(ScanKeyData *keys, const CqrsCursor *cursor)
  * What a row says, but for the event.
  */
 static void
-read_row(CqrsParkedScan *scan, HeapTuple tuple, CqrsParked *parked)
+read_row(CqrsScan *scan, HeapTuple tuple, CqrsParked *parked)
 {
 	Datum		values[RETRY_COLUMNS];
 	bool		nulls[RETRY_COLUMNS];
@@ -672,16 +606,8 @@ read_row(CqrsParkedScan *scan, HeapTuple tuple, CqrsParked *parked)
 					  DatumGetTimestampTz(values[nulls[RETRY_FAILED_AT - 1] ?
 												 RETRY_RETRY_AT - 1 :
 												 RETRY_FAILED_AT - 1]));
-	parked->sqlerrcode = 0;
-	if (!nulls[RETRY_SQLSTATE - 1])
-	{
-		char	   *code = TextDatumGetCString(values[RETRY_SQLSTATE - 1]);
-
-		if (strlen(code) == 5)
-			parked->sqlerrcode = MAKE_SQLSTATE(code[0], code[1], code[2],
-											   code[3], code[4]);
-		pfree(code);
-	}
+	parked->sqlerrcode = nulls[RETRY_SQLSTATE - 1] ? 0 :
+		cqrs_sqlstate_of_text(values[RETRY_SQLSTATE - 1]);
 	parked->killed = parked->sqlerrcode == ERRCODE_CRASH_SHUTDOWN;
 }
 
@@ -689,25 +615,14 @@ read_row(CqrsParkedScan *scan, HeapTuple tuple, CqrsParked *parked)
  * The event in a row; it points into the tuple.
  */
 static void
-read_event(CqrsParkedScan *scan, HeapTuple tuple, CqrsEvent *event,
+read_event(CqrsScan *scan, HeapTuple tuple, CqrsEvent *event,
 		   int *attempts)
 {
 	Datum		values[RETRY_COLUMNS];
 	bool		nulls[RETRY_COLUMNS];
 
 	heap_deform_tuple(tuple, RelationGetDescr(scan->rel), values, nulls);
-	event->topic =
-		cqrs_registry_topic_by_id(DatumGetInt32(values[RETRY_TOPIC_ID - 1]));
-	event->position = DatumGetInt64(values[RETRY_POSITION - 1]);
-	event->xid = InvalidFullTransactionId;
-	event->emitted_at = DatumGetTimestampTz(values[RETRY_EMITTED_AT - 1]);
-	event->event_id = values[RETRY_EVENT_ID - 1];
-	event->event_name = values[RETRY_EVENT_NAME - 1];
-	event->key.value = values[RETRY_KEY - 1];
-	event->key.isnull = nulls[RETRY_KEY - 1];
-	event->headers.value = values[RETRY_HEADERS - 1];
-	event->headers.isnull = nulls[RETRY_HEADERS - 1];
-	event->payload.value = values[RETRY_PAYLOAD - 1];
-	event->payload.isnull = nulls[RETRY_PAYLOAD - 1];
+	cqrs_event_load(event, DatumGetInt64(values[RETRY_POSITION - 1]),
+					&values[RETRY_EVENT - 1], &nulls[RETRY_EVENT - 1]);
 	*attempts = DatumGetInt32(values[RETRY_ATTEMPTS - 1]);
 }

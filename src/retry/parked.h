@@ -8,14 +8,10 @@
 #ifndef CQRS_PARKED_H
 #define CQRS_PARKED_H
 
-#include "base/cqrs_outbox.h"
-
-#include "access/genam.h"
-#include "utils/rel.h"
-#include "utils/snapshot.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
+#include "extension/row.h"
 #include "log/cursor.h"
 #include "log/event.h"
 
@@ -44,16 +40,6 @@ typedef struct CqrsParked
 	TimestampTz retry_at;
 } CqrsParked;
 
-/* A walk over rows. */
-typedef struct CqrsParkedScan
-{
-	Relation	rel;
-	Relation	index;
-	SysScanDesc scan;
-	Snapshot	snapshot;
-	ScanDirection direction;
-} CqrsParkedScan;
-
 extern uint64 cqrs_event_lane(const CqrsEvent *event);
 
 /* To be called with the cursor's lock; they see all that was done under it. */
@@ -67,10 +53,10 @@ extern bool cqrs_parked_is(const CqrsCursor *cursor, const CqrsEvent *event);
 extern int64 cqrs_parked_lane_last(const CqrsCursor *cursor, uint64 lane);
 extern bool cqrs_parked_lane_next(const CqrsCursor *cursor, uint64 lane,
 								  int64 after_position, CqrsParked *parked);
-extern void cqrs_parked_heads_begin(CqrsParkedScan *scan,
+extern void cqrs_parked_heads_begin(CqrsScan *scan,
 									const CqrsCursor *cursor,
 									TimestampTz until);
-extern bool cqrs_parked_heads_next(CqrsParkedScan *scan, CqrsParked *parked);
+extern bool cqrs_parked_heads_next(CqrsScan *scan, CqrsParked *parked);
 
 extern void cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event,
 							   int attempts, TimestampTz retry_at,
@@ -83,15 +69,14 @@ extern void cqrs_parked_set_receipt(CqrsCursor *cursor,
 extern void cqrs_parked_delete(CqrsCursor *cursor, const CqrsParked *parked);
 extern void cqrs_parked_discard_all(CqrsCursor *cursor);
 
-/* As a snapshot shows them; NULL: as above. */
+/* As a snapshot shows them; NULL: as above. Walks end with cqrs_scan_end(). */
 extern bool cqrs_parked_read(const CqrsCursor *cursor, int64 position,
 							 Snapshot snapshot, CqrsEvent *event,
 							 int *attempts);
-extern void cqrs_parked_events_begin(CqrsParkedScan *scan,
+extern void cqrs_parked_events_begin(CqrsScan *scan,
 									 const CqrsCursor *cursor,
 									 int64 after_position, Snapshot snapshot);
-extern bool cqrs_parked_events_next(CqrsParkedScan *scan, CqrsEvent *event,
+extern bool cqrs_parked_events_next(CqrsScan *scan, CqrsEvent *event,
 									int *attempts);
-extern void cqrs_parked_scan_end(CqrsParkedScan *scan);
 
 #endif							/* CQRS_PARKED_H */

@@ -20,18 +20,11 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "access/genam.h"
-#include "access/heapam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
 #include "access/xact.h"
-#include "catalog/indexing.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
-#include "utils/rel.h"
-#include "utils/snapmgr.h"
 
-#include "extension/catalog.h"
+#include "base/backoff.h"
+#include "extension/row.h"
 #include "retry/retry.h"
 #include "shared/clock.h"
 
@@ -42,7 +35,7 @@ static void record_attempt(CqrsParked *parked, CqrsCursor *cursor,
 static TimestampTz at_once(const CqrsEvent *event);
 static void bury(const CqrsParked *parked, CqrsCursor *cursor,
 				 const CqrsFault *fault);
-static void forget_dead(Relation rel, int32 subscription_id, int64 position);
+static void forget_dead(int32 subscription_id, int64 position);
 
 /*
  * Park an event: because it failed, or, with fault NULL, because it has to
@@ -201,29 +194,15 @@ cqrs_parked_done(const CqrsParked *parked, CqrsCursor *cursor)
 	cqrs_cursor_pass(cursor, parked->position);
 }
 
-/*
- * When to try again after so many failed attempts: after retry_delay, doubled
- * with each attempt up to max_retry_delay, and up to a quarter more or less,
- * so that what failed together is not retried together.
- */
 static TimestampTz
 retry_time(const CqrsSubscription *subscription, int attempts)
 {
-	double		jitter = (random() & 0xFFFF) / 65535.0;
-	int64		delay = subscription->retry_delay;
-	int64		longest = Max(subscription->max_retry_delay, delay);
-	int			i;
-
-	for (i = 1; i < attempts && delay < longest; i++)
-		delay *= 2;
-	delay = Min(delay, longest);
 	return TimestampTzPlusMilliseconds(cqrs_wall_now(),
-									   (int64) (delay * (0.75 + 0.5 * jitter)));
+									   cqrs_backoff(subscription->retry_delay,
+													subscription->max_retry_delay,
+													attempts));
 }
 
-/*
- * Write an attempt down, and when the next one may be made.
- */
 static void
 record_attempt(CqrsParked *parked, CqrsCursor *cursor, const CqrsFault *fault,
 			   TimestampTz retry_at)
@@ -246,24 +225,14 @@ bury(const CqrsParked *parked, CqrsCursor *cursor, const CqrsFault *fault)
 
 	if (cqrs_parked_read(cursor, parked->position, NULL, &event, &attempts))
 	{
-		Relation	rel;
 		Datum		values[CQRS_DEAD_COLUMNS];
 		bool		nulls[CQRS_DEAD_COLUMNS] = {0};
 
 		values[CQRS_DEAD_SUBSCRIPTION_ID - 1] =
 			Int32GetDatum(cursor->subscription_id);
 		values[CQRS_DEAD_POSITION - 1] = Int64GetDatum(event.position);
-		values[CQRS_DEAD_TOPIC_ID - 1] = Int32GetDatum(event.topic->topic_id);
-		values[CQRS_DEAD_EVENT_ID - 1] = event.event_id;
-		values[CQRS_DEAD_EVENT_NAME - 1] = event.event_name;
-		values[CQRS_DEAD_KEY - 1] = event.key.value;
-		nulls[CQRS_DEAD_KEY - 1] = event.key.isnull;
-		values[CQRS_DEAD_HEADERS - 1] = event.headers.value;
-		nulls[CQRS_DEAD_HEADERS - 1] = event.headers.isnull;
-		values[CQRS_DEAD_PAYLOAD - 1] = event.payload.value;
-		nulls[CQRS_DEAD_PAYLOAD - 1] = event.payload.isnull;
-		values[CQRS_DEAD_EMITTED_AT - 1] =
-			TimestampTzGetDatum(event.emitted_at);
+		cqrs_event_store(&event, &values[CQRS_DEAD_EVENT - 1],
+						 &nulls[CQRS_DEAD_EVENT - 1]);
 		values[CQRS_DEAD_ATTEMPTS - 1] = Int32GetDatum(parked->attempts);
 		values[CQRS_DEAD_DIED_AT - 1] =
 			TimestampTzGetDatum(GetCurrentTimestamp());
@@ -271,12 +240,8 @@ bury(const CqrsParked *parked, CqrsCursor *cursor, const CqrsFault *fault)
 			CStringGetTextDatum(unpack_sql_state(fault->sqlerrcode));
 		values[CQRS_DEAD_MESSAGE - 1] =
 			CStringGetTextDatum(fault->message ? fault->message : "");
-		rel = table_open(cqrs_relation_oid(CQRS_REL_DEAD_LETTER),
-						 RowExclusiveLock);
-		forget_dead(rel, cursor->subscription_id, event.position);
-		CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values,
-												nulls));
-		table_close(rel, NoLock);
+		forget_dead(cursor->subscription_id, event.position);
+		cqrs_row_insert(CQRS_REL_DEAD_LETTER, values, nulls);
 	}
 	cqrs_parked_done(parked, cursor);
 }
@@ -286,25 +251,20 @@ bury(const CqrsParked *parked, CqrsCursor *cursor, const CqrsFault *fault)
  * new dead letter takes the place of the old one.
  */
 static void
-forget_dead(Relation rel, int32 subscription_id, int64 position)
+forget_dead(int32 subscription_id, int64 position)
 {
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	Relation	index;
-	SysScanDesc scan;
+	CqrsScan	scan;
 	ScanKeyData keys[2];
-	HeapTuple	tuple;
+	HeapTuple	row;
 
-	index = cqrs_index_open(rel, CQRS_REL_DEAD_LETTER_PKEY, AccessShareLock);
-	ScanKeyInit(&keys[0], CQRS_DEAD_SUBSCRIPTION_ID, BTEqualStrategyNumber,
-				F_INT4EQ, Int32GetDatum(subscription_id));
-	ScanKeyInit(&keys[1], CQRS_DEAD_POSITION, BTEqualStrategyNumber,
-				F_INT8EQ, Int64GetDatum(position));
-	scan = systable_beginscan_ordered(rel, index, snapshot, 2, keys);
-	tuple = systable_getnext_ordered(scan, ForwardScanDirection);
-	if (HeapTupleIsValid(tuple))
-		simple_heap_delete(rel, &tuple->t_self);
-	systable_endscan_ordered(scan);
-	UnregisterSnapshot(snapshot);
-	index_close(index, AccessShareLock);
+	cqrs_key_int4(&keys[0], CQRS_DEAD_SUBSCRIPTION_ID, subscription_id);
+	cqrs_key_int8(&keys[1], CQRS_DEAD_POSITION, BTEqualStrategyNumber,
+				  position);
+	cqrs_scan_begin(&scan, CQRS_REL_DEAD_LETTER, CQRS_REL_DEAD_LETTER_PKEY,
+					RowExclusiveLock, NULL, ForwardScanDirection, 2, keys);
+	row = cqrs_scan_next(&scan);
+	if (row != NULL)
+		cqrs_scan_delete(&scan, row);
+	cqrs_scan_end(&scan, NoLock);
 	CommandCounterIncrement();
 }

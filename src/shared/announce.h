@@ -8,8 +8,6 @@
 #ifndef CQRS_ANNOUNCE_H
 #define CQRS_ANNOUNCE_H
 
-#include "base/cqrs_outbox.h"
-
 #include "utils/timestamp.h"
 
 extern void cqrs_announce_init(void);

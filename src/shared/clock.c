@@ -74,9 +74,6 @@ cqrs_clock_attach(CqrsClock *clock, bool found)
 #endif
 }
 
-/*
- * Steady time.
- */
 TimestampTz
 cqrs_steady_now(void)
 {
@@ -153,6 +150,18 @@ cqrs_steady_to_wall(TimestampTz steady)
 	if (TIMESTAMP_NOT_FINITE(steady) || shared_clock == NULL || steady == 0)
 		return steady;
 	return steady + believed_offset(cqrs_steady_now());
+}
+
+/*
+ * The shorter one of wait (in milliseconds; -1: for ever) and the time until
+ * then.
+ */
+long
+cqrs_sooner(long wait, TimestampTz now, TimestampTz then)
+{
+	long		until = TimestampDifferenceMilliseconds(now, then);
+
+	return wait < 0 ? until : Min(wait, until);
 }
 
 /*

@@ -8,8 +8,6 @@
 #ifndef CQRS_CLOCK_H
 #define CQRS_CLOCK_H
 
-#include "base/cqrs_outbox.h"
-
 #include "storage/spin.h"
 #include "utils/timestamp.h"
 
@@ -34,6 +32,7 @@ extern TimestampTz cqrs_wall_due(TimestampTz at, TimestampTz since);
 extern TimestampTz cqrs_steady_from_wall(TimestampTz wall);
 extern TimestampTz cqrs_steady_deadline(TimestampTz wall, int64 longest);
 extern TimestampTz cqrs_steady_to_wall(TimestampTz steady);
+extern long cqrs_sooner(long wait, TimestampTz now, TimestampTz then);
 extern bool cqrs_clock_jumped(TimestampTz *until);
 
 #endif							/* CQRS_CLOCK_H */

@@ -229,9 +229,6 @@ cqrs_shmem_tick_recorded(int64 tick_id)
 		pg_atomic_write_u64(&slot->recorded_tick, tick_id);
 }
 
-/*
- * The slot of this database, or NULL.
- */
 static CqrsDatabaseSlot *
 my_database_slot(void)
 {

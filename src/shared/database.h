@@ -8,8 +8,6 @@
 #ifndef CQRS_DATABASE_H
 #define CQRS_DATABASE_H
 
-#include "base/cqrs_outbox.h"
-
 #include "shared/shmem.h"
 
 extern int64 cqrs_shmem_durable_tick(void);

@@ -8,8 +8,6 @@
 #ifndef CQRS_SHMEM_H
 #define CQRS_SHMEM_H
 
-#include "base/cqrs_outbox.h"
-
 #include "port/atomics.h"
 #include "storage/condition_variable.h"
 #include "storage/latch.h"

@@ -48,10 +48,10 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "storage/lmgr.h"
-#include "utils/builtins.h"
 #include "utils/snapmgr.h"
 
 #include "base/debug_point.h"
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "registry/registry.h"
@@ -67,7 +67,6 @@ static bool lock_tables(void);
 static bool lock_cursors(const CqrsSubscription *subscription);
 static void unlock_cursors(const CqrsSubscription *subscription, int n);
 static bool lock_rest(const CqrsSubscription *subscription);
-static CqrsCursor *read_cursors(const CqrsSubscription *subscription);
 static void replace_cursors(const CqrsSubscription *subscription,
 							const CqrsCursor *old);
 static void move_parked(const CqrsSubscription *subscription,
@@ -111,10 +110,9 @@ cqrs_epoch_check_partitions(const char *subscription, int partitions)
 void
 cqrs_epoch_open(CqrsSubscription *subscription, int partitions)
 {
-	CqrsAdmin	admin;
-	Oid			types[4] = {INT4OID, INT4OID, INT8OID, PG_SNAPSHOTOID};
-	Datum		values[4];
-	char		nulls[4] = {' ', ' ', ' ', ' '};
+	bool		back;
+	CqrsSnapshot *snapshot;
+	int64		tick_id;
 
 	cqrs_epoch_check_partitions(subscription->name, partitions);
 	if (partitions == subscription->partitions &&
@@ -122,29 +120,24 @@ cqrs_epoch_open(CqrsSubscription *subscription, int partitions)
 		return;
 
 	subscription = cqrs_subscription_lock_all(subscription);
-	values[0] = Int32GetDatum(subscription->subscription_id);
-	values[1] = Int32GetDatum(partitions);
-	if (partitions == subscription->partitions)
-		nulls[1] = nulls[2] = nulls[3] = 'n';
-	else if (subscription->next_partitions != 0)
-	{
-		values[2] = Int64GetDatum(subscription->epoch_tick);
-		values[3] = PointerGetDatum(subscription->epoch_snapshot);
-	}
-	else
+	back = partitions == subscription->partitions;
+	tick_id = subscription->epoch_tick;
+	snapshot = subscription->epoch_snapshot;
+	if (!back && subscription->next_partitions == 0)
 	{
 		/* In this order: see tick.c. */
-		values[3] = PointerGetDatum(cqrs_snapshot_take());
-		values[2] = Int64GetDatum(cqrs_tick_next_id());
+		snapshot = cqrs_snapshot_take();
+		tick_id = cqrs_tick_next_id();
 	}
 	CQRS_DEBUG_POINT("epoch_open");
-	cqrs_admin_begin(&admin);
-	(void) cqrs_admin_execute("UPDATE cqrs.subscription"
-							  " SET next_partitions = $2, epoch_tick = $3, epoch_snapshot = $4,"
-							  " epoch_since = CASE WHEN $2 IS NOT NULL THEN coalesce(epoch_since, pg_catalog.clock_timestamp()) END"
-							  " WHERE subscription_id = $1",
-							  4, types, values, nulls);
-	cqrs_admin_end(&admin);
+	(void) cqrs_admin_run("UPDATE cqrs.subscription"
+						  " SET next_partitions = $2, epoch_tick = $3, epoch_snapshot = $4,"
+						  " epoch_since = CASE WHEN $2 IS NOT NULL THEN coalesce(epoch_since, pg_catalog.clock_timestamp()) END"
+						  " WHERE subscription_id = $1",
+						  4, CQRS_INT4(subscription->subscription_id),
+						  CQRS_NULLABLE(INT4OID, Int32GetDatum(partitions), back),
+						  CQRS_NULLABLE(INT8OID, Int64GetDatum(tick_id), back),
+						  CQRS_NULLABLE(PG_SNAPSHOTOID, PointerGetDatum(snapshot), back));
 }
 
 /*
@@ -202,7 +195,8 @@ cqrs_epoch_close(int32 subscription_id)
 		unlock_cursors(subscription, subscription->partitions);
 		return false;
 	}
-	replace_cursors(now, read_cursors(now));
+	replace_cursors(now, cqrs_cursor_read_all(now->subscription_id,
+											  now->partitions));
 	return true;
 }
 
@@ -220,7 +214,8 @@ cqrs_epoch_abandon(CqrsSubscription *subscription)
 
 	if (subscription->next_partitions == 0)
 		return subscription;
-	cursors = read_cursors(subscription);
+	cursors = cqrs_cursor_read_all(subscription->subscription_id,
+								   subscription->partitions);
 	for (i = 0; i < subscription->partitions; i++)
 		cqrs_parked_discard_all(&cursors[i]);
 	replace_cursors(subscription, cursors);
@@ -235,18 +230,14 @@ cqrs_epoch_abandon(CqrsSubscription *subscription)
 void
 cqrs_epoch_restart(int32 subscription_id)
 {
-	CqrsAdmin	admin;
-	Oid			types[3] = {INT4OID, PG_SNAPSHOTOID, INT8OID};
-	Datum		values[3];
+	CqrsSnapshot *snapshot = cqrs_snapshot_take();
+	int64		tick_id = cqrs_tick_next_id();
 
-	values[0] = Int32GetDatum(subscription_id);
-	values[1] = PointerGetDatum(cqrs_snapshot_take());
-	values[2] = Int64GetDatum(cqrs_tick_next_id());
-	cqrs_admin_begin(&admin);
-	(void) cqrs_admin_execute("UPDATE cqrs.subscription SET epoch_snapshot = $2, epoch_tick = $3"
-							  " WHERE subscription_id = $1 AND next_partitions IS NOT NULL",
-							  3, types, values, NULL);
-	cqrs_admin_end(&admin);
+	(void) cqrs_admin_run("UPDATE cqrs.subscription SET epoch_snapshot = $2, epoch_tick = $3"
+						  " WHERE subscription_id = $1 AND next_partitions IS NOT NULL",
+						  3, CQRS_INT4(subscription_id),
+						  CQRS_ARG(PG_SNAPSHOTOID, PointerGetDatum(snapshot)),
+						  CQRS_INT8(tick_id));
 }
 
 /*
@@ -316,9 +307,6 @@ lock_cursors(const CqrsSubscription *subscription)
 	return true;
 }
 
-/*
- * Give back the locks of the first n cursors.
- */
 static void
 unlock_cursors(const CqrsSubscription *subscription, int n)
 {
@@ -336,9 +324,6 @@ unlock_cursors(const CqrsSubscription *subscription, int n)
 static bool
 lock_rest(const CqrsSubscription *subscription)
 {
-	CqrsAdmin	admin;
-	Oid			types[1] = {INT4OID};
-	Datum		values[1];
 	bool		locked;
 	int			i;
 
@@ -347,33 +332,10 @@ lock_rest(const CqrsSubscription *subscription)
 							  subscription->topics[i]->topic_id, 0, ShareLock,
 							  false))
 			return false;
-	values[0] = Int32GetDatum(subscription->subscription_id);
-	cqrs_admin_begin(&admin);
-	locked = cqrs_admin_execute("SELECT FROM cqrs.subscription WHERE subscription_id = $1"
-								" FOR NO KEY UPDATE SKIP LOCKED",
-								1, types, values, NULL) > 0;
-	cqrs_admin_end(&admin);
+	locked = cqrs_admin_run("SELECT FROM cqrs.subscription WHERE subscription_id = $1"
+							" FOR NO KEY UPDATE SKIP LOCKED",
+							1, CQRS_INT4(subscription->subscription_id)) > 0;
 	return locked;
-}
-
-/*
- * The newest row of each cursor. Their locks are held.
- */
-static CqrsCursor *
-read_cursors(const CqrsSubscription *subscription)
-{
-	CqrsCursor *cursors = palloc(sizeof(CqrsCursor) *
-								 subscription->partitions);
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	int			i;
-
-	for (i = 0; i < subscription->partitions; i++)
-		if (!cqrs_cursor_read(subscription->subscription_id, i, snapshot,
-							  &cursors[i]))
-			elog(ERROR, "subscription %d has no cursor %d",
-				 subscription->subscription_id, i);
-	UnregisterSnapshot(snapshot);
-	return cursors;
 }
 
 /*
@@ -384,8 +346,6 @@ static void
 replace_cursors(const CqrsSubscription *subscription, const CqrsCursor *old)
 {
 	CqrsAdmin	admin;
-	Oid			types[2] = {INT4OID, INT4OID};
-	Datum		values[2];
 	CqrsCursor *cursors = palloc0(sizeof(CqrsCursor) *
 								  subscription->next_partitions);
 	CqrsCursor	first = {.native = true};
@@ -407,16 +367,16 @@ replace_cursors(const CqrsSubscription *subscription, const CqrsCursor *old)
 	}
 	cqrs_cursor_delete_all(subscription->subscription_id);
 
-	values[0] = Int32GetDatum(subscription->subscription_id);
-	values[1] = Int32GetDatum(subscription->next_partitions);
 	cqrs_admin_begin(&admin);
 	(void) cqrs_admin_execute("DELETE FROM cqrs.failure WHERE subscription_id = $1 AND partition >= $2",
-							  2, types, values, NULL);
+							  2, CQRS_INT4(subscription->subscription_id),
+							  CQRS_INT4(subscription->next_partitions));
 	(void) cqrs_admin_execute("UPDATE cqrs.subscription"
 							  " SET partitions = $2, next_partitions = NULL,"
 							  " epoch_tick = NULL, epoch_snapshot = NULL, epoch_since = NULL"
 							  " WHERE subscription_id = $1",
-							  2, types, values, NULL);
+							  2, CQRS_INT4(subscription->subscription_id),
+							  CQRS_INT4(subscription->next_partitions));
 	move_parked(subscription, cursors);
 	cqrs_admin_end(&admin);
 	for (i = 0; i < subscription->next_partitions; i++)
@@ -430,20 +390,17 @@ replace_cursors(const CqrsSubscription *subscription, const CqrsCursor *old)
 static void
 move_parked(const CqrsSubscription *subscription, CqrsCursor *cursors)
 {
-	Oid			types[2] = {INT4OID, INT4OID};
-	Datum		values[2];
 	bool		isnull;
 	uint64		i;
 
-	values[0] = Int32GetDatum(subscription->subscription_id);
-	values[1] = Int32GetDatum(subscription->next_partitions);
 	(void) cqrs_admin_execute("UPDATE cqrs.retry SET partition = cqrs.key_partition(key, $2), receipt = NULL"
 							  " WHERE subscription_id = $1"
 							  " AND (partition <> cqrs.key_partition(key, $2) OR receipt IS NOT NULL)",
-							  2, types, values, NULL);
+							  2, CQRS_INT4(subscription->subscription_id),
+							  CQRS_INT4(subscription->next_partitions));
 	(void) cqrs_admin_execute("SELECT partition, pg_catalog.min(due_at) FROM cqrs.retry"
 							  " WHERE subscription_id = $1 AND due_at IS NOT NULL GROUP BY partition",
-							  1, types, values, NULL);
+							  1, CQRS_INT4(subscription->subscription_id));
 	for (i = 0; i < SPI_processed; i++)
 	{
 		HeapTuple	row = SPI_tuptable->vals[i];

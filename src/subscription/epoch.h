@@ -8,8 +8,6 @@
 #ifndef CQRS_EPOCH_H
 #define CQRS_EPOCH_H
 
-#include "base/cqrs_outbox.h"
-
 #include "log/tick.h"
 #include "registry/entry.h"
 

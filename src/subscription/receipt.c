@@ -33,9 +33,6 @@ static void at_subxact_end(SubXactEvent event, SubTransactionId mySubid,
 						   SubTransactionId parentSubid, void *arg);
 static void remind(void);
 
-/*
- * A new receipt.
- */
 void
 cqrs_receipt_generate(int partition, pg_uuid_t *receipt)
 {
@@ -49,9 +46,6 @@ cqrs_receipt_generate(int partition, pg_uuid_t *receipt)
 	receipt->data[15] = partition & 0xFF;
 }
 
-/*
- * The partition that a receipt is of.
- */
 int
 cqrs_receipt_partition(const pg_uuid_t *receipt)
 {
@@ -184,9 +178,6 @@ cqrs_received_list(int32 subscription_id)
 	return list == NIL && nothing != NULL ? list_make1(nothing) : list;
 }
 
-/*
- * This transaction settled something.
- */
 void
 cqrs_received_settled(void)
 {

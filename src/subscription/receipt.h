@@ -8,8 +8,6 @@
 #ifndef CQRS_RECEIPT_H
 #define CQRS_RECEIPT_H
 
-#include "base/cqrs_outbox.h"
-
 #include "nodes/pg_list.h"
 #include "utils/uuid.h"
 

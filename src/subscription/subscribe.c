@@ -8,16 +8,16 @@
 #include "base/cqrs_outbox.h"
 
 #include "access/htup_details.h"
-#include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
-#include "utils/timestamp.h"
 
+#include "base/interval.h"
 #include "broker/message.h"
 #include "broker/server.h"
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "log/topic.h"
@@ -84,7 +84,6 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	Oid			types[3 + ALL_SETTINGS] = {TEXTOID, TEXTOID, INT4OID};
 	Datum		values[3 + ALL_SETTINGS];
 	char		nulls[3 + ALL_SETTINGS];
-	bool		isnull;
 	int32		subscription_id;
 
 	cqrs_require_writable("cqrs_subscribe()");
@@ -121,14 +120,12 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("subscription \"%s\" already exists", name)));
-	cqrs_admin_execute("INSERT INTO cqrs.subscription (subscription, handler, partitions,"
-					   " max_attempts, retry_delay, max_retry_delay, handler_timeout,"
-					   " max_retained_size, max_retained_age, server, format, strict_key_order, transaction)"
-					   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING subscription_id",
-					   3 + ALL_SETTINGS, types, values, nulls);
-	subscription_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
-												  SPI_tuptable->tupdesc, 1,
-												  &isnull));
+	cqrs_admin_execute_args("INSERT INTO cqrs.subscription (subscription, handler, partitions,"
+							" max_attempts, retry_delay, max_retry_delay, handler_timeout,"
+							" max_retained_size, max_retained_age, server, format, strict_key_order, transaction)"
+							" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING subscription_id",
+							3 + ALL_SETTINGS, types, values, nulls);
+	subscription_id = DatumGetInt32(cqrs_admin_result());
 	cqrs_admin_end(&admin);
 	cqrs_owner_make_view(name, GetUserId());
 	cqrs_subscription_start(subscription_id, topics, partitions, latest);
@@ -146,8 +143,6 @@ cqrs_unsubscribe(PG_FUNCTION_ARGS)
 	int32		subscription_id = subscription->subscription_id;
 	char	   *name = subscription->name;
 	CqrsAdmin	admin;
-	Oid			types[1] = {INT4OID};
-	Datum		values[1];
 	static const char *const tables[] = {
 		"subscription_topic", "failure", "retry", "dead_letter", "subscription"
 	};
@@ -158,21 +153,15 @@ cqrs_unsubscribe(PG_FUNCTION_ARGS)
 	/* Its topic is for it alone. Tables are locked in the order of enqueuing. */
 	if (subscription->runs_commands)
 	{
-		cqrs_admin_begin(&admin);
-		cqrs_admin_ddl("LOCK TABLE cqrs.subscription IN ROW EXCLUSIVE MODE");
-		cqrs_admin_end(&admin);
+		cqrs_admin_run("LOCK TABLE cqrs.subscription IN ROW EXCLUSIVE MODE", 0);
 		for (i = 0; i < subscription->ntopics; i++)
 			cqrs_topic_drop(cqrs_topic_lock_to_drop(subscription->topics[i]->name));
 	}
-	values[0] = Int32GetDatum(subscription_id);
 	cqrs_admin_begin(&admin);
 	for (i = 0; i < lengthof(tables); i++)
-	{
-		char	   *sql = psprintf("DELETE FROM cqrs.%s WHERE subscription_id = $1",
-								   tables[i]);
-
-		cqrs_admin_execute(sql, 1, types, values, NULL);
-	}
+		cqrs_admin_execute(psprintf("DELETE FROM cqrs.%s WHERE subscription_id = $1",
+									tables[i]),
+						   1, CQRS_INT4(subscription_id));
 	cqrs_admin_end(&admin);
 	cqrs_owner_drop_view(name);
 	cqrs_cursor_delete_all(subscription_id);
@@ -232,19 +221,19 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 		cqrs_epoch_open(subscription, PG_GETARG_INT32(2 + ALL_SETTINGS));
 
 	cqrs_admin_begin(&admin);
-	cqrs_admin_execute("UPDATE cqrs.subscription SET handler = coalesce($2, handler),"
-					   " max_attempts = coalesce($3, max_attempts),"
-					   " retry_delay = coalesce($4, retry_delay),"
-					   " max_retry_delay = coalesce($5, max_retry_delay),"
-					   " handler_timeout = coalesce($6, handler_timeout),"
-					   " max_retained_size = coalesce($7, max_retained_size),"
-					   " max_retained_age = coalesce($8, max_retained_age),"
-					   " server = coalesce($9, server),"
-					   " format = coalesce($10, format),"
-					   " strict_key_order = coalesce($11, strict_key_order),"
-					   " transaction = coalesce($12, transaction)"
-					   " WHERE subscription_id = $1",
-					   2 + ALL_SETTINGS, types, values, nulls);
+	cqrs_admin_execute_args("UPDATE cqrs.subscription SET handler = coalesce($2, handler),"
+							" max_attempts = coalesce($3, max_attempts),"
+							" retry_delay = coalesce($4, retry_delay),"
+							" max_retry_delay = coalesce($5, max_retry_delay),"
+							" handler_timeout = coalesce($6, handler_timeout),"
+							" max_retained_size = coalesce($7, max_retained_size),"
+							" max_retained_age = coalesce($8, max_retained_age),"
+							" server = coalesce($9, server),"
+							" format = coalesce($10, format),"
+							" strict_key_order = coalesce($11, strict_key_order),"
+							" transaction = coalesce($12, transaction)"
+							" WHERE subscription_id = $1",
+							2 + ALL_SETTINGS, types, values, nulls);
 	cqrs_admin_end(&admin);
 	cqrs_subscription_wake(subscription);
 	PG_RETURN_VOID();
@@ -258,7 +247,6 @@ static void
 check_settings(FunctionCallInfo fcinfo, const char *name, int first_arg,
 			   bool null_allowed, Oid *types, Datum *values, char *nulls)
 {
-	Interval	zero = {0};
 	int			i;
 
 	for (i = 0; i < SETTINGS; i++)
@@ -269,11 +257,9 @@ check_settings(FunctionCallInfo fcinfo, const char *name, int first_arg,
 		types[i] = settings[i].type;
 		values[i] = arg.value;
 		nulls[i] = arg.isnull ? 'n' : ' ';
-		if (arg.isnull && !null_allowed)
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("%s of subscription \"%s\" must not be null",
-							settings[i].name, name)));
+		if (!null_allowed)
+			cqrs_arg_required(fcinfo, first_arg + i, settings[i].name,
+							  "subscription", name);
 		if (arg.isnull)
 			continue;
 		switch (types[i])
@@ -285,9 +271,7 @@ check_settings(FunctionCallInfo fcinfo, const char *name, int first_arg,
 				negative = DatumGetInt64(arg.value) < 0;
 				break;
 			case INTERVALOID:
-				negative = DatumGetInt32(DirectFunctionCall2(interval_cmp,
-															 arg.value,
-															 IntervalPGetDatum(&zero))) < 0;
+				negative = cqrs_interval_is_negative(arg.value);
 				break;
 		}
 		if (negative)
@@ -355,11 +339,9 @@ check_broker(FunctionCallInfo fcinfo, const char *name, int first_arg,
 		values[i] = args[i].value;
 		nulls[i] = args[i].isnull ? 'n' : ' ';
 	}
-	if (args[2].isnull && old == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("strict_key_order of subscription \"%s\" must not be null",
-						name)));
+	if (old == NULL)
+		cqrs_arg_required(fcinfo, first_arg + 2, "strict_key_order",
+						  "subscription", name);
 	if (old != NULL && old->server == NULL &&
 		!(args[0].isnull && args[1].isnull && args[2].isnull))
 		ereport(ERROR,
@@ -412,15 +394,10 @@ check_transaction(FunctionCallInfo fcinfo, const char *name, int arg,
 	*type = TEXTOID;
 	*value = PG_GETARG_DATUM(arg);
 	*null = PG_ARGISNULL(arg) ? 'n' : ' ';
+	if (old == NULL)
+		cqrs_arg_required(fcinfo, arg, "transaction", "subscription", name);
 	if (PG_ARGISNULL(arg))
-	{
-		if (old == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("transaction of subscription \"%s\" must not be null",
-							name)));
 		return;
-	}
 	transaction = text_to_cstring(PG_GETARG_TEXT_PP(arg));
 	if (strcmp(transaction, "batch") != 0 && strcmp(transaction, "event") != 0)
 		ereport(ERROR,
@@ -473,9 +450,6 @@ check_topics(const char *subscription, ArrayType *array)
 	return ids;
 }
 
-/*
- * Is it 'latest', or 'earliest'?
- */
 static bool
 parse_start(const char *subscription, const char *start)
 {

@@ -18,6 +18,7 @@
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "registry/registry.h"
@@ -58,8 +59,6 @@ bool
 cqrs_subscription_add_topic(int32 subscription_id, int32 topic_id)
 {
 	CqrsAdmin	admin;
-	Oid			types[2] = {INT4OID, INT4OID};
-	Datum		values[2];
 	CqrsTopic  *topic;
 
 	(void) cqrs_object_lock(CQRS_REL_TOPIC, topic_id, 0, ShareLock, true);
@@ -72,10 +71,8 @@ cqrs_subscription_add_topic(int32 subscription_id, int32 topic_id)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("topic with id %d was dropped", topic_id)));
-	values[0] = Int32GetDatum(subscription_id);
-	values[1] = Int32GetDatum(topic_id);
 	cqrs_admin_execute("INSERT INTO cqrs.subscription_topic (subscription_id, topic_id) VALUES ($1, $2)",
-					   2, types, values, NULL);
+					   2, CQRS_INT4(subscription_id), CQRS_INT4(topic_id));
 	cqrs_admin_end(&admin);
 	return topic->native;
 }

@@ -8,8 +8,6 @@
 #ifndef CQRS_SUBSCRIPTION_H
 #define CQRS_SUBSCRIPTION_H
 
-#include "base/cqrs_outbox.h"
-
 #include "fmgr.h"
 #include "nodes/pg_list.h"
 

@@ -1,0 +1,174 @@
+/*-------------------------------------------------------------------------
+ *
+ * admin.c
+ *	  SQL as the extension's owner, for what changes the registry.
+ *
+ * The caller has checked what the user may do. Statements are run with a
+ * search_path that the user has no say in.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "utils/snapmgr.h"
+
+#include "extension/admin.h"
+#include "extension/catalog.h"
+
+/* A statement has at most so many parameters, if they are given one by one. */
+#define MAX_ARGS	8
+
+typedef struct Args
+{
+	Oid			types[MAX_ARGS];
+	Datum		values[MAX_ARGS];
+	char		nulls[MAX_ARGS];
+} Args;
+
+static void read_args(va_list args, int nargs, Args *read);
+
+/*
+ * Become the extension's owner, until cqrs_admin_end(); an error ends it too.
+ */
+void
+cqrs_admin_begin(CqrsAdmin *admin)
+{
+	GetUserIdAndSecContext(&admin->save_userid, &admin->save_sec_context);
+	SetUserIdAndSecContext(cqrs_extension_owner(),
+						   admin->save_sec_context |
+						   SECURITY_LOCAL_USERID_CHANGE);
+	admin->save_nestlevel = NewGUCNestLevel();
+	cqrs_set_config("search_path", "pg_catalog, pg_temp", GUC_ACTION_SAVE);
+
+	/* What is stored, some of it as text, depends on no setting either. */
+	cqrs_set_config("quote_all_identifiers", "off", GUC_ACTION_SAVE);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+}
+
+void
+cqrs_admin_end(CqrsAdmin *admin)
+{
+	SPI_finish();
+	AtEOXact_GUC(true, admin->save_nestlevel);
+	SetUserIdAndSecContext(admin->save_userid, admin->save_sec_context);
+}
+
+/*
+ * Run one statement with parameters; results are in SPI_tuptable. Returns how
+ * many rows it touched.
+ *
+ * It sees what is committed now, as the registry's copy does: with the
+ * snapshot of a REPEATABLE READ transaction, it would leave undone what the
+ * copy has led the caller to do.
+ */
+uint64
+cqrs_admin_execute_args(const char *sql, int nargs, Oid *types,
+						Datum *values, const char *nulls)
+{
+	SPIPlanPtr	plan = SPI_prepare(sql, nargs, types);
+	Snapshot	snapshot;
+	int			rc;
+
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s",
+			 SPI_result_code_string(SPI_result));
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	rc = SPI_execute_snapshot(plan, values, nulls, snapshot, InvalidSnapshot,
+							  false, true, 0);
+	UnregisterSnapshot(snapshot);
+	if (rc < 0)
+		elog(ERROR, "SPI_execute_snapshot failed: %s",
+			 SPI_result_code_string(rc));
+	return SPI_processed;
+}
+
+uint64
+cqrs_admin_execute(const char *sql, int nargs,...)
+{
+	Args		read;
+	va_list		args;
+
+	va_start(args, nargs);
+	read_args(args, nargs, &read);
+	va_end(args);
+	return cqrs_admin_execute_args(sql, nargs, read.types, read.values,
+								   read.nulls);
+}
+
+/*
+ * Begin, run one statement, end.
+ */
+uint64
+cqrs_admin_run(const char *sql, int nargs,...)
+{
+	CqrsAdmin	admin;
+	Args		read;
+	va_list		args;
+	uint64		n;
+
+	va_start(args, nargs);
+	read_args(args, nargs, &read);
+	va_end(args);
+	cqrs_admin_begin(&admin);
+	n = cqrs_admin_execute_args(sql, nargs, read.types, read.values,
+								read.nulls);
+	cqrs_admin_end(&admin);
+	return n;
+}
+
+/*
+ * The first column of the last statement's first row, which is not NULL, and
+ * of a type that is passed by value.
+ */
+Datum
+cqrs_admin_result(void)
+{
+	bool		isnull;
+
+	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+						 &isnull);
+}
+
+/*
+ * Run one utility statement. Identifiers in it are quoted by the caller.
+ */
+void
+cqrs_admin_ddl(const char *fmt,...)
+{
+	StringInfoData sql;
+	int			rc;
+
+	initStringInfo(&sql);
+	for (;;)
+	{
+		va_list		args;
+		int			needed;
+
+		va_start(args, fmt);
+		needed = appendStringInfoVA(&sql, fmt, args);
+		va_end(args);
+		if (needed == 0)
+			break;
+		enlargeStringInfo(&sql, needed);
+	}
+
+	rc = SPI_execute(sql.data, false, 0);
+	if (rc < 0)
+		elog(ERROR, "SPI_execute failed: %s", SPI_result_code_string(rc));
+	pfree(sql.data);
+}
+
+static void
+read_args(va_list args, int nargs, Args *read)
+{
+	int			i;
+
+	Assert(nargs <= MAX_ARGS);
+	for (i = 0; i < nargs; i++)
+	{
+		read->types[i] = va_arg(args, Oid);
+		read->values[i] = va_arg(args, Datum);
+		read->nulls[i] = va_arg(args, int) ? 'n' : ' ';
+	}
+}

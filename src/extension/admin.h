@@ -1,0 +1,42 @@
+/*-------------------------------------------------------------------------
+ *
+ * admin.h
+ *	  SQL as the extension's owner, for what changes the registry.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_ADMIN_H
+#define CQRS_ADMIN_H
+
+#include "catalog/pg_type_d.h"
+#include "executor/spi.h"
+
+typedef struct CqrsAdmin
+{
+	Oid			save_userid;
+	int			save_sec_context;
+	int			save_nestlevel;
+} CqrsAdmin;
+
+extern void cqrs_admin_begin(CqrsAdmin *admin);
+extern void cqrs_admin_end(CqrsAdmin *admin);
+
+/* A parameter of a statement. */
+#define CQRS_NULLABLE(type, datum, isnull) \
+	(Oid) (type), (Datum) (datum), (int) (isnull)
+#define CQRS_ARG(type, datum)	CQRS_NULLABLE(type, datum, false)
+#define CQRS_INT4(value)	CQRS_ARG(INT4OID, Int32GetDatum(value))
+#define CQRS_INT8(value)	CQRS_ARG(INT8OID, Int64GetDatum(value))
+#define CQRS_TEXT(string)	CQRS_ARG(TEXTOID, CStringGetTextDatum(string))
+
+/* Between the two; so many parameters follow. */
+extern uint64 cqrs_admin_execute(const char *sql, int nargs,...);
+extern uint64 cqrs_admin_execute_args(const char *sql, int nargs, Oid *types,
+									  Datum *values, const char *nulls);
+extern void cqrs_admin_ddl(const char *fmt,...) pg_attribute_printf(1, 2);
+extern Datum cqrs_admin_result(void);
+
+/* All of it, for one statement of which nothing is read. */
+extern uint64 cqrs_admin_run(const char *sql, int nargs,...);
+
+#endif							/* CQRS_ADMIN_H */

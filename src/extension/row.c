@@ -1,0 +1,134 @@
+/*-------------------------------------------------------------------------
+ *
+ * row.c
+ *	  Rows of our own tables: found by an index, inserted, deleted.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/heapam.h"
+#include "access/table.h"
+#include "catalog/indexing.h"
+#include "utils/fmgroids.h"
+#include "utils/snapmgr.h"
+
+#include "extension/row.h"
+
+/*
+ * Rows with this value of an integer column.
+ */
+void
+cqrs_key_int4(ScanKeyData *key, AttrNumber column, int32 value)
+{
+	ScanKeyInit(key, column, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(value));
+}
+
+/*
+ * Rows whose value of a bigint column compares so to this one.
+ */
+void
+cqrs_key_int8(ScanKeyData *key, AttrNumber column, StrategyNumber strategy,
+			  int64 value)
+{
+	static const RegProcedure functions[] = {
+		[BTLessStrategyNumber] = F_INT8LT,
+		[BTLessEqualStrategyNumber] = F_INT8LE,
+		[BTEqualStrategyNumber] = F_INT8EQ,
+		[BTGreaterEqualStrategyNumber] = F_INT8GE,
+		[BTGreaterStrategyNumber] = F_INT8GT,
+	};
+
+	ScanKeyInit(key, column, strategy, functions[strategy],
+				Int64GetDatum(value));
+}
+
+/*
+ * Open a table and an index of it, and begin to walk over the rows that the
+ * snapshot shows; NULL: the latest.
+ */
+void
+cqrs_scan_begin(CqrsScan *scan, CqrsRelation table, CqrsRelation index,
+				LOCKMODE lockmode, Snapshot snapshot, ScanDirection direction,
+				int nkeys, ScanKeyData *keys)
+{
+	scan->rel = table_open(cqrs_relation_oid(table), lockmode);
+	scan->index = cqrs_index_open(scan->rel, index, AccessShareLock);
+	scan->latest = NULL;
+	if (snapshot == NULL)
+		snapshot = scan->latest = RegisterSnapshot(GetLatestSnapshot());
+	scan->scan = systable_beginscan_ordered(scan->rel, scan->index, snapshot,
+											nkeys, keys);
+	scan->direction = direction;
+}
+
+/*
+ * The next row, valid until the one after it is read, or the walk ends. NULL:
+ * there is none.
+ */
+HeapTuple
+cqrs_scan_next(CqrsScan *scan)
+{
+	return systable_getnext_ordered(scan->scan, scan->direction);
+}
+
+/*
+ * The same, and its columns.
+ */
+HeapTuple
+cqrs_scan_read(CqrsScan *scan, Datum *values, bool *nulls)
+{
+	HeapTuple	row = cqrs_scan_next(scan);
+
+	if (HeapTupleIsValid(row))
+		heap_deform_tuple(row, RelationGetDescr(scan->rel), values, nulls);
+	return row;
+}
+
+/*
+ * Delete a row. A later command no longer sees it.
+ */
+void
+cqrs_scan_delete(CqrsScan *scan, HeapTuple row)
+{
+	simple_heap_delete(scan->rel, &row->t_self);
+}
+
+/*
+ * End the walk. This lock on the table is given back; NoLock: none is.
+ */
+void
+cqrs_scan_end(CqrsScan *scan, LOCKMODE lockmode)
+{
+	systable_endscan_ordered(scan->scan);
+	index_close(scan->index, AccessShareLock);
+	table_close(scan->rel, lockmode);
+	if (scan->latest != NULL)
+		UnregisterSnapshot(scan->latest);
+}
+
+/*
+ * A column that is NOT NULL.
+ */
+Datum
+cqrs_row_column(HeapTuple row, AttrNumber column, TupleDesc desc)
+{
+	bool		isnull;
+
+	return heap_getattr(row, column, desc, &isnull);
+}
+
+/*
+ * Insert a row. The lock on the table stays; a later command sees the row.
+ */
+void
+cqrs_row_insert(CqrsRelation table, Datum *values, bool *nulls)
+{
+	Relation	rel = table_open(cqrs_relation_oid(table), RowExclusiveLock);
+	HeapTuple	row = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+
+	CatalogTupleInsert(rel, row);
+	heap_freetuple(row);
+	table_close(rel, NoLock);
+}
