@@ -254,40 +254,285 @@ REVOKE ALL ON FUNCTION @extschema@.cqrs_worker_status() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_worker_status() TO pg_monitor;
 COMMENT ON FUNCTION @extschema@.cqrs_worker_status() IS 'processes of cqrs_outbox';
 
--- What is wrong here that no table shows; see cqrs_health(). Nothing is waited
--- for, and nothing that is broken raises an error.
---   since  since when, if it matters only after a while
---   pid    a process whose transaction is to blame, if it matters only after a
---          while
--- Privileges: EXECUTE, granted to pg_monitor, not to PUBLIC.
-CREATE FUNCTION cqrs.check(OUT severity text, OUT problem text, OUT object text, OUT detail text, OUT hint text,
-	OUT since timestamptz, OUT pid integer) RETURNS SETOF record
-LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'cqrs_check';
-REVOKE ALL ON FUNCTION cqrs.check() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION cqrs.check() TO pg_monitor;
-COMMENT ON FUNCTION cqrs.check() IS 'problems that no table shows';
-
 -- Are library and extension of one version?
 CREATE FUNCTION cqrs.usable() RETURNS boolean
 LANGUAGE C STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_usable';
 GRANT EXECUTE ON FUNCTION cqrs.usable() TO PUBLIC;
 COMMENT ON FUNCTION cqrs.usable() IS 'whether library and extension fit each other';
 
--- What may be wrong here, for cqrs_health() to choose from. It is a view so
+-- Of which version is the library?
+CREATE FUNCTION cqrs.library_version() RETURNS text
+LANGUAGE C STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_library_version';
+REVOKE ALL ON FUNCTION cqrs.library_version() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION cqrs.library_version() TO pg_monitor;
+COMMENT ON FUNCTION cqrs.library_version() IS 'version of the library';
+
+-- What shared memory says of the processes that this database needs. All NULL if
+-- cqrs_outbox is not in shared_preload_libraries.
+--   max_databases, max_managers, max_workers
+--                  so many there may be
+--   launcher       it is running
+--   full           there may be no further database
+--   exhausted      the server has no process for a manager
+--   state          of the database: unknown, resting, requested, starting, running
+--   held           a command that needs the database for itself keeps out its
+--                  manager, ...
+--   failures       ... which ended unexpectedly, so often in a row, ...
+--   start_after    ... and may start then, or waits for it since
+--   no_worker      the server has no process for a worker
+--   waiting_since  since when a subscription waits for one, or NULL: none does
+--   failed_subscription, worker_failures, worker_retry_at
+--                  whose worker ended unexpectedly (0: nobody's), how often in a
+--                  row, and when the next may start
+--   now            what time it is, if the clock was not set
+--   clock_back_at  the clock was set forward; until then, nothing is released
+--                  by it. NULL: it was not
+-- Privileges: EXECUTE, granted to pg_monitor, not to PUBLIC.
+CREATE FUNCTION cqrs.background(OUT max_databases integer, OUT max_managers integer, OUT max_workers integer,
+	OUT launcher boolean, OUT "full" boolean, OUT exhausted boolean, OUT state text, OUT held boolean, OUT failures integer,
+	OUT start_after timestamptz, OUT no_worker boolean, OUT waiting_since timestamptz, OUT failed_subscription integer,
+	OUT worker_failures integer, OUT worker_retry_at timestamptz, OUT now timestamptz, OUT clock_back_at timestamptz)
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_background';
+REVOKE ALL ON FUNCTION cqrs.background() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION cqrs.background() TO pg_monitor;
+COMMENT ON FUNCTION cqrs.background() IS 'what shared memory says of processes';
+
+-- The tables of a topic that are not as cqrs_create_topic() made them. Nothing is
+-- waited for.
+--   state   locked, missing, altered
+--   detail  what was altered
+--   pid     who has locked it; NULL: a prepared transaction, or it is waited for
+-- Privileges: EXECUTE, granted to pg_monitor, not to PUBLIC.
+CREATE FUNCTION cqrs.broken_tables(topic_id integer, OUT name text, OUT state text, OUT detail text, OUT pid integer)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'cqrs_broken_tables';
+REVOKE ALL ON FUNCTION cqrs.broken_tables(integer) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION cqrs.broken_tables(integer) TO pg_monitor;
+COMMENT ON FUNCTION cqrs.broken_tables(integer) IS 'tables of a topic that are not as they were made';
+
+-- The function that would be called for a signature (see cqrs.command).
+--   registered_owner  whose it must be; NULL: anybody's
+--   returns_set       it must return a set; otherwise, it must not
+--   funcid, owner     NULL: there is none
+--   taken_over        there is one, but it is somebody else's, in words
+-- Privileges: EXECUTE, granted to pg_monitor, not to PUBLIC.
+CREATE FUNCTION cqrs.find_function(signature text, registered_owner text, returns_set boolean,
+	OUT funcid oid, OUT owner oid, OUT taken_over text)
+LANGUAGE C STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_find_function';
+REVOKE ALL ON FUNCTION cqrs.find_function(text, text, boolean) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION cqrs.find_function(text, text, boolean) TO pg_monitor;
+COMMENT ON FUNCTION cqrs.find_function(text, text, boolean) IS 'function that a signature names';
+
+-- ----------------------------------------------------------------------
+-- What may be wrong here, for cqrs_health() to choose from. These are views so
 -- that tables are read with the extension's privileges, and it does not depend
--- on the reader's search_path.
---   lag   a problem only if this is more than what the reader allows ...
---   held  ... or this; NULL: it is one in any case
-CREATE VIEW cqrs.problem WITH (security_barrier) AS
-SELECT c.severity, c.problem, c.object, c.detail, c.hint,
-	   NULL::interval AS lag,
-	   clock_timestamp() - coalesce(c.since, a.xact_start) AS held
-FROM cqrs.check() c
-LEFT JOIN pg_stat_activity a ON a.pid = c.pid
+-- on the reader's search_path. Nothing in them is waited for, and nothing that
+-- is broken raises an error.
+--
+-- Each problem has a name that stays, one of three severities, and says what to
+-- do: a hint that is a statement ends as one, to be run as it is.
+--
+-- lag    a problem only if this is more than what the reader allows ...
+-- held   ... or this; NULL: it is one in any case
+-- ----------------------------------------------------------------------
+
+-- Are there the processes that this database needs? On a standby, none runs.
+CREATE VIEW cqrs.process_problem WITH (security_barrier) AS
+SELECT 'error' AS severity, 'not_preloaded' AS problem, 'setting shared_preload_libraries' AS object,
+	   'Nothing is delivered in the background.' AS detail,
+	   'Add cqrs_outbox to shared_preload_libraries and restart the server.' AS hint, NULL::interval AS held
+FROM cqrs.background() b
+WHERE b.state IS NULL
 UNION ALL
-SELECT c.severity, c.problem, format('subscription "%s"', s.subscription), c.detail, c.hint, c.lag, c.held
+SELECT c.*
+FROM (SELECT *, current_setting('cqrs_outbox.deliver', true)::boolean AS delivers FROM cqrs.background()) b
+CROSS JOIN (SELECT format('database "%s"', datname) AS object, datistemplate, datallowconn
+			FROM pg_database WHERE datname = current_database()) d
+CROSS JOIN LATERAL (
+	SELECT 'warning', 'deliver_off', 'setting cqrs_outbox.deliver',
+		   'Nothing is delivered in the background, in any database.',
+		   'Turn it on, unless this is a copy of a production database.', NULL::interval
+	WHERE NOT b.delivers
+	UNION ALL
+	SELECT 'error', 'no_launcher', 'server',
+		   'The launcher is not running: managers that end are not started again.',
+		   'See the server''s log. It is started again within a second, unless max_worker_processes had no room for it when the server started.',
+		   NULL
+	WHERE NOT b.launcher
+	UNION ALL
+	-- it is to have a manager, and has none: the first reason that applies; to
+	-- wait for a moment is no problem
+	SELECT 'error', 'no_manager', d.object,
+		   'Nothing is delivered here in the background: the database has no manager. ' || w.why, w.hint, NULL
+	FROM (SELECT why, hint
+		  FROM (VALUES
+			(1, b.state = 'unknown' AND d.datistemplate, 'It is a template.',
+			 'ALTER DATABASE ... IS_TEMPLATE false, then emit an event.'),
+			(2, b.state = 'unknown' AND NOT d.datallowconn, 'It does not allow connections.',
+			 'ALTER DATABASE ... ALLOW_CONNECTIONS true, then emit an event.'),
+			(3, b.state = 'unknown' AND b.full, format('There are %s others that have.', b.max_databases),
+			 'Raise cqrs_outbox.max_databases and restart the server.'),
+			(4, b.state = 'unknown', 'Nobody has asked for one.', 'Emit an event.'),
+			(5, b.held, 'A command that needs the database for itself keeps it out.',
+			 'Wait for ALTER DATABASE, DROP DATABASE or CREATE DATABASE to end.'),
+			(6, b.failures > 0,
+			 format('It ended unexpectedly, %s times in a row; the next may start at %s.', b.failures, b.start_after),
+			 'See the server''s log.'),
+			(7, b.exhausted, 'All of max_worker_processes are in use.', 'Raise max_worker_processes and restart the server.'),
+			(8, b.now - b.start_after >= interval '5 s',
+			 format('It waits for one since %s: others have all %s that there may be at the same time.',
+					b.start_after, b.max_managers),
+			 'Raise cqrs_outbox.max_managers, and max_worker_processes by as many, and restart the server.')
+		  ) w(n, applies, why, hint)
+		  WHERE applies ORDER BY n LIMIT 1) w
+	WHERE b.state NOT IN ('resting', 'running') AND b.delivers
+	UNION ALL
+	-- its manager has not the workers that it needs
+	SELECT 'error', 'no_worker', d.object, 'Subscriptions wait for a worker: all of max_worker_processes are in use.',
+		   'Raise max_worker_processes and restart the server.', NULL
+	WHERE b.no_worker AND b.state = 'running' AND b.delivers
+	UNION ALL
+	SELECT 'warning', 'workers_busy', d.object,
+		   format('Subscriptions wait for a worker since %s: all %s are in use.', b.waiting_since, b.max_workers),
+		   'See cqrs_worker_status(). Raise cqrs_outbox.max_workers and restart the server.',
+		   clock_timestamp() - b.waiting_since
+	WHERE b.waiting_since IS NOT NULL AND NOT b.no_worker AND b.state = 'running' AND b.delivers
+	UNION ALL
+	SELECT 'error', 'worker_failed', format('subscription "%s"', s.subscription),
+		   format('A worker for it ended unexpectedly, %s times in a row; the next may start at %s.',
+				  b.worker_failures, b.worker_retry_at),
+		   'See the server''s log.', NULL
+	FROM cqrs.subscription s
+	WHERE s.subscription_id = b.failed_subscription AND b.state = 'running' AND b.delivers
+	UNION ALL
+	-- there is no room for what is configured; the server's launcher of logical
+	-- replication takes one, too
+	SELECT 'warning', 'few_worker_processes', 'setting max_worker_processes',
+		   format('It is %s; needed are %s for the server itself, 1 for the launcher, %s for managers and %s for workers. So there are %s managers and %s workers.',
+				  n.available, n.others, n.managers, n.workers, b.max_managers, b.max_workers),
+		   format('Set it to %s or more, if there are parallel queries or subscriptions of logical replication, and restart the server.',
+				  n.others + 1 + n.managers + n.workers), NULL
+	FROM (SELECT current_setting('max_worker_processes')::integer AS available,
+				 (current_setting('max_logical_replication_workers')::integer > 0)::integer AS others,
+				 current_setting('cqrs_outbox.max_managers', true)::integer AS managers,
+				 current_setting('cqrs_outbox.max_workers', true)::integer AS workers) n
+	WHERE n.available < n.others + 1 + n.managers + n.workers
+	UNION ALL
+	SELECT 'warning', 'clock_jumped', 'server',
+		   format('The clock was set forward by more than a minute, to %s. Nothing that is due by it only now is released before %s: scheduled commands, segments, idempotency keys.',
+				  clock_timestamp(), b.clock_back_at),
+		   'If the clock is wrong, put it right before that time.', NULL
+	WHERE b.clock_back_at IS NOT NULL
+) c
+WHERE b.state IS NOT NULL AND NOT pg_is_in_recovery();
+COMMENT ON VIEW cqrs.process_problem IS 'what may be wrong with processes';
+
+-- Are topics as cqrs_create_topic() made them?
+CREATE VIEW cqrs.topic_problem WITH (security_barrier) AS
+SELECT 'notice' AS severity, 'topic_restored' AS problem, format('topic "%s"', t.topic) AS object,
+	   'It was restored from a dump; its restored events are not delivered.' AS detail,
+	   'SELECT cqrs_adopt();' AS hint, NULL::interval AS held
+FROM cqrs.topic t
+WHERE NOT t.native
+UNION ALL
+SELECT 'error', 'topic_view_missing', format('topic "%s"', t.topic),
+	   format('View cqrs_topics.%I does not exist: nobody may emit or read.', t.topic),
+	   format('SELECT cqrs_drop_topic(%L, force => true); -- then create it again', t.topic), NULL
+FROM cqrs.topic t
+WHERE NOT EXISTS (SELECT FROM pg_class v
+				  WHERE v.relnamespace = 'cqrs_topics'::regnamespace AND v.relname = t.topic AND v.relkind = 'v')
+UNION ALL
+SELECT CASE b.state WHEN 'locked' THEN 'warning' ELSE 'error' END,
+	   CASE b.state WHEN 'locked' THEN 'topic_locked' ELSE 'topic_table_' || b.state END,
+	   format('topic "%s"', t.topic),
+	   CASE b.state
+			WHEN 'locked' THEN format('%s has, or waits for, ACCESS EXCLUSIVE on table %s; everybody else waits.',
+									  coalesce('Process ' || b.pid, 'A transaction'), b.name)
+			WHEN 'missing' THEN format('Table %s does not exist.', b.name)
+			ELSE format('Table %s was altered. %s', b.name, b.detail) END,
+	   CASE b.state
+			WHEN 'locked' THEN 'See pg_locks, and end that transaction.'
+			WHEN 'missing' THEN format('SELECT cqrs_drop_topic(%L, force => true);', t.topic)
+			ELSE 'Undo the change; the tables of a topic are not meant to be altered.' END,
+	   clock_timestamp() - a.xact_start
+FROM cqrs.topic t
+CROSS JOIN LATERAL cqrs.broken_tables(t.topic_id) b
+LEFT JOIN pg_stat_activity a ON a.pid = b.pid
+UNION ALL
+-- space is not freed
+SELECT 'notice', 'truncation_held', format('topic "%s"', t.topic),
+	   format('A segment that nobody needs any more cannot be truncated: %s.', p.held_by),
+	   CASE WHEN p.held_by_pid IS NULL THEN 'See pg_prepared_xacts; COMMIT PREPARED or ROLLBACK PREPARED.'
+			ELSE format('Let the transaction of process %1$s end, or pg_terminate_backend(%1$s).', p.held_by_pid) END,
+	   clock_timestamp() - coalesce(a.xact_start, (SELECT min(prepared) FROM pg_prepared_xacts
+												   WHERE database = current_database()))
+FROM cqrs.topic t
+CROSS JOIN LATERAL cqrs.topic_progress(t.topic_id) p
+LEFT JOIN pg_stat_activity a ON a.pid = p.held_by_pid
+WHERE p.held_by LIKE 'lock of %';
+COMMENT ON VIEW cqrs.topic_problem IS 'what may be wrong with topics';
+
+-- Are there the functions and types that are registered?
+CREATE VIEW cqrs.function_problem WITH (security_barrier) AS
+WITH handler(severity, problem, object, signature, owner, returns_set, detail, hint) AS (
+	SELECT 'warning', 'command_handler_missing', format('%s "%s"', c.kind, c.command_name),
+		   h.signature, h.owner, c.kind = 'stream',
+		   format('Its handler %s does not exist.', h.signature),
+		   format('Create it again, or unregister the %s with cqrs_unregister_command().', c.kind)
+	FROM cqrs.command c
+	CROSS JOIN LATERAL unnest(c.handlers, c.owners) h(signature, owner)
+	UNION ALL
+	SELECT 'warning', 'event_handler_missing', format('event "%s"', h.event_name),
+		   h.handler, h.owner, false,
+		   format('Its handler %s does not exist.', h.handler),
+		   format('SELECT cqrs_unregister_event_handler(%L, %L); -- or create it again', h.event_name, h.handler)
+	FROM cqrs.event_handler h
+	JOIN cqrs.event_type USING (event_name)
+), registered AS (
+	SELECT *, object AS taken_over_object FROM handler
+	UNION ALL
+	SELECT 'warning', 'fallback_missing', h.object, b.fallback, b.owner, false,
+		   format('The fallback %s of its handler %s does not exist.', b.fallback, b.handler),
+		   format('SELECT cqrs_unregister_fallback(%L); -- or create it again', b.handler),
+		   'fallback ' || b.fallback
+	FROM handler h
+	JOIN cqrs.fallback b ON b.handler = h.signature
+	UNION ALL
+	SELECT 'error', 'middleware_missing', 'middleware ' || m.handler, m.handler, m.owner, false,
+		   'It does not exist, so no command or query can be sent.',
+		   format('SELECT cqrs_unregister_middleware(%L); -- or create it again', m.handler),
+		   'middleware ' || m.handler
+	FROM cqrs.middleware m
+)
+SELECT r.severity, c.*
+FROM registered r
+CROSS JOIN LATERAL cqrs.find_function(r.signature, r.owner, r.returns_set) f
+CROSS JOIN LATERAL (
+	SELECT r.problem, r.object, r.detail, r.hint
+	WHERE f.taken_over IS NULL
+	UNION ALL
+	-- there is one, but it is somebody else's by now
+	SELECT 'function_taken_over', r.taken_over_object, format('Function %s is not called. %s', r.signature, f.taken_over),
+		   'Unregister it, and register it again if that is what is meant.'
+	WHERE f.taken_over IS NOT NULL
+) c
+WHERE f.funcid IS NULL
+UNION ALL
+SELECT 'warning', 'payload_type_missing', format('event "%s"', e.event_name),
+	   'Its payload type was dropped: no event of it can be emitted.',
+	   format('SELECT cqrs_unregister_event(%L); -- then register it again', e.event_name)
+FROM cqrs.event_type e
+WHERE NOT EXISTS (SELECT FROM pg_type t WHERE t.oid = e.payload_type);
+COMMENT ON VIEW cqrs.function_problem IS 'what may be wrong with what is registered';
+
+-- Are subscriptions delivered, and in time?
+CREATE VIEW cqrs.subscription_problem WITH (security_barrier) AS
+SELECT c.severity, c.problem, format('subscription "%s"', s.subscription) AS object, c.detail, c.hint, c.lag, c.held
 FROM cqrs.subscription s
 CROSS JOIN LATERAL cqrs.subscription_progress(s.subscription_id) p
+CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
+CROSS JOIN LATERAL cqrs.find_function(s.handler, NULL, false) h
+LEFT JOIN pg_class v ON v.relnamespace = 'cqrs_subscriptions'::regnamespace AND v.relname = s.subscription AND v.relkind = 'v'
 CROSS JOIN LATERAL (
 	-- nothing is delivered, because somebody or something decided so
 	SELECT 'error' AS severity, 'suspended' AS problem,
@@ -313,7 +558,82 @@ CROSS JOIN LATERAL (
 		   format('SELECT cqrs_unsubscribe(%L); -- then subscribe again', s.subscription), NULL, NULL
 	WHERE p IS NULL
 	UNION ALL
-	-- or cannot be
+	SELECT 'warning', 'no_topics', 'The topics that it reads were dropped.',
+		   format('SELECT cqrs_unsubscribe(%L);', s.subscription), NULL, NULL
+	WHERE NOT EXISTS (SELECT FROM cqrs.subscription_topic st JOIN cqrs.topic t USING (topic_id)
+					  WHERE st.subscription_id = s.subscription_id)
+	UNION ALL
+	-- or nobody owns it
+	SELECT 'error', 'owner_missing',
+		   format('View cqrs_subscriptions.%I does not exist, whose owner is the subscription''s; nothing is delivered to it.',
+				  s.subscription),
+		   format('SELECT cqrs_alter_subscription(%1$L); -- as a superuser, who owns it then; or cqrs_unsubscribe(%1$L)',
+				  s.subscription), NULL, NULL
+	WHERE v.oid IS NULL AND o.owner IS NULL
+	UNION ALL
+	SELECT 'error', 'owner_missing',
+		   format('Role "%s" owns its view, but another role enqueued its commands; they are not executed.',
+				  pg_get_userbyid(v.relowner)),
+		   format('GRANT SELECT ON cqrs_topics.%I TO %I WITH GRANT OPTION; -- to have role "%2$s" execute them; or SELECT cqrs_unsubscribe(%L);',
+				  t.topic, pg_get_userbyid(v.relowner), s.subscription), NULL, NULL
+	FROM cqrs.subscription_topic st
+	JOIN cqrs.topic t USING (topic_id)
+	WHERE st.subscription_id = s.subscription_id AND s.runs_commands AND v.oid IS NOT NULL AND o.owner IS NULL
+	UNION ALL
+	-- or who owns it may not do what delivering takes
+	SELECT 'error', 'topic_privilege',
+		   format('Its owner, role "%s", may not read topic "%s".', pg_get_userbyid(o.owner), t.topic),
+		   format('GRANT SELECT ON cqrs_topics.%I TO %I;', t.topic, pg_get_userbyid(o.owner)), NULL, NULL
+	FROM cqrs.subscription_topic st
+	JOIN cqrs.topic t USING (topic_id)
+	JOIN pg_class tv ON tv.relnamespace = 'cqrs_topics'::regnamespace AND tv.relname = t.topic
+	WHERE st.subscription_id = s.subscription_id AND NOT has_table_privilege(o.owner, tv.oid, 'SELECT')
+	UNION ALL
+	SELECT 'error', 'owner_connect',
+		   format('The worker connects as its owner, role "%s", who may not connect to this database.', pg_get_userbyid(o.owner)),
+		   format('GRANT CONNECT ON DATABASE %I TO %I;', current_database(), pg_get_userbyid(o.owner)), NULL, NULL
+	WHERE (s.handler IS NOT NULL OR s.server IS NOT NULL) AND NOT has_database_privilege(o.owner, current_database(), 'CONNECT')
+	UNION ALL
+	-- 17 lets a worker connect as a role without LOGIN
+	SELECT 'error', 'owner_login',
+		   format('The worker connects as its owner, role "%s", who is not permitted to log in.', r.rolname),
+		   format('ALTER ROLE %I LOGIN; -- it needs no password for this', r.rolname), NULL, NULL
+	FROM pg_roles r
+	WHERE (s.handler IS NOT NULL OR s.server IS NOT NULL) AND r.oid = o.owner AND NOT r.rolcanlogin
+		  AND current_setting('server_version_num')::integer < 170000
+	UNION ALL
+	-- or there is nothing to deliver to
+	SELECT 'error', 'handler_missing',
+		   format('Its handler %s does not exist: it was dropped, or replaced by something that is not a function with this signature that returns one value.',
+				  s.handler),
+		   'Create it again, or name another with cqrs_alter_subscription().', NULL, NULL
+	WHERE s.handler IS NOT NULL AND o.owner IS NOT NULL AND h.funcid IS NULL
+	UNION ALL
+	SELECT 'error', 'handler_owner',
+		   format('Its handler %s belongs to role "%s", which is neither the subscription''s owner nor a superuser.',
+				  s.handler, pg_get_userbyid(h.owner)),
+		   format('ALTER FUNCTION %s OWNER TO %I;', (pg_identify_object('pg_proc'::regclass, h.funcid, 0)).identity,
+				  pg_get_userbyid(o.owner)), NULL, NULL
+	WHERE h.owner <> o.owner AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = h.owner AND r.rolsuper)
+	UNION ALL
+	SELECT 'error', 'handler_privilege',
+		   format('Its owner, role "%s", may not execute its handler %s.', pg_get_userbyid(o.owner), s.handler),
+		   format('GRANT EXECUTE ON FUNCTION %s TO %I;', (pg_identify_object('pg_proc'::regclass, h.funcid, 0)).identity,
+				  pg_get_userbyid(o.owner)), NULL, NULL
+	WHERE NOT has_function_privilege(o.owner, h.funcid, 'EXECUTE')
+	UNION ALL
+	SELECT 'error', 'server_missing',
+		   format('Its server "%s" does not exist: it was dropped, or renamed.', s.server),
+		   'Create it again, or name another with cqrs_alter_subscription().', NULL, NULL
+	WHERE s.server IS NOT NULL AND o.owner IS NOT NULL AND NOT EXISTS (SELECT FROM pg_foreign_server f WHERE f.srvname = s.server)
+	UNION ALL
+	SELECT 'error', 'server_privilege',
+		   format('Its owner, role "%s", may not use server "%s".', pg_get_userbyid(o.owner), f.srvname),
+		   format('GRANT USAGE ON FOREIGN SERVER %I TO %I;', f.srvname, pg_get_userbyid(o.owner)), NULL, NULL
+	FROM pg_foreign_server f
+	WHERE f.srvname = s.server AND NOT has_server_privilege(o.owner, f.oid, 'USAGE')
+	UNION ALL
+	-- or it cannot be
 	SELECT 'error',
 		   -- what may be the server's, or the other side's, and what not
 		   CASE WHEN s.handler IS NOT NULL AND left(f.sqlstate, 2) NOT IN ('08', '53', '57', '58', 'XX')
@@ -393,8 +713,32 @@ CROSS JOIN LATERAL (
 		   NULL, clock_timestamp() - h.since
 	FROM cqrs.cursor_holder h
 	WHERE h.subscription_id = s.subscription_id AND h.since IS NOT NULL
-) c
-WHERE (SELECT cqrs.usable())
+) c;
+COMMENT ON VIEW cqrs.subscription_problem IS 'what may be wrong with subscriptions';
+
+-- All of it.
+CREATE VIEW cqrs.problem WITH (security_barrier) AS
+SELECT 'error' AS severity, 'version_mismatch' AS problem, 'extension "cqrs_outbox"' AS object,
+	   format('The library is of version %s, the extension is not.', cqrs.library_version()) AS detail,
+	   'ALTER EXTENSION cqrs_outbox UPDATE, or restart the server, so that it loads the library that was installed last.' AS hint,
+	   NULL::interval AS lag, NULL::interval AS held
+WHERE NOT cqrs.usable()
+UNION ALL
+SELECT p.*
+FROM (
+SELECT 'error', 'copied', format('database "%s"', current_database()),
+	   'It is a copy of another database, which delivers; nothing is delivered here.',
+	   'SELECT cqrs_adopt(); -- delivers from here on what the copy''s subscriptions have not got', NULL::interval, NULL::interval
+WHERE NOT EXISTS (SELECT FROM cqrs.identity i JOIN pg_database d ON d.oid = i.database
+				  WHERE d.datname = current_database() OR d.datistemplate)
+UNION ALL
+SELECT severity, problem, object, detail, hint, NULL, held FROM cqrs.process_problem
+UNION ALL
+SELECT severity, problem, object, detail, hint, NULL, held FROM cqrs.topic_problem
+UNION ALL
+SELECT severity, problem, object, detail, hint, NULL, NULL FROM cqrs.function_problem
+UNION ALL
+SELECT severity, problem, object, detail, hint, lag, held FROM cqrs.subscription_problem
 UNION ALL
 -- a command is not executed
 SELECT 'error', 'commands_late',
@@ -415,7 +759,6 @@ FROM (SELECT d.topic_id, t.topic, o.owner, count(*) AS commands, min(d.run_at) A
 			ON st.topic_id = d.topic_id AND s.runs_commands
 	  LEFT JOIN LATERAL cqrs.subscription_owner(st.subscription_id) o ON true
 	  GROUP BY d.topic_id, t.topic, o.owner) c
-WHERE (SELECT cqrs.usable())
 UNION ALL
 -- a handler is not called
 SELECT 'warning', 'breaker_open', format('handler %s', b.handler),
@@ -423,20 +766,9 @@ SELECT 'warning', 'breaker_open', format('handler %s', b.handler),
 			  b.failures, b.opened_at, b.fallback),
 	   format('Remove the cause of its errors; it is tried again at %s.', b.retry_at), NULL, NULL
 FROM @extschema@.cqrs_breaker_status b
-WHERE b.state <> 'closed' AND (SELECT cqrs.usable())
-UNION ALL
--- space is not freed
-SELECT 'notice', 'truncation_held', format('topic "%s"', t.topic),
-	   format('A segment that nobody needs any more cannot be truncated: %s.', p.held_by),
-	   CASE WHEN p.held_by_pid IS NULL THEN 'See pg_prepared_xacts; COMMIT PREPARED or ROLLBACK PREPARED.'
-			ELSE format('Let the transaction of process %1$s end, or pg_terminate_backend(%1$s).', p.held_by_pid) END,
-	   NULL,
-	   clock_timestamp() - coalesce(a.xact_start, (SELECT min(prepared) FROM pg_prepared_xacts
-												   WHERE database = current_database()))
-FROM cqrs.topic t
-CROSS JOIN LATERAL cqrs.topic_progress(t.topic_id) p
-LEFT JOIN pg_stat_activity a ON a.pid = p.held_by_pid
-WHERE p.held_by LIKE 'lock of %' AND (SELECT cqrs.usable());
+WHERE b.state <> 'closed'
+) p
+WHERE (SELECT cqrs.usable());
 GRANT SELECT ON cqrs.problem TO pg_monitor;
 COMMENT ON VIEW cqrs.problem IS 'what may be wrong';
 
