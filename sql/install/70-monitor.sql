@@ -525,14 +525,110 @@ FROM cqrs.event_type e
 WHERE NOT EXISTS (SELECT FROM pg_type t WHERE t.oid = e.payload_type);
 COMMENT ON VIEW cqrs.function_problem IS 'what may be wrong with what is registered';
 
+-- Is there what delivering to a subscription takes, and may its owner use it? If
+-- nobody owns it, owner and role are NULL, and so is what he may.
+CREATE VIEW cqrs.owner_problem WITH (security_barrier) AS
+WITH owned AS (
+	SELECT s.subscription_id, s.subscription, s.handler, s.server, s.runs_commands,
+		   s.handler IS NULL AND s.server IS NULL AS is_pulled,
+		   o.owner, pg_get_userbyid(o.owner) AS role, pg_get_userbyid(v.relowner) AS view_role
+	FROM cqrs.subscription s
+	CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
+	LEFT JOIN pg_class v ON v.relnamespace = 'cqrs_subscriptions'::regnamespace AND v.relname = s.subscription AND v.relkind = 'v'
+), reads AS (
+	SELECT o.*, t.topic
+	FROM owned o
+	JOIN cqrs.subscription_topic USING (subscription_id)
+	JOIN cqrs.topic t USING (topic_id)
+), called AS (
+	SELECT o.*, f.funcid, f.owner AS function_owner
+	FROM owned o
+	CROSS JOIN LATERAL cqrs.find_function(o.handler, NULL, false) f
+	WHERE o.handler IS NOT NULL AND o.owner IS NOT NULL
+)
+SELECT c.severity, c.problem, format('subscription "%s"', c.subscription) AS object, c.detail, c.hint
+FROM (
+	SELECT 'warning' AS severity, 'no_topics' AS problem, subscription, 'The topics that it reads were dropped.' AS detail,
+		   format('SELECT cqrs_unsubscribe(%L);', subscription) AS hint
+	FROM owned o
+	WHERE NOT EXISTS (SELECT FROM reads r WHERE r.subscription_id = o.subscription_id)
+	UNION ALL
+	SELECT 'error', 'owner_missing', subscription,
+		   format('View cqrs_subscriptions.%I does not exist, whose owner is the subscription''s; nothing is delivered to it.',
+				  subscription),
+		   format('SELECT cqrs_alter_subscription(%1$L); -- as a superuser, who owns it then; or cqrs_unsubscribe(%1$L)',
+				  subscription)
+	FROM owned
+	WHERE owner IS NULL AND view_role IS NULL
+	UNION ALL
+	SELECT 'error', 'owner_missing', subscription,
+		   format('Role "%s" owns its view, but another role enqueued its commands; they are not executed.', view_role),
+		   format('GRANT SELECT ON cqrs_topics.%1$I TO %2$I WITH GRANT OPTION; -- to have role "%2$s" execute them; or SELECT cqrs_unsubscribe(%3$L);',
+				  topic, view_role, subscription)
+	FROM reads
+	WHERE runs_commands AND owner IS NULL AND view_role IS NOT NULL
+	UNION ALL
+	SELECT 'error', 'topic_privilege', subscription,
+		   format('Its owner, role "%s", may not read topic "%s".', role, topic),
+		   format('GRANT SELECT ON cqrs_topics.%I TO %I;', topic, role)
+	FROM reads r
+	JOIN pg_class v ON v.relnamespace = 'cqrs_topics'::regnamespace AND v.relname = r.topic
+	WHERE NOT has_table_privilege(r.owner, v.oid, 'SELECT')
+	UNION ALL
+	SELECT 'error', 'owner_connect', subscription,
+		   format('The worker connects as its owner, role "%s", who may not connect to this database.', role),
+		   format('GRANT CONNECT ON DATABASE %I TO %I;', current_database(), role)
+	FROM owned
+	WHERE NOT is_pulled AND NOT has_database_privilege(owner, current_database(), 'CONNECT')
+	UNION ALL
+	-- 17 lets a worker connect as a role without LOGIN
+	SELECT 'error', 'owner_login', subscription,
+		   format('The worker connects as its owner, role "%s", who is not permitted to log in.', role),
+		   format('ALTER ROLE %I LOGIN; -- it needs no password for this', role)
+	FROM owned o
+	JOIN pg_roles r ON r.oid = o.owner
+	WHERE NOT is_pulled AND NOT r.rolcanlogin AND current_setting('server_version_num')::integer < 170000
+	UNION ALL
+	SELECT 'error', 'handler_missing', subscription,
+		   format('Its handler %s does not exist: it was dropped, or replaced by something that is not a function with this signature that returns one value.',
+				  handler),
+		   'Create it again, or name another with cqrs_alter_subscription().'
+	FROM called
+	WHERE funcid IS NULL
+	UNION ALL
+	SELECT 'error', 'handler_owner', subscription,
+		   format('Its handler %s belongs to role "%s", which is neither the subscription''s owner nor a superuser.',
+				  handler, pg_get_userbyid(function_owner)),
+		   format('ALTER FUNCTION %s OWNER TO %I;', (pg_identify_object('pg_proc'::regclass, funcid, 0)).identity, role)
+	FROM called c
+	WHERE function_owner <> owner AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = c.function_owner AND r.rolsuper)
+	UNION ALL
+	SELECT 'error', 'handler_privilege', subscription,
+		   format('Its owner, role "%s", may not execute its handler %s.', role, handler),
+		   format('GRANT EXECUTE ON FUNCTION %s TO %I;', (pg_identify_object('pg_proc'::regclass, funcid, 0)).identity, role)
+	FROM called
+	WHERE NOT has_function_privilege(owner, funcid, 'EXECUTE')
+	UNION ALL
+	SELECT 'error', 'server_missing', subscription,
+		   format('Its server "%s" does not exist: it was dropped, or renamed.', server),
+		   'Create it again, or name another with cqrs_alter_subscription().'
+	FROM owned o
+	WHERE server IS NOT NULL AND owner IS NOT NULL AND NOT EXISTS (SELECT FROM pg_foreign_server f WHERE f.srvname = o.server)
+	UNION ALL
+	SELECT 'error', 'server_privilege', subscription,
+		   format('Its owner, role "%s", may not use server "%s".', role, server),
+		   format('GRANT USAGE ON FOREIGN SERVER %I TO %I;', server, role)
+	FROM owned o
+	JOIN pg_foreign_server f ON f.srvname = o.server
+	WHERE NOT has_server_privilege(o.owner, f.oid, 'USAGE')
+) c;
+COMMENT ON VIEW cqrs.owner_problem IS 'what keeps subscriptions'' owners from being delivered to';
+
 -- Are subscriptions delivered, and in time?
 CREATE VIEW cqrs.subscription_problem WITH (security_barrier) AS
 SELECT c.severity, c.problem, format('subscription "%s"', s.subscription) AS object, c.detail, c.hint, c.lag, c.held
 FROM cqrs.subscription s
 CROSS JOIN LATERAL cqrs.subscription_progress(s.subscription_id) p
-CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
-CROSS JOIN LATERAL cqrs.find_function(s.handler, NULL, false) h
-LEFT JOIN pg_class v ON v.relnamespace = 'cqrs_subscriptions'::regnamespace AND v.relname = s.subscription AND v.relkind = 'v'
 CROSS JOIN LATERAL (
 	-- nothing is delivered, because somebody or something decided so
 	SELECT 'error' AS severity, 'suspended' AS problem,
@@ -558,82 +654,7 @@ CROSS JOIN LATERAL (
 		   format('SELECT cqrs_unsubscribe(%L); -- then subscribe again', s.subscription), NULL, NULL
 	WHERE p IS NULL
 	UNION ALL
-	SELECT 'warning', 'no_topics', 'The topics that it reads were dropped.',
-		   format('SELECT cqrs_unsubscribe(%L);', s.subscription), NULL, NULL
-	WHERE NOT EXISTS (SELECT FROM cqrs.subscription_topic st JOIN cqrs.topic t USING (topic_id)
-					  WHERE st.subscription_id = s.subscription_id)
-	UNION ALL
-	-- or nobody owns it
-	SELECT 'error', 'owner_missing',
-		   format('View cqrs_subscriptions.%I does not exist, whose owner is the subscription''s; nothing is delivered to it.',
-				  s.subscription),
-		   format('SELECT cqrs_alter_subscription(%1$L); -- as a superuser, who owns it then; or cqrs_unsubscribe(%1$L)',
-				  s.subscription), NULL, NULL
-	WHERE v.oid IS NULL AND o.owner IS NULL
-	UNION ALL
-	SELECT 'error', 'owner_missing',
-		   format('Role "%s" owns its view, but another role enqueued its commands; they are not executed.',
-				  pg_get_userbyid(v.relowner)),
-		   format('GRANT SELECT ON cqrs_topics.%I TO %I WITH GRANT OPTION; -- to have role "%2$s" execute them; or SELECT cqrs_unsubscribe(%L);',
-				  t.topic, pg_get_userbyid(v.relowner), s.subscription), NULL, NULL
-	FROM cqrs.subscription_topic st
-	JOIN cqrs.topic t USING (topic_id)
-	WHERE st.subscription_id = s.subscription_id AND s.runs_commands AND v.oid IS NOT NULL AND o.owner IS NULL
-	UNION ALL
-	-- or who owns it may not do what delivering takes
-	SELECT 'error', 'topic_privilege',
-		   format('Its owner, role "%s", may not read topic "%s".', pg_get_userbyid(o.owner), t.topic),
-		   format('GRANT SELECT ON cqrs_topics.%I TO %I;', t.topic, pg_get_userbyid(o.owner)), NULL, NULL
-	FROM cqrs.subscription_topic st
-	JOIN cqrs.topic t USING (topic_id)
-	JOIN pg_class tv ON tv.relnamespace = 'cqrs_topics'::regnamespace AND tv.relname = t.topic
-	WHERE st.subscription_id = s.subscription_id AND NOT has_table_privilege(o.owner, tv.oid, 'SELECT')
-	UNION ALL
-	SELECT 'error', 'owner_connect',
-		   format('The worker connects as its owner, role "%s", who may not connect to this database.', pg_get_userbyid(o.owner)),
-		   format('GRANT CONNECT ON DATABASE %I TO %I;', current_database(), pg_get_userbyid(o.owner)), NULL, NULL
-	WHERE (s.handler IS NOT NULL OR s.server IS NOT NULL) AND NOT has_database_privilege(o.owner, current_database(), 'CONNECT')
-	UNION ALL
-	-- 17 lets a worker connect as a role without LOGIN
-	SELECT 'error', 'owner_login',
-		   format('The worker connects as its owner, role "%s", who is not permitted to log in.', r.rolname),
-		   format('ALTER ROLE %I LOGIN; -- it needs no password for this', r.rolname), NULL, NULL
-	FROM pg_roles r
-	WHERE (s.handler IS NOT NULL OR s.server IS NOT NULL) AND r.oid = o.owner AND NOT r.rolcanlogin
-		  AND current_setting('server_version_num')::integer < 170000
-	UNION ALL
-	-- or there is nothing to deliver to
-	SELECT 'error', 'handler_missing',
-		   format('Its handler %s does not exist: it was dropped, or replaced by something that is not a function with this signature that returns one value.',
-				  s.handler),
-		   'Create it again, or name another with cqrs_alter_subscription().', NULL, NULL
-	WHERE s.handler IS NOT NULL AND o.owner IS NOT NULL AND h.funcid IS NULL
-	UNION ALL
-	SELECT 'error', 'handler_owner',
-		   format('Its handler %s belongs to role "%s", which is neither the subscription''s owner nor a superuser.',
-				  s.handler, pg_get_userbyid(h.owner)),
-		   format('ALTER FUNCTION %s OWNER TO %I;', (pg_identify_object('pg_proc'::regclass, h.funcid, 0)).identity,
-				  pg_get_userbyid(o.owner)), NULL, NULL
-	WHERE h.owner <> o.owner AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = h.owner AND r.rolsuper)
-	UNION ALL
-	SELECT 'error', 'handler_privilege',
-		   format('Its owner, role "%s", may not execute its handler %s.', pg_get_userbyid(o.owner), s.handler),
-		   format('GRANT EXECUTE ON FUNCTION %s TO %I;', (pg_identify_object('pg_proc'::regclass, h.funcid, 0)).identity,
-				  pg_get_userbyid(o.owner)), NULL, NULL
-	WHERE NOT has_function_privilege(o.owner, h.funcid, 'EXECUTE')
-	UNION ALL
-	SELECT 'error', 'server_missing',
-		   format('Its server "%s" does not exist: it was dropped, or renamed.', s.server),
-		   'Create it again, or name another with cqrs_alter_subscription().', NULL, NULL
-	WHERE s.server IS NOT NULL AND o.owner IS NOT NULL AND NOT EXISTS (SELECT FROM pg_foreign_server f WHERE f.srvname = s.server)
-	UNION ALL
-	SELECT 'error', 'server_privilege',
-		   format('Its owner, role "%s", may not use server "%s".', pg_get_userbyid(o.owner), f.srvname),
-		   format('GRANT USAGE ON FOREIGN SERVER %I TO %I;', f.srvname, pg_get_userbyid(o.owner)), NULL, NULL
-	FROM pg_foreign_server f
-	WHERE f.srvname = s.server AND NOT has_server_privilege(o.owner, f.oid, 'USAGE')
-	UNION ALL
-	-- or it cannot be
+	-- or cannot be
 	SELECT 'error',
 		   -- what may be the server's, or the other side's, and what not
 		   CASE WHEN s.handler IS NOT NULL AND left(f.sqlstate, 2) NOT IN ('08', '53', '57', '58', 'XX')
@@ -737,6 +758,8 @@ UNION ALL
 SELECT severity, problem, object, detail, hint, NULL, held FROM cqrs.topic_problem
 UNION ALL
 SELECT severity, problem, object, detail, hint, NULL, NULL FROM cqrs.function_problem
+UNION ALL
+SELECT severity, problem, object, detail, hint, NULL, NULL FROM cqrs.owner_problem
 UNION ALL
 SELECT severity, problem, object, detail, hint, lag, held FROM cqrs.subscription_problem
 UNION ALL
