@@ -100,6 +100,7 @@ extern void cqrs_admin_ddl(const char *fmt,...) pg_attribute_printf(1, 2);
 extern void cqrs_admin_end(CqrsAdmin *admin);
 
 /* Rows for a set-returning function. */
+extern Datum cqrs_row(FunctionCallInfo fcinfo, Datum *values, bool *nulls);
 extern Tuplestorestate *cqrs_srf_begin(FunctionCallInfo fcinfo,
 									   TupleDesc *tupdesc);
 

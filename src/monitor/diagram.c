@@ -3,11 +3,6 @@
  * diagram.c
  *	  What cqrs_diagram(), which is SQL, cannot say there.
  *
- * The text is Mermaid's (https://mermaid.js.org). Names may be anything, so
- * they are in labels only, where all that Mermaid, Markdown or HTML could take
- * for something is an entity code. What a diagram itself calls things by is a
- * letter and a number.
- *
  *-------------------------------------------------------------------------
  */
 #include "base/cqrs_outbox.h"
@@ -22,8 +17,9 @@ PG_FUNCTION_INFO_V1(cqrs_diagram_label);
 PG_FUNCTION_INFO_V1(cqrs_no_diagram);
 
 /*
- * cqrs.diagram_label(name): it is shown as it is; only control characters, which
- * are not allowed in an SVG file, are replaced.
+ * cqrs.diagram_label(name): all that Mermaid, Markdown or HTML could take for
+ * something is an entity code. So it is shown as it is; only control characters,
+ * which are not allowed in an SVG file, are replaced.
  */
 Datum
 cqrs_diagram_label(PG_FUNCTION_ARGS)
@@ -36,7 +32,7 @@ cqrs_diagram_label(PG_FUNCTION_ARGS)
 	for (c = name; *c != '\0'; c++)
 	{
 		bool		in_word = c > name && is_word_char(c[-1]) &&
-			is_word_char(c[1]);
+		is_word_char(c[1]);
 
 		if (is_word_char(*c) || *c == '(' || *c == ')' ||
 			(in_word && (*c == '_' || *c == '.' || *c == '-')) ||

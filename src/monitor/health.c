@@ -11,8 +11,6 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "access/htup_details.h"
-#include "funcapi.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/tuplestore.h"
@@ -24,28 +22,7 @@
 #include "shared/database.h"
 #include "shared/shmem.h"
 
-/* Columns of cqrs.background(). */
-enum
-{
-	BACKGROUND_MAX_DATABASES,
-	BACKGROUND_MAX_MANAGERS,
-	BACKGROUND_MAX_WORKERS,
-	BACKGROUND_LAUNCHER,
-	BACKGROUND_FULL,
-	BACKGROUND_EXHAUSTED,
-	BACKGROUND_STATE,
-	BACKGROUND_HELD,
-	BACKGROUND_FAILURES,
-	BACKGROUND_START_AFTER,
-	BACKGROUND_NO_WORKER,
-	BACKGROUND_WAITING_SINCE,
-	BACKGROUND_FAILED_SUBSCRIPTION,
-	BACKGROUND_WORKER_FAILURES,
-	BACKGROUND_WORKER_RETRY_AT,
-	BACKGROUND_NOW,
-	BACKGROUND_CLOCK_BACK_AT,
-	BACKGROUND_COLUMNS
-};
+#define BACKGROUND_COLUMNS	17
 
 static CqrsSegmentState look_twice(const CqrsTopic *topic, int segment,
 								   const char **detail, int *pid);
@@ -89,22 +66,21 @@ cqrs_background(PG_FUNCTION_ARGS)
 	};
 	CqrsDatabaseSlot slot = {.state = CQRS_DATABASE_FREE};
 	CqrsDatabaseSlot *found;
-	TupleDesc	desc;
 	Datum		values[BACKGROUND_COLUMNS];
 	bool		nulls[BACKGROUND_COLUMNS] = {0};
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz until;
+	bool		launcher;
+	bool		exhausted;
 	int			ndatabases = 0;
+	int			n = 0;
 	int			i;
 
 	if (cqrs_shared == NULL)
 		PG_RETURN_NULL();
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-
 	LWLockAcquire(cqrs_shared->lock, LW_SHARED);
-	values[BACKGROUND_LAUNCHER] = BoolGetDatum(cqrs_shared->launcher_pid != 0);
-	values[BACKGROUND_EXHAUSTED] = BoolGetDatum(cqrs_shared->exhausted);
+	launcher = cqrs_shared->launcher_pid != 0;
+	exhausted = cqrs_shared->exhausted;
 	for (i = 0; i < cqrs_shared->nused; i++)
 		if (cqrs_shared->databases[i].state != CQRS_DATABASE_FREE)
 			ndatabases++;
@@ -113,32 +89,28 @@ cqrs_background(PG_FUNCTION_ARGS)
 		slot = *found;
 	LWLockRelease(cqrs_shared->lock);
 
-	values[BACKGROUND_MAX_DATABASES] = Int32GetDatum(cqrs_shared->ndatabases);
-	values[BACKGROUND_MAX_MANAGERS] = Int32GetDatum(cqrs_shared->nmanagers);
-	values[BACKGROUND_MAX_WORKERS] = Int32GetDatum(cqrs_shared->nworkers);
-	values[BACKGROUND_FULL] = BoolGetDatum(ndatabases == cqrs_shared->ndatabases);
-	values[BACKGROUND_STATE] = CStringGetTextDatum(states[slot.state]);
-	values[BACKGROUND_HELD] = BoolGetDatum(slot.held > 0);
-	values[BACKGROUND_FAILURES] = Int32GetDatum(slot.failures);
-	values[BACKGROUND_START_AFTER] =
-		TimestampTzGetDatum(cqrs_steady_to_wall(slot.start_after));
-	values[BACKGROUND_NO_WORKER] = BoolGetDatum(slot.exhausted);
-	values[BACKGROUND_WAITING_SINCE] =
-		TimestampTzGetDatum(cqrs_steady_to_wall(slot.waiting_since));
-	nulls[BACKGROUND_WAITING_SINCE] = slot.waiting_since == 0;
-	values[BACKGROUND_FAILED_SUBSCRIPTION] =
-		Int32GetDatum(slot.failed_subscription);
-	values[BACKGROUND_WORKER_FAILURES] = Int32GetDatum(slot.worker_failures);
-	values[BACKGROUND_WORKER_RETRY_AT] =
-		TimestampTzGetDatum(cqrs_steady_to_wall(slot.worker_retry_at));
-	values[BACKGROUND_NOW] =
-		TimestampTzGetDatum(cqrs_steady_to_wall(cqrs_steady_now()));
-	nulls[BACKGROUND_CLOCK_BACK_AT] = !cqrs_clock_jumped(&until);
-	if (!nulls[BACKGROUND_CLOCK_BACK_AT])
-		values[BACKGROUND_CLOCK_BACK_AT] =
-			TimestampTzGetDatum(until + now - cqrs_steady_now());
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
-													  values, nulls)));
+	values[n++] = Int32GetDatum(cqrs_shared->ndatabases);
+	values[n++] = Int32GetDatum(cqrs_shared->nmanagers);
+	values[n++] = Int32GetDatum(cqrs_shared->nworkers);
+	values[n++] = BoolGetDatum(launcher);
+	values[n++] = BoolGetDatum(ndatabases == cqrs_shared->ndatabases);
+	values[n++] = BoolGetDatum(exhausted);
+	values[n++] = CStringGetTextDatum(states[slot.state]);
+	values[n++] = BoolGetDatum(slot.held > 0);
+	values[n++] = Int32GetDatum(slot.failures);
+	values[n++] = TimestampTzGetDatum(cqrs_steady_to_wall(slot.start_after));
+	values[n++] = BoolGetDatum(slot.exhausted);
+	nulls[n] = slot.waiting_since == 0;
+	values[n++] = TimestampTzGetDatum(cqrs_steady_to_wall(slot.waiting_since));
+	values[n++] = Int32GetDatum(slot.failed_subscription);
+	values[n++] = Int32GetDatum(slot.worker_failures);
+	values[n++] = TimestampTzGetDatum(cqrs_steady_to_wall(slot.worker_retry_at));
+	values[n++] = TimestampTzGetDatum(cqrs_steady_to_wall(cqrs_steady_now()));
+	nulls[n] = !cqrs_clock_jumped(&until);
+	values[n] = TimestampTzGetDatum(nulls[n] ? 0 :
+									until + now - cqrs_steady_now());
+	Assert(n == BACKGROUND_COLUMNS - 1);
+	return cqrs_row(fcinfo, values, nulls);
 }
 
 /*
@@ -212,12 +184,9 @@ Datum
 cqrs_find_function(PG_FUNCTION_ARGS)
 {
 	CqrsHandler handler;
-	TupleDesc	desc;
 	Datum		values[3] = {0};
 	bool		nulls[3];
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
 	cqrs_handler_init(&handler, text_to_cstring(PG_GETARG_TEXT_PP(0)),
@@ -231,6 +200,5 @@ cqrs_find_function(PG_FUNCTION_ARGS)
 	nulls[2] = !handler.taken_over;
 	if (handler.taken_over)
 		values[2] = CStringGetTextDatum(cqrs_handler_why_missing(&handler));
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
-													  values, nulls)));
+	return cqrs_row(fcinfo, values, nulls);
 }
