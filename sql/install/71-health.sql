@@ -275,17 +275,21 @@ WHERE NOT EXISTS (SELECT FROM pg_type t WHERE t.oid = e.payload_type);
 COMMENT ON VIEW cqrs.function_problem IS 'what may be wrong with what is registered';
 
 -- Is there what delivering to a subscription takes, and may its owner use it? If
--- nobody owns it, owner and role are NULL, and so is what he may.
+-- nobody owns it, owner is NULL, and so is what he may.
 CREATE VIEW cqrs.owner_problem WITH (security_barrier) AS
 WITH owned AS (
 	SELECT s.subscription_id, s.subscription, s.handler, s.server, s.runs_commands,
 		   s.handler IS NULL AND s.server IS NULL AS is_pulled,
-		   o.owner, pg_get_userbyid(o.owner) AS role, pg_get_userbyid(v.relowner) AS view_role
+		   o.owner
 	FROM cqrs.subscription s
 	CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
-	LEFT JOIN pg_class v ON v.relnamespace = 'cqrs_subscriptions'::regnamespace AND v.relname = s.subscription AND v.relkind = 'v'
+), unowned AS (
+	SELECT o.*, pg_get_userbyid(v.relowner) AS role
+	FROM owned o
+	LEFT JOIN pg_class v ON v.relnamespace = 'cqrs_subscriptions'::regnamespace AND v.relname = o.subscription AND v.relkind = 'v'
+	WHERE o.owner IS NULL
 ), reads AS (
-	SELECT o.*, t.topic
+	SELECT o.subscription_id, o.subscription, o.owner, t.topic
 	FROM owned o
 	JOIN cqrs.subscription_topic USING (subscription_id)
 	JOIN cqrs.topic t USING (topic_id)
@@ -307,33 +311,35 @@ FROM (
 				  subscription),
 		   format('SELECT cqrs_alter_subscription(%1$L); -- as a superuser, who owns it then; or cqrs_unsubscribe(%1$L)',
 				  subscription)
-	FROM owned
-	WHERE owner IS NULL AND view_role IS NULL
+	FROM unowned
+	WHERE role IS NULL
 	UNION ALL
 	SELECT 'error', 'owner_missing', subscription,
-		   format('Role "%s" owns its view, but another role enqueued its commands; they are not executed.', view_role),
+		   format('Role "%s" owns its view, but another role enqueued its commands; they are not executed.', u.role),
 		   format('GRANT SELECT ON cqrs_topics.%1$I TO %2$I WITH GRANT OPTION; -- to have role "%2$s" execute them; or SELECT cqrs_unsubscribe(%3$L);',
-				  topic, view_role, subscription)
-	FROM reads
-	WHERE runs_commands AND owner IS NULL AND view_role IS NOT NULL
+				  r.topic, u.role, subscription)
+	FROM unowned u
+	JOIN reads r USING (subscription_id, subscription)
+	WHERE u.runs_commands AND u.role IS NOT NULL
 	UNION ALL
 	SELECT 'error', 'topic_privilege', subscription,
-		   format('Its owner, role "%s", may not read topic "%s".', role, topic),
-		   format('GRANT SELECT ON cqrs_topics.%I TO %I;', topic, role)
+		   format('Its owner, role "%s", may not read topic "%s".', pg_get_userbyid(owner), topic),
+		   format('GRANT SELECT ON cqrs_topics.%I TO %I;', topic, pg_get_userbyid(owner))
 	FROM reads r
 	JOIN pg_class v ON v.relnamespace = 'cqrs_topics'::regnamespace AND v.relname = r.topic
 	WHERE NOT has_table_privilege(r.owner, v.oid, 'SELECT')
 	UNION ALL
 	SELECT 'error', 'owner_connect', subscription,
-		   format('The worker connects as its owner, role "%s", who may not connect to this database.', role),
-		   format('GRANT CONNECT ON DATABASE %I TO %I;', current_database(), role)
-	FROM owned
-	WHERE NOT is_pulled AND NOT has_database_privilege(owner, current_database(), 'CONNECT')
+		   format('The worker connects as its owner, role "%s", who may not connect to this database.', r.rolname),
+		   format('GRANT CONNECT ON DATABASE %I TO %I;', current_database(), r.rolname)
+	FROM owned o
+	JOIN pg_roles r ON r.oid = o.owner
+	WHERE NOT is_pulled AND NOT has_database_privilege(r.oid, current_database(), 'CONNECT')
 	UNION ALL
 	-- 17 lets a worker connect as a role without LOGIN
 	SELECT 'error', 'owner_login', subscription,
-		   format('The worker connects as its owner, role "%s", who is not permitted to log in.', role),
-		   format('ALTER ROLE %I LOGIN; -- it needs no password for this', role)
+		   format('The worker connects as its owner, role "%s", who is not permitted to log in.', r.rolname),
+		   format('ALTER ROLE %I LOGIN; -- it needs no password for this', r.rolname)
 	FROM owned o
 	JOIN pg_roles r ON r.oid = o.owner
 	WHERE NOT is_pulled AND NOT r.rolcanlogin AND current_setting('server_version_num')::integer < 170000
@@ -348,13 +354,13 @@ FROM (
 	SELECT 'error', 'handler_owner', subscription,
 		   format('Its handler %s belongs to role "%s", which is neither the subscription''s owner nor a superuser.',
 				  handler, pg_get_userbyid(function_owner)),
-		   format('ALTER FUNCTION %s OWNER TO %I;', (pg_identify_object('pg_proc'::regclass, funcid, 0)).identity, role)
+		   format('ALTER FUNCTION %s OWNER TO %I;', (pg_identify_object('pg_proc'::regclass, funcid, 0)).identity, pg_get_userbyid(owner))
 	FROM called c
 	WHERE function_owner <> owner AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = c.function_owner AND r.rolsuper)
 	UNION ALL
 	SELECT 'error', 'handler_privilege', subscription,
-		   format('Its owner, role "%s", may not execute its handler %s.', role, handler),
-		   format('GRANT EXECUTE ON FUNCTION %s TO %I;', (pg_identify_object('pg_proc'::regclass, funcid, 0)).identity, role)
+		   format('Its owner, role "%s", may not execute its handler %s.', pg_get_userbyid(owner), handler),
+		   format('GRANT EXECUTE ON FUNCTION %s TO %I;', (pg_identify_object('pg_proc'::regclass, funcid, 0)).identity, pg_get_userbyid(owner))
 	FROM called
 	WHERE NOT has_function_privilege(owner, funcid, 'EXECUTE')
 	UNION ALL
@@ -365,13 +371,13 @@ FROM (
 	WHERE server IS NOT NULL AND owner IS NOT NULL AND NOT EXISTS (SELECT FROM pg_foreign_server f WHERE f.srvname = o.server)
 	UNION ALL
 	SELECT 'error', 'server_privilege', subscription,
-		   format('Its owner, role "%s", may not use server "%s".', role, server),
-		   format('GRANT USAGE ON FOREIGN SERVER %I TO %I;', server, role)
+		   format('Its owner, role "%s", may not use server "%s".', pg_get_userbyid(owner), server),
+		   format('GRANT USAGE ON FOREIGN SERVER %I TO %I;', server, pg_get_userbyid(owner))
 	FROM owned o
 	JOIN pg_foreign_server f ON f.srvname = o.server
 	WHERE NOT has_server_privilege(o.owner, f.oid, 'USAGE')
 ) c;
-COMMENT ON VIEW cqrs.owner_problem IS 'what keeps subscriptions'' owners from being delivered to';
+COMMENT ON VIEW cqrs.owner_problem IS 'what subscriptions lack to be delivered';
 
 -- Are subscriptions delivered, and in time?
 CREATE VIEW cqrs.subscription_problem WITH (security_barrier) AS
