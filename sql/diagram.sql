@@ -59,6 +59,13 @@ SELECT cqrs_subscribe('projection', '{meetings,users}', 'project(cqrs_event)'),
 	   cqrs_register_command('Pay', 'pay_by_card(jsonb)', 'pay_by_invoice(jsonb)');
 SELECT diagram = cqrs_diagram() AS same FROM before;
 
+-- what just lies between is no way; and a fallback is shown where its handler is first
+BEGIN;
+SELECT cqrs_register_event_handler('meeting_joined', 'project(cqrs_event)'), cqrs_register_command('Also', 'pay_by_card(jsonb)');
+SELECT cqrs_diagram(name => 'meetings');
+SELECT line FROM regexp_split_to_table(cqrs_diagram(), '\n') line WHERE line ~ '^ *[cf]\d [-.=]';
+ROLLBACK;
+
 -- middleware goes around all commands and queries, but no stream
 BEGIN;
 CREATE FUNCTION around(request cqrs_request) RETURNS jsonb LANGUAGE sql AS 'SELECT cqrs_proceed()';

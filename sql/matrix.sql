@@ -129,7 +129,13 @@ INSERT INTO calls (call, tells) VALUES
 	('(SELECT count(*) FROM cqrs.problem)', 'result IS NOT NULL'),
 	-- watching
 	('(SELECT count(*) FROM cqrs_worker_status())', 'result IS NOT NULL'), ('(SELECT count(*) FROM cqrs_health())', 'result IS NOT NULL'),
-	('(SELECT count(*) FROM cqrs.check())', 'result IS NOT NULL'), ('cqrs_diagram()', 'result LIKE ''%closed%''');
+	('cqrs.library_version()', 'result IS NOT NULL'), ('(SELECT count(*) FROM cqrs.background())', 'result IS NOT NULL'),
+	('(SELECT count(*) FROM cqrs.broken_tables(2))', 'result IS NOT NULL'),
+	('(SELECT count(*) FROM cqrs.find_function(''x'', NULL, false))', 'result IS NOT NULL'),
+	('cqrs.flowchart(NULL)', 'result LIKE ''%closed%'''), ('cqrs.sequence_diagram(''Closed'')', 'result LIKE ''%closed%'''),
+	('cqrs.diagram_label(''x'')', 'result'), ('cqrs.no_diagram(''flowchart'', ''x'')', 'result'),
+	('(SELECT count(*) FROM cqrs.diagram_handler)', 'result IS NOT NULL'), ('(SELECT count(*) FROM cqrs.diagram_edge)', 'result IS NOT NULL'),
+	('cqrs_diagram()', 'result LIKE ''%closed%''');
 -- the id of a command that is boss's
 CREATE TABLE scheduled AS SELECT command_id FROM cqrs.scheduled_command;
 GRANT SELECT ON scheduled TO PUBLIC;

@@ -7,9 +7,9 @@
  * 10-extension.sql
  *		Where everything is, and what guards it.
  *
- * The script is made of the files of sql/install, in the order of their names:
- * one for each folder of src/ that has something in SQL. So what stands in one
- * refers to itself and to those before it.
+ * The script is made of the files of sql/install, in the order of their names,
+ * which is that of the folders of src/ that have something in SQL. So what stands
+ * in one refers to itself and to those before it.
  *
  * What is ours in the target schema is written @extschema@.name. Nothing else of
  * that schema is ever meant: whoever may create functions and operators there

@@ -473,6 +473,20 @@ cqrs_arg_required(FunctionCallInfo fcinfo, int argno, const char *argument,
 }
 
 /*
+ * A result of one row, of the type that the function returns.
+ */
+Datum
+cqrs_row(FunctionCallInfo fcinfo, Datum *values, bool *nulls)
+{
+	TupleDesc	desc;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values,
+											 nulls));
+}
+
+/*
  * Start a result of many rows, collected in a tuplestore. *tupdesc gets the
  * row type. The caller puts rows and returns NULL.
  */

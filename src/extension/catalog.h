@@ -88,6 +88,7 @@ extern void cqrs_arg_required(FunctionCallInfo fcinfo, int argno,
 							  const char *name);
 
 /* Rows for a set-returning function. */
+extern Datum cqrs_row(FunctionCallInfo fcinfo, Datum *values, bool *nulls);
 extern Tuplestorestate *cqrs_srf_begin(FunctionCallInfo fcinfo,
 									   TupleDesc *tupdesc);
 

@@ -7,10 +7,9 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "access/htup_details.h"
-#include "funcapi.h"
 #include "utils/builtins.h"
 
+#include "extension/catalog.h"
 #include "mediator/breaker.h"
 #include "registry/registry.h"
 #include "shared/clock.h"
@@ -29,12 +28,9 @@ cqrs_breaker_state(PG_FUNCTION_ARGS)
 	int			failures;
 	TimestampTz opened_at;
 	TimestampTz shown;
-	TupleDesc	tupdesc;
 	Datum		values[4];
 	bool		nulls[4] = {0};
 
-	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
 	fallback = cqrs_registry_fallback(text_to_cstring(PG_GETARG_TEXT_PP(0)));
 	if (fallback == NULL)
 		PG_RETURN_NULL();
@@ -48,8 +44,7 @@ cqrs_breaker_state(PG_FUNCTION_ARGS)
 	values[3] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(shown,
 																fallback->breaker.reset_after));
 	nulls[2] = nulls[3] = opened_at == 0;
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(tupdesc),
-													  values, nulls)));
+	return cqrs_row(fcinfo, values, nulls);
 }
 
 static const char *

@@ -7,10 +7,8 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "access/htup_details.h"
 #include "access/twophase.h"
 #include "catalog/pg_authid.h"
-#include "funcapi.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -80,7 +78,6 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 {
 	int32		subscription_id = PG_GETARG_INT32(0);
 	CqrsSubscription *subscription;
-	TupleDesc	desc;
 	Datum		values[PROGRESS_COLUMNS];
 	bool		nulls[PROGRESS_COLUMNS] = {0};
 	TimestampTz now = GetCurrentTimestamp();
@@ -94,9 +91,6 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 	int			partitions;
 	int			i;
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	desc = BlessTupleDesc(desc);
 	subscription = cqrs_registry_subscription_by_id(subscription_id);
 	if (subscription == NULL || !may_know(subscription))
 		PG_RETURN_NULL();
@@ -135,7 +129,7 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 	nulls[PROGRESS_STATE] = state == NULL;
 	if (state != NULL)
 		values[PROGRESS_STATE] = CStringGetTextDatum(state);
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
+	return cqrs_row(fcinfo, values, nulls);
 }
 
 /*
@@ -146,12 +140,9 @@ Datum
 cqrs_subscription_owner(PG_FUNCTION_ARGS)
 {
 	CqrsSubscription *subscription = NULL;
-	TupleDesc	desc;
 	Datum		values[2] = {0};
 	bool		nulls[2] = {true, true};
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
 	if (cqrs_registry_usable())
 		subscription = cqrs_registry_subscription_by_id(PG_GETARG_INT32(0));
 	if (subscription != NULL && OidIsValid(subscription->owner))
@@ -160,8 +151,7 @@ cqrs_subscription_owner(PG_FUNCTION_ARGS)
 		values[1] = ObjectIdGetDatum(subscription->view);
 		nulls[0] = nulls[1] = false;
 	}
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
-													  values, nulls)));
+	return cqrs_row(fcinfo, values, nulls);
 }
 
 /*

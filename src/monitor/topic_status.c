@@ -11,18 +11,17 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "access/htup_details.h"
 #include "catalog/pg_authid.h"
-#include "shared/clock.h"
-#include "funcapi.h"
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "extension/catalog.h"
 #include "log/retention.h"
 #include "log/segment.h"
 #include "log/topic.h"
 #include "registry/registry.h"
+#include "shared/clock.h"
 
 /* Columns of cqrs.topic_progress(). */
 enum
@@ -46,7 +45,6 @@ Datum
 cqrs_topic_progress(PG_FUNCTION_ARGS)
 {
 	CqrsTopic  *topic = cqrs_registry_topic_by_id(PG_GETARG_INT32(0));
-	TupleDesc	desc;
 	Datum		values[PROGRESS_COLUMNS] = {0};
 	bool		nulls[PROGRESS_COLUMNS] = {0};
 	TimestampTz oldest = 0;
@@ -58,9 +56,6 @@ cqrs_topic_progress(PG_FUNCTION_ARGS)
 	bool		locked;
 	int			i;
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	desc = BlessTupleDesc(desc);
 	if (topic == NULL ||
 		(!cqrs_topic_allows(topic, ACL_SELECT) &&
 		 !has_privs_of_role(GetUserId(), ROLE_PG_MONITOR)))
@@ -79,8 +74,7 @@ cqrs_topic_progress(PG_FUNCTION_ARGS)
 		nulls[PROGRESS_HELD_BY] = false;
 		values[PROGRESS_HELD_BY] =
 			CStringGetTextDatum("a table that is locked, missing or altered");
-		PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values,
-														  nulls)));
+		return cqrs_row(fcinfo, values, nulls);
 	}
 
 	/* From the oldest segment to the current one. */
@@ -120,5 +114,5 @@ cqrs_topic_progress(PG_FUNCTION_ARGS)
 	values[PROGRESS_HELD_SINCE] = TimestampTzGetDatum(hold.since);
 	nulls[PROGRESS_HELD_SINCE] = hold.since == 0 ||
 		hold.holder == CQRS_HELD_BY_NOTHING;
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
+	return cqrs_row(fcinfo, values, nulls);
 }
