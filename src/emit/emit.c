@@ -366,6 +366,7 @@ init_event(CqrsEvent *event, const CqrsEventType *event_type,
 		   NullableDatum payload)
 {
 	event->topic = event_type->topic;
+	event->position = 0;
 	event->emitted_at = GetCurrentTimestamp();
 	cqrs_event_id_generate(event->emitted_at, event_id);
 	event->event_id = UUIDPGetDatum(event_id);

@@ -2,7 +2,7 @@
  * Rotation and truncation: what is truncated, every cursor had got.
  *
  * Beside: rotation.c (truncate_segment), retention.c (cqrs_subscription_hold,
- * cqrs_missed_record), emit.c (writer_open, writer_close), subscription.c
+ * cqrs_missed_lock), emit.c (writer_open, writer_close), subscription.c
  * (cqrs_subscription_start), operation.c (seek).
  *
  * One segment, which is not the current one. An emitter with a stale idea of
@@ -143,7 +143,7 @@ proctype truncater()
 		held = 0;
 #endif
 #ifdef BROKEN_TWO_LOADS
-		/* cqrs_missed_record() loads it anew. */
+		/* The registry is loaded anew before it is written what was missed. */
 		load_registry();
 #endif
 		/* Another set than was counted: another time. */
