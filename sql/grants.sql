@@ -176,6 +176,7 @@ ROLLBACK;
 -- ----------------------------------------------------------------------
 SELECT cqrs_register_event('Any', 'secret_topic');
 SET ROLE regress_cqrs_boss;
+SELECT cqrs_create_command_queue();
 SELECT cqrs_enqueue('Any', '{"by": "boss"}') IS NOT NULL;
 RESET ROLE;
 GRANT ALL ON ALL TABLES IN SCHEMA cqrs_topics TO regress_cqrs_app;

@@ -2,7 +2,7 @@
  *
  * release.c
  *	  Scheduled commands are put into the outbox when their time has come: by
- *	  the manager, or by cqrs_release_commands().
+ *	  the manager, or by cqrs_enqueue_scheduled().
  *
  * Protocol
  *
@@ -157,17 +157,17 @@ static const CqrsTopic *find_topic(ReleaseBatch *batch, int32 topic_id,
 								   TimestampTz run_at);
 static void error_callback(void *arg);
 
-PG_FUNCTION_INFO_V1(cqrs_release_commands);
+PG_FUNCTION_INFO_V1(cqrs_enqueue_scheduled);
 
 /*
- * cqrs_release_commands()
+ * cqrs_enqueue_scheduled()
  */
 Datum
-cqrs_release_commands(PG_FUNCTION_ARGS)
+cqrs_enqueue_scheduled(PG_FUNCTION_ARGS)
 {
 	Pass		all = {0};
 
-	cqrs_require_writable("cqrs_release_commands()");
+	cqrs_require_writable("cqrs_enqueue_scheduled()");
 	all.now = cqrs_wall_now();
 	all.run_at = DT_NOBEGIN;
 	all.next = all.passed_from = DT_NOEND;
