@@ -61,6 +61,25 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_withdraw_privile
 REVOKE ALL ON FUNCTION cqrs.withdraw_privileges() FROM PUBLIC;
 COMMENT ON FUNCTION cqrs.withdraw_privileges() IS 'withdraws every privilege on the extension''s objects';
 
+-- Grants a role what configures and maintains: EXECUTE on each function of the
+-- extension that not everybody has. Subscriptions and topics still belong to who
+-- made them. After an update of the extension that brings new functions, call it
+-- again.
+-- Returns how many were granted that had not been before.
+-- Errors: 42704 no such role; 22004; 25006 read-only transaction or standby.
+-- Privileges: EXECUTE, not granted to PUBLIC, nor by this.
+CREATE FUNCTION @extschema@.cqrs_grant_admin(role text) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_grant_admin(text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_grant_admin(text) IS 'grants a role the functions that configure and maintain';
+
+-- Revokes what cqrs_grant_admin() granted. Returns how many, errors and
+-- privileges: as of that.
+CREATE FUNCTION @extschema@.cqrs_revoke_admin(role text) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_revoke_admin(text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_revoke_admin(text) IS 'revokes the functions that configure and maintain';
+
 -- Statement trigger of every table in schema cqrs, those of topics too. Whatever
 -- is granted, nobody but a table's owner, and superusers, may write it: what is
 -- there says as whom functions are executed. What we write ourselves passes it
