@@ -43,6 +43,17 @@ SET LOCAL search_path TO pg_catalog, pg_temp;
 --              subscription; whoever has CREATE here could own one whose view
 --              was dropped
 -- ----------------------------------------------------------------------
+DO $$
+DECLARE
+	taken	text;
+BEGIN
+	SELECT string_agg(quote_ident(nspname), ', ' ORDER BY nspname) INTO taken
+	FROM pg_namespace WHERE nspname IN ('cqrs', 'cqrs_topics', 'cqrs_subscriptions');
+	IF taken IS NOT NULL THEN
+		RAISE EXCEPTION 'cqrs_outbox cannot be created where there are schemas of its names: %', taken
+			USING ERRCODE = 'duplicate_schema', HINT = 'Rename them, or create the extension in another database.';
+	END IF;
+END $$;
 CREATE SCHEMA cqrs;
 COMMENT ON SCHEMA cqrs IS 'internals of cqrs_outbox';
 CREATE SCHEMA cqrs_topics;
