@@ -21,19 +21,19 @@
 #include "retry/failure.h"
 #include "shared/clock.h"
 
-static CqrsJobOutcome open_connection(CqrsJob * job);
-static CqrsJobOutcome exchange(CqrsJob * job);
-static CqrsJobOutcome connection_lost(CqrsJob * job, const char *message);
-static CqrsJobOutcome close_and_fail(CqrsJob * job, ErrorData *error);
+static CqrsJobOutcome open_connection(CqrsJob *job);
+static CqrsJobOutcome exchange(CqrsJob *job);
+static CqrsJobOutcome connection_lost(CqrsJob *job, const char *message);
+static CqrsJobOutcome close_and_fail(CqrsJob *job, ErrorData *error);
 static void wait_for_broker(void);
-static bool run_prepare(CqrsSubscription *subscription, CqrsJob * job);
-static bool run_exchange(CqrsSubscription *subscription, CqrsJob * job);
+static bool run_prepare(CqrsSubscription *subscription, CqrsJob *job);
+static bool run_exchange(CqrsSubscription *subscription, CqrsJob *job);
 
 /*
  * What there is to do for the connection.
  */
 CqrsJobOutcome
-cqrs_broker_job_step(CqrsJob * job)
+cqrs_broker_job_step(CqrsJob *job)
 {
 	char		error[CQRS_BROKER_ERROR_SIZE];
 
@@ -61,7 +61,7 @@ cqrs_broker_job_step(CqrsJob * job)
 }
 
 static CqrsJobOutcome
-open_connection(CqrsJob * job)
+open_connection(CqrsJob *job)
 {
 	ErrorData  *error;
 
@@ -82,7 +82,7 @@ open_connection(CqrsJob * job)
  * Record what the broker said, and read on.
  */
 static CqrsJobOutcome
-exchange(CqrsJob * job)
+exchange(CqrsJob *job)
 {
 	ErrorData  *error;
 	bool		done;
@@ -128,7 +128,7 @@ exchange(CqrsJob * job)
  * The connection is lost, or as good as: record what the broker said before.
  */
 static CqrsJobOutcome
-connection_lost(CqrsJob * job, const char *message)
+connection_lost(CqrsJob *job, const char *message)
 {
 	ErrorData  *error = palloc0(sizeof(ErrorData));
 
@@ -147,7 +147,7 @@ connection_lost(CqrsJob * job, const char *message)
 }
 
 static CqrsJobOutcome
-close_and_fail(CqrsJob * job, ErrorData *error)
+close_and_fail(CqrsJob *job, ErrorData *error)
 {
 	cqrs_target_broker_close();
 	return cqrs_job_fail(job, error);
@@ -167,7 +167,7 @@ wait_for_broker(void)
  * delay after the last failure is kept, also if that was another process's.
  */
 static bool
-run_prepare(CqrsSubscription *subscription, CqrsJob * job)
+run_prepare(CqrsSubscription *subscription, CqrsJob *job)
 {
 	int			failed_before;
 
@@ -196,7 +196,7 @@ run_prepare(CqrsSubscription *subscription, CqrsJob * job)
 }
 
 static bool
-run_exchange(CqrsSubscription *subscription, CqrsJob * job)
+run_exchange(CqrsSubscription *subscription, CqrsJob *job)
 {
 	bool		read = !job->finish &&
 	(job->careful == 0 || job->announced != 0);

@@ -22,18 +22,18 @@
 #include "shared/clock.h"
 
 /* What is being delivered now. */
-static CqrsJob * delivering = NULL;
+static CqrsJob *delivering = NULL;
 
-static CqrsJobOutcome batch_failed(CqrsJob * job, ErrorData *error);
-static bool batch_is_repeated(CqrsJob * job, const ErrorData *error);
-static bool deliver(CqrsSubscription *subscription, CqrsJob * job);
-static bool record_event(CqrsSubscription *subscription, CqrsJob * job);
+static CqrsJobOutcome batch_failed(CqrsJob *job, ErrorData *error);
+static bool batch_is_repeated(CqrsJob *job, const ErrorData *error);
+static bool deliver(CqrsSubscription *subscription, CqrsJob *job);
+static bool record_event(CqrsSubscription *subscription, CqrsJob *job);
 
 /*
  * One batch, or what its error leads to.
  */
 CqrsJobOutcome
-cqrs_handler_job_step(CqrsJob * job)
+cqrs_handler_job_step(CqrsJob *job)
 {
 	ErrorData  *error;
 
@@ -74,7 +74,7 @@ cqrs_handler_job_step(CqrsJob * job)
  * it. Frees the error.
  */
 static CqrsJobOutcome
-batch_failed(CqrsJob * job, ErrorData *error)
+batch_failed(CqrsJob *job, ErrorData *error)
 {
 	if (!batch_is_repeated(job, error))
 	{
@@ -93,7 +93,7 @@ batch_failed(CqrsJob * job, ErrorData *error)
  * If not, job->position is the event that met it, or 0.
  */
 static bool
-batch_is_repeated(CqrsJob * job, const ErrorData *error)
+batch_is_repeated(CqrsJob *job, const ErrorData *error)
 {
 	int			nevents = job->delivery.nevents;
 
@@ -129,7 +129,7 @@ batch_is_repeated(CqrsJob * job, const ErrorData *error)
  * Deliver a batch, or the announced event.
  */
 static bool
-deliver(CqrsSubscription *subscription, CqrsJob * job)
+deliver(CqrsSubscription *subscription, CqrsJob *job)
 {
 	cqrs_target_deliver(subscription, job->partition, &job->pace,
 						job->one_by_one > 0, job->announced, cqrs_wall_now(),
@@ -147,7 +147,7 @@ deliver(CqrsSubscription *subscription, CqrsJob * job)
 }
 
 static bool
-record_event(CqrsSubscription *subscription, CqrsJob * job)
+record_event(CqrsSubscription *subscription, CqrsJob *job)
 {
 	if (job->announced != 0 && job->blame == CQRS_BLAME_SUSPECT)
 		cqrs_target_void_attempt(subscription, job->partition, job->position,
@@ -165,7 +165,7 @@ record_event(CqrsSubscription *subscription, CqrsJob * job)
  * all that was delivered is safe.
  */
 void
-cqrs_handler_job_flush(CqrsJob * job)
+cqrs_handler_job_flush(CqrsJob *job)
 {
 	if (job->flush_at == 0)
 		return;

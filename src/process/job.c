@@ -28,21 +28,21 @@
 /* An outage that cannot be recorded is over after so many milliseconds. */
 #define UNRECORDED_DELAY	1000
 
-static CqrsBlame blame(const CqrsJob * job, const ErrorData *error,
+static CqrsBlame blame(const CqrsJob *job, const ErrorData *error,
 					   bool timed_out);
-static bool is_outage(const CqrsJob * job, const ErrorData *error,
+static bool is_outage(const CqrsJob *job, const ErrorData *error,
 					  bool timed_out);
-static bool is_told(const CqrsJob * job, const ErrorData *error,
+static bool is_told(const CqrsJob *job, const ErrorData *error,
 					bool timed_out);
-static void show(const CqrsSubscription *subscription, CqrsJob * job);
-static bool record_outage(CqrsSubscription *subscription, CqrsJob * job);
+static void show(const CqrsSubscription *subscription, CqrsJob *job);
+static bool record_outage(CqrsSubscription *subscription, CqrsJob *job);
 
 /*
  * Run a function in a transaction. Returns the error that rolled it back, in
  * the current memory context, or NULL.
  */
 ErrorData *
-cqrs_job_run(CqrsJobFunction function, CqrsJob * job)
+cqrs_job_run(CqrsJobFunction function, CqrsJob *job)
 {
 	MemoryContext context = CurrentMemoryContext;
 	CqrsSubscription *subscription;
@@ -94,7 +94,7 @@ cqrs_job_run(CqrsJobFunction function, CqrsJob * job)
  * Whose fault is an error that rolled a transaction back?
  */
 static CqrsBlame
-blame(const CqrsJob * job, const ErrorData *error, bool timed_out)
+blame(const CqrsJob *job, const ErrorData *error, bool timed_out)
 {
 	if (is_outage(job, error, timed_out))
 		return CQRS_BLAME_NOBODY;
@@ -106,7 +106,7 @@ blame(const CqrsJob * job, const ErrorData *error, bool timed_out)
  * Is it no event's? If it was raised in the middle of a batch, evidence tells.
  */
 static bool
-is_outage(const CqrsJob * job, const ErrorData *error, bool timed_out)
+is_outage(const CqrsJob *job, const ErrorData *error, bool timed_out)
 {
 	if (cqrs_blame(error) == CQRS_BLAME_NOBODY)
 		return true;
@@ -122,7 +122,7 @@ is_outage(const CqrsJob * job, const ErrorData *error, bool timed_out)
  * first.
  */
 static bool
-is_told(const CqrsJob * job, const ErrorData *error, bool timed_out)
+is_told(const CqrsJob *job, const ErrorData *error, bool timed_out)
 {
 	if (job->phase == CQRS_JOB_COMMITTING)
 		return job->delivery.nevents <= 1;
@@ -136,7 +136,7 @@ is_told(const CqrsJob * job, const ErrorData *error, bool timed_out)
  * change.
  */
 static void
-show(const CqrsSubscription *subscription, CqrsJob * job)
+show(const CqrsSubscription *subscription, CqrsJob *job)
 {
 	char		activity[NAMEDATALEN + 64];
 
@@ -152,7 +152,7 @@ show(const CqrsSubscription *subscription, CqrsJob * job)
  * or NULL if it is not there, or not one for us, any more.
  */
 CqrsSubscription *
-cqrs_job_begin(const CqrsJob * job)
+cqrs_job_begin(const CqrsJob *job)
 {
 	CqrsSubscription *subscription;
 
@@ -180,7 +180,7 @@ cqrs_job_begin(const CqrsJob * job)
  * Choose the event to deliver next, and count the attempt beforehand.
  */
 bool
-cqrs_job_announce(CqrsSubscription *subscription, CqrsJob * job)
+cqrs_job_announce(CqrsSubscription *subscription, CqrsJob *job)
 {
 	job->announced = cqrs_target_announce(subscription, job->partition,
 										  &job->delivery);
@@ -193,7 +193,7 @@ cqrs_job_announce(CqrsSubscription *subscription, CqrsJob * job)
  * nothing is to be recorded of it, as nobody would clear that.
  */
 bool
-cqrs_job_lock_cursor(const CqrsSubscription *subscription, const CqrsJob * job)
+cqrs_job_lock_cursor(const CqrsSubscription *subscription, const CqrsJob *job)
 {
 	(void) cqrs_subscription_lock(subscription, job->partition, true);
 	return job->partition <
@@ -204,7 +204,7 @@ cqrs_job_lock_cursor(const CqrsSubscription *subscription, const CqrsJob * job)
  * Record an error that is no event's fault, if that can be, and free it.
  */
 CqrsJobOutcome
-cqrs_job_fail(CqrsJob * job, ErrorData *error)
+cqrs_job_fail(CqrsJob *job, ErrorData *error)
 {
 	job->error = error;
 	job->failed_until = TimestampTzPlusMilliseconds(cqrs_wall_now(),
@@ -215,7 +215,7 @@ cqrs_job_fail(CqrsJob * job, ErrorData *error)
 }
 
 static bool
-record_outage(CqrsSubscription *subscription, CqrsJob * job)
+record_outage(CqrsSubscription *subscription, CqrsJob *job)
 {
 	if (!cqrs_job_lock_cursor(subscription, job))
 		return false;
@@ -233,7 +233,7 @@ record_outage(CqrsSubscription *subscription, CqrsJob * job)
  * Says so in the log.
  */
 bool
-cqrs_job_must_wait(CqrsJob * job)
+cqrs_job_must_wait(CqrsJob *job)
 {
 	if (job->delivery.outage == 0)
 		return false;

@@ -17,7 +17,7 @@ typedef enum CqrsJobOutcome
 	CQRS_JOB_DELIVERED,			/* something; there may be more */
 	CQRS_JOB_DRAINED,			/* nothing more */
 	CQRS_JOB_FAILED				/* no event's fault */
-}			CqrsJobOutcome;
+} CqrsJobOutcome;
 
 /* How far a transaction came. */
 typedef enum CqrsJobPhase
@@ -25,7 +25,7 @@ typedef enum CqrsJobPhase
 	CQRS_JOB_SKIPPED,			/* there is nothing for us to do */
 	CQRS_JOB_AT_WORK,
 	CQRS_JOB_COMMITTING			/* an error is one that only a commit finds */
-}			CqrsJobPhase;
+} CqrsJobPhase;
 
 typedef struct CqrsJob
 {
@@ -55,26 +55,26 @@ typedef struct CqrsJob
 	CqrsBlame	blame;			/* for its error */
 	CqrsDelivery delivery;
 	TimestampTz failed_until;
-}			CqrsJob;
+} CqrsJob;
 
 /* Returns false if it turned out that there is nothing for us to do. */
-typedef bool (*CqrsJobFunction) (CqrsSubscription *subscription, CqrsJob * job);
+typedef bool (*CqrsJobFunction) (CqrsSubscription *subscription, CqrsJob *job);
 
 /* job.c */
-extern ErrorData *cqrs_job_run(CqrsJobFunction function, CqrsJob * job);
-extern CqrsSubscription *cqrs_job_begin(const CqrsJob * job);
-extern bool cqrs_job_announce(CqrsSubscription *subscription, CqrsJob * job);
+extern ErrorData *cqrs_job_run(CqrsJobFunction function, CqrsJob *job);
+extern CqrsSubscription *cqrs_job_begin(const CqrsJob *job);
+extern bool cqrs_job_announce(CqrsSubscription *subscription, CqrsJob *job);
 extern bool cqrs_job_lock_cursor(const CqrsSubscription *subscription,
-								 const CqrsJob * job);
-extern CqrsJobOutcome cqrs_job_fail(CqrsJob * job, ErrorData *error);
-extern bool cqrs_job_must_wait(CqrsJob * job);
+								 const CqrsJob *job);
+extern CqrsJobOutcome cqrs_job_fail(CqrsJob *job, ErrorData *error);
+extern bool cqrs_job_must_wait(CqrsJob *job);
 
 /* handler_job.c */
-extern CqrsJobOutcome cqrs_handler_job_step(CqrsJob * job);
-extern void cqrs_handler_job_flush(CqrsJob * job);
+extern CqrsJobOutcome cqrs_handler_job_step(CqrsJob *job);
+extern void cqrs_handler_job_flush(CqrsJob *job);
 extern bool cqrs_handler_job_blame_overdue(void);
 
 /* broker_job.c */
-extern CqrsJobOutcome cqrs_broker_job_step(CqrsJob * job);
+extern CqrsJobOutcome cqrs_broker_job_step(CqrsJob *job);
 
 #endif							/* CQRS_JOB_H */

@@ -78,10 +78,10 @@ static void worker_attach(int index);
 static void worker_exit(int code, Datum arg);
 static void blame_overdue(int code, Datum arg);
 static void deliver(void);
-static void begin_job(CqrsJob * job, uint64 *request, int64 *wanted_look);
-static void end_job(const CqrsJob * job, CqrsJobOutcome outcome,
+static void begin_job(CqrsJob *job, uint64 *request, int64 *wanted_look);
+static void end_job(const CqrsJob *job, CqrsJobOutcome outcome,
 					uint64 request, int64 wanted_look);
-static CqrsJobOutcome step(CqrsJob * job);
+static CqrsJobOutcome step(CqrsJob *job);
 static bool others_wait(TimestampTz start);
 
 void
@@ -237,7 +237,7 @@ deliver(void)
  * Take what is asked for from the slot.
  */
 static void
-begin_job(CqrsJob * job, uint64 *request, int64 *wanted_look)
+begin_job(CqrsJob *job, uint64 *request, int64 *wanted_look)
 {
 	LWLockAcquire(cqrs_shared->lock, LW_SHARED);
 	job->subscription_id = my_slot->subscription_id;
@@ -255,7 +255,7 @@ begin_job(CqrsJob * job, uint64 *request, int64 *wanted_look)
  * Say in the slot what became of it, and wake whom that concerns.
  */
 static void
-end_job(const CqrsJob * job, CqrsJobOutcome outcome, uint64 request,
+end_job(const CqrsJob *job, CqrsJobOutcome outcome, uint64 request,
 		int64 wanted_look)
 {
 	bool		drained = outcome == CQRS_JOB_DRAINED;
@@ -297,7 +297,7 @@ end_job(const CqrsJob * job, CqrsJobOutcome outcome, uint64 request,
  * leave in the middle.
  */
 static CqrsJobOutcome
-step(CqrsJob * job)
+step(CqrsJob *job)
 {
 	bool		stop;
 
