@@ -5,33 +5,34 @@
  *
  * A worker is connected as the owner of the subscriptions it delivers: their
  * handlers run in an ordinary session of the owner's, and can gain nothing by
- * leaving it. What one of them leaves there, no other one meets: see session.c.
+ * leaving it. What a handler leaves in the session, no other one sees: see
+ * session.c.
  *
  * Protocol
  *
  * 1. The manager writes a cursor (subscription and partition) and the number of
  *	  a look (see manager.c) into the slot, and sets the latch. The worker
- *	  delivers all that is committed, which is all that the manager saw by then
- *	  and maybe more, says so in the slot, and waits.
+ *	  delivers all that is committed, which is at least what the manager saw,
+ *	  says so in the slot, and waits.
  * 2. A batch is one transaction: the cursor moves with what the handler did.
- *	  What an error does to it, target_handler.c says.
- * 3. After a process ended that was not meant to, be it this one's predecessor
- *	  or, with a crash of the whole server, who knows which, the next
- *	  CQRS_BATCH_EVENTS are delivered carefully: one by one, each with its
- *	  attempt counted, and that committed, before the handler is called. So an
- *	  event that kills the process becomes a dead letter in the end.
- *	  A process that ends itself, because a handler would not be cancelled, knows
- *	  which event it was: it records that on its way out (blame_overdue). If it
- *	  can, nobody needs to be careful.
+ *	  target_handler.c says what an error does to it.
+ * 3. After a process ended unexpectedly (the one before this, or any, if the
+ *	  whole server crashed), the next CQRS_BATCH_EVENTS are delivered carefully:
+ *	  one by one, each with its attempt counted, and that committed, before the
+ *	  handler is called. So an event that kills the process becomes a dead letter
+ *	  in the end. A process that ends itself because a handler would not be
+ *	  cancelled knows which event it was, and records that on its way out
+ *	  (blame_overdue). If it could, nobody need be careful.
  * 4. If other cursors wait for a worker, it stops after a while and lets the
  *	  manager decide whose turn it is.
  * 5. To a broker, delivery goes on in steps: connect, exchange (see
  *	  target_broker.c), wait. A worker that has connected serves this cursor as
  *	  long as it lives, and keeps the connection while there is nothing to do.
- *	  As a client library may end the process too, 3 goes for connecting: then
- *	  the failure is recorded, with its delay, before it is tried.
+ *	  As a client library may end the process, too, careful delivery (3)
+ *	  includes connecting: the failure is recorded, with its delay, before it
+ *	  is tried.
  *
- * 6. With a transaction for each event, those that wait for nothing (see
+ * 6. With a transaction for each event, those that nobody waits for (see
  *	  target_handler.c) commit without waiting for the disk. Every
  *	  cqrs_outbox.batch_duration, and before it says that anything was delivered,
  *	  the worker waits for all of them.
@@ -72,46 +73,46 @@
 #include "shared/shmem.h"
 #include "subscription/subscription.h"
 
-/* Exit after so long without work, in milliseconds. */
+/* Exit after this long without work, in milliseconds. */
 #define LONGEST_IDLE	60000
 
-/* Let others in after so long, in milliseconds ... */
+/* Let others have the worker after this long, in milliseconds ... */
 #define TIME_SLICE		1000
 
-/* ... those of other databases, that have no worker; the same. */
+/* ... and after this long, if they are of another database that has none. */
 #define SHORT_TIME_SLICE	200
 
 typedef enum Outcome
 {
 	DELIVERED,					/* something; there may be more */
 	DRAINED,					/* nothing more */
-	FAILED						/* no event's fault */
+	FAILED						/* through no event's fault */
 } Outcome;
 
-/* What one transaction is about. */
+/* What there is to do in one transaction. */
 typedef struct Job
 {
 	int32		subscription_id;
 	int			partition;
-	bool		first;			/* of this delivery */
+	bool		first;			/* the first one of this delivery */
 	bool		broker;
 	bool		finish;			/* begin nothing new */
 	bool		careful;
-	const char *lost;			/* why the connection is */
+	const char *lost;			/* why the connection is lost */
 	CqrsPace	pace;
-	int			one_by_one;		/* so many events are to be delivered alone */
-	int64		announced;		/* this parked event, or 0 */
+	int			one_by_one;		/* how many events are to be delivered alone */
+	int64		announced;		/* position of the announced event, or 0 */
 	const ErrorData *error;		/* what to record */
-	int64		position;		/* ... and of which event */
+	int64		position;		/* ... and for the event at this position */
 	CqrsDelivery delivery;
 	bool		called;			/* the subscription is there, and ours */
-	bool		prepared;		/* it may be connected to, now */
+	bool		prepared;		/* everything is ready to connect */
 	bool		shown;			/* in pg_stat_activity */
-	bool		cleared;		/* it is recorded that it works */
+	bool		cleared;		/* the last failure was forgotten */
 	bool		committing;		/* the rest is done */
 	bool		outage;			/* the error is no event's fault ... */
 	bool		suspect;		/* ... or may be none */
-	TimestampTz flush_at;		/* wait for the disk then; 0: for nothing */
+	TimestampTz flush_at;		/* wait for the disk then; 0: nothing to wait for */
 	TimestampTz failed_until;
 } Job;
 
@@ -123,7 +124,10 @@ static CqrsWorkerSlot *my_slot = NULL;
 static Job *delivering = NULL;
 static bool blamed = false;
 
-/* What a delivery leaves outside of its transactions; reset before the next. */
+/*
+ * For what a delivery keeps beyond its transactions; reset before the next
+ * one.
+ */
 static MemoryContext delivery_context = NULL;
 
 static void worker_attach(int index);
@@ -198,7 +202,8 @@ cqrs_worker_main(Datum arg)
 }
 
 /*
- * Take the slot that the manager chose, or exit if that is over.
+ * Take the slot that the manager chose, or exit if it has no use for us any
+ * more.
  */
 static void
 worker_attach(int index)
@@ -216,20 +221,23 @@ worker_attach(int index)
 	slot->pid = MyProcPid;
 	slot->latch = MyLatch;
 
-	/* A manager that is to make room for others may wait for this. */
+	/* A manager that was asked to leave may wait for this. */
 	database = cqrs_database_find(slot->dboid);
 	if (database != NULL && database->asked_to_leave != 0)
 		SetLatch(database->manager_latch);
 	LWLockRelease(cqrs_shared->lock);
 	before_shmem_exit(worker_exit, (Datum) 0);
 
-	/* Before the connection is made: after its transaction was rolled back. */
+	/*
+	 * Registered before we connect, so that it runs after the transaction was
+	 * rolled back.
+	 */
 	before_shmem_exit(blame_overdue, (Datum) 0);
 }
 
 /*
- * Free the slot. Whoever waits for one is told. If this was not meant to be,
- * the manager is to wait before it starts another for the subscription.
+ * Free the slot, and tell whoever waits for one. After an unexpected end, the
+ * manager waits before it starts another worker for the subscription.
  */
 static void
 worker_exit(int code, Datum arg)
@@ -251,10 +259,10 @@ worker_exit(int code, Datum arg)
 }
 
 /*
- * If the process ends because a handler would not be cancelled, its event
- * failed. Nothing can interrupt us now: if somebody else has the cursor's lock,
- * leave it. If others of the batch come before the event, they are to be done
- * again first. In both cases the next process is careful.
+ * If the process ends because a handler would not be cancelled, record that its
+ * event failed. Nothing can interrupt us now, so if somebody else has the
+ * cursor's lock, let it be. If others of the batch come before the event, they
+ * are to be done again first. In both cases the next process is careful.
  */
 static void
 blame_overdue(int code, Datum arg)
@@ -285,7 +293,7 @@ blame_overdue(int code, Datum arg)
 }
 
 /*
- * Deliver what is asked for, and say in the slot how far that came.
+ * Deliver what is asked for, and say in the slot how far we got.
  */
 static void
 deliver(void)
@@ -319,7 +327,9 @@ deliver(void)
 			flush_commits(&job);
 		CHECK_FOR_INTERRUPTS();
 
-		/* But not between the tries of one attempt, which would be forgotten. */
+		/*
+		 * But not between the tries of one attempt: they would be forgotten.
+		 */
 		if (job.pace.again == 0 && others_wait(start))
 		{
 			if (cqrs_target_broker_pending() == 0)
@@ -365,7 +375,7 @@ deliver(void)
 	{
 		CqrsDatabaseSlot *database = cqrs_database_find(MyDatabaseId);
 
-		/* Otherwise it has nothing to do for us just now. */
+		/* Otherwise, no manager need come for us. */
 		if (database != NULL)
 			cqrs_database_due(database, outcome == DRAINED ?
 							  my_slot->retry_at : my_slot->failed_until);
@@ -375,8 +385,8 @@ deliver(void)
 }
 
 /*
- * Has this worker, that began then, been at it for long enough, as others wait
- * for one?
+ * Others may be waiting for a worker: has this one, which began at start, been
+ * at it for long enough?
  */
 static bool
 others_wait(TimestampTz start)
@@ -390,8 +400,8 @@ others_wait(TimestampTz start)
 }
 
 /*
- * One batch, or what its error leads to. *careful is how many events are still
- * to be delivered carefully.
+ * Deliver one batch, or do what an error in it calls for. *careful is how many
+ * events are still to be delivered carefully.
  */
 static Outcome
 deliver_some(Job *job, int *careful)
@@ -434,7 +444,7 @@ deliver_some(Job *job, int *careful)
 }
 
 /*
- * Is what was delivered last to wait, because it failed and no event is to blame?
+ * Does the subscription have to wait, because events failed and none is to blame?
  * Says so in the log.
  */
 static bool
@@ -469,7 +479,7 @@ failed_to_deliver(Job *job, ErrorData *error)
 	job->position = job->delivery.position;
 	if (job->committing)
 	{
-		/* Something that only a commit finds out: which event did it? */
+		/* The commit failed: which event made it? */
 		if (nevents > 1 || (nevents == 1 && job->delivery.nfailed > 0))
 		{
 			job->one_by_one = nevents;
@@ -487,7 +497,7 @@ failed_to_deliver(Job *job, ErrorData *error)
 	}
 	else if (job->announced == 0 && !job->outage && job->position != 0)
 	{
-		/* Those before it, again; then it is called apart. */
+		/* Do those before it again; then call it apart. */
 		cqrs_pace_failed(&job->pace, nevents, error);
 		FreeErrorData(error);
 		return DELIVERED;
@@ -554,7 +564,7 @@ deliver_some_to_broker(Job *job, int *careful)
 			if (!job->first || cqrs_target_broker_pending() > 0)
 				return fail_broker(job, error);
 
-			/* While there was nothing to do: that is worth a new attempt. */
+			/* It was lost while there was nothing to do: try anew at once. */
 			cqrs_target_broker_close();
 			return DELIVERED;
 	}
@@ -643,7 +653,7 @@ fail_broker(Job *job, const char *message)
 	(void) run(run_exchange, job);
 	record_outage(job, error);
 
-	/* This may end the process. */
+	/* This may end the process, so it comes last. */
 	cqrs_target_broker_close();
 	return FAILED;
 }
@@ -658,7 +668,7 @@ wait_for_broker(void)
 }
 
 /*
- * Record what is no event's fault, if that can be, and free the error.
+ * Record, if possible, a failure that is no event's fault, and free the error.
  */
 static void
 record_outage(Job *job, ErrorData *error)
@@ -726,7 +736,7 @@ run(JobFunction function, Job *job)
 }
 
 /*
- * Is an error that rolled a transaction back no event's fault? If it was raised
+ * Is an error that rolled back a transaction no event's fault? If it was raised
  * in the middle of a batch, evidence tells.
  */
 static bool
@@ -766,7 +776,7 @@ run_deliver(CqrsSubscription *subscription, Job *job)
 	cqrs_target_deliver(subscription, job->partition, &job->pace,
 						job->one_by_one > 0, job->announced, cqrs_wall_now(),
 						true, &job->delivery);
-	/* It is not enough that nothing was to be done. */
+	/* If something is parked, that there was nothing to do shows nothing. */
 	if (!job->cleared && job->delivery.outage == 0 &&
 		(job->delivery.nevents > 0 ||
 		 (job->delivery.nfailed == 0 && job->delivery.retry_at == 0)))
@@ -788,9 +798,9 @@ run_announce(CqrsSubscription *subscription, Job *job)
 }
 
 /*
- * Find out how to connect. The delay after the last failure is kept, also if
- * that was another process's. If an attempt may end the process, it counts as
- * failed before it begins.
+ * Find out how to connect. The delay after the last failure is observed, even
+ * if that was another process's. If an attempt may end the process, it counts
+ * as failed before it begins.
  */
 static void
 run_prepare(CqrsSubscription *subscription, Job *job)
@@ -834,7 +844,10 @@ run_exchange(CqrsSubscription *subscription, Job *job)
 								!job->finish && (!job->careful || job->announced != 0),
 								job->announced, job->lost, &job->delivery);
 
-	/* It is not enough that it can be connected to, or rejects what is sent. */
+	/*
+	 * That it can be connected to, or rejects what is sent, does not show that
+	 * it works.
+	 */
 	if (job->delivery.nevents > 0 ||
 		(!job->finish && !job->delivery.more && !job->delivery.failing))
 		cqrs_failure_clear(job->subscription_id, job->partition);
@@ -867,8 +880,8 @@ run_record_outage(CqrsSubscription *subscription, Job *job)
 }
 
 /*
- * Lock the cursor. Returns false if its partition went while we waited: then
- * nothing is to be recorded of it, as nobody would clear that.
+ * Lock the cursor. Returns false if its partition went away while we waited:
+ * then nothing may be recorded of it, as nobody would clear that.
  */
 static bool
 lock_cursor(const CqrsSubscription *subscription, const Job *job)
@@ -879,8 +892,8 @@ lock_cursor(const CqrsSubscription *subscription, const Job *job)
 }
 
 /*
- * Begin a transaction in which the extension stays. Returns the subscription,
- * or NULL if it is not there, or not one for us, any more.
+ * Begin a transaction in which the extension cannot be dropped. Returns the
+ * subscription, or NULL if it is gone, or not for us any more.
  */
 static CqrsSubscription *
 begin_delivery(const Job *job)
@@ -897,7 +910,7 @@ begin_delivery(const Job *job)
 	if (subscription == NULL || subscription->owner != GetUserId())
 		return NULL;
 
-	/* What was on its way to a broker as it was paused is recorded. */
+	/* If it is paused, what is on its way to a broker is still recorded. */
 	if (job->broker ? subscription->server == NULL ||
 		subscription->state == CQRS_SUBSCRIPTION_SUSPENDED :
 		!subscription->has_handler ||
