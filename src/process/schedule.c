@@ -84,7 +84,7 @@ typedef struct Scheduled
 static HTAB *schedule = NULL;
 static uint64 schedule_generation = 0;
 
-/* Random, so that managers begin with different cursors. */
+/* Differs between managers, so that they begin with different cursors. */
 static uint32 first_order;
 
 /* Cursors that may have something to do; the one served last comes last. */
