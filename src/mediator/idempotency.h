@@ -13,7 +13,7 @@
 
 #include "mediator/dispatch_stack.h"
 
-/* A key that is locked; in the memory of who sends the command. */
+/* A locked key; in the memory of the function that sends the command. */
 typedef struct CqrsIdempotencyKey
 {
 	struct CqrsIdempotencyKey *outer;	/* whose command is being handled */
