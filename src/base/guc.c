@@ -34,8 +34,8 @@ static bool check_traceparent(char **newval, void **extra, GucSource source);
 static bool is_hex(const char *str, int len);
 
 /*
- * Define the settings, once a process. Those of the background workers exist
- * only if there can be background workers: preloaded.
+ * Define the settings; called once in each process. Those for background
+ * workers exist only if the library is preloaded, so that there can be some.
  */
 void
 cqrs_guc_define(void)
@@ -133,7 +133,7 @@ cqrs_guc_define(void)
 }
 
 /*
- * Empty, or a traceparent of W3C's version 00.
+ * Allow an empty string, or a traceparent of W3C's version 00.
  */
 static bool
 check_traceparent(char **newval, void **extra, GucSource source)
@@ -155,7 +155,7 @@ check_traceparent(char **newval, void **extra, GucSource source)
 }
 
 /*
- * What is safe in any encoding, and in a header.
+ * Allow what is safe in any encoding, and in a header.
  */
 static bool
 check_correlation_id(char **newval, void **extra, GucSource source)

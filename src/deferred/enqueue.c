@@ -3,29 +3,29 @@
  * enqueue.c
  *	  Commands that are executed by the worker, after the commit.
  *
- * An enqueued command is an event, in a topic of its own role's: named like the
- * command, with its payload, and with its id as event id. A subscription of
- * the role's, whose handler is cqrs.run_command(), dispatches it. So all that
- * holds for subscriptions holds for commands: they run exactly once, with their
- * owner's privileges, in order by key; they are retried, are dead letters,
- * can be paused and redriven.
+ * An enqueued command is an event in a topic of the role that enqueued it:
+ * named like the command, with its payload, and with its id as event id. A
+ * subscription of the role, whose handler is cqrs.run_command(), dispatches it.
+ * So all that is true of subscriptions is true of commands: they run exactly
+ * once, with their owner's privileges, in order by key; they are retried,
+ * become dead letters, can be paused and redriven.
  *
  * A command for later waits in cqrs.scheduled_command until its time has come;
  * release.c has the rest.
  *
  * Topic and subscription are made when a role first enqueues, and named after
- * the role; the name is no more than a label. The registry knows the
- * subscription by its owner and its column runs_commands; owner.c says why
- * commands are not executed as another role. Nobody but the
- * extension's owner may emit to the topic otherwise: who could, would have the
- * role execute commands. So a topic that is there already is never used.
+ * the role, but the name is only a label. The registry knows the subscription
+ * by its owner and its column runs_commands; owner.c says why commands are not
+ * executed as another role. Nobody but the extension's owner may emit to the
+ * topic in another way: whoever could would make the role execute commands. So
+ * a topic that is there already is never used.
  *
  * Locking
  *
- * Who makes them takes SHARE ROW EXCLUSIVE on cqrs.subscription and cqrs.topic,
- * in that order, until the end of the transaction; then looks again. Whoever
- * came second sees by the registry, which is of now, what the first one
- * made, in a REPEATABLE READ transaction, too.
+ * Whoever makes them takes SHARE ROW EXCLUSIVE on cqrs.subscription and
+ * cqrs.topic, in that order, until the end of the transaction, and then looks
+ * again. Whoever comes second sees in the registry, which is always current,
+ * what the first one made, even in a REPEATABLE READ transaction.
  *
  *-------------------------------------------------------------------------
  */
@@ -109,7 +109,7 @@ cqrs_enqueue(PG_FUNCTION_ARGS)
 	event.headers.isnull = true;
 	event.headers = cqrs_context_headers(event.headers);
 
-	/* The default is now(), whether that is believed or not. */
+	/* The default is now(), whether the clock is believed or not. */
 	if (run_at == GetCurrentTransactionStartTimestamp() ||
 		run_at <= cqrs_wall_now())
 		cqrs_command_write(&event);
@@ -138,12 +138,11 @@ cqrs_cancel_command(PG_FUNCTION_ARGS)
  * cqrs.run_command(event): handler of the subscriptions that run commands.
  *
  * It executes the command that is being delivered, whatever its argument is, and
- * only if it is what the delivery calls: so nobody can have it believe in an id,
- * an attempt, or a cause.
+ * only when the delivery itself calls it: so nobody can pass it a forged id,
+ * attempt, or cause.
  *
- * To its handler, the command has the id under which it was enqueued, was
- * caused by what was being handled then, and has as many attempts as the
- * event.
+ * Its handler sees the command with the id under which it was enqueued, caused
+ * by what was being handled then, and with the attempts of the event.
  */
 Datum
 cqrs_run_command(PG_FUNCTION_ARGS)
@@ -188,9 +187,9 @@ cqrs_run_command(PG_FUNCTION_ARGS)
 }
 
 /*
- * Write a command to its role's topic; raises what cqrs_event_write() does. One
- * without a key gets one of its own, as events without a key wait for one
- * another.
+ * Write a command to its role's topic; raises what cqrs_event_write() does. A
+ * command without a key gets one of its own, as events without a key wait for
+ * one another.
  */
 void
 cqrs_command_write(CqrsEvent *command)
@@ -208,9 +207,9 @@ cqrs_command_write(CqrsEvent *command)
 }
 
 /*
- * See that the command could be executed now: the user may execute all its
+ * Check that the command could be executed now: the user may execute all its
  * handlers, and they take the payload. Raises 42883, 42501, and what payload.c
- * says.
+ * does.
  */
 static void
 check_handlers(CqrsCommand *command, Datum payload)
@@ -231,7 +230,7 @@ check_handlers(CqrsCommand *command, Datum payload)
 
 /*
  * The topic of the current user's commands, which is made if there is none.
- * Raises 42501 if the user may not log in, where the worker needs that.
+ * Raises 42501 if the user cannot log in and the worker needs that.
  */
 static const CqrsTopic *
 commands_topic(void)
@@ -257,10 +256,11 @@ commands_topic(void)
 }
 
 /*
- * Make the current user's subscription for commands, and its topic; or only the
- * latter, if somebody dropped it. The tables are locked.
+ * Make the current user's subscription for commands, and its topic; only the
+ * topic, if just that was dropped. The tables are locked.
  *
- * No limit suspends the subscription: it would lose commands.
+ * The subscription has no limits: if they suspended it, it would lose
+ * commands.
  */
 static void
 make_subscription(void)
@@ -276,7 +276,7 @@ make_subscription(void)
 	cqrs_subscription_require_login(name);
 	topic_id = cqrs_topic_create(name, &retention, false);
 
-	/* The manager has passed by what this role had scheduled. */
+	/* The manager has passed by what this role had scheduled before. */
 	cqrs_shmem_command_scheduled(DT_NOBEGIN);
 	if (existing != NULL)
 	{
@@ -307,7 +307,8 @@ make_subscription(void)
 }
 
 /*
- * A name after the role that neither a topic nor a subscription has, palloc'd.
+ * A name made from the role's that neither a topic nor a subscription has,
+ * palloc'd.
  */
 static char *
 free_name(Oid owner)
@@ -339,7 +340,7 @@ free_name(Oid owner)
 }
 
 /*
- * Have a command of the current user's wait for its time.
+ * Schedule a command of the current user.
  */
 static void
 schedule(const CqrsEvent *event, TimestampTz run_at)
@@ -365,9 +366,9 @@ schedule(const CqrsEvent *event, TimestampTz run_at)
 }
 
 /*
- * Remove a scheduled command, and tell for when it was. Waits for who is
- * removing it: it may be there again then. Returns false if it is not
- * there; raises 42501 if it is not the user's.
+ * Remove a scheduled command; *run_at gets its time. Waits for a transaction
+ * that is removing it, which may be rolled back. Returns false if there is no
+ * such command; raises 42501 if it is not the user's.
  */
 static bool
 remove_scheduled(pg_uuid_t *command_id, TimestampTz *run_at)
@@ -399,7 +400,7 @@ remove_scheduled(pg_uuid_t *command_id, TimestampTz *run_at)
 
 /*
  * Is the current user the owner of the commands for this topic, or a member of
- * it? Those that are nobody's are the extension's owner's.
+ * that role? Commands without an owner belong to the extension's owner.
  */
 static bool
 is_command_of_user(int32 topic_id)
@@ -415,7 +416,7 @@ is_command_of_user(int32 topic_id)
 }
 
 /*
- * Find a scheduled command, which is the user's; otherwise 42501.
+ * Find a scheduled command. Raises 42501 if it is not the user's.
  */
 static bool
 find_scheduled(pg_uuid_t *command_id, Snapshot snapshot, ItemPointer tid,

@@ -60,7 +60,7 @@ typedef struct Step
 	Jsonb	   *payload;		/* that it was called with */
 	Oid			userid;			/* of its caller ... */
 	int			sec_context;
-	char	   *search_path;	/* ... and NULL if not SECURITY DEFINER */
+	char	   *search_path;	/* ... and this; NULL: not SECURITY DEFINER */
 } Step;
 
 /* A middleware of a command, to name both in errors. */
