@@ -53,7 +53,8 @@
 /*
  * Options of a foreign server that the core reads itself. A module's validator
  * must allow them:
- *	window				how many messages may be unreported, 1 to 1000000; by default, what the module says
+ *	window				how many messages may be unreported, 1 to 1000000; by
+ *						default, what the module says
  *	cloudevents_source	what events in this format have as their source; by
  *						default /<database>/<topic>
  *	max_message_size	the largest body of a message, in bytes; an event with a
