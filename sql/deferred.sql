@@ -37,8 +37,25 @@ CREATE FUNCTION be_due() RETURNS void LANGUAGE sql AS $$
 	UPDATE cqrs.scheduled_command SET run_at = run_at - interval '2 hours'
 $$;
 
--- enqueued now: in the outbox at once, executed once committed
+-- each role has a queue of its own, which is created beforehand
 SET ROLE regress_cqrs_app;
+SELECT cqrs_enqueue('Add', '{"n": 1}');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_create_command_queue('no_such_role');
+SELECT cqrs_create_command_queue('regress_cqrs_nologin');
+\echo :LAST_ERROR_SQLSTATE
+BEGIN;
+SELECT cqrs_create_command_queue();
+ROLLBACK;
+BEGIN READ ONLY;
+SELECT cqrs_create_command_queue();
+ROLLBACK;
+RESET ROLE;
+SELECT cqrs_create_command_queue('regress_cqrs_app') AS created, cqrs_create_command_queue('regress_cqrs_app') AS again;
+SET ROLE regress_cqrs_app;
+SELECT cqrs_create_command_queue(NULL) AS again;
+
+-- enqueued now: in the outbox at once, executed once committed
 BEGIN;
 SELECT cqrs_enqueue('Add', '{"n": 1}') AS id \gset
 SELECT cqrs_drain('commands_of_regress_cqrs_app');
@@ -64,13 +81,11 @@ RESET ROLE;
 -- what fails from here on is not tried again, however slow the machine is
 SELECT cqrs_alter_subscription('commands_of_regress_cqrs_app', retry_delay => '1 hour', max_retry_delay => '1 hour');
 
--- each role has its own, made when it first enqueues
-BEGIN;
-SELECT cqrs_enqueue('Add', '{"n": 3}') IS NOT NULL AS enqueued;
-ROLLBACK;
+-- its name is another one where that is taken
 SELECT cqrs_create_topic('commands_of_' || current_user);
 BEGIN ISOLATION LEVEL REPEATABLE READ;
 SELECT count(*) FROM item;
+SELECT cqrs_create_command_queue();
 SELECT cqrs_enqueue('Add', '{"n": 3}', key => 'k') IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Add', '{"n": 4}', key => 'k', run_at => now() - interval '1 day') IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Add', '{"n": 5}', run_at => now() + interval '1 hour') IS NOT NULL AS enqueued;
@@ -100,10 +115,10 @@ SELECT count(*) FROM secret;
 SET ROLE regress_cqrs_nologin;
 DO $$
 BEGIN
-	PERFORM cqrs_enqueue('Add', '{"n": 1}');
+	PERFORM cqrs_create_command_queue();
 	RAISE 'LOGIN is not needed' USING ERRCODE = '42501';	-- not before 17
 EXCEPTION WHEN insufficient_privilege THEN
-	RAISE NOTICE 'not enqueued';
+	RAISE NOTICE 'not created';
 END $$;
 RESET ROLE;
 
@@ -114,18 +129,18 @@ SELECT cqrs_enqueue('Add', '{"n": 7}', 'k', now() + interval '30 min') AS sooner
 SELECT cqrs_enqueue('Add', '{"n": 8}', 'k', now() + interval '1 day') AS cancelled \gset
 SELECT command_name, owner, key, payload, run_at > now() AS later, enqueued_at <= now() AS enqueued
 FROM cqrs_scheduled_commands ORDER BY run_at;
-SELECT cqrs_release_commands();
+SELECT cqrs_enqueue_scheduled();
 RESET ROLE;
-SELECT cqrs_release_commands();
+SELECT cqrs_enqueue_scheduled();
 SELECT be_due();
 SELECT cqrs_cancel_command(:'cancelled');
 BEGIN;
-SELECT cqrs_release_commands();
+SELECT cqrs_enqueue_scheduled();
 SELECT count(*) FROM cqrs_scheduled_commands;
 ROLLBACK;
 SELECT count(*) FROM cqrs_scheduled_commands;
-SELECT cqrs_release_commands();
-SELECT cqrs_release_commands();
+SELECT cqrs_enqueue_scheduled();
+SELECT cqrs_enqueue_scheduled();
 SELECT count(*) FROM cqrs_scheduled_commands;
 SET ROLE regress_cqrs_app;
 SELECT event_id = :'sooner' AS sooner, event_id = :'later' AS later FROM cqrs_events('commands_of_regress_cqrs_app')
@@ -142,7 +157,7 @@ SELECT cqrs_register_command('Measure', 'measure(jsonb)');
 SELECT cqrs_enqueue('Measure', jsonb_build_object('text', (SELECT string_agg(md5(i::text), '') FROM generate_series(1, 1000) i)),
 	run_at => now() + interval '1 hour') IS NOT NULL AS enqueued;
 SELECT be_due();
-SELECT cqrs_release_commands();
+SELECT cqrs_enqueue_scheduled();
 VACUUM cqrs.scheduled_command;
 SELECT cqrs_drain('commands_of_' || current_user || '_2');
 SELECT max(n) FROM item;
@@ -179,7 +194,7 @@ RESET cqrs_outbox.correlation_id;
 RESET ROLE;
 SELECT headers - 'causation_id' AS headers, headers ? 'causation_id' AS caused FROM cqrs.scheduled_command;
 SELECT be_due();
-SELECT cqrs_release_commands();
+SELECT cqrs_enqueue_scheduled();
 SET ROLE regress_cqrs_app;
 SELECT cqrs_drain('commands_of_regress_cqrs_app');
 SELECT n, (context).correlation_id, (context).causation_id IS NOT NULL AS caused FROM item WHERE n IN (10, 11) ORDER BY n;
@@ -208,7 +223,11 @@ SELECT cqrs_enqueue('Add', NULL);
 SELECT cqrs_enqueue('Add', '[1]');
 \echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_enqueue('Add', '{"n": "many"}');
-SELECT cqrs_enqueue('Add', '{"n": 1}', run_at => NULL);
+SELECT cqrs_enqueue('Add', '{"n": 1}', options => '[]');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_enqueue('Add', '{"n": 1}', options => '{"priority": 1}');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_enqueue('Add', '{"n": 1}', idempotency_key => '');
 \echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_enqueue('Add', '{"n": 1}', run_at => 'infinity');
 \echo :LAST_ERROR_SQLSTATE
@@ -241,7 +260,7 @@ SELECT cqrs_drain('commands_of_regress_cqrs_app');
 RESET client_min_messages;
 RESET ROLE;
 
--- the subscription goes with all that is enqueued; the next one makes it anew
+-- the subscription goes with all that is enqueued; then it is created anew
 SET ROLE regress_cqrs_app;
 SELECT cqrs_enqueue('Add', '{"n": 20}', run_at => now() + interval '1 hour') IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Add', '{"n": 21}') IS NOT NULL AS enqueued;
@@ -250,6 +269,8 @@ RESET ROLE;
 SELECT topic FROM cqrs.topic WHERE topic LIKE '%regress%';
 SELECT count(*) FROM cqrs.scheduled_command;
 SET ROLE regress_cqrs_app;
+SELECT cqrs_enqueue('Add', '{"n": 22}');
+SELECT cqrs_create_command_queue();
 SELECT cqrs_enqueue('Add', '{"n": 22}') IS NOT NULL AS enqueued;
 SELECT cqrs_drain('commands_of_regress_cqrs_app');
 SELECT n FROM item WHERE n BETWEEN 20 AND 29 ORDER BY seq;
@@ -257,10 +278,29 @@ RESET ROLE;
 -- the same without its topic
 SELECT cqrs_drop_topic('commands_of_regress_cqrs_app', force => true);
 SET ROLE regress_cqrs_app;
+SELECT cqrs_enqueue('Add', '{"n": 23}');
+SELECT cqrs_create_command_queue();
 SELECT cqrs_enqueue('Add', '{"n": 23}') IS NOT NULL AS enqueued;
 SELECT cqrs_drain('commands_of_regress_cqrs_app');
 SELECT n FROM item WHERE n = 23;
 SELECT topics FROM cqrs_subscription_status;
+RESET ROLE;
+
+-- an idempotency key: once, with the id of the first time
+SET ROLE regress_cqrs_app;
+SELECT cqrs_enqueue('Add', '{"n": 24}', idempotency_key => 'once') AS first \gset
+SELECT cqrs_enqueue('Add', '{"n": 24}', run_at => 'tomorrow', idempotency_key => 'once') = :'first' AS same;
+SELECT cqrs_enqueue('Add', '{"n": 25}', idempotency_key => 'once');
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_send('Add', '{"n": 24}', idempotency_key => 'once');
+SELECT cqrs_drain(subscription) FROM cqrs_subscription_status;
+SELECT n FROM item WHERE n IN (24, 25);
+BEGIN;
+SELECT cqrs_enqueue('Add', '{"n": 25}', idempotency_key => 'rolled back') IS NOT NULL AS enqueued;
+ROLLBACK;
+SELECT cqrs_enqueue('Add', '{"n": 25}', idempotency_key => 'rolled back', options => '{}') IS NOT NULL AS enqueued;
+SELECT cqrs_drain(subscription) FROM cqrs_subscription_status;
+SELECT n FROM item WHERE n IN (24, 25);
 RESET ROLE;
 
 -- a long name, in the middle of a character
@@ -270,7 +310,7 @@ DECLARE
 BEGIN
 	EXECUTE format('CREATE ROLE %I LOGIN; GRANT INSERT ON item TO %1$I; GRANT USAGE ON SEQUENCE item_seq_seq TO %1$I', role);
 	EXECUTE format('SET ROLE %I', role);
-	PERFORM cqrs_enqueue('Add', '{"n": 30}');
+	PERFORM cqrs_create_command_queue(), cqrs_enqueue('Add', '{"n": 30}');
 	RESET ROLE;
 END $$;
 SELECT length(subscription), octet_length(subscription) FROM cqrs.subscription WHERE subscription LIKE '%ä%';

@@ -313,6 +313,7 @@ CREATE FUNCTION enqueue(c jsonb) RETURNS text LANGUAGE sql AS $$
 	SELECT cqrs_enqueue('Nothing'), cqrs_enqueue('Nothing', run_at => now() + interval '1 day');
 	SELECT 'enqueued'
 $$;
+SELECT cqrs_create_command_queue();
 SELECT cqrs_register_middleware('wrap(cqrs_request)'), cqrs_register_command('Enqueue', 'enqueue(jsonb)');
 SELECT answer, brief(events) FROM cqrs_dry_run('Enqueue');
 SELECT cqrs_unregister_middleware('wrap(cqrs_request)');

@@ -1,4 +1,12 @@
 -- The extension itself: its schema, its privileges, what depends on it.
+-- an application may have its schemas' names already
+CREATE SCHEMA cqrs;
+CREATE SCHEMA cqrs_topics;
+\set VERBOSITY terse
+CREATE EXTENSION cqrs_outbox;
+\set VERBOSITY default
+\echo :LAST_ERROR_SQLSTATE
+DROP SCHEMA cqrs, cqrs_topics;
 CREATE SCHEMA app;
 CREATE EXTENSION cqrs_outbox SCHEMA app;
 SELECT app.cqrs_register_event('a', 'topic_a');

@@ -176,6 +176,7 @@ ROLLBACK;
 -- ----------------------------------------------------------------------
 SELECT cqrs_register_event('Any', 'secret_topic');
 SET ROLE regress_cqrs_boss;
+SELECT cqrs_create_command_queue();
 SELECT cqrs_enqueue('Any', '{"by": "boss"}') IS NOT NULL;
 RESET ROLE;
 GRANT ALL ON ALL TABLES IN SCHEMA cqrs_topics TO regress_cqrs_app;
@@ -212,7 +213,34 @@ SELECT topic FROM cqrs_topic_status WHERE leak(topic);
 SELECT command_id FROM cqrs_scheduled_commands WHERE leak(command_name, owner::text, payload::text);
 RESET ROLE;
 
+-- ----------------------------------------------------------------------
+-- A role that administers
+-- ----------------------------------------------------------------------
+CREATE ROLE "regress cqrs ops";
+CREATE VIEW refused AS
+SELECT p.oid::regprocedure::text COLLATE "C" AS function
+FROM pg_extension e
+JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
+JOIN pg_proc p ON p.oid = d.objid AND p.pronamespace = e.extnamespace
+WHERE e.extname = 'cqrs_outbox' AND NOT has_function_privilege('regress cqrs ops', p.oid, 'EXECUTE');
+SELECT count(*) AS before FROM refused \gset
+SELECT cqrs_grant_admin('regress cqrs ops') = :before - 2 AS granted, cqrs_grant_admin('regress cqrs ops') AS again;
+SELECT * FROM refused ORDER BY 1;
+SET ROLE "regress cqrs ops";
+SELECT cqrs_create_topic('of_ops'), cqrs_drop_topic('of_ops');
+SELECT cqrs_grant_admin('regress_cqrs_app');
+\echo :LAST_ERROR_SQLSTATE
+RESET ROLE;
+SELECT cqrs_revoke_admin('regress cqrs ops') = :before - 2 AS revoked, cqrs_revoke_admin('regress cqrs ops') AS again;
+SELECT count(*) = :before AS as_before FROM refused;
+SELECT cqrs_grant_admin(current_user), cqrs_revoke_admin(current_user);
+SELECT cqrs_grant_admin(NULL);
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_grant_admin('no_such_role');
+DROP ROLE "regress cqrs ops";
+
 DROP EXTENSION cqrs_outbox CASCADE;
+DROP VIEW refused;
 DROP FUNCTION cmd, other_trigger, leak;
 DROP OWNED BY regress_cqrs_app, regress_cqrs_writer, regress_cqrs_monitor, regress_cqrs_boss;
 DROP ROLE regress_cqrs_app, regress_cqrs_writer, regress_cqrs_monitor, regress_cqrs_boss;

@@ -151,6 +151,7 @@ SELECT cqrs_register_fallback('fails(jsonb)', '"Odd ""Name"(jsonb)');
 SELECT cqrs_register_middleware('cqrs_log_dispatch(cqrs_request)');
 SELECT cqrs_register_event_handler('e', '"Odd ""Name"(jsonb)');
 SET ROLE regress_cqrs_other;
+SELECT cqrs_create_command_queue();
 SELECT cqrs_enqueue('Odd') IS NOT NULL;
 RESET ROLE;
 RESET quote_all_identifiers;

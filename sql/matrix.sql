@@ -37,9 +37,11 @@ RESET ROLE;
 REVOKE EXECUTE ON FUNCTION cqrs_subscribe FROM regress_cqrs_reader;
 SET ROLE regress_cqrs_boss;
 SELECT cqrs_subscribe('secret', ARRAY['secret']), cqrs_subscribe('secret_handled', ARRAY['secret'], 'on_event(cqrs_event)');
+SELECT cqrs_create_command_queue();
 SELECT cqrs_enqueue('Closed', '{"secret": 1}') IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Closed', '{"secret": 1}', run_at => '2100-01-01') IS NOT NULL AS scheduled;
 RESET ROLE;
+SELECT cqrs_create_command_queue('regress_cqrs_app');
 SELECT count(cqrs_emit(topic, '{"of": "boss"}', topic)) FROM unnest('{open,secret}'::text[]) topic;
 SELECT cqrs_tick() > 0 AS ticked;
 
@@ -93,6 +95,7 @@ INSERT INTO calls (call, tells) VALUES
 	-- commands and queries
 	('cqrs_send(''Open'', ''{"a": 1}'')', 'result'), ('cqrs_send(''Closed'')', 'result'), ('cqrs_send(''Chain'')', 'result'),
 	('cqrs_send(''Tells'')', 'result IS NOT NULL'), ('cqrs_send(ROW(1)::closed_type)', 'result'), ('cqrs_send(''None'')', 'result'),
+	('(cqrs_send_once(''Closed'', ''{}'', ''key'')).answer', 'result'),
 	('cqrs_query(''AskOpen'')', 'result'), ('cqrs_query(''AskClosed'')', 'result'),
 	('cqrs_stream(''Streams'')', 'result'), ('cqrs_stream(''StreamsClosed'')', 'result'),
 	('(cqrs_dry_run(''Open'')).answer', 'result'), ('(cqrs_dry_run(''Closed'')).answer', 'result'),
@@ -100,6 +103,7 @@ INSERT INTO calls (call, tells) VALUES
 	('cqrs_next()', 'result'), ('cqrs_proceed()', 'result'), ('cqrs_log_dispatch(NULL)', 'result'), ('cqrs_context()', 'result'),
 	('cqrs_enqueue(''Open'')', 'result IS NOT NULL'), ('cqrs_enqueue(''Closed'')', 'result IS NOT NULL'),
 	('cqrs_enqueue(''Chain'')', 'result IS NOT NULL'), ('cqrs_enqueue(''Open'', run_at => ''2100-01-01'')', 'result IS NOT NULL'),
+	('cqrs_create_command_queue(''regress_cqrs_boss'')', 'result'),
 	('cqrs_cancel_command((SELECT command_id FROM scheduled))', 'result'),
 	('cqrs.run_command(NULL)', 'result'),
 	-- events

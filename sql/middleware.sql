@@ -496,6 +496,7 @@ GRANT INSERT ON cqrs_topics.handlings TO regress_cqrs_sender;
 GRANT EXECUTE ON FUNCTION cqrs_drain(text) TO regress_cqrs_sender;
 SELECT cqrs_register_middleware('see_deferred(cqrs_request)');
 SET ROLE regress_cqrs_sender;
+SELECT cqrs_create_command_queue();
 SELECT cqrs_enqueue('Do', '{"deferred": true}') AS id \gset
 SELECT cqrs_drain('commands_of_regress_cqrs_sender');
 RESET ROLE;

@@ -184,6 +184,7 @@ BEGIN
 END $$;
 SELECT cqrs_register_command('Run', 'run(jsonb)');
 SET ROLE regress_cqrs_bob;
+SELECT cqrs_create_command_queue();
 SELECT cqrs_enqueue('Run', '{"n": 1}') IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Run', '{"n": 2}', run_at => now() + interval '1 hour') AS later \gset
 RESET ROLE;
@@ -195,9 +196,10 @@ SELECT current_user AS me \gset
 REASSIGN OWNED BY regress_cqrs_bob TO :"me";
 SELECT cqrs_drain('commands_of_regress_cqrs_bob');
 \echo :LAST_ERROR_SQLSTATE
-SELECT cqrs_release_commands();
+SELECT cqrs_enqueue_scheduled();
 SELECT problem, object, replace(detail, current_user, 'me') AS detail, replace(hint, current_user, 'me') AS hint FROM problems();
 SELECT problem, object, detail ~ ': nobody owns them\.$' AS detail FROM cqrs_health('0') WHERE problem = 'commands_late';
+SELECT cqrs_create_command_queue();
 SELECT cqrs_enqueue('Run', '{"n": 3}') IS NOT NULL AS enqueued;
 SELECT cqrs_drain('commands_of_' || current_user);
 SET ROLE regress_cqrs_bob;
@@ -219,7 +221,7 @@ SELECT cqrs_unsubscribe('commands_of_regress_cqrs_bob');
 RESET ROLE;
 -- what the extension's owner says, does
 GRANT SELECT ON cqrs_topics.commands_of_regress_cqrs_bob TO regress_cqrs_carol WITH GRANT OPTION;
-SELECT cqrs_release_commands();
+SELECT cqrs_enqueue_scheduled();
 SET ROLE regress_cqrs_carol;
 SELECT cqrs_drain('commands_of_regress_cqrs_bob');
 RESET ROLE;
@@ -240,6 +242,8 @@ GRANT EXECUTE ON FUNCTION cqrs_drain TO regress_cqrs_bob;
 SELECT problem, object, detail FROM problems();
 SET ROLE regress_cqrs_bob;
 SELECT cqrs_drain('commands_of_regress_cqrs_bob');
+SELECT cqrs_enqueue('Run', '{"n": 7}');
+SELECT cqrs_create_command_queue();
 SELECT cqrs_enqueue('Run', '{"n": 7}') IS NOT NULL AS enqueued;
 SELECT cqrs_drain('commands_of_regress_cqrs_bob_2');
 RESET ROLE;

@@ -94,6 +94,7 @@ SELECT cqrs_subscribe('forger', '{see}', 'forges(cqrs_event)');
 SELECT cqrs_emit('See', '{}') IS NOT NULL AS emitted;
 SELECT cqrs_drain('forger');
 SELECT cqrs_register_command('Forge', 'forges_command(jsonb)');
+SELECT cqrs_create_command_queue();
 SELECT cqrs_enqueue('Forge', '{}') IS NOT NULL AS enqueued;
 SELECT cqrs_drain('commands_of_postgres');
 SELECT * FROM seen;
@@ -119,7 +120,7 @@ INSERT INTO cqrs.scheduled_command (command_id, command_name, topic_id, run_at, 
 	SELECT md5(n::text)::uuid, 'See', (SELECT topic_id FROM cqrs.topic WHERE topic = 'commands_of_postgres'), '2020-01-01', '{}', headers, '2020-01-01'
 	FROM unnest(ARRAY['["AA\u008fAAA\u0001", "xxxxxxxxxxxxco", "rrelation_idzzzz"]', '"correlation_id"', '7', 'null',
 		'{"correlation_id": 7, "causation_id": ["x"], "traceparent": null}']::jsonb[]) WITH ORDINALITY u (headers, n);
-SELECT cqrs_release_commands();
+SELECT cqrs_enqueue_scheduled();
 SELECT cqrs_drain('commands_of_postgres');
 SELECT name, length(correlation_id), causation_id, attempt, traceparent FROM seen;
 TRUNCATE seen;

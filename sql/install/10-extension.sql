@@ -43,6 +43,17 @@ SET LOCAL search_path TO pg_catalog, pg_temp;
 --              subscription; whoever has CREATE here could own one whose view
 --              was dropped
 -- ----------------------------------------------------------------------
+DO $$
+DECLARE
+	taken	text;
+BEGIN
+	SELECT string_agg(quote_ident(nspname), ', ' ORDER BY nspname) INTO taken
+	FROM pg_namespace WHERE nspname IN ('cqrs', 'cqrs_topics', 'cqrs_subscriptions');
+	IF taken IS NOT NULL THEN
+		RAISE EXCEPTION 'cqrs_outbox cannot be created where there are schemas of its names: %', taken
+			USING ERRCODE = 'duplicate_schema', HINT = 'Rename them, or create the extension in another database.';
+	END IF;
+END $$;
 CREATE SCHEMA cqrs;
 COMMENT ON SCHEMA cqrs IS 'internals of cqrs_outbox';
 CREATE SCHEMA cqrs_topics;
@@ -60,6 +71,25 @@ CREATE FUNCTION cqrs.withdraw_privileges() RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_withdraw_privileges';
 REVOKE ALL ON FUNCTION cqrs.withdraw_privileges() FROM PUBLIC;
 COMMENT ON FUNCTION cqrs.withdraw_privileges() IS 'withdraws every privilege on the extension''s objects';
+
+-- Grants a role what configures and maintains: EXECUTE on each function of the
+-- extension that is not granted to everybody. Subscriptions and topics still
+-- belong to whoever made them. After an update of the extension that brings new
+-- functions, call it again.
+-- Returns how many were granted that had not been before.
+-- Errors: 42704 no such role; 22004; 25006 read-only transaction or standby.
+-- Privileges: EXECUTE, not granted to PUBLIC, nor by this.
+CREATE FUNCTION @extschema@.cqrs_grant_admin(role text) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_grant_admin(text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_grant_admin(text) IS 'grants a role the functions that configure and maintain';
+
+-- Revokes what cqrs_grant_admin() granted. Returns how many, errors and
+-- privileges: as of that.
+CREATE FUNCTION @extschema@.cqrs_revoke_admin(role text) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_revoke_admin(text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_revoke_admin(text) IS 'revokes the functions that configure and maintain';
 
 -- Statement trigger of every table in schema cqrs, those of topics too. Whatever
 -- is granted, nobody but a table's owner and superusers may write it: the tables

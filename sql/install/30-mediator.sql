@@ -81,8 +81,8 @@ COMMENT ON FUNCTION @extschema@.cqrs_unregister_command(text) IS 'removes a comm
 --                 NULL: none; 1 to 255 bytes, chosen by the caller anew for each
 --                 command, and repeated with it: a command that was
 --                 handled with this key is not handled again, but its answer
---                 is returned. Keys are the current user's own, whatever the
---                 command. A key is kept from when its transaction commits, for
+--                 is returned. The same payload is one that jsonb takes for
+--                 equal. Keys are the current user's own, whatever the command. A key is kept from when its transaction commits, for
 --                 cqrs_outbox.idempotency_retention at least. Errors are not
 --                 kept.
 -- Errors: OB001 not registered; 42883 its handler is gone; 42809 it is not a
@@ -106,9 +106,20 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_send(text, jsonb, text) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_send(text, jsonb, text) IS 'dispatches a command to its handler';
 
--- Dispatches a command by the type of its composite payload: to the command
--- whose handler, in a chain the first one, takes that type. For the other
--- handlers of a chain it is converted.
+-- Like cqrs_send() with an idempotency key, but also says whether the command
+-- had been handled already.
+--   repeated  true: the answer is that of the first time
+-- Errors, locks and privileges: as of cqrs_send(); 22004 no key.
+CREATE FUNCTION @extschema@.cqrs_send_once(command_name text, payload jsonb, idempotency_key text,
+	OUT answer jsonb, OUT repeated boolean)
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_send_once(text, jsonb, text) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_send_once(text, jsonb, text) IS
+'dispatches a command, and tells whether it had been handled already';
+
+-- Dispatches a command by the type of its composite payload: to the command whose
+-- handler, in a chain the first one, takes that type. For the other handlers of a
+-- chain it is converted.
 -- Errors: as above; 42883 no command takes that type; 42725 several do.
 CREATE FUNCTION @extschema@.cqrs_send(command record) RETURNS jsonb
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_send_composite';

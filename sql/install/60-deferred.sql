@@ -36,6 +36,23 @@ CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqr
 	EXECUTE FUNCTION cqrs.refuse_write();
 ALTER TABLE cqrs.scheduled_command ENABLE ALWAYS TRIGGER refuse_write;
 
+-- Creates a role's command queue: a topic, and a subscription of the role,
+-- both named commands_of_<role>, with a number behind that if need be. What
+-- the role enqueues goes through it. If only its topic is missing, that is
+-- created.
+--   owner  the role; NULL: the current user
+-- Returns false if the role has one.
+-- Errors: 42704 no such role; 42501 the caller is not a member of it, or, before
+-- PostgreSQL 17, it has no LOGIN, which the worker needs; 25006 read-only
+-- transaction or standby.
+-- Locks: SHARE ROW EXCLUSIVE on cqrs.subscription and cqrs.topic until the end
+-- of the transaction.
+-- Privileges: membership in the role.
+CREATE FUNCTION @extschema@.cqrs_create_command_queue(owner text DEFAULT NULL) RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_create_command_queue(text) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_create_command_queue(text) IS 'creates a role''s queue of commands';
+
 -- Enqueues a command: once the transaction has committed, and not before
 -- run_at, the worker executes it, as cqrs_send() would, but in a transaction of
 -- its own, as the role that enqueued it, with search_path pg_catalog. Its
@@ -43,41 +60,43 @@ ALTER TABLE cqrs.scheduled_command ENABLE ALWAYS TRIGGER refuse_write;
 -- was being handled when it was enqueued as the cause, and the attempt's
 -- number.
 --
--- It is delivered like an event. Its topic and its subscription are made when a
--- role first enqueues, and named commands_of_<role>, with a number behind that if
--- need be. So a command that fails is tried again, after the same delays, with
--- the same number of attempts, and is a dead letter in the end;
--- cqrs_alter_subscription(), cqrs_pause(), cqrs_dead_letters(), cqrs_redrive(),
--- cqrs_drain() and cqrs_wait() work on the subscription. It keeps its events
--- whatever their size, until cqrs_alter_subscription() gives it a limit. A role's
--- commands are executed one after the other. cqrs_unsubscribe() drops the topic,
--- too, with what is in it and what was enqueued for later; the next
--- cqrs_enqueue() makes both anew. A role that is made the owner of the
--- subscription's view does not get the commands: they are executed as the role
--- that enqueued them, or not at all, unless the extension's owner says
--- otherwise, by GRANT SELECT ON the topic TO the owner WITH GRANT OPTION.
+-- The role has a command queue: see cqrs_create_command_queue(). A command is
+-- delivered like an event of the queue's topic, to its subscription. So one that
+-- fails is tried again, after the same delays, with the same number of attempts,
+-- and is a dead letter in the end; cqrs_alter_subscription(), cqrs_pause(),
+-- cqrs_dead_letters(), cqrs_redrive(), cqrs_drain() and cqrs_wait() work on the
+-- subscription. It keeps its commands whatever their size, until cqrs_alter_subscription()
+-- gives it a limit. A role's commands are executed one after the other.
+-- cqrs_unsubscribe() drops the topic, too, with what is in it and what was
+-- enqueued for later. A role that is made the owner of the subscription's view
+-- does not get the commands: they are executed as the role that enqueued them,
+-- or not at all, unless the extension's owner says otherwise, by GRANT SELECT
+-- ON the topic TO the owner WITH GRANT OPTION.
 --   command_name  a registered command
 --   payload       JSON object; must fit the handlers, as of now
 --   key           while a command waits to be tried again, later ones of its key wait
 --                 behind it; NULL: none waits for another. Its event has its
 --                 command id as key
---   run_at        in the past: at once. Those for the same time are executed in
---                 the order in which they were enqueued; a command for now comes
---                 before one whose time has come just now
+--   run_at        in the past, or NULL: at once. Those for the same time are
+--                 executed in the order in which they were enqueued; a command
+--                 for now comes before one whose time has come just now
+--   idempotency_key
+--                 NULL: none; as of cqrs_send(): a command that was enqueued with
+--                 this key is not enqueued again, but its id is returned
+--   options       NULL, or {}: reserved for later use
 -- Returns the command id, a UUID v7.
--- Errors: as of cqrs_send(); 42883 or 42501 of any handler of a chain; 22004,
--- 22008 a run_at that is NULL, or infinite; 25006 read-only transaction or
--- standby, or in a query; 25000 parallel operation. The first time, 42501 the
--- role has no LOGIN (before PostgreSQL 17).
+-- Errors: as of cqrs_send(); OB001 the role has no command queue, too; 42883 or
+-- 42501 of any handler of a chain; 22008 an infinite run_at; 22023, 0A000
+-- options; 25006 read-only transaction or standby, or in a query; 25000 parallel
+-- operation.
 -- Locks: ROW EXCLUSIVE on the topic's current segment, or on
--- cqrs.scheduled_command. The first time, SHARE ROW EXCLUSIVE on
--- cqrs.subscription and cqrs.topic until the end of the transaction.
+-- cqrs.scheduled_command; the key, as of cqrs_send().
 -- Privileges: EXECUTE on the handlers; checked again when it is executed.
 CREATE FUNCTION @extschema@.cqrs_enqueue(command_name text, payload jsonb DEFAULT '{}', key text DEFAULT NULL,
-	run_at timestamptz DEFAULT now()) RETURNS uuid
+	run_at timestamptz DEFAULT NULL, idempotency_key text DEFAULT NULL, options jsonb DEFAULT NULL) RETURNS uuid
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-GRANT EXECUTE ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, text, timestamptz) TO PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, text, timestamptz) IS
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, text, timestamptz, text, jsonb) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, text, timestamptz, text, jsonb) IS
 'has a command executed after the commit, or later';
 
 -- Cancels a command that was enqueued for later, and is not in the outbox yet.
@@ -131,7 +150,7 @@ COMMENT ON FUNCTION cqrs.run_command(@extschema@.cqrs_event) IS 'executes an enq
 -- Locks: the commands' rows, and ROW EXCLUSIVE on the topics' current segments,
 -- until the end of the transaction.
 -- Privileges: EXECUTE, not granted to PUBLIC.
-CREATE FUNCTION @extschema@.cqrs_release_commands() RETURNS bigint
+CREATE FUNCTION @extschema@.cqrs_enqueue_scheduled() RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_release_commands() FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_release_commands() IS 'puts commands whose time has come into the outbox, by hand';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_enqueue_scheduled() FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_enqueue_scheduled() IS 'puts commands whose time has come into the outbox, by hand';

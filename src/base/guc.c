@@ -34,12 +34,17 @@ static bool check_traceparent(char **newval, void **extra, GucSource source);
 static bool is_hex(const char *str, int len);
 
 /*
- * Define the settings; called once in each process. Those for background
- * workers exist only if the library is preloaded, so that there can be some.
+ * Define the settings; called once in each process. If the library is not
+ * preloaded, those of the background workers can be seen, but have no effect;
+ * the server does not allow settings that are fixed at its start to be defined
+ * later.
  */
 void
 cqrs_guc_define(void)
 {
+	GucContext	at_start = process_shared_preload_libraries_in_progress ?
+	PGC_POSTMASTER : PGC_SIGHUP;
+
 	DefineCustomIntVariable("cqrs_outbox.max_command_depth",
 							"Sets how many commands can be handled one within the other.",
 							NULL, &cqrs_max_command_depth,
@@ -75,60 +80,57 @@ cqrs_guc_define(void)
 							   &cqrs_correlation_id,
 							   "", PGC_USERSET, 0,
 							   check_correlation_id, NULL, NULL);
-	if (process_shared_preload_libraries_in_progress)
-	{
-		DefineCustomBoolVariable("cqrs_outbox.deliver",
-								 "Has the background workers tick and deliver.",
-								 "Turn it off in a copy of a production database.",
-								 &cqrs_deliver, true, PGC_SIGHUP, 0,
-								 NULL, NULL, NULL);
-		DefineCustomIntVariable("cqrs_outbox.tick_interval",
-								"Sets the shortest time between two looks at what was committed in a database.",
-								NULL, &cqrs_tick_interval,
-								2, 0, 60000, PGC_SIGHUP, GUC_UNIT_MS,
-								NULL, NULL, NULL);
-		DefineCustomIntVariable("cqrs_outbox.poll_interval",
-								"Sets how often to look for events that nobody announced.",
-								"Events announce themselves when their transaction commits, except if it was prepared and is committed by a session without this library.",
-								&cqrs_poll_interval,
-								1000, 10, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS,
-								NULL, NULL, NULL);
-		DefineCustomIntVariable("cqrs_outbox.batch_duration",
-								"Sets after how long a transaction of a worker's that delivers events to a handler takes no further event.",
-								"So long locks are held that a handler takes, besides the time of one event.",
-								&cqrs_batch_duration,
-								50, 1, 60000, PGC_SIGHUP, GUC_UNIT_MS,
-								NULL, NULL, NULL);
-		DefineCustomIntVariable("cqrs_outbox.manager_idle_timeout",
-								"Sets after how long without anything to do a database's manager ends.",
-								"Another is started when there is something to do. -1 has it stay.",
-								&cqrs_manager_idle_timeout,
-								10000, -1, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS,
-								NULL, NULL, NULL);
-		DefineCustomIntVariable("cqrs_outbox.max_databases",
-								"Sets how many databases can have the extension.",
-								"Each takes less than 400 bytes of shared memory.",
-								&cqrs_max_databases,
-								1000, 1, 10000, PGC_POSTMASTER, 0,
-								NULL, NULL, NULL);
-		DefineCustomIntVariable("cqrs_outbox.max_managers",
-								"Sets how many databases can have a manager at the same time.",
-								"Each needs one of max_worker_processes. Those that wait for one have it by turns.",
-								&cqrs_max_managers,
-								2, 1, 10000, PGC_POSTMASTER, 0,
-								NULL, NULL, NULL);
-		DefineCustomIntVariable("cqrs_outbox.max_workers",
-								"Sets how many subscriptions can be delivered at the same time.",
-								"Each needs one of max_worker_processes.",
-								&cqrs_max_workers,
-								4, 1, 1000, PGC_POSTMASTER, 0,
-								NULL, NULL, NULL);
-		DefineCustomIntVariable("cqrs_outbox.max_breakers",
-								"Sets how many circuit breakers can have failures to remember at the same time.",
-								NULL, &cqrs_max_breakers,
-								128, 1, 100000, PGC_POSTMASTER, 0,
-								NULL, NULL, NULL);
-	}
+	DefineCustomBoolVariable("cqrs_outbox.deliver",
+							 "Has the background workers tick and deliver.",
+							 "Turn it off in a copy of a production database.",
+							 &cqrs_deliver, true, PGC_SIGHUP, 0,
+							 NULL, NULL, NULL);
+	DefineCustomIntVariable("cqrs_outbox.tick_interval",
+							"Sets the shortest time between two looks at what was committed in a database.",
+							NULL, &cqrs_tick_interval,
+							2, 0, 60000, PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("cqrs_outbox.poll_interval",
+							"Sets how often to look for events that nobody announced.",
+							"Events announce themselves when their transaction commits, except if it was prepared and is committed by a session without this library.",
+							&cqrs_poll_interval,
+							1000, 10, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("cqrs_outbox.batch_duration",
+							"Sets after how long a transaction of a worker's that delivers events to a handler takes no further event.",
+							"So long locks are held that a handler takes, besides the time of one event.",
+							&cqrs_batch_duration,
+							50, 1, 60000, PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("cqrs_outbox.manager_idle_timeout",
+							"Sets after how long without anything to do a database's manager ends.",
+							"Another is started when there is something to do. -1 has it stay.",
+							&cqrs_manager_idle_timeout,
+							10000, -1, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("cqrs_outbox.max_databases",
+							"Sets how many databases can have the extension.",
+							"Each takes less than 400 bytes of shared memory.",
+							&cqrs_max_databases,
+							1000, 1, 10000, at_start, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("cqrs_outbox.max_managers",
+							"Sets how many databases can have a manager at the same time.",
+							"Each needs one of max_worker_processes. Those that wait for one have it by turns.",
+							&cqrs_max_managers,
+							2, 1, 10000, at_start, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("cqrs_outbox.max_workers",
+							"Sets how many subscriptions can be delivered at the same time.",
+							"Each needs one of max_worker_processes.",
+							&cqrs_max_workers,
+							4, 1, 1000, at_start, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("cqrs_outbox.max_breakers",
+							"Sets how many circuit breakers can have failures to remember at the same time.",
+							NULL, &cqrs_max_breakers,
+							128, 1, 100000, at_start, 0,
+							NULL, NULL, NULL);
 	MarkGUCPrefixReserved("cqrs_outbox");
 }
 

@@ -13,19 +13,8 @@
  * A command for later waits in cqrs.scheduled_command until its time has come;
  * release.c has the rest.
  *
- * Topic and subscription are made when a role first enqueues, and named after
- * the role, but the name is only a label. The registry knows the subscription
- * by its owner and its column runs_commands; owner.c says why commands are not
- * executed as another role. Nobody but the extension's owner may emit to the
- * topic in another way: whoever could would make the role execute commands. So
- * a topic that is there already is never used.
- *
- * Locking
- *
- * Whoever makes them takes SHARE ROW EXCLUSIVE on cqrs.subscription and
- * cqrs.topic, in that order, until the end of the transaction, and then looks
- * again. Whoever comes second sees in the registry, which is always current,
- * what the first one made, even in a REPEATABLE READ transaction.
+ * Topic and subscription are made beforehand: see command_queue.c. To enqueue
+ * is only to write a row.
  *
  *-------------------------------------------------------------------------
  */
@@ -55,6 +44,7 @@
 #include "mediator/command.h"
 #include "mediator/context.h"
 #include "mediator/dispatch.h"
+#include "mediator/idempotency.h"
 #include "registry/owner.h"
 #include "registry/payload.h"
 #include "registry/registry.h"
@@ -62,10 +52,14 @@
 #include "shared/clock.h"
 #include "subscription/subscription.h"
 
+static pg_uuid_t *enqueue(FunctionCallInfo fcinfo, const CqrsCommand *command,
+						  Datum payload);
+static Datum answer_of_id(const pg_uuid_t *command_id);
+static Datum id_of_answer(Datum answer);
+static bool is_due(TimestampTz run_at, const char *command_name);
+static void check_options(FunctionCallInfo fcinfo, int arg);
 static void check_handlers(CqrsCommand *command, Datum payload);
 static const CqrsTopic *commands_topic(void);
-static void make_subscription(void);
-static char *free_name(Oid owner);
 static void schedule(const CqrsEvent *event, TimestampTz run_at);
 static bool remove_scheduled(pg_uuid_t *command_id, TimestampTz *run_at);
 static bool is_command_of_user(int32 topic_id);
@@ -77,45 +71,127 @@ PG_FUNCTION_INFO_V1(cqrs_cancel_command);
 PG_FUNCTION_INFO_V1(cqrs_run_command);
 
 /*
- * cqrs_enqueue(command_name, payload, key, run_at)
+ * cqrs_enqueue(command_name, payload, key, run_at, idempotency_key, options)
  */
 Datum
 cqrs_enqueue(PG_FUNCTION_ARGS)
 {
-	pg_uuid_t  *command_id = palloc(sizeof(pg_uuid_t));
-	CqrsEvent	event = {0};
-	char	   *name;
+	CqrsIdempotencyKey key;
 	CqrsCommand *command;
-	TimestampTz run_at;
+	Datum		payload;
+	Datum		stored;
+	bool		isnull;
+	pg_uuid_t  *command_id;
 
 	cqrs_require_writable("cqrs_enqueue()");
-	name = cqrs_name_arg(fcinfo, 0, "command");
-	command = cqrs_command_get(name, CQRS_COMMAND);
-	event.payload.value = cqrs_command_payload_arg(fcinfo, command);
-	check_handlers(command, event.payload.value);
-	cqrs_arg_required(fcinfo, 3, "run_at", "command", name);
-	run_at = PG_GETARG_TIMESTAMPTZ(3);
-	if (TIMESTAMP_NOT_FINITE(run_at))
-		ereport(ERROR,
-				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
-				 errmsg("run_at of command \"%s\" must be finite", name)));
+	if (!PG_ARGISNULL(4))
+		cqrs_idempotency_lock(&key, PG_GETARG_TEXT_P(4), "cqrs_enqueue()");
+	command = cqrs_command_get(cqrs_name_arg(fcinfo, 0, "command"),
+							   CQRS_COMMAND);
+	payload = cqrs_command_payload_arg(fcinfo, command);
+	check_handlers(command, payload);
+	check_options(fcinfo, 5);
+	if (PG_ARGISNULL(4))
+		PG_RETURN_UUID_P(enqueue(fcinfo, command, payload));
+
+	if (cqrs_idempotency_find(&key, CQRS_KEY_ENQUEUE, command, payload,
+							  &stored, &isnull))
+		return id_of_answer(stored);
+	command_id = enqueue(fcinfo, command, payload);
+	cqrs_idempotency_store(&key, answer_of_id(command_id), false);
+	PG_RETURN_UUID_P(command_id);
+}
+
+/*
+ * Write the command to the user's queue, or schedule it. Returns its id.
+ */
+static pg_uuid_t *
+enqueue(FunctionCallInfo fcinfo, const CqrsCommand *command, Datum payload)
+{
+	pg_uuid_t  *command_id = palloc(sizeof(pg_uuid_t));
+	CqrsEvent	event = {0};
 
 	event.topic = commands_topic();
 	event.emitted_at = GetCurrentTimestamp();
 	cqrs_event_id_generate(event.emitted_at, command_id);
 	event.event_id = UUIDPGetDatum(command_id);
-	event.event_name = CStringGetTextDatum(name);
+	event.event_name = CStringGetTextDatum(command->name);
 	event.key = fcinfo->args[2];
+	event.payload.value = payload;
 	event.headers.isnull = true;
 	event.headers = cqrs_context_headers(event.headers);
 
-	/* The default is now(), whether the clock is believed or not. */
-	if (run_at == GetCurrentTransactionStartTimestamp() ||
-		run_at <= cqrs_wall_now())
+	if (PG_ARGISNULL(3) || is_due(PG_GETARG_TIMESTAMPTZ(3), command->name))
 		cqrs_command_write(&event);
 	else
-		schedule(&event, run_at);
-	PG_RETURN_UUID_P(command_id);
+		schedule(&event, PG_GETARG_TIMESTAMPTZ(3));
+	return command_id;
+}
+
+/*
+ * A command's id as the answer that is kept with an idempotency key, and back.
+ */
+static Datum
+answer_of_id(const pg_uuid_t *command_id)
+{
+	char		id[CQRS_UUID_TEXT_LEN + 1];
+	JsonbValue	value = {.type = jbvString};
+
+	value.val.string.val = cqrs_uuid_text(command_id, id);
+	value.val.string.len = CQRS_UUID_TEXT_LEN;
+	return JsonbPGetDatum(JsonbValueToJsonb(&value));
+}
+
+static Datum
+id_of_answer(Datum answer)
+{
+	JsonbValue	value;
+
+	if (!JsonbExtractScalar(&DatumGetJsonbP(answer)->root, &value) ||
+		value.type !=jbvString)
+		elog(ERROR, "unexpected answer of an enqueued command");
+	return DirectFunctionCall1(uuid_in,
+							   CStringGetDatum(pnstrdup(value.val.string.val,
+														value.val.string.len)));
+}
+
+/*
+ * Is a command for this time to be executed at once? Raises 22008.
+ */
+static bool
+is_due(TimestampTz run_at, const char *command_name)
+{
+	if (TIMESTAMP_NOT_FINITE(run_at))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				 errmsg("run_at of command \"%s\" must be finite",
+						command_name)));
+
+	/* now() is due, whether the clock is believed or not. */
+	return run_at == GetCurrentTransactionStartTimestamp() ||
+		run_at <= cqrs_wall_now();
+}
+
+/*
+ * There are no options yet. Raises 22023 for anything but an object, and 0A000
+ * for an option.
+ */
+static void
+check_options(FunctionCallInfo fcinfo, int arg)
+{
+	Jsonb	   *options;
+
+	if (PG_ARGISNULL(arg))
+		return;
+	options = PG_GETARG_JSONB_P(arg);
+	if (!JB_ROOT_IS_OBJECT(options))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("options are not a JSON object")));
+	if (JB_ROOT_COUNT(options) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("options of a command are not supported yet")));
 }
 
 /*
@@ -229,114 +305,20 @@ check_handlers(CqrsCommand *command, Datum payload)
 }
 
 /*
- * The topic of the current user's commands, which is made if there is none.
- * Raises 42501 if the user cannot log in and the worker needs that.
+ * The topic of the current user's commands. Raises OB001 if there is none.
  */
 static const CqrsTopic *
 commands_topic(void)
 {
-	CqrsSubscription *subscription;
+	CqrsSubscription *queue = cqrs_registry_command_subscription(GetUserId());
 
-	subscription = cqrs_registry_command_subscription(GetUserId());
-	if (likely(subscription != NULL && subscription->ntopics > 0))
-		return subscription->topics[0];
-
-	cqrs_admin_run("LOCK TABLE cqrs.subscription, cqrs.topic IN SHARE ROW EXCLUSIVE MODE", 0);
-
-	/* Another backend may have made it while we waited. */
-	subscription = cqrs_registry_command_subscription(GetUserId());
-	if (subscription == NULL || subscription->ntopics == 0)
-	{
-		make_subscription();
-		subscription = cqrs_registry_command_subscription(GetUserId());
-	}
-	if (subscription == NULL || subscription->ntopics == 0)
-		elog(ERROR, "could not find the subscription for commands");
-	return subscription->topics[0];
-}
-
-/*
- * Make the current user's subscription for commands, and its topic; only the
- * topic, if just that was dropped. The tables are locked.
- *
- * The subscription has no limits: if they suspended it, it would lose
- * commands.
- */
-static void
-make_subscription(void)
-{
-	Oid			owner = GetUserId();
-	CqrsSubscription *existing = cqrs_registry_command_subscription(owner);
-	char	   *name = free_name(owner);
-	Interval	retention = {.day = 1};
-	CqrsAdmin	admin;
-	int32		topic_id;
-	int32		subscription_id;
-
-	cqrs_subscription_require_login(name);
-	topic_id = cqrs_topic_create(name, &retention, false);
-
-	/* The manager has passed by what this role had scheduled before. */
-	cqrs_shmem_command_scheduled(DT_NOBEGIN);
-	if (existing != NULL)
-	{
-		(void) cqrs_subscription_add_topic(existing->subscription_id, topic_id);
-		return;
-	}
-
-	cqrs_admin_begin(&admin);
-	if (cqrs_admin_execute("INSERT INTO cqrs.subscription (subscription, handler, strict_key_order, runs_commands,"
-						   " partitions, max_attempts, retry_delay, max_retry_delay, handler_timeout,"
-						   " max_retained_size, max_retained_age)"
-						   " SELECT $1, p.oid::regprocedure::text, false, true,"
-						   " 1, 5, '200 ms', '5 min', '1 min',"
-						   " 0, '0'"
-						   " FROM pg_extension e"
-						   " JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid"
-						   "  AND d.classid = 'pg_proc'::regclass AND d.deptype = 'e'"
-						   " JOIN pg_proc p ON p.oid = d.objid"
-						   " WHERE e.extname = 'cqrs_outbox' AND p.pronamespace = 'cqrs'::regnamespace AND p.proname = 'run_command'"
-						   " RETURNING subscription_id",
-						   1, CQRS_TEXT(name)) != 1)
-		elog(ERROR, "could not find function run_command");
-	subscription_id = DatumGetInt32(cqrs_admin_result());
-	cqrs_admin_end(&admin);
-	cqrs_owner_make_view(name, owner);
-	cqrs_subscription_start(subscription_id, list_make1_int(topic_id), 1,
-							false);
-}
-
-/*
- * A name made from the role's that neither a topic nor a subscription has,
- * palloc'd.
- */
-static char *
-free_name(Oid owner)
-{
-	char	   *wanted = psprintf("commands_of_%s",
-								  GetUserNameFromId(owner, false));
-	Oid			topics = get_namespace_oid(CQRS_TOPIC_SCHEMA, false);
-	Oid			subscriptions = get_namespace_oid(CQRS_SUBSCRIPTION_SCHEMA,
-												  false);
-	int			n;
-
-	for (n = 1;; n++)
-	{
-		char		suffix[16] = "";
-		char	   *name;
-		int			len;
-
-		if (n > 1)
-			snprintf(suffix, sizeof(suffix), "_%d", n);
-		len = pg_mbcliplen(wanted, strlen(wanted),
-						   CQRS_MAX_NAME - strlen(suffix));
-		name = psprintf("%.*s%s", len, wanted, suffix);
-		if (cqrs_registry_topic(name) == NULL &&
-			cqrs_registry_subscription(name) == NULL &&
-			!OidIsValid(get_relname_relid(name, topics)) &&
-			!OidIsValid(get_relname_relid(name, subscriptions)))
-			return name;
-	}
+	if (unlikely(queue == NULL || queue->ntopics == 0))
+		ereport(ERROR,
+				(errcode(ERRCODE_CQRS_NOT_REGISTERED),
+				 errmsg("role \"%s\" has no command queue",
+						GetUserNameFromId(GetUserId(), true)),
+				 errhint("Create it with cqrs_create_command_queue().")));
+	return queue->topics[0];
 }
 
 /*

@@ -2,7 +2,7 @@
  *
  * release.c
  *	  Puts scheduled commands into the outbox when their time has come, in the
- *	  manager or in cqrs_release_commands().
+ *	  manager or in cqrs_enqueue_scheduled().
  *
  * Protocol
  *
@@ -159,17 +159,17 @@ static const CqrsTopic *find_topic(ReleaseBatch *batch, int32 topic_id,
 								   TimestampTz run_at);
 static void error_callback(void *arg);
 
-PG_FUNCTION_INFO_V1(cqrs_release_commands);
+PG_FUNCTION_INFO_V1(cqrs_enqueue_scheduled);
 
 /*
- * cqrs_release_commands()
+ * cqrs_enqueue_scheduled()
  */
 Datum
-cqrs_release_commands(PG_FUNCTION_ARGS)
+cqrs_enqueue_scheduled(PG_FUNCTION_ARGS)
 {
 	Pass		all = {0};
 
-	cqrs_require_writable("cqrs_release_commands()");
+	cqrs_require_writable("cqrs_enqueue_scheduled()");
 	all.now = cqrs_wall_now();
 	all.run_at = DT_NOBEGIN;
 	all.next = all.passed_from = DT_NOEND;

@@ -28,13 +28,18 @@
 #include "utils/syscache.h"
 
 #include "extension/admin.h"
+#include "extension/catalog.h"
 #include "extension/privilege.h"
 #include "shared/announce.h"
 
+static int64 change_admin(FunctionCallInfo fcinfo, const char *statement,
+						  bool granted);
 static void withdraw(void);
 
 PG_FUNCTION_INFO_V1(cqrs_refuse_write);
 PG_FUNCTION_INFO_V1(cqrs_withdraw_privileges);
+PG_FUNCTION_INFO_V1(cqrs_grant_admin);
+PG_FUNCTION_INFO_V1(cqrs_revoke_admin);
 
 /*
  * cqrs.refuse_write(): statement trigger of our tables.
@@ -107,6 +112,67 @@ cqrs_privileges_withdraw(const char *relation)
 					   " GROUP BY 3",
 					   1, CQRS_TEXT(relation));
 	withdraw();
+}
+
+/*
+ * cqrs_grant_admin(role), cqrs_revoke_admin(role)
+ */
+Datum
+cqrs_grant_admin(PG_FUNCTION_ARGS)
+{
+	cqrs_require_writable("cqrs_grant_admin()");
+	PG_RETURN_INT64(change_admin(fcinfo, "GRANT EXECUTE ON FUNCTION %s TO %s",
+								 false));
+}
+
+Datum
+cqrs_revoke_admin(PG_FUNCTION_ARGS)
+{
+	cqrs_require_writable("cqrs_revoke_admin()");
+	PG_RETURN_INT64(change_admin(fcinfo,
+								 "REVOKE EXECUTE ON FUNCTION %s FROM %s",
+								 true));
+}
+
+/*
+ * Run this statement for the role and each function that administrators get,
+ * and that the role has been granted, or has not. Returns for how many.
+ */
+static int64
+change_admin(FunctionCallInfo fcinfo, const char *statement, bool granted)
+{
+	Oid			role;
+	const char *name;
+	CqrsAdmin	admin;
+	SPITupleTable *rows;
+	uint64		n;
+	uint64		i;
+
+	cqrs_arg_required(fcinfo, 0, "role", NULL, NULL);
+	role = get_role_oid(text_to_cstring(PG_GETARG_TEXT_PP(0)), false);
+	name = quote_identifier(GetUserNameFromId(role, false));
+
+	if (role == cqrs_extension_owner())
+		return 0;
+
+	/* What PUBLIC has needs no grant; granting stays the owner's. */
+	cqrs_admin_begin(&admin);
+	n = cqrs_admin_execute("SELECT p.oid::regprocedure::text FROM pg_extension e"
+						   " JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid"
+						   "  AND d.classid = 'pg_proc'::regclass AND d.deptype = 'e'"
+						   " JOIN pg_proc p ON p.oid = d.objid AND p.pronamespace = e.extnamespace"
+						   " WHERE e.extname = 'cqrs_outbox' AND p.proname NOT IN ('cqrs_grant_admin', 'cqrs_revoke_admin')"
+						   "  AND NOT EXISTS (SELECT FROM aclexplode(p.proacl) WHERE grantee = 0)"
+						   "  AND $2 = EXISTS (SELECT FROM aclexplode(p.proacl) WHERE grantee = $1 AND grantor = p.proowner)"
+						   " ORDER BY 1",
+						   2, CQRS_ARG(OIDOID, ObjectIdGetDatum(role)),
+						   CQRS_ARG(BOOLOID, BoolGetDatum(granted)));
+	rows = SPI_tuptable;
+	for (i = 0; i < n; i++)
+		cqrs_admin_ddl(statement, SPI_getvalue(rows->vals[i], rows->tupdesc, 1),
+					   name);
+	cqrs_admin_end(&admin);
+	return n;
 }
 
 /*

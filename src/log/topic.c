@@ -66,7 +66,7 @@ cqrs_create_topic(PG_FUNCTION_ARGS)
 
 	cqrs_require_writable("cqrs_create_topic()");
 	cqrs_arg_required(fcinfo, 1, "retention", "topic", name);
-	(void) cqrs_topic_create(name, PG_GETARG_INTERVAL_P(1), true);
+	(void) cqrs_topic_create(name, PG_GETARG_INTERVAL_P(1), GetUserId(), true);
 	PG_RETURN_VOID();
 }
 
@@ -142,7 +142,8 @@ cqrs_register_event(PG_FUNCTION_ARGS)
 		{
 			Interval	retention = {.day = 1};
 
-			topic_id = cqrs_topic_create(topic_name, &retention, true);
+			topic_id = cqrs_topic_create(topic_name, &retention, GetUserId(),
+										 true);
 		}
 	}
 	cqrs_admin_run("INSERT INTO cqrs.event_type (event_name, topic_id, payload_type) VALUES ($1, $2, $3)",
@@ -192,16 +193,15 @@ cqrs_unregister_event(PG_FUNCTION_ARGS)
 
 /*
  * Make the row, the tables and the view of a topic, and return its id. Its
- * creator, the current user, may read it and, with may_emit, emit to it, both
- * with grant option; the latter is what it takes to drop it, too. Without
- * may_emit, the grant is made even to the extension's owner: it says whose
- * commands are in there (see owner.c). Raises what cqrs_create_topic()
- * documents.
+ * creator, a role, may read it and, with may_emit, emit to it, both with grant
+ * option; the latter is what it takes to drop it, too. Without may_emit, the
+ * grant is made even to the extension's owner: it says whose commands are in
+ * there (see owner.c). Raises what cqrs_create_topic() documents.
  */
 int32
-cqrs_topic_create(const char *name, Interval *retention, bool may_emit)
+cqrs_topic_create(const char *name, Interval *retention, Oid creator,
+				  bool may_emit)
 {
-	Oid			creator = GetUserId();
 	CqrsAdmin	admin;
 	int32		topic_id;
 	StringInfoData view;

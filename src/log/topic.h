@@ -12,7 +12,7 @@
 
 #include "registry/entry.h"
 
-extern int32 cqrs_topic_create(const char *name, Interval *retention,
+extern int32 cqrs_topic_create(const char *name, Interval *retention, Oid creator,
 							   bool may_emit);
 extern bool cqrs_topic_allows_role(const CqrsTopic *topic, AclMode mode,
 								   Oid role);

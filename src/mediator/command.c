@@ -53,11 +53,14 @@ static char *check_handler(CqrsCommandKind kind, Oid funcid,
 static CqrsCommand *command_arg(FunctionCallInfo fcinfo,
 								CqrsCommandKind kind);
 static CqrsCommand *command_by_type(Oid typid);
+static Datum send_once(FunctionCallInfo fcinfo, const char *function,
+					   bool *isnull, bool *repeated);
 
 PG_FUNCTION_INFO_V1(cqrs_register_command);
 PG_FUNCTION_INFO_V1(cqrs_register_query);
 PG_FUNCTION_INFO_V1(cqrs_unregister_command);
 PG_FUNCTION_INFO_V1(cqrs_send);
+PG_FUNCTION_INFO_V1(cqrs_send_once);
 PG_FUNCTION_INFO_V1(cqrs_send_composite);
 PG_FUNCTION_INFO_V1(cqrs_dry_run);
 PG_FUNCTION_INFO_V1(cqrs_query);
@@ -129,20 +132,56 @@ cqrs_unregister_command(PG_FUNCTION_ARGS)
 Datum
 cqrs_send(PG_FUNCTION_ARGS)
 {
-	bool		keyed = !PG_ARGISNULL(2);
+	CqrsCommand *command;
+	CqrsDispatch dispatch;
+	bool		repeated;
+
+	if (!PG_ARGISNULL(2))
+		return send_once(fcinfo, "cqrs_send()", &fcinfo->isnull, &repeated);
+	command = command_arg(fcinfo, CQRS_COMMAND);
+	cqrs_dispatch_init(&dispatch, command,
+					   cqrs_command_payload_arg(fcinfo, command), JSONBOID);
+	return cqrs_dispatch_run(&dispatch, &fcinfo->isnull);
+}
+
+/*
+ * cqrs_send_once(command_name, payload, idempotency_key)
+ */
+Datum
+cqrs_send_once(PG_FUNCTION_ARGS)
+{
+	TupleDesc	desc;
+	Datum		values[2];
+	bool		nulls[2] = {0};
+	bool		repeated;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
+		desc->natts != lengthof(values))
+		elog(ERROR, "unexpected result type");
+	cqrs_arg_required(fcinfo, 2, "idempotency key", NULL, NULL);
+	values[0] = send_once(fcinfo, "cqrs_send_once()", &nulls[0], &repeated);
+	values[1] = BoolGetDatum(repeated);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
+													  values, nulls)));
+}
+
+/*
+ * Dispatch a command unless that was done with the same key. The key is locked
+ * first, as that may have to wait.
+ */
+static Datum
+send_once(FunctionCallInfo fcinfo, const char *function, bool *isnull,
+		  bool *repeated)
+{
 	CqrsIdempotencyKey key;
 	CqrsCommand *command;
 	CqrsDispatch dispatch;
 
-	/* First, as it may have to wait. */
-	if (keyed)
-		cqrs_idempotency_lock(&key, PG_GETARG_TEXT_P(2));
+	cqrs_idempotency_lock(&key, PG_GETARG_TEXT_P(2), function);
 	command = command_arg(fcinfo, CQRS_COMMAND);
 	cqrs_dispatch_init(&dispatch, command,
 					   cqrs_command_payload_arg(fcinfo, command), JSONBOID);
-	if (keyed)
-		return cqrs_idempotency_run(&key, &dispatch, &fcinfo->isnull);
-	return cqrs_dispatch_run(&dispatch, &fcinfo->isnull);
+	return cqrs_idempotency_run(&key, &dispatch, isnull, repeated);
 }
 
 /*

@@ -60,6 +60,7 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/jsonb.h"
+#include "utils/numeric.h"
 #include "utils/snapmgr.h"
 
 #include "extension/admin.h"
@@ -103,16 +104,16 @@ static CqrsIdempotencyKey *innermost = NULL;
 static Datum handle(CqrsIdempotencyKey *key, CqrsDispatch *dispatch,
 					bool *isnull);
 static bool is_same(const CqrsIdempotencyKey *a, const CqrsIdempotencyKey *b);
-static bytea * hash_request(const CqrsDispatch *dispatch);
+static bytea * hash_request(CqrsIdempotencyUse use, const char *command_name,
+							Jsonb *payload);
+static void append_payload(StringInfo buf, Jsonb *payload);
+static void append_scalar(StringInfo buf, const JsonbValue *value);
 static bool find(const CqrsIdempotencyKey *key, StoredCommand *stored);
 static bool find_in_segment(const CqrsIdempotencyKey *key, int segment,
 							StoredCommand *stored);
 static bool is_of_role(const CqrsIdempotencyKey *key, const Datum *values);
 static void check_same_request(const CqrsIdempotencyKey *key,
-							   const CqrsDispatch *dispatch, bytea * request,
 							   const StoredCommand *stored);
-static void store(const CqrsIdempotencyKey *key, const CqrsDispatch *dispatch,
-				  bytea * request, Datum answer, bool isnull);
 static int	current_segment(TimestampTz now);
 static bool newest_is_old(int segment, TimestampTz *old_at);
 
@@ -123,16 +124,17 @@ static bool newest_is_old(int segment, TimestampTz *old_at);
  *
  * Raises 25006 or 25000 where nothing can be written; 22023 for an empty key,
  * or one that is too long; 55006 if a command with this key is being handled
- * up the stack.
+ * up the stack. function is its name in errors.
  */
 void
-cqrs_idempotency_lock(CqrsIdempotencyKey *key, text *value)
+cqrs_idempotency_lock(CqrsIdempotencyKey *key, text *value,
+					  const char *function)
 {
 	int			length;
 	uint64		hash;
 	CqrsIdempotencyKey *outer;
 
-	cqrs_require_writable("cqrs_send() with an idempotency key");
+	cqrs_require_writable(psprintf("%s with an idempotency key", function));
 	key->outer = NULL;
 	key->role = GetUserId();
 	key->role_name = cstring_to_text(GetUserNameFromId(key->role, false));
@@ -169,31 +171,45 @@ cqrs_idempotency_lock(CqrsIdempotencyKey *key, text *value)
  * Run a dispatch whose payload is jsonb, or return the answer that is stored
  * for it, in the current memory context. The key was locked before the command
  * was looked up, so that a handler that was replaced while we waited is not
- * called.
- *
- * Raises what cqrs_dispatch_run() does; for a repeat, only if the (first) handler
- * cannot be called. OB002 if the key was used for something else.
+ * called. Raises what cqrs_idempotency_find() and cqrs_dispatch_run() do.
  */
 Datum
 cqrs_idempotency_run(CqrsIdempotencyKey *key, CqrsDispatch *dispatch,
-					 bool *isnull)
+					 bool *isnull, bool *repeated)
 {
-	bytea	   *request = hash_request(dispatch);
-	StoredCommand stored;
 	Datum		answer;
 
-	cqrs_handler_check(&dispatch->command->handlers[0],
-					   cqrs_command_kind_name(dispatch->command->kind),
-					   dispatch->command->name);
-	if (find(key, &stored))
-	{
-		check_same_request(key, dispatch, request, &stored);
-		*isnull = stored.answer_isnull;
-		return stored.answer;
-	}
+	*repeated = cqrs_idempotency_find(key, CQRS_KEY_SEND, dispatch->command,
+									  dispatch->payload, &answer, isnull);
+	if (*repeated)
+		return answer;
 	answer = handle(key, dispatch, isnull);
-	store(key, dispatch, request, answer, *isnull);
+	cqrs_idempotency_store(key, answer, *isnull);
 	return answer;
+}
+
+/*
+ * Find what is stored for a key that is locked, in the current memory context.
+ * Raises an error if the command's (first) handler cannot be called, and OB002
+ * if the key was used for something else.
+ */
+bool
+cqrs_idempotency_find(CqrsIdempotencyKey *key, CqrsIdempotencyUse use,
+					  const CqrsCommand *command, Datum payload,
+					  Datum *answer, bool *isnull)
+{
+	StoredCommand stored;
+
+	cqrs_handler_check(&command->handlers[0],
+					   cqrs_command_kind_name(command->kind), command->name);
+	key->command_name = command->name;
+	key->request = hash_request(use, command->name, DatumGetJsonbP(payload));
+	if (!find(key, &stored))
+		return false;
+	check_same_request(key, &stored);
+	*answer = stored.answer;
+	*isnull = stored.answer_isnull;
+	return true;
 }
 
 /*
@@ -261,26 +277,70 @@ is_same(const CqrsIdempotencyKey *a, const CqrsIdempotencyKey *b)
 }
 
 /*
- * The SHA-256 of a command's name and its payload, as text: that is the same on
- * every platform and version where a dump may be restored.
+ * The SHA-256 of what is asked for: what the key is used for, the command's
+ * name, and the payload, in a form that is the same for payloads that are equal
+ * as jsonb (1 and 1.0), and on every platform and version where a dump may be
+ * restored.
  */
 static bytea *
-hash_request(const CqrsDispatch *dispatch)
+hash_request(CqrsIdempotencyUse use, const char *command_name, Jsonb *payload)
 {
-	Jsonb	   *payload = DatumGetJsonbP(dispatch->payload);
 	StringInfoData request;
 	bytea	   *hash;
 
 	initStringInfo(&request);
 	appendStringInfoSpaces(&request, VARHDRSZ);
-	appendBinaryStringInfo(&request, dispatch->command->name,
-						   strlen(dispatch->command->name) + 1);
-	(void) JsonbToCString(&request, &payload->root, VARSIZE(payload));
+	appendStringInfoChar(&request, use);
+	appendBinaryStringInfo(&request, command_name, strlen(command_name) + 1);
+	append_payload(&request, payload);
 	SET_VARSIZE(request.data, request.len);
 	hash = DatumGetByteaP(DirectFunctionCall1(sha256_bytea,
 											  PointerGetDatum(request.data)));
 	pfree(request.data);
 	return hash;
+}
+
+static void
+append_payload(StringInfo buf, Jsonb *payload)
+{
+	JsonbIterator *it = JsonbIteratorInit(&payload->root);
+	JsonbIteratorToken token;
+	JsonbValue	value;
+
+	while ((token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
+	{
+		appendStringInfoChar(buf, 'a' + token);
+		if (token == WJB_KEY || token == WJB_VALUE || token == WJB_ELEM)
+			append_scalar(buf, &value);
+	}
+}
+
+/*
+ * Append a value such that none is the beginning of another one.
+ */
+static void
+append_scalar(StringInfo buf, const JsonbValue *value)
+{
+	switch (value->type)
+	{
+		case jbvNull:
+			appendStringInfoChar(buf, 'n');
+			break;
+		case jbvBool:
+			appendStringInfoChar(buf, value->val.boolean ? 't' : 'f');
+			break;
+		case jbvNumeric:
+			appendStringInfo(buf, "%s;",
+							 numeric_normalize(value->val.numeric));
+			break;
+		case jbvString:
+			appendStringInfo(buf, "s%d:", value->val.string.len);
+			appendBinaryStringInfo(buf, value->val.string.val,
+								   value->val.string.len);
+			break;
+		default:
+			elog(ERROR, "unexpected type of jsonb value: %d", value->type);
+	}
 }
 
 /*
@@ -348,38 +408,38 @@ is_of_role(const CqrsIdempotencyKey *key, const Datum *values)
 }
 
 /*
- * Raises OB002 unless what is stored is of the same command and payload.
+ * Raises OB002 unless what is stored is of the same request.
  */
 static void
-check_same_request(const CqrsIdempotencyKey *key,
-				   const CqrsDispatch *dispatch, bytea * request,
-				   const StoredCommand *stored)
+check_same_request(const CqrsIdempotencyKey *key, const StoredCommand *stored)
 {
 	bool		same_command = strcmp(stored->command_name,
-									  dispatch->command->name) == 0;
+									  key->command_name) == 0;
 
-	if (same_command && VARSIZE(stored->request) == VARSIZE(request) &&
-		memcmp(VARDATA(stored->request), VARDATA(request),
-			   VARSIZE(request) - VARHDRSZ) == 0)
+	if (same_command && VARSIZE(stored->request) == VARSIZE(key->request) &&
+		memcmp(VARDATA(stored->request), VARDATA(key->request),
+			   VARSIZE(key->request) - VARHDRSZ) == 0)
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_CQRS_KEY_REUSED),
 			 same_command ?
-			 errmsg("idempotency key \"%s\" was used with another payload of command \"%s\"",
+			 errmsg("idempotency key \"%s\" was used for another request of command \"%s\"",
 					text_to_cstring(key->text), stored->command_name) :
 			 errmsg("idempotency key \"%s\" was used for command \"%s\", not for \"%s\"",
 					text_to_cstring(key->text), stored->command_name,
-					dispatch->command->name),
+					key->command_name),
+			 same_command ?
+			 errdetail("The payload is another one, or it was sent then and is enqueued now, or the other way round.") : 0,
 			 errhint("Use another key for each command, and repeat a command as it was.")));
 }
 
 /*
- * Store the answer to a command under its key, which is locked and has nothing
- * stored. The lock on the segment stays until the end of the transaction.
+ * Store the answer under a key for which nothing was found. The lock on the
+ * segment stays until the end of the transaction.
  */
-static void
-store(const CqrsIdempotencyKey *key, const CqrsDispatch *dispatch,
-	  bytea * request, Datum answer, bool isnull)
+void
+cqrs_idempotency_store(const CqrsIdempotencyKey *key, Datum answer,
+					   bool isnull)
 {
 	TimestampTz now = cqrs_wall_now();
 	Datum		values[KEY_COLUMNS];
@@ -389,8 +449,8 @@ store(const CqrsIdempotencyKey *key, const CqrsDispatch *dispatch,
 	values[KEY_ROLE_NAME - 1] = PointerGetDatum(key->role_name);
 	values[KEY_TEXT - 1] = PointerGetDatum(key->text);
 	values[KEY_COMMAND_NAME - 1] =
-		CStringGetTextDatum(dispatch->command->name);
-	values[KEY_REQUEST - 1] = PointerGetDatum(request);
+		CStringGetTextDatum(key->command_name);
+	values[KEY_REQUEST - 1] = PointerGetDatum(key->request);
 	values[KEY_ANSWER - 1] = answer;
 	nulls[KEY_ANSWER - 1] = isnull;
 	values[KEY_STORED_AT - 1] = TimestampTzGetDatum(now);

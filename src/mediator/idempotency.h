@@ -20,7 +20,16 @@ typedef struct CqrsIdempotencyKey
 	Oid			role;
 	text	   *role_name;
 	text	   *text;			/* not toasted */
+	const char *command_name;	/* set once it was looked up */
+	bytea	   *request;
 } CqrsIdempotencyKey;
+
+/* What a key is used for. */
+typedef enum CqrsIdempotencyUse
+{
+	CQRS_KEY_SEND = 's',
+	CQRS_KEY_ENQUEUE = 'e'
+} CqrsIdempotencyUse;
 
 /* What cqrs_idempotency_truncate() found. */
 typedef enum CqrsIdempotencyState
@@ -30,9 +39,17 @@ typedef enum CqrsIdempotencyState
 	CQRS_KEYS_TRUNCATED
 } CqrsIdempotencyState;
 
-extern void cqrs_idempotency_lock(CqrsIdempotencyKey *key, text *value);
+extern void cqrs_idempotency_lock(CqrsIdempotencyKey *key, text *value,
+								  const char *function);
+extern bool cqrs_idempotency_find(CqrsIdempotencyKey *key,
+								  CqrsIdempotencyUse use,
+								  const CqrsCommand *command, Datum payload,
+								  Datum *answer, bool *isnull);
+extern void cqrs_idempotency_store(const CqrsIdempotencyKey *key,
+								   Datum answer, bool isnull);
 extern Datum cqrs_idempotency_run(CqrsIdempotencyKey *key,
-								  CqrsDispatch *dispatch, bool *isnull);
+								  CqrsDispatch *dispatch, bool *isnull,
+								  bool *repeated);
 extern CqrsIdempotencyState cqrs_idempotency_truncate(int segment,
 													  TimestampTz *look_at,
 													  int *pid);

@@ -317,7 +317,7 @@ check_handler(const char *subscription, Oid funcid)
 	cqrs_subscription_check_handler_owner(subscription, GetUserId(),
 										  signature, funcowner);
 
-	cqrs_subscription_require_login(subscription);
+	cqrs_subscription_require_login(subscription, GetUserId());
 	return signature;
 }
 
@@ -375,7 +375,7 @@ check_broker(FunctionCallInfo fcinfo, const char *name, int first_arg,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be owner of subscription \"%s\" to change its server",
 						name)));
-	cqrs_subscription_require_login(name);
+	cqrs_subscription_require_login(name, GetUserId());
 	(void) cqrs_broker_server(TextDatumGetCString(args[0].value), name,
 							  GetUserId());
 	if (old == NULL && args[1].isnull)

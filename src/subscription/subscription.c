@@ -253,17 +253,16 @@ cqrs_subscription_owner_can_login(Oid owner)
 }
 
 /*
- * Raises 42501 unless the current user can own a subscription that a worker
- * delivers.
+ * Raises 42501 unless a role can own a subscription that a worker delivers.
  */
 void
-cqrs_subscription_require_login(const char *subscription)
+cqrs_subscription_require_login(const char *subscription, Oid owner)
 {
-	if (!cqrs_subscription_owner_can_login(GetUserId()))
+	if (!cqrs_subscription_owner_can_login(owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("role \"%s\" cannot own subscription \"%s\"",
-						GetUserNameFromId(GetUserId(), true), subscription),
+						GetUserNameFromId(owner, true), subscription),
 				 errdetail("The worker connects as the owner, who is not permitted to log in."),
 				 errhint("ALTER ROLE ... LOGIN; it needs no password for this.")));
 }

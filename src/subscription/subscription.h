@@ -31,6 +31,7 @@ extern void cqrs_subscription_check_handler_owner(const char *subscription,
 												  const char *signature,
 												  Oid funcowner);
 extern bool cqrs_subscription_owner_can_login(Oid owner);
-extern void cqrs_subscription_require_login(const char *subscription);
+extern void cqrs_subscription_require_login(const char *subscription,
+											Oid owner);
 
 #endif							/* CQRS_SUBSCRIPTION_H */

@@ -25,14 +25,14 @@ my $dir = POSIX::getcwd();
 # not here is not known: say how to call it, here and in argument(). What takes
 # away all privileges is never called: it would leave nothing to be tried.
 my %known = map { /^(\S+?)(?:=(\d+))?$/ ? ($1 => $2 // 3) : () } qw(
-  cqrs_send=12 cqrs_dry_run=6 cqrs_stream=4 cqrs_next cqrs_query=6 cqrs_proceed cqrs_log_dispatch cqrs_context
+  cqrs_send=12 cqrs_send_once=6 cqrs_dry_run=6 cqrs_stream=4 cqrs_next cqrs_query=6 cqrs_proceed cqrs_log_dispatch cqrs_context
   cqrs_emit=12 cqrs_emit_many=6 cqrs_emit_trigger=1 cqrs_events cqrs_wait=1 cqrs_receive=6 cqrs_ack=6 cqrs_nack=6 cqrs_renew=4
-  cqrs_dead_letters cqrs_enqueue=8 cqrs_cancel_command cqrs_create_topic cqrs_alter_topic cqrs_drop_topic=1
+  cqrs_dead_letters cqrs_enqueue=8 cqrs_create_command_queue=2 cqrs_cancel_command cqrs_create_topic cqrs_alter_topic cqrs_drop_topic=1
   cqrs_register_event cqrs_unregister_event=1 cqrs_register_event_handler cqrs_unregister_event_handler=1
   cqrs_register_command cqrs_register_query cqrs_unregister_command=1 cqrs_register_fallback cqrs_unregister_fallback=1
   cqrs_register_middleware=1 cqrs_unregister_middleware=2 cqrs_subscribe cqrs_alter_subscription cqrs_unsubscribe=1
-  cqrs_pause=1 cqrs_resume=2 cqrs_seek=2 cqrs_redrive cqrs_discard cqrs_tick cqrs_drain=6 cqrs_release_commands
-  cqrs_adopt=1 cqrs_maintain=1 cqrs_worker_status=1 cqrs_health=1 cqrs_diagram=1 run_command announce
+  cqrs_pause=1 cqrs_resume=2 cqrs_seek=2 cqrs_redrive cqrs_discard cqrs_tick cqrs_drain=6 cqrs_enqueue_scheduled
+  cqrs_adopt=1 cqrs_grant_admin=1 cqrs_revoke_admin=1 cqrs_maintain=1 cqrs_worker_status=1 cqrs_health=1 cqrs_diagram=1 run_command announce
   registry_changed=1 refuse_write=1 withdraw_privileges=0 breaker_state usable library_version background broken_tables find_function diagram_label no_diagram flowchart sequence_diagram topic_progress subscription_progress subscription_owner cursor_holders key_partition);
 
 # What an error may say though it has the code of an internal one: the server's

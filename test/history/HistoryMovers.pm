@@ -126,7 +126,7 @@ sub maintain
 
 	$session->query("SET lock_timeout = '500 ms'");
 	did($session, 'maintain', pick((map { "VACUUM $_" } $table, $table, ''), "VACUUM (FULL) $table", "REINDEX TABLE $table", "REINDEX TABLE CONCURRENTLY $table",
-		"ANALYZE $table", 'CHECKPOINT', 'SELECT count(*) FROM cqrs_tick()', 'SELECT count(*) FROM cqrs_maintain()', 'SELECT count(*) FROM cqrs_release_commands()'));
+		"ANALYZE $table", 'CHECKPOINT', 'SELECT count(*) FROM cqrs_tick()', 'SELECT count(*) FROM cqrs_maintain()', 'SELECT count(*) FROM cqrs_enqueue_scheduled()'));
 	$session->query('RESET lock_timeout');
 }
 

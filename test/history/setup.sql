@@ -144,6 +144,7 @@ CREATE FUNCTION note(command jsonb) RETURNS void LANGUAGE sql SET search_path = 
 	SELECT arrive('commands', (SELECT event_id FROM truth WHERE tag = (command->>'tag')::uuid), 'commands', command->>'key', command)
 $$;
 SELECT cqrs_register_command('Note', 'note(jsonb)');
+SELECT cqrs_create_command_queue();
 
 -- One event in 32 fails at its first attempt; one in 43 always, until cured.
 CREATE TABLE cure (done boolean);

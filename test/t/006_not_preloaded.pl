@@ -22,6 +22,16 @@ like($err, qr/ERROR:  55000: .*cqrs_outbox is not preloaded.*shared_preload_libr
 is($node->safe_psql('postgres', 'SELECT subscription, kind, state, pid FROM cqrs_subscription_status ORDER BY 1'),
 	"puller|pull||\nrecorder|handler|no worker|", 'the subscription has no worker');
 
+# Settings of the processes can be seen, but a session has none of its own.
+$node->append_conf('postgresql.conf', "cqrs_outbox.max_workers = 7\n");
+$node->reload;
+is($node->safe_psql('postgres', "LOAD 'cqrs_outbox'; SHOW cqrs_outbox.max_workers; SHOW cqrs_outbox.poll_interval"), "7\n1s", 'settings are shown');
+for my $set ("SET cqrs_outbox.max_workers = 8", "SET cqrs_outbox.deliver = off")
+{
+	($rc, $out, $err) = $node->psql('postgres', "LOAD 'cqrs_outbox'; $set");
+	like($err, qr/cannot be changed now/, "$set: refused");
+}
+
 $node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 1}')");
 $node->safe_psql('postgres', "BEGIN; SELECT cqrs_emit('happened', '{\"n\": 2}'); PREPARE TRANSACTION 'two'");
 is($node->safe_psql('postgres', "SELECT count(*) FROM cqrs_receive('puller')"), '0', 'nothing is received before a tick');
@@ -34,7 +44,7 @@ is($node->safe_psql('postgres', "SELECT cqrs_drain('recorder')"), '0', 'but once
 is(recorded($node, 'postgres'), '1 2', 'to the handler');
 is($node->safe_psql('postgres', "BEGIN; SELECT payload->>'n' FROM cqrs_receive('puller'); SELECT cqrs_ack('puller'); COMMIT"), "1\n2\n2", 'and received, and acknowledged');
 is($node->safe_psql('postgres', "SELECT count(*) FROM cqrs_receive('puller')"), '0', 'for good');
-my ($rc, $out, $err) = $node->psql('postgres', "SELECT * FROM cqrs_receive('puller', wait => '1 s')");
+($rc, $out, $err) = $node->psql('postgres', "SELECT * FROM cqrs_receive('puller', wait => '1 s')");
 like($err, qr/cqrs_outbox is not preloaded/, 'nobody would wake who waits');
 is($node->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'cqrs%'"), '0', 'no process of ours runs');
 

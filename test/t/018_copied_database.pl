@@ -22,6 +22,7 @@ $node->safe_psql('original', q(
 		$$ INSERT INTO recorded (n) VALUES ((command->>'n')::integer) $$;
 	SELECT cqrs_register_event('happened', 'things');
 	SELECT cqrs_register_command('Later', 'later(jsonb)');
+	SELECT cqrs_create_command_queue();
 	SELECT cqrs_subscribe('things', ARRAY['things'], 'on_thing(cqrs_event)');
 	SELECT cqrs_subscribe('pulled', ARRAY['things']);
 ));

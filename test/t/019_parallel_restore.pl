@@ -39,6 +39,7 @@ $node->safe_psql('source', q(
 	SELECT cqrs_register_middleware('around(cqrs_request)');
 	SET ROLE app;
 	SELECT count(cqrs_emit('event_' || 1 + n % 200, jsonb_build_object('n', n))) FROM generate_series(1, 2000) n;
+	SELECT cqrs_create_command_queue();
 	SELECT cqrs_enqueue('Command1');
 	SELECT cqrs_enqueue('Command1', run_at => now() + interval '1 hour');
 	SELECT cqrs_send('Command1', idempotency_key => 'key');

@@ -19,9 +19,7 @@ $node->safe_psql('postgres', q(
 	CREATE TABLE pulled (event_id uuid);
 	CREATE FUNCTION answer(command jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT command';
 	SELECT cqrs_register_command('Answer', 'answer(jsonb)');
-	-- The first command has the role's topic made, which takes a lock that
-	-- REINDEX is in the way of, as all statements that configure do.
-	SELECT cqrs_enqueue('Answer');
+	SELECT cqrs_create_command_queue();
 	CREATE TABLE stop ();
 	CREATE PROCEDURE until_stop(statement text) LANGUAGE plpgsql AS $$
 	BEGIN

@@ -242,6 +242,7 @@ $node->safe_psql('postgres', q(
 	CREATE FUNCTION fall_back(jsonb) RETURNS void LANGUAGE sql AS 'SELECT';
 	SELECT cqrs_register_command('Try', 'try(jsonb)');
 	SELECT cqrs_register_fallback('try(jsonb)', 'fall_back(jsonb)');
+	SELECT cqrs_create_command_queue();
 ));
 $node->safe_psql('postgres', q(
 	SELECT count(cqrs_enqueue('Try', jsonb_build_object('n', i))) FROM generate_series(1, 200) i;

@@ -30,6 +30,7 @@ $node->safe_psql('postgres', qq(
 	SELECT cqrs_subscribe('failing', ARRAY['failing'], 'fail_sometimes(cqrs_event)', retry_delay => '1 ms', max_retry_delay => '1 ms');
 	CREATE FUNCTION nothing(c jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT c';
 	SELECT cqrs_register_command('Nothing', 'nothing(jsonb)');
+	SELECT cqrs_create_command_queue();
 	SELECT cqrs_alter_topic('things', retention => '0');
 	CREATE PROCEDURE work(n int) LANGUAGE plpgsql AS \$\$
 	BEGIN

@@ -21,7 +21,8 @@ $node->safe_psql('postgres', q(
 	CREATE TABLE ran (who text);
 	CREATE FUNCTION note(c jsonb) RETURNS jsonb LANGUAGE sql SECURITY DEFINER
 		SET search_path = pg_catalog AS $$ INSERT INTO public.ran VALUES (c->>'who'); SELECT c $$;
-	SELECT cqrs_register_command('Note', 'note(jsonb)')));
+	SELECT cqrs_register_command('Note', 'note(jsonb)');
+	SELECT cqrs_create_command_queue('early'), cqrs_create_command_queue('late')));
 
 # enqueue(ROLE, DELAY)
 sub enqueue

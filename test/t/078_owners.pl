@@ -83,7 +83,7 @@ ran(8, 'dave', 'reassigned');
 isnt($node->psql('postgres', 'DROP ROLE dave'), 0, 'an owner is not dropped');
 sql('DROP OWNED BY dave; DROP ROLE dave');
 emit(9);
-sql(q(SET ROLE bob; SELECT cqrs_enqueue('Run', '{"n": 10}')));
+sql(q(SET ROLE bob; SELECT cqrs_create_command_queue(); SELECT cqrs_enqueue('Run', '{"n": 10}')));
 ran(10, 'bob', 'others go on');
 is(sql(q(SELECT problem FROM cqrs_health('1 day', '1 day') WHERE object = 'subscription "s"')), 'owner_missing', 'nobody owns it');
 is(sql('SELECT count(*) FROM ran WHERE n = 9'), '0', 'so nothing is delivered');
@@ -103,6 +103,7 @@ $node->safe_psql('source', "$set_up; RESET ROLE;" . q(
 		PERFORM cqrs_enqueue('Run', jsonb_build_object('n', m)), cqrs_enqueue('Run', jsonb_build_object('n', m + 1), run_at => now() + interval '1 day');
 		RESET ROLE;
 	END $$;
+	SELECT cqrs_create_command_queue(owner) FROM unnest('{alice,erin,postgres}'::text[]) owner;
 	SELECT enqueue('alice', 10), enqueue('erin', 20), enqueue('postgres', 30);
 	SET ROLE alice;
 	SELECT cqrs_send('Run', '{"n": 40}', 'key');
@@ -135,6 +136,7 @@ sub restore
 	$target->safe_psql('postgres', "CREATE DATABASE $name");
 	$target->run_log([ 'pg_restore', @$_, '-d', $target->connstr($name), $dump ]) for @options;
 	$target->safe_psql($name, 'SELECT cqrs_adopt()');
+	$target->safe_psql($name, 'SELECT cqrs_create_command_queue()');
 	$target->safe_psql($name, q(SELECT cqrs_enqueue('Run', '{"n": 50}'), cqrs_emit('happened', '{"n": 2}')));
 	ran(50, 'postgres', "$name: commands are executed", $name, $target);
 

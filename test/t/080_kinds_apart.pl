@@ -165,7 +165,7 @@ my @troubles = (
 		sub { sql('REVOKE CONNECT ON DATABASE postgres FROM PUBLIC; GRANT CONNECT ON DATABASE postgres TO bob'); end_workers("usename = 'alice'"); sql('CALL emit_bad(50)') },
 		postgres => "SELECT count(*) > 0 FROM cqrs_health() WHERE problem = 'owner_connect'", sub { sql('GRANT CONNECT ON DATABASE postgres TO PUBLIC') } ],
 	[ 'role', 'full: thousands of its commands wait',
-		sub { behave('is slow'); sql("SET ROLE alice; SELECT count(cqrs_enqueue('Bad', '{}', key => i::text)) FROM generate_series(1, 5000) i") },
+		sub { behave('is slow'); sql("SET ROLE alice; SELECT cqrs_create_command_queue(); SELECT count(cqrs_enqueue('Bad', '{}', key => i::text)) FROM generate_series(1, 5000) i") },
 		postgres => "$is_delivering 'commands_of_alice'", sub { behave() } ],
 	[ 'role', 'slow: in two databases',
 		sub { behave('is slow'); sql('CALL emit_bad(100)'); in_other('CALL emit_bad(100)') }, other => "$is_delivering 'bad'", sub { behave() } ],

@@ -107,6 +107,7 @@ $node->safe_psql($dbname, q(
 	CREATE FUNCTION note(c jsonb) RETURNS jsonb LANGUAGE sql SECURITY DEFINER
 		SET search_path = pg_catalog AS $$ INSERT INTO public.noted VALUES (c); SELECT c $$;
 	SELECT cqrs_register_command('Note', 'note(jsonb)');
+	SELECT cqrs_create_command_queue();
 	SELECT cqrs_enqueue('Note', '{"n": 0}')));
 ok($node->poll_query_until($dbname, 'SELECT count(*) = 1 FROM noted'), 'a command is executed');
 $node->safe_psql($dbname, q(SELECT cqrs_enqueue('Note', '{"n": 1}', run_at => clock_timestamp() + interval '6 s')));

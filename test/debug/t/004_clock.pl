@@ -28,6 +28,7 @@ $node->safe_psql('postgres', q(
 	CREATE FUNCTION note(c jsonb) RETURNS jsonb LANGUAGE sql SECURITY DEFINER
 		SET search_path = pg_catalog AS $$ INSERT INTO public.ran VALUES ((c->>'n')::int); SELECT c $$;
 	SELECT cqrs_register_command('Note', 'note(jsonb)');
+	SELECT cqrs_create_command_queue();
 	SELECT cqrs_alter_topic('things', retention => '200 ms');
 	SELECT cqrs_register_event('pulled', 'pulled'), cqrs_subscribe('puller', ARRAY['pulled'], max_attempts => 0);
 	SELECT cqrs_register_event('failing', 'failing');

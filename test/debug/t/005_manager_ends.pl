@@ -19,6 +19,7 @@ $node->safe_psql('postgres', q(
 	CREATE FUNCTION note(c jsonb) RETURNS jsonb LANGUAGE sql SECURITY DEFINER
 		SET search_path = pg_catalog AS $$ INSERT INTO public.noted VALUES (c); SELECT c $$;
 	SELECT cqrs_register_command('Note', 'note(jsonb)');
+	SELECT cqrs_create_command_queue();
 	SELECT cqrs_emit('happened', '{"n": 1}'), cqrs_enqueue('Note', '{"n": 1}')));
 ok(wait_recorded($node, 'postgres', 1), 'an event is delivered');
 ok($node->poll_query_until('postgres', 'SELECT count(*) = 1 FROM noted'), 'and a command executed');

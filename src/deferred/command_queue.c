@@ -1,0 +1,185 @@
+/*-------------------------------------------------------------------------
+ *
+ * command_queue.c
+ *	  Where a role's commands wait: a topic, and a subscription to it.
+ *
+ * They are named after the role, but the name is only a label. The registry
+ * knows the subscription by its owner and its column runs_commands; owner.c says
+ * why commands are not executed as another role. Nobody but the extension's
+ * owner may emit to the topic in another way: whoever could would make the role
+ * execute commands. So a topic that is there already is never used.
+ *
+ * Locking
+ *
+ * Whoever makes them takes SHARE ROW EXCLUSIVE on cqrs.subscription and
+ * cqrs.topic, in that order, until the end of the transaction, and then looks
+ * again. Whoever comes second sees in the registry, which is always current,
+ * what the first one made, even in a REPEATABLE READ transaction.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "catalog/namespace.h"
+#include "mb/pg_wchar.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/timestamp.h"
+
+#include "extension/admin.h"
+#include "extension/catalog.h"
+#include "log/topic.h"
+#include "registry/owner.h"
+#include "registry/registry.h"
+#include "shared/announce.h"
+#include "subscription/subscription.h"
+
+static Oid	owner_arg(FunctionCallInfo fcinfo);
+static bool has_queue(Oid owner);
+static void make_queue(Oid owner);
+static int32 make_subscription(const char *name);
+static char *free_name(Oid owner);
+
+PG_FUNCTION_INFO_V1(cqrs_create_command_queue);
+
+/*
+ * cqrs_create_command_queue(owner)
+ */
+Datum
+cqrs_create_command_queue(PG_FUNCTION_ARGS)
+{
+	Oid			owner;
+
+	cqrs_require_writable("cqrs_create_command_queue()");
+	owner = owner_arg(fcinfo);
+	if (has_queue(owner))
+		PG_RETURN_BOOL(false);
+	cqrs_admin_run("LOCK TABLE cqrs.subscription, cqrs.topic IN SHARE ROW EXCLUSIVE MODE", 0);
+
+	/* Another backend may have made it while we waited. */
+	if (has_queue(owner))
+		PG_RETURN_BOOL(false);
+	make_queue(owner);
+	PG_RETURN_BOOL(true);
+}
+
+/*
+ * The role that the first argument names; NULL is the user. Raises 42704, or
+ * 42501 if the user is not a member of it.
+ */
+static Oid
+owner_arg(FunctionCallInfo fcinfo)
+{
+	Oid			owner;
+
+	if (PG_ARGISNULL(0))
+		return GetUserId();
+	owner = get_role_oid(text_to_cstring(PG_GETARG_TEXT_PP(0)), false);
+	if (!has_privs_of_role(GetUserId(), owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be a member of role \"%s\" to create its command queue",
+						GetUserNameFromId(owner, true))));
+	return owner;
+}
+
+static bool
+has_queue(Oid owner)
+{
+	CqrsSubscription *queue = cqrs_registry_command_subscription(owner);
+
+	return queue != NULL && queue->ntopics > 0;
+}
+
+/*
+ * Make a role's queue; only the topic, if just that was dropped. The tables
+ * are locked.
+ */
+static void
+make_queue(Oid owner)
+{
+	CqrsSubscription *existing = cqrs_registry_command_subscription(owner);
+	char	   *name = free_name(owner);
+	Interval	retention = {.day = 1};
+	int32		topic_id;
+	int32		subscription_id;
+
+	cqrs_subscription_require_login(name, owner);
+	topic_id = cqrs_topic_create(name, &retention, owner, false);
+
+	/* The manager has passed by what this role had scheduled before. */
+	cqrs_shmem_command_scheduled(DT_NOBEGIN);
+	if (existing != NULL)
+	{
+		(void) cqrs_subscription_add_topic(existing->subscription_id, topic_id);
+		return;
+	}
+	subscription_id = make_subscription(name);
+	cqrs_owner_make_view(name, owner);
+	cqrs_subscription_start(subscription_id, list_make1_int(topic_id), 1,
+							false);
+}
+
+/*
+ * Insert the subscription; returns its id. It has no limits: if they suspended
+ * it, it would lose commands.
+ */
+static int32
+make_subscription(const char *name)
+{
+	CqrsAdmin	admin;
+	int32		subscription_id;
+
+	cqrs_admin_begin(&admin);
+	if (cqrs_admin_execute("INSERT INTO cqrs.subscription (subscription, handler, strict_key_order, runs_commands,"
+						   " partitions, max_attempts, retry_delay, max_retry_delay, handler_timeout,"
+						   " max_retained_size, max_retained_age)"
+						   " SELECT $1, p.oid::regprocedure::text, false, true,"
+						   " 1, 5, '200 ms', '5 min', '1 min',"
+						   " 0, '0'"
+						   " FROM pg_extension e"
+						   " JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid"
+						   "  AND d.classid = 'pg_proc'::regclass AND d.deptype = 'e'"
+						   " JOIN pg_proc p ON p.oid = d.objid"
+						   " WHERE e.extname = 'cqrs_outbox' AND p.pronamespace = 'cqrs'::regnamespace AND p.proname = 'run_command'"
+						   " RETURNING subscription_id",
+						   1, CQRS_TEXT(name)) != 1)
+		elog(ERROR, "could not find function run_command");
+	subscription_id = DatumGetInt32(cqrs_admin_result());
+	cqrs_admin_end(&admin);
+	return subscription_id;
+}
+
+/*
+ * A name made from the role's that neither a topic nor a subscription has,
+ * palloc'd.
+ */
+static char *
+free_name(Oid owner)
+{
+	char	   *wanted = psprintf("commands_of_%s",
+								  GetUserNameFromId(owner, false));
+	Oid			topics = get_namespace_oid(CQRS_TOPIC_SCHEMA, false);
+	Oid			subscriptions = get_namespace_oid(CQRS_SUBSCRIPTION_SCHEMA,
+												  false);
+	int			n;
+
+	for (n = 1;; n++)
+	{
+		char		suffix[16] = "";
+		char	   *name;
+		int			len;
+
+		if (n > 1)
+			snprintf(suffix, sizeof(suffix), "_%d", n);
+		len = pg_mbcliplen(wanted, strlen(wanted),
+						   CQRS_MAX_NAME - strlen(suffix));
+		name = psprintf("%.*s%s", len, wanted, suffix);
+		if (cqrs_registry_topic(name) == NULL &&
+			cqrs_registry_subscription(name) == NULL &&
+			!OidIsValid(get_relname_relid(name, topics)) &&
+			!OidIsValid(get_relname_relid(name, subscriptions)))
+			return name;
+	}
+}

@@ -1,0 +1,216 @@
+/*-------------------------------------------------------------------------
+ *
+ * handler_job.c
+ *	  A worker's job for a handler: batches, and what their errors lead to.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "replication/syncrep.h"
+#include "utils/snapmgr.h"
+
+#include "delivery/attempt.h"
+#include "delivery/handler_timeout.h"
+#include "delivery/session.h"
+#include "delivery/underway.h"
+#include "mediator/context.h"
+#include "process/job.h"
+#include "retry/failure.h"
+#include "shared/clock.h"
+
+/* What is being delivered now. */
+static CqrsJob * delivering = NULL;
+
+static CqrsJobOutcome batch_failed(CqrsJob * job, ErrorData *error);
+static bool batch_is_repeated(CqrsJob * job, const ErrorData *error);
+static bool deliver(CqrsSubscription *subscription, CqrsJob * job);
+static bool record_event(CqrsSubscription *subscription, CqrsJob * job);
+
+/*
+ * Deliver one batch, or do what an error in it calls for.
+ */
+CqrsJobOutcome
+cqrs_handler_job_step(CqrsJob * job)
+{
+	ErrorData  *error;
+
+	job->announced = 0;
+	if (job->careful > 0)
+	{
+		if ((error = cqrs_job_run(cqrs_job_announce, job)) != NULL)
+			return cqrs_job_fail(job, error);
+		if (job->announced == 0)
+			return job->delivery.more ? CQRS_JOB_DELIVERED : CQRS_JOB_DRAINED;
+		job->careful--;
+	}
+
+	delivering = job;
+	error = cqrs_job_run(deliver, job);
+	delivering = NULL;
+	cqrs_session_after_transaction();
+	if (error != NULL)
+		return batch_failed(job, error);
+
+	if (job->delivery.not_flushed && job->flush_at == 0)
+		job->flush_at =
+			TimestampTzPlusMilliseconds(cqrs_steady_now(),
+										cqrs_batch_duration);
+	if (job->one_by_one > 0)
+		job->one_by_one--;
+	cqrs_pace_done(&job->pace, &job->delivery);
+	if (cqrs_job_must_wait(job))
+		return CQRS_JOB_FAILED;
+	if (job->delivery.announce)
+		job->careful = Max(job->careful, 1);
+	return job->delivery.more || job->announced != 0 || job->careful > 0 ?
+		CQRS_JOB_DELIVERED : CQRS_JOB_DRAINED;
+}
+
+/*
+ * A batch was rolled back: find out which event is to blame, if any, and record
+ * it. Frees the error.
+ */
+static CqrsJobOutcome
+batch_failed(CqrsJob * job, ErrorData *error)
+{
+	if (!batch_is_repeated(job, error))
+	{
+		if (job->position == 0 || job->blame == CQRS_BLAME_NOBODY)
+			return cqrs_job_fail(job, error);
+		job->error = error;
+		if (cqrs_job_run(record_event, job) != NULL)
+			return cqrs_job_fail(job, error);
+	}
+	FreeErrorData(error);
+	return CQRS_JOB_DELIVERED;
+}
+
+/*
+ * Is the batch to be delivered again, in another way, before its error counts?
+ * If not, job->position is the event that met it, or 0.
+ */
+static bool
+batch_is_repeated(CqrsJob * job, const ErrorData *error)
+{
+	int			nevents = job->delivery.nevents;
+
+	if (job->phase != CQRS_JOB_COMMITTING)
+	{
+		job->position = job->delivery.position;
+		if (job->announced != 0 || job->blame == CQRS_BLAME_NOBODY ||
+			job->position == 0)
+			return false;
+
+		/* Do those before it again; then call it apart. */
+		cqrs_pace_failed(&job->pace, nevents, error);
+		return true;
+	}
+
+	/* The commit failed: which event made it? */
+	job->position = job->delivery.last;
+	if (nevents > 1 || (nevents == 1 && job->delivery.nfailed > 0))
+	{
+		job->one_by_one = nevents;
+		return true;
+	}
+	if (cqrs_error_is_transient(error) && job->announced == 0 &&
+		job->pace.again < CQRS_TRANSIENT_TRIES)
+	{
+		job->pace.again++;
+		return true;
+	}
+	return false;
+}
+
+/*
+ * Deliver a batch, or the announced event.
+ */
+static bool
+deliver(CqrsSubscription *subscription, CqrsJob * job)
+{
+	cqrs_target_deliver(subscription, job->partition, &job->pace,
+						job->one_by_one > 0, job->announced, cqrs_wall_now(),
+						true, &job->delivery);
+
+	/* If something is parked, that there was nothing to do shows nothing. */
+	if (!job->cleared && job->delivery.outage == 0 &&
+		(job->delivery.nevents > 0 ||
+		 (job->delivery.nfailed == 0 && job->delivery.retry_at == 0)))
+	{
+		cqrs_failure_clear(job->subscription_id, job->partition);
+		job->cleared = true;
+	}
+	return true;
+}
+
+static bool
+record_event(CqrsSubscription *subscription, CqrsJob * job)
+{
+	if (job->announced != 0 && job->blame == CQRS_BLAME_SUSPECT)
+		cqrs_target_void_attempt(subscription, job->partition, job->position,
+								 job->error,
+								 TimestampTzPlusMilliseconds(cqrs_wall_now(),
+															 CQRS_FAILURE_DELAY));
+	else
+		(void) cqrs_target_failed(subscription, job->partition, job->position,
+								  job->error, job->announced != 0);
+	return true;
+}
+
+/*
+ * Wait for the disk, and for a standby where replication is synchronous, until
+ * all that was delivered is safe.
+ */
+void
+cqrs_handler_job_flush(CqrsJob * job)
+{
+	if (job->flush_at == 0)
+		return;
+	job->flush_at = 0;
+	if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
+		return;
+	HOLD_INTERRUPTS();
+	XLogFlush(XactLastCommitEnd);
+	SyncRepWaitForLSN(XactLastCommitEnd, true);
+	RESUME_INTERRUPTS();
+}
+
+/*
+ * The process ends. If that is because a handler would not be cancelled,
+ * record that its event failed. Nothing can interrupt us now, so if somebody
+ * else has the cursor's lock, let it be. If others of the batch come before
+ * the event, they are to be done again first. In both cases the next process
+ * is to be careful, and this returns false.
+ */
+bool
+cqrs_handler_job_blame_overdue(void)
+{
+	CqrsJob    *job = delivering;
+	CqrsSubscription *subscription;
+	ErrorData	error = {0};
+	bool		blamed = false;
+
+	delivering = NULL;
+	if (job == NULL || !cqrs_handler_is_overdue() || job->delivery.position == 0)
+		return false;
+	cqrs_context_innermost = NULL;
+	cqrs_underway_innermost = NULL;
+	subscription = cqrs_job_begin(job);
+	if (subscription != NULL && job->partition < subscription->partitions &&
+		cqrs_subscription_lock(subscription, job->partition, false))
+	{
+		error.sqlerrcode = ERRCODE_QUERY_CANCELED;
+		error.message = psprintf("handler of subscription \"%s\" took longer than its handler_timeout, and would not be canceled",
+								 subscription->name);
+		blamed = cqrs_target_failed(subscription, job->partition,
+									job->delivery.position, &error,
+									job->announced != 0);
+	}
+	if (subscription != NULL)
+		PopActiveSnapshot();
+	CommitTransactionCommand();
+	return blamed;
+}

@@ -1,0 +1,255 @@
+/*-------------------------------------------------------------------------
+ *
+ * job.c
+ *	  A transaction of a worker's job, and what becomes of its error.
+ *
+ * What is done in the transaction differs between handlers and brokers: see
+ * handler_job.c and broker_job.c.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/xact.h"
+#include "pgstat.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+
+#include "delivery/attempt.h"
+#include "delivery/handler_timeout.h"
+#include "delivery/underway.h"
+#include "extension/catalog.h"
+#include "mediator/context.h"
+#include "process/job.h"
+#include "registry/registry.h"
+#include "retry/failure.h"
+#include "shared/clock.h"
+
+/*
+ * How long to wait after an outage that cannot be recorded, in milliseconds.
+ */
+#define UNRECORDED_DELAY	1000
+
+static CqrsBlame blame(const CqrsJob * job, const ErrorData *error,
+					   bool timed_out);
+static bool is_outage(const CqrsJob * job, const ErrorData *error,
+					  bool timed_out);
+static bool is_told(const CqrsJob * job, const ErrorData *error,
+					bool timed_out);
+static void show(const CqrsSubscription *subscription, CqrsJob * job);
+static bool record_outage(CqrsSubscription *subscription, CqrsJob * job);
+
+/*
+ * Run a function in a transaction. Returns the error that rolled it back, in
+ * the current memory context, or NULL.
+ */
+ErrorData *
+cqrs_job_run(CqrsJobFunction function, CqrsJob * job)
+{
+	MemoryContext context = CurrentMemoryContext;
+	CqrsSubscription *subscription;
+	ErrorData  *volatile error = NULL;
+
+	job->phase = CQRS_JOB_SKIPPED;
+	memset(&job->delivery, 0, sizeof(job->delivery));
+	PG_TRY();
+	{
+		bool		done = false;
+
+		subscription = cqrs_job_begin(job);
+		if (subscription != NULL && job->partition < subscription->partitions)
+		{
+			job->phase = CQRS_JOB_AT_WORK;
+			if (!job->shown)
+				show(subscription, job);
+			done = function(subscription, job);
+			PopActiveSnapshot();
+		}
+		job->phase = CQRS_JOB_COMMITTING;
+		CommitTransactionCommand();
+		if (!done)
+			job->phase = CQRS_JOB_SKIPPED;
+	}
+	PG_CATCH();
+	{
+		bool		timed_out;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		timed_out = cqrs_handler_timeout_end();
+		job->blame = blame(job, error, timed_out);
+		if (is_told(job, error, timed_out))
+			EmitErrorReport();
+		FlushErrorState();
+		disable_all_timeouts(false);
+		QueryCancelPending = false;
+		AbortCurrentTransaction();
+		cqrs_context_innermost = NULL;
+		cqrs_underway_innermost = NULL;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	return error;
+}
+
+/*
+ * Whose fault is an error that rolled a transaction back?
+ */
+static CqrsBlame
+blame(const CqrsJob * job, const ErrorData *error, bool timed_out)
+{
+	if (is_outage(job, error, timed_out))
+		return CQRS_BLAME_NOBODY;
+	return !timed_out && cqrs_blame(error) == CQRS_BLAME_SUSPECT ?
+		CQRS_BLAME_SUSPECT : CQRS_BLAME_EVENT;
+}
+
+/*
+ * Is an error no event's fault? If it was raised in the middle of a batch,
+ * evidence tells.
+ */
+static bool
+is_outage(const CqrsJob * job, const ErrorData *error, bool timed_out)
+{
+	if (cqrs_blame(error) == CQRS_BLAME_NOBODY)
+		return true;
+	if (job->phase == CQRS_JOB_AT_WORK && job->delivery.position != 0 &&
+		job->announced == 0)
+		return false;
+	return cqrs_target_is_outage(error) &&
+		!(timed_out && error->sqlerrcode == ERRCODE_QUERY_CANCELED);
+}
+
+/*
+ * Is the error to be logged? Not if it makes us do part of the batch again
+ * first.
+ */
+static bool
+is_told(const CqrsJob * job, const ErrorData *error, bool timed_out)
+{
+	if (job->phase == CQRS_JOB_COMMITTING)
+		return job->delivery.nevents <= 1;
+	return job->delivery.position == 0 || job->announced != 0 ||
+		job->blame == CQRS_BLAME_NOBODY ||
+		(!timed_out && error->sqlerrcode == ERRCODE_QUERY_CANCELED);
+}
+
+/*
+ * Show in pg_stat_activity what is delivered: once a job, as it does not
+ * change.
+ */
+static void
+show(const CqrsSubscription *subscription, CqrsJob * job)
+{
+	char		activity[NAMEDATALEN + 64];
+
+	snprintf(activity, sizeof(activity),
+			 "delivering subscription \"%s\" partition %d",
+			 subscription->name, job->partition);
+	pgstat_report_activity(STATE_RUNNING, activity);
+	job->shown = true;
+}
+
+/*
+ * Begin a transaction in which the extension cannot be dropped. Returns the
+ * subscription, or NULL if it is gone, or not for us any more.
+ */
+CqrsSubscription *
+cqrs_job_begin(const CqrsJob * job)
+{
+	CqrsSubscription *subscription;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	if (!OidIsValid(cqrs_extension_lock()) || !cqrs_registry_usable() ||
+		cqrs_registry_is_copy())
+		return NULL;
+
+	subscription = cqrs_registry_subscription_by_id(job->subscription_id);
+	if (subscription == NULL || subscription->owner != GetUserId())
+		return NULL;
+
+	/* If it is paused, what is on its way to a broker is still recorded. */
+	if (job->broker ? subscription->server == NULL ||
+		subscription->state == CQRS_SUBSCRIPTION_SUSPENDED :
+		!subscription->has_handler ||
+		subscription->state != CQRS_SUBSCRIPTION_ACTIVE)
+		return NULL;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	return subscription;
+}
+
+/*
+ * Choose the event to deliver next, and count the attempt beforehand.
+ */
+bool
+cqrs_job_announce(CqrsSubscription *subscription, CqrsJob * job)
+{
+	job->announced = cqrs_target_announce(subscription, job->partition,
+										  &job->delivery);
+	cqrs_commit_durably();
+	return true;
+}
+
+/*
+ * Lock the cursor. Returns false if its partition went away while we waited:
+ * then nothing may be recorded of it, as nobody would clear that.
+ */
+bool
+cqrs_job_lock_cursor(const CqrsSubscription *subscription, const CqrsJob * job)
+{
+	(void) cqrs_subscription_lock(subscription, job->partition, true);
+	return job->partition <
+		cqrs_subscription_get(subscription->name)->partitions;
+}
+
+/*
+ * Record, if possible, an error that is no event's fault, and free it.
+ */
+CqrsJobOutcome
+cqrs_job_fail(CqrsJob * job, ErrorData *error)
+{
+	job->error = error;
+	job->failed_until = TimestampTzPlusMilliseconds(cqrs_wall_now(),
+													UNRECORDED_DELAY);
+	(void) cqrs_job_run(record_outage, job);
+	FreeErrorData(error);
+	return CQRS_JOB_FAILED;
+}
+
+static bool
+record_outage(CqrsSubscription *subscription, CqrsJob * job)
+{
+	if (!cqrs_job_lock_cursor(subscription, job))
+		return false;
+	job->failed_until = cqrs_failure_record(job->subscription_id,
+											job->partition, job->error,
+											CQRS_FAILURE_DELAY);
+	if (job->announced != 0)
+		cqrs_target_void_attempt(subscription, job->partition, job->announced,
+								 job->error, job->failed_until);
+	return true;
+}
+
+/*
+ * Does the subscription have to wait, because events failed and none is to blame?
+ * Says so in the log.
+ */
+bool
+cqrs_job_must_wait(CqrsJob * job)
+{
+	if (job->delivery.outage == 0)
+		return false;
+	ereport(LOG,
+			(errcode(job->delivery.outage),
+			 job->delivery.lone ?
+			 errmsg("an event fails, and there is no other to tell by whose fault that is") :
+			 errmsg("events fail, and none is to blame"),
+			 errdetail_internal("%s", job->delivery.message)));
+
+	/* What comes next shows whose fault it is. */
+	if (job->delivery.lone)
+		return false;
+	job->failed_until = job->delivery.failed_until;
+	return true;
+}
