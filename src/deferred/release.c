@@ -88,7 +88,8 @@
 /* A pass over what is due. */
 typedef struct Pass
 {
-	TimestampTz now;			/* commands due by then, on the wall clock, are released */
+	TimestampTz now;			/* commands due by then, on the wall clock,
+								 * are released */
 
 	/* Where the next batch begins: */
 	TimestampTz run_at;			/* at this time ... */
@@ -96,8 +97,10 @@ typedef struct Pass
 	pg_uuid_t	command_id;		/* ... this id */
 
 	TimestampTz next;			/* the first time that is not due */
-	TimestampTz passed_from;	/* time of the first one that was passed by because of its topic; DT_NOEND: none */
-	bool		locked;			/* ... a topic was passed by because it was locked */
+	TimestampTz passed_from;	/* time of the first one that was passed by
+								 * because of its topic; DT_NOEND: none */
+	bool		locked;			/* ... a topic was passed by because it was
+								 * locked */
 	bool		full;			/* it began at the very first row */
 	bool		over;
 	int64		released;

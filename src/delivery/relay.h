@@ -38,13 +38,16 @@ typedef struct CqrsRelay
 {
 	CqrsSubscription *subscription;
 	CqrsCursor	cursor;
-	CqrsTick	tick;			/* the end of what may be delivered; only id and snapshot */
+	CqrsTick	tick;			/* the end of what may be delivered; only id
+								 * and snapshot */
 	bool		has_tick;
 	Snapshot	snapshot;
 	CqrsWindow *window;			/* NULL: nothing to deliver */
 	CqrsLanes	lanes;			/* what is known of the lanes met so far */
 	bool		park_inside;	/* park also behind events of this batch */
-	bool		here;			/* this transaction received what the receipt covers: hand that out, even if its lane is blocked */
+	bool		here;			/* this transaction received what the receipt
+								 * covers: hand that out, even if its lane is
+								 * blocked */
 	bool		hold_back;		/* park nothing before the first event ... */
 	bool		skipped;		/* ... but something has to be */
 	bool		has_parked;		/* something was parked on the way */

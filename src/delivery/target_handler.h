@@ -26,11 +26,13 @@ typedef struct CqrsDelivery
 	bool		parked_last;	/* parked events left no time for new ones */
 	bool		not_flushed;	/* it commits without waiting for the disk */
 	TimestampTz retry_at;		/* a parked event may be tried then; 0: none */
-	int			outage;			/* not 0: what failed is nobody's fault; the SQLSTATE */
+	int			outage;			/* not 0: what failed is nobody's fault; the
+								 * SQLSTATE */
 	char		message[CQRS_DELIVERY_MESSAGE]; /* ... why ... */
 	bool		lone;			/* ... there is no other lane to compare with */
 	TimestampTz failed_until;	/* ... not to be tried again before */
-	bool		failing;		/* to a broker: the last failure was nobody's fault, and nothing was confirmed since */
+	bool		failing;		/* to a broker: the last failure was nobody's
+								 * fault, and nothing was confirmed since */
 } CqrsDelivery;
 
 /*
@@ -41,7 +43,8 @@ typedef struct CqrsPace
 {
 	int			plain;			/* with apart, how many come before that */
 	int			apart;			/* how many events are to be called apart */
-	int			again;			/* how often the first event met an error that may be over at once */
+	int			again;			/* how often the first event met an error that
+								 * may be over at once */
 	bool		new_first;		/* new ones before those that are parked */
 } CqrsPace;
 

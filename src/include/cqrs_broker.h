@@ -106,7 +106,8 @@ typedef struct CqrsBrokerMessage
 typedef enum CqrsBrokerOutcome
 {
 	CQRS_BROKER_CONFIRMED,		/* the broker has it, durably */
-	CQRS_BROKER_REJECTED,		/* not now; if it takes others, this message is at fault */
+	CQRS_BROKER_REJECTED,		/* not now; if it takes others, this message
+								 * is at fault */
 	CQRS_BROKER_REFUSED			/* never this one; no use trying again */
 } CqrsBrokerOutcome;
 

@@ -40,7 +40,8 @@ typedef struct Counting
 typedef struct Since
 {
 	TimestampTz time;
-	FullTransactionId first;	/* of the transactions that emitted at that time or later */
+	FullTransactionId first;	/* of the transactions that emitted at that
+								 * time or later */
 } Since;
 
 /* What cqrs_window_has_events() finds. */

@@ -26,7 +26,8 @@ typedef struct CqrsContext
 	NullableDatum headers;		/* of an event */
 	int			attempt;
 	Oid			caller;
-	const struct CqrsEvent *command;	/* the enqueued command that is being delivered; NULL: none */
+	const struct CqrsEvent *command;	/* the enqueued command that is being
+										 * delivered; NULL: none */
 } CqrsContext;
 
 /* The innermost one, or NULL. */

@@ -59,7 +59,8 @@
 typedef struct DomainEvent
 {
 	dlist_node	node;			/* in the queue */
-	int			references;		/* from the queue, and from the events that it caused */
+	int			references;		/* from the queue, and from the events that it
+								 * caused */
 	struct DomainEvent *cause;	/* whose handler emitted it; NULL: none */
 	int			depth;			/* of the chain of causes; 1: no cause */
 	SubTransactionId subid;

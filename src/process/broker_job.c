@@ -205,8 +205,8 @@ run_exchange(CqrsSubscription *subscription, CqrsJob * job)
 								&job->delivery);
 
 	/*
-	 * That it can be connected to, or rejects what is sent, does not show that
-	 * it works.
+	 * That it can be connected to, or rejects what is sent, does not show
+	 * that it works.
 	 */
 	if (job->delivery.nevents > 0 ||
 		(!job->finish && !job->delivery.more && !job->delivery.failing))

@@ -42,7 +42,8 @@ typedef struct CqrsJob
 	int			careful;		/* how many events are to be announced */
 	int			one_by_one;		/* how many are to be delivered alone */
 	CqrsPace	pace;
-	TimestampTz flush_at;		/* wait for the disk then; 0: nothing to wait for */
+	TimestampTz flush_at;		/* wait for the disk then; 0: nothing to wait
+								 * for */
 
 	/* What the next transaction is about. */
 	int64		announced;		/* position of the announced event, or 0 */

@@ -506,7 +506,8 @@ maintain_by_hand(CqrsTopic *topic, Tuplestorestate *store, TupleDesc desc)
 	int			i;
 
 	/*
-	 * Each step changes the registry, and empties a segment or goes on to one.
+	 * Each step changes the registry, and empties a segment or goes on to
+	 * one.
 	 */
 	while ((topic = cqrs_registry_topic_by_id(topic_id)) != NULL)
 	{

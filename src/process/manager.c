@@ -200,7 +200,8 @@ cqrs_manager_main(Datum arg)
 
 		/*
 		 * From here on, the next emitter sets our latch. We ask for that only
-		 * once it may be time to look again: until then they need not wake us.
+		 * once it may be time to look again: until then they need not wake
+		 * us.
 		 */
 		now = cqrs_steady_now();
 		if (!cqrs_deliver || time_to_rest(now))

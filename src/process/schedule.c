@@ -400,8 +400,8 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 			scheduled->unfinished = true;
 
 			/*
-			 * The process that crashed may have been handling an event of this
-			 * cursor.
+			 * The process that crashed may have been handling an event of
+			 * this cursor.
 			 */
 			if (careful)
 				scheduled->careful = CQRS_BATCH_EVENTS;

@@ -23,7 +23,8 @@
 typedef struct CqrsSeen
 {
 	MemoryContext context;		/* NULL: no attempt yet */
-	int64		seq;			/* valid if the cursor's row is still this one ... */
+	int64		seq;			/* valid if the cursor's row is still this one
+								 * ... */
 	bool		skipped;		/* ... and nothing had to be parked */
 	CqrsCursor	cursor;			/* without what the receipt covers */
 } CqrsSeen;

@@ -52,7 +52,8 @@
 typedef struct Batch
 {
 	CqrsRelay	relay;
-	bool		here;			/* goes on behind what this transaction received */
+	bool		here;			/* goes on behind what this transaction
+								 * received */
 	bool		alone;			/* hand out one by one ... */
 	bool		over;			/* ... but none is left of those */
 	bool		wrote;			/* the cursor was moved */

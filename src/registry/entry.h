@@ -21,7 +21,8 @@ typedef struct CqrsTopic
 	int			current_segment;
 	TimestampTz opened_at[CQRS_SEGMENTS];	/* 0: never */
 	bool		native;			/* false: restored, and not adopted */
-	struct CqrsSubscription *runner;	/* runs the commands in it, see enqueue.c; NULL: it has none */
+	struct CqrsSubscription *runner;	/* runs the commands in it, see
+										 * enqueue.c; NULL: it has none */
 	Oid			view;			/* InvalidOid: somebody dropped it */
 	Oid			segments[CQRS_SEGMENTS];	/* likewise */
 } CqrsTopic;
@@ -105,7 +106,8 @@ typedef struct CqrsSubscription
 	Oid			owner;			/* InvalidOid: see owner.c */
 	Oid			view;			/* InvalidOid: somebody dropped it */
 	int			partitions;
-	int			next_partitions;	/* the number that is being changed to; 0: none */
+	int			next_partitions;	/* the number that is being changed to; 0:
+									 * none */
 	int64		epoch_tick;		/* with next_partitions; see epoch.c */
 	struct CqrsSnapshot *epoch_snapshot;
 	int			max_attempts;

@@ -230,7 +230,8 @@ load_rows(CqrsRegistryCopy *copy, CqrsRelation relation, Snapshot snapshot,
 	systable_endscan(scan);
 
 	/*
-	 * Release the lock: DROP EXTENSION and TRUNCATE need not wait for readers.
+	 * Release the lock: DROP EXTENSION and TRUNCATE need not wait for
+	 * readers.
 	 */
 	table_close(rel, AccessShareLock);
 	pfree(values);

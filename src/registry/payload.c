@@ -168,8 +168,8 @@ cqrs_payload_from_value(Datum value, bool isnull, Oid typid, bool *result_null)
 		return value;
 
 	/*
-	 * Making a built-in function's FmgrInfo is cheaper than looking for a kept
-	 * one.
+	 * Making a built-in function's FmgrInfo is cheaper than looking for a
+	 * kept one.
 	 */
 	cqrs_payload_init_to_jsonb(&flinfo, typid);
 	return FunctionCall1(&flinfo, value);
@@ -301,7 +301,8 @@ convert_null(CqrsPayloadType *type)
 		return (Datum) 0;
 
 	/*
-	 * domain_check() needs a type with a binary form, which a scalar may lack.
+	 * domain_check() needs a type with a binary form, which a scalar may
+	 * lack.
 	 */
 	if (type->shape == SHAPE_SCALAR)
 		return InputFunctionCall(&type->input, NULL, type->typioparam,

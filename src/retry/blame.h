@@ -33,7 +33,8 @@
 typedef enum CqrsBlame
 {
 	CQRS_BLAME_EVENT,			/* the event's, unless all others meet it, too */
-	CQRS_BLAME_SUSPECT,			/* the event's, if another one can be delivered */
+	CQRS_BLAME_SUSPECT,			/* the event's, if another one can be
+								 * delivered */
 	CQRS_BLAME_NOBODY			/* no event's: the subscription waits */
 } CqrsBlame;
 

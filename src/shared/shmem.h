@@ -62,18 +62,23 @@ typedef struct CqrsDatabaseSlot
 	int			held;			/* > 0: let nobody connect; see utility.c */
 	int			failures;		/* in a row */
 	uint32		failure_hash;	/* of the last one's message; 0: none */
-	bool		exhausted;		/* no background worker was available, for the manager, or to it for a worker */
-	TimestampTz start_after;	/* REQUESTED: since when it waits, or when to start */
-	TimestampTz next_due;		/* when there is something to do, besides next_run_at, and what was announced */
+	bool		exhausted;		/* no background worker was available, for the
+								 * manager, or to it for a worker */
+	TimestampTz start_after;	/* REQUESTED: since when it waits, or when to
+								 * start */
+	TimestampTz next_due;		/* when there is something to do, besides
+								 * next_run_at, and what was announced */
 	TimestampTz rests_since;
-	int			rests;			/* in a row, without an announcement in between */
+	int			rests;			/* in a row, without an announcement in
+								 * between */
 	TimestampTz started_at;
 	TimestampTz asked_to_leave; /* others need the process; 0: not asked */
 	pid_t		manager_pid;	/* 0: none */
 	Latch	   *manager_latch;	/* may be somebody else's by now */
 
 	/* What the manager reports, for monitoring. */
-	TimestampTz waiting_since;	/* since when a cursor waits for a worker; 0: none does */
+	TimestampTz waiting_since;	/* since when a cursor waits for a worker; 0:
+								 * none does */
 	TimestampTz assigned_at;	/* when it last looked for one */
 	int32		failed_subscription;	/* whose worker was lost last; 0: none */
 	int32		failed_partition;
@@ -88,8 +93,8 @@ typedef struct CqrsDatabaseSlot
 
 	/*
 	 * The newest tick whose commit the manager saw complete, including
-	 * synchronous replication. A later one may be visible and not safe yet. 0:
-	 * none since it started.
+	 * synchronous replication. A later one may be visible and not safe yet.
+	 * 0: none since it started.
 	 */
 	pg_atomic_uint64 durable_tick;
 
@@ -124,7 +129,8 @@ typedef struct CqrsDatabaseSlot
 typedef enum CqrsWorkerState
 {
 	CQRS_WORKER_FREE,			/* nobody's slot */
-	CQRS_WORKER_FAILED,			/* nobody's, but its manager has yet to note that */
+	CQRS_WORKER_FAILED,			/* nobody's, but its manager has yet to note
+								 * that */
 	CQRS_WORKER_STARTING,
 	CQRS_WORKER_DELIVERING,
 	CQRS_WORKER_IDLE
@@ -183,8 +189,10 @@ typedef struct CqrsShared
 								 * CqrsContention */
 	pg_atomic_uint64 looks;		/* of all managers; see manager.c */
 	ConditionVariable delivered;	/* a worker moved cursors */
-	bool		crashed;		/* a process crashed since the postmaster started */
-	bool		exhausted;		/* no background worker was available for a manager */
+	bool		crashed;		/* a process crashed since the postmaster
+								 * started */
+	bool		exhausted;		/* no background worker was available for a
+								 * manager */
 	CqrsClock	clock;			/* has a lock of its own */
 	int			ndatabases;
 	int			nused;			/* how many slots were ever used */

@@ -64,7 +64,8 @@ cqrs_subscription_add_topic(int32 subscription_id, int32 topic_id)
 	(void) cqrs_object_lock(CQRS_REL_TOPIC, topic_id, 0, ShareLock, true);
 
 	/*
-	 * Dropping a topic locks the table, too: so the topic is there, and stays.
+	 * Dropping a topic locks the table, too: so the topic is there, and
+	 * stays.
 	 */
 	cqrs_admin_begin(&admin);
 	cqrs_admin_ddl("LOCK TABLE cqrs.subscription_topic IN ROW EXCLUSIVE MODE");
