@@ -285,7 +285,7 @@ start_next(List **to_probe)
 		list_free(found);
 
 		/*
-		 * It keeps its place in line. An idle worker of ours may be in the
+		 * It keeps its place in line. An idle manager of ours may be in the
 		 * way.
 		 */
 		slot->state = CQRS_DATABASE_REQUESTED;

@@ -171,7 +171,7 @@ shmem_size(void)
  * How many managers and workers there may be at the same time. Each kind has a
  * share of its own, so that neither can take all processes, and then wait for
  * the other. They get what the server's logical replication launcher and ours
- * leave; managers, which pass on sooner, no more than half of that.
+ * leave; managers, which make way sooner, get no more than half of that.
  */
 static void
 share_processes(void)
