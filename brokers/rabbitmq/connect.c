@@ -259,7 +259,7 @@ next_host(const char *list, char *host, int *port)
 }
 
 /*
- * Connect to one host, such that messages can be published.
+ * Connect to one host, so that messages can be published.
  */
 static bool
 connect_host(RabbitClient *client, const char *host, int port, char *error)

@@ -57,7 +57,7 @@
 /* About the size of a message without the payload. */
 #define TEXT_SIZE		448
 
-/* So many bytes of jsonb make at least one byte of JSON. */
+/* This many bytes of jsonb make at least one byte of JSON. */
 #define JSONB_BYTES		16
 
 /* Where a text begins in the buffer. */
