@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * module.c
- *	  Loading, and what concerns all of the library.
+ *	  Loading, and what concerns the library as a whole.
  *
  *-------------------------------------------------------------------------
  */
@@ -60,7 +60,7 @@ _PG_init(void)
 }
 
 /*
- * cqrs.announce(): the extension's scripts end with it.
+ * cqrs.announce(): called at the end of the extension's scripts.
  */
 Datum
 cqrs_announce(PG_FUNCTION_ARGS)

@@ -4,8 +4,8 @@
  *	  What the clients of this repository's broker modules share: options,
  *	  templates, texts of errors.
  *
- * No header of PostgreSQL is included, here or by who includes this: what runs
- * in a module's callbacks cannot call the server.
+ * No header of PostgreSQL is included, here or where this is included: what
+ * runs in a module's callbacks cannot call the server.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,7 +16,7 @@
 
 /*
  * Each module has its own copy of this, perhaps of another version. The server
- * loads libraries such that the first one's symbols are everybody's: so these
+ * loads libraries so that the first one's symbols are everybody's, and these
  * must not be among them.
  */
 #pragma GCC visibility push(hidden)

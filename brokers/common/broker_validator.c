@@ -20,7 +20,7 @@
 static bool check_window(const char *value, char *error);
 static bool check_max_message_size(const char *value, char *error);
 
-/* What the core reads, of any module's servers. */
+/* The options of any module's servers that the core reads. */
 static const BrokerOptionDef core_options[] = {
 	{CQRS_BROKER_OPTION_WINDOW, ForeignServerRelationId, false, check_window},
 	{CQRS_BROKER_OPTION_SOURCE, ForeignServerRelationId, false,

@@ -46,7 +46,7 @@
 #define DEFAULT_WINDOW	1000
 #define DEFAULT_TIMEOUT	"10"
 
-/* Send when there is as much, in bytes. */
+/* Send when there is this much, in bytes. */
 #define FLUSH_SIZE		65536
 
 /* A line of the peer is shorter. */

@@ -11,7 +11,7 @@
 #include "cqrs_broker.h"
 
 /*
- * The server loads libraries such that a symbol of one is everybody's. Two
+ * The server loads libraries so that a symbol of one is everybody's. Two
  * modules that both have a client_connect() would not get along: let symbols
  * be static, or hidden, or have the module's name in them.
  */

@@ -42,7 +42,7 @@ static const ExampleOption known_options[] = {
 	{"timeout", ForeignServerRelationId, 1, 3600},
 	{"token", UserMappingRelationId},
 
-	/* These the core reads; but it is the validator that has to let them by. */
+	/* The core reads these, but the validator has to let them pass. */
 	{CQRS_BROKER_OPTION_WINDOW, ForeignServerRelationId, 1, 1000000},
 	{CQRS_BROKER_OPTION_SOURCE, ForeignServerRelationId},
 	{CQRS_BROKER_OPTION_MAX_MESSAGE_SIZE, ForeignServerRelationId, 1,
@@ -69,8 +69,8 @@ cqrs_example_validator(PG_FUNCTION_ARGS)
 }
 
 /*
- * By this function, in the library of the wrapper's validator, the core finds
- * the module.
+ * The core finds the module by this function, in the library of the wrapper's
+ * validator.
  */
 const CqrsBrokerModule *
 cqrs_broker_module(void)

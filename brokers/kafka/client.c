@@ -7,34 +7,34 @@
  *
  * Protocol
  *
- * What is unreported is in one list, in the order of publishing. The producer
- * has the first so many of it. It is idempotent, and has no timeout of its own:
- * as long as it lives, each partition gets its messages once and in order,
- * through broken connections and new leaders.
+ * Unreported messages are in one list, in the order of publishing. The producer
+ * has the first of them, up to a limit. It is idempotent, and has no timeout of
+ * its own: as long as it lives, each partition gets its messages once and in
+ * order, through broken connections and new leaders.
  *
  * With the property enable.gapless.guarantee, a batch that a broker refuses for
  * good ends the producer: nothing later is sent, as it would overtake what is
- * to be tried again. Then all that the producer still has is waited for, and a
+ * to be tried again. Then we wait for all that the producer still has, and a
  * new producer gets the list's messages again ("renewal").
  *
  * A broker refuses a batch as a whole, whichever record it dislikes. Only the
  * message that was refused alone is reported. Until then, batches are made
- * smaller: after a refused batch of n messages, the producer has n / 2 at most,
- * doubled each time that all it has are written.
+ * smaller: after a refused batch of n messages, the producer gets n / 2 at
+ * most, doubled each time that all it has are written.
  *
  * Failure
  *
  * Broken connections are mended by librdkafka; it tells when no broker is
- * connected. If it has been so for DOWN_GRACE while something was unreported,
- * the connection is lost. So it is after an error that says nothing about the
+ * connected. If that has lasted for DOWN_GRACE while something was unreported,
+ * the connection is lost. It also is after an error that says nothing about the
  * message, and after a fatal one. The messages are then published again by
  * another producer, all of them from the first unreported one: each key's order
  * of first arrivals is kept, whatever of the old producer's arrives when.
  *
  * Memory
  *
- * A message's body is used until it is reported, or the producer is closed. As
- * many entries of the list as the window has are allocated once.
+ * A message's body is used until it is reported, or the producer is closed.
+ * The list's entries, as many as the window, are allocated once.
  *
  *-------------------------------------------------------------------------
  */
@@ -49,12 +49,12 @@
 #include "producer.h"
 #include "properties.h"
 
-/* So long librdkafka may try to reconnect, in milliseconds. */
+/* How long librdkafka may try to reconnect, in milliseconds. */
 #define DOWN_GRACE		2000
 
 /*
- * So much longer than a request may take, or a topic be unknown, nothing may
- * be written or rejected.
+ * Something is wrong if nothing is written or rejected for this much longer
+ * than a request may take, or a topic may be unknown.
  */
 #define STALL_GRACE		5000
 
@@ -266,7 +266,7 @@ client_fd(void *state)
 }
 
 /*
- * Also of a client that startup did not finish.
+ * Callback shutdown(); also called for a client that startup did not finish.
  */
 static void
 client_shutdown(void *state)
@@ -284,7 +284,7 @@ client_shutdown(void *state)
  * Wait until the cluster has been talked to. Returns false, and sets error, once
  * it is known that this fails.
  *
- * Of several brokers that do not answer, two may be waited for.
+ * The time is enough for two brokers that do not answer.
  */
 static bool
 wait_connected(KafkaClient *client, char *error)
@@ -453,7 +453,7 @@ handle_error(KafkaClient *client, rd_kafka_event_t *event)
 }
 
 /*
- * Handle the report of a message that was in a batch of so many.
+ * Handle the report of a message. batch is how many messages its batch had.
  */
 static void
 handle_delivery(KafkaClient *client, const rd_kafka_message_t *delivery,
@@ -531,8 +531,8 @@ report_entry(KafkaClient *client, Entry *entry, CqrsBrokerOutcome outcome,
 }
 
 /*
- * The producer has ended itself, so that no message overtakes another. What it
- * has not sent, it gives back; what is on its way, it still reports.
+ * The producer has ended itself, so that no message overtakes another. It
+ * gives back what it has not sent, and still reports what is on its way.
  */
 static void
 start_renewal(KafkaClient *client)
@@ -549,7 +549,7 @@ finish_renewal(KafkaClient *client)
 {
 	if (client->outstanding > 0)
 	{
-		/* Among it, what was to be sent a second time and is not. */
+		/* This includes what it was to send again, and now does not. */
 		rd_kafka_purge(client->producer.rk, RD_KAFKA_PURGE_F_QUEUE |
 					   RD_KAFKA_PURGE_F_NON_BLOCKING);
 		if (now_ms() - client->renewing_since > RENEWAL_TIMEOUT)

@@ -65,8 +65,8 @@ cqrs_broker_module(void)
 }
 
 /*
- * Check what options that there are have as values. Each name is an option in
- * one place only.
+ * Check the values of options that exist. Each name is an option in one place
+ * only.
  *
  * ERRCODE_INVALID_PARAMETER_VALUE: an option cannot have this value.
  */

@@ -53,8 +53,8 @@ kafka_producer_open(KafkaProducer *producer,
 }
 
 /*
- * End a producer: without waiting for what is on its way, and for a name server
- * or the network. No event comes any more, and nothing of a message is used.
+ * End a producer, without waiting for what is on its way, for a name server, or
+ * for the network. No event comes any more, and nothing of a message is used.
  */
 void
 kafka_producer_close(KafkaProducer *producer)

@@ -4,11 +4,11 @@
  *	  Which of librdkafka's properties are options, whose, and what they are by
  *	  default.
  *
- * What is not in the table is not an option. Left out are, on purpose: what
- * order and confirmation depend on; what loads code (plugins, engines and
- * providers of OpenSSL); callbacks; and the mechanisms GSSAPI, which runs a
- * command with the principal's name in it and shows the server's own tickets,
- * and OAUTHBEARER, which fetches tokens from where an option says.
+ * What is not in the table is not an option. Left out on purpose: what order
+ * and confirmation depend on; what loads code (plugins, engines and providers
+ * of OpenSSL); callbacks; and the mechanisms GSSAPI, which runs a command with
+ * the principal's name in it and shows the server's own tickets, and
+ * OAUTHBEARER, which fetches tokens from where an option says.
  *
  * What opens a file opens it as the server's operating system user, and is a
  * superuser's to set. What is secret is an option of user mappings, as these
@@ -99,7 +99,7 @@ const KafkaProperty kafka_properties[] = {
 	{"acks", KAFKA_NOWHERE, false, "all"},
 	{"message.timeout.ms", KAFKA_NOWHERE, false, "0"},
 
-	/* How much is on its way, the core knows. */
+	/* The core limits how much is on its way. */
 	{"queue.buffering.max.messages", KAFKA_NOWHERE, false, "0"},
 	{"queue.buffering.max.kbytes", KAFKA_NOWHERE, false, "2147483647"}
 };
@@ -203,8 +203,8 @@ kafka_option_int(const CqrsBrokerConnection *connection, const char *name)
  * librdkafka does not accept it. The caller destroys it, or gives it to
  * rd_kafka_new().
  *
- * It logs nothing: librdkafka would write to the server's standard error. What
- * goes wrong, it also reports as events.
+ * It logs nothing: librdkafka would write to the server's standard error. It
+ * also reports what goes wrong as events.
  */
 rd_kafka_conf_t *
 kafka_conf_new(const CqrsBrokerConnection *connection, char *error)

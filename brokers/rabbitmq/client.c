@@ -36,7 +36,7 @@ const CqrsBrokerModule rabbitmq_module = {
 };
 
 /*
- * Callback check(): what only server and user mapping together can tell.
+ * Callback check(): checks that need both server and user mapping.
  */
 static bool
 client_check(const CqrsBrokerConnection *connection, char *error)
@@ -130,8 +130,8 @@ client_poll(void *state, char *error)
 	RabbitClient *client = state;
 
 	/*
-	 * What the library read while it was sending, the socket does not show
-	 * any more: so until there is nothing.
+	 * The socket does not show what the library read while it was sending, so
+	 * go on until there is nothing.
 	 */
 	do
 	{

@@ -20,14 +20,14 @@
 #define PORT			5672
 #define PORT_TLS		5671
 
-/* For goodbye; less than what the core waits for shutdown(). */
+/* Time to say goodbye; less than the core waits for shutdown(). */
 #define CLOSE_TIMEOUT_US	250000
 
 /*
- * The host that is tried first. Moved on when a connection was lost: else a
- * host that accepts connections and nothing else would always be tried.
- * Shared by the connections of a process, whose threads change it at will: any
- * value is right.
+ * The host that is tried first. It moves on when a connection was lost; else a
+ * host that accepts connections and nothing else would always be tried. Shared
+ * by the connections of a process, whose threads change it at will: any value
+ * is right.
  */
 static unsigned first_host = 0;
 
@@ -259,7 +259,7 @@ next_host(const char *list, char *host, int *port)
 }
 
 /*
- * Connect to one host, such that messages can be published.
+ * Connect to one host, so that messages can be published.
  */
 static bool
 connect_host(RabbitClient *client, const char *host, int port, char *error)
@@ -283,7 +283,7 @@ connect_host(RabbitClient *client, const char *host, int port, char *error)
 }
 
 /*
- * Open a socket to a host, and do the TLS handshake if it is to be that.
+ * Open a socket to a host, and do the TLS handshake if TLS is used.
  */
 static bool
 open_socket(RabbitClient *client, const char *host, int port, char *error)

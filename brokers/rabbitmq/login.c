@@ -6,8 +6,8 @@
  *
  * The library could do all of this, but takes whatever frame size the broker
  * wants for the size of its own buffer: with one that is smaller than a frame's
- * envelope, it would write past its end. So what the broker wants is looked at
- * here before the library has it.
+ * envelope, it would write past its end. So what the broker wants is checked
+ * here before the library gets it.
  *
  *-------------------------------------------------------------------------
  */
@@ -195,7 +195,7 @@ send_start_ok(RabbitClient *client)
 }
 
 /*
- * Agree on sizes and heartbeats. Of the broker's, 0 means no limit.
+ * Agree on sizes and heartbeats. If the broker says 0, it has no limit.
  */
 static bool
 tune(RabbitClient *client, char *error)

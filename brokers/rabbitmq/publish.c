@@ -12,13 +12,13 @@
  * properties, but without its number, and is acknowledged afterwards. By then it
  * is reported, and its place in the ring is empty.
  *
- * What the broker does not like at all makes it close the channel, and all that
- * is unconfirmed on it is lost. If it was the message's fault, it would be the
- * same on the next connection, and for ever: so the message must be found, and
- * reported, before the connection is given up.
+ * Anything that the broker does not like at all makes it close the channel,
+ * and all that is unconfirmed on it is lost. If it was a message's fault, it
+ * would be the same on the next connection, and for ever. So that message must
+ * be found and reported before the connection is given up.
  *
- * Sending may block in the library for as long as heartbeats come: when the
- * broker blocks. So before it could, the socket is looked at.
+ * While the broker blocks, sending may block in the library for as long as
+ * heartbeats come. So we look at the socket before it could.
  *
  *-------------------------------------------------------------------------
  */
@@ -217,8 +217,8 @@ grow(RabbitClient *client, char *error)
 
 /*
  * Wait until the socket takes more, or the broker says that it blocks. What
- * comes meanwhile is handled. False if the connection is lost: so does not wait
- * longer than heartbeats allow.
+ * comes meanwhile is handled. False if the connection is lost, so it does not
+ * wait longer than heartbeats allow.
  */
 static bool
 wait_writable(RabbitClient *client, char *error)
@@ -563,9 +563,9 @@ channel_closed(RabbitClient *client, const amqp_channel_close_t *close,
 }
 
 /*
- * The broker closed the channel: report those messages whose fault it was, if
- * it was that of messages. The broker does not say which; but others that it
- * would treat in the same way are no better.
+ * The broker closed the channel: if messages were at fault, report them. The
+ * broker does not say which one it was; but others that it would treat in the
+ * same way are no better.
  */
 static void
 blame_messages(RabbitClient *client, int code, const char *text)

@@ -8,24 +8,24 @@
  *		Where everything is, and what guards it.
  *
  * The script is made of the files of sql/install, in the order of their names,
- * which is that of the folders of src/ that have something in SQL. So what stands
- * in one refers to itself and to those before it.
+ * which is that of the folders of src/ that have something in SQL. So a file
+ * refers only to itself and to those before it.
  *
- * What is ours in the target schema is written @extschema@.name. Nothing else of
- * that schema is ever meant: whoever may create functions and operators there
- * must not have tables' defaults, views and SQL functions call his own.
+ * Our objects in the target schema are written @extschema@.name. Nothing else in
+ * that schema is ever used: whoever may create functions and operators there
+ * must not be able to make tables' defaults, views and SQL functions call them.
  *
- * Each function is followed by who may execute it, and by its comment. What is
- * granted to PUBLIC checks what its caller may do; functions of schema cqrs that
- * are, views call as their reader. A GRANT is one line, for make puts all of them
- * at the end, where cqrs.withdraw_privileges() has withdrawn whatever ALTER
+ * Each function is followed by its privileges and its comment. A function that is
+ * granted to PUBLIC checks what its caller may do; those in schema cqrs are
+ * called by views, as the reader. A GRANT is one line, since make puts all of
+ * them at the end, after cqrs.withdraw_privileges() has withdrawn whatever ALTER
  * DEFAULT PRIVILEGES granted.
  *
  * Each table is followed by whether a dump contains it, and by its guards. No
  * table refers to another by a foreign key: in a dump, a key between members of
  * an extension is no dependency, and pg_restore -j would load the tables in any
- * order. Who changes them takes the locks that it takes (see
- * topic_drop.c, subscribe.c), and a row that refers to nothing is passed by.
+ * order. Instead, changes of the tables take the locks needed (see
+ * topic_drop.c, subscribe.c), and a row that refers to nothing is ignored.
  */
 
 SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -65,17 +65,17 @@ GRANT USAGE ON SCHEMA cqrs_subscriptions TO PUBLIC;
 COMMENT ON SCHEMA cqrs_subscriptions IS
 'one view for each subscription; who owns it owns the subscription, GRANT SELECT on it allows to see it, GRANT UPDATE to receive';
 
--- Withdraws, from everybody but the owner, every privilege on what the extension
--- has.
+-- Withdraws every privilege on the extension's objects from everybody but their
+-- owner.
 CREATE FUNCTION cqrs.withdraw_privileges() RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_withdraw_privileges';
 REVOKE ALL ON FUNCTION cqrs.withdraw_privileges() FROM PUBLIC;
 COMMENT ON FUNCTION cqrs.withdraw_privileges() IS 'withdraws every privilege on the extension''s objects';
 
 -- Grants a role what configures and maintains: EXECUTE on each function of the
--- extension that not everybody has. Subscriptions and topics still belong to who
--- made them. After an update of the extension that brings new functions, call it
--- again.
+-- extension that is not granted to everybody. Subscriptions and topics still
+-- belong to whoever made them. After an update of the extension that brings new
+-- functions, call it again.
 -- Returns how many were granted that had not been before.
 -- Errors: 42704 no such role; 22004; 25006 read-only transaction or standby.
 -- Privileges: EXECUTE, not granted to PUBLIC, nor by this.
@@ -92,27 +92,28 @@ REVOKE ALL ON FUNCTION @extschema@.cqrs_revoke_admin(text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_revoke_admin(text) IS 'revokes the functions that configure and maintain';
 
 -- Statement trigger of every table in schema cqrs, those of topics too. Whatever
--- is granted, nobody but a table's owner, and superusers, may write it: what is
--- there says as whom functions are executed. What we write ourselves passes it
--- by. ALWAYS, so that replication and session_replication_role do not.
+-- is granted, nobody but a table's owner and superusers may write it: the tables
+-- say as whom functions are executed. Our own writing bypasses the trigger. It
+-- is enabled ALWAYS, so that replication and session_replication_role do not.
 -- Errors: 42501.
 CREATE FUNCTION cqrs.refuse_write() RETURNS trigger
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_refuse_write';
 REVOKE ALL ON FUNCTION cqrs.refuse_write() FROM PUBLIC;
 COMMENT ON FUNCTION cqrs.refuse_write() IS 'keeps everybody but the owner from writing our tables';
 
--- Statement trigger of the tables that the registry is read from. Has every
--- backend reload its copy of the registry, from the commit on. ALWAYS, too.
+-- Statement trigger of the tables that the registry is read from. Makes every
+-- backend reload its copy of the registry, from the commit on. Enabled ALWAYS,
+-- too.
 CREATE FUNCTION cqrs.registry_changed() RETURNS trigger
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_registry_changed';
 REVOKE ALL ON FUNCTION cqrs.registry_changed() FROM PUBLIC;
 COMMENT ON FUNCTION cqrs.registry_changed() IS 'has the registry reloaded everywhere';
 
 -- ----------------------------------------------------------------------
--- cqrs.identity: which databases this one is, or was copied from. Where no row
+-- cqrs.identity: which databases this one is, or was copied from. If no row
 -- has the database's OID, it is a copy that CREATE DATABASE ... TEMPLATE made:
--- nothing is delivered in it until cqrs_adopt() adds one. Not dumped: what
--- is restored gets a row when the extension is created.
+-- nothing is delivered in it until cqrs_adopt() adds one. Not dumped: what is
+-- restored gets a row when the extension is created.
 --
 -- id        of the database, random
 -- database  its OID in pg_database

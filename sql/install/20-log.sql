@@ -7,11 +7,11 @@
 -- ----------------------------------------------------------------------
 -- cqrs_event: one event, as consumers see it
 --
--- position    orders the events of one outbox; identifies nothing; NULL of an
+-- position    orders the events of one outbox; identifies nothing; NULL for an
 --             event without topic
 -- event_id    UUID v7; deduplicate on this
 -- event_name  registered name
--- topic       topic it was emitted to, or NULL: none
+-- topic       topic it was emitted to; NULL: none
 -- key         events of one key are delivered in order
 -- payload     JSON object; NULL is a tombstone
 -- headers     JSON object or NULL
@@ -49,7 +49,7 @@ SELECT pg_extension_config_dump('cqrs.position', '');
 -- topic_id         names the segments: cqrs.topic_<topic_id>_<0|1|2>
 -- topic            name, at most 63 bytes; also the name of the view in
 --                  cqrs_topics
--- retention        how long delivered events are kept at least
+-- retention        how long delivered events are kept, at least
 -- current_segment  the segment that emitters write to
 -- opened_at        for each segment, when it last became the current one, or
 --                  NULL
@@ -92,7 +92,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_create_topic(text, interval) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_create_topic(text, interval) IS 'creates a topic';
 
--- Changes a topic's settings; what is NULL stays as it is.
+-- Changes a topic's settings; an argument that is NULL changes nothing.
 --   retention  how long events are kept after delivery, not negative
 -- Errors: 42704 does not exist; 22023 retention; 42501 neither its creator
 -- nor the extension's owner; 25006 read-only transaction or standby.
@@ -138,8 +138,8 @@ CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON 
 	EXECUTE FUNCTION cqrs.registry_changed();
 ALTER TABLE cqrs.event_type ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS TRIGGER registry_changed;
 
--- Registers an event type. Creates the topic, with the default retention,
--- when there is none of that name.
+-- Registers an event type. Creates the topic, with the default retention, if
+-- there is none of that name.
 --   event_name    name, 1 to 63 bytes
 --   topic         where its events go, unless cqrs_emit() says otherwise; NULL:
 --                 nowhere but to their handlers
@@ -164,16 +164,16 @@ REVOKE ALL ON FUNCTION @extschema@.cqrs_unregister_event(text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_unregister_event(text) IS 'removes an event type';
 
 -- ----------------------------------------------------------------------
--- cqrs.tick: durably recorded snapshots, appended and deleted behind. Neither
--- they nor where their ids are is dumped: they mean nothing elsewhere, and the
--- worker makes new ones while a dump is restored.
+-- cqrs.tick: durably recorded snapshots, added at one end and deleted at the
+-- other. Neither they nor the sequence of their ids is dumped: they mean
+-- nothing elsewhere, and the worker makes new ones while a dump is restored.
 --
--- tick_id        rises with the snapshot; begins at a random multiple of 2^40, so
+-- tick_id        grows with the snapshot; begins at a random multiple of 2^40, so
 --                that ticks that come by logical replication do not collide
 -- ticked_at      when the snapshot was taken
 -- snapshot       what had committed then
 -- last_position  the last position drawn before the snapshot was taken
--- native         true as we write it; false in a row that comes from another
+-- native         true if we wrote it; false in a row that comes from another
 --                cluster, where its transaction ids are from
 -- ----------------------------------------------------------------------
 CREATE SEQUENCE cqrs.tick_id;
@@ -192,9 +192,9 @@ CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqr
 ALTER TABLE cqrs.tick ENABLE ALWAYS TRIGGER refuse_write;
 
 -- Records a snapshot: what has committed can be received from then on. The
--- worker does this by itself, where there is a subscription without handler.
--- Returns the tick id. Errors: 25001 in a transaction block (it would hold
--- up every delivery until its end); 25006 read-only transaction or standby.
+-- worker does this by itself if there is a subscription without a handler.
+-- Returns the tick id. Errors: 25001 in a transaction block (it would hold up
+-- every delivery until its end); 25006 read-only transaction or standby.
 -- Privileges: EXECUTE, not granted to PUBLIC.
 CREATE FUNCTION @extschema@.cqrs_tick() RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
@@ -202,8 +202,8 @@ REVOKE ALL ON FUNCTION @extschema@.cqrs_tick() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_tick() IS 'records a snapshot, up to which cqrs_receive() reaches';
 
 -- ----------------------------------------------------------------------
--- cqrs.cursor: how far each partition of a subscription is, appended and
--- deleted behind; the row with the highest seq counts
+-- cqrs.cursor: how far each partition of a subscription is. A cursor moves by
+-- appending a row: the one with the highest seq counts
 --
 -- subscription_id, partition, seq
 --                 key, and the fence between two movers of one cursor
@@ -212,24 +212,24 @@ COMMENT ON FUNCTION @extschema@.cqrs_tick() IS 'records a snapshot, up to which 
 -- until_tick      the window being delivered ends with this tick, or NULL:
 --                 none is
 -- until_snapshot  ... and with this snapshot
--- position        of that window, delivered up to this position
--- received        of that window, read by cqrs_receive() up to this position
--- received_all    nothing of that window is behind what was received
+-- position        in that window, delivered up to this position
+-- received        in that window, read by cqrs_receive() up to this position
+-- received_all    nothing in that window is behind what was received
 -- receipt         of what cqrs_receive() handed out last, or NULL
 -- leased_until    nothing else is handed out before; NULL: only the receiving
 --                 transaction had the partition
--- expired         so many leases on that batch ran out in a row; from 2 on,
+-- expired         how many leases on that batch ran out in a row; from 2 on,
 --                 its events are handed out one by one
 -- covered         the positions that the receipt covers, in order, packed
--- passed          of that window, positions beyond position that are settled
+-- passed          in that window, positions beyond position that are settled
 -- next_retry_at   the lowest due_at of its rows in cqrs.retry, or NULL: it has
 --                 none
--- passed_at       when something was delivered last, or NULL: never yet
+-- passed_at       when something was last delivered; NULL: never yet
 -- delivered       how many events were delivered; only for showing the rate
 -- last_position   an estimate of what had been emitted when the cursor
 --                 moved; only for showing the lag
 -- moved_at        when the cursor moved
--- native          true as we write it; false in a row that was restored from
+-- native          true if we wrote it; false in a row that was restored from
 --                 a dump, and in one that starts at 'earliest' of restored
 --                 topics: nothing is delivered before cqrs_adopt()
 -- ----------------------------------------------------------------------

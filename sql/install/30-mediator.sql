@@ -12,12 +12,12 @@
 --                command whose handler returns a set, for cqrs_stream()
 -- handlers       the functions called, in the order in which they are tried, as
 --                schema.name(schema.type), quoted always by the same rule:
---                text, because pg_upgrade refuses regprocedure columns. More
---                than one only of a command
--- owners         the roles that owned them when they were registered: a function
---                of somebody else's, unless of a superuser's or the extension's
---                owner's, is not what was registered, and is not called. Names, as
---                a dump may be restored where a role is missing
+--                text, because pg_upgrade refuses regprocedure columns. Only
+--                a command may have more than one
+-- owners         the roles that owned them when they were registered. A function
+--                that belongs to somebody else now, unless a superuser or the
+--                extension's owner, is not the one registered, and is not
+--                called. Names, as a dump may be restored where a role is missing
 -- registered_at  when it was registered
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.command (
@@ -42,9 +42,9 @@ ALTER TABLE cqrs.command ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS TRIGG
 -- their order, until one does not call cqrs_next(). A command whose handler
 -- returns a set is a stream, for cqrs_stream().
 --   command_name  name, 1 to 63 bytes
---   handlers      each a function with one argument, jsonb or composite, that
---                 returns void, jsonb, a scalar or a composite; a single one, also
---                 a set of them
+--   handlers      functions with one argument, jsonb or composite, that
+--                 return void, jsonb, a scalar or a composite; a single one may
+--                 also return a set of them
 -- Errors: 42710 registered already, or the same handler twice; 42883 no such
 -- function; 42P13 a function of another form; 42501 the caller may not execute
 -- it; 22004, 42602, 42622 name; 22004, 2202E handlers.
@@ -58,7 +58,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_register_command(text, regprocedure[]) IS
 
 -- Binds a query to its handler.
 --   query_name  name, 1 to 63 bytes
---   handler     as of a command; does not return a set
+--   handler     as for a command, but does not return a set
 -- Errors, locks and privileges: as cqrs_register_command().
 CREATE FUNCTION @extschema@.cqrs_register_query(query_name text, handler regprocedure) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
@@ -79,7 +79,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_unregister_command(text) IS 'removes a comm
 --   payload       JSON object; converted when the handler takes a composite
 --   idempotency_key
 --                 NULL: none; 1 to 255 bytes, chosen by the caller anew for each
---                 command, and the same when he repeats it: a command that was
+--                 command, and repeated with it: a command that was
 --                 handled with this key is not handled again, but its answer
 --                 is returned. The same payload is one that jsonb takes for
 --                 equal. Keys are the current user's own, whatever the command. A key is kept from when its transaction commits, for
@@ -94,10 +94,10 @@ COMMENT ON FUNCTION @extschema@.cqrs_unregister_command(text) IS 'removes a comm
 -- or standby.
 -- Locks: each handler of a chain runs in a subtransaction, and so does one that
 -- has a fallback. A key is locked until the end of the transaction: a repeat
--- waits for it, and then returns what was committed, in a REPEATABLE READ
--- transaction, too, although that does not see what the command did. Two
--- transactions that use the same keys in different order may deadlock; each key
--- takes a place in the server's table of locks.
+-- waits for it, and then returns what was committed, even in a REPEATABLE READ
+-- transaction, which does not see what the command did. Two transactions that
+-- use the same keys in different order may deadlock; each key takes a place in
+-- the server's table of locks.
 -- Privileges: EXECUTE on the handler; of a chain, on those that are tried; on
 -- the first one for a repeat.
 CREATE FUNCTION @extschema@.cqrs_send(command_name text, payload jsonb DEFAULT '{}', idempotency_key text DEFAULT NULL)
@@ -106,8 +106,8 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_send(text, jsonb, text) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_send(text, jsonb, text) IS 'dispatches a command to its handler';
 
--- As cqrs_send() with an idempotency key, and tells whether the command had been
--- handled already.
+-- Like cqrs_send() with an idempotency key, but also says whether the command
+-- had been handled already.
 --   repeated  true: the answer is that of the first time
 -- Errors, locks and privileges: as of cqrs_send(); 22004 no key.
 CREATE FUNCTION @extschema@.cqrs_send_once(command_name text, payload jsonb, idempotency_key text,
@@ -117,9 +117,9 @@ GRANT EXECUTE ON FUNCTION @extschema@.cqrs_send_once(text, jsonb, text) TO PUBLI
 COMMENT ON FUNCTION @extschema@.cqrs_send_once(text, jsonb, text) IS
 'dispatches a command, and tells whether it had been handled already';
 
--- As cqrs_send(), with the handler's composite argument itself: dispatches on its
--- type. Of a chain, this is what the first handler takes; to the others it is
--- converted.
+-- Dispatches a command by the type of its composite payload: to the command whose
+-- handler, in a chain the first one, takes that type. For the other handlers of a
+-- chain it is converted.
 -- Errors: as above; 42883 no command takes that type; 42725 several do.
 CREATE FUNCTION @extschema@.cqrs_send(command record) RETURNS jsonb
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_send_composite';
@@ -128,26 +128,26 @@ COMMENT ON FUNCTION @extschema@.cqrs_send(record) IS 'dispatches a command given
 
 -- What cqrs_send() would answer, without effect: the command is handled in a
 -- subtransaction, with the handlers of the events that it emits, and all is
--- rolled back. Within a handler, too, as if it were sent by itself: handlers of
--- events are called before this returns.
+-- rolled back. Even within a handler, this works as if the command were sent by
+-- itself: handlers of events are called before this returns.
 --   command_name, payload
 --             as of cqrs_send()
 --   answer    the answer
---   events    what would have been emitted, in that order, by whatever was
---             called: also by triggers, and to no topic. Not what was rolled back
+--   events    what would have been emitted, in order, by whatever was
+--             called, also by triggers, and without topic. Not what was rolled back
 --             on the way: by a handler that passed on, or failed and has a
 --             fallback. position is NULL, and the ids are new ones each time.
 --             Commands that are enqueued are no events. key, payload and
 --             headers are NULL of an event whose topic the caller may not read,
 --             and of one without topic that somebody else emitted
--- What would be done at commit only, deferred constraints and triggers, is done
--- at the end, as by SET CONSTRAINTS ALL IMMEDIATE. So is what the transaction had
--- deferred before, whose errors and events are then among these; afterwards it
--- is deferred as it was.
--- What stays: sequences have advanced, that of positions too; locks of the
--- session; what was done outside of the database. The transaction has got an id
--- if something was written. Circuit breakers decide what is called, but do not
--- count it; no idempotency key is used up; nobody is notified.
+-- What would only be done at commit, deferred constraints and triggers, is done
+-- at the end, as by SET CONSTRAINTS ALL IMMEDIATE. That includes what the
+-- transaction had deferred before, with its errors and events; afterwards it is
+-- deferred as it was.
+-- What stays: sequences have advanced, including that of positions;
+-- session-level locks; what was done outside the database. The transaction has
+-- got an id if something was written. Circuit breakers decide what is called,
+-- but do not count it; no idempotency key is used up; nobody is notified.
 -- Errors: as of cqrs_send(), and of a deferred constraint; 25006 something below
 -- tried to write in a read-only transaction; 54001 dry runs nested too deeply
 -- (cqrs_outbox.max_command_depth); 54000 more than 1 GB of events.
@@ -161,9 +161,9 @@ COMMENT ON FUNCTION @extschema@.cqrs_dry_run(text, jsonb) IS 'what a command wou
 
 -- Dispatches a command whose handler returns a set: returns its rows, each as
 -- cqrs_send() returns an answer, NULL ones too. In a select list, and through a
--- cursor over it, a row is made when it is asked for, if the handler's language
--- can do that (SQL, PL/Python, C), and what the handler did for it, events
--- included, is done then; no more rows are made than the caller asks for. PL/pgSQL
+-- cursor over it, each row is made when it is asked for, together with what the
+-- handler does for it, events included, if the handler's language can do that
+-- (SQL, PL/Python, C); no more rows are made than the caller asks for. PL/pgSQL
 -- makes all of them before the first one.
 --   command_name  a registered command
 --   payload       as of cqrs_send()
@@ -187,12 +187,11 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_next() TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_next() IS 'passes a command on to the next handler of its chain';
 
--- Dispatches a query: calls its handler, and returns its answer, as
--- cqrs_send() does, but neither the handler nor what it calls may write or emit,
--- in a transaction that writes too. What the server forbids in a read-only
--- transaction is an error; what it allows there is allowed here: to write
--- temporary tables, pg_notify(), advisory locks, settings and, before version
--- 16, large objects.
+-- Dispatches a query: calls its handler and returns its answer, as cqrs_send()
+-- does, but neither the handler nor what it calls may write or emit, even in a
+-- transaction that writes. What the server forbids in a read-only transaction is
+-- an error; what it allows there is allowed here: to write temporary tables,
+-- pg_notify(), advisory locks, settings and, before version 16, large objects.
 --   query_name  a registered query
 --   payload     as of cqrs_send()
 -- Errors: as of cqrs_send(); 42809 it is not a query; 25006 something below
@@ -211,14 +210,14 @@ COMMENT ON FUNCTION @extschema@.cqrs_query(text, jsonb) IS 'dispatches a query, 
 -- by time; rows are neither updated nor deleted, but a table is truncated when
 -- all in it are older than cqrs_outbox.idempotency_retention.
 --
--- role, role_name  who sent it: the current user then. A key is that of a role
+-- role, role_name  who sent it: the current user then. A key belongs to a role
 --                  with this name and, if the row is native, this number
 -- idempotency_key  the key; at most 255 bytes
 -- command_name     which command
 -- request          SHA-256 of the command's name and the payload
 -- answer           the answer, or NULL
--- stored_at        when it had been handled
--- native           true as we write it; false in a row that was restored from a
+-- stored_at        when it was handled
+-- native           true if we wrote it; false in a row that was restored from a
 --                  dump, where the number is from another cluster
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.idempotency_0 (
@@ -292,15 +291,15 @@ ALTER TABLE cqrs.event_handler ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS
 
 -- Has a function called for each event of a type, in the transaction that
 -- emits it. An event has any number of handlers; they are called in the order
--- in which they were registered, as the current user. Emitted outside of any
--- dispatch, it is handled before the emitting call returns; in a command, when
+-- in which they were registered, as the current user. An event emitted outside
+-- any dispatch is handled before the emitting call returns; in a command, after
 -- the outermost command's handler has returned, and before cqrs_send() does; in
 -- a stream, before the caller gets the next row. What handlers emit is handled
 -- after that, breadth first, until nothing is left. An event that is rolled
--- back to a savepoint before that is not handled. An error of a handler is that
--- of the call that has it called. A transaction that is open while a handler is
--- registered calls it from the next command that it sends on; what it emits
--- outside of commands need not be handled.
+-- back to a savepoint before that is not handled. An error of a handler is
+-- raised by the call that leads to it. A transaction that is open while a
+-- handler is registered calls it from the next command that it sends; what it
+-- emits outside commands need not be handled.
 --   event_name  a registered event type
 --   handler     a function with one argument: cqrs_event (status new, attempts
 --               0); jsonb, or the event's payload type: the payload, NULL of a
@@ -340,9 +339,9 @@ COMMENT ON FUNCTION @extschema@.cqrs_unregister_event_handler(text, text) IS 're
 --                class; NULL: after all but class 57 (operator intervention),
 --                53200 (out of memory), P0004 (failed assertion), XX001 and
 --                XX002 (corrupted data). Never after 57014, 57P01 and 57P02
--- fail_max       so many failures in a row open the circuit breaker; 0: there
+-- fail_max       how many failures in a row open the circuit breaker; 0: there
 --                is none
--- reset_after    so long after that, the handler is tried again
+-- reset_after    how long after that the handler is tried again
 -- excluded       errors that are no failures for the breaker, as sqlstates
 -- registered_at  when it was registered
 -- ----------------------------------------------------------------------
@@ -372,9 +371,9 @@ ALTER TABLE cqrs.fallback ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS TRIG
 -- handles a command or a query, alone or in a chain, or an event in the
 -- transaction that emits it, all that it wrote and emitted is rolled back, and
 -- the fallback is called with the same argument; its answer counts. A
--- subscription's handler has no fallback: it is tried again. What is wrong with
--- the dispatch itself (the payload, a handler that is not there or may not be
--- executed) is no failure of the handler; nor is what a deferred constraint says
+-- subscription's handler has no fallback: it is tried again. An error of the
+-- dispatch itself (the payload, a handler that is not there or may not be
+-- executed) is no failure of the handler; nor is that of a deferred constraint
 -- at commit. The fallback's own fallback, if it has one, is not called.
 --   handler    a function with one argument, jsonb or composite, that does not
 --              return a set; it need not be registered as a handler yet
@@ -384,18 +383,18 @@ ALTER TABLE cqrs.fallback ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS TRIG
 --              NULL: after all but class 57, 53200, P0004, XX001 and XX002. The
 --              errors of a cancelled statement and of a shutdown (57014, 57P01,
 --              57P02) are never caught
---   fail_max   after so many failures in a row, of all sessions, the circuit
---              breaker opens: the handler is not called any more, the fallback is;
+--   fail_max   after this many failures in a row, of all sessions, the circuit
+--              breaker opens: the fallback is called instead of the handler;
 --              0: no breaker
---   reset_after  so long after it opened, one call is the trial: its success
+--   reset_after  this long after it opened, one call is the trial: its success
 --              closes the breaker, its failure opens it again. Not negative
---   excluded   errors that are no failures for the breaker, but count like
---              success: those of a handler that works; as sqlstates. The fallback
---              is called all the same
--- What counts as a failure is an error in sqlstates that is not in excluded; others
--- leave the breaker as it is. What the breaker has counted is not undone by a
--- rollback; it is common to all sessions if cqrs_outbox is in
--- shared_preload_libraries, else each has its own. A restart closes it.
+--   excluded   errors that are no failures for the breaker, but count as
+--              success: those of a handler that works; like sqlstates. The fallback
+--              is still called
+-- An error in sqlstates that is not in excluded counts as a failure; other errors
+-- leave the breaker as it is. A rollback does not undo what the breaker has
+-- counted. The breaker is common to all sessions if cqrs_outbox is in
+-- shared_preload_libraries; else each has its own. A restart closes it.
 -- Errors: 42710 it has one already; 42883 no such function; 42P13 a function of
 -- another form; 42501 the caller may not execute it; 22004, 22023 arguments.
 -- Privileges: EXECUTE, not granted to PUBLIC. Dispatching needs EXECUTE on the
@@ -463,14 +462,14 @@ COMMENT ON TYPE @extschema@.cqrs_request IS 'a command or a query, as middleware
 -- Has a function called around each command and query, whoever sends it, also
 -- within handlers and middleware; around a deferred one when it is executed. It
 -- returns the answer; to have the command handled, it calls cqrs_proceed(). It
--- runs in the sender's transaction, outside of what makes a query read-only, and
--- outside of chains and fallbacks; a fallback of its own, if it has one, is not
--- called. It is not called for streams, for handlers of events, or for a repeat
--- with an idempotency key. A transaction that is open while it is registered has
--- it called from its next command on.
--- cqrs_context() in it is that of the command, and the events that it emits were
--- caused by that; they are handled, as all others, when the outermost command is
--- over.
+-- runs in the sender's transaction, outside what makes a query read-only, and
+-- outside chains and fallbacks; its own fallback, if it has one, is not called.
+-- It is not called for streams, for handlers of events, or for a repeat with an
+-- idempotency key. A transaction that is open while it is registered calls it
+-- from its next command on.
+-- In it, cqrs_context() is that of the command, which is also the cause of the
+-- events that it emits; they are handled, like all others, when the outermost
+-- command is over.
 --   handler   a function with one argument, cqrs_request, that returns jsonb
 --   priority  those with a smaller one are further out; of those with the same
 --             one, those that were registered first
@@ -494,27 +493,28 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_unregister_middleware(text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_unregister_middleware(text) IS 'removes a middleware';
 
--- For a middleware: goes on to the next one, in the end to the handlers, and
--- returns their answer. It may be called several times; what was done before an
--- error in it is undone by whoever catches that, as always. What is further in
--- runs as the current user; but if that is the owner of the middleware, which is
--- SECURITY DEFINER, as the role, and with the search_path, that the middleware
--- was called with: then what is SET further in ends there, and ROLE cannot be.
---   payload  JSON object: what is further in gets this one, which is converted as
+-- For a middleware: goes on to the next one, and finally to the handlers, and
+-- returns their answer. It may be called several times; as always, whoever
+-- catches an error undoes what was done before it. What is further in runs as
+-- the current user. But if the middleware is SECURITY DEFINER and the current
+-- user is its owner, that runs as the role, and with the search_path, that the
+-- middleware was called with: then what is SET further in ends there, and ROLE
+-- cannot be SET.
+--   payload  JSON object for what is further in, converted like
 --            any payload; NULL: the one that the middleware was called with
--- Errors: 55000 it is not called by a middleware, but outside of any dispatch, or
--- by a handler; 22023 payload; what cqrs_send() raises.
+-- Errors: 55000 it is called outside any dispatch, or by a handler; 22023
+-- payload; what cqrs_send() raises.
 -- Privileges: EXECUTE, granted to PUBLIC.
 CREATE FUNCTION @extschema@.cqrs_proceed(payload jsonb DEFAULT NULL) RETURNS jsonb
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_proceed(jsonb) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_proceed(jsonb) IS 'goes on from a middleware to what is further in';
 
--- A middleware, to be registered: writes a line to the server's log after each
--- command and query, at level LOG: its kind, name, and id, how long what is
--- further in took, in milliseconds, and the SQLSTATE of its error. Never the
--- payload. Errors: 55000 as cqrs_proceed(). Privileges: EXECUTE, granted to
--- PUBLIC.
+-- A middleware that can be registered: writes a line to the server's log after
+-- each command and query, at level LOG: its kind, name, and id, how long what
+-- is further in took, in milliseconds, and the SQLSTATE of its error; never
+-- the payload. Errors: 55000 as cqrs_proceed(). Privileges: EXECUTE, granted
+-- to PUBLIC.
 CREATE FUNCTION @extschema@.cqrs_log_dispatch(request @extschema@.cqrs_request) RETURNS jsonb
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_log_dispatch(@extschema@.cqrs_request) TO PUBLIC;
@@ -527,16 +527,16 @@ COMMENT ON FUNCTION @extschema@.cqrs_log_dispatch(@extschema@.cqrs_request) IS
 -- kind            command, query, stream or event
 -- name            its registered name
 -- id              UUID v7: the event's id; of what was sent, one made for it
--- correlation_id  the same for all that has one origin: the header of that name
+-- correlation_id  the same for everything of one origin: the header of that name
 --                 of an event; of what was sent by a handler, the handler's;
 --                 otherwise the setting cqrs_outbox.correlation_id, or if that
 --                 is empty, its own id
 -- causation_id    id of what was handled when it was sent or emitted, or NULL:
 --                 nothing was
--- attempt         which it is of a subscription's deliveries of the event; else 1
+-- attempt         which of a subscription's attempts at the event it is; else 1
 -- traceparent     the header of an event, otherwise the setting, or NULL
--- caller          the role that sent it, or has the event handled, which for a
---                 subscription is its owner; in a SECURITY DEFINER function,
+-- caller          the role that sent it, or for which the event is handled: for a
+--                 subscription, its owner; in a SECURITY DEFINER function,
 --                 not the current user
 -- ----------------------------------------------------------------------
 CREATE TYPE @extschema@.cqrs_context AS (
@@ -552,8 +552,8 @@ CREATE TYPE @extschema@.cqrs_context AS (
 GRANT USAGE ON TYPE @extschema@.cqrs_context TO PUBLIC;
 COMMENT ON TYPE @extschema@.cqrs_context IS 'what is being handled';
 
--- What the calling handler, or middleware, handles, or NULL outside of any: inside
--- handlers of commands, queries, streams and events, those of subscriptions too.
+-- What is being handled by the calling handler (of a command, query, stream or
+-- event, or of a subscription) or middleware; NULL outside of any.
 CREATE FUNCTION @extschema@.cqrs_context() RETURNS @extschema@.cqrs_context
 LANGUAGE C STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_context() TO PUBLIC;

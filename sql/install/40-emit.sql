@@ -5,9 +5,9 @@
 
 -- Adds one event to the outbox, and has its handlers called (see
 -- cqrs_register_event_handler). It exists if and only if the transaction
--- commits. One without topic is only for the handlers. Every event that is
--- emitted, here and below, has headers that it is not given, unless it is given
--- others of these names, be they null: in a handler, correlation_id and
+-- commits. One without a topic is only for the handlers. Every event that is
+-- emitted, here and below, gets some headers by itself, unless the caller gives
+-- it headers of these names, even null ones: in a handler, correlation_id and
 -- causation_id (see cqrs_context); otherwise correlation_id, if the setting
 -- cqrs_outbox.correlation_id is not empty; and traceparent, if the setting
 -- cqrs_outbox.traceparent is not.
@@ -49,7 +49,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_emit_many(text, jsonb[], text[]) IS 'adds m
 -- rows); also constraint triggers. Arguments, all of them strings:
 --   event name   a registered event type; its payload type decides:
 --                jsonb: an envelope, {"op": "insert", "update", "delete" or
---                "truncate", "schema", "table", "old": row, "new": row}, the
+--                "truncate", "schema", "table", "old": row, "new": row}, with the
 --                rows as to_jsonb() gives them, and only where there are any.
 --                An update that changes the key is one event, under the new
 --                key.

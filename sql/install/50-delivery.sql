@@ -17,19 +17,19 @@
 --                    NULL; if both are NULL, read with cqrs_receive()
 -- format             of the messages to the broker: cqrs, cloudevents or raw;
 --                    NULL without server
--- strict_key_order   to the broker, no event is on its way together with
+-- strict_key_order   no event is on its way to the broker together with
 --                    another one of its topic and key
--- transaction        of a handler: batch, one for the events of a batch; event,
+-- transaction        for a handler: batch, one for the events of a batch; event,
 --                    one for each event
--- runs_commands      what it gets are commands that its owner enqueued
+-- runs_commands      it gets the commands that its owner enqueued
 -- partitions         over how many cursors the events are spread, by key
--- next_partitions    over how many they are to be, while that is being changed;
+-- next_partitions    the number that this is being changed to;
 --                    NULL otherwise, as are the next three
 -- epoch_tick         the present partitions are for what was visible in this
 --                    tick, which need not be recorded ...
 -- epoch_snapshot     ... which is what this snapshot shows
 -- epoch_since        when the change was asked for
--- max_attempts       so often an event is tried before it is a dead letter;
+-- max_attempts       how often an event is tried before it is a dead letter;
 --                    0: for ever
 -- retry_delay        after the first failure; doubles with each further one
 -- max_retry_delay    ... up to this
@@ -39,10 +39,10 @@
 --                    from being truncated; 0: no limit
 -- max_retained_age   ... or events older than this; 0: no limit
 -- state              active; paused: by cqrs_pause(), keeps its events;
---                    suspended: past a limit of the two, keeps nothing
+--                    suspended: past one of these limits, keeps nothing
 -- state_since        when it got into that state
 -- state_reason       why, in words
--- missed_events      while suspended, so many of its events were truncated
+-- missed_events      how many of its events were truncated while suspended
 -- created_at         when it was created
 -- ----------------------------------------------------------------------
 CREATE SEQUENCE cqrs.subscription_id AS integer;
@@ -98,24 +98,24 @@ CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON 
 	EXECUTE FUNCTION cqrs.registry_changed();
 ALTER TABLE cqrs.subscription_topic ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS TRIGGER registry_changed;
 
--- Who owns a subscription, and its view; NULL, both: nobody does, and nothing is
--- delivered.
+-- The owner of a subscription, and its view. If both are NULL, nobody owns it,
+-- and nothing is delivered.
 CREATE FUNCTION cqrs.subscription_owner(subscription_id integer, OUT owner oid, OUT view oid)
 LANGUAGE C STABLE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_subscription_owner';
 GRANT EXECUTE ON FUNCTION cqrs.subscription_owner(integer) TO PUBLIC;
 COMMENT ON FUNCTION cqrs.subscription_owner(integer) IS 'owner of a subscription';
 
--- In which of so many partitions the events of a key are.
+-- Which of the given number of partitions the events of a key are in.
 CREATE FUNCTION cqrs.key_partition(key text, partitions integer) RETURNS integer
 LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'cqrs_key_partition_of';
 REVOKE ALL ON FUNCTION cqrs.key_partition(text, integer) FROM PUBLIC;
 COMMENT ON FUNCTION cqrs.key_partition(text, integer) IS 'partition of a key';
 
--- Subscribes to topics. The caller becomes the subscription's owner: he owns
--- view cqrs_subscriptions.<subscription>, which shows its row of
--- cqrs_subscription_status, and who owns that owns the subscription. ALTER VIEW
--- ... OWNER TO and REASSIGN OWNED give it to another role, from the next batch
--- on; DROP ROLE is refused. If the view is dropped, nothing is delivered.
+-- Subscribes to topics. The caller becomes the owner of the subscription, and
+-- of view cqrs_subscriptions.<subscription>, which shows its row of
+-- cqrs_subscription_status: whoever owns the view owns the subscription. ALTER
+-- VIEW ... OWNER TO and REASSIGN OWNED give it to another role, from the next
+-- batch on; DROP ROLE is refused. If the view is dropped, nothing is delivered.
 --   subscription       name, 1 to 63 bytes
 --   topics             one or more topics
 --   handler            a function with one argument of type cqrs_event, called
@@ -125,10 +125,10 @@ COMMENT ON FUNCTION cqrs.key_partition(text, integer) IS 'partition of a key';
 --   start              'earliest': from the oldest event retained; if a topic
 --                      was restored from a dump, nothing before cqrs_adopt();
 --                      'latest': from what commits after this call
---   partitions         1 to 1000: by their keys, events are spread over so many
+--   partitions         1 to 1000: by their keys, events are spread over this many
 --                      cursors, which are delivered side by side; events
 --                      without a key are in the first
---   max_attempts       so often an event is tried, then it is a dead letter;
+--   max_attempts       how often an event is tried before it is a dead letter;
 --                      0: for ever
 --   retry_delay        after the first failure; doubles with each further one,
 --                      and varies by a quarter
@@ -146,7 +146,7 @@ COMMENT ON FUNCTION cqrs.key_partition(text, integer) IS 'partition of a key';
 --                      binary mode; 'raw': the payload alone, the rest in
 --                      headers
 --   transaction        'batch': the handler is called for up to 1000 events in a
---                      transaction, which it can tell by nothing but now() and
+--                      transaction, which it can see only by now() and
 --                      the transaction's id; 'event': for each in one of its
 --                      own, which is slower; see docs/subscriptions.md
 --   strict_key_order   never have two events of one topic and key (or of one
@@ -178,17 +178,17 @@ COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text,
 	interval, interval, interval, bigint, interval, text, text, boolean, text) IS 'subscribes to topics';
 
 -- Changes settings of a subscription; NULL leaves one as it is. If its view was
--- dropped, makes it again: the caller is the owner then.
+-- dropped, makes it again, and the caller becomes the owner.
 --   handler  another handler, for a subscription that has one
---   server   another server, for a subscription that has one; what the first
---            one was given it does not get
+--   server   another server, for a subscription that has one; it does not
+--            get what was sent to the first one
 --   partitions
---            so many partitions, in a while: what was committed before is
---            delivered in the old ones, and only when all of that is, and
+--            the new number, which counts later: what was committed before is
+--            delivered in the old partitions, and only when all of that is, and
 --            nothing is handed out under a lease, the new ones begin. So each
 --            key stays in order. Until then, next_partitions in
 --            cqrs_subscription_status is not NULL. Another call changes the
---            number to be; with the present one, nothing is changed
+--            new number; with the present one, nothing is changed
 --   others   as in cqrs_subscribe()
 -- Errors: 42704 does not exist; 42501 not its owner, or for the handler as in
 -- cqrs_subscribe(), as for the server; 55000 it has no handler, or no server;
@@ -210,9 +210,9 @@ COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, regprocedure, inte
 	bigint, interval, text, text, boolean, text, integer) IS 'changes settings of a subscription';
 
 -- Removes a subscription, with what it has to retry and its dead letters; one
--- that executes commands (see cqrs_enqueue()), with its topic. Waits for the
--- batch being delivered, and with a topic for its emitters; what is on its way
--- to a broker may arrive.
+-- that executes commands (see cqrs_enqueue()), with its topic, too. Waits for
+-- the batch being delivered, and for the emitters of such a topic; what is on
+-- its way to a broker may arrive.
 -- Errors: 42704 does not exist; 42501 not its owner; 2BP01 something depends on
 -- its view.
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner, or,
@@ -225,8 +225,8 @@ COMMENT ON FUNCTION @extschema@.cqrs_unsubscribe(text) IS 'removes a subscriptio
 -- Stops a subscription: nothing is delivered to it, and its events are kept,
 -- within max_retained_size and max_retained_age. Waits for the batch being
 -- delivered: once it returns, and until cqrs_resume(), no handler runs. What is
--- on its way to a broker arrives, and is recorded. One that is suspended stays
--- so.
+-- on its way to a broker arrives, and is recorded. A suspended subscription
+-- stays suspended.
 -- Errors: 42704 does not exist; 42501 not its owner.
 -- Locks: those for moving its cursors, until the end of the transaction.
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
@@ -235,10 +235,10 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_pause(text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_pause(text) IS 'stops delivery to a subscription';
 
--- Has a subscription that was paused or suspended go on where it was.
--- Returns how many events it missed, because they were truncated while it was
--- suspended; if any, a warning says so too. Errors and privileges: as
--- cqrs_pause().
+-- Lets a subscription that was paused or suspended go on where it was. Returns
+-- how many events it missed because they were truncated while it was
+-- suspended; if there are any, a warning says so, too. Errors and privileges:
+-- as cqrs_pause().
 CREATE FUNCTION @extschema@.cqrs_resume(subscription text) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_resume(text) FROM PUBLIC;
@@ -246,14 +246,14 @@ COMMENT ON FUNCTION @extschema@.cqrs_resume(text) IS 'has delivery to a subscrip
 
 -- Moves a subscription in the log, to replay or to skip. What it has to retry
 -- is forgotten; its dead letters stay. What is on its way to a broker may
--- arrive, and counts for nothing. If its partitions are being changed, they are
+-- arrive, and counts for nothing. A pending change of partitions takes effect
 -- at once.
 --   target  'earliest': to the oldest event retained; 'latest': to what
 --           commits after this call; a time: to the first transaction that
 --           emitted at that time or later, whose earlier events, and those of
 --           later transactions, come with it
--- Errors: 42704 does not exist; 42501 not its owner; 22007 neither of the
--- two, nor a time; 25006 read-only transaction or standby.
+-- Errors: 42704 does not exist; 42501 not its owner; 22007 no such target;
+-- 25006 read-only transaction or standby.
 -- Locks: those for moving its cursors, until the end of the transaction; until
 -- then, nothing of its topics is truncated.
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
@@ -267,11 +267,11 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_seek_time';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_seek(text, timestamptz) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_seek(text, timestamptz) IS 'moves a subscription to a time in the log';
 
--- Waits until a subscription has got what was committed when it was called, or
--- has it parked for a retry, or gave it up.
+-- Waits until a subscription has got, parked for a retry, or given up all that
+-- was committed when this was called.
 --   timeout  how long at most
--- Returns false if the time was over before. What the caller's transaction
--- emitted itself is not waited for.
+-- Returns false on timeout. It does not wait for what the caller's own
+-- transaction emitted.
 -- Errors: 42704 does not exist; 42501 not its owner; 55000 cqrs_outbox is not
 -- in shared_preload_libraries; 22004, 22023 timeout.
 -- Privileges: membership in the owner.
@@ -281,9 +281,8 @@ GRANT EXECUTE ON FUNCTION @extschema@.cqrs_wait(text, interval) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_wait(text, interval) IS 'waits until a subscription has got what is committed';
 
 -- ----------------------------------------------------------------------
--- cqrs.retry: events that are not delivered, and that the cursor passes by:
--- those that failed, and the later ones of the same topic and key, which wait
--- for them
+-- cqrs.retry: undelivered events that the cursor passes by: those that failed,
+-- and later ones of the same topic and key, which wait for them
 --
 -- subscription_id, partition, position
 --                  of which cursor, and where the event was in the log
@@ -291,7 +290,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_wait(text, interval) IS 'waits until a subs
 -- topic_id         the event's topic
 -- event_id .. emitted_at
 --                  the event, whole
--- attempts         how often it was tried, and that counted; 0: it waits for an
+-- attempts         how many attempts counted; 0: it waits for an
 --                  earlier one, or is tried next
 -- receipt          handed out by cqrs_receive() with this receipt, and not
 --                  settled, or NULL
@@ -338,7 +337,7 @@ ALTER TABLE cqrs.retry ENABLE ALWAYS TRIGGER refuse_write;
 -- somebody redrives or discards them
 --
 -- Columns as in cqrs.retry; died_at is when it was given up. It is in no
--- partition: redriven, it is parked in that of its key.
+-- partition: if it is redriven, it is parked in that of its key.
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.dead_letter (
 	subscription_id	integer		NOT NULL,
@@ -395,8 +394,8 @@ ALTER TABLE cqrs.failure ENABLE ALWAYS TRIGGER refuse_write;
 -- Delivers to a subscription's handler what is committed (in a REPEATABLE
 -- READ transaction: what the newest tick that it sees shows), and what is to
 -- be retried by now, in the caller's transaction. The worker does this by
--- itself. An event that the handler raises an error for is rolled back by
--- itself, and tried again, as the worker would; there is a warning.
+-- itself. An event for which the handler raises an error is rolled back alone
+-- and tried again, as by the worker, with a warning.
 -- Returns the number of events. Errors: 42704 does not exist; 55000 it has no
 -- handler or no owner, is paused or suspended, or was restored from a dump; 42501 the
 -- caller is not its owner; 55006 called by its own handler; 25006 read-only
@@ -429,19 +428,19 @@ CREATE TYPE @extschema@.cqrs_received AS (
 GRANT USAGE ON TYPE @extschema@.cqrs_received TO PUBLIC;
 COMMENT ON TYPE @extschema@.cqrs_received IS 'an event, as cqrs_receive() hands it out';
 
--- The next events of one partition of a subscription without handler: those
--- that failed, or were not settled, and are due, then new ones; none whose
--- topic and key wait for another. What was committed before the call is
--- found. NULL for an argument means its default.
---   max_events  at most so many, at least 1; a batch may be shorter although
---               more is waiting, also to stay within 16 MB
---   wait        if there is nothing, wait for so long, at most a minute
+-- The next events of one partition of a subscription without a handler: those
+-- that failed, or were not settled, and are due, then new ones; none that has
+-- to wait for another one of its topic and key. All that was committed before
+-- the call is found. NULL for an argument means its default.
+--   max_events  the most events, at least 1; a batch may be shorter although
+--               more are waiting, also to stay within 16 MB
+--   wait        how long to wait if there is nothing, at most a minute
 --   lease       NULL: the partition is this transaction's until its end;
---               otherwise it is the receipt's for so long
---   partition   from this one; NULL: from one that has something
--- A partition that another transaction, or a lease, has is passed by. What is
--- not settled with cqrs_ack() or cqrs_nack() when the transaction, or the
--- lease, is over comes again; if the lease on a batch runs out twice, one
+--               otherwise, for how long it is the receipt's
+--   partition   which one; NULL: any that has something
+-- A partition that is held by another transaction, or by a lease, is passed
+-- by. What is not settled with cqrs_ack() or cqrs_nack() when the transaction,
+-- or the lease, ends comes again; after two leases on a batch ran out, one
 -- event at a time, and each time is an attempt.
 -- Errors: 42704 does not exist; 42501 not granted; 55000 it has a handler, is
 -- paused or suspended, has no owner, or was restored from a dump, or wait without
@@ -459,8 +458,8 @@ GRANT EXECUTE ON FUNCTION @extschema@.cqrs_receive(text, integer, interval, inte
 COMMENT ON FUNCTION @extschema@.cqrs_receive(text, integer, interval, interval, integer) IS
 'next events of a subscription';
 
--- Acknowledges all that this transaction received and has not settled: it does
--- not come again. Returns how many events that were; 0 if it received nothing.
+-- Acknowledges all that this transaction received and has not settled, so that
+-- it does not come again. Returns how many events; 0 if it received nothing.
 -- Errors: as cqrs_receive(), but not if it is paused; OB003 this transaction
 -- has not called cqrs_receive(), or what it received was moved away.
 -- Privileges: membership in the subscription's owner, or UPDATE on its view.
@@ -490,7 +489,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_ack(text, bigint[], uuid) IS 'acknowledges 
 -- Nothing is acknowledged by this.
 --   positions    of events that the receipt covers; NULL: none
 --   error        why, for people to read
---   retry_after  not again before; NULL: as the subscription's settings say
+--   retry_after  how long not to try again; NULL: as the subscription's settings say
 --   give_up      no more attempts
 --   receipt      they were received with; NULL: this transaction's
 -- Returns how many were not settled before. Errors, locks, privileges: as
@@ -522,9 +521,9 @@ LANGUAGE C STABLE PARALLEL UNSAFE ROWS 100 AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_dead_letters(text) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_dead_letters(text) IS 'events that a subscription gave up on';
 
--- Has dead letters delivered after all, in order of their positions, with all
--- their attempts. Later events of the same keys, as far as they were delivered
--- meanwhile, are not delivered again.
+-- Has dead letters delivered after all, in order of their positions, with a
+-- full number of attempts. Later events of the same keys that were delivered
+-- meanwhile are not delivered again.
 --   event_id  only this one; NULL: all
 -- Returns how many. Errors: 42704 the subscription, or a dead letter of that
 -- id, does not exist; 42501 not its owner; 55000 restored from a dump.
@@ -553,11 +552,12 @@ COMMENT ON FUNCTION @extschema@.cqrs_discard(text, uuid) IS 'deletes dead letter
 -- In a copy that CREATE DATABASE ... TEMPLATE made, where nothing is delivered
 -- before, it has the copy's subscriptions go on where they were.
 --
--- Takes what is in the topics' tables for events, whoever put it there; of
--- topics that were made here, nothing. Writes each restored row anew.
+-- Takes everything in the restored topics' tables for events, whoever put it
+-- there, but nothing in topics that were made here. Rewrites each restored
+-- row.
 --
--- Returns the subscriptions that it had go on, and how many restored events
--- each is about to get; events that wait in cqrs.retry are not counted.
+-- Returns the subscriptions that go on, and how many restored events each is
+-- about to get; events that wait in cqrs.retry are not counted.
 -- Errors: 55000 a subscription's cursor was not restored, the topic's tables
 -- were altered, or topics hold events that were adopted before; 54000 too
 -- many subscriptions at different places; 25006 read-only transaction or

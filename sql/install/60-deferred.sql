@@ -10,11 +10,11 @@
 --
 -- command_id    UUID v7, which its event gets
 -- command_name  which command
--- topic_id      where to: the topic of who enqueued it
+-- topic_id      the topic of the role that enqueued it
 -- key           commands of one key are executed in order
 -- run_at        not before
 -- payload       JSON object
--- headers       JSON object, or NULL: what its event's headers will say of what
+-- headers       JSON object, or NULL: what its event's headers will say about what
 --               caused it
 -- enqueued_at   when it was enqueued
 -- ----------------------------------------------------------------------
@@ -36,9 +36,10 @@ CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqr
 	EXECUTE FUNCTION cqrs.refuse_write();
 ALTER TABLE cqrs.scheduled_command ENABLE ALWAYS TRIGGER refuse_write;
 
--- Creates a role's command queue: a topic, and a subscription of the role's,
--- both named commands_of_<role>, or with a number behind that. What the role
--- enqueues goes through it. If only its topic is missing, that is created.
+-- Creates a role's command queue: a topic, and a subscription of the role,
+-- both named commands_of_<role>, with a number behind that if need be. What
+-- the role enqueues goes through it. If only its topic is missing, that is
+-- created.
 --   owner  the role; NULL: the current user
 -- Returns false if the role has one.
 -- Errors: 42704 no such role; 42501 the caller is not a member of it, or, before
@@ -55,26 +56,26 @@ COMMENT ON FUNCTION @extschema@.cqrs_create_command_queue(text) IS 'creates a ro
 -- Enqueues a command: once the transaction has committed, and not before
 -- run_at, the worker executes it, as cqrs_send() would, but in a transaction of
 -- its own, as the role that enqueued it, with search_path pg_catalog. Its
--- answer is lost. In its handler, the id in cqrs_context() is its command id;
--- what was being handled when it was enqueued is its cause; attempt is which it
--- is.
+-- answer is lost. In its handler, cqrs_context() has its command id as id, what
+-- was being handled when it was enqueued as the cause, and the attempt's
+-- number.
 --
 -- The role has a command queue: see cqrs_create_command_queue(). A command is
 -- delivered like an event of the queue's topic, to its subscription. So one that
 -- fails is tried again, after the same delays, with the same number of attempts,
 -- and is a dead letter in the end; cqrs_alter_subscription(), cqrs_pause(),
--- cqrs_dead_letters(), cqrs_redrive(), cqrs_drain() and cqrs_wait() are used with
--- it. It keeps its commands whatever their size, until cqrs_alter_subscription()
+-- cqrs_dead_letters(), cqrs_redrive(), cqrs_drain() and cqrs_wait() work on the
+-- subscription. It keeps its commands whatever their size, until cqrs_alter_subscription()
 -- gives it a limit. A role's commands are executed one after the other.
 -- cqrs_unsubscribe() drops the topic, too, with what is in it and what was
--- enqueued for later. Who is made the
--- owner of the subscription's view does not get the commands: they are executed
--- as the role that enqueued them, or not at all, unless the extension's owner
--- says otherwise, by GRANT SELECT ON the topic TO the owner WITH GRANT OPTION.
+-- enqueued for later. A role that is made the owner of the subscription's view
+-- does not get the commands: they are executed as the role that enqueued them,
+-- or not at all, unless the extension's owner says otherwise, by GRANT SELECT
+-- ON the topic TO the owner WITH GRANT OPTION.
 --   command_name  a registered command
 --   payload       JSON object; must fit the handlers, as of now
---   key           while one waits to be tried again, later ones of its key wait
---                 behind it; NULL: nobody waits for anybody. Its event has its
+--   key           while a command waits to be tried again, later ones of its key wait
+--                 behind it; NULL: none waits for another. Its event has its
 --                 command id as key
 --   run_at        in the past, or NULL: at once. Those for the same time are
 --                 executed in the order in which they were enqueued; a command
@@ -82,7 +83,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_create_command_queue(text) IS 'creates a ro
 --   idempotency_key
 --                 NULL: none; as of cqrs_send(): a command that was enqueued with
 --                 this key is not enqueued again, but its id is returned
---   options       NULL, or {}: room for what is to come
+--   options       NULL, or {}: reserved for later use
 -- Returns the command id, a UUID v7.
 -- Errors: as of cqrs_send(); OB001 the role has no command queue, too; 42883 or
 -- 42501 of any handler of a chain; 22008 an infinite run_at; 22023, 0A000
@@ -103,9 +104,9 @@ COMMENT ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, text, timestamptz, tex
 -- cancelled already, or never was.
 -- Errors: 42501 it belongs to another role; 22004; 25006 read-only transaction
 -- or standby.
--- Locks: the command's row. Waits for who is cancelling it, or putting it into
--- the outbox.
--- Privileges: membership in the role that enqueued it, or, if it is nobody's any
+-- Locks: the command's row. Waits for whoever is cancelling it, or putting it
+-- into the outbox.
+-- Privileges: membership in the role that enqueued it or, if nobody owns it any
 -- more, in the extension's owner.
 CREATE FUNCTION @extschema@.cqrs_cancel_command(command_id uuid) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
@@ -133,18 +134,17 @@ COMMENT ON VIEW @extschema@.cqrs_scheduled_commands IS 'commands that were enque
 
 -- Handler of the subscriptions that execute commands: executes the enqueued
 -- command that is being delivered.
--- Errors: 55000 none is, as whenever anybody but the delivery calls it; else as
--- of cqrs_send().
--- Privileges: EXECUTE is PUBLIC's, as roles have their commands delivered.
+-- Errors: 55000 it is called by anything but the delivery; else as cqrs_send().
+-- Privileges: EXECUTE is PUBLIC's, as every role's commands go through this.
 CREATE FUNCTION cqrs.run_command(event @extschema@.cqrs_event) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_run_command';
 GRANT EXECUTE ON FUNCTION cqrs.run_command(@extschema@.cqrs_event) TO PUBLIC;
 COMMENT ON FUNCTION cqrs.run_command(@extschema@.cqrs_event) IS 'executes an enqueued command, when it is delivered';
 
--- Puts the commands whose time has come, everybody's, into the outbox; once the
--- transaction has committed, cqrs_drain() executes them. The worker does this
--- by itself. Those that somebody is cancelling, or whose topic is locked, are
--- left for the next time. Returns how many.
+-- Puts all commands whose time has come, whoever enqueued them, into the
+-- outbox; once the transaction has committed, cqrs_drain() executes them. The
+-- worker does this by itself. Those that somebody is cancelling, or whose topic
+-- is locked, are left for the next time. Returns how many.
 -- Errors: 55000 a topic's tables were altered; 25006 read-only transaction or
 -- standby.
 -- Locks: the commands' rows, and ROW EXCLUSIVE on the topics' current segments,

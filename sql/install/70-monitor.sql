@@ -5,8 +5,8 @@
 
 -- The outbox in delivery order.
 --   topic           NULL: every topic that the caller may read
---   batch_size      at most so many events, at least 1
---   status          NULL: what is not delivered to every subscription yet (of
+--   batch_size      the most events, at least 1
+--   status          NULL: what is not delivered to every subscription yet (in
 --                   a topic without subscriptions: everything); 'new',
 --                   'not_produced', 'produced', 'dead'; 'all'
 --   event_name      only these
@@ -35,8 +35,8 @@ COMMENT ON FUNCTION cqrs.breaker_state(text) IS 'state of a circuit breaker';
 --   state      closed; open: the handler is not called; half_open: the next call
 --              is the trial, or it is under way
 --   failures   in a row
---   opened_at  when it opened last, or NULL: it is closed
---   retry_at   when it is half_open, or NULL
+--   opened_at  when it last opened; NULL: it is closed
+--   retry_at   from when it is half_open, or NULL
 CREATE VIEW @extschema@.cqrs_breaker_status AS
 SELECT f.handler, f.fallback, b.state, b.failures, b.opened_at, b.retry_at
 FROM cqrs.fallback f
@@ -45,9 +45,10 @@ WHERE f.fail_max > 0;
 GRANT SELECT ON @extschema@.cqrs_breaker_status TO PUBLIC;
 COMMENT ON VIEW @extschema@.cqrs_breaker_status IS 'circuit breakers';
 
--- What a topic keeps, seen by the caller's snapshot. All is read off a few
--- pages, however many events there are. All NULL if the caller may not know;
--- all but held_by, if a table of the topic is locked, missing or altered.
+-- What a topic keeps, as the caller's snapshot shows it. It is estimated from
+-- a few pages, however many events there are. All NULL if the caller may not
+-- know; all but held_by NULL if a table of the topic is locked, missing or
+-- altered.
 --   events             estimate: pages times the rows of a few of them;
 --                      includes those of transactions that aborted or are in
 --                      progress
@@ -63,7 +64,7 @@ COMMENT ON VIEW @extschema@.cqrs_breaker_status IS 'circuit breakers';
 --   held_by_pid        process that has the lock; NULL otherwise, and for a
 --                      prepared transaction
 --   held_since         retention: since another segment is the current one;
---                      subscription: since its cursor moved last
+--                      subscription: since its cursor last moved
 CREATE FUNCTION cqrs.topic_progress(topic_id integer,
 	OUT events bigint, OUT bytes bigint, OUT oldest_emitted_at timestamptz, OUT segments integer,
 	OUT held_by text, OUT held_by_pid integer, OUT held_since timestamptz)
@@ -71,7 +72,7 @@ LANGUAGE C STABLE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_topic_progr
 GRANT EXECUTE ON FUNCTION cqrs.topic_progress(integer) TO PUBLIC;
 COMMENT ON FUNCTION cqrs.topic_progress(integer) IS 'what a topic keeps, and why';
 
--- Topics that the reader has SELECT on or, as a member of pg_monitor, all.
+-- The topics that the reader has SELECT on; for members of pg_monitor, all.
 -- Columns: see cqrs.topic and cqrs.topic_progress(); held_since is, with a
 -- lock, when the transaction that has it started, if the reader may know.
 CREATE VIEW @extschema@.cqrs_topic_status WITH (security_barrier) AS
@@ -92,10 +93,10 @@ WHERE p.segments IS NOT NULL OR p.held_by IS NOT NULL;
 GRANT SELECT ON @extschema@.cqrs_topic_status TO PUBLIC;
 COMMENT ON VIEW @extschema@.cqrs_topic_status IS 'size of each topic, and what keeps it from being truncated';
 
--- How far a subscription is, seen by the caller's snapshot. However many events
--- wait, this costs the same: no more than 10,000 are looked at for each
+-- How far a subscription is, as the caller's snapshot shows it. However many
+-- events wait, this costs the same: at most 10,000 are looked at for each
 -- partition, 100,000 in all.
---   lag_events       committed events not delivered: exact up to that, beyond
+--   lag_events       committed events not delivered: exact up to that number, beyond
 --                    an upper bound (with several partitions, an estimate of
 --                    one). NULL, as are the next two, if they cannot be
 --                    counted: a topic's table was altered or is locked
@@ -103,7 +104,7 @@ COMMENT ON VIEW @extschema@.cqrs_topic_status IS 'size of each topic, and what k
 --                    none. An upper bound while much of a large window was
 --                    delivered
 --   lag_bytes        their size on disk, estimated from those looked at
---   events_a_second  at which they were delivered lately
+--   events_a_second  the rate at which they were delivered lately
 --   pid              of a process that delivers, or NULL
 --   state            idle, delivering, waiting to retry, no worker, paused,
 --                    suspended, restored, or copied
@@ -124,8 +125,9 @@ LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE ROWS 1 AS 'MODULE_PATHNAME', 'cqrs_cu
 GRANT EXECUTE ON FUNCTION cqrs.cursor_holders(integer) TO PUBLIC;
 COMMENT ON FUNCTION cqrs.cursor_holders(integer) IS 'who has the locks of a subscription''s cursors';
 
--- The same, with what the reader may know of them from pg_stat_activity: with
--- the role's own, and to members of pg_monitor, everything, otherwise NULL.
+-- The same, with what the reader may see of these sessions in
+-- pg_stat_activity: everything for members of pg_monitor and for the role's
+-- own sessions, otherwise NULL.
 --   since  when the transaction began, or was prepared
 --   gid    of a prepared transaction
 CREATE VIEW cqrs.cursor_holder WITH (security_barrier) AS
@@ -144,12 +146,12 @@ LEFT JOIN pg_stat_activity a ON a.pid = h.pid
 LEFT JOIN pg_prepared_xacts x ON x.transaction = h.transaction;
 COMMENT ON VIEW cqrs.cursor_holder IS 'who has the locks of cursors';
 
--- Subscriptions that the reader owns, or has SELECT on the view of, or, as a
--- member of pg_monitor, all.
+-- The subscriptions that the reader owns, or on whose view the reader has
+-- SELECT; for members of pg_monitor, all.
 --   owner     NULL: nobody, and nothing is delivered; see owner_missing in
 --             cqrs_health()
 --   next_partitions
---             so many are asked for; NULL: those it has
+--             the number that was asked for; NULL: no other one
 --   held_by_pid, held_since
 --             who has had the lock of a cursor for a second or more, so that
 --             nobody else can deliver: a client in an open transaction, a
@@ -157,11 +159,11 @@ COMMENT ON VIEW cqrs.cursor_holder IS 'who has the locks of cursors';
 --             several, the first. With held_since alone, a prepared
 --             transaction
 --   retrying  events that failed and are tried again
---   waiting   events that are parked, and have not failed: they wait for one
---             that has, or were handed out, and are not settled
+--   waiting   parked events that have not failed: they wait for one
+--             that has, or were handed out and are not settled
 --   dead      dead letters; of these three, 10,000 means as many or more
 --   last_error ..
---             of what failed last, be it an event, or the whole subscription
+--             of what failed last, an event or the whole subscription
 --             (then last_error_position is NULL); of more than 10,000 events
 --             that are tried again, so many are looked at
 CREATE VIEW @extschema@.cqrs_subscription_status WITH (security_barrier) AS

@@ -3,13 +3,13 @@
  *		What is wrong, and what to do about it.
  */
 
--- Are library and extension of one version?
+-- Do the library and the extension have the same version?
 CREATE FUNCTION cqrs.usable() RETURNS boolean
 LANGUAGE C STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_usable';
 GRANT EXECUTE ON FUNCTION cqrs.usable() TO PUBLIC;
 COMMENT ON FUNCTION cqrs.usable() IS 'whether library and extension fit each other';
 
--- Of which version is the library?
+-- The version of the library.
 CREATE FUNCTION cqrs.library_version() RETURNS text
 LANGUAGE C STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_library_version';
 REVOKE ALL ON FUNCTION cqrs.library_version() FROM PUBLIC;
@@ -19,21 +19,21 @@ COMMENT ON FUNCTION cqrs.library_version() IS 'version of the library';
 -- What shared memory says of the processes that this database needs. All NULL if
 -- cqrs_outbox is not in shared_preload_libraries.
 --   max_databases, max_managers, max_workers
---                  so many there may be
+--                  how many there may be
 --   launcher       it is running
---   full           there may be no further database
+--   full           no more databases can be served
 --   exhausted      the server has no process for a manager
 --   state          of the database: unknown, resting, requested, starting, running
 --   held           a command that needs the database for itself keeps out its
 --                  manager, ...
---   failures       ... which ended unexpectedly, so often in a row, ...
---   start_after    ... and may start then, or waits for it since
+--   failures       ... which ended unexpectedly, this often in a row, ...
+--   start_after    ... and may start then, or has waited since then
 --   no_worker      the server has no process for a worker
 --   waiting_since  since when a subscription waits for one, or NULL: none does
 --   failed_subscription, worker_failures, worker_retry_at
---                  whose worker ended unexpectedly (0: nobody's), how often in a
+--                  the one whose worker ended unexpectedly (0: none), how often in a
 --                  row, and when the next may start
---   now            what time it is, if the clock was not set
+--   now            the time, as if the clock had not been set
 --   clock_back_at  the clock was set forward; until then, nothing is released
 --                  by it. NULL: it was not
 -- Privileges: EXECUTE, granted to pg_monitor, not to PUBLIC.
@@ -46,8 +46,8 @@ REVOKE ALL ON FUNCTION cqrs.background() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION cqrs.background() TO pg_monitor;
 COMMENT ON FUNCTION cqrs.background() IS 'what shared memory says of processes';
 
--- The tables of a topic that are not as cqrs_create_topic() made them. Nothing is
--- waited for.
+-- The tables of a topic that are not as cqrs_create_topic() made them. Waits for
+-- nothing.
 --   state   locked, missing, altered
 --   detail  what was altered
 --   pid     who has locked it; NULL: a prepared transaction, or it is waited for
@@ -73,19 +73,19 @@ GRANT EXECUTE ON FUNCTION cqrs.find_function(text, text, boolean) TO pg_monitor;
 COMMENT ON FUNCTION cqrs.find_function(text, text, boolean) IS 'function that a signature names';
 
 -- ----------------------------------------------------------------------
--- What may be wrong here, for cqrs_health() to choose from. These are views so
--- that tables are read with the extension's privileges, and it does not depend
--- on the reader's search_path. Nothing in them is waited for, and nothing that
--- is broken raises an error.
+-- What may be wrong here, for cqrs_health() to choose from. These are views,
+-- so that tables are read with the extension's privileges, and nothing depends
+-- on the reader's search_path. They wait for nothing, and raise no error
+-- because something is broken.
 --
--- Each problem has a name that stays, one of three severities, and says what to
--- do: a hint that is a statement ends as one, to be run as it is.
+-- Each problem has a stable name, one of three severities, and a hint that says
+-- what to do; a hint that is a statement can be run as it is.
 --
--- lag    a problem only if this is more than what the reader allows ...
+-- lag    a problem only if this is more than the reader allows ...
 -- held   ... or this; NULL: it is one in any case
 -- ----------------------------------------------------------------------
 
--- Are there the processes that this database needs? On a standby, none runs.
+-- Does this database have the processes that it needs? On a standby, none runs.
 CREATE VIEW cqrs.process_problem WITH (security_barrier) AS
 SELECT 'error' AS severity, 'not_preloaded' AS problem, 'setting shared_preload_libraries' AS object,
 	   'Nothing is delivered in the background.' AS detail,
@@ -109,8 +109,8 @@ CROSS JOIN LATERAL (
 		   NULL
 	WHERE NOT b.launcher
 	UNION ALL
-	-- it is to have a manager, and has none: the first reason that applies; to
-	-- wait for a moment is no problem
+	-- it should have a manager, and has none: the first reason that applies;
+	-- to wait for a moment is no problem
 	SELECT 'error', 'no_manager', d.object,
 		   'Nothing is delivered here in the background: the database has no manager. ' || w.why, w.hint, NULL
 	FROM (SELECT why, hint
@@ -136,7 +136,7 @@ CROSS JOIN LATERAL (
 		  WHERE applies ORDER BY n LIMIT 1) w
 	WHERE b.state NOT IN ('resting', 'running') AND b.delivers
 	UNION ALL
-	-- its manager has not the workers that it needs
+	-- its manager does not have the workers that it needs
 	SELECT 'error', 'no_worker', d.object, 'Subscriptions wait for a worker: all of max_worker_processes are in use.',
 		   'Raise max_worker_processes and restart the server.', NULL
 	WHERE b.no_worker AND b.state = 'running' AND b.delivers
@@ -221,7 +221,7 @@ LEFT JOIN pg_stat_activity a ON a.pid = p.held_by_pid
 WHERE p.held_by LIKE 'lock of %';
 COMMENT ON VIEW cqrs.topic_problem IS 'what may be wrong with topics';
 
--- Are there the functions and types that are registered?
+-- Do the registered functions and types exist?
 CREATE VIEW cqrs.function_problem WITH (security_barrier) AS
 WITH handler(severity, problem, object, signature, owner, returns_set, detail, hint) AS (
 	SELECT 'warning', 'command_handler_missing', format('%s "%s"', c.kind, c.command_name),
@@ -260,7 +260,7 @@ CROSS JOIN LATERAL (
 	SELECT r.problem, r.object, r.detail, r.hint
 	WHERE f.taken_over IS NULL
 	UNION ALL
-	-- there is one, but it is somebody else's by now
+	-- it exists, but belongs to somebody else now
 	SELECT 'function_taken_over', r.taken_over_object, format('Function %s is not called. %s', r.signature, f.taken_over),
 		   'Unregister it, and register it again if that is what is meant.'
 	WHERE f.taken_over IS NOT NULL
@@ -274,8 +274,9 @@ FROM cqrs.event_type e
 WHERE NOT EXISTS (SELECT FROM pg_type t WHERE t.oid = e.payload_type);
 COMMENT ON VIEW cqrs.function_problem IS 'what may be wrong with what is registered';
 
--- Is there what delivering to a subscription takes, and may its owner use it? If
--- nobody owns it, owner is NULL, and so is what he may.
+-- Does everything exist that delivering to a subscription takes, and may its
+-- owner use it? If nobody owns it, owner is NULL, and so are the owner's
+-- privileges.
 CREATE VIEW cqrs.owner_problem WITH (security_barrier) AS
 WITH owned AS (
 	SELECT s.subscription_id, s.subscription, s.handler, s.server, s.runs_commands,
@@ -411,7 +412,7 @@ CROSS JOIN LATERAL (
 	UNION ALL
 	-- or cannot be
 	SELECT 'error',
-		   -- what may be the server's, or the other side's, and what not
+		   -- could it be the server's fault, or the other side's?
 		   CASE WHEN s.handler IS NOT NULL AND left(f.sqlstate, 2) NOT IN ('08', '53', '57', '58', 'XX')
 				THEN 'handler_failing' ELSE 'failing' END,
 		   format('It failed %s times in a row, and is tried again at %s: %s', f.failures, f.retry_at, f.message),
@@ -450,7 +451,7 @@ CROSS JOIN LATERAL (
 		  FROM (SELECT FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id LIMIT 10000) d) d
 	WHERE d.events > 0
 	UNION ALL
-	-- or does not get the partitions that it is to have
+	-- or does not get its new number of partitions
 	SELECT 'warning', 'partitions_changing',
 		   format('Since %s it is to have %s partitions instead of %s; it waits for partition %s: %s', s.epoch_since,
 				  s.next_partitions, s.partitions, w.partition,
@@ -553,18 +554,19 @@ COMMENT ON VIEW cqrs.problem IS 'what may be wrong';
 -- What is wrong with cqrs_outbox in this database, and what to do about it: a
 -- row a problem, errors first; none if all is well. Costs no more with a larger
 -- backlog.
---   max_lag   longer than this, an event may not wait
---   max_hold  longer than this, nothing may hold a subscription back: the
+--   max_lag   how long an event may wait
+--   max_hold  how long something may hold a subscription back: the
 --             handler, a client's transaction, the lack of a worker
 -- Columns:
 --   severity  error: something is not delivered at all; warning: something is
 --             late, or was given up; notice: somebody wanted it so
 --   problem   its name, which does not change from version to version
---   object    with what
+--   object    what has the problem
 --   detail    what is the matter
 --   hint      what to do: a sentence, or a statement to run
 -- Privileges: EXECUTE, granted to pg_monitor, not to PUBLIC; and membership in
--- pg_monitor, or being a superuser. To compile it would take longer than it does.
+-- pg_monitor, or being a superuser. jit is off because compiling would take
+-- longer than running.
 CREATE FUNCTION @extschema@.cqrs_health(max_lag interval DEFAULT '5 min', max_hold interval DEFAULT '1 min')
 RETURNS TABLE (severity text, problem text, object text, detail text, hint text)
 LANGUAGE sql VOLATILE PARALLEL UNSAFE ROWS 10 SET jit = off

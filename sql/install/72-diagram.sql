@@ -3,13 +3,13 @@
  *		What is registered, as pictures.
  *
  * The text is Mermaid's (https://mermaid.js.org). Names may be anything, so they
- * are in labels only. What a diagram itself calls things by is a letter and a
- * number. Everything is in the order of the names, so that equal registries have
- * equal diagrams. A function is one node, however many things it handles.
+ * appear in labels only; in the diagram's text, things have a letter and a
+ * number. Everything is ordered by name, so that equal registries have equal
+ * diagrams. A function is one node, however many things it handles.
  */
 
--- A name as the text of a label: all that Mermaid, Markdown or HTML could take for
--- something is an entity code.
+-- A name as the text of a label: every character that Mermaid, Markdown or HTML
+-- might interpret is an entity code.
 CREATE FUNCTION cqrs.diagram_label(name text) RETURNS text
 LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'cqrs_diagram_label';
 REVOKE ALL ON FUNCTION cqrs.diagram_label(text) FROM PUBLIC;
@@ -24,11 +24,11 @@ REVOKE ALL ON FUNCTION cqrs.no_diagram(text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION cqrs.no_diagram(text, text) TO pg_monitor;
 COMMENT ON FUNCTION cqrs.no_diagram(text, text) IS 'says why there is no such diagram';
 
--- What is called for what, by names, in the order in which it is called: the
--- handlers of commands, queries and streams, and those of events in the
--- transaction. For cqrs_diagram().
---   section   2: of what is dispatched; 3: of events
---   n         which one of so many handlers
+-- What is called for what, by names, in the order of the calls: the handlers
+-- of commands, queries and streams, and those of events in the transaction.
+-- For cqrs_diagram().
+--   section   2: handlers of what is dispatched; 3: of events
+--   n         which one of the handlers
 --   fallback  of the handler, with the errors that it is called after, in words;
 --             NULL: it has none
 CREATE VIEW cqrs.diagram_handler WITH (security_barrier) AS
@@ -50,9 +50,9 @@ LEFT JOIN cqrs.fallback b ON b.handler = h.function;
 GRANT SELECT ON cqrs.diagram_handler TO pg_monitor;
 COMMENT ON VIEW cqrs.diagram_handler IS 'what is called for what';
 
--- The arrows of a flowchart, in the order of the first four columns. Where to_name
--- is NULL, there is none, just what it would come from. Which events a handler
--- emits is not registered, so there is no arrow for it.
+-- The arrows of a flowchart, in the order of the first four columns. If to_name
+-- is NULL, there is no arrow, only the node it would come from. Which events a
+-- handler emits is not registered, so there is no arrow for that.
 CREATE VIEW cqrs.diagram_edge WITH (security_barrier) AS
 SELECT 1 AS section, '' AS name, (row_number() OVER inwards)::integer AS n, 0 AS last,
 	   'middleware' AS from_kind, handler AS from_name, '-->' AS arrow, NULL AS label,
@@ -92,8 +92,8 @@ FROM cqrs.subscription;
 GRANT SELECT ON cqrs.diagram_edge TO pg_monitor;
 COMMENT ON VIEW cqrs.diagram_edge IS 'what leads to what';
 
--- The flowchart for cqrs_diagram(); NULL if nothing has that name. To compile
--- it would take longer than it does.
+-- The flowchart for cqrs_diagram(); NULL if nothing has that name. jit is off
+-- because compiling would take longer than running.
 CREATE FUNCTION cqrs.flowchart(name text) RETURNS text
 LANGUAGE sql STABLE PARALLEL UNSAFE SET jit = off
 BEGIN ATOMIC
@@ -141,7 +141,7 @@ BEGIN ATOMIC
 		FROM edge e
 		JOIN shown f ON f.kind = e.from_kind AND f.name = e.from_name
 		JOIN shown t ON t.kind = e.to_kind AND t.name = e.to_name
-		-- only what is on a way, not what just lies between
+		-- only what is on a path, not what merely connects two
 		WHERE (f.above AND t.above) OR (f.below AND t.below)
 	)
 	SELECT E'flowchart LR\n' ||
@@ -236,7 +236,7 @@ BEGIN ATOMIC
 		UNION ALL
 		SELECT ARRAY[16, -h.n], 1, format('%s-->>%s: answer', h.to_id, h.from_id) FROM hop h
 		UNION ALL
-		-- one handler or a chain: each in the case that those before passed on
+		-- one handler or a chain: each is tried if those before it passed on
 		SELECT ARRAY[l.place, l.within, l.n], s.n + l.deeper, l.text
 		FROM step s
 		CROSS JOIN LATERAL (VALUES

@@ -1,21 +1,21 @@
 /*
  * 80-process.sql
- *		What the processes do, by hand; and the end of the script.
+ *		What the processes do, done by hand; and the end of the script.
  */
 
--- Has topics go on to their next segment, truncates the segments whose
--- retention is over and which every subscription has got, and suspends the
--- subscriptions that are past a limit of theirs. Truncates the tables of
--- idempotency keys that are old enough. The worker does this by itself.
+-- Rotates topics to their next segment, truncates the segments whose retention
+-- is over and which every subscription has got, and suspends subscriptions
+-- past one of their limits. Truncates the tables of idempotency keys that are
+-- old enough. The worker does this by itself.
 --   topic  only this topic and its subscriptions; NULL: all, and the keys
 -- Returns what it did, and what it could not do:
 --   topic    NULL for 'suspended', and for idempotency keys
 --   action   rotated, truncated, held (the segment holds events but is not
 --            truncated), suspended
---   segment  the one that became the current one, was truncated or is held;
---            of idempotency keys, the table's number
+--   segment  the one that became current, was truncated, or is held;
+--            for idempotency keys, the table's number
 --   detail   held: by what; suspended: the subscription; 'idempotency keys'
---   pid      held by a lock: of this process, unless of a prepared
+--   pid      held by a lock: the process that has it; NULL for a prepared
 --            transaction
 -- Errors: 42704 no such topic; 25001 in a transaction block (it would keep
 -- everybody from reading what it truncated until its end); 25006 read-only
@@ -29,16 +29,16 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_maintain(text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_maintain(text) IS 'rotates and truncates segments by hand';
 
--- The extension's scripts, those that update it too, call this in the end: at
--- commit, tell the launcher that this database has the extension, and everybody
--- to look whether it fits the library.
+-- Called at the end of the extension's scripts, including those that update it:
+-- at commit, tells the launcher that this database has the extension, and every
+-- backend to check whether it fits the library.
 CREATE FUNCTION cqrs.announce() RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_announce';
 REVOKE ALL ON FUNCTION cqrs.announce() FROM PUBLIC;
 COMMENT ON FUNCTION cqrs.announce() IS 'asks the launcher to serve this database';
 SELECT cqrs.announce();
 
--- What is not granted is nobody's but the owner's, functions too. So what changes
--- configuration is not for everybody, and what is for everybody does not depend
--- on a default.
+-- Only the owner has what is not granted explicitly, functions included. So what
+-- changes configuration is not for everybody, and what is for everybody does not
+-- depend on a default.
 SELECT cqrs.withdraw_privileges();

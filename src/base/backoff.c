@@ -10,8 +10,8 @@
 #include "base/backoff.h"
 
 /*
- * After so many failures in a row, at least one: first, doubled with each of
- * the others up to longest, if that is more.
+ * The wait after this many failures in a row, at least one: first, doubled
+ * with each further one, up to longest if that is more.
  */
 int64
 cqrs_backoff_exact(int64 first, int64 longest, int failures)
@@ -24,8 +24,8 @@ cqrs_backoff_exact(int64 first, int64 longest, int failures)
 }
 
 /*
- * The same, and up to a quarter more or less, so that what failed together is
- * not tried together.
+ * The same, but up to a quarter more or less, so that what failed together is
+ * not tried again together.
  */
 int64
 cqrs_backoff(int64 first, int64 longest, int failures)

@@ -63,7 +63,7 @@ object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 #define cqrs_index_insert_cleanup(index, info) ((void) 0)
 #endif
 
-/* 16 has a table's update say more than whether to update indexes. */
+/* 16 has a table's update say which indexes to update. */
 static inline bool
 cqrs_table_update(Relation rel, ItemPointer tid, TupleTableSlot *slot,
 				  Snapshot snapshot)
@@ -142,9 +142,8 @@ cqrs_table_beginscan(Relation rel, Snapshot snapshot)
 #endif
 
 /*
- * The process that runs a transaction, or 0: none does, also because it was
- * prepared by that process, which went on. 17 made backend ids process
- * numbers.
+ * The process that runs a transaction, or 0 if none does: also if it was
+ * prepared, and the process went on. 17 made backend ids process numbers.
  */
 static inline int
 cqrs_vxid_pid(VirtualTransactionId vxid)
@@ -209,12 +208,14 @@ cqrs_vxid_pid(VirtualTransactionId vxid)
 #define CQRS_MY_LXID	(MyProc->lxid)
 #endif
 
-/* 18 has it before the declaration. */
+/* 18 puts this before the declaration. */
 #ifndef pg_noreturn
 #define pg_noreturn	__attribute__((noreturn))
 #endif
 
-/* Minor versions of 2023 have an interrupted DROP DATABASE leave this behind. */
+/*
+ * Since the minor versions of 2023, an interrupted DROP DATABASE leaves this.
+ */
 #ifndef DATCONNLIMIT_INVALID_DB
 #define DATCONNLIMIT_INVALID_DB	(-2)
 #endif

@@ -23,7 +23,7 @@ extern TimestampTz cqrs_debug_wall_clock(void);
 
 #define CQRS_EXTENSION		"cqrs_outbox"
 
-/* Of library and SQL alike; the control file has it too. */
+/* Of the library and the SQL script; the control file has it, too. */
 #define CQRS_VERSION		"1.0"
 
 #define CQRS_SCHEMA			"cqrs"	/* tables of our own */
@@ -33,27 +33,27 @@ extern TimestampTz cqrs_debug_wall_clock(void);
 /* A topic's events lie in this many tables. */
 #define CQRS_SEGMENTS		3
 
-/* A subscription has at most so many cursors. */
+/* A subscription has at most this many cursors. */
 #define CQRS_MAX_PARTITIONS	1000
 
 /* Names are at most this many bytes, so that a topic can name its view. */
 #define CQRS_MAX_NAME		(NAMEDATALEN - 1)
 
-/* A W3C traceparent is as many characters. */
+/* The length of a W3C traceparent. */
 #define CQRS_TRACEPARENT_LEN	55
 
-/* A correlation id set by a session is at most as many. */
+/* The most characters of a correlation id set by a session. */
 #define CQRS_CORRELATION_ID_LEN	255
 
 /*
- * A class of SQLSTATEs of our own: what a program must tell from a handler's
- * errors, ...
+ * A class of SQLSTATEs of our own: errors that a program must tell from a
+ * handler's ...
  *	NOT_REGISTERED	a command or a query
  *	KEY_REUSED		an idempotency key, for another request
- *	INVALID_RECEIPT	not the newest of its partition, or none at all
- * ... and what an event's handler raises that knows whose fault its failure is:
- *	GIVE_UP			the event's, for good
- *	WAIT			no event's
+ *	INVALID_RECEIPT	is not the newest of its partition, or no receipt
+ * ... and errors by which an event's handler says whose fault its failure is:
+ *	GIVE_UP			the event's: do not try again
+ *	WAIT			no event's: all wait
  */
 #define ERRCODE_CQRS_NOT_REGISTERED		MAKE_SQLSTATE('O','B','0','0','1')
 #define ERRCODE_CQRS_KEY_REUSED			MAKE_SQLSTATE('O','B','0','0','2')

@@ -35,7 +35,7 @@ static void wait_at(const char *name);
 static uint32 hash_of(const char *string);
 
 /*
- * Define the setting, once a process.
+ * Define the setting; called once in each process.
  */
 void
 cqrs_debug_point_define(void)
@@ -49,7 +49,7 @@ cqrs_debug_point_define(void)
 
 /*
  * Do what the setting says of this point. Raises DBGPT if it says so. Called
- * in a transaction, and with no LWLock held, which would hold off interrupts.
+ * in a transaction, and without an LWLock, which would hold off interrupts.
  */
 void
 cqrs_debug_point(const char *name)
@@ -106,8 +106,8 @@ check_debug_points(char **newval, void **extra, GucSource source)
 }
 
 /*
- * What an item of the list says of the point name, or if that is NULL, of the
- * one that it is about.
+ * What an item of the list says of the point name; if that is NULL, of
+ * whichever point it is about.
  */
 static Action
 parse_item(const char *item, const char *name)

@@ -13,9 +13,8 @@
  *
  *	SELECT pg_advisory_lock(hashtext('cqrs_outbox'), hashtext('<name>'));
  *
- * Being a lock, it is shown by pg_locks, and the isolation tester sees that
- * the session is blocked. A process that is ended there ends as it does
- * waiting for any lock.
+ * As it is a lock, pg_locks shows it, and the isolation tester sees that the
+ * session is blocked. A process can be ended there as in any wait for a lock.
  *
  * error: raise an error with SQLSTATE DBGPT that names the point.
  *

@@ -4,17 +4,17 @@
  *	  Ids of events: UUIDs of version 7 (RFC 9562).
  *
  * An id is 48 bits of Unix time in milliseconds, the version (4 bits), and a
- * counter of 74 bits with the variant (2 bits) in its midst:
+ * counter of 74 bits with the variant (2 bits) in its middle:
  *
  *		high	milliseconds << 16 | 7 << 12 | the counter's upper 12 bits
  *		low		2 << 62 | the counter's lower 62 bits
  *
  * The counter is random at the first id of a millisecond and goes up by one
  * for each further one, so that libuuid, which enters the kernel, is asked at
- * most once a millisecond. Its top bit starts at zero, to leave room.
+ * most once a millisecond. Its top bit starts as zero, to leave room.
  *
- * A backend's ids go up strictly. A clock that stands or steps back is not
- * followed: the last millisecond is kept until the clock has passed it.
+ * A backend's ids always increase. If the clock stands still or steps back,
+ * the last millisecond is kept until the clock has passed it.
  *
  *-------------------------------------------------------------------------
  */
@@ -51,8 +51,8 @@ static void counter_increment(void);
 /*
  * Make an id that is greater than all that this process made before.
  *
- * now is what the clock says, from 1970 to 10889. The id goes to *result, in
- * network byte order. Allocates nothing and raises no error.
+ * now is the clock's time, from 1970 to 10889. *result gets the id, in network
+ * byte order. Allocates nothing and raises no error.
  */
 void
 cqrs_event_id_generate(TimestampTz now, pg_uuid_t *result)
@@ -62,7 +62,7 @@ cqrs_event_id_generate(TimestampTz now, pg_uuid_t *result)
 
 	Assert(unix_ms >= 0 && unix_ms <= MAX_UNIX_MS);
 
-	/* A process does not go on with what its parent counted. */
+	/* A process does not go on with its parent's counter. */
 	if (last_pid != MyProcPid || unix_ms > last_ms)
 	{
 		last_pid = MyProcPid;
@@ -105,7 +105,7 @@ counter_randomize(void)
 	uuid_t		random;
 	uint64		words[2];
 
-	/* Version 4 has its fixed bits where version 7 has them. */
+	/* The fixed bits of version 4 are where version 7 has them. */
 	uuid_generate_random(random);
 	memcpy(words, random, sizeof(words));
 	counter_high = pg_ntoh64(words[0]) & COUNTER_HIGH & ~COUNTER_ROOM;

@@ -11,7 +11,7 @@
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
-/* A UUID is so long as text, without the terminating null. */
+/* The length of a UUID as text, without the terminating null. */
 #define CQRS_UUID_TEXT_LEN	36
 
 extern void cqrs_event_id_generate(TimestampTz now, pg_uuid_t *result);

@@ -34,9 +34,10 @@ static bool check_traceparent(char **newval, void **extra, GucSource source);
 static bool is_hex(const char *str, int len);
 
 /*
- * Define the settings, once a process. Where the library is not preloaded, those
- * of the background workers can be seen, and have no effect; the server allows
- * no setting to be defined later that is fixed at its start.
+ * Define the settings; called once in each process. If the library is not
+ * preloaded, those of the background workers can be seen, but have no effect;
+ * the server does not allow settings that are fixed at its start to be defined
+ * later.
  */
 void
 cqrs_guc_define(void)
@@ -134,7 +135,7 @@ cqrs_guc_define(void)
 }
 
 /*
- * Empty, or a traceparent of W3C's version 00.
+ * Allow an empty string, or a traceparent of W3C's version 00.
  */
 static bool
 check_traceparent(char **newval, void **extra, GucSource source)
@@ -156,7 +157,7 @@ check_traceparent(char **newval, void **extra, GucSource source)
 }
 
 /*
- * What is safe in any encoding, and in a header.
+ * Allow what is safe in any encoding, and in a header.
  */
 static bool
 check_correlation_id(char **newval, void **extra, GucSource source)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * interval.c
- *	  Intervals as we reckon with them.
+ *	  Intervals: as milliseconds, and added to a time.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,8 +13,8 @@
 #include "base/interval.h"
 
 /*
- * An interval in milliseconds; a month has 30 days. At most so much that it
- * can be added to the time.
+ * An interval in milliseconds; a month has 30 days. The result is limited so
+ * that it can be added to the time.
  */
 int64
 cqrs_milliseconds(Datum interval)

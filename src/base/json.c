@@ -1,21 +1,21 @@
 /*-------------------------------------------------------------------------
  *
  * json.c
- *	  JSON text for readers outside of the server.
+ *	  JSON text for readers outside the server.
  *
- * What differs from jsonb's output function: the text is compact, without a
- * blank between tokens, and it is UTF-8, whatever the database's encoding.
- * Only what JSON wants escaped is.
+ * Unlike that of jsonb's output function, the text is compact, without blanks
+ * between tokens, and it is UTF-8, whatever the database's encoding. Only what
+ * JSON requires is escaped.
  *
  * Failure
  *
- * Where the database's encoding is not UTF-8, all of these raise 22P05 for a
- * character that UTF-8 has no equivalent of, and, where it is SQL_ASCII, 22021
- * for bytes that are not UTF-8.
+ * If the database's encoding is not UTF-8, all of these raise 22P05 for a
+ * character without an equivalent in UTF-8 or, if it is SQL_ASCII, 22021 for
+ * bytes that are not UTF-8.
  *
  * The text of a number can be ten thousand times as long as the number. So all
- * raise 54000 before the buffer has more than limit bytes; it may have a few
- * more, of escapes and punctuation.
+ * of these raise 54000 before the buffer gets larger than limit bytes; escapes
+ * and punctuation may make it a little larger.
  *
  *-------------------------------------------------------------------------
  */
@@ -159,7 +159,7 @@ cqrs_utf8_append(StringInfo buf, const char *str, int len, int limit)
 }
 
 /*
- * Raise 54000 if so much more is too much.
+ * Raise 54000 if that many bytes more are too many.
  */
 static inline void
 check_room(StringInfo buf, size_t more, int limit)
@@ -169,7 +169,7 @@ check_room(StringInfo buf, size_t more, int limit)
 }
 
 /*
- * Raise 54000. What cannot be sent now never can.
+ * Raise 54000: a text that cannot be sent now never can.
  */
 void
 cqrs_text_too_long(void)
@@ -180,8 +180,8 @@ cqrs_text_too_long(void)
 }
 
 /*
- * Append UTF-8 text, with what cannot stand in a JSON string escaped. Most
- * text has nothing of that: it is copied in one go.
+ * Append UTF-8 text, escaping what a JSON string cannot contain. Most text has
+ * nothing to escape, and is copied in one go.
  */
 static void
 append_escaped(StringInfo buf, const char *str, int len)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * json.h
- *	  JSON text for readers outside of the server.
+ *	  JSON text for readers outside the server.
  *
  *-------------------------------------------------------------------------
  */

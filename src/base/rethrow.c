@@ -1,22 +1,21 @@
 /*-------------------------------------------------------------------------
  *
  * rethrow.c
- *	  Errors that go on after what they passed through was cleaned up.
+ *	  Errors that are raised again after a cleanup.
  *
- * Whoever catches an error, and frees memory before it throws the error again,
- * takes the error first, then frees, then rethrows what was taken. PG_RE_THROW()
- * is only for who frees nothing: neither a subtransaction, nor a context.
+ * Code that catches an error, and frees memory before it raises the error again,
+ * takes the error first, then frees, then rethrows it. PG_RE_THROW() is only for
+ * code that frees nothing: neither a subtransaction nor a context.
  *
  * Why
  *
- * An error that somebody has rethrown with ReThrowError() points to strings
- * of who did: the names of file and function, the text domains and the message's
- * id are not copied back, as if they were constants. PL/pgSQL does that for
- * each error that an EXCEPTION clause is not for. Those strings are in memory
- * of a function, or of a subtransaction, further down; and when that is freed on
- * the way up, the one who reports the error reads what is there then. For the
- * same reason, what is rethrown here has these strings in ErrorContext, where
- * they are as long as the error is.
+ * An error that was rethrown with ReThrowError() points to strings of the
+ * rethrower: the names of file and function, the text domains and the message's
+ * id are not copied, as if they were constants. PL/pgSQL does that for each
+ * error that an EXCEPTION clause is not for. Those strings are in memory of a
+ * function, or of a subtransaction, further down; if that is freed on the way
+ * up, whoever reports the error reads freed memory. So what is rethrown here
+ * has these strings in ErrorContext, where they live as long as the error.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,10 +26,9 @@
 #include "base/rethrow.h"
 
 /*
- * In PG_CATCH(): take the error that was caught, in this context, which outlives
- * whatever is cleaned up now. It is current no more: the caller handles it, or
- * has it go on with cqrs_error_rethrow(). The current context is the one
- * given.
+ * In PG_CATCH(): copy the caught error to this context, which must outlive the
+ * cleanup. The error is no longer current: the caller handles it, or raises it
+ * again with cqrs_error_rethrow(). The context becomes the current one.
  */
 ErrorData *
 cqrs_error_take(MemoryContext context)
@@ -44,7 +42,7 @@ cqrs_error_take(MemoryContext context)
 }
 
 /*
- * Have an error go on that was taken.
+ * Raise an error again that was taken.
  */
 void
 cqrs_error_rethrow(ErrorData *error)

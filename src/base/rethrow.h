@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * rethrow.h
- *	  Errors that go on after what they passed through was cleaned up.
+ *	  Errors that are raised again after a cleanup.
  *
  *-------------------------------------------------------------------------
  */

@@ -15,8 +15,8 @@
 #include "base/snapshot.h"
 
 /*
- * What is committed now, in the current memory context. Leaves our own
- * transaction out, committed it is not.
+ * A snapshot of what is committed now, in the current memory context. It does
+ * not show our own transaction, which is not committed.
  */
 CqrsSnapshot *
 cqrs_snapshot_take(void)
@@ -31,7 +31,9 @@ cqrs_snapshot_take(void)
 		DatumGetPointer(DirectFunctionCall1(pg_current_snapshot, (Datum) 0));
 	PopActiveSnapshot();
 
-	/* A snapshot does not list its own transaction as in progress. */
+	/*
+	 * The server's snapshot does not list its own transaction as in progress.
+	 */
 	own = GetTopFullTransactionIdIfAny();
 	if (!FullTransactionIdIsValid(own) ||
 		!FullTransactionIdPrecedes(own, snapshot->xmax))
@@ -77,8 +79,7 @@ cqrs_snapshot_from_datum(Datum value)
 }
 
 /*
- * Had this top-level transaction ended? (Whether it committed, its rows
- * tell.)
+ * Had this top-level transaction ended? (Its rows tell whether it committed.)
  */
 bool
 cqrs_snapshot_shows(const CqrsSnapshot *snapshot, FullTransactionId xid)

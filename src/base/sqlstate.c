@@ -16,8 +16,9 @@
 static bool parse_sqlstate(const char *text, CqrsSqlstate *sqlstate);
 
 /*
- * The elements of a text array, palloc'd; argument names it in errors. Raises
- * 22023 for what is neither the code of an error nor a class, 22004 for NULL.
+ * Parse the elements of a text array; the result is palloc'd. argument names
+ * it in errors. Raises 22023 for what is neither an error code nor a class,
+ * 22004 for NULL.
  */
 CqrsSqlstate *
 cqrs_sqlstates_parse(Datum array, const char *argument, int *n)
@@ -62,7 +63,7 @@ cqrs_sqlstate_listed(const CqrsSqlstate *sqlstates, int n, int code)
 }
 
 /*
- * The code that a table has as text; 0 if it is none.
+ * The code for its text form in a table; 0 if that is no code.
  */
 int
 cqrs_sqlstate_of_text(Datum value)

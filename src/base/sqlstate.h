@@ -8,7 +8,7 @@
 #ifndef CQRS_SQLSTATE_H
 #define CQRS_SQLSTATE_H
 
-/* An error code, or all of a class: those that are code under mask. */
+/* An error code, or all of a class: those that equal code under mask. */
 typedef struct CqrsSqlstate
 {
 	int			code;

@@ -3,32 +3,33 @@
  * link.c
  *	  A connection to a broker, and the thread that runs its module.
  *
- * Client libraries block: while a name is looked up, a connection is made, a
- * socket's buffer is full. In the worker's own thread, that would keep it from
- * ending when the server stops, and from reading on meanwhile. So each
+ * Client libraries block: while a name is looked up, a connection is made, or
+ * a socket's buffer is full. In the worker's own thread, that would keep it
+ * from ending when the server stops, and from reading on meanwhile. So each
  * connection has a thread, and the worker waits for its latch and a pipe.
  *
  * Protocol
  *
  * 1. The worker hands messages over in the list todo, the thread hands them
- *	  back in the list reported. Both, and what else is not the thread's own,
- *	  are under the mutex. Neither side does anything slow while it holds it.
+ *	  back in the list reported. The mutex protects both, and everything else
+ *	  that is not the thread's own. Neither side does anything slow while it
+ *	  holds it.
  * 2. Each side has a pipe by which the other wakes it. Whoever writes to one
  *	  sets its flag; with the flag set, nothing more is written. The reader
  *	  empties the pipe, and only then clears the flag and looks at the lists.
- *	  So the worker empties it as it asks for the state, which it does first,
- *	  and not as it takes what was reported: a state that changed in between
- *	  would wake nobody.
+ *	  The worker does so when it asks for the state, which comes first, and not
+ *	  when it takes what was reported: otherwise, a state that changed in
+ *	  between would wake nobody.
  * 3. The thread runs with all signals blocked: they are the worker's. It calls
- *	  nothing of the server's: no palloc(), no ereport().
- * 4. To close, the worker asks the thread to end, and waits for a while. If it
- *	  does not, because the module does not return, the process has to end: the
- *	  thread still uses the messages. As long as there is a thread, exit()
- *	  would run the libraries' exit handlers under its feet; so at the end of
- *	  the process, _exit() ends both. That is once the process has given back
- *	  all that is shared: all callbacks of before_shmem_exit() and
- *	  on_shmem_exit() have run. What was registered with on_proc_exit() before
- *	  the first link was made is not called, nor is what was with atexit().
+ *	  no function of the server: no palloc(), no ereport().
+ * 4. To close, the worker asks the thread to end, and waits for a while. If
+ *	  the thread does not end, because the module does not return, the process
+ *	  has to: the thread still uses the messages. As long as there is a thread,
+ *	  exit() would run the libraries' exit handlers under its feet; so at the
+ *	  end of the process, _exit() ends both. By then, the process has released
+ *	  everything shared: all callbacks of before_shmem_exit() and
+ *	  on_shmem_exit() have run. Those that were registered with on_proc_exit()
+ *	  before the first link was made, or with atexit(), are not called.
  *
  *-------------------------------------------------------------------------
  */
@@ -45,7 +46,7 @@
 
 #include "broker/link.h"
 
-/* The thread is given so long to end, in milliseconds. */
+/* How long the thread is given to end, in milliseconds. */
 #define LONGEST_CLOSE	500
 
 /* How long the thread waits at most, in milliseconds: idle, or without fd(). */
@@ -71,7 +72,7 @@ struct CqrsBrokerLink
 	CqrsLinkState state;
 	char		error[CQRS_BROKER_ERROR_SIZE];
 	bool		stop;			/* the thread is to end */
-	bool		ended;			/* it touches nothing any more */
+	bool		ended;			/* it uses nothing any more */
 	CqrsLinkMessage *todo;
 	CqrsLinkMessage *todo_last;
 	CqrsLinkMessage *reported;
@@ -80,7 +81,7 @@ struct CqrsBrokerLink
 	/* The thread's own. */
 	void	   *module_state;
 	int			outstanding;	/* published, and not reported */
-	CqrsLinkMessage *reports;	/* since the lists were looked at */
+	CqrsLinkMessage *reports;	/* since the last look at the lists */
 	CqrsLinkMessage *reports_last;
 };
 
@@ -105,8 +106,8 @@ static void wake(Pipe *pipe);
 static void drain_pipe(Pipe *pipe);
 
 /*
- * Begin to connect. The connection, which is copied, needs no report. A process
- * has one link at a time.
+ * Begin to connect. The connection is copied; its report need not be set. A
+ * process has one link at a time.
  */
 CqrsBrokerLink *
 cqrs_link_open(const CqrsBrokerModule *module,
@@ -175,8 +176,8 @@ cqrs_link_open(const CqrsBrokerModule *module,
  * CQRS_BROKER_ERROR_SIZE bytes, gets why it was lost, or why the broker accepts
  * nothing at present; otherwise it is empty.
  *
- * A lost one has handed back all it ever will: what cqrs_link_take() does not
- * return is not reported.
+ * A lost link has handed back all that it ever will: what cqrs_link_take()
+ * does not return was not reported.
  */
 CqrsLinkState
 cqrs_link_state(CqrsBrokerLink *link, char *error)
@@ -192,7 +193,8 @@ cqrs_link_state(CqrsBrokerLink *link, char *error)
 }
 
 /*
- * What is readable when the state changed, or there is something to take.
+ * The descriptor that is readable when the state changed, or there is
+ * something to take.
  */
 int
 cqrs_link_fd(const CqrsBrokerLink *link)
@@ -201,7 +203,8 @@ cqrs_link_fd(const CqrsBrokerLink *link)
 }
 
 /*
- * Have a list of messages published, in its order. Their link is this one.
+ * Have a list of messages published, in this order. Their field link must be
+ * this link.
  */
 void
 cqrs_link_send(CqrsBrokerLink *link, CqrsLinkMessage *first,
@@ -218,8 +221,8 @@ cqrs_link_send(CqrsBrokerLink *link, CqrsLinkMessage *first,
 }
 
 /*
- * The list of what was reported since the last call, or NULL. What is reported
- * after cqrs_link_state() was called is announced by cqrs_link_fd().
+ * The list of messages reported since the last call, or NULL. Those reported
+ * after cqrs_link_state() was called make cqrs_link_fd() readable.
  */
 CqrsLinkMessage *
 cqrs_link_take(CqrsBrokerLink *link)
@@ -244,7 +247,7 @@ cqrs_link_close(CqrsBrokerLink *link)
 	int			waited;
 	bool		ended;
 
-	/* At the end of the process, not a second time. */
+	/* Not a second time at the end of the process. */
 	current_link = NULL;
 	pthread_mutex_lock(&link->mutex);
 	link->stop = true;
@@ -326,7 +329,7 @@ exit_with_threads(int code, Datum arg)
 }
 
 /*
- * From here on, all runs in the thread.
+ * From here on, everything runs in the thread.
  */
 static void *
 thread_main(void *arg)
@@ -344,7 +347,7 @@ thread_main(void *arg)
 		while (thread_cycle(link, &stop, error) && !stop)
 			thread_wait(link);
 
-		/* What was reported last counts. */
+		/* What was reported last still counts. */
 		thread_hand_back(link, CQRS_LINK_OPEN, "");
 		module->shutdown(link->module_state);
 	}
@@ -360,8 +363,8 @@ thread_main(void *arg)
 }
 
 /*
- * Publish what there is, and handle what came. Returns false if the connection
- * is lost.
+ * Publish what there is to publish, and handle what came. Returns false if the
+ * connection is lost.
  */
 static bool
 thread_cycle(CqrsBrokerLink *link, bool *stop, char *error)
@@ -426,7 +429,7 @@ thread_report(CqrsBrokerMessage *message, CqrsBrokerOutcome outcome,
 }
 
 /*
- * Hand back what was reported, and wake the worker if it does not know all.
+ * Hand back what was reported, and wake the worker if there is something new.
  */
 static void
 thread_hand_back(CqrsBrokerLink *link, CqrsLinkState state, const char *error)

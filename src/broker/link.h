@@ -14,14 +14,14 @@ typedef struct CqrsBrokerLink CqrsBrokerLink;
 
 /*
  * A message on its way. From cqrs_link_send() until cqrs_link_take() returns
- * it, or the link is closed, it is the thread's.
+ * it, or the link is closed, it belongs to the thread.
  */
 typedef struct CqrsLinkMessage
 {
 	CqrsBrokerMessage message;	/* first: all that the module knows */
 	CqrsBrokerLink *link;
-	CqrsBrokerOutcome outcome;	/* once taken */
-	char	   *error;			/* the same; NULL, or to be freed with free() */
+	CqrsBrokerOutcome outcome;	/* set once taken */
+	char	   *error;			/* likewise; NULL, or to be freed with free() */
 	struct CqrsLinkMessage *next;
 } CqrsLinkMessage;
 

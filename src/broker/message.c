@@ -24,8 +24,8 @@
  *
  * Memory
  *
- * All text of a message is in one buffer, which may move as it grows; so
- * until it is complete, a text is where it begins in that.
+ * All text of a message is in one buffer, which may move as it grows; so until
+ * it is complete, a text is known by its offset.
  *
  *-------------------------------------------------------------------------
  */
@@ -51,13 +51,13 @@
 #define UNIX_EPOCH_OFFSET_USEC \
 	((POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
 
-/* No format has more headers of its own: cloudevents. */
+/* The most headers that a format has of its own: cloudevents has this many. */
 #define MAX_OWN_HEADERS	8
 
-/* An event without its payload is about as large. */
+/* About the size of a message without the payload. */
 #define TEXT_SIZE		448
 
-/* What is more than so many bytes of jsonb is at least one byte of JSON. */
+/* This many bytes of jsonb make at least one byte of JSON. */
 #define JSONB_BYTES		16
 
 /* Where a text begins in the buffer. */
@@ -79,7 +79,7 @@ typedef struct Draft
 	Jsonb	   *headers;		/* NULL: the event has none, not even {} */
 	const char *prefix;			/* of attributes */
 	StringInfoData text;
-	int			limit;			/* it must not get longer */
+	int			limit;			/* the most bytes it may have */
 	Offset		topic;
 	Offset		event_name;
 	Offset		key;
@@ -150,15 +150,16 @@ cqrs_format_name(CqrsFormat format)
 /*
  * Fill in *message from an event, for a broker of this module. source is the
  * attribute of that name in the format cloudevents, in UTF-8; NULL stands for
- * /<database>/<topic>. Neither the body nor what is beside it is larger than
- * max_size, in bytes.
+ * /<database>/<topic>. Neither the body nor the rest is larger than max_size
+ * bytes.
  *
- * What *message points to is in the current memory context, none of it in the
- * event, and nothing else is left there. Its tag is 0.
+ * All that *message points to is allocated in the current memory context, and
+ * nothing else is left there. Its tag is 0.
  *
- * Raises what json.c says, 54000 if the message would be larger, 22008 for an event that was emitted at infinity, as
- * one written by hand may say, and whatever fetching a toasted value raises:
- * this event cannot be a message then, others can. Needs a transaction.
+ * Raises what json.c does, 54000 if the message would be larger, 22008 for an
+ * event that was emitted at infinity, as one written by hand may say, and
+ * whatever fetching a toasted value raises: then this event cannot be a message,
+ * but others can. Needs a transaction.
  */
 void
 cqrs_message_form(const CqrsEvent *event, CqrsFormat format,
@@ -190,8 +191,9 @@ cqrs_message_form(const CqrsEvent *event, CqrsFormat format,
 }
 
 /*
- * NULL for NULL. What has to be fetched or unpacked is in the current context;
- * but not what is too long in any case.
+ * The jsonb, or NULL for NULL. If it has to be fetched or unpacked, it is in
+ * the current context; one that is too long in any case is refused before
+ * that.
  */
 static Jsonb *
 get_jsonb(NullableDatum datum, int max_size)
@@ -211,7 +213,7 @@ free_jsonb(Jsonb *jsonb, NullableDatum datum)
 }
 
 /*
- * Start with what every message has: all but the headers and the body.
+ * Start with what every message has: everything but the headers and the body.
  */
 static void
 init_draft(Draft *draft, const CqrsEvent *event, CqrsFormat format,
@@ -231,7 +233,7 @@ init_draft(Draft *draft, const CqrsEvent *event, CqrsFormat format,
 		draft->headers = NULL;
 	}
 
-	/* JSON is about as large as jsonb; each header can be there twice. */
+	/* JSON is about as large as jsonb; each header may occur twice. */
 	if (draft->payload != NULL)
 		size += VARSIZE(draft->payload);
 	if (draft->headers != NULL)
@@ -258,7 +260,7 @@ init_draft(Draft *draft, const CqrsEvent *event, CqrsFormat format,
 }
 
 /*
- * The buffer moves no more: hand it over, and free the rest.
+ * The buffer does not move any more: hand it over, and free the rest.
  */
 static void
 finish_draft(const Draft *draft, CqrsBrokerMessage *message)
@@ -296,7 +298,7 @@ finish_draft(const Draft *draft, CqrsBrokerMessage *message)
 }
 
 /*
- * What was appended since start is a text of its own.
+ * Make a text of what was appended since start.
  */
 static Offset
 end_text(Draft *draft, Offset start)
@@ -306,7 +308,7 @@ end_text(Draft *draft, Offset start)
 }
 
 /*
- * A text from a string in the database's encoding.
+ * Add a text from a string in the database's encoding.
  */
 static Offset
 add_string(Draft *draft, const char *str)
@@ -318,7 +320,7 @@ add_string(Draft *draft, const char *str)
 }
 
 /*
- * A text from a string in UTF-8.
+ * Add a text from a string in UTF-8.
  */
 static Offset
 add_utf8(Draft *draft, const char *str)
@@ -330,7 +332,7 @@ add_utf8(Draft *draft, const char *str)
 }
 
 /*
- * A text from a value of type text.
+ * Add a text from a value of type text.
  */
 static Offset
 add_value(Draft *draft, Datum value)
@@ -407,7 +409,7 @@ add_header(Draft *draft, Offset name, Offset value)
 }
 
 /*
- * The attributes of CloudEvents. Of those that may be absent, none is empty.
+ * Add the attributes of CloudEvents. Optional ones are never empty.
  */
 static void
 add_attributes(Draft *draft, const char *source)
@@ -442,7 +444,7 @@ add_attribute_name(Draft *draft, const char *name)
 }
 
 /*
- * The event's header of this name, if it has it, as an attribute.
+ * Add the event's header of this name, if it has one, as an attribute.
  */
 static void
 add_tracing_attribute(Draft *draft, const char *name)
@@ -468,7 +470,7 @@ add_default_source(Draft *draft)
 	static char *database = NULL;
 	Offset		start = draft->text.len;
 
-	/* It cannot be renamed while we are in it. */
+	/* The database cannot be renamed while we are connected to it. */
 	if (database == NULL)
 	{
 		char	   *name = get_database_name(MyDatabaseId);
@@ -513,7 +515,7 @@ append_percent_encoded(StringInfo buf, const char *str)
 }
 
 /*
- * What the format raw has beside the body.
+ * Add what the format raw has besides the body.
  */
 static void
 add_metadata(Draft *draft)
@@ -526,7 +528,7 @@ add_metadata(Draft *draft)
 }
 
 /*
- * The event's own headers, except those that have the name of one of ours.
+ * Add the event's own headers, except those that have the name of one of ours.
  */
 static void
 add_event_headers(Draft *draft)
@@ -560,7 +562,7 @@ add_event_headers(Draft *draft)
 }
 
 /*
- * Has one of the first nheaders this name?
+ * Does one of the first nheaders headers have this name?
  */
 static bool
 has_header(const Draft *draft, int nheaders, Offset name)
@@ -593,7 +595,7 @@ add_header_value(Draft *draft, const JsonbValue *value)
 }
 
 /*
- * The envelope of python-cqrs. Its readers may depend on the order of the
+ * Add the envelope of python-cqrs. Its readers may depend on the order of the
  * keys.
  */
 static void
@@ -623,7 +625,7 @@ add_envelope(Draft *draft)
 }
 
 /*
- * Append what the buffer has already, and needs no escapes.
+ * Append again a text that is in the buffer already, and needs no escapes.
  */
 static void
 append_again(Draft *draft, Offset start)
@@ -635,7 +637,7 @@ append_again(Draft *draft, Offset start)
 }
 
 /*
- * The payload alone; in place of none, without_payload.
+ * Add the payload alone or, if there is none, without_payload.
  */
 static void
 add_data(Draft *draft, const char *without_payload)

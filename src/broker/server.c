@@ -5,8 +5,8 @@
  *
  * The module is the library in which the validator of the server's wrapper is.
  * Only a superuser can make a wrapper, so whatever library this is, a
- * superuser wanted it to be loaded. A module that was loaded stays what it is,
- * even if its file is replaced.
+ * superuser wanted it to be loaded. A loaded module stays the same, even if
+ * its file is replaced.
  *
  *-------------------------------------------------------------------------
  */
@@ -31,10 +31,10 @@
 #define MODULE_FUNCTION	"cqrs_broker_module"
 #define MAX_WINDOW		1000000
 
-/* In bytes: what RabbitMQ 4 allows, and more than most do. */
+/* In bytes: the limit of RabbitMQ 4, which is higher than most brokers'. */
 #define DEFAULT_MESSAGE_SIZE	(16 * 1024 * 1024)
 
-/* Counts what may have changed a server, a user mapping or a wrapper. */
+/* Counts possible changes of servers, user mappings and wrappers. */
 static uint64 generation = 1;
 
 static const CqrsBrokerModule *find_module(const ForeignServer * server);
@@ -46,10 +46,10 @@ static const char *utf8(const char *string);
 static void forget(Datum arg, int cacheid, uint32 hashvalue);
 
 /*
- * All that it takes for a subscription of this owner to connect, in the
- * current memory context. Raises 42704 if there is no such server, 42501 if
- * the owner has no USAGE on it, 42809 if it is not one of a broker, 55000 if
- * the module does not fit this library, 22023 if something is wrong with the
+ * Get all that a subscription of this owner needs to connect, in the current
+ * memory context. Raises 42704 if there is no such server, 42501 if the owner
+ * has no USAGE on it, 42809 if it does not stand for a broker, 55000 if the
+ * module does not fit this library, 22023 if something is wrong with the
  * options.
  */
 CqrsBrokerServer *
@@ -116,8 +116,8 @@ cqrs_broker_server(const char *server_name, const char *subscription,
 }
 
 /*
- * A number that is another one whenever a server, a user mapping or a wrapper
- * may have changed.
+ * A number that changes whenever a server, a user mapping or a wrapper may
+ * have changed.
  */
 uint64
 cqrs_broker_server_generation(void)
@@ -136,8 +136,9 @@ cqrs_broker_server_generation(void)
 }
 
 /*
- * The text of a module's error as the server can print it, whatever it is and
- * whether or not in a transaction. It may have been cut within a character.
+ * The text of a module's error in a form that the server can print, whatever
+ * its bytes (it may have been cut within a character), in a transaction or
+ * not.
  */
 char *
 cqrs_broker_error(const char *error)
@@ -259,7 +260,8 @@ user_mapping_options(Oid owner, Oid serverid)
 }
 
 /*
- * An option of the server that is a number from 1 to max, or 22023.
+ * An option of the server that is a number from 1 to max. Raises 22023 for
+ * anything else.
  */
 static int
 int_option(DefElem *def, const char *server_name, int max)

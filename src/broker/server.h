@@ -17,7 +17,7 @@ typedef struct CqrsBrokerServer
 	CqrsBrokerConnection connection;
 	int			window;			/* messages that may be unconfirmed */
 	int			max_message_size;	/* in bytes */
-	const char *source;			/* of cloudevents; NULL: the default */
+	const char *source;			/* for cloudevents; NULL: the default */
 } CqrsBrokerServer;
 
 extern CqrsBrokerServer *cqrs_broker_server(const char *server_name,

@@ -4,34 +4,34 @@
  *	  cqrs_adopt(): makes what was restored from a dump events of this
  *	  cluster, and has the restored subscriptions go on where they were.
  *
- * In a database that CREATE DATABASE ... TEMPLATE copied, it says that this
- * is to be a database of its own: a row of cqrs.identity with its OID. Rows
- * are only added, so that logical replication of the table cannot fail.
+ * In a copy made by CREATE DATABASE ... TEMPLATE, it makes this a database of
+ * its own: a row of cqrs.identity has its OID. Rows are only added, so that
+ * logical replication of the table cannot fail.
  *
  * A dump has the events' transaction ids and the cursors' snapshots. They are
- * another cluster's: they say which event a cursor had delivered, exactly,
- * as long as they are only compared with each other; and they must be gone
- * before this cluster's transaction ids come near them. Until then, generated
- * columns tell such rows (see topic.c), and nobody uses them.
+ * another cluster's: compared only with each other, they say exactly which
+ * event a cursor had delivered; but they must be gone before this cluster's
+ * transaction ids come near them. Until then, generated columns mark such rows
+ * (see topic.c), and nobody uses them.
  *
  * Labels
  *
- * What an event's transaction id is needed for is to tell who has it
- * delivered. So restored events are put into classes: those that the same
- * restored subscriptions have delivered. Each class gets one transaction id
- * as its label, for all of its events. (Only the cursor of the event's own
+ * An event's transaction id is needed only to tell which subscriptions have
+ * delivered it. So restored events are put into classes: those that the same
+ * restored subscriptions have delivered. Each class gets one transaction id as
+ * its label, for all of its events. (Only the cursor of the event's own
  * partition counts, so there are few classes.) A restored cursor's new
  * snapshot shows the labels of what its subscription has delivered, lists the
- * others as in progress, and ends behind the last label: what was emitted in
- * this cluster, it has not delivered any of.
+ * others as in progress, and ends behind the last label: it has delivered
+ * nothing that was emitted in this cluster.
  *
  * Labels count up from the lowest transaction id there is. No transaction of
- * ours can have such an id any more, as they lie before the oldest one that
- * runs; and none that had one has emitted, which is checked. So events with
- * labels and events of this cluster never mix, whatever was emitted since the
- * restore, and is being emitted now. Any snapshot that is taken here shows
- * all labels: a subscription that started at 'latest' after the restore is
- * behind them already.
+ * ours can get such an id any more, as they lie before the oldest running one;
+ * and we check that none that had one has emitted. So events with labels and
+ * events of this cluster never mix, whatever was emitted since the restore, or
+ * is being emitted now. Any snapshot that is taken here shows all labels: a
+ * subscription that started at 'latest' after the restore is behind them
+ * already.
  *
  * Protocol
  *
@@ -40,16 +40,17 @@
  *	  subscribes to them, or adopts them.
  * 2. Take the locks of all cursors of restored subscriptions, and only then
  *	  keep others from creating topics: whoever has a cursor's lock may be about
- *	  to drop its topic, as unsubscribing does where commands are run.
- * 3. Give each restored row its label. It keeps its place, and its payload
- *	  where that is stored out of line; memory is bounded.
+ *	  to drop its topic, as unsubscribing from commands does.
+ * 3. Give each restored row its label. It stays where it is, and so does a
+ *	  payload that is stored out of line; memory is bounded.
  * 4. Append the restored cursors' new rows, and mark the topics.
  *
  * Windows of restored subscriptions begin only after the commit, for until
  * then the cursors that others see are restored ones, and these are moved
- * only under the locks that we hold. By then all rows can be seen. What
- * leaves the database ends at a tick behind the cursors' new one, so one whose
- * commit comes after ours in the WAL; and ours is not asynchronous.
+ * only under the locks that we hold. By then all rows can be seen. Windows
+ * whose events leave the database end at a tick behind the cursors' new one,
+ * whose commit therefore comes after ours in the WAL; and ours is not
+ * asynchronous.
  *
  * Emitters need not wait, and are not waited for.
  *
@@ -81,12 +82,12 @@
 #include "shared/announce.h"
 #include "subscription/epoch.h"
 
-/* What a cursor had delivered where the dump was made. */
+/* What a cursor had delivered when the dump was made. */
 typedef struct Delivered
 {
-	bool		restored;		/* false: all that was restored */
+	bool		restored;		/* false: it has delivered all restored events */
 	CqrsSnapshot *snapshot;
-	CqrsSnapshot *until_snapshot;	/* NULL: was in no window */
+	CqrsSnapshot *until_snapshot;	/* NULL: it was in no window */
 	int64		position;		/* of that window, up to here ... */
 	int			npassed;		/* ... and some beyond */
 	int64	   *passed;
@@ -97,7 +98,7 @@ typedef struct Restored
 {
 	CqrsSubscription *subscription;
 	Delivered  *partitions;
-	int64		undelivered;	/* so many events wait for it */
+	int64		undelivered;	/* how many events wait for it */
 } Restored;
 
 /* Events that the same subscriptions have delivered. */
@@ -213,8 +214,8 @@ cqrs_adopt(PG_FUNCTION_ARGS)
 }
 
 /*
- * From now on this database, which is a copy, is one of its own. Its cursors
- * are in this cluster's terms: they go on where they were.
+ * Make this database, which is a copy, one of its own. Its cursors are in this
+ * cluster's terms, so they go on where they were.
  */
 void
 cqrs_adopt_identity(void)
@@ -226,7 +227,7 @@ cqrs_adopt_identity(void)
 }
 
 /*
- * What the original had handed out to clients, they settle there.
+ * Forget what the original had handed out to clients: they settle it there.
  */
 static void
 forget_receipts(void)
@@ -380,8 +381,8 @@ read_cursors(Restored *restored, Snapshot snapshot)
 }
 
 /*
- * Labels are lower than this: than any transaction id to come, and than those
- * that a cursor moved here since the restore may list as in progress.
+ * Labels must be lower than this: than any transaction id to come, and than
+ * those that a cursor moved here since the restore may list as in progress.
  */
 static FullTransactionId
 end_of_labels(Adoption *adoption)
@@ -470,7 +471,8 @@ adopt_segment(Adoption *adoption, const CqrsTopic *topic, int segment)
 }
 
 /*
- * The label for a restored row, and count it for those who have not got it.
+ * Find the label for a restored row, and count the event for the subscriptions
+ * that have not got it.
  */
 static FullTransactionId
 label_of(Adoption *adoption, const CqrsTopic *topic, TupleTableSlot *slot)
@@ -511,7 +513,7 @@ label_of(Adoption *adoption, const CqrsTopic *topic, TupleTableSlot *slot)
 }
 
 /*
- * Had a cursor passed this event where the dump was made?
+ * Had a cursor passed this event when the dump was made?
  */
 static bool
 was_delivered(const Delivered *cursor, FullTransactionId xid, int64 position)
@@ -535,7 +537,7 @@ new_label(Adoption *adoption, const Bitmapset *delivered)
 
 	if (!FullTransactionIdPrecedes(adoption->next_label, adoption->end))
 	{
-		/* Labels of an adoption before may be what is in the way. */
+		/* Labels of an earlier adoption may be in the way. */
 		adoption->next_label.value++;
 		check_labels(adoption);
 		ereport(ERROR,
@@ -581,8 +583,8 @@ check_labels(Adoption *adoption)
 }
 
 /*
- * Have all sequences go on behind what was restored: logical replication
- * leaves them out.
+ * Have all sequences go on behind the restored values: logical replication
+ * leaves sequences out.
  */
 static void
 raise_sequences(int64 last_position)

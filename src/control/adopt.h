@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * adopt.h
- *	  What was restored from a dump, or came by logical replication.
+ *	  Adopts what was restored from a dump, or came by logical replication.
  *
  *-------------------------------------------------------------------------
  */

@@ -132,7 +132,7 @@ cqrs_dead_letter_begin(int32 subscription_id, Snapshot snapshot)
 }
 
 /*
- * The next one, valid until the one after it is read. The event's topic is
+ * The walk's next event, valid until the one after it is read. Its topic is
  * NULL if that was dropped.
  */
 bool
@@ -160,8 +160,8 @@ cqrs_dead_letter_end(CqrsDeadLetterScan *scan)
 }
 
 /*
- * How often the event at this position was tried before it was given up, or,
- * with position 0, any of the subscription's. 0: there is none.
+ * How often the event at this position (0: any of the subscription's) was
+ * tried before it was given up. 0: there is none.
  */
 int
 cqrs_dead_letter_attempts(int32 subscription_id, int64 position,
@@ -178,8 +178,8 @@ cqrs_dead_letter_attempts(int32 subscription_id, int64 position,
 }
 
 /*
- * The subscription's dead letters, or, if it is not 0, the one at position; as
- * the snapshot shows them, NULL: the latest.
+ * Begin a walk over the subscription's dead letters or, if position is not 0,
+ * to the one there; as the snapshot (NULL: the latest) shows them.
  */
 static CqrsDeadLetterScan *
 begin_scan(int32 subscription_id, int64 position, Snapshot snapshot,
@@ -198,7 +198,8 @@ begin_scan(int32 subscription_id, int64 position, Snapshot snapshot,
 }
 
 /*
- * The subscription that the first argument names, if it is the current user's.
+ * The subscription that the first argument names; the current user must own
+ * it.
  */
 static CqrsSubscription *
 letters_subscription(FunctionCallInfo fcinfo)
@@ -213,9 +214,9 @@ letters_subscription(FunctionCallInfo fcinfo)
 
 /*
  * Remove the subscription's dead letters, or the one whose event id is the
- * second argument, and return how many there were. With cursors, of each
- * partition, they are parked there, to be delivered in order of position.
- * Raises 42704 if there is none of that event id.
+ * second argument, and return how many there were. If cursors, one for each
+ * partition, are given, park them there, to be delivered in order of position.
+ * Raises 42704 if there is none with that event id.
  */
 static int64
 remove_letters(FunctionCallInfo fcinfo, CqrsSubscription *subscription,

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * drop_topic.c
- *	  cqrs_drop_topic(): whether what a topic holds may be lost.
+ *	  cqrs_drop_topic(): checks whether what a topic holds may be lost.
  *
  *-------------------------------------------------------------------------
  */

@@ -3,10 +3,10 @@
  * events.c
  *	  The outbox as people see it: cqrs_events().
  *
- * An event's status is nowhere stored; it follows from the cursors, parked
- * events and dead letters of its topic's subscriptions. Those of the caller's
- * snapshot, as are the events: what the caller's transaction emitted is among
- * them.
+ * An event's status is not stored; it follows from the cursors, parked events
+ * and dead letters of its topic's subscriptions. These, and the events, are
+ * those of the caller's snapshot, including what the caller's transaction
+ * emitted.
  *
  * The order is that of delivery. First come the parked events. A subscription
  * delivers window by window, each by position; so the others come in up to
@@ -34,7 +34,7 @@
 #include "registry/registry.h"
 #include "retry/parked.h"
 
-/* References to events kept at once, at most; 32 MB with room to sort. */
+/* The most references to events kept at once: 32 MB with room to sort. */
 #define WINDOW_ENTRIES	(1024 * 1024)
 
 typedef enum StatusFilter
@@ -60,7 +60,7 @@ typedef struct Consumer
 {
 	CqrsSubscription *subscription;
 	int			partitions;
-	CqrsCursor *cursors;		/* of each of them */
+	CqrsCursor *cursors;		/* of each partition */
 	bool		any_dead;		/* it has dead letters */
 } Consumer;
 
@@ -162,7 +162,7 @@ cqrs_events(PG_FUNCTION_ARGS)
 	}
 	else
 	{
-		/* What was dropped since is passed by. */
+		/* Topics that were dropped since are passed by. */
 		foreach(lc, cqrs_registry_topic_list())
 		{
 			CqrsTopic  *topic = (CqrsTopic *) lfirst(lc);
@@ -183,8 +183,8 @@ cqrs_events(PG_FUNCTION_ARGS)
 }
 
 /*
- * Does the topic hold events that a subscription of it has not got, or events
- * at all while it has none?
+ * Does the topic hold events that one of its subscriptions has not got or, if
+ * it has no subscription, any events?
  */
 bool
 cqrs_events_pending(CqrsTopic *topic)
@@ -199,8 +199,8 @@ cqrs_events_pending(CqrsTopic *topic)
 }
 
 /*
- * Add what matches in one topic, in order, to a list of Found. Without desc,
- * their tuples are left out.
+ * Add the events of one topic that match, in order, to a list of Found.
+ * Without desc, their tuples are left out.
  */
 static List *
 collect(CqrsTopic *topic, const Search *query, TupleDesc desc, List *found)
@@ -328,7 +328,7 @@ farthest_behind(const Consumers *consumers)
 
 /*
  * Add the topic's events that some subscription has parked; positions gets
- * theirs.
+ * their positions.
  */
 static List *
 collect_parked(CqrsTopic *topic, const Search *query,

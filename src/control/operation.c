@@ -1,8 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * operation.c
- *	  Subscriptions in operation: paused, resumed, moved in the log, waited
- *	  for.
+ *	  Operating subscriptions: pause, resume, seek, wait.
  *
  *-------------------------------------------------------------------------
  */
@@ -54,7 +53,7 @@ cqrs_pause(PG_FUNCTION_ARGS)
 {
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_pause()");
 
-	/* It is stopped already, and what it misses is to be known. */
+	/* It is stopped already, and what it misses must stay known. */
 	if (subscription->state == CQRS_SUBSCRIPTION_SUSPENDED)
 	{
 		ereport(NOTICE,
@@ -165,14 +164,14 @@ cqrs_wait(PG_FUNCTION_ARGS)
 	ConditionVariablePrepareToSleep(&cqrs_shared->delivered);
 	for (;;)
 	{
-		/* It may be dropped while we wait: then there is nothing to get. */
+		/* If it was dropped while we waited, there is nothing more to get. */
 		subscription = cqrs_registry_subscription_by_id(subscription_id);
 		reached = subscription == NULL || has_reached(subscription, target);
 		now = cqrs_steady_now();
 		if (reached || now >= deadline)
 			break;
 
-		/* Who pulls tells nobody: look now and then. */
+		/* Clients that pull do not wake us: look now and then. */
 		(void) ConditionVariableTimedSleep(&cqrs_shared->delivered,
 										   Min(TimestampDifferenceMilliseconds(now, deadline) + 1,
 											   WAIT_POLL),
@@ -184,8 +183,8 @@ cqrs_wait(PG_FUNCTION_ARGS)
 }
 
 /*
- * Set the state, and return how many events it missed in the old one. Who is
- * suspended can only become active.
+ * Set the state, and return how many events it missed in the old one. From
+ * suspended, it can only become active.
  */
 static int64
 set_state(const CqrsSubscription *subscription, const char *state,
@@ -211,8 +210,8 @@ set_state(const CqrsSubscription *subscription, const char *state,
 
 /*
  * Move the cursors: to what is retained, to what commits from now on, or to
- * the first transaction that emitted at this time or later. What is parked is
- * forgotten: it comes again, or is passed by.
+ * the first transaction that emitted at this time or later. Parked events are
+ * forgotten: they come again, or are passed by.
  */
 static void
 seek(CqrsSubscription *subscription, bool latest, const TimestampTz *time)
@@ -256,8 +255,8 @@ seek(CqrsSubscription *subscription, bool latest, const TimestampTz *time)
  * or later.
  *
  * A window must not end at a tick that does not show all that the cursor does:
- * the cursor would go back to that. If the newest one does, later ones do; if
- * not, those will that are yet to be (see tick.c).
+ * the cursor would move back. If the newest tick does, so do later ones; if
+ * not, only ticks with ids yet to be drawn are sure to (see tick.c).
  */
 static void
 start_since(CqrsCursor *cursor, const CqrsSubscription *subscription,

@@ -3,18 +3,18 @@
  * command_queue.c
  *	  Where a role's commands wait: a topic, and a subscription to it.
  *
- * They are named after the role; the name is no more than a label. The registry
+ * They are named after the role, but the name is only a label. The registry
  * knows the subscription by its owner and its column runs_commands; owner.c says
  * why commands are not executed as another role. Nobody but the extension's
- * owner may emit to the topic otherwise: who could, would have the role execute
- * commands. So a topic that is there already is never used.
+ * owner may emit to the topic in another way: whoever could would make the role
+ * execute commands. So a topic that is there already is never used.
  *
  * Locking
  *
- * Who makes them takes SHARE ROW EXCLUSIVE on cqrs.subscription and cqrs.topic,
- * in that order, until the end of the transaction; then looks again. Whoever
- * came second sees by the registry, which is of now, what the first one
- * made, in a REPEATABLE READ transaction, too.
+ * Whoever makes them takes SHARE ROW EXCLUSIVE on cqrs.subscription and
+ * cqrs.topic, in that order, until the end of the transaction, and then looks
+ * again. Whoever comes second sees in the registry, which is always current,
+ * what the first one made, even in a REPEATABLE READ transaction.
  *
  *-------------------------------------------------------------------------
  */
@@ -65,8 +65,8 @@ cqrs_create_command_queue(PG_FUNCTION_ARGS)
 }
 
 /*
- * The role that the first argument names, of which the user is a member; NULL is
- * the user. Raises 42704 or 42501.
+ * The role that the first argument names; NULL is the user. Raises 42704, or
+ * 42501 if the user is not a member of it.
  */
 static Oid
 owner_arg(FunctionCallInfo fcinfo)
@@ -93,7 +93,7 @@ has_queue(Oid owner)
 }
 
 /*
- * Make a role's queue; or only its topic, if somebody dropped that. The tables
+ * Make a role's queue; only the topic, if just that was dropped. The tables
  * are locked.
  */
 static void
@@ -108,7 +108,7 @@ make_queue(Oid owner)
 	cqrs_subscription_require_login(name, owner);
 	topic_id = cqrs_topic_create(name, &retention, owner, false);
 
-	/* The manager has passed by what this role had scheduled. */
+	/* The manager has passed by what this role had scheduled before. */
 	cqrs_shmem_command_scheduled(DT_NOBEGIN);
 	if (existing != NULL)
 	{
@@ -122,8 +122,8 @@ make_queue(Oid owner)
 }
 
 /*
- * Insert the subscription; returns its id. No limit suspends it: it would lose
- * commands.
+ * Insert the subscription; returns its id. It has no limits: if they suspended
+ * it, it would lose commands.
  */
 static int32
 make_subscription(const char *name)
@@ -152,7 +152,8 @@ make_subscription(const char *name)
 }
 
 /*
- * A name after the role that neither a topic nor a subscription has, palloc'd.
+ * A name made from the role's that neither a topic nor a subscription has,
+ * palloc'd.
  */
 static char *
 free_name(Oid owner)

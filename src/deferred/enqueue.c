@@ -3,17 +3,18 @@
  * enqueue.c
  *	  Commands that are executed by the worker, after the commit.
  *
- * An enqueued command is an event, in a topic of its own role's: named like the
- * command, with its payload, and with its id as event id. A subscription of
- * the role's, whose handler is cqrs.run_command(), dispatches it. So all that
- * holds for subscriptions holds for commands: they run exactly once, with their
- * owner's privileges, in order by key; they are retried, are dead letters,
- * can be paused and redriven.
+ * An enqueued command is an event in a topic of the role that enqueued it:
+ * named like the command, with its payload, and with its id as event id. A
+ * subscription of the role, whose handler is cqrs.run_command(), dispatches it.
+ * So all that is true of subscriptions is true of commands: they run exactly
+ * once, with their owner's privileges, in order by key; they are retried,
+ * become dead letters, can be paused and redriven.
  *
  * A command for later waits in cqrs.scheduled_command until its time has come;
  * release.c has the rest.
  *
- * Both are made beforehand: see command_queue.c. To enqueue is to write a row.
+ * Topic and subscription are made beforehand: see command_queue.c. To enqueue
+ * is only to write a row.
  *
  *-------------------------------------------------------------------------
  */
@@ -102,8 +103,7 @@ cqrs_enqueue(PG_FUNCTION_ARGS)
 }
 
 /*
- * Write the command to the user's queue, or have it wait for its time. Returns
- * its id.
+ * Write the command to the user's queue, or schedule it. Returns its id.
  */
 static pg_uuid_t *
 enqueue(FunctionCallInfo fcinfo, const CqrsCommand *command, Datum payload)
@@ -167,14 +167,14 @@ is_due(TimestampTz run_at, const char *command_name)
 				 errmsg("run_at of command \"%s\" must be finite",
 						command_name)));
 
-	/* now() is, whether that is believed or not. */
+	/* now() is due, whether the clock is believed or not. */
 	return run_at == GetCurrentTransactionStartTimestamp() ||
 		run_at <= cqrs_wall_now();
 }
 
 /*
- * There are no options yet. Raises 22023 for what is no object, and 0A000 for
- * an option.
+ * There are no options yet. Raises 22023 for anything but an object, and 0A000
+ * for an option.
  */
 static void
 check_options(FunctionCallInfo fcinfo, int arg)
@@ -214,12 +214,11 @@ cqrs_cancel_command(PG_FUNCTION_ARGS)
  * cqrs.run_command(event): handler of the subscriptions that run commands.
  *
  * It executes the command that is being delivered, whatever its argument is, and
- * only if it is what the delivery calls: so nobody can have it believe in an id,
- * an attempt, or a cause.
+ * only when the delivery itself calls it: so nobody can pass it a forged id,
+ * attempt, or cause.
  *
- * To its handler, the command has the id under which it was enqueued, was
- * caused by what was being handled then, and has as many attempts as the
- * event.
+ * Its handler sees the command with the id under which it was enqueued, caused
+ * by what was being handled then, and with the attempts of the event.
  */
 Datum
 cqrs_run_command(PG_FUNCTION_ARGS)
@@ -264,9 +263,9 @@ cqrs_run_command(PG_FUNCTION_ARGS)
 }
 
 /*
- * Write a command to its role's topic; raises what cqrs_event_write() does. One
- * without a key gets one of its own, as events without a key wait for one
- * another.
+ * Write a command to its role's topic; raises what cqrs_event_write() does. A
+ * command without a key gets one of its own, as events without a key wait for
+ * one another.
  */
 void
 cqrs_command_write(CqrsEvent *command)
@@ -284,9 +283,9 @@ cqrs_command_write(CqrsEvent *command)
 }
 
 /*
- * See that the command could be executed now: the user may execute all its
+ * Check that the command could be executed now: the user may execute all its
  * handlers, and they take the payload. Raises 42883, 42501, and what payload.c
- * says.
+ * does.
  */
 static void
 check_handlers(CqrsCommand *command, Datum payload)
@@ -323,7 +322,7 @@ commands_topic(void)
 }
 
 /*
- * Have a command of the current user's wait for its time.
+ * Schedule a command of the current user.
  */
 static void
 schedule(const CqrsEvent *event, TimestampTz run_at)
@@ -349,9 +348,9 @@ schedule(const CqrsEvent *event, TimestampTz run_at)
 }
 
 /*
- * Remove a scheduled command, and tell for when it was. Waits for who is
- * removing it: it may be there again then. Returns false if it is not
- * there; raises 42501 if it is not the user's.
+ * Remove a scheduled command; *run_at gets its time. Waits for a transaction
+ * that is removing it, which may be rolled back. Returns false if there is no
+ * such command; raises 42501 if it is not the user's.
  */
 static bool
 remove_scheduled(pg_uuid_t *command_id, TimestampTz *run_at)
@@ -383,7 +382,7 @@ remove_scheduled(pg_uuid_t *command_id, TimestampTz *run_at)
 
 /*
  * Is the current user the owner of the commands for this topic, or a member of
- * it? Those that are nobody's are the extension's owner's.
+ * that role? Commands without an owner belong to the extension's owner.
  */
 static bool
 is_command_of_user(int32 topic_id)
@@ -399,7 +398,7 @@ is_command_of_user(int32 topic_id)
 }
 
 /*
- * Find a scheduled command, which is the user's; otherwise 42501.
+ * Find a scheduled command. Raises 42501 if it is not the user's.
  */
 static bool
 find_scheduled(pg_uuid_t *command_id, Snapshot snapshot, ItemPointer tid,

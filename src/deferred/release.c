@@ -1,49 +1,49 @@
 /*-------------------------------------------------------------------------
  *
  * release.c
- *	  Scheduled commands are put into the outbox when their time has come: by
- *	  the manager, or by cqrs_enqueue_scheduled().
+ *	  Puts scheduled commands into the outbox when their time has come, in the
+ *	  manager or in cqrs_enqueue_scheduled().
  *
  * Protocol
  *
  * 1. To release a command is to delete its row of cqrs.scheduled_command, and
- *	  to emit it to its topic, in one transaction. So it happens once,
+ *	  to emit it to its topic, in one transaction. So it happens exactly once,
  *	  whatever is killed.
  * 2. The manager does this in passes over what is due, in the order of (run_at,
  *	  command_id). A pass is made of batches, each a transaction, between which
  *	  the manager does its other work.
- * 3. next_run_at in shared memory is when the manager is to begin the next pass,
- *	  and where: nothing that waits is scheduled for an earlier time. At the
- *	  beginning of a pass, the manager sets it to DT_NOEND, and only then
- *	  takes the first snapshot. Whoever commits a command after that lowers
- *	  it to the command's time, and wakes the manager if that was lower
- *	  than what was there. At the end of the pass, the manager lowers it to the
- *	  first time in the index that is not due.
- * 4. Nobody tells of COMMIT PREPARED, nor of rows that were restored from a
- *	  dump. So about each poll_interval, a pass begins at the very first row. If
- *	  that has to walk over many dead ones, it is done so seldom that it takes
- *	  no more than a hundredth of the time.
+ * 3. next_run_at in shared memory says when the manager is to begin the next
+ *	  pass, and where: no waiting command is scheduled for an earlier time. At
+ *	  the beginning of a pass, the manager sets it to DT_NOEND, and only then
+ *	  takes the first snapshot. Whoever commits a command after that lowers it to
+ *	  the command's time, and wakes the manager if that made it lower. At the end
+ *	  of the pass, the manager lowers it to the first time in the index that is
+ *	  not due.
+ * 4. Nobody announces a COMMIT PREPARED, or rows restored from a dump. So about
+ *	  each poll_interval, a pass begins at the very first row; less often if it
+ *	  has to walk over many dead rows, so that it takes no more than a hundredth
+ *	  of the time.
  *
- * So a pass, but for those of point 4, never meets a row that an earlier one
- * has dealt with: what it costs does not depend on how many dead rows some
- * transaction keeps. That goes for many commands of one time, too: batches go
- * on behind a command's id. And for cancelled ones: the first time that is not
- * due is taken from the index without asking whether there is still a row. If
- * there is none, a pass begins in vain.
+ * So a pass, except for those of point 4, never meets a row that an earlier
+ * one has dealt with: its cost does not depend on how many dead rows some
+ * transaction keeps, not even if many commands have the same time, as batches
+ * go on behind a command's id. Cancelled commands cost nothing either: the
+ * first time that is not due is taken from the index without asking whether
+ * there is still a row. If there is none, a pass begins in vain.
  *
  * Locking
  *
- * Nobody is waited for. A row that somebody has locked, be it to cancel the
- * command, is passed by. Whoever cancels lowers next_run_at at the end of
- * his transaction, committed or not. The topic's segment is locked as by any
+ * We wait for nobody. A row that somebody has locked, say to cancel the
+ * command, is passed by. Whoever cancels lowers next_run_at at the end of the
+ * transaction, committed or not. The topic's segment is locked as by any
  * emitter, but only if that is possible at once; otherwise, the topic's
  * commands are passed by, and looked at again a second later.
  *
  * Failure
  *
- * An error ends the batch, is logged, and has the topic's commands passed by for
- * a minute: the others go on. Commands that are nobody's (see owner.c) wait until
- * they are somebody's; cqrs_health() tells.
+ * An error ends the batch and is logged, and the topic's commands are passed by
+ * for a minute: the others go on. Commands without an owner (see owner.c) wait
+ * until they have one; cqrs_health() tells.
  *
  *-------------------------------------------------------------------------
  */
@@ -69,16 +69,16 @@
 #include "shared/announce.h"
 #include "shared/clock.h"
 
-/* A batch of the manager's has at most so many commands, ... */
+/* A batch of the manager's has at most this many commands ... */
 #define BATCH_COMMANDS	1000
 
-/* ... and ends after so long, in milliseconds. */
+/* ... and ends after this time, in milliseconds. */
 #define LONGEST_BATCH	50
 
 /* How long to pass by a topic that is locked, in milliseconds. */
 #define LOCKED_WAIT		1000
 
-/* ... and after an error; the same. */
+/* ... and after an error. */
 #define ERROR_WAIT		60000
 
 /* Columns of the index on (run_at, command_id). */
@@ -88,17 +88,19 @@
 /* A pass over what is due. */
 typedef struct Pass
 {
-	TimestampTz now;			/* what is due by then, on the wall clock */
+	TimestampTz now;			/* commands due by then, on the wall clock,
+								 * are released */
 
 	/* Where the next batch begins: */
-	TimestampTz run_at;			/* with this time ... */
+	TimestampTz run_at;			/* at this time ... */
 	bool		resumed;		/* ... behind ... */
 	pg_uuid_t	command_id;		/* ... this id */
 
 	TimestampTz next;			/* the first time that is not due */
-	TimestampTz passed_from;	/* the first that was passed by because of its
-								 * topic; DT_NOEND: none */
-	bool		locked;			/* ... which was locked, of one of them */
+	TimestampTz passed_from;	/* time of the first one that was passed by
+								 * because of its topic; DT_NOEND: none */
+	bool		locked;			/* ... a topic was passed by because it was
+								 * locked */
 	bool		full;			/* it began at the very first row */
 	bool		over;
 	int64		released;
@@ -114,7 +116,7 @@ typedef struct ReleaseBatch
 	TupleTableSlot *slot;
 	MemoryContext per_command;
 	bool		in_manager;
-	int64		max_commands;	/* so many more */
+	int64		max_commands;	/* how many more */
 	TimestampTz deadline;
 } ReleaseBatch;
 
@@ -129,18 +131,21 @@ static TimestampTz full_pass_ended = 0;
 /* ... and how long it took, in microseconds. */
 static int64 full_pass_took = 0;
 
-/* Where (on the wall clock) to begin a pass at retry_at: what was passed by. */
+/*
+ * When to begin a pass for what was passed by, and from which time (on the
+ * wall clock) on.
+ */
 static TimestampTz retry_at = DT_NOEND;
 static TimestampTz retry_from = DT_NOEND;
 
-/* Topics that an error was about, in TopMemoryContext, until ... */
+/* Topics that are passed by after an error, in TopMemoryContext, until ... */
 static List *failed_topics = NIL;
 static TimestampTz failed_until = 0;
 
-/* An error was about no topic: nothing is done before. */
+/* After an error about no topic in particular, nothing is done before this. */
 static TimestampTz all_failed_until = 0;
 
-/* Of which topic a command is being released; 0: of none. */
+/* The topic of the command that is being released; 0: none. */
 static int32 current_topic = 0;
 
 static bool time_for_full_pass(TimestampTz now);
@@ -176,10 +181,10 @@ cqrs_enqueue_scheduled(PG_FUNCTION_ARGS)
 }
 
 /*
- * The manager calls this in each of its cycles, outside a transaction:
- * releases the next batch, if any command is due. Returns how long to wait
- * then, in milliseconds, if it is wait (-1: until woken) for what else there
- * is to do.
+ * Release the next batch, if any command is due; the manager calls this in
+ * each of its cycles, outside a transaction. Returns how long to wait then, in
+ * milliseconds: no longer than wait (-1: until woken), for what else there is
+ * to do.
  */
 long
 cqrs_release_next(CqrsDatabaseSlot *slot, long wait)
@@ -189,7 +194,7 @@ cqrs_release_next(CqrsDatabaseSlot *slot, long wait)
 	if (!underway && !begin_pass(slot, cqrs_steady_now()))
 		return wait_for_pass(slot, wait);
 
-	/* What an error rolls back is to be done again. */
+	/* What an error rolls back has to be done again. */
 	tried = pass;
 	tried.over = true;
 	current_topic = 0;
@@ -205,8 +210,8 @@ cqrs_release_next(CqrsDatabaseSlot *slot, long wait)
 }
 
 /*
- * Is it time to look whether there is something that nobody announced? The
- * interval is halved, so that it is each time the manager polls.
+ * Is it time to look for what nobody announced? Half the interval, so that it
+ * is time whenever the manager polls.
  */
 static bool
 time_for_full_pass(TimestampTz now)
@@ -216,7 +221,7 @@ time_for_full_pass(TimestampTz now)
 }
 
 /*
- * Is it time for a pass? Then set it up.
+ * If it is time for a pass, set it up and return true.
  */
 static bool
 begin_pass(CqrsDatabaseSlot *slot, TimestampTz now)
@@ -230,14 +235,14 @@ begin_pass(CqrsDatabaseSlot *slot, TimestampTz now)
 	if (!full && from > cqrs_wall_now() && retry_at > now)
 		return false;
 
-	/* Whatever commits from here on is told again. */
+	/* What commits from here on is announced again. */
 	from = (TimestampTz) pg_atomic_exchange_u64(&slot->next_run_at,
 												(uint64) DT_NOEND);
 	if (retry_at <= now)
 		from = Min(from, retry_from);
 	if (full || from <= retry_from)
 	{
-		/* What was passed by is met again. */
+		/* This pass meets what was passed by. */
 		retry_at = retry_from = DT_NOEND;
 	}
 	if (failed_until <= now)
@@ -279,8 +284,8 @@ end_pass(CqrsDatabaseSlot *slot)
 }
 
 /*
- * Have a pass begin there at that time. What an earlier pass passed by, and
- * this one did not come by, is not to be forgotten.
+ * Have a pass begin at time at, from time from on. What an earlier pass passed
+ * by, and this one did not reach, must not be forgotten.
  */
 static void
 note_retry(TimestampTz from, TimestampTz at)
@@ -291,7 +296,7 @@ note_retry(TimestampTz from, TimestampTz at)
 
 /*
  * A batch failed: pass by the topic that the error was about. If it was about
- * none, or if to pass it by did not help, begin anew later.
+ * none, or passing it by did not help, begin anew later.
  */
 static void
 note_failure(void)
@@ -316,7 +321,7 @@ note_failure(void)
 
 /*
  * The shorter one of wait (in milliseconds; -1: for ever) and the time until
- * the next pass. Full passes need not be woken for.
+ * the next pass. A full pass is no reason to wake up.
  */
 static long
 wait_for_pass(CqrsDatabaseSlot *slot, long wait)
@@ -330,9 +335,9 @@ wait_for_pass(CqrsDatabaseSlot *slot, long wait)
 }
 
 /*
- * Release a batch of a pass. The commit need not be waited for: the command's
- * handler commits later in the WAL, and if a crash takes back this, it is done
- * again.
+ * Release a batch of a pass. The commit need not reach the disk at once: the
+ * command's handler commits later in the WAL, and if a crash undoes this, it
+ * is done again.
  */
 static void
 release_some(void *arg)
@@ -345,7 +350,7 @@ release_some(void *arg)
 
 /*
  * Release what is due, from where the pass is, in the current transaction; in
- * the manager, not more than a batch. Returns whether the pass is over.
+ * the manager, no more than a batch. Returns whether the pass is over.
  */
 static bool
 release_batch(Pass *tried, bool in_manager)
@@ -367,7 +372,7 @@ release_batch(Pass *tried, bool in_manager)
 											  "cqrs command",
 											  ALLOCSET_DEFAULT_SIZES);
 
-	/* First, the others of the time at which the last batch ended. */
+	/* First, the rest of those with the time at which the last batch ended. */
 	if (tried->resumed)
 	{
 		ScanKeyInit(&keys[0], INDEX_RUN_AT, BTEqualStrategyNumber,
@@ -395,8 +400,8 @@ release_batch(Pass *tried, bool in_manager)
 }
 
 /*
- * Release what is due of a range of the index. Returns false if the batch is
- * full before.
+ * Release what is due in a range of the index. Returns false if the batch is
+ * full before the end.
  */
 static bool
 release_range(ReleaseBatch *batch, int nkeys, ScanKey keys)
@@ -473,8 +478,8 @@ release(ReleaseBatch *batch)
 	}
 
 	/*
-	 * What the row has in its toast table is read from there: a deleted row's
-	 * is as good as another's until the end of the transaction.
+	 * Toasted values are read from the deleted row's toast table: they stay
+	 * there until the end of the transaction.
 	 */
 	event.emitted_at = GetCurrentTimestamp();
 	event.event_id = values[CQRS_SCHEDULED_COMMAND_ID - 1];
@@ -493,14 +498,14 @@ release(ReleaseBatch *batch)
 	tried->released++;
 	batch->max_commands--;
 
-	/* The manager knows by itself whether it has committed. */
+	/* The manager knows itself whether it has committed. */
 	if (!batch->in_manager)
 		cqrs_shmem_command_removed(tried->run_at);
 }
 
 /*
- * A topic of commands, whose current segment is locked for writing; NULL if they
- * are to be passed by.
+ * Find a topic of commands, and lock its current segment for writing. Returns
+ * NULL if its commands are to be passed by.
  */
 static const CqrsTopic *
 find_topic(ReleaseBatch *batch, int32 topic_id, TimestampTz run_at)

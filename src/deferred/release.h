@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * release.h
- *	  Scheduled commands are put into the outbox when their time has come.
+ *	  Puts scheduled commands into the outbox when their time has come.
  *
  *-------------------------------------------------------------------------
  */

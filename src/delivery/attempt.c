@@ -2,7 +2,8 @@
  *
  * attempt.c
  *	  What is recorded of an attempt at an event outside of the transaction that
- *	  delivers it: before, if it may end the process, and after it was rolled back.
+ *	  delivers it: before it, if it may end the process, and after it was rolled
+ *	  back.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,11 +16,10 @@
 #include "shared/clock.h"
 
 /*
- * Record that the event at this position, which an error kept from being
- * delivered, failed: a parked one, or the first behind the cursor. In a
- * transaction, or subtransaction, of its own. With counted, see
- * cqrs_parked_failed(). Returns false, and records nothing, if another event
- * comes first.
+ * Record that the event at this position failed: a parked one, or the first
+ * behind the cursor. Call this in a transaction, or subtransaction, of its
+ * own. For counted, see cqrs_parked_failed(). Returns false, and records
+ * nothing, if another event comes first.
  */
 bool
 cqrs_target_failed(CqrsSubscription *subscription, int partition,
@@ -53,13 +53,13 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 			}
 			else
 			{
-				/* A late one comes first now. */
+				/* An event of a late transaction comes first now. */
 				relay.last = relay.cursor.position;
 				cqrs_window_unread(relay.window, relay.last);
 			}
 		}
 
-		/* What was parked on the way there must not be met again. */
+		/* What was parked on the way there must not be read again. */
 		cqrs_parked_close(&relay.cursor);
 		if (relay.nothers > 0)
 			cqrs_relay_advance(&relay);
@@ -69,9 +69,9 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 }
 
 /*
- * Choose the event to deliver next, park it if it is not yet, and count the
- * attempt. Returns its position, 0 if there is none now. The caller commits,
- * and then has cqrs_target_deliver() deliver it.
+ * Choose the event to deliver next, park it if it is not parked yet, and count
+ * the attempt. Returns its position, or 0 if there is none now. The caller
+ * commits, and then has cqrs_target_deliver() deliver it.
  */
 int64
 cqrs_target_announce(CqrsSubscription *subscription, int partition,
@@ -112,10 +112,10 @@ cqrs_target_announce(CqrsSubscription *subscription, int partition,
 }
 
 /*
- * The attempt at this parked event, which was counted when it began, failed with an
- * error that may be no fault of the event's: it does not count, and the event is
- * tried again when others may be, not before retry_at. Nothing is to be done if
- * what came of it was recorded already.
+ * The attempt at this parked event, which was counted when it began, failed with
+ * an error that may not be the event's fault: uncount it, and have the event
+ * tried again with the others, not before retry_at. Does nothing if the outcome
+ * was recorded already.
  */
 void
 cqrs_target_void_attempt(CqrsSubscription *subscription, int partition,

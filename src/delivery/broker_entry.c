@@ -4,8 +4,8 @@
  *	  The events on their way to a broker.
  *
  * An entry is a copy of an event, with its message. It is read, then sent, then
- * has an outcome, then is recorded and forgotten; what is sent when, and what
- * that means, target_broker.c says.
+ * has an outcome, then is recorded and forgotten; target_broker.c says what is
+ * sent when, and what an outcome means.
  *
  * Memory
  *
@@ -27,7 +27,7 @@
 #include "delivery/relay.h"
 #include "delivery/target_handler.h"
 
-/* What is known of a lane. */
+/* What is known about a lane. */
 typedef struct Lane
 {
 	uint64		lane;			/* hash key */
@@ -35,7 +35,7 @@ typedef struct Lane
 	int			nfailed;		/* rejected, and not recorded */
 } Lane;
 
-/* A message was being formed; if that failed, so many are formed carefully. */
+/* A message is being formed. If that fails, this many are formed carefully. */
 static bool forming = false;
 static int	form_carefully = 0;
 
@@ -48,7 +48,8 @@ static bool one_by_lane(const CqrsBrokerEntries *entries);
 static dlist_node *node_after(CqrsBrokerEntries *entries, dlist_node *node);
 
 /*
- * None, which will be in this context. The caller has set all to zero.
+ * Begin with no entries; those to come live in this context. The caller has
+ * zeroed *entries.
  */
 void
 cqrs_broker_entries_init(CqrsBrokerEntries *entries, MemoryContext context)
@@ -60,8 +61,8 @@ cqrs_broker_entries_init(CqrsBrokerEntries *entries, MemoryContext context)
 }
 
 /*
- * Disconnect; the caller deletes the context. If a message could not be made,
- * those of the next window are made carefully.
+ * Disconnect; the caller deletes the context. If a message could not be
+ * formed, those of the next window are formed carefully.
  */
 void
 cqrs_broker_entries_close(CqrsBrokerEntries *entries, int window)
@@ -80,7 +81,7 @@ cqrs_broker_entries_close(CqrsBrokerEntries *entries, int window)
 }
 
 /*
- * For what is read now.
+ * Begin a batch for the events that are read now.
  */
 CqrsBrokerBatch *
 cqrs_broker_batch(CqrsBrokerEntries *entries)
@@ -133,9 +134,9 @@ cqrs_broker_entry_add(CqrsBrokerEntries *entries, CqrsBrokerBatch *batch,
 }
 
 /*
- * An entry with a copy of the event, in one piece. Of a payload that is stored
- * out of line, only the pointer is copied: the cursor is before the event, so
- * it stays where it is.
+ * Make an entry with a copy of the event, in one piece. Of a payload that is
+ * stored out of line, only the pointer is copied: the cursor is before the
+ * event, so the payload stays where it is.
  */
 static CqrsBrokerEntry *
 copy_event(const CqrsEvent *event)
@@ -178,9 +179,9 @@ copy_event(const CqrsEvent *event)
 }
 
 /*
- * Make an event's message. If it cannot be one, that fails, and with it the
- * exchange; the next ones are then made in a subtransaction each, and one that
- * fails is refused.
+ * Form an event's message. If that is not possible, it raises an error, which
+ * ends the exchange; the next messages are then formed in a subtransaction
+ * each, and an event whose message fails is refused.
  */
 static void
 form_message(CqrsBrokerEntries *entries, CqrsBrokerEntry *entry,
@@ -227,7 +228,7 @@ form_message(CqrsBrokerEntries *entries, CqrsBrokerEntry *entry,
 }
 
 /*
- * An entry that has an outcome is done with.
+ * Forget an entry that has an outcome, which was recorded.
  */
 void
 cqrs_broker_entry_forget(CqrsBrokerEntries *entries, CqrsBrokerEntry *entry)
@@ -289,7 +290,7 @@ lane_of(CqrsBrokerEntries *entries, uint64 lane)
 }
 
 /*
- * Forget a lane of which nothing is to be known.
+ * Forget a lane that nothing need be known about.
  */
 static void
 drop_lane(CqrsBrokerEntries *entries, Lane *lane)
@@ -299,7 +300,7 @@ drop_lane(CqrsBrokerEntries *entries, Lane *lane)
 }
 
 /*
- * Is an event sent only when none of its lane is on its way?
+ * Is an event sent only when no other one of its lane is on its way?
  */
 static bool
 one_by_lane(const CqrsBrokerEntries *entries)
@@ -315,7 +316,7 @@ node_after(CqrsBrokerEntries *entries, dlist_node *node)
 }
 
 /*
- * Is there something to record?
+ * Does the first entry have an outcome, which can be recorded?
  */
 bool
 cqrs_broker_first_is_final(CqrsBrokerEntries *entries)
@@ -365,7 +366,8 @@ cqrs_broker_entries_take(CqrsBrokerEntries *entries)
 }
 
 /*
- * Send what may be sent, until so many are not recorded that were.
+ * Send what may be sent, up to the given number of events that were sent and
+ * are not recorded.
  */
 void
 cqrs_broker_entries_send(CqrsBrokerEntries *entries, int most)

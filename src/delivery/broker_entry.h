@@ -24,7 +24,7 @@ typedef enum CqrsBrokerEntryState
 	CQRS_ENTRY_CONFIRMED,
 	CQRS_ENTRY_REJECTED,
 	CQRS_ENTRY_REFUSED,
-	CQRS_ENTRY_WAITS			/* behind one that was rejected */
+	CQRS_ENTRY_WAITS			/* behind a rejected one of its lane */
 } CqrsBrokerEntryState;
 
 /* The events read in one exchange. */
@@ -43,12 +43,12 @@ typedef struct CqrsBrokerEntry
 	CqrsBrokerBatch *batch;
 	uint64		lane;
 	int32		topic_id;
-	bool		announced;		/* its attempt was counted before */
-	CqrsFault	fault;			/* it is no message, if it has a message */
-	CqrsEvent	event;			/* last: a copy, but for topic */
+	bool		announced;		/* its attempt is counted already */
+	CqrsFault	fault;			/* with a message: the event cannot be sent */
+	CqrsEvent	event;			/* last; a copy, except for topic */
 } CqrsBrokerEntry;
 
-/* What was read, and is not recorded, in the order of delivery. */
+/* The events that were read and are not recorded, in the order of delivery. */
 typedef struct CqrsBrokerEntries
 {
 	MemoryContext context;

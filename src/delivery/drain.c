@@ -1,13 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * drain.c
- *	  cqrs_drain(): events delivered to a handler by who asks for it, in his
- *	  transaction.
+ *	  cqrs_drain(): events delivered to a handler in the caller's transaction.
  *
- * Each batch is a subtransaction, and goes the way that it goes in a worker
- * (see target_handler.c). But an error that is no event's fault is the caller's
- * to see. And who drains does not wait: however many lanes fail with an error of
- * an event's classes, their attempts count.
+ * Each batch is a subtransaction, and is delivered as in a worker (see
+ * target_handler.c). But an error that is no event's fault is raised to the
+ * caller. And draining does not wait: however many lanes fail with errors of
+ * their events' own, their attempts count.
  *
  *-------------------------------------------------------------------------
  */
@@ -83,7 +82,7 @@ cqrs_drain(PG_FUNCTION_ARGS)
 						name),
 				 errhint("Its handler must not call cqrs_drain() for it.")));
 
-	/* A handler must not get back to a role that SET ROLE left. */
+	/* A handler must not be able to return to a role that SET ROLE left. */
 	GetUserIdAndSecContext(&save_userid, &save_sec_context);
 	SetUserIdAndSecContext(save_userid,
 						   save_sec_context | SECURITY_LOCAL_USERID_CHANGE);
@@ -101,8 +100,8 @@ cqrs_drain(PG_FUNCTION_ARGS)
 }
 
 /*
- * Deliver all of one partition. Returns how many events were. What fails is
- * not tried a second time, however short the delay.
+ * Deliver all of one partition. Returns how many events were delivered. What
+ * fails is not tried a second time, however short the delay.
  */
 static int64
 drain(int32 subscription_id, int partition)
@@ -117,7 +116,10 @@ drain(int32 subscription_id, int partition)
 		CqrsSubscription *subscription;
 		ErrorData  *error;
 
-		/* A handler may change the registry, even remove this one. */
+		/*
+		 * A handler may change the registry, and even remove this
+		 * subscription.
+		 */
 		subscription = cqrs_registry_subscription_by_id(subscription_id);
 		if (subscription == NULL ||
 			subscription->state != CQRS_SUBSCRIPTION_ACTIVE)
@@ -144,9 +146,9 @@ drain(int32 subscription_id, int partition)
 }
 
 /*
- * Nobody is to blame for what failed: raise that. If there was only no other lane
- * to tell by, and it does not look like the server's fault, warn and go on: what
- * was delivered is not to be undone for it.
+ * What failed is no event's fault: raise the error. But if that is only because
+ * there was no other lane to compare with, and it does not look like the server's
+ * fault, warn and go on: that should not undo what was delivered.
  */
 static void
 report_outage(const CqrsSubscription *subscription,
@@ -171,7 +173,8 @@ report_outage(const CqrsSubscription *subscription,
 }
 
 /*
- * One batch, or part of it. Returns the error that rolled it back, or NULL.
+ * Deliver one batch, or part of it. Returns the error that rolled it back, or
+ * NULL.
  */
 static ErrorData *
 deliver_in_subtransaction(CqrsSubscription *subscription, int partition,

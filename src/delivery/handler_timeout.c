@@ -3,9 +3,9 @@
  * handler_timeout.c
  *	  The time that a handler of events may take, in a worker.
  *
- * The timeout cancels the handler like pg_cancel_backend(). One that catches this
- * fails when it returns; if it does not within HANDLER_GRACE from then, the
- * process ends, and the worker records the event as failed on its way out.
+ * The timeout cancels the handler like pg_cancel_backend(). A handler that
+ * catches this fails when it returns; if it does not return within HANDLER_GRACE,
+ * the process ends, and the worker records the event as failed on its way out.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,7 +17,7 @@
 
 #include "delivery/handler_timeout.h"
 
-/* A handler that catches its timeout has so long, in milliseconds. */
+/* How long a handler that catches its timeout may go on, in milliseconds. */
 #define HANDLER_GRACE	1000
 
 static bool registered = false;
@@ -63,9 +63,9 @@ cqrs_handler_timed_out(void)
 }
 
 /*
- * The last call raised an error; there may have been no limit. Did it end because
- * its time was over? To be asked once, by who handles the error: what cancels the
- * next call may be somebody else.
+ * The last call, which may have had no limit, raised an error. Was that because
+ * its time was over? To be asked once, when the error is handled: the next call
+ * may be cancelled by somebody else.
  */
 bool
 cqrs_handler_timeout_end(void)
@@ -101,7 +101,7 @@ time_is_over(void)
 }
 
 /*
- * The same. Nobody can catch that.
+ * Likewise. The handler cannot catch this one.
  */
 static void
 grace_is_over(void)

@@ -8,17 +8,17 @@
  *
  * 1. Take the cursor's lock; then the latest snapshot; with it, read
  *	  the cursor, the newest tick, and the events. With snapshots of different
- *	  times, a cursor could meet events it does not count yet: they would be
- *	  skipped.
- * 2. What is handed to a handler need not be durable before: the handler's
- *	  transaction commits later in the WAL than all that its snapshots show.
- *	  So its windows end at a snapshot taken now, and wait for no tick. What
- *	  leaves the database ends at a tick.
+ *	  times, a cursor could move past events that it has not seen: they would
+ *	  be skipped.
+ * 2. What is handed to a handler need not be durable: the handler's
+ *	  transaction commits later in the WAL than all that its snapshots show. So
+ *	  its windows end at a snapshot taken now, and wait for no tick. Windows
+ *	  whose events leave the database end at a tick.
  * 3. If the cursor is inside a window, go on with that window: another end
  *	  would let lower positions in behind the cursor. If not, or if nothing is
  *	  left of it, the next window goes from its end to the new one.
  * 4. Pass by the events of other partitions, and those that are settled or
- *	  parked already, which may be so ahead of the cursor; park those of a lane
+ *	  parked already, as some ahead of the cursor may be; park those of a lane
  *	  in which an earlier one is parked (see retry.c).
  * 5. Append the cursor, in the same transaction as what was done with the
  *	  events.
@@ -34,10 +34,10 @@
  * comes next, so that the next batch need not look for them again: with a
  * backlog of a million events, each batch of a thousand would walk over all of
  * them. It is used again only if it is exactly the one that the cursor is in,
- * read as far as the cursor is (cqrs_window_is); neither whose it was nor what
- * happened since matters then. While a batch is read, its window belongs to
+ * read as far as the cursor is (cqrs_window_is); then it does not matter whose
+ * it was, or what happened since. While a batch is read, its window belongs to
  * the transaction: an error frees it, and a batch of another subscription that
- * the handler reads meanwhile has one of its own.
+ * the handler reads meanwhile has a window of its own.
  *
  *-------------------------------------------------------------------------
  */
@@ -58,10 +58,10 @@
 #include "subscription/epoch.h"
 #include "subscription/subscription.h"
 
-/* References kept at once, at most: 32 MB with room to sort. */
+/* The most references kept at once: 32 MB with room to sort. */
 #define WINDOW_ENTRIES	(1024 * 1024)
 
-/* A batch passes by at most so many events that are not for it. */
+/* A batch passes by at most this many events that are not for it. */
 #define BATCH_OTHERS	(10 * CQRS_BATCH_EVENTS)
 
 /* The window read last, if something may be left of it. */
@@ -105,8 +105,8 @@ cqrs_relay_begin(CqrsRelay *relay, CqrsSubscription *subscription,
 }
 
 /*
- * Begin a batch for who pulls, without waiting for the lock: read the cursor,
- * and no more.
+ * Begin a batch for a client that pulls, without waiting for the lock: only
+ * read the cursor.
  */
 bool
 cqrs_relay_begin_pull(CqrsRelay *relay, CqrsSubscription *subscription,
@@ -116,7 +116,7 @@ cqrs_relay_begin_pull(CqrsRelay *relay, CqrsSubscription *subscription,
 }
 
 /*
- * Find the window of a batch that began.
+ * Find the window of a batch that was begun.
  */
 void
 cqrs_relay_open(CqrsRelay *relay)
@@ -126,9 +126,9 @@ cqrs_relay_open(CqrsRelay *relay)
 }
 
 /*
- * Begin a batch of who reads ahead: wait for the lock, read the cursor, and no
- * more. Returns false if the cursor is not where *ahead says, because somebody
- * else moved it meanwhile; *ahead is put there then.
+ * Begin a batch that reads ahead of the cursor: wait for the lock, and only
+ * read the cursor. Returns false if the cursor is not where *ahead says,
+ * because somebody else moved it meanwhile; *ahead is put there then.
  */
 bool
 cqrs_relay_begin_ahead(CqrsRelay *relay, CqrsSubscription *subscription,
@@ -155,7 +155,7 @@ cqrs_relay_begin_ahead(CqrsRelay *relay, CqrsSubscription *subscription,
 }
 
 /*
- * Go on reading, where *ahead says, or in the next window.
+ * Go on reading where *ahead says, or in the next window.
  */
 void
 cqrs_relay_read_ahead(CqrsRelay *relay)
@@ -166,7 +166,7 @@ cqrs_relay_read_ahead(CqrsRelay *relay)
 }
 
 /*
- * Lock, and read what decides about the batch.
+ * Take the lock, and read what the batch depends on.
  */
 static bool
 begin(CqrsRelay *relay, CqrsSubscription *subscription, int partition,
@@ -179,7 +179,7 @@ begin(CqrsRelay *relay, CqrsSubscription *subscription, int partition,
 		return false;
 	CQRS_DEBUG_POINT("relay_after_lock");
 
-	/* What the wait may have brought. */
+	/* It may have changed while we waited. */
 	subscription = cqrs_subscription_get(subscription->name);
 	relay->subscription = subscription;
 
@@ -195,8 +195,8 @@ begin(CqrsRelay *relay, CqrsSubscription *subscription, int partition,
 		relay->snapshot = RegisterSnapshot(GetLatestSnapshot());
 
 		/*
-		 * A tick above the durable one does not keep those below from being
-		 * read: they are as durable.
+		 * Ticks above the durable one are passed by; those below are durable,
+		 * too.
 		 */
 		relay->has_tick = cqrs_tick_newest(IsolationUsesXactSnapshot() ?
 										   GetTransactionSnapshot() :
@@ -224,8 +224,8 @@ begin(CqrsRelay *relay, CqrsSubscription *subscription, int partition,
 	relay->start_until = relay->cursor.until_tick;
 
 	/*
-	 * Restored, and not adopted: that is for a person to decide. While it is
-	 * being restored, its owner's privileges come last.
+	 * It is restored and not adopted, which takes a person. Do not check
+	 * privileges: during a restore, the owner's are granted last.
 	 */
 	if (!relay->cursor.native)
 	{
@@ -247,8 +247,8 @@ may_read(const CqrsRelay *relay)
 }
 
 /*
- * The batch's next event. Returns false at its end: of what there is, at
- * max_events, at CQRS_BATCH_BYTES, or at the deadline.
+ * The batch's next event. Returns false if there is none, or at max_events,
+ * CQRS_BATCH_BYTES, or the deadline.
  *
  * Without park_inside, it also ends at an event that has to be parked, if
  * others were handed out before it: the caller may not move the cursor over
@@ -316,8 +316,8 @@ cqrs_relay_next(CqrsRelay *relay, int max_events, CqrsEvent *event)
 }
 
 /*
- * Park an event behind one of its lane. Whoever was handed it out may still settle
- * it, as long as nobody else is handed it: his receipt goes with it.
+ * Park an event behind one of its lane. Whoever was handed it out may still
+ * settle it, as long as nobody else is handed it: the receipt goes with it.
  */
 static void
 park_behind(CqrsRelay *relay, const CqrsEvent *event)
@@ -344,7 +344,7 @@ what_to_do(CqrsRelay *relay, const CqrsEvent *event)
 		return PASS_BY;
 	state = cqrs_lane_state(&relay->lanes, cursor, event);
 	if (state == CQRS_LANE_PARKED)
-		return PASS_BY;			/* it comes from there */
+		return PASS_BY;			/* it is delivered from cqrs.retry */
 	relay->blocked = relay->ahead != NULL && state == CQRS_LANE_BLOCKED;
 	if (relay->ahead != NULL || state == CQRS_LANE_OPEN ||
 		(relay->here && cursor->until_tick == relay->start_until &&
@@ -362,8 +362,8 @@ add_bytes(CqrsRelay *relay, const CqrsEvent *event)
 
 /*
  * Is the batch's time over, if it has a limit? If not, the next event begins
- * now, also for statement_timestamp(): the clock is read once for both. It is
- * the wall clock; if that was set back, the time is over, too.
+ * now, also for statement_timestamp(): the clock is read once for both. That
+ * is the wall clock; if it was set back, the time is over, too.
  */
 bool
 cqrs_relay_is_late(const CqrsRelay *relay)
@@ -378,9 +378,9 @@ cqrs_relay_is_late(const CqrsRelay *relay)
 }
 
 /*
- * Move the cursor past what was read. If nothing was, only now and then (so
- * many empty windows need not be looked through again), or to say that a
- * window, or an epoch, is done with.
+ * Move the cursor past what was read. If nothing was, move it only to say that
+ * a window, or an epoch, is done with, or now and then, so that many empty
+ * windows need not be looked through again.
  */
 void
 cqrs_relay_advance(CqrsRelay *relay)
@@ -409,8 +409,8 @@ cqrs_relay_advance(CqrsRelay *relay)
 }
 
 /*
- * Has the cursor come to the end of its epoch in this batch? That is to be
- * written down: somebody waits for it.
+ * Has the cursor come to the end of its epoch in this batch? That must be
+ * written down, as somebody waits for it.
  */
 bool
 cqrs_relay_arrives(const CqrsRelay *relay)
@@ -421,8 +421,7 @@ cqrs_relay_arrives(const CqrsRelay *relay)
 }
 
 /*
- * Has the subscription fewer partitions by now? Then there is nothing in this
- * one.
+ * Does the subscription have fewer partitions by now, and this one no more?
  */
 bool
 cqrs_relay_is_gone(const CqrsRelay *relay)
@@ -450,8 +449,8 @@ cqrs_relay_end(CqrsRelay *relay)
 }
 
 /*
- * Attach the window that the cursor is in, or the one up to the relay's tick.
- * None if there is nothing beyond the cursor.
+ * Attach the window that the cursor is in, or else the one from there to the
+ * relay's tick; none if there is nothing beyond the cursor.
  */
 static void
 open_window(CqrsRelay *relay)
@@ -515,7 +514,7 @@ close_window(CqrsRelay *relay)
 }
 
 /*
- * The cursor's window is read from behind this position.
+ * The position behind which the cursor's window is read.
  */
 static int64
 read_position(const CqrsRelay *relay)

@@ -13,16 +13,18 @@
 #include "log/window.h"
 #include "retry/lane.h"
 
-/* A batch has at most so many events, and about so many bytes of payload. */
+/* The most events, and about the most bytes of payload, that a batch has. */
 #define CQRS_BATCH_EVENTS	1000
 #define CQRS_BATCH_BYTES	(16 * 1024 * 1024)
 
-/* The cursor of a subscription without events moves every so many ticks. */
+/*
+ * The cursor of a subscription without events moves once in this many ticks.
+ */
 #define CQRS_EMPTY_TICKS	1000
 
 /*
- * Of who reads on before the cursor can move: to a broker, while it has yet to
- * confirm what came before.
+ * How far a worker has read ahead of the cursor, to send events to a broker
+ * that has yet to confirm those before.
  */
 typedef struct CqrsReadAhead
 {
@@ -36,16 +38,16 @@ typedef struct CqrsRelay
 {
 	CqrsSubscription *subscription;
 	CqrsCursor	cursor;
-	CqrsTick	tick;			/* what may be delivered; only id and snapshot */
+	CqrsTick	tick;			/* the end of what may be delivered; only id
+								 * and snapshot */
 	bool		has_tick;
 	Snapshot	snapshot;
 	CqrsWindow *window;			/* NULL: nothing to deliver */
-	CqrsLanes	lanes;			/* of which something is parked, as far as was
-								 * asked */
+	CqrsLanes	lanes;			/* what is known of the lanes met so far */
 	bool		park_inside;	/* park also behind events of this batch */
-	bool		here;			/* what the receipt covers is this
-								 * transaction's: hand it out, whatever it
-								 * waits for */
+	bool		here;			/* this transaction received what the receipt
+								 * covers: hand that out, even if its lane is
+								 * blocked */
 	bool		hold_back;		/* park nothing before the first event ... */
 	bool		skipped;		/* ... but something has to be */
 	bool		has_parked;		/* something was parked on the way */

@@ -4,18 +4,18 @@
  *	  What a handler leaves in its session.
  *
  * The handlers of a batch share a transaction, and those of all subscriptions
- * of an owner share a process. None of them is to notice. So each event ends
+ * of an owner share a process. None of them should notice. So each event ends
  * as if its transaction did:
  *
  * 1. Deferred triggers and constraints are fired, with the settings and the
  *	  role that the handler left; an error is that event's. Then the server's
  *	  trigger manager begins anew: SET CONSTRAINTS ends, too.
  * 2. Cursors, held ones too, and open large objects are closed.
- * 3. Settings and role are what they were before the event: what was SET for the
- *	  session as well as what was SET LOCAL. So is SET TRANSACTION.
+ * 3. Settings and role are what they were before the event: SET is undone as
+ *	  well as SET LOCAL and SET TRANSACTION.
  * 4. Prepared statements and what currval() and lastval() return are forgotten.
- *	  There is nothing to UNLISTEN but in PostgreSQL 14; later servers refuse
- *	  LISTEN in a background worker.
+ *	  There is something to UNLISTEN only in PostgreSQL 14: later servers
+ *	  refuse LISTEN in a background worker.
  *
  * What can only be done at the end of a transaction makes the event the last
  * one of its batch (cqrs_session_event_was_alone):
@@ -29,11 +29,11 @@
  * A transaction that was rolled back leaves prepared statements and
  * session-level locks behind, too: they are forgotten as well.
  *
- * What is left is what only a new process would end: what libraries and
+ * What stays is what only a new process would end: what libraries and
  * procedural languages keep for themselves.
  *
  * cqrs_drain() runs within a transaction of somebody else's, whose cursors,
- * triggers and temporary tables are not ours to end. There, only 3 is done.
+ * triggers and temporary tables are not ours to end. There, only 3 applies.
  *
  *-------------------------------------------------------------------------
  */
@@ -62,7 +62,7 @@
 
 static object_access_hook_type prev_object_access_hook = NULL;
 
-/* The event did what ends with its transaction only. */
+/* The event did something that only ends with its transaction. */
 static bool alone = false;
 
 static bool has_portals(void);
@@ -70,7 +70,7 @@ static void object_access(ObjectAccessType access, Oid classId, Oid objectId,
 						  int subId, void *arg);
 
 /*
- * Once, in a worker.
+ * Called once, in a worker.
  */
 void
 cqrs_session_init_worker(void)
@@ -90,15 +90,15 @@ cqrs_session_note_utility(const Node *stmt)
 }
 
 /*
- * Begin an event; returns what cqrs_session_end_event() needs. What is drained
- * by a handler in a worker counts as that one's doing.
+ * Begin an event; returns what cqrs_session_end_event() needs. Events that a
+ * handler in a worker drains count as done by that handler.
  */
 int
 cqrs_session_begin_event(bool in_worker)
 {
 	if (in_worker)
 	{
-		/* Our own calls of nextval() are nobody's lastval(). */
+		/* lastval() must not show our own calls of nextval(). */
 		ResetSequenceCaches();
 		alone = false;
 	}
@@ -106,11 +106,11 @@ cqrs_session_begin_event(bool in_worker)
 }
 
 /*
- * Fire what the handler's event deferred to the end of its transaction: in a
- * worker, outside of any query, in the transaction, or in the subtransaction that
- * began with the event. What is fired there is forgotten by the server, though it
- * may be rolled back yet: nothing was deferred before. Raises what the triggers
- * raise.
+ * Fire the triggers that the event deferred to the end of its transaction. Called
+ * in a worker, outside of any query, in the transaction or in the event's own
+ * subtransaction. The server forgets what was fired, though that may yet be
+ * rolled back; but nothing was deferred before the event. Raises what the
+ * triggers raise.
  */
 void
 cqrs_session_fire_deferred(void)
@@ -119,8 +119,8 @@ cqrs_session_fire_deferred(void)
 }
 
 /*
- * End an event that was handled. After an error, the rollback does it. In a
- * worker, after cqrs_session_fire_deferred().
+ * End an event that was handled, or that failed and was rolled back alone. In
+ * a worker, after cqrs_session_fire_deferred().
  */
 void
 cqrs_session_end_event(int level, bool in_worker)
@@ -142,8 +142,8 @@ cqrs_session_end_event(int level, bool in_worker)
 }
 
 /*
- * In a worker, after an event failed whose subtransaction was rolled back, but not
- * the transaction: what a session keeps all the same.
+ * In a worker, after an event failed and its subtransaction was rolled back: end
+ * what the session keeps all the same.
  */
 void
 cqrs_session_after_failure(void)
@@ -152,8 +152,7 @@ cqrs_session_after_failure(void)
 }
 
 /*
- * Does the event that was just handled have to be the last one of its
- * transaction?
+ * Must the event that was just handled be the last one of its transaction?
  */
 bool
 cqrs_session_event_was_alone(void)
@@ -174,8 +173,8 @@ cqrs_session_subtransactions(void)
 }
 
 /*
- * In a worker, after a transaction in which handlers were called ended, however
- * it did.
+ * In a worker, after the end of a transaction in which handlers were called,
+ * whether it committed or not.
  */
 void
 cqrs_session_after_transaction(void)
@@ -184,7 +183,7 @@ cqrs_session_after_transaction(void)
 	DropAllPreparedStatements();
 	LockReleaseSession(USER_LOCKMETHOD);
 
-	/* The flags are those of the last transaction until the next one begins. */
+	/* Until the next transaction begins, the flags are the last one's. */
 	if ((MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE) == 0)
 		return;
 
@@ -198,9 +197,9 @@ cqrs_session_after_transaction(void)
 }
 
 /*
- * May there be cursors? To look through the server's table of them takes a
- * thirtieth of a short handler's time. Each has memory below one context,
- * which has a name, but no variable that we may see.
+ * May there be cursors? To search the server's table of them would take a
+ * thirtieth of a short handler's time. But the memory of each is below one
+ * context, which we can find by its name.
  */
 static bool
 has_portals(void)
@@ -218,7 +217,7 @@ has_portals(void)
 }
 
 /*
- * Object access hook: which functions are called.
+ * Object access hook: note which functions are called.
  */
 static void
 object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId,

@@ -16,17 +16,17 @@
  *	  "window" at a time that are not recorded yet: so many may arrive twice if
  *	  we are killed. An entry that has an outcome is recorded once all before
  *	  it have one: confirmed, the cursor passes it; rejected, it is parked.
- *	  Whose fault a rejection is, those that come next tell (see blame.c): what is
- *	  confirmed behind it, or what else is rejected. If it is no event's, nothing
- *	  more is sent; once all that is on its way is recorded, the connection is
- *	  closed, as if it were lost.
+ *	  Whose fault a rejection is shows in what follows (see blame.c): whether
+ *	  events behind it are confirmed, or rejected as well. If it is no event's
+ *	  fault, nothing more is sent; once all that is on its way is recorded, the
+ *	  connection is closed, as if it were lost.
  * 3. Later events of the topic and key of a rejected one are not sent any more,
  *	  but parked behind it. Those that had been sent already may have arrived;
  *	  with strict_key_order there are none: an event is sent only when nothing
  *	  of its lane is on its way.
  * 4. Parked events that are due are sent when nothing else is on its way, each
- *	  behind those of its lane that come before it; not as long as it is open whose
- *	  fault it is that they were rejected.
+ *	  behind those of its lane that come before it; but not while it is undecided
+ *	  whose fault their rejection was.
  * 5. If the connection is lost, what has no outcome is forgotten, and read
  *	  again later. That is no event's fault.
  * 6. A change of the subscription or the server is seen before the next event is
@@ -51,10 +51,10 @@
 #include "retry/retry.h"
 #include "shared/clock.h"
 
-/* Entries have at most about so many bytes of message bodies. */
+/* The most bytes, about, of message bodies in all entries. */
 #define LONGEST_ENTRIES		(2 * CQRS_BATCH_BYTES)
 
-/* A broker may accept nothing for so long, in milliseconds. */
+/* How long a broker may accept nothing, in milliseconds. */
 #define LONGEST_TROUBLE		1000
 
 /* The connection of this process, if server is not NULL. */
@@ -69,23 +69,23 @@ static struct
 
 	/* Read, and not recorded. */
 	CqrsReadAhead ahead;
-	MemoryContext cursor_context;	/* of the snapshots in it */
+	MemoryContext cursor_context;	/* of the snapshots in ahead */
 	CqrsBrokerEntries entries;	/* the events */
 
 	bool		read_all;		/* nothing more can be read just now */
 	bool		hold;			/* send nothing */
 	bool		unproven;		/* send one event, and see */
 	bool		new_first;		/* the last ones were parked */
-	bool		moved;			/* the cursor, by somebody else */
+	bool		moved;			/* somebody else moved the cursor */
 
-	/* What was rejected, and nothing passed since. */
+	/* What was rejected since the last event was confirmed. */
 	CqrsEvidence evidence;
 	MemoryContext evidence_context;
-	bool		alone;			/* there will be no other to tell by */
-	bool		failing;		/* it was nobody's fault, last */
+	bool		alone;			/* there is no other lane to compare with */
+	bool		failing;		/* the last failure was nobody's fault */
 
-	TimestampTz waiting_since;	/* for the broker to do something */
-	TimestampTz trouble_since;	/* it accepts nothing; 0: it does */
+	TimestampTz waiting_since;	/* for the broker to answer */
+	TimestampTz trouble_since;	/* it accepts nothing since then; 0: it does */
 	int64		timeout;		/* of the subscription, in milliseconds */
 }			broker;
 
@@ -117,9 +117,9 @@ static void exchange_error_callback(void *arg);
 /*
  * Read all that it takes to connect, as the current user, the subscription's
  * owner. If the last attempt failed before anything was confirmed, for the reason
- * failed_before, only one event at a time is sent until the broker confirms one,
- * new ones first: a broker that takes what it does not confirm would get as many
- * as it can hold, each time anew.
+ * failed_before (an SQLSTATE, or 0), only one event at a time is sent until the
+ * broker confirms one, new ones first: a broker that takes messages without
+ * confirming them would get as many as it can hold at each attempt.
  *
  * Raises what cqrs_broker_server() does.
  */
@@ -267,7 +267,7 @@ cqrs_target_broker_pending(void)
 }
 
 /*
- * What is readable when the broker had something to say.
+ * The descriptor that is readable when the broker has said something.
  */
 int
 cqrs_target_broker_fd(void)
@@ -276,7 +276,7 @@ cqrs_target_broker_fd(void)
 }
 
 /*
- * How long to wait for that, in milliseconds.
+ * How long to wait for the broker, in milliseconds.
  */
 long
 cqrs_target_broker_patience(void)
@@ -314,9 +314,9 @@ cqrs_target_broker_close(void)
  *				those that were not sent
  *	announced	not 0: only this parked event, whose attempt was counted
  *	lost		why the connection is lost, or NULL
- * In *delivery, nevents gets how many were confirmed and are recorded now; more,
- * whether there may be more to do; announce and retry_at as in a delivery to a
- * handler.
+ * Sets in *delivery: nevents, how many confirmed events were recorded; more,
+ * whether there may be more to do; announce and retry_at, as a delivery to a
+ * handler does.
  */
 void
 cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
@@ -335,7 +335,10 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 	errcallback.previous = error_context_stack;
 	error_context_stack = &errcallback;
 
-	/* Moved by somebody else, or gone: what is on its way counts for nothing. */
+	/*
+	 * The cursor was moved by somebody else, or is gone: what is on its way
+	 * counts for nothing.
+	 */
 	if ((!cqrs_relay_begin_ahead(&relay, subscription, broker.partition,
 								 &broker.ahead) &&
 		 broker.entries.nentries > 0) ||
@@ -360,7 +363,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 			 record_new(&relay)) > 0;
 	read &= !cqrs_evidence_is_outage(&broker.evidence);
 
-	/* It is read again later. */
+	/* What was read and not sent is read again later. */
 	if (broker.entries.nsent == 0 && broker.entries.nentries > 0 && !read)
 	{
 		cqrs_broker_entries_forget(&broker.entries);
@@ -374,7 +377,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 		read_on(&relay, announced, delivery);
 	decide(&relay, read, lost != NULL, delivery);
 
-	/* Windows that had nothing for us need not be recorded each time. */
+	/* Windows with nothing for us need not be recorded each time. */
 	moved |= (relay.nothers > 0 && broker.entries.nentries == 0) ||
 		(relay.start_until != 0 && cursor->tick_id != relay.start_tick) ||
 		cqrs_relay_arrives(&relay) ||
@@ -393,8 +396,8 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 }
 
 /*
- * Record the outcomes of new events, as far as all before them have one. Returns
- * how many.
+ * Record the outcomes of new events, up to the first that has none. Returns how
+ * many.
  */
 static int
 record_new(CqrsRelay *relay)
@@ -413,7 +416,7 @@ record_new(CqrsRelay *relay)
 		{
 			entry->event.topic = cqrs_registry_topic_by_id(entry->topic_id);
 
-			/* Without its topic, it is nobody's event any more. */
+			/* If its topic was dropped, there is nothing to record. */
 			if (entry->event.topic == NULL)
 				;
 			else if (entry->state == CQRS_ENTRY_REJECTED)
@@ -431,9 +434,9 @@ record_new(CqrsRelay *relay)
 }
 
 /*
- * Record the outcomes of parked events. Those of other lanes need not have one.
- * Returns how many. If the connection is lost, it is to blame for what was
- * announced, and has none.
+ * Record the outcomes of parked events, whether or not those of other lanes
+ * have one. Returns how many. If the connection is lost, that is to blame for
+ * an announced event without an outcome.
  */
 static int
 record_parked(CqrsRelay *relay, const char *lost)
@@ -478,8 +481,8 @@ record_parked(CqrsRelay *relay, const char *lost)
 }
 
 /*
- * A new event was rejected. If it was on its way behind another one of its lane
- * that was, it only waits.
+ * A new event was rejected. If another one of its lane was rejected before it,
+ * it only waits.
  */
 static void
 reject_new(CqrsRelay *relay, CqrsBrokerEntry *entry)
@@ -496,7 +499,7 @@ reject_new(CqrsRelay *relay, CqrsBrokerEntry *entry)
 }
 
 /*
- * A parked event was rejected. One whose attempt was counted before is sent
+ * A parked event was rejected. One whose attempt was counted before was sent
  * alone.
  */
 static void
@@ -534,9 +537,9 @@ add_evidence(CqrsBrokerEntry *entry, bool first, bool suspect)
 }
 
 /*
- * An event was confirmed: what was rejected before it is at fault, unless there
- * was more of that than it takes for an outage. Then this is over, and they are
- * to be tried anew.
+ * An event was confirmed: those rejected before it are at fault, unless there
+ * were enough of them for an outage. Then the outage is over, and they are
+ * tried anew.
  */
 static void
 passed(CqrsRelay *relay)
@@ -551,7 +554,7 @@ passed(CqrsRelay *relay)
 }
 
 /*
- * What was rejected is at fault.
+ * The events that were rejected are at fault.
  */
 static void
 convict(CqrsRelay *relay)
@@ -573,9 +576,9 @@ forget_evidence(void)
 }
 
 /*
- * Nothing has passed since these events were rejected. Whose fault is that? With
- * read, all was read that there is to try. If the connection is lost, there is no
- * telling; those that were not tried come first next time.
+ * Nothing was confirmed since these events were rejected. Whose fault is that?
+ * With read, all that there is to try was read. If the connection is lost, there
+ * is no telling; those that were not tried come first next time.
  */
 static void
 decide(CqrsRelay *relay, bool read, bool lost, volatile CqrsDelivery *delivery)
@@ -622,8 +625,8 @@ fault_of(CqrsBrokerEntry *entry)
 }
 
 /*
- * If all that was read is recorded, the cursor is where we read to; if that was
- * all of the window, done with it.
+ * If all that was read is recorded, move the cursor up to where we read; if
+ * that was all of the window, past the window.
  */
 static void
 leave_window(CqrsRelay *relay)
@@ -642,7 +645,7 @@ leave_window(CqrsRelay *relay)
 }
 
 /*
- * Read what is to be sent next. However many parked events are due, new ones have
+ * Read what is to be sent next. However many parked events are due, new ones get
  * their turn.
  */
 static void
@@ -741,9 +744,9 @@ read_parked(CqrsRelay *relay, int64 announced,
 }
 
 /*
- * Parked events that may be sent, each once those of its lane before it are
- * confirmed: of the lanes whose heads have been due for longest, in that order, so
- * that each has its turn. What may end the process is announced first.
+ * Choose parked events that may be sent, each once those of its lane before it
+ * are confirmed: from the lanes whose heads have been due for longest, in that
+ * order, so that each gets its turn. What may end the process is announced first.
  */
 static int
 choose_parked(const CqrsCursor *cursor, TimestampTz now, CqrsParked *chosen,
@@ -777,7 +780,7 @@ choose_parked(const CqrsCursor *cursor, TimestampTz now, CqrsParked *chosen,
 }
 
 /*
- * Remember where the cursor is, beyond the transaction.
+ * Remember where the cursor is, beyond the end of the transaction.
  */
 static void
 keep_cursor(const CqrsCursor *cursor)
@@ -795,7 +798,8 @@ keep_cursor(const CqrsCursor *cursor)
 }
 
 /*
- * Is it time to read on? While half a window is sent, the next half is read.
+ * Is it time to read on? While half a window is being sent, the next half is
+ * read.
  */
 static bool
 has_room(void)

@@ -10,10 +10,10 @@
 
 #include "delivery/target_handler.h"
 
-/* What there is to do for the connection of this process. */
+/* What there is to do for this process's connection. */
 typedef enum CqrsBrokerTask
 {
-	CQRS_BROKER_TASK_OPEN,		/* there is none */
+	CQRS_BROKER_TASK_OPEN,		/* there is no connection */
 	CQRS_BROKER_TASK_WAIT,		/* nothing but wait */
 	CQRS_BROKER_TASK_EXCHANGE,	/* record what is confirmed, read on */
 	CQRS_BROKER_TASK_RENEW,		/* close it: it is not to be used any more */

@@ -8,25 +8,25 @@
  *
  * 1. A batch is one transaction, or subtransaction: the cursor moves with what
  *	  the handler did. First come the parked events that are due, then new
- *	  ones. No handler is to notice that it is in a batch: each event ends as if
- *	  the transaction did (see session.c), and is the last one of its batch
- *	  where that is not enough; where it changed what is registered, or moved its
- *	  own subscription (see underway.c); and where the subtransactions would
- *	  become too many.
+ *	  ones. No handler should notice that it is in a batch: each event ends as if
+ *	  its transaction did (see session.c). An event is the last one of its batch
+ *	  where that is not enough, where it changed the registry or moved its own
+ *	  subscription (see underway.c), or where the subtransactions would become
+ *	  too many.
  * 2. If the handler raises an error at the k-th event, all is rolled back. The
  *	  k - 1 before it are done again; then the others are called apart, each in a
  *	  subtransaction of its own, until none has failed for a while (CqrsPace).
- *	  So an error costs only its own event from then on: that is parked in the
- *	  batch's transaction.
- *	  An error is an event's fault only if nothing of another is in its
- *	  transaction: if none was handled before it there. Otherwise, it is parked
- *	  as it is, and tried anew at the beginning of the next batch.
- * 3. What may be no event's fault counts as no attempt until another lane was
- *	  tried; see blame.c. If it is none, the whole subscription waits.
+ *	  So from then on, an error costs only its own event, which is parked in
+ *	  the batch's transaction. An error is an event's fault only if no other
+ *	  event was handled before it in its transaction. Otherwise, it is parked
+ *	  without an attempt, and tried again at the beginning of the next batch.
+ * 3. An error that may be no event's fault is not counted as an attempt until
+ *	  another lane was tried; see blame.c. If it turns out to be nobody's, the
+ *	  whole subscription waits.
  * 4. Where an event may have ended the process (see worker.c), each is parked
  *	  with its attempt counted, and that committed, before the handler is
  *	  called (cqrs_target_announce). So is any event whose last attempt was
- *	  announced, and did not come back.
+ *	  announced and did not return.
  *
  * The worker limits the time of each call, deferred triggers included (see
  * handler_timeout.c).
@@ -57,16 +57,16 @@
 #include "shared/clock.h"
 #include "subscription/subscription.h"
 
-/* A batch ends where it would have more subtransactions. */
+/* A batch ends before it has more subtransactions than this. */
 #define BATCH_SUBTRANSACTIONS	48
 
-/* A batch begins with so many parked events, at most. */
+/* The most parked events that a batch begins with. */
 #define BATCH_PARKED	100
 
-/* After an error, so many events are called apart. */
+/* How many events are called apart after an error. */
 #define APART_EVENTS	200
 
-/* Evidence is gathered for so long, in milliseconds, if events fail. */
+/* How long evidence is gathered if events fail, in milliseconds. */
 #define EVIDENCE_DURATION	1000
 
 /* What is being delivered, to name it in errors. */
@@ -76,7 +76,7 @@ typedef struct DeliveryContext
 	const CqrsEvent *event;		/* NULL: not at an event */
 } DeliveryContext;
 
-/* A batch under way. */
+/* A batch under way, with what its events have done to it. */
 typedef struct Batch
 {
 	CqrsRelay	relay;
@@ -87,7 +87,7 @@ typedef struct Batch
 	MemoryContext per_event;
 	bool		in_worker;
 	TimestampTz deadline;		/* if nothing fails */
-	int			nplain;			/* so many more are not called apart */
+	int			nplain;			/* how many more are not called apart */
 	bool		again;			/* a transient error of the first event does
 								 * not count */
 	bool		one;			/* ends with the first that is handled ... */
@@ -95,15 +95,15 @@ typedef struct Batch
 	bool		clean;			/* nothing was handled yet */
 	bool		passed;			/* the cursor is to say when, see
 								 * note_passed() */
-	bool		is_short;		/* it does not wait for the disk alone */
+	bool		is_short;		/* it need not wait for the disk by itself */
 	CqrsEvidence evidence;		/* of what failed while it was clean */
-	int			enough;			/* lanes of it */
-	int			nfailed;		/* in a row, since it is not */
+	int			enough;			/* how many lanes of evidence are enough */
+	int			nfailed;		/* in a row, since it is not clean */
 	bool		timed_out;		/* what failed last took too long */
 	uint64		registry;		/* its generation */
-	int			subtransactions;	/* of the event that had most */
+	int			subtransactions;	/* of the event that had the most */
 	bool		stop;			/* no further event */
-	bool		moved;			/* the cursor was, by the handler */
+	bool		moved;			/* the handler moved the cursor */
 	int			commit;			/* what synchronous_commit is to be */
 	volatile CqrsDelivery *delivery;
 } Batch;
@@ -141,9 +141,9 @@ static void delivery_error_callback(void *arg);
 /*
  * Deliver one batch to the subscription's handler, in the current transaction.
  * The current user is the subscription's owner.
- *	pace			which events are called apart
- *	alone			no more than one
- *	parked_position	not 0: this parked event, due or not, and nothing else
+ *	pace			says which events are called apart
+ *	alone			deliver no more than one event
+ *	parked_position	not 0: only this parked event, due or not
  *	now				parked events are due if they are to be tried by then
  *	in_worker		limit the time of each call, and of the batch
  *
@@ -202,7 +202,7 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 											"cqrs event",
 											ALLOCSET_DEFAULT_SIZES);
 
-	/* However many parked events are due, new ones have their turn. */
+	/* However many parked events are due, new ones get their turn. */
 	if (pace->new_first && parked_position == 0)
 		nnew = deliver_new(&batch);
 	if (nnew == 0)
@@ -226,9 +226,9 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 }
 
 /*
- * Is this error no event's fault? Then it would fail any other event too:
- * resources are short, an administrator intervened, the system has an error.
- * A handler's timeout is none: whoever calls one asks for that first.
+ * Is this an error that would fail any other event too, because resources are
+ * short, an administrator intervened, or the system has an error? A handler's
+ * timeout looks like one: callers check for that first.
  */
 bool
 cqrs_target_is_outage(const ErrorData *error)
@@ -253,7 +253,7 @@ cqrs_pace_done(CqrsPace *pace, volatile CqrsDelivery *delivery)
 }
 
 /*
- * A batch was rolled back by this error, after so many of its events were
+ * A batch was rolled back by this error, after nevents of its events were
  * handled.
  */
 void
@@ -266,8 +266,8 @@ cqrs_pace_failed(CqrsPace *pace, int nevents, const ErrorData *error)
 }
 
 /*
- * Find the handler, and see that the owner may call it. No event is to blame
- * if it is not there.
+ * Find the handler, and check that the owner may call it. If it is not there,
+ * no event is to blame.
  */
 static void
 find_handler(Batch *batch)
@@ -291,8 +291,8 @@ find_handler(Batch *batch)
  * Deliver parked events that are due, or the one at position. Returns how many
  * there were.
  *
- * Those that have failed before come first in their transaction, as long as they
- * fail. Once one of them is handled, others may be, too.
+ * Those that have failed before come first in their transaction, for as long as
+ * they fail again. Once one of them is handled, others may be, too.
  */
 static int
 deliver_parked(Batch *batch, int64 position, TimestampTz now)
@@ -326,7 +326,7 @@ deliver_parked(Batch *batch, int64 position, TimestampTz now)
 			break;
 		}
 
-		/* It comes first in the next batch. */
+		/* It will come first in the next batch. */
 		if (parked.failed_at != 0 && batch->nfailed > 0)
 			return BATCH_PARKED;
 
@@ -419,10 +419,10 @@ finish(Batch *batch, int nparked)
 }
 
 /*
- * Have an event handled: one of the window, or, with parked, that. Returns false
- * if it failed, which was recorded, or can be told when it comes first. Raises an
- * error if it was not called apart, if the error is no event's fault, or if the
- * event is to be tried again at once.
+ * Have an event handled: one of the window or, if parked is given, that one.
+ * Returns false if it failed, and that was recorded. Raises the error if it was
+ * not called apart, if the error is no event's fault, or if the event is to be
+ * tried again at once.
  */
 static bool
 handle(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
@@ -438,7 +438,7 @@ handle(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 		record_failure(batch, event, parked, error);
 	else
 	{
-		/* What failed before, although this is possible, is at fault. */
+		/* As this one was handled, those that failed before are at fault. */
 		cqrs_evidence_convict(&batch->evidence, batch->relay.subscription,
 							  &batch->relay.cursor, &batch->relay.lanes,
 							  batch->in_worker ? LOG : WARNING);
@@ -452,9 +452,9 @@ handle(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 }
 
 /*
- * Call the handler with one event, under a snapshot of its own. What it is
- * within, in cqrs_drain(), has nothing to do with the event. Sets stop if the
- * batch has to end with this one. Returns the error of one that was called
+ * Call the handler with one event, under a snapshot of its own. The context
+ * that cqrs_drain() was called in has nothing to do with the event. Sets stop
+ * if the batch has to end with this event. Returns the error, if it was called
  * apart.
  */
 static ErrorData *
@@ -489,8 +489,9 @@ call_handler(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 
 /*
  * Call the handler in a subtransaction. Returns the error that rolled it back,
- * in the batch's context, or NULL. What the session was left with ends with the
- * event, not here: the trigger manager, for one, must not begin anew within.
+ * in the batch's context, or NULL. What the handler left in the session is
+ * ended with the event, not here: the trigger manager, for one, must not begin
+ * anew within the subtransaction.
  */
 static ErrorData *
 call_apart(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
@@ -501,7 +502,7 @@ call_apart(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 	ResourceOwner oldowner = CurrentResourceOwner;
 	CqrsCursor	before = *cursor;
 	ErrorData  *volatile error = NULL;
-	volatile bool all = false;	/* it concerns the whole batch */
+	volatile bool all = false;	/* the error concerns the whole batch */
 
 	if (cursor->npassed > 0)
 	{
@@ -552,7 +553,7 @@ call_apart(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 }
 
 /*
- * Have a parked event removed, and call the handler.
+ * Remove the event from the parked ones, if it is there, and call the handler.
  */
 static void
 call(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
@@ -562,7 +563,7 @@ call(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 	CqrsContext context;
 	Datum		arg;
 
-	/* Before, so that the handler may move the cursor. */
+	/* Before the call, so that the handler may move the cursor. */
 	if (parked != NULL)
 		cqrs_parked_done(parked, &batch->relay.cursor);
 	MemoryContextSwitchTo(batch->per_event);
@@ -582,7 +583,7 @@ call(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 }
 
 /*
- * The call itself; in a worker, with what is deferred to the end of the
+ * The call itself; in a worker, including what is deferred to the end of the
  * transaction, and within the time that the subscription allows.
  */
 static void
@@ -611,7 +612,7 @@ call_limited(Batch *batch, Datum arg)
 					 errmsg("handler took too long")));
 	}
 
-	/* The batch commits as the most demanding of its handlers wants. */
+	/* The batch commits as the most demanding of its events wants. */
 	if (synchronous_commit != commit)
 		commit = synchronous_commit;
 	else if (batch->is_short && !cqrs_session_event_was_alone())
@@ -620,8 +621,8 @@ call_limited(Batch *batch, Datum arg)
 }
 
 /*
- * End an event that was handled, or failed apart, and see if the batch has to end,
- * too. Of what failed, nothing is left but what the session keeps.
+ * End an event that was handled, or failed apart, and see if the batch has to
+ * end, too. An event that failed leaves nothing but what the session keeps.
  */
 static void
 end_event(Batch *batch, int level, int subtransactions, bool failed)
@@ -651,9 +652,8 @@ end_event(Batch *batch, int level, int subtransactions, bool failed)
 }
 
 /*
- * A subtransaction was rolled back, and with it maybe what the registry was
- * loaded in: the subscription is another copy then, whose handler is yet to be
- * found.
+ * A subtransaction was rolled back. If the registry was loaded in it, the
+ * subscription is another copy now, whose handler is yet to be found.
  */
 static void
 refresh(Batch *batch)
@@ -677,9 +677,9 @@ refresh(Batch *batch)
 }
 
 /*
- * An event failed that was called apart. If others were handled before it in this
+ * An event that was called apart failed. If others were handled before it in this
  * transaction, it is to be tried first in another. If not, it is at fault, unless
- * those that come next meet the same.
+ * those that come next fail, too.
  */
 static void
 record_failure(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
@@ -692,7 +692,7 @@ record_failure(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 
 	note_passed(batch);
 
-	/* What may be over at once is to be tried again first. */
+	/* An error that may be over at once: try again first. */
 	unproven = !batch->clean ||
 		(!comes_first(batch) && cqrs_error_is_transient(error));
 	suspect = cqrs_blame(error) == CQRS_BLAME_SUSPECT && !batch->timed_out &&
@@ -714,7 +714,7 @@ record_failure(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 	}
 	if (unproven)
 	{
-		/* Maybe all that come next fail. */
+		/* All that come next may fail. */
 		if (++batch->nfailed >= (suspect ? CQRS_SUSPECT_LANES :
 								 CQRS_FAILING_LANES))
 			batch->stop = true;
@@ -729,7 +729,8 @@ record_failure(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 }
 
 /*
- * Did the event not fail before, but where no other one was handled, either?
+ * Has the event not failed before, or only since an event was last handled,
+ * without that counting?
  */
 static bool
 is_first(const Batch *batch, const CqrsParked *parked)
@@ -740,9 +741,9 @@ is_first(const Batch *batch, const CqrsParked *parked)
 }
 
 /*
- * There is evidence: try other lanes until it suffices, however late it is where
- * an error is suspect, and for a while where it is not. If events failed before,
- * it may be a long run of bad ones: what waited once, looks further.
+ * There is evidence: try other lanes until it suffices, however late it is if an
+ * error is suspect, and for a while if none is. If the subscription waited
+ * before, it may be a long run of bad events: then look further.
  */
 static void
 gather(Batch *batch, bool suspect)
@@ -772,8 +773,9 @@ gather(Batch *batch, bool suspect)
 }
 
 /*
- * The cursor says when an event passed last: looked up not for each of them, but
- * before anything else is recorded. So it is not later than what fails next.
+ * Note in the cursor when an event was last delivered: not for each of them, but
+ * before anything else is recorded, so that it is not later than the next
+ * failure.
  */
 static void
 note_passed(Batch *batch)
@@ -790,8 +792,8 @@ comes_first(const Batch *batch)
 }
 
 /*
- * Nothing was handled since these events failed. Whose fault is that? Where one is
- * of a suspect class, there must have been no other lane.
+ * Nothing was handled since these events failed. Whose fault is that? If an error
+ * is suspect, few lanes make an outage only if there is no other one to try.
  */
 static void
 decide(Batch *batch)
@@ -811,8 +813,8 @@ decide(Batch *batch)
 }
 
 /*
- * What failed is nobody's fault: it is not tried again before a while. Says in
- * *delivery why, until when, and whether all wait for that.
+ * What failed is nobody's fault: it is not tried again for a while. Says in
+ * *delivery why, until when, and whether only the failed events wait.
  */
 void
 cqrs_target_wait(volatile CqrsDelivery *delivery, CqrsEvidence *evidence,
@@ -833,7 +835,7 @@ cqrs_target_wait(volatile CqrsDelivery *delivery, CqrsEvidence *evidence,
 }
 
 /*
- * Is there nothing else to try?
+ * Was everything tried that there is?
  */
 static bool
 is_all(const Batch *batch)
@@ -848,17 +850,17 @@ is_all(const Batch *batch)
 
 /*
  * Have the transaction commit as its handlers want it. With a transaction for
- * each event, or where events are called apart, so that the transactions are
- * short, who has set nothing and announced nothing need not wait for the disk:
- * the worker does so for several of them. A crash takes back cursor and effects
- * together.
+ * each event, or if events are called apart, transactions are short. Then one
+ * whose handlers have not set synchronous_commit and announced nothing need not
+ * wait for the disk: the worker does so for several at once. A crash takes back
+ * cursor and effects together.
  */
 static void
 set_commit(const Batch *batch)
 {
 	int			commit = batch->commit;
 
-	/* Nobody waits for what only failed. */
+	/* Nobody waits for failures to reach the disk. */
 	if (commit < 0 && batch->delivery->nfailed > 0)
 		commit = SYNCHRONOUS_COMMIT_OFF;
 	if (!batch->in_worker || commit < 0)

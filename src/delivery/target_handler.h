@@ -11,13 +11,13 @@
 #include "retry/blame.h"
 #include "utils/timestamp.h"
 
-/* So much of a message is kept. */
+/* How much of a message is kept. */
 #define CQRS_DELIVERY_MESSAGE	512
 
-/* What became of a batch; also to be read after an error. */
+/* What became of a batch; also valid after an error. */
 typedef struct CqrsDelivery
 {
-	int			nevents;		/* handled; after an error, before it */
+	int			nevents;		/* handled; if there was an error, before it */
 	int			nfailed;		/* called apart, and failed */
 	int64		position;		/* of the event being handled, or 0: none is */
 	int64		last;			/* of the one handled last */
@@ -26,24 +26,24 @@ typedef struct CqrsDelivery
 	bool		parked_last;	/* parked events left no time for new ones */
 	bool		not_flushed;	/* it commits without waiting for the disk */
 	TimestampTz retry_at;		/* a parked event may be tried then; 0: none */
-	int			outage;			/* what failed is nobody's fault: SQLSTATE, or
-								 * 0 */
+	int			outage;			/* not 0: what failed is nobody's fault; the
+								 * SQLSTATE */
 	char		message[CQRS_DELIVERY_MESSAGE]; /* ... why ... */
-	bool		lone;			/* ... there is no other lane to tell by */
+	bool		lone;			/* ... there is no other lane to compare with */
 	TimestampTz failed_until;	/* ... not to be tried again before */
-	bool		failing;		/* to a broker: that was so last, and nothing
-								 * has passed since */
+	bool		failing;		/* to a broker: the last failure was nobody's
+								 * fault, and nothing was confirmed since */
 } CqrsDelivery;
 
 /*
- * How the next batch goes: after an error, so many events as were handled before
- * it, and the others apart. All zero to begin with.
+ * How to deliver the next batch: after an error, as many events as were handled
+ * before it, and then the others apart. All zero to begin with.
  */
 typedef struct CqrsPace
 {
-	int			plain;			/* with apart, so many are not yet */
-	int			apart;			/* so many events are to be called apart */
-	int			again;			/* so often the first event met an error that
+	int			plain;			/* with apart, how many come before that */
+	int			apart;			/* how many events are to be called apart */
+	int			again;			/* how often the first event met an error that
 								 * may be over at once */
 	bool		new_first;		/* new ones before those that are parked */
 } CqrsPace;

@@ -9,14 +9,14 @@
  * ahead of the one in the table. Two moves from one row would collide, and a
  * seek would not find what this batch has parked. So
  *
- * 1. who moves a cursor has the batches under way settle first: the cursor's
- *	  next row is written as it will be when the event at hand is done. What
- *	  follows moves on from there, as if it came after the batch's commit;
+ * 1. whoever moves a cursor has the batches under way settle first: the
+ *	  cursor's next row is written as it will be when the event at hand is
+ *	  done. What follows moves on from there, as if it came after the batch's
+ *	  commit;
  * 2. the batch ends with the event at hand, and leaves the cursor as it finds it.
  *
- * What a handler does may be undone, by an EXCEPTION block of its own. So nobody
- * believes that a batch was settled: whether it was, the cursor in the table
- * says.
+ * What a handler does may be undone by an EXCEPTION block of its own. So whether
+ * a batch was settled is told by the cursor in the table alone.
  *
  *-------------------------------------------------------------------------
  */
@@ -44,7 +44,8 @@ cqrs_underway_is(int32 subscription_id)
 }
 
 /*
- * Before cursors of this subscription are read, to be moved, under their locks.
+ * Have the batches of this subscription settle. Called before its cursors are
+ * read to be moved, under their locks.
  */
 void
 cqrs_underway_settle(int32 subscription_id)
@@ -71,7 +72,7 @@ cqrs_underway_settle(int32 subscription_id)
 }
 
 /*
- * Was the cursor moved by somebody else than the batch, or is it gone?
+ * Did somebody other than the batch move the cursor, or is it gone?
  */
 bool
 cqrs_underway_moved(const CqrsUnderway *underway)

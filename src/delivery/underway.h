@@ -16,7 +16,7 @@ typedef struct CqrsUnderway
 	struct CqrsUnderway *outer; /* NULL: none */
 	CqrsRelay  *relay;
 	bool		parked;			/* the event at hand was */
-	bool		settled;		/* somebody asked for it; see underway.c */
+	bool		settled;		/* cqrs_underway_settle() was called */
 } CqrsUnderway;
 
 /* The innermost one, or NULL. */

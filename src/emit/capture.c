@@ -14,23 +14,24 @@
  * deleted, or that gets another key, leaves a tombstone under its old key. The
  * last event of a key is to be the state of the row with that key, so the
  * tombstones of a statement come before its rows. A row trigger knows only one
- * row, and cannot see to it: where a statement hands the key of one row to
- * another, it takes a statement trigger.
+ * row, and cannot see to that: a statement that hands the key of one row to
+ * another needs a statement trigger.
  *
  * A row trigger of a partitioned table is fired with the partition that the
  * row is in. Names and row type are those of the table that the trigger was
  * created on: partitions may come and go, and no consumer need know.
  *
  * Transition tables have the rows of an UPDATE in the same order. Only if a
- * row was moved to another partition, and a trigger there kept it out, there
- * is an old row without a new one. Which one cannot be told, so no row is
- * paired with another then: all the old rows come first, then the new ones.
+ * row was moved to another partition and a trigger there kept it out is there
+ * an old row without a new one. Since it cannot be told which one, rows are
+ * not paired then: all the old ones come first, then the new ones.
  *
  * Memory
  *
  * What is found out about the trigger is kept in its FmgrInfo, which lives as
- * long as the query (for deferred triggers, the commit) and has the table
- * locked. The event type is looked up, and the privilege checked, each time.
+ * long as the query (for deferred triggers, until the commit), while the table
+ * is locked. The event type is looked up, and the privilege checked, each
+ * time.
  *
  *-------------------------------------------------------------------------
  */
@@ -79,7 +80,7 @@ typedef struct Capture
 	TupleDesc	envelopes[ENVELOPES];	/* NULL: not made yet */
 	MemoryContext context;		/* where all of this is */
 
-	/* Of this call; no emitter: events are written one by one. */
+	/* Of this call. Without an emitter, events are written one by one. */
 	CqrsEventType *event_type;
 	CqrsEmitter *emitter;
 } Capture;
@@ -174,7 +175,7 @@ check_trigger(const TriggerData *trigdata)
 	Trigger    *trigger = trigdata->tg_trigger;
 	char	   *relname = RelationGetRelationName(trigdata->tg_relation);
 
-	/* What happens before may still not happen. */
+	/* What a BEFORE trigger sees may still not happen. */
 	if (!TRIGGER_FIRED_AFTER(trigdata->tg_event))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
@@ -198,7 +199,7 @@ check_trigger(const TriggerData *trigdata)
 }
 
 /*
- * What is known about the trigger, found out at its first call.
+ * Get what is known about the trigger, found out at its first call.
  */
 static Capture *
 get_capture(FunctionCallInfo fcinfo, CqrsEventType *event_type)
@@ -276,8 +277,8 @@ trigger_table(const TriggerData *trigdata)
 }
 
 /*
- * Find the columns that the trigger's further arguments name. Raises 42703
- * for what is not a column, 0A000 for one that has no value in a trigger.
+ * Find the columns that the trigger's further arguments name. Raises 42703 if
+ * there is no such column, 0A000 if it has no value in a trigger.
  */
 static void
 find_key_columns(Capture *capture, const TriggerData *trigdata)
@@ -342,9 +343,9 @@ check_row_type(CqrsEventType *event_type, Oid relid)
 }
 
 /*
- * What cannot be told with the new row alone: raises 0A000 for TRUNCATE,
- * 22023 for a DELETE without a key, and 39P01 for an UPDATE without a
- * transition table that it takes.
+ * Refuse what events with the new row alone cannot tell: raises 0A000 for
+ * TRUNCATE, 22023 for a DELETE without a key, and 39P01 for an UPDATE without
+ * a transition table that it needs.
  */
 static void
 check_state_transfer(const Capture *capture, const TriggerData *trigdata)
@@ -386,7 +387,7 @@ check_state_transfer(const Capture *capture, const TriggerData *trigdata)
 }
 
 /*
- * What an envelope calls that which fired the trigger.
+ * The name in an envelope for what fired the trigger.
  */
 static const char *
 operation(const TriggerData *trigdata)
@@ -444,8 +445,8 @@ capture_statement(Capture *capture, const TriggerData *trigdata)
 		if (capture->state_transfer)
 		{
 			/*
-			 * A row may get a key that another one gives up: no tombstone may
-			 * come behind its new state.
+			 * A row may get a key that another one gives up: no tombstone of
+			 * the key may come after its new state.
 			 */
 			for_each_row(capture, op, &old_rows, &new_rows, emit_tombstone);
 			for_each_row(capture, op, &none, &new_rows, emit_state);
@@ -459,8 +460,8 @@ capture_statement(Capture *capture, const TriggerData *trigdata)
 }
 
 /*
- * Call callback for each pair of rows, or if there are more of one than of the
- * other, for each of the old rows, then for each of the new.
+ * Call callback for each pair of rows or, if there are not as many old ones as
+ * new ones, for each of the old rows, then for each of the new ones.
  */
 static void
 for_each_row(Capture *capture, const char *op, Rows *old_rows, Rows *new_rows,
@@ -475,7 +476,7 @@ for_each_row(Capture *capture, const char *op, Rows *old_rows, Rows *new_rows,
 									ALLOCSET_DEFAULT_SIZES);
 	for (;;)
 	{
-		/* Not in per_row: a slot's tuple outlives the reset. */
+		/* Not in per_row: a slot's tuple must outlive the reset. */
 		TupleTableSlot *old_row = rows_next(old_rows);
 		TupleTableSlot *new_row = NULL;
 		MemoryContext oldcontext;
@@ -493,8 +494,8 @@ for_each_row(Capture *capture, const char *op, Rows *old_rows, Rows *new_rows,
 }
 
 /*
- * A transition table to be read; store NULL: one without rows. Others may
- * read it too, so it gets a read pointer of our own.
+ * Begin to read a transition table; store is NULL if it has no rows. Others
+ * may read it too, so we use a read pointer of our own.
  */
 static void
 rows_begin(Rows *rows, Tuplestorestate *store, TupleDesc desc)
@@ -519,7 +520,7 @@ rows_rewind(Rows *rows)
 }
 
 /*
- * The next row, valid until the one after it is asked for, or NULL.
+ * The next row, valid until the one after it is read, or NULL.
  */
 static TupleTableSlot *
 rows_next(Rows *rows)

@@ -12,13 +12,12 @@
  * loaded. That is harmless: readers read all of them.
  *
  * An event whose type has handlers is also queued for them (domain_event.c).
- * Nothing is written of one whose type has no topic, unless the caller names
- * one.
+ * If its type has no topic, nothing is written, unless the caller names one.
  *
  * Locking
  *
- * The lock on the segment stays until the end of the transaction. If it went
- * earlier, TRUNCATE could pass under the uncommitted row.
+ * The lock on the segment stays until the end of the transaction. Otherwise, a
+ * TRUNCATE could remove the uncommitted row.
  *
  *-------------------------------------------------------------------------
  */
@@ -55,14 +54,14 @@
 #include "registry/registry.h"
 #include "shared/announce.h"
 
-/* So many events are written at once, as COPY does. */
+/* How many events, and how many bytes, are written at once, as in COPY. */
 #define MULTI_INSERT_ROWS	1000
 #define MULTI_INSERT_BYTES	65536
 
 /*
- * A segment is written at its end, whatever room a VACUUM has found before.
- * Events next to old ones would have all those pages written again, and whole
- * to WAL after each checkpoint, for what is truncated soon anyway.
+ * A segment is written at its end, whatever room a VACUUM has found before
+ * that. Otherwise old pages would be written again, and whole to WAL after
+ * each checkpoint, although they are truncated soon anyway.
  */
 #define INSERT_OPTIONS	TABLE_INSERT_SKIP_FSM
 
@@ -81,13 +80,13 @@ struct CqrsEmitter
 {
 	CqrsEventType *event_type;
 	Datum		event_name;
-	Writer		writer;			/* this and what follows: not without topic */
+	Writer		writer;			/* from here on: only if there is a topic */
 	MemoryContext context;		/* where all of this is */
 	MemoryContext scratch;		/* reset after each write */
 	BulkInsertState bistate;
 	TupleTableSlot *slots[MULTI_INSERT_ROWS];
 	int			nslots;
-	int			used;			/* of the slots: not written yet */
+	int			used;			/* slots in use, not written yet */
 	Size		bytes;			/* of their payloads */
 };
 
@@ -227,8 +226,8 @@ cqrs_emit_many(PG_FUNCTION_ARGS)
 }
 
 /*
- * May the current user emit events of this type? If not, what
- * cqrs_topic_require() raises.
+ * May the current user emit events of this type? If not, raises what
+ * cqrs_topic_require() does.
  */
 void
 cqrs_emit_require(const CqrsEventType *event_type)
@@ -241,7 +240,7 @@ cqrs_emit_require(const CqrsEventType *event_type)
  * Emit one event, without headers of its own and with a new id. The caller has
  * checked that the transaction may write (cqrs_require_writable), that the
  * user may emit it (cqrs_emit_require), and that the payload, if not NULL,
- * fits the event type; and has the handlers called when it is done
+ * fits the event type; and then has the handlers called
  * (cqrs_dispatch_events). event_name is text.
  *
  * Raises 55000 if the topic's tables were altered; 54001 for a chain of
@@ -259,7 +258,7 @@ cqrs_emit_event(CqrsEventType *event_type, Datum event_name,
 }
 
 /*
- * The same for many events of one type: begin, add each, end. They are
+ * Emit many events of one type like this: begin, add each, end. They are
  * written in the order in which they were added, some of them only by
  * cqrs_emitter_end(). On an error, the transaction's abort cleans up.
  *
@@ -317,9 +316,9 @@ cqrs_emitter_end(CqrsEmitter *emitter)
 }
 
 /*
- * Write one event to its topic as it is, and no more: its type, which need not
- * be registered, the payload and the user's privileges are the caller's
- * matter, no handler is called, and no header added. Its position is set.
+ * Write one event to its topic as it is, and do no more: its type, which need
+ * not be registered, the payload and the user's privileges are up to the
+ * caller; no handler is called, and no header added. Its position is set.
  *
  * Raises 55000 if the topic's tables were altered.
  */
@@ -341,7 +340,7 @@ cqrs_event_write(CqrsEvent *event)
 }
 
 /*
- * Does the payload fit the event type? Raises what payload.c says.
+ * Does the payload fit the event type? If not, raises what payload.c does.
  */
 static void
 check_payload(CqrsEventType *event_type, Datum payload)
@@ -358,7 +357,7 @@ check_payload(CqrsEventType *event_type, Datum payload)
 }
 
 /*
- * An event without headers of its own, and with a new id.
+ * Make an event without headers of its own, and with a new id.
  */
 static inline void
 init_event(CqrsEvent *event, const CqrsEventType *event_type,
@@ -377,8 +376,8 @@ init_event(CqrsEvent *event, const CqrsEventType *event_type,
 }
 
 /*
- * Emit one event: to its topic, if it has one, and to the handlers; with an
- * emitter (NULL: none), together with others. Its position is set.
+ * Emit one event to its topic, if it has one, and to the handlers. If there is
+ * an emitter, it is written together with others. Its position is set.
  */
 static inline void
 emit(CqrsEmitter *emitter, CqrsEventType *event_type, CqrsEvent *event)
@@ -413,8 +412,8 @@ writer_open(Writer *writer, const CqrsTopic *topic)
 }
 
 /*
- * Close it, and have the manager woken at commit, unless nothing will be there
- * then. The lock stays.
+ * Close it, and have the manager woken at commit, unless nothing will be left
+ * of the event then. The lock stays.
  */
 static void
 writer_close(Writer *writer)
@@ -434,7 +433,7 @@ fill_slot(Writer *writer, TupleTableSlot *slot, CqrsEvent *event)
 	Datum	   *values = slot->tts_values;
 	bool	   *nulls = slot->tts_isnull;
 
-	/* Columns behind ours were dropped. */
+	/* Columns behind ours are dropped ones. */
 	memset(nulls, true, sizeof(bool) * slot->tts_tupleDescriptor->natts);
 	memset(nulls, false, sizeof(bool) * CQRS_SEG_COLUMNS);
 	event->position = nextval_internal(writer->position_seq, false);
@@ -475,7 +474,10 @@ buffer(CqrsEmitter *emitter, CqrsEvent *event)
 	slot = emitter->slots[emitter->used];
 	fill_slot(&emitter->writer, slot, event);
 
-	/* What the event points to is not the emitter's; have the slot own it. */
+	/*
+	 * The emitter does not own what the event points to: have the slot copy
+	 * it.
+	 */
 	ExecMaterializeSlot(slot);
 	emitter->used++;
 	if (!event->payload.isnull)
@@ -487,7 +489,7 @@ buffer(CqrsEmitter *emitter, CqrsEvent *event)
 }
 
 /*
- * Write what COPY would call a buffer of rows.
+ * Write the buffered rows, as COPY does.
  */
 static void
 insert_many(CqrsEmitter *emitter)

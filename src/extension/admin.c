@@ -4,7 +4,7 @@
  *	  SQL as the extension's owner, for what changes the registry.
  *
  * The caller has checked what the user may do. Statements are run with a
- * search_path that the user has no say in.
+ * search_path that the user cannot influence.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,7 +15,7 @@
 #include "extension/admin.h"
 #include "extension/catalog.h"
 
-/* A statement has at most so many parameters, if they are given one by one. */
+/* The most parameters of a statement, if they are given one by one. */
 #define MAX_ARGS	8
 
 typedef struct Args
@@ -40,7 +40,7 @@ cqrs_admin_begin(CqrsAdmin *admin)
 	admin->save_nestlevel = NewGUCNestLevel();
 	cqrs_set_config("search_path", "pg_catalog, pg_temp", GUC_ACTION_SAVE);
 
-	/* What is stored, some of it as text, depends on no setting either. */
+	/* Nor may what is stored, some of it as text, depend on settings. */
 	cqrs_set_config("quote_all_identifiers", "off", GUC_ACTION_SAVE);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
@@ -58,9 +58,9 @@ cqrs_admin_end(CqrsAdmin *admin)
  * Run one statement with parameters; results are in SPI_tuptable. Returns how
  * many rows it touched.
  *
- * It sees what is committed now, as the registry's copy does: with the
- * snapshot of a REPEATABLE READ transaction, it would leave undone what the
- * copy has led the caller to do.
+ * It sees what is committed now, like the registry's copy: with the snapshot
+ * of a REPEATABLE READ transaction, it would not find rows that the caller has
+ * found in the copy.
  */
 uint64
 cqrs_admin_execute_args(const char *sql, int nargs, Oid *types,

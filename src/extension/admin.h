@@ -29,14 +29,14 @@ extern void cqrs_admin_end(CqrsAdmin *admin);
 #define CQRS_INT8(value)	CQRS_ARG(INT8OID, Int64GetDatum(value))
 #define CQRS_TEXT(string)	CQRS_ARG(TEXTOID, CStringGetTextDatum(string))
 
-/* Between the two; so many parameters follow. */
+/* To be called in between; nargs parameters follow. */
 extern uint64 cqrs_admin_execute(const char *sql, int nargs,...);
 extern uint64 cqrs_admin_execute_args(const char *sql, int nargs, Oid *types,
 									  Datum *values, const char *nulls);
 extern void cqrs_admin_ddl(const char *fmt,...) pg_attribute_printf(1, 2);
 extern Datum cqrs_admin_result(void);
 
-/* All of it, for one statement of which nothing is read. */
+/* All of that, for one statement whose result is not read. */
 extern uint64 cqrs_admin_run(const char *sql, int nargs,...);
 
 #endif							/* CQRS_ADMIN_H */

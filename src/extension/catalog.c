@@ -3,10 +3,10 @@
  * catalog.c
  *	  The extension's own relations: where they are, and how they are locked.
  *
- * Tables and sequences are found by name once a backend, and again when the
- * relation that marks registry changes (cqrs.topic) is invalidated: DROP
- * EXTENSION does that too, and nothing else drops them. Indexes are found
- * whenever they are opened.
+ * Tables and sequences are looked up by name once in each backend, and again
+ * when the relation that marks registry changes (cqrs.topic) is invalidated:
+ * DROP EXTENSION does that too, and nothing else drops them. Indexes are
+ * looked up whenever they are opened.
  *
  * Locking
  *
@@ -14,12 +14,12 @@
  *	  start of each transaction (cqrs_extension_lock). DROP EXTENSION takes
  *	  ACCESS EXCLUSIVE on it before it locks anything of ours, so it waits for
  *	  one batch at most and never deadlocks with us.
- * 2. What is ours is locked as objects: class is the table, object the id.
- *	  Such locks show in pg_locks, and belong to the transaction, not to the
- *	  session. From first to last:
+ * 2. Our objects are locked as database objects: the class is the table, the
+ *	  object the id. Such locks show in pg_locks, and belong to the
+ *	  transaction, not to the session. From first to last:
  *	  (cqrs.topic, topic_id)	SHARE to subscribe or seek, EXCLUSIVE to
- *								truncate a segment of it or to adopt it: who
- *								decides about that sees every cursor there is
+ *								truncate a segment of it or to adopt it, which
+ *								requires seeing every cursor
  *	  (cqrs.subscription, subscription_id, partition)
  *								EXCLUSIVE to move that cursor
  *	  (cqrs.tick, 0)			EXCLUSIVE to tick
@@ -97,8 +97,8 @@ static const char *const relation_names[CQRS_RELATIONS] = {
 static Oid	relation_oids[CQRS_RELATIONS];
 
 /*
- * The relation that marks registry changes. Not forgotten with the others, so
- * that no invalidation passes unseen until it is looked up again.
+ * The relation that marks registry changes. It is not forgotten with the
+ * others, so that no invalidation is missed until it is looked up again.
  */
 static Oid	marker_oid = InvalidOid;
 
@@ -108,7 +108,7 @@ static Oid	extension_oid = InvalidOid;
 static Oid	look_up(CqrsRelation relation);
 
 /*
- * The OID of one of our relations that is no index (see cqrs_index_open()).
+ * The OID of one of our relations, except indexes (see cqrs_index_open()).
  * Raises 55000 if the extension, or the relation, is not in this database.
  */
 Oid
@@ -120,8 +120,8 @@ cqrs_relation_oid(CqrsRelation relation)
 		return relid;
 
 	/*
-	 * The marker first: a relation that is remembered without it would never
-	 * be forgotten. Again, if the marker was invalidated during the look-up.
+	 * The marker first: without it, a remembered relation would never be
+	 * forgotten. Repeat this if the marker is invalidated during the look-up.
 	 */
 	do
 	{
@@ -137,8 +137,9 @@ cqrs_relation_oid(CqrsRelation relation)
 }
 
 /*
- * A sequence's last value; *is_called: it was drawn, else it comes next. Its
- * only row is read where it is, as nextval() does: every batch does this.
+ * A sequence's last value; *is_called gets whether it was drawn, or comes
+ * next. Its only row is read in place, as nextval() does: every batch calls
+ * this.
  */
 int64
 cqrs_sequence_last(CqrsRelation sequence, bool *is_called)
@@ -168,10 +169,10 @@ cqrs_sequence_last(CqrsRelation sequence, bool *is_called)
  * Open an index of one of our tables, which is open, and so locked. Raises
  * 55000 if somebody dropped it.
  *
- * Where it is is not remembered: REINDEX CONCURRENTLY makes another index, and
- * swaps their names. It drops the old one only when all have ended that had a
- * lock on the table by then, and until then keeps it up. So what has the name
- * now is good for as long as the lock on the table is held.
+ * Its OID is not remembered: REINDEX CONCURRENTLY makes another index, and
+ * swaps their names. It keeps the old one up to date, and drops it only when
+ * all transactions that had a lock on the table have ended. So whichever has
+ * the name now is good for as long as the lock on the table is held.
  */
 Relation
 cqrs_index_open(Relation table, CqrsRelation index, LOCKMODE lockmode)
@@ -205,9 +206,9 @@ look_up(CqrsRelation relation)
  * Keep the extension from being dropped until the end of the transaction.
  * Returns its OID, or InvalidOid if it is not there (any more).
  *
- * If we knew it already, and have learnt of nothing else once we have the
- * lock, it is the one: DROP EXTENSION has the marker invalidated before it
- * lets go of its lock.
+ * If we knew it already, and no invalidation has come by the time we have the
+ * lock, it is still the one: DROP EXTENSION invalidates the marker before it
+ * releases its lock.
  */
 Oid
 cqrs_extension_lock(void)
@@ -302,7 +303,7 @@ cqrs_type_is(Oid typid, const char *name)
 }
 
 /*
- * Is this type in somebody's temporary schema? So are arrays of such a type.
+ * Is this type, or the element type of an array, in a temporary schema?
  */
 bool
 cqrs_type_is_temporary(Oid typid)
@@ -339,13 +340,13 @@ cqrs_object_lock(CqrsRelation relation, int32 id, int32 part, LOCKMODE mode,
 	if (LockAcquire(&tag, mode, false, !wait) == LOCKACQUIRE_NOT_AVAIL)
 		return false;
 
-	/* What was committed by who had it is known from here on. */
+	/* From here on, we know what the previous holder committed. */
 	AcceptInvalidationMessages();
 	return true;
 }
 
 /*
- * Give a lock back before the transaction ends: nothing was changed under it.
+ * Release a lock before the transaction ends: nothing was changed under it.
  */
 void
 cqrs_object_unlock(CqrsRelation relation, int32 id, int32 part, LOCKMODE mode)
@@ -357,8 +358,8 @@ cqrs_object_unlock(CqrsRelation relation, int32 id, int32 part, LOCKMODE mode)
 }
 
 /*
- * Has another transaction a lock that conflicts with this mode? *pid gets the
- * process, or 0 if the transaction is prepared.
+ * Does another transaction have a lock that conflicts with this mode? *pid
+ * gets the process, or 0 if the transaction is prepared.
  */
 bool
 cqrs_lock_holder(const LOCKTAG *tag, LOCKMODE mode, int *pid)
@@ -373,8 +374,8 @@ cqrs_lock_holder(const LOCKTAG *tag, LOCKMODE mode, int *pid)
 }
 
 /*
- * Refuse what cannot write: a read-only transaction or a standby (25006), a
- * parallel operation (25000).
+ * Raises an error where nothing can be written: 25006 in a read-only
+ * transaction or on a standby, 25000 in a parallel operation.
  */
 void
 cqrs_require_writable(const char *function)
@@ -385,8 +386,8 @@ cqrs_require_writable(const char *function)
 }
 
 /*
- * Have this transaction's commit wait until it is flushed, and replicated
- * where replication is synchronous, whatever the session's setting.
+ * Make this transaction's commit wait until it is flushed, and replicated if
+ * replication is synchronous, whatever the session's setting.
  */
 void
 cqrs_commit_durably(void)
@@ -413,7 +414,7 @@ cqrs_set_commit(int level)
 }
 
 /*
- * Set what any user may set, for a while.
+ * Set, for a while, something that any user may set.
  */
 void
 cqrs_set_config(const char *name, const char *value, GucAction action)
@@ -456,8 +457,8 @@ cqrs_name_arg(FunctionCallInfo fcinfo, int argno, const char *kind)
 }
 
 /*
- * Raises 22004 if an argument of a SQL function is NULL. It is called so in the
- * message: alone, or as something of that kind and name.
+ * Raises 22004 if an argument of a SQL function is NULL. argument is its name
+ * in the message; kind and name, unless NULL, say whose argument it is.
  */
 void
 cqrs_arg_required(FunctionCallInfo fcinfo, int argno, const char *argument,

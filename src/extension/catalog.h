@@ -1,8 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * catalog.h
- *	  The extension's own relations: where they are, how rows are read and
- *	  written.
+ *	  The extension's own relations: where they are, and how they are locked.
  *
  *-------------------------------------------------------------------------
  */

@@ -4,15 +4,15 @@
  *	  What is granted on our objects, and what no grant allows.
  *
  * Whatever is made in a database may come with privileges that nobody thought
- * of: ALTER DEFAULT PRIVILEGES. They would reach a topic, where INSERT means
- * "may emit". So what the extension makes begins with its owner's privileges
- * alone, and is granted to those whom we mean.
+ * of, by ALTER DEFAULT PRIVILEGES. For a topic, INSERT would mean "may emit".
+ * So what the extension makes begins with its owner's privileges alone, and is
+ * then granted to those whom we mean.
  *
- * Our tables say as whom functions are executed. Whoever writes them can be
- * any of those roles, and pg_write_all_data, or a GRANT on all tables of the
- * database, is not meant to make superusers. So a statement trigger of each
- * table, topics' segments too, refuses everybody but the table's owner, and
- * with him superusers. What we write ourselves passes the executor by, or is
+ * Our tables say as whom functions are executed. Whoever writes them can act
+ * as any of those roles, and neither pg_write_all_data nor a GRANT on all
+ * tables of the database is meant to make superusers. So a statement trigger
+ * of each table, topics' segments included, refuses everybody but the table's
+ * owner and superusers. What we write ourselves bypasses the executor, or is
  * SQL as the extension's owner.
  *
  *-------------------------------------------------------------------------
@@ -62,15 +62,15 @@ cqrs_refuse_write(PG_FUNCTION_ARGS)
 				 errdetail("Only its owner, and superusers, may write a table of extension \"%s\", whatever is granted.",
 						   CQRS_EXTENSION)));
 
-	/* A restore schedules commands, and nobody else announces them. */
+	/* A restore adds scheduled commands, which nobody else announces. */
 	if (strcmp(RelationGetRelationName(rel), "scheduled_command") == 0)
 		cqrs_shmem_command_scheduled(DT_NOBEGIN);
 	return PointerGetDatum(NULL);
 }
 
 /*
- * cqrs.withdraw_privileges(): of all that the extension has, nobody but the
- * owner has privileges any more.
+ * cqrs.withdraw_privileges(): revoke all privileges on the extension's objects
+ * from everybody but the owner.
  */
 Datum
 cqrs_withdraw_privileges(PG_FUNCTION_ARGS)
@@ -100,8 +100,8 @@ cqrs_withdraw_privileges(PG_FUNCTION_ARGS)
 }
 
 /*
- * The same of a relation that was just made: its name is qualified, and quoted
- * where it must be. Between cqrs_admin_begin() and cqrs_admin_end().
+ * The same for a relation that was just made; its name is qualified, and
+ * quoted if need be. Call it between cqrs_admin_begin() and cqrs_admin_end().
  */
 void
 cqrs_privileges_withdraw(const char *relation)
@@ -135,9 +135,8 @@ cqrs_revoke_admin(PG_FUNCTION_ARGS)
 }
 
 /*
- * Run this for the role and each function that is to be granted to who
- * administers, if the role has been granted it, or has not. Returns for how
- * many.
+ * Run this statement for the role and each function that administrators get,
+ * and that the role has been granted, or has not. Returns for how many.
  */
 static int64
 change_admin(FunctionCallInfo fcinfo, const char *statement, bool granted)
@@ -156,7 +155,7 @@ change_admin(FunctionCallInfo fcinfo, const char *statement, bool granted)
 	if (role == cqrs_extension_owner())
 		return 0;
 
-	/* What PUBLIC has needs no grant; to grant is the owner's own. */
+	/* What PUBLIC has needs no grant; granting stays the owner's. */
 	cqrs_admin_begin(&admin);
 	n = cqrs_admin_execute("SELECT p.oid::regprocedure::text FROM pg_extension e"
 						   " JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid"
@@ -177,8 +176,8 @@ change_admin(FunctionCallInfo fcinfo, const char *statement, bool granted)
 }
 
 /*
- * Have nobody but the owner write a table that was just made. Between
- * cqrs_admin_begin() and cqrs_admin_end().
+ * Let nobody but the owner write to a table that was just made. Call it
+ * between cqrs_admin_begin() and cqrs_admin_end().
  */
 void
 cqrs_guard_table(const char *table)
@@ -205,8 +204,8 @@ cqrs_guard_function(void)
 }
 
 /*
- * Revoke what the rows of the last query say: a kind of object, which one, and
- * from whom.
+ * Revoke what the rows of the last query list: a kind of object, its name, and
+ * the grantee.
  */
 static void
 withdraw(void)

@@ -16,7 +16,7 @@
 #include "extension/row.h"
 
 /*
- * Rows with this value of an integer column.
+ * Set a scan key for rows with this value of an integer column.
  */
 void
 cqrs_key_int4(ScanKeyData *key, AttrNumber column, int32 value)
@@ -26,7 +26,8 @@ cqrs_key_int4(ScanKeyData *key, AttrNumber column, int32 value)
 }
 
 /*
- * Rows whose value of a bigint column compares so to this one.
+ * Set a scan key for rows whose value of a bigint column compares so to this
+ * one.
  */
 void
 cqrs_key_int8(ScanKeyData *key, AttrNumber column, StrategyNumber strategy,
@@ -74,7 +75,7 @@ cqrs_scan_next(CqrsScan *scan)
 }
 
 /*
- * The same, and its columns.
+ * Like cqrs_scan_next(), and get the row's columns.
  */
 HeapTuple
 cqrs_scan_read(CqrsScan *scan, Datum *values, bool *nulls)
@@ -96,7 +97,7 @@ cqrs_scan_delete(CqrsScan *scan, HeapTuple row)
 }
 
 /*
- * End the walk. This lock on the table is given back; NoLock: none is.
+ * End the walk, and release this lock on the table; NoLock: keep it.
  */
 void
 cqrs_scan_end(CqrsScan *scan, LOCKMODE lockmode)
@@ -109,7 +110,7 @@ cqrs_scan_end(CqrsScan *scan, LOCKMODE lockmode)
 }
 
 /*
- * A column that is NOT NULL.
+ * Get a column that is NOT NULL.
  */
 Datum
 cqrs_row_column(HeapTuple row, AttrNumber column, TupleDesc desc)

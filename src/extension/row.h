@@ -22,7 +22,7 @@ typedef struct CqrsScan
 	Relation	index;
 	SysScanDesc scan;
 	ScanDirection direction;
-	Snapshot	latest;			/* was registered for it, or NULL */
+	Snapshot	latest;			/* registered for the walk, or NULL */
 } CqrsScan;
 
 extern void cqrs_key_int4(ScanKeyData *key, AttrNumber column, int32 value);

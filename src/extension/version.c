@@ -1,17 +1,17 @@
 /*-------------------------------------------------------------------------
  *
  * version.c
- *	  Do library and extension fit each other?
+ *	  Do the library and the extension fit each other?
  *
  * The library reads and writes the tables that the extension's script made,
- * so the two must be of one version. They may not be: a new package was
+ * so the two must be of one version. They may differ: a new package was
  * installed and the extension updated, but a server that preloaded the old
- * library was not restarted; or it was restarted, and the extension of this
- * database was not updated yet. Then our functions raise an error, and nothing
+ * library was not restarted; or it was restarted, but this database's
+ * extension is not updated yet. Then our functions raise an error, and nothing
  * is delivered.
  *
- * This is looked at when the registry is loaded. So the extension's scripts
- * end with cqrs.announce(), which has it loaded anew.
+ * This is checked when the registry is loaded. So the extension's scripts end
+ * with cqrs.announce(), which makes it be loaded again.
  *
  *-------------------------------------------------------------------------
  */
@@ -98,7 +98,7 @@ extension_version(void)
 }
 
 /*
- * Does version a come before b? Numbers between dots count.
+ * Does version a come before b, comparing the numbers between dots?
  */
 static bool
 is_older(const char *a, const char *b)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * version.h
- *	  Do library and extension fit each other?
+ *	  Do the library and the extension fit each other?
  *
  *-------------------------------------------------------------------------
  */

@@ -6,7 +6,7 @@
  *
  * A module is a shared library with an extension of its own, which creates a
  * foreign-data wrapper. The wrapper's validator is a C function of that
- * library; by it the core finds the library, and in the library the function
+ * library; that is how the core finds the library, and in it the function
  * cqrs_broker_module(). docs/broker-modules.md teaches how to write one.
  *
  * This header needs no other of PostgreSQL's or of ours, so what speaks to the
@@ -16,16 +16,16 @@
  *
  * 1. cqrs_subscribe() calls check() in the session that subscribes. All other
  *	  callbacks are called in a background worker, by a thread that the core
- *	  makes for this one connection: startup() first, then publish() and
- *	  poll() in turn, at last shutdown(). No two at the same time.
- * 2. That thread is not PostgreSQL's: a callback, check() among them, calls no
- *	  function of the server, no palloc(), no ereport(). What it has to say, it
- *	  returns. It may block: nothing of the server waits for it. If shutdown
- *	  takes longer than half a second, or never gets its turn because another
+ *	  makes for this one connection: startup() first, then publish() and poll()
+ *	  in turn, finally shutdown(); never two at the same time.
+ * 2. That thread is not PostgreSQL's: a callback, including check(), calls no
+ *	  function of the server, no palloc(), no ereport(). It returns what it has
+ *	  to say. It may block: nothing in the server waits for it. If shutdown()
+ *	  takes longer than half a second, or is never called because another
  *	  callback does not return, the process ends without it.
  * 3. publish() is given messages, in order. The module reports each of them
- *	  once: during that call, or during a later publish() or poll(). No more
- *	  than "window" messages are with the module unreported.
+ *	  once: during that call, or during a later publish() or poll(). At most
+ *	  "window" messages are with the module and not reported.
  * 4. If publish() or poll() returns false, the connection is lost: shutdown()
  *	  is called, and what was not reported is published again on another
  *	  connection, later. So a message may arrive more than once, and no message
@@ -41,8 +41,8 @@
 #include <stdint.h>
 
 /*
- * A module is refused if these are not the core's. The version is raised with
- * every change of this file that a module compiled before would not survive.
+ * A module is refused if these differ from the core's. The version is raised
+ * with every change of this file that breaks modules compiled before.
  */
 #define CQRS_BROKER_MAGIC		0x42525153
 #define CQRS_BROKER_VERSION		1
@@ -54,7 +54,7 @@
  * Options of a foreign server that the core reads itself. A module's validator
  * must allow them:
  *	window				how many messages may be unreported, 1 to 1000000; by
- *						default, as the module says
+ *						default, what the module says
  *	cloudevents_source	what events in this format have as their source; by
  *						default /<database>/<topic>
  *	max_message_size	the largest body of a message, in bytes; an event with a
@@ -64,7 +64,7 @@
 #define CQRS_BROKER_OPTION_SOURCE	"cloudevents_source"
 #define CQRS_BROKER_OPTION_MAX_MESSAGE_SIZE	"max_message_size"
 
-/* What the last of these can be at most, in bytes. */
+/* The highest max_message_size, in bytes. */
 #define CQRS_BROKER_MAX_MESSAGE_SIZE	(512 * 1024 * 1024)
 
 typedef struct CqrsBrokerOption
@@ -106,14 +106,14 @@ typedef struct CqrsBrokerMessage
 typedef enum CqrsBrokerOutcome
 {
 	CQRS_BROKER_CONFIRMED,		/* the broker has it, durably */
-	CQRS_BROKER_REJECTED,		/* not now: if it takes others, that is this
-								 * one's fault */
-	CQRS_BROKER_REFUSED			/* not this one, and never; no use trying */
+	CQRS_BROKER_REJECTED,		/* not now; if it takes others, this message
+								 * is at fault */
+	CQRS_BROKER_REFUSED			/* never this one; no use trying again */
 } CqrsBrokerOutcome;
 
 /*
- * To report a message. error says why it was rejected or refused, NULL
- * otherwise; it is copied.
+ * Called to report a message. error says why it was rejected or refused, and
+ * is NULL otherwise; it is copied.
  */
 typedef void (*CqrsBrokerReport) (CqrsBrokerMessage *message,
 								  CqrsBrokerOutcome outcome,
@@ -136,9 +136,9 @@ typedef struct CqrsBrokerConnection
 
 /*
  * A module. Where a callback has an argument error, it is an empty string of
- * CQRS_BROKER_ERROR_SIZE bytes, for a text of one line in UTF-8 that tells a
- * person what is wrong, with whom, and holds no secret: it goes to the log and
- * to views.
+ * CQRS_BROKER_ERROR_SIZE bytes, for a text of one line in UTF-8 that tells
+ * people what is wrong, and with whom, and contains no secret: it goes to the
+ * log and to views.
  */
 typedef struct CqrsBrokerModule
 {
@@ -153,12 +153,12 @@ typedef struct CqrsBrokerModule
 	const char *cloudevents_prefix;
 
 	/*
-	 * Can a message without a body be published, to say that what the key
+	 * Can a message without a body be published, which says that what the key
 	 * stands for is gone? If not, no body is ever NULL.
 	 */
 	bool		tombstones;
 
-	/* The option window, where it is not set. */
+	/* The option window, if it is not set. */
 	int			window;
 
 	/*
@@ -183,7 +183,7 @@ typedef struct CqrsBrokerModule
 
 	/*
 	 * Handle all that came from the broker, without waiting for more; answer
-	 * heartbeats, and send them. Called when fd() is readable, after each
+	 * heartbeats, and send our own. Called when fd() is readable, after each
 	 * publish(), and once a second. Returns false, and sets error, if the
 	 * connection is lost.
 	 *
@@ -201,14 +201,14 @@ typedef struct CqrsBrokerModule
 	int			(*fd) (void *state);
 
 	/*
-	 * Disconnect, and free the state. No message is reported any more.
+	 * Disconnect, and free the state. No message may be reported any more.
 	 */
 	void		(*shutdown) (void *state);
 } CqrsBrokerModule;
 
 /*
- * What a module's library has to have, not static, and with PGDLLEXPORT where
- * the platform needs it. What it returns must stay as it is.
+ * A module's library must have this function, not static, and with PGDLLEXPORT
+ * where the platform needs it. What it returns must not change.
  */
 extern const CqrsBrokerModule *cqrs_broker_module(void);
 

@@ -1,20 +1,20 @@
 /*-------------------------------------------------------------------------
  *
  * cqrs_hooks.h
- *	  The hook that other extensions' C code has around each dispatch.
+ *	  A hook by which other extensions' C code is called around each dispatch.
  *
  * It is called instead of what handles a command (cqrs_send) or a query
- * (cqrs_query), and calls that itself, with proceed(); so it sees each of them
- * before and after, may give it another payload or another answer, and sees
- * its errors. Registered middleware is further in: proceed() goes on with the
- * first of it. A nested command is a dispatch of its own. Streams (cqrs_stream)
- * are not seen: between their rows, the caller runs.
+ * (cqrs_query), and calls that itself, with proceed(); so it can act before and
+ * after each, change its payload or answer, and see its errors. Registered
+ * middleware is further in: proceed() goes on with the first of it. A nested
+ * command is a dispatch of its own. The hook is not called for streams
+ * (cqrs_stream): between their rows, the caller runs.
  *
  * Installing it
  *
  * The hook is found by name, so it does not matter whether cqrs_outbox is
- * loaded yet, or ever is. Whoever installs one keeps the one that was there,
- * and calls it instead of proceed() from then on:
+ * loaded yet, or ever is. An extension that installs a hook keeps the previous
+ * one, and calls it instead of proceed() from then on:
  *
  *		static CqrsDispatchHook previous;
  *
@@ -35,27 +35,27 @@
  *			return proceed(inner, request->payload);
  *		}
  *
- * A hook with another payload for what is further in gives it, in a copy of the
- * request, to the previous hook; or else to proceed().
+ * A hook that changes the payload passes the new one to the previous hook, in a
+ * copy of the request, or else to proceed().
  *
  * What holds while it runs
  *
- * 1. It is called in the sender's transaction, as the sender, once what was
- *	  sent was found, its payload is a JSON object, and it is not nested too
- *	  deeply. Whether the handler exists, and may be executed, is seen in
- *	  proceed(). cqrs_context() is that of the dispatch. A command that is
- *	  repeated with an idempotency key is not dispatched.
+ * 1. It is called in the sender's transaction, as the sender, after the checks
+ *	  that the command or query is registered, its payload is a JSON object,
+ *	  and it is not nested too deeply. proceed() checks whether the handler
+ *	  exists and may be executed. cqrs_context() is that of the dispatch. A
+ *	  command that is repeated with an idempotency key is not dispatched.
  * 2. It may proceed once, several times, or not at all. It must not keep inner
- *	  for later. Handlers of the events that are emitted on the way are called
+ *	  for later. Handlers of the events that are emitted meanwhile are called
  *	  after it, when the outermost dispatch is over.
- * 3. An error comes out of proceed() with ereport(), like any other. Whoever
- *	  looks at it with PG_TRY() lets it go on with PG_RE_THROW(), or else ran
- *	  proceed() in a subtransaction, which is rolled back. The hook may raise
- *	  errors: they are the sender's.
- * 4. The request, with all it points to, is the caller's: it lives until the
- *	  hook returns, and must not be changed. What proceed() returns is in the
- *	  memory context that was current, and so is what the hook returns; it must
- *	  live as long as that does. Neither may be changed.
+ * 3. proceed() raises errors with ereport(), as usual. A hook that catches one
+ *	  with PG_TRY() must raise it again with PG_RE_THROW(), or have run
+ *	  proceed() in a subtransaction, and roll that back. The hook may raise
+ *	  errors of its own, which the sender gets.
+ * 4. The request, with all it points to, belongs to the caller: it lives until
+ *	  the hook returns, and must not be changed. What proceed() returns is in
+ *	  the memory context that was current then; what the hook returns must be
+ *	  in the one that was current when it was called. Neither may be changed.
  *
  *-------------------------------------------------------------------------
  */
@@ -93,14 +93,14 @@ typedef Jsonb *(*CqrsDispatchHook) (const CqrsRequest *request,
 									CqrsProceed proceed, void *inner);
 
 /*
- * Its name changes with the types above: a hook that was compiled for others is
+ * The name changes with the types above, so that a hook compiled for others is
  * not called.
  */
 #define CQRS_DISPATCH_HOOK	"cqrs_outbox.dispatch_hook.1"
 
 /*
- * Where the hook is; NULL there: none. The place is the same in all of a
- * process's life.
+ * Where the hook is; NULL there means none. The place stays the same for the
+ * life of a process.
  */
 static inline CqrsDispatchHook *
 cqrs_find_dispatch_hook(void)

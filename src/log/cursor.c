@@ -4,15 +4,15 @@
  *	  How far a subscription is: a cursor for each of its partitions.
  *
  * A cursor moves by appending a row with the next seq; the newest row counts,
- * and rows behind are deleted. So reading it costs the same however long some
- * transaction keeps the dead rows: they are all at the other end of the
- * index.
+ * and the rows behind it are deleted. So reading it costs the same however
+ * long some transaction keeps the dead rows: they are all at the other end of
+ * the index.
  *
  * Locking
  *
- * Who moves a cursor takes the subscription's lock first, and only then the
- * snapshot that it reads cursor, tick and events with. The primary key is the
- * fence: two moves from the same row cannot both commit.
+ * Whoever moves a cursor takes the subscription's lock first, and only then
+ * the snapshot that it reads cursor, tick and events with. The primary key is
+ * the fence: two moves from the same row cannot both commit.
  *
  *-------------------------------------------------------------------------
  */
@@ -58,10 +58,10 @@ enum
 	CURSOR_COLUMNS = CURSOR_NATIVE
 };
 
-/* Every so many moves, the rows behind are deleted. */
+/* Once in this many moves, the rows behind are deleted. */
 #define ROWS_KEPT	64
 
-/* Bytes of a position in "covered", at most: 64 bits, seven a byte. */
+/* The most bytes of a position in "covered": 64 bits, seven to a byte. */
 #define PACKED_LENGTH	10
 
 static void read_receipt(CqrsCursor *cursor, const Datum *values,
@@ -82,8 +82,8 @@ static void init_keys(ScanKeyData *keys, int32 subscription_id,
  * The newest row of a cursor that the snapshot shows, in the current memory
  * context. Returns false if there is none: the subscription was dropped.
  *
- * A restored one has delivered none of this cluster's events; what it says
- * about another's is only for cqrs_adopt().
+ * A restored cursor has delivered none of this cluster's events; what it says
+ * about another cluster's is only for cqrs_adopt().
  */
 bool
 cqrs_cursor_read(int32 subscription_id, int32 partition, Snapshot snapshot,
@@ -106,7 +106,7 @@ cqrs_cursor_read(int32 subscription_id, int32 partition, Snapshot snapshot,
 }
 
 /*
- * The same, and what is in a restored one.
+ * Like cqrs_cursor_read(), but with what a restored cursor says.
  */
 bool
 cqrs_cursor_read_restored(int32 subscription_id, int32 partition,
@@ -178,8 +178,8 @@ cqrs_cursor_read_all(int32 subscription_id, int partitions)
 }
 
 /*
- * Remember where a cursor is: its snapshots are copied, to the current memory
- * context, and what it points to besides is not.
+ * Copy where a cursor is, its snapshots included, to the current memory
+ * context. Whatever else it points to is not copied.
  */
 void
 cqrs_cursor_copy(CqrsCursor *copy, const CqrsCursor *cursor)
@@ -193,8 +193,8 @@ cqrs_cursor_copy(CqrsCursor *copy, const CqrsCursor *cursor)
 }
 
 /*
- * How many cursors a subscription has, in the eyes of the snapshot: what the
- * registry says may be of another time. 0: it is not there, or being restored.
+ * How many cursors of a subscription the snapshot shows; the registry may be
+ * of another time. 0: the subscription is not there, or being restored.
  */
 int
 cqrs_cursor_partitions(int32 subscription_id, Snapshot snapshot)
@@ -216,9 +216,9 @@ cqrs_cursor_partitions(int32 subscription_id, Snapshot snapshot)
 }
 
 /*
- * Where a new cursor starts: at what is retained, or at what commits from now
- * on. If its topics are not all native, what is restored comes first: it is
- * to be adopted before.
+ * Set where a new cursor starts: at what is retained, or at what commits from
+ * now on. In the first case, restored events come first; so unless all its
+ * topics are native, it has to be adopted before it delivers.
  */
 void
 cqrs_cursor_start(CqrsCursor *cursor, bool latest, bool native)
@@ -241,8 +241,8 @@ cqrs_cursor_start(CqrsCursor *cursor, bool latest, bool native)
 }
 
 /*
- * At what rate events were delivered lately, in events a second: since the
- * row before the newest ROWS_KEPT / 2, or so.
+ * At what rate events were delivered lately, in events a second: over the last
+ * ROWS_KEPT / 2 moves or so.
  */
 double
 cqrs_cursor_rate(const CqrsCursor *cursor, Snapshot snapshot)
@@ -331,8 +331,8 @@ cqrs_cursor_append(CqrsCursor *cursor)
 
 	/*
 	 * What to delete is computed, not looked up: a search for the oldest row
-	 * would walk over the dead ones. What an aborted move left is deleted
-	 * ROWS_KEPT moves later, if it is deleted with overlap.
+	 * would walk over the dead ones. The ranges overlap, so that what an
+	 * aborted move left is deleted ROWS_KEPT moves later.
 	 */
 	if (cursor->seq % ROWS_KEPT == 0)
 	{
@@ -346,7 +346,7 @@ cqrs_cursor_append(CqrsCursor *cursor)
 }
 
 /*
- * Nothing is handed out any more: the receipt is not valid.
+ * Forget the receipt, and what was handed out with it.
  */
 void
 cqrs_cursor_forget_receipt(CqrsCursor *cursor)
@@ -364,7 +364,7 @@ cqrs_cursor_covers(const CqrsCursor *cursor, int64 position)
 }
 
 /*
- * Is this position of the window settled, although the cursor is not there?
+ * Is this position of the window settled, ahead of the cursor?
  */
 bool
 cqrs_cursor_has_passed(const CqrsCursor *cursor, int64 position)
@@ -373,7 +373,7 @@ cqrs_cursor_has_passed(const CqrsCursor *cursor, int64 position)
 }
 
 /*
- * Is it one of these positions, which are in order?
+ * Is position one of these, which are in order?
  */
 bool
 cqrs_positions_contain(const int64 *positions, int npositions, int64 position)
@@ -397,9 +397,9 @@ cqrs_position_compare(const void *a, const void *b)
 
 /*
  * The event at this position is settled. If the cursor has yet to come there,
- * note that it is to be passed by. (It may be of an earlier window: then it
- * is noted in vain.) Between windows, that is what is redriven before a seek
- * has it come again: then it is in the window that comes next.
+ * note that it is to be passed by. (If it is of an earlier window, that does
+ * no harm.) Between windows, it is one that was redriven before a seek, which
+ * brings it again, in the next window.
  */
 void
 cqrs_cursor_pass(CqrsCursor *cursor, int64 position)
@@ -413,7 +413,7 @@ cqrs_cursor_pass(CqrsCursor *cursor, int64 position)
 	if (i < cursor->npassed && cursor->passed[i] == position)
 		return;
 
-	/* Room for as many again each time that a power of two is reached. */
+	/* Double the room each time that a power of two is reached. */
 	if (cursor->npassed == 0)
 		cursor->passed = palloc(sizeof(int64));
 	else if ((cursor->npassed & (cursor->npassed - 1)) == 0)
@@ -426,7 +426,8 @@ cqrs_cursor_pass(CqrsCursor *cursor, int64 position)
 }
 
 /*
- * Forget what the cursor has come to of what was to be passed by.
+ * Of the positions that were to be passed by, forget those that the cursor has
+ * come to.
  */
 void
 cqrs_cursor_forget_passed(CqrsCursor *cursor)
@@ -459,7 +460,7 @@ cqrs_cursor_delete_all(int32 subscription_id)
 }
 
 /*
- * What a row says of what was handed out.
+ * Read what a row says of what was handed out.
  */
 static void
 read_receipt(CqrsCursor *cursor, const Datum *values, const bool *nulls)
@@ -500,8 +501,8 @@ write_receipt(const CqrsCursor *cursor, Datum *values, bool *nulls)
 }
 
 /*
- * The elements of an array of bigint, none NULL, in memory of their own that
- * has room for a power of two.
+ * Copy the elements of an array of bigint, none NULL, to new memory with room
+ * for a power of two of them.
  */
 static int
 read_positions(Datum array, int64 **positions)
@@ -533,9 +534,9 @@ write_positions(const int64 *positions, int npositions)
 }
 
 /*
- * Each receive and each acknowledgement writes down what was handed out. So
- * that is packed: of each position, how much higher it is than the one before,
- * seven bits a byte, the lowest first; all bytes but the last have the eighth.
+ * Each receive and each acknowledgement writes down what was handed out, so it
+ * is packed: for each position, the difference to the one before, seven bits
+ * to a byte, the lowest first; all bytes but the last have the eighth bit set.
  */
 static Datum
 pack_positions(const int64 *positions, int npositions)
@@ -585,7 +586,7 @@ unpack_positions(Datum packed, int64 **positions)
 }
 
 /*
- * The index of the first that is not lower.
+ * The index of the first position that is not lower.
  */
 static int
 find_position(const int64 *positions, int npositions, int64 position)

@@ -25,19 +25,19 @@ typedef struct CqrsCursor
 	/* The window being delivered ends here; until_tick 0: none is. */
 	int64		until_tick;
 	CqrsSnapshot *until_snapshot;
-	int64		position;		/* of it, delivered up to here */
-	int64		received;		/* of it, handed out up to here; >= position */
-	bool		received_all;	/* nothing of it is behind received */
+	int64		position;		/* delivered up to here, in that window */
+	int64		received;		/* handed out up to here; >= position */
+	bool		received_all;	/* nothing of the window is behind received */
 
 	/*
-	 * What was handed out last, to who pulls: the positions, which the
-	 * receipt covers, in order. And which positions of the window, beyond
-	 * position, are settled already.
+	 * For clients that pull: the positions that were handed out last, which
+	 * the receipt covers, in order; and the positions of the window, beyond
+	 * position, that are settled already.
 	 */
 	bool		has_receipt;
 	pg_uuid_t	receipt;
 	TimestampTz leased_until;	/* 0: only until the transaction ended */
-	int			expired;		/* so many leases ran out in a row */
+	int			expired;		/* how many leases ran out in a row */
 	int			ncovered;
 	int64	   *covered;
 	int			npassed;
@@ -45,8 +45,8 @@ typedef struct CqrsCursor
 
 	TimestampTz next_retry_at;	/* lowest due_at in cqrs.retry, or lower; 0:
 								 * no rows */
-	TimestampTz passed_at;		/* when any was delivered last; 0: never */
-	int64		delivered;		/* events, for showing the rate */
+	TimestampTz passed_at;		/* when an event was delivered last; 0: never */
+	int64		delivered;		/* how many events; to show the rate */
 	int64		last_position;	/* see cqrs.cursor */
 	TimestampTz moved_at;
 	bool		native;			/* false: restored, and not adopted */

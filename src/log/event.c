@@ -17,9 +17,9 @@
 #include "registry/registry.h"
 
 /*
- * Which of so many partitions the events of a key are in: by the hash of the
- * key alone, so that they stay together whatever their topics. Without a key,
- * the first.
+ * Which of the partitions the events of a key are in: by the hash of the key
+ * alone, so that they stay together whatever their topics. Without a key, the
+ * first one.
  */
 int
 cqrs_key_partition(NullableDatum key, int partitions)
@@ -38,7 +38,8 @@ cqrs_key_partition(NullableDatum key, int partitions)
 }
 
 /*
- * The columns that a table has of an event; they point where the event's do.
+ * The columns that our tables store of an event; they point where the event
+ * does.
  */
 void
 cqrs_event_store(const CqrsEvent *event, Datum *values, bool *nulls)
@@ -56,7 +57,7 @@ cqrs_event_store(const CqrsEvent *event, Datum *values, bool *nulls)
 }
 
 /*
- * The event that a table has; its topic is NULL if that was dropped.
+ * An event from those columns; its topic is NULL if that was dropped.
  */
 void
 cqrs_event_load(CqrsEvent *event, int64 position, const Datum *values,
@@ -97,7 +98,7 @@ cqrs_event_show(const CqrsEvent *event, Datum *values, bool *nulls)
 }
 
 /*
- * The columns of a cqrs_event; they point where the event's do.
+ * The columns of a cqrs_event; they point where the event does.
  */
 void
 cqrs_event_deform(const CqrsEvent *event, const char *status, int attempts,

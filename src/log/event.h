@@ -20,7 +20,7 @@
 /* Columns of an event in cqrs.retry and cqrs.dead_letter, in a row. */
 #define CQRS_STORED_COLUMNS	7
 
-/* Values point where who made it says. */
+/* Where its values point is up to the function that made it. */
 typedef struct CqrsEvent
 {
 	const CqrsTopic *topic;		/* NULL: it is in no topic, ... */

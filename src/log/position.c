@@ -23,7 +23,7 @@ static void raise_position(int64 position);
 static int64 highest_position(const CqrsTopic *topic, int segment);
 
 /*
- * The position drawn last, by whomever; 0 if none was.
+ * The position drawn last, by any session; 0 if none was.
  */
 int64
 cqrs_last_position(void)
@@ -35,11 +35,11 @@ cqrs_last_position(void)
 }
 
 /*
- * Before the first event is emitted where something was restored: have
- * positions go on behind all restored ones. A dump has the sequence; logical
- * replication leaves it out, and two events of one position would be in each
- * other's way. Positions that were drawn are not looked at again: what arrives
- * later is for cqrs_adopt().
+ * Have positions go on behind all restored ones; called before the first event
+ * is emitted where something was restored. A dump includes the sequence, but
+ * logical replication leaves it out, and two events must not have the same
+ * position. Once a position was drawn, nothing is done: what arrives later is
+ * for cqrs_adopt().
  */
 void
 cqrs_position_pass_restored(void)

@@ -7,30 +7,30 @@
  *
  * 1. for the topic's retention, counted from when the next segment became
  *	  the current one;
- * 2. if the topic was restored from a dump, and has no subscription: those are
- *	  perhaps yet to be restored; until it is adopted;
+ * 2. if the topic was restored from a dump and has no subscription, until it
+ *	  is adopted: its subscriptions may be yet to be restored;
  * 3. for each subscription of the topic that is not suspended, until nothing
  *	  in it is beyond any of its cursors. A cursor that was restored says
  *	  nothing of this cluster's transactions: it holds everything, until it
  *	  is adopted. After that, rows that were restored are nobody's.
  *
- * Which rows are beyond a cursor, their visibility and the cursor's snapshot
- * say: nothing is remembered, nothing goes by time or position. Rows of aborted
- * transactions hold nothing. Events parked for a retry, and dead ones, are
- * copies of their own.
+ * Whether a row is beyond a cursor is told by its visibility and the cursor's
+ * snapshot: nothing is remembered, nothing goes by time or position. Rows of
+ * aborted transactions hold nothing. Events parked for a retry, and dead ones,
+ * are copies of their own.
  *
  * What a subscription may keep is bounded. Past max_retained_size (of the
  * segments that it holds) or max_retained_age (of its oldest event) it is
- * suspended: it holds nothing any more. What is then truncated before its
- * cursors is counted, exactly, in missed_events.
+ * suspended: it holds nothing any more. What is then truncated that its
+ * cursors had not reached is counted, exactly, in missed_events.
  *
  * Counting
  *
  * The count takes a walk over the segment, which nobody should have to wait
  * for. So it is done before the segment is locked, up to a snapshot; under the
- * lock, only what became visible after that is added. Should the cursor, or
- * what is suspended, have changed in between, the truncation is left for
- * another time.
+ * lock, only what became visible after that is added. If a cursor, or which
+ * subscriptions are suspended, has changed in between, the truncation is left
+ * for another time.
  *
  *-------------------------------------------------------------------------
  */
@@ -94,7 +94,7 @@ static bool is_kept(const CqrsSubscription *subscription,
 static bool suspend(const CqrsSubscription *subscription, const char *reason);
 
 /*
- * What holds a segment that is not the current one, as far as can be said
+ * Find what holds a segment that is not the current one, as far as can be told
  * without locking it. now is the current time.
  */
 void
@@ -116,7 +116,7 @@ cqrs_segment_hold(const CqrsTopic *topic, int segment, TimestampTz now,
 }
 
 /*
- * Is the retention of a segment that is not the current one over?
+ * Does the topic's retention hold a segment that is not the current one?
  */
 void
 cqrs_retention_hold(const CqrsTopic *topic, int segment, TimestampTz now,
@@ -124,7 +124,7 @@ cqrs_retention_hold(const CqrsTopic *topic, int segment, TimestampTz now,
 {
 	memset(hold, 0, sizeof(*hold));
 
-	/* One that was written out of turn, by hand, goes with the current one. */
+	/* A segment written out of turn, by hand, is as old as the current one. */
 	hold->since = topic->opened_at[(segment + 1) % CQRS_SEGMENTS];
 	if (hold->since == 0)
 		hold->since = topic->opened_at[topic->current_segment];
@@ -134,13 +134,12 @@ cqrs_retention_hold(const CqrsTopic *topic, int segment, TimestampTz now,
 }
 
 /*
- * Does no subscription hold a segment, once the caller has the locks that
- * rotation.c says? Then what is missed is recorded; missed is what
+ * Find the subscription that holds a segment, with the locks that rotation.c
+ * lists. If there is none, record what is missed; missed is what
  * cqrs_missed_count() returned.
  *
- * Both go by one and the same list: a subscription that was suspended as the
- * first looked, and had been resumed when the second did, would be neither
- * waited for nor told.
+ * Both go by the same list: a subscription that was suspended at the first
+ * step and resumed before the second would be neither waited for nor told.
  */
 void
 cqrs_subscription_hold(const CqrsTopic *topic, int segment,
@@ -155,8 +154,8 @@ cqrs_subscription_hold(const CqrsTopic *topic, int segment,
 }
 
 /*
- * Has every one of the subscriptions that is not suspended got what the
- * snapshot shows of a segment?
+ * Find one of the subscriptions that is not suspended and has not got all that
+ * the snapshot shows of a segment.
  */
 static void
 find_hold(const CqrsTopic *topic, int segment, List *subscriptions,
@@ -226,8 +225,8 @@ cqrs_hold_describe(const CqrsHold *hold)
 
 /*
  * Count the events in a segment that suspended subscriptions have not got.
- * Returns NULL if none is suspended. Takes a walk over the segment for each
- * partition of each; to be called before the segment is locked.
+ * Returns NULL if none is suspended. Walks over the segment for each partition
+ * of each, so call it before the segment is locked.
  */
 CqrsMissed *
 cqrs_missed_count(const CqrsTopic *topic, int segment)
@@ -241,7 +240,7 @@ cqrs_missed_count(const CqrsTopic *topic, int segment)
 	if (missed->nparts == 0)
 		return NULL;
 
-	/* The later one shows all that the earlier one does. */
+	/* In this order, the snapshot shows all that upper does. */
 	missed->upper = cqrs_snapshot_take();
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	for (i = 0; i < missed->nparts; i++)
@@ -261,9 +260,9 @@ cqrs_missed_count(const CqrsTopic *topic, int segment)
 }
 
 /*
- * Lock the subscriptions' rows, in which the count is to be recorded: who
- * resumes one does the same, and is told what is written. Returns false if
- * that is not possible at once, or one is not suspended any more.
+ * Lock the subscriptions' rows, in which the count is to be recorded: resuming
+ * one locks it too, and reports what is written there. Returns false if that
+ * is not possible at once, or one is not suspended any more.
  */
 bool
 cqrs_missed_lock(CqrsMissed *missed)
@@ -435,7 +434,7 @@ list_suspended(List *subscriptions, CqrsMissed *missed)
 
 /*
  * How many events of a partition in a segment are beyond its cursor, up to a
- * snapshot. A restored cursor has none that are known.
+ * snapshot. For a restored cursor, none that are known.
  */
 static int64
 count_events(const CqrsTopic *topic, int segment, const MissedPartition *part,
@@ -462,8 +461,7 @@ count_events(const CqrsTopic *topic, int segment, const MissedPartition *part,
 }
 
 /*
- * Could the subscription be past a limit, going by what is in its topics
- * altogether?
+ * Could the subscription be past a limit, given all that is in its topics?
  */
 static bool
 may_be_past_limit(const CqrsSubscription *subscription, CqrsSegmentBytes bytes_of,
@@ -496,8 +494,8 @@ may_be_past_limit(const CqrsSubscription *subscription, CqrsSegmentBytes bytes_o
 }
 
 /*
- * What the subscription keeps from being truncated. A topic that cannot be
- * looked at just now is left out.
+ * Find what the subscription keeps from being truncated. A topic that cannot
+ * be looked at just now is left out.
  */
 static void
 what_is_kept(const CqrsSubscription *subscription, CqrsSegmentBytes bytes_of,
@@ -535,8 +533,8 @@ what_is_kept(const CqrsSubscription *subscription, CqrsSegmentBytes bytes_of,
 
 /*
  * Does the subscription keep this segment? Lowers *oldest to when the first
- * event was emitted that it has not got. What it keeps as its cursor was
- * restored, and is yet to be adopted, does not count.
+ * event that it has not got was emitted. What it keeps because its cursor is
+ * restored and not adopted does not count.
  */
 static bool
 is_kept(const CqrsSubscription *subscription, const CqrsTopic *topic,

@@ -29,8 +29,8 @@ typedef struct CqrsHold
 {
 	CqrsHolder	holder;
 	char		subscription[NAMEDATALEN];
-	int			pid;			/* that has the lock; 0: a prepared
-								 * transaction, or not known */
+	int			pid;			/* the process that has the lock; 0: a
+								 * prepared transaction, or not known */
 	TimestampTz since;			/* 0: not known */
 	TimestampTz until;			/* RETENTION: until then */
 } CqrsHold;

@@ -9,17 +9,19 @@
  *	  is not, and is large or old enough; but not before half the retention
  *	  has passed, so that three segments are enough for it. An emitter may
  *	  have a stale idea of which segment is the current one. That is harmless:
- *	  who reads, reads all of them, and who truncates looks at what is there.
+ *	  readers read all segments, and a truncation looks at what is there.
  * 2. A segment other than the current one is truncated when nothing holds it
- *	  (see retention.c). First this is looked at without locks. Then, in this
- *	  order, none of them waited for:
- *	  a) the lock on the topic, against which subscribing and seeking lock: who
- *		 decides sees every cursor there is or is about to be; and the rows of
+ *	  (see retention.c). First we look at this without locks. Then, in this
+ *	  order, with no lock waited for:
+ *	  a) the topic's lock, which subscribing and seeking take, too: we see
+ *		 every cursor that there is or is about to be; and the rows of
  *		 suspended subscriptions: none of them is being resumed;
- *	  b) the segment's lock (see segment.c): who has written to it has ended;
- *	  c) a snapshot. So it shows all of these cursors and events. It is looked
- *		 again whether anything holds the segment. A snapshot from before (a)
- *		 or (b) would miss a cursor, or an event, and lose the event.
+ *	  b) the segment's lock (see segment.c): every transaction that wrote to it
+ *		 has ended;
+ *	  c) a snapshot, which therefore shows all of these cursors and events.
+ *		 With it, we look again whether anything holds the segment. A snapshot
+ *		 from before (a) or (b) would miss a cursor, or an event, and lose the
+ *		 event.
  *	  d) TRUNCATE, and commit.
  *
  * TRUNCATE is not MVCC-safe: a transaction with an older snapshot, if it has
@@ -50,8 +52,8 @@ static void note_set_back(const CqrsTopic *topic, TimestampTz now);
 
 /*
  * Do one step in a topic, if there is one to do: truncate a segment, or rotate.
- * Locks stay until the end of the transaction only if something was done, or
- * nearly. The topic may be gone afterwards.
+ * Locks stay until the end of the transaction only if something was done, or a
+ * truncation was given up late. The topic may be gone afterwards.
  */
 void
 cqrs_topic_step(CqrsTopic *topic, CqrsStep *step)
@@ -68,7 +70,7 @@ cqrs_topic_step(CqrsTopic *topic, CqrsStep *step)
 	step->rotate_at = DT_NOEND;
 	if (!cqrs_segments_lock(topic))
 	{
-		/* It is perhaps being dropped. */
+		/* The topic is perhaps being dropped. */
 		step->holds[topic->current_segment].holder = CQRS_HELD_BY_CHANGE;
 		return;
 	}
@@ -128,8 +130,8 @@ cqrs_topic_step(CqrsTopic *topic, CqrsStep *step)
 }
 
 /*
- * Truncate a segment that seemed to be held by nothing, or say what holds it
- * now. Steps (a) to (d) of the protocol.
+ * Truncate a segment that nothing seemed to hold, or say what holds it now.
+ * Steps (a) to (d) of the protocol.
  */
 static bool
 truncate_segment(int32 topic_id, int segment, CqrsHold *hold)
@@ -159,7 +161,10 @@ truncate_segment(int32 topic_id, int segment, CqrsHold *hold)
 
 	if (!cqrs_table_lock(topic->segments[segment]))
 	{
-		/* Or else somebody waits for the lock, or was faster, and is done. */
+		/*
+		 * If it is not in use, somebody waits for the lock, or had it and is
+		 * done.
+		 */
 		if (cqrs_table_in_use(topic->segments[segment], &hold->pid))
 			hold->holder = CQRS_HELD_BY_LOCK;
 		return false;
@@ -211,9 +216,9 @@ rotate_topic(const CqrsTopic *topic)
 }
 
 /*
- * The clock was set back after a segment became the current one: it did so now,
- * for all that can be said. Otherwise, nothing would rotate or be truncated
- * until the clock is there again.
+ * The clock was set back after a segment became the current one: let that have
+ * been now. Otherwise nothing would be rotated or truncated until the clock is
+ * there again.
  */
 static void
 note_set_back(const CqrsTopic *topic, TimestampTz now)

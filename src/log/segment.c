@@ -3,18 +3,19 @@
  * segment.c
  *	  The tables that hold a topic's events.
  *
- * cqrs_emit() writes them past the executor, so whatever somebody might have
- * hung on them would be passed by. A segment that is not as we made it is
- * refused instead.
+ * cqrs_emit() writes them past the executor, so whatever somebody has attached
+ * to them would be ignored. A segment that is not as we made it is refused
+ * instead.
  *
  * Locking
  *
  * A segment is truncated under ACCESS EXCLUSIVE, which is never waited for: in
  * the lock's queue, we would stop everybody who comes behind us. Nor is it
  * tried while somebody is seen to have a lock on it, for each try would use up
- * a transaction id (where wal_level is replica or higher). Who emitted to
- * the segment has a lock on it until the end of the transaction, prepared ones
- * included; so under the lock, all in it is committed or will never be.
+ * a transaction id (where wal_level is replica or higher). Whoever emitted to
+ * the segment holds a lock on it until the end of the transaction, a prepared
+ * one included; so under our lock, all that is in it is committed or never
+ * will be.
  *
  *-------------------------------------------------------------------------
  */
@@ -39,7 +40,7 @@
 #include "log/segment.h"
 #include "registry/registry.h"
 
-/* So many pages of a segment are looked at to estimate its rows. */
+/* To estimate a segment's rows, look at this many of its pages. */
 #define SAMPLED_PAGES	4
 
 static const Oid column_types[CQRS_SEG_COLUMNS] = {
@@ -72,7 +73,7 @@ cqrs_segment_open(const CqrsTopic *topic, int segment, LOCKMODE lockmode)
 		rel = try_relation_open(topic->segments[segment], lockmode);
 	if (rel == NULL)
 	{
-		/* Dropped with its topic, or by hand? */
+		/* Was it dropped with its topic, or by hand? */
 		cqrs_topic_get(topic->name);
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -111,9 +112,9 @@ cqrs_segment_index(Relation segment)
 }
 
 /*
- * Is the segment as it was made? For who watches: nothing is waited for, and
- * nothing is raised. *problem gets a sentence, or NULL. No lock is left on it:
- * a transaction that watches must not keep it from being truncated.
+ * Is the segment as it was made? For monitoring: waits for nothing and raises
+ * nothing. *problem gets a sentence, or NULL. No lock is left on it: a
+ * transaction that only looks must not keep it from being truncated.
  */
 CqrsSegmentState
 cqrs_segment_look(const CqrsTopic *topic, int segment, const char **problem)
@@ -150,9 +151,9 @@ cqrs_segment_look(const CqrsTopic *topic, int segment, const char **problem)
  * The index on (xid, position), or InvalidOid. The segment is locked, so it is
  * good until that lock goes: REINDEX CONCURRENTLY waits before it drops it.
  *
- * It may have put another index in its place between the look at the list of
- * them and that at the index itself, so it is looked for again. It cannot do
- * so twice while we have the lock.
+ * It may have replaced the index after we got the list and before we looked at
+ * the index itself; then we look again. It cannot do so twice while we have
+ * the lock.
  */
 static Oid
 find_index(Relation segment)
@@ -228,9 +229,9 @@ cqrs_segment_bytes(const CqrsTopic *topic, int segment)
 }
 
 /*
- * About how many rows a segment has, dead ones included: as many a page as a
- * few pages have on average, and those of the last page, which is seldom full.
- * No statistics are needed, and no lock is left on it.
+ * About how many rows a segment has, dead ones included: the average of a few
+ * pages for each page but the last, which is seldom full and is counted. No
+ * statistics are needed, and no lock is left on it.
  */
 int64
 cqrs_segment_estimate(const CqrsTopic *topic, int segment)
@@ -282,8 +283,8 @@ cqrs_segment_oldest(const CqrsTopic *topic, int segment, Snapshot snapshot,
 }
 
 /*
- * Are all segments of the topic as they were made, and not locked? The same
- * goes for this.
+ * Are all segments of the topic as they were made, and not locked? Waits for
+ * nothing, raises nothing, and leaves no lock.
  */
 bool
 cqrs_segments_intact(const CqrsTopic *topic)
@@ -300,8 +301,8 @@ cqrs_segments_intact(const CqrsTopic *topic)
 /*
  * Keep the topic's segments from being dropped or truncated, until
  * cqrs_segments_unlock(). Returns false, with nothing locked, if that is not
- * possible at once, or somebody has dropped one. Afterwards, the topic may
- * have to be asked for again.
+ * possible at once, or somebody has dropped one. Afterwards, look the topic up
+ * again: the registry may have been reloaded.
  */
 bool
 cqrs_segments_lock(const CqrsTopic *topic)
@@ -329,9 +330,9 @@ cqrs_segments_unlock(const CqrsTopic *topic)
 }
 
 /*
- * The same for what belongs to the segments, which are locked: their indexes,
- * their TOAST tables, and the indexes of those. Somebody, a REINDEX for one,
- * may have a lock there alone. *locked, in the current memory context, is for
+ * Lock, in the same way, what belongs to the locked segments: their indexes,
+ * their TOAST tables, and the indexes of those. A REINDEX, say, may hold a
+ * lock on one of these alone. *locked, in the current memory context, is for
  * cqrs_segments_unlock_parts(), to be called before the segments are unlocked.
  */
 bool
@@ -361,9 +362,9 @@ cqrs_segments_unlock_parts(List *locked)
 }
 
 /*
- * Has another transaction a lock that keeps the table from being truncated?
- * *pid gets the process, or 0 if the transaction is prepared. The table
- * exists; no lock is left on it.
+ * Does another transaction hold a lock that keeps the table from being
+ * truncated? *pid gets the process, or 0 if the transaction is prepared. The
+ * table exists; no lock is left on it.
  */
 bool
 cqrs_table_in_use(Oid relid, int *pid)
@@ -385,9 +386,9 @@ cqrs_table_in_use(Oid relid, int *pid)
  * Lock a table to truncate it, until the end of the transaction. Returns false
  * if that is not possible at once.
  *
- * TRUNCATE takes the same lock on all that belongs to the table. It would wait
- * for that, while everybody waits for the table: somebody, a vacuum of the
- * TOAST table against wraparound for one, may have a lock there alone.
+ * So is all that belongs to the table. TRUNCATE locks that as well, and would
+ * wait for it while everybody waits for the table: an anti-wraparound vacuum
+ * of the TOAST table, say, holds a lock there alone.
  */
 bool
 cqrs_table_lock(Oid relid)
@@ -399,7 +400,7 @@ cqrs_table_lock(Oid relid)
 		!ConditionalLockRelationOid(relid, AccessExclusiveLock))
 		return false;
 
-	/* Until now, its indexes might have been others. */
+	/* Only now do its indexes stay the same. */
 	foreach(lc, relations_of(relid))
 	{
 		if (!ConditionalLockRelationOid(lfirst_oid(lc), AccessExclusiveLock))
@@ -411,9 +412,9 @@ cqrs_table_lock(Oid relid)
 /*
  * Empty a segment that is locked. Raises 55000 if it was altered.
  *
- * This is the statement, as the extension's owner, and not what it calls: so
- * whoever watches TRUNCATE (replication, auditing) sees it, and nothing of it
- * depends on the server's version.
+ * Runs the statement, as the extension's owner, rather than the functions
+ * below it: so whoever watches TRUNCATE (replication, auditing) sees it, and
+ * nothing depends on the server's version.
  */
 void
 cqrs_segment_truncate(const CqrsTopic *topic, int segment)
@@ -577,10 +578,10 @@ what_was_altered(Relation rel)
 }
 
 /*
- * Has it a trigger other than the one that it was made with?
+ * Does it have a trigger other than the one that it was made with?
  *
- * The function is remembered without a look at whether it is still the one: a
- * trigger goes with its function.
+ * The trigger function's OID is remembered and not checked again: dropping a
+ * function drops its triggers.
  */
 static bool
 has_foreign_trigger(Relation rel)

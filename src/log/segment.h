@@ -52,7 +52,7 @@ extern bool cqrs_segments_lock_parts(const CqrsTopic *topic, List **locked);
 extern void cqrs_segments_unlock_parts(List *locked);
 extern void cqrs_segment_truncate(const CqrsTopic *topic, int segment);
 
-/* Of any table of ours that is to be truncated. */
+/* These are for any table of ours that is to be truncated. */
 extern bool cqrs_table_in_use(Oid relid, int *pid);
 extern bool cqrs_table_lock(Oid relid);
 

@@ -59,7 +59,7 @@ cqrs_indexes_insert(CqrsIndexes *indexes, TupleTableSlot *slot)
 }
 
 /*
- * Close them. The locks stay: they cost less if they are not taken anew for
+ * Close the indexes. The locks stay, so that they need not be taken anew for
  * each event of a transaction.
  */
 void
@@ -75,7 +75,7 @@ cqrs_indexes_close(CqrsIndexes *indexes)
 }
 
 /*
- * Open one of them: ours on (xid, position), or one that somebody made.
+ * Open one index: ours on (xid, position), or one that somebody made.
  */
 static void
 open_index(CqrsIndexes *indexes, Oid indexid)

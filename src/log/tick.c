@@ -46,10 +46,10 @@ enum
 	TICK_COLUMNS = TICK_NATIVE
 };
 
-/* Every so many ids, the ticks behind are deleted. */
+/* Once in this many ids, the ticks behind are deleted. */
 #define TICKS_KEPT	64
 
-/* A database has so many ids; the extension's script says the same. */
+/* A database has this many ids; the extension's script says the same. */
 #define TICK_IDS	(INT64CONST(1) << 40)
 
 static void own_range(ScanKeyData *keys, int64 from);
@@ -76,13 +76,12 @@ cqrs_tick(PG_FUNCTION_ARGS)
 
 /*
  * Record a tick and return its id. It counts once the transaction commits,
- * which the caller should have do nothing else for long: the ticker's lock is
- * held until then. Without wait, as the manager calls it, returns 0 if it
- * cannot be had at once.
+ * which should be soon: the ticker's lock is held until then. Without wait, as
+ * the manager calls it, returns 0 if the lock cannot be had at once.
  *
- * Only the newest tick is read, or for brokers the durable one, and cursors
- * hold the snapshots they need; so the others are deleted now and then. The one
- * that the manager recorded last stays, too: it will be durable soon.
+ * Only the newest tick is read (for brokers, the durable one), and cursors hold
+ * the snapshots they need; so the others are deleted now and then. The one that
+ * the manager recorded last stays, too: it will be durable soon.
  */
 int64
 cqrs_tick_record(bool wait)
@@ -157,7 +156,7 @@ cqrs_tick_next_id(void)
 }
 
 /*
- * Keys for the ids of this database, from this one on.
+ * Scan keys for the ids of this database, from this one on.
  */
 static void
 own_range(ScanKeyData *keys, int64 from)
@@ -186,10 +185,10 @@ newest_id(void)
 }
 
 /*
- * Delete the ticks with lower ids, but for the manager's. The bound that this
- * process deleted up to before is remembered: looked up, it would mean a walk
- * over the dead entries that a long transaction keeps in the index. If we abort,
- * what is left waits for another process. The ticker's lock is held.
+ * Delete the ticks with lower ids, but for the manager's. This process remembers
+ * up to where it has deleted before: a search would walk over the dead entries
+ * that a long transaction keeps in the index. If we abort, what is left waits
+ * for another process. The ticker's lock is held.
  */
 static void
 delete_before(int64 tick_id)
@@ -201,7 +200,7 @@ delete_before(int64 tick_id)
 	ScanKeyData keys[2];
 	HeapTuple	row;
 
-	/* Ids may begin anew, with the extension. */
+	/* Ids begin anew if the extension is made anew. */
 	if (deleted_before > tick_id)
 		deleted_before = 0;
 	cqrs_shmem_manager_ticks(&durable, &recorded);

@@ -7,17 +7,18 @@
  * schema cqrs, and a view of all of them in schema cqrs_topics, which is what
  * privileges are granted on. All belong to the extension's owner; whoever
  * creates a topic gets the view's privileges with grant option, and nobody
- * else any: those that ALTER DEFAULT PRIVILEGES gave are taken back. The topic
- * of a role's commands takes nothing but those, whatever is granted on it.
+ * else gets any: those that ALTER DEFAULT PRIVILEGES gave are taken back.
+ * Nothing but a role's commands goes into their topic, whatever is granted on
+ * it.
  *
  * The tables are not members of the extension, or a dump would skip them.
  * Being in schemas that are members, they still keep DROP EXTENSION from
  * passing without CASCADE.
  *
- * Column native is generated, as false, in whatever comes by way of the
- * executor: restored from a dump, copied, replicated or inserted by hand. The
+ * Column native is generated as false in all that comes through the executor:
+ * restored from a dump, copied, replicated or inserted by hand. The
  * transaction ids of such rows mean nothing in this cluster. Only cqrs_emit(),
- * which writes past the executor, puts true there; and other rows are in no
+ * which writes past the executor, puts true there; other rows are in no
  * window. cqrs.topic has such a column too: it tells a restored topic, whose
  * events wait for cqrs_adopt(), from one that was made here.
  *
@@ -192,9 +193,9 @@ cqrs_unregister_event(PG_FUNCTION_ARGS)
 
 /*
  * Make the row, the tables and the view of a topic, and return its id. Its
- * creator, a role, may read it and, with may_emit, emit to it, both
- * with grant option: that is what it takes to drop it, too. Without may_emit,
- * that is granted to the extension's owner, too: it says whose commands are in
+ * creator, a role, may read it and, with may_emit, emit to it, both with grant
+ * option; the latter is what it takes to drop it, too. Without may_emit, the
+ * grant is made even to the extension's owner: it says whose commands are in
  * there (see owner.c). Raises what cqrs_create_topic() documents.
  */
 int32
@@ -269,8 +270,8 @@ cqrs_topic_allows(const CqrsTopic *topic, AclMode mode)
 }
 
 /*
- * May this role? Nobody may emit to the topic of a role's commands: who could,
- * would have the role execute them.
+ * May this role do this with the topic? Nobody may emit to the topic of a
+ * role's commands: whoever could would have the role execute them.
  */
 bool
 cqrs_topic_allows_role(const CqrsTopic *topic, AclMode mode, Oid role)
@@ -284,8 +285,8 @@ cqrs_topic_allows_role(const CqrsTopic *topic, AclMode mode, Oid role)
 }
 
 /*
- * Keep the topic from being dropped until the end of the transaction, if it was
- * not dropped since the registry was loaded.
+ * Keep the topic from being dropped until the end of the transaction. Returns
+ * false if it was dropped since the registry was loaded.
  */
 bool
 cqrs_topic_keep(const CqrsTopic *topic)
@@ -298,7 +299,8 @@ cqrs_topic_keep(const CqrsTopic *topic)
 }
 
 /*
- * The same, or 42501; 55000 if somebody dropped the view.
+ * Raises 42501 if the current user may not do this with the topic, 55000 if
+ * somebody dropped its view.
  */
 void
 cqrs_topic_require(const CqrsTopic *topic, AclMode mode)
@@ -324,8 +326,8 @@ cqrs_topic_require(const CqrsTopic *topic, AclMode mode)
 }
 
 /*
- * From now on the topic's row is one of this cluster's. The caller has the
- * registry reloaded.
+ * Make the topic's row one of this cluster's. The caller has the registry
+ * reloaded.
  */
 void
 cqrs_topic_set_native(int32 topic_id)
@@ -360,7 +362,8 @@ cqrs_topic_set_native(int32 topic_id)
 }
 
 /*
- * May the current user drop (the verb says) the topic? If not, 42501.
+ * Raises 42501 unless the current user may drop the topic, or do with it what
+ * the verb says.
  */
 void
 cqrs_topic_require_control(const CqrsTopic *topic, const char *verb)

@@ -18,10 +18,10 @@
 #include "log/topic_drop.h"
 #include "registry/registry.h"
 
-/* So often a lock is waited for with none of the others held. */
+/* How often a lock is waited for with none of the others held. */
 #define DROP_ATTEMPTS	10
 
-/* A lock that it takes to drop a topic. */
+/* One of the locks that dropping a topic takes. */
 typedef struct DropLock
 {
 	LOCKTAG		tag;
@@ -56,7 +56,7 @@ cqrs_topic_lock_to_drop(const char *name)
 		if (same_locks(locks, locks_to_drop(topic)))
 			return topic;
 
-		/* Subscribed to, or made anew, while we waited. */
+		/* It was subscribed to, or made anew, while we waited. */
 		foreach(lc, locks)
 			release(lfirst(lc));
 	}
@@ -153,15 +153,15 @@ new_lock(List **locks, LOCKMODE mode)
 }
 
 /*
- * Take them all, and wait for one only while none of the others is held.
+ * Take all the locks, waiting for one only while none of the others is held.
  *
  * Whoever has one of them may still want any other: a batch has its cursor and
  * what it has parked, and goes on to the next segment; a transaction has
- * emitted, and registers an event. So to wait for it with another one held
- * would be a deadlock, at the expense of who works, not of who drops.
+ * emitted, and registers an event. So waiting for it with another one held
+ * could deadlock, at the expense of those at work, not of the drop.
  *
- * Among those who are always busy, all of them might never be free at once. So
- * after some attempts, they are waited for in turn, come what may.
+ * With everybody busy, they might never all be free at once. So after some
+ * attempts, they are waited for in turn, come what may.
  */
 static void
 lock_all(List *locks)

@@ -9,10 +9,10 @@
  * shows; and of those from lower's xmax to before upper's xmax, those that
  * upper shows. The index finds both, in all segments of the topic.
  * Whether the transaction committed, and what of it was rolled back to a
- * savepoint, the rows' own visibility says, under an MVCC snapshot that is at
- * least as late as upper.
+ * savepoint, is told by the rows' own visibility under an MVCC snapshot that
+ * is at least as late as upper.
  *
- * Within a window, events are ordered by position. That is enough: who saw
+ * Within a window, events are ordered by position. That is enough: whoever saw
  * another's commit before emitting drew a higher position, and is visible in
  * no snapshot that does not show the other.
  *
@@ -22,23 +22,23 @@
  *	  without the table, and references to the lowest positions are kept,
  *	  sorted; they outlive the transaction. When they are used up, the next
  *	  chunk is read after the last position, eight times as large, up to
- *	  max_entries. So memory is bounded; a few events of a large window cost
- *	  a walk over its transactions, not over their events; and a window of any
- *	  size costs a few walks.
- * 2. A reference is not believed. It may lead to a row that is not there for
- *	  us: it aborted, or its transaction id is another cluster's (see topic.c).
- *	  Once a row that aborted has been vacuumed, there may even be another
- *	  event in its place. So a row is an event of the window only if its own
- *	  position and transaction id say so; else it is passed by. What commits
- *	  in the window has its row for good, where the index says.
+ *	  max_entries. So memory is bounded; the first few events of a large window
+ *	  cost a walk over its transactions, not over their events; and a window of
+ *	  any size costs a few walks.
+ * 2. A reference is not trusted. It may lead to a row that we must not see: it
+ *	  aborted, or its transaction id is another cluster's (see topic.c). Once a
+ *	  row that aborted has been vacuumed, there may even be another event in
+ *	  its place. So a row is an event of the window only if its own position
+ *	  and transaction id say so; else it is passed by. An event that commits in
+ *	  the window keeps its row where the index says.
  * 3. If a table was rewritten since the chunk was read, or truncated, the chunk
  *	  is read again.
  *
  * A window is attached to the topics' tables for the time of one transaction
  * at most. An error leaves it attached: it can only be freed then.
  *
- * Who keeps a window for another transaction asks cqrs_window_is() whether it
- * is the one that is needed then. It says so by what the window itself has:
+ * Whoever keeps a window for another transaction asks cqrs_window_is() whether
+ * it is the one that is needed then. That compares what the window itself has:
  * both bounds, the topics and their tables, and what was read last. Nothing
  * else makes a difference to what comes next: neither who reads, nor what has
  * changed meanwhile.
@@ -62,10 +62,10 @@
 #include "log/segment.h"
 #include "log/window.h"
 
-/* The first chunk has at most so many references. */
+/* The first chunk has at most this many references. */
 #define FIRST_ENTRIES	128
 
-/* After so many useless entries of one transaction, skip to the next one. */
+/* After this many useless entries of one transaction, skip to the next one. */
 #define ENTRIES_BEFORE_SKIP	64
 
 /* Where an event is. */
@@ -95,9 +95,8 @@ struct CqrsWindow
 	int			chunk_entries;	/* for the next chunk; at most max_entries */
 
 	/*
-	 * The topics, from when it was first attached; their tables, by topic and
-	 * segment, and which of these have entries in the window. NULL until
-	 * then.
+	 * Set when it is first attached, NULL before: the topics, their tables by
+	 * topic and segment, and which of these have entries in the window.
 	 */
 	int			ntopics;
 	int32	   *topic_ids;
@@ -118,7 +117,7 @@ struct CqrsWindow
 	Oid		   *filenodes;		/* of each source, when it was loaded */
 	bool		complete;		/* nothing of the window is behind it */
 	int64		after_position; /* what was read last */
-	int64		highest;		/* while loading: what is not worth keeping */
+	int64		highest;		/* while loading: from here on, none is kept */
 };
 
 static void copy_snapshot(CqrsSnapshot **to, const CqrsSnapshot *from);
@@ -195,7 +194,7 @@ cqrs_window_move(CqrsWindow *window, MemoryContext parent)
 }
 
 /*
- * Is this the window (lower, upper] of these topics, and what comes next behind
+ * Is this the window (lower, upper] of these topics, and does it go on behind
  * this position? It has been attached before.
  */
 bool
@@ -217,10 +216,10 @@ cqrs_window_is(const CqrsWindow *window, const CqrsSnapshot *lower,
  *
  * Raises 54000 for more segments than an entry can tell apart.
  *
- * Only those segments stay open, and locked, that have something in the window,
- * which is for good: all its transactions have ended. A worker that
- * delivers batch after batch would otherwise never let a segment be truncated
- * that it is done with.
+ * Only segments that have something in the window stay open and locked. Which
+ * ones does not change: all the window's transactions have ended. Otherwise, a
+ * worker that delivers batch after batch would keep segments that it is done
+ * with from ever being truncated.
  */
 void
 cqrs_window_attach(CqrsWindow *window, int ntopics, CqrsTopic *const *topics,
@@ -243,7 +242,7 @@ cqrs_window_attach(CqrsWindow *window, int ntopics, CqrsTopic *const *topics,
 }
 
 /*
- * Close them. The locks stay until the end of the transaction.
+ * Close the topics' tables. The locks stay until the end of the transaction.
  */
 void
 cqrs_window_detach(CqrsWindow *window)
@@ -411,8 +410,8 @@ attach_segment(CqrsWindow *window, const CqrsTopic *topic, int segment,
 }
 
 /*
- * Before which transaction id a window ends. Not further: there may be restored
- * rows, however many.
+ * The transaction id before which a window ends. There is always one: restored
+ * rows, any number of them, may have higher ids.
  */
 FullTransactionId
 cqrs_window_end(const CqrsSnapshot *upper)
@@ -421,7 +420,7 @@ cqrs_window_end(const CqrsSnapshot *upper)
 }
 
 /*
- * Has a segment entries in the window, of rows visible or not?
+ * Does a segment have entries in the window, of rows visible or not?
  */
 static bool
 has_entries(const CqrsWindow *window, const Source *source)
@@ -455,7 +454,7 @@ has_entries(const CqrsWindow *window, const Source *source)
 }
 
 /*
- * Has it any for from <= xid < to?
+ * Does the index have any entry with from <= xid < to?
  */
 static bool
 has_xids(IndexScanDesc scan, FullTransactionId from, FullTransactionId to)
@@ -538,7 +537,7 @@ load_source(CqrsWindow *window, int source)
 }
 
 /*
- * The same for from <= xid < to, of which upper, if given, shows some.
+ * Add the entries with from <= xid < to that upper, if given, shows.
  *
  * The index has a transaction's positions in order. So once one of them is
  * too high, the rest are; and those up to after_position come first.
@@ -652,8 +651,8 @@ compare_entries(const void *a, const void *b)
 }
 
 /*
- * Get the event that an entry refers to. Returns false if there is none of the
- * window, or one that is filtered out.
+ * Get the event that an entry refers to. Returns false if it is not an event
+ * of the window, or is filtered out.
  */
 static bool
 fetch(CqrsWindow *window, const Entry *entry, CqrsEvent *event)
@@ -693,7 +692,7 @@ fetch(CqrsWindow *window, const Entry *entry, CqrsEvent *event)
 }
 
 /*
- * Is what this transaction emitted in the window?
+ * Are the events of this transaction in the window?
  */
 static bool
 has_xid(const CqrsWindow *window, FullTransactionId xid)

@@ -30,7 +30,7 @@ typedef bool (*RowCallback) (void *arg, HeapTuple tuple, TupleDesc desc,
 typedef struct Counting
 {
 	int64		after_position;
-	TimestampTz after_time;		/* when one up to there was emitted last */
+	TimestampTz after_time;		/* when the last one up to there was emitted */
 	int			partitions;
 	int			partition;
 	CqrsCount  *count;
@@ -40,7 +40,8 @@ typedef struct Counting
 typedef struct Since
 {
 	TimestampTz time;
-	FullTransactionId first;	/* of the transactions that emitted then */
+	FullTransactionId first;	/* of the transactions that emitted at that
+								 * time or later */
 } Since;
 
 /* What cqrs_window_has_events() finds. */
@@ -78,11 +79,11 @@ cqrs_window_has_events(const CqrsTopic *topic, const CqrsSnapshot *lower,
 
 /*
  * Count the events of the topic that are in this window after a position, and
- * in one of so many partitions. What was in *count is added to.
+ * in one of the partitions. They are added to *count.
  *
- * The rows up to the position are looked at, too, as they are not apart from
- * the others. If the limit is reached among them, the events behind are no
- * older than the last of them, so that goes for the oldest.
+ * The rows up to the position have to be looked at, too. If the limit is
+ * reached, the events that were not looked at are no older than the last of
+ * these rows, so its time is taken for the oldest.
  */
 void
 cqrs_window_count(const CqrsTopic *topic, const CqrsSnapshot *lower,
@@ -99,14 +100,14 @@ cqrs_window_count(const CqrsTopic *topic, const CqrsSnapshot *lower,
 }
 
 /*
- * A snapshot beyond which are all events that were emitted at this time or
- * later: it shows the transactions before the first one that did. So a few
- * events of others from before that time are beyond it, too.
+ * A snapshot that shows no event emitted at this time or later: it shows the
+ * transactions before the first one that emitted such an event. So a few
+ * earlier events of later transactions are beyond it, too.
  *
- * At the latest, it ends where the oldest transaction is that runs. That is
- * found out first, and only then a snapshot is taken to look with: so it shows
- * all that has committed before there. What commits meanwhile would else be
- * passed by, not seen and yet before the end.
+ * It ends at the oldest running transaction at the latest. We find out which
+ * one that is before we take the snapshot to look with, which then shows all
+ * that has committed before it. In the other order, what commits in between
+ * would be passed by: not seen, and yet before the end.
  */
 CqrsSnapshot *
 cqrs_window_since(int ntopics, CqrsTopic *const *topics, TimestampTz time)
@@ -138,8 +139,8 @@ cqrs_window_since(int ntopics, CqrsTopic *const *topics, TimestampTz time)
 }
 
 /*
- * Has a segment of the topic an event that lower does not show, but the
- * snapshot? *emitted_at gets when the first one, by transaction id, was
+ * Does a segment of the topic have an event that the snapshot shows and lower
+ * does not? *emitted_at gets when the first one, by transaction id, was
  * emitted. No lock is left on the segment.
  */
 bool
@@ -158,7 +159,7 @@ cqrs_window_segment_has_events(const CqrsTopic *topic, int segment,
 
 /*
  * How many events are in the window (lower, upper] after a position, in one
- * segment of the topic and one of so many partitions. No lock is left on it.
+ * segment of the topic and one of the partitions. No lock is left on it.
  */
 int64
 cqrs_window_segment_count(const CqrsTopic *topic, int segment,
@@ -210,7 +211,8 @@ scan_window(Relation rel, const CqrsSnapshot *lower,
 }
 
 /*
- * The same for from <= xid < to, of which upper, if given, shows some.
+ * Like scan_window(), for the rows with from <= xid < to that upper, if given,
+ * shows.
  */
 static bool
 scan_xids(Relation rel, Relation index, FullTransactionId from,

@@ -17,15 +17,15 @@
 /* What cqrs_window_count() adds up, window by window. */
 typedef struct CqrsCount
 {
-	int64		limit;			/* so many more rows are looked at; 0: there
-								 * may be events that were not */
+	int64		limit;			/* how many more rows to look at; 0: events
+								 * may be left that were not */
 	int64		rows;			/* looked at ... */
 	int64		row_bytes;		/* ... their size on disk */
-	int64		others;			/* of them, another partition's */
-	int64		events;			/* of them, what is counted ... */
+	int64		others;			/* of which another partition's */
+	int64		events;			/* of which counted ... */
 	int64		event_bytes;	/* ... their size */
-	TimestampTz oldest;			/* when the first was emitted, or before; not
-								 * later than it was set to */
+	TimestampTz oldest;			/* when the first one was emitted, or before;
+								 * only ever lowered */
 } CqrsCount;
 
 extern bool cqrs_window_has_events(const CqrsTopic *topic,

@@ -1,34 +1,35 @@
 /*-------------------------------------------------------------------------
  *
  * breaker.c
- *	  Circuit breakers: whether a handler that keeps failing is called at all.
+ *	  Circuit breakers: a handler that keeps failing is not called for a while.
  *
  * Protocol
  *
- * 1. Closed: the handler is called. fail_max failures in a row, of whatever
- *	  backends, open the breaker; a success in between begins anew.
- * 2. Open: the handler is not called. What calls that began before have to
- *	  say is ignored.
+ * 1. Closed: the handler is called. fail_max failures in a row, in whatever
+ *	  backends, open the breaker; a success in between starts the count again.
+ * 2. Open: the handler is not called. The outcomes of calls that began before
+ *	  are ignored.
  * 3. Half-open, reset_after later: the next call is the trial, and others do
  *	  not call the handler until it has ended. Its success closes the breaker,
- *	  its failure opens it again, and if it says neither, or its transaction
- *	  ends without a word, the next call is the trial.
+ *	  its failure opens it again. If its outcome is undecided, or its
+ *	  transaction ends without one, the next call is the trial.
  *
- * All of this happens at once, and is not undone by a rollback. A dry run, which
- * is to leave nothing behind, only looks: it calls the handler where another
- * call would, and tells nothing.
+ * All of this takes effect at once, and is not undone by a rollback. A dry run,
+ * which must leave nothing behind, only looks: it calls the handler if another
+ * call would, and does not report the outcome.
  *
  * Memory
  *
- * Only breakers that count failures have a slot; success gives it back, so that
- * a handler that works costs a look at the few that do not. The slots are in
- * shared memory, or, if we are not preloaded, in the backend's own. If all are
- * taken, the one whose last failure is longest ago is forgotten, which
- * closes it. So are in time those of fallbacks and databases that are gone.
+ * Only breakers that have counted failures have a slot; success frees it, so
+ * that a handler that works costs a look at the few slots of those that do not.
+ * The slots are in shared memory, or, if we are not preloaded, in the backend's
+ * own. If all are taken, a breaker is forgotten, which closes it: a closed one
+ * first, then the one whose last failure is longest ago. In time, this also
+ * removes those of fallbacks and databases that are gone.
  *
  * A slot is found by database, table cqrs.fallback and fallback_id: an
- * extension that was dropped and made anew counts its ids from the start, but
- * in another table.
+ * extension that was dropped and made anew begins its ids again, but in
+ * another table.
  *
  *-------------------------------------------------------------------------
  */
@@ -52,9 +53,9 @@ typedef struct Slot
 	Oid			relid;
 	int32		fallback_id;
 	int			failures;		/* in a row */
-	TimestampTz failed_at;		/* ... the last one */
+	TimestampTz failed_at;		/* ... the last time */
 	TimestampTz opened_at;		/* 0: closed */
-	VirtualTransactionId trial; /* who makes it; not valid: nobody */
+	VirtualTransactionId trial; /* who makes it; not valid if nobody */
 } Slot;
 
 /* The lock, if there is one, protects nused and the slots. */
@@ -62,7 +63,7 @@ typedef struct Breakers
 {
 	LWLock	   *lock;			/* NULL: in the backend's own memory */
 	int			nslots;
-	int			nused;			/* the first so many are in use */
+	int			nused;			/* that many, from the first, are in use */
 	Slot		slots[FLEXIBLE_ARRAY_MEMBER];
 } Breakers;
 
@@ -88,7 +89,7 @@ cqrs_breaker_shmem_request(void)
 }
 
 /*
- * Find it, or set it up. AddinShmemInitLock is held.
+ * Find the shared memory, or set it up. AddinShmemInitLock is held.
  */
 void
 cqrs_breaker_shmem_startup(void)
@@ -105,9 +106,8 @@ cqrs_breaker_shmem_startup(void)
 }
 
 /*
- * Is the handler to be called? If so, *call is to be handed to
- * cqrs_breaker_leave() once it is over, which only an error that ends the
- * transaction may prevent.
+ * Is the handler to be called? If so, the caller passes *call to
+ * cqrs_breaker_leave() after the call, unless an error ends the transaction.
  */
 bool
 cqrs_breaker_enter(CqrsBreakerCall *call, const CqrsBreaker *breaker)
@@ -147,8 +147,8 @@ cqrs_breaker_enter(CqrsBreakerCall *call, const CqrsBreaker *breaker)
 }
 
 /*
- * What became of a call. Returns true if that opened the breaker. Raises
- * nothing.
+ * Report the outcome of a call. Returns true if that opened the breaker.
+ * Raises nothing.
  */
 bool
 cqrs_breaker_leave(CqrsBreakerCall *call, CqrsBreakerOutcome outcome)
@@ -200,7 +200,7 @@ cqrs_breaker_leave(CqrsBreakerCall *call, CqrsBreakerOutcome outcome)
 
 /*
  * The state of a breaker now, how often its handler has failed in a row, and
- * since when the breaker is open; 0: is not.
+ * since when the breaker is open (0: it is not).
  */
 CqrsBreakerState
 cqrs_breaker_look(const CqrsBreaker *breaker, int *failures,
@@ -229,7 +229,7 @@ breakers_size(void)
 }
 
 /*
- * Lock the slots. Without shared memory, make them at the first time.
+ * Lock the slots. Without shared memory, make them at the first call.
  */
 static void
 lock_slots(LWLockMode mode)
@@ -251,7 +251,7 @@ unlock_slots(void)
 }
 
 /*
- * The slot, or NULL. It is locked.
+ * Find the slot, or NULL. The slots are locked.
  */
 static Slot *
 find(const CqrsBreakerCall *call)
@@ -270,7 +270,8 @@ find(const CqrsBreakerCall *call)
 }
 
 /*
- * A new slot, if need be instead of another. It is locked exclusively.
+ * Make a new slot, instead of another one if need be. The slots are locked
+ * exclusively.
  */
 static Slot *
 add(const CqrsBreakerCall *call)
@@ -294,7 +295,7 @@ add(const CqrsBreakerCall *call)
 }
 
 /*
- * Is a to be forgotten rather than b?
+ * Should a be forgotten rather than b?
  */
 static bool
 may_go(const Slot *a, const Slot *b)
@@ -305,7 +306,7 @@ may_go(const Slot *a, const Slot *b)
 }
 
 /*
- * The state of a breaker, whose slot may be NULL, now.
+ * The state of a breaker now; its slot may be NULL.
  */
 static CqrsBreakerState
 state_of(const Slot *slot, const CqrsBreaker *breaker)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * breaker.h
- *	  Circuit breakers: whether a handler that keeps failing is called at all.
+ *	  Circuit breakers: a handler that keeps failing is not called for a while.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,8 +15,8 @@
 typedef enum CqrsBreakerState
 {
 	CQRS_BREAKER_CLOSED,		/* the handler is called */
-	CQRS_BREAKER_OPEN,			/* it is not */
-	CQRS_BREAKER_HALF_OPEN		/* one call of it is the trial */
+	CQRS_BREAKER_OPEN,			/* the handler is not called */
+	CQRS_BREAKER_HALF_OPEN		/* one call of the handler is the trial */
 } CqrsBreakerState;
 
 typedef enum CqrsBreakerOutcome
@@ -31,7 +31,7 @@ typedef struct CqrsBreakerCall
 {
 	const CqrsBreaker *breaker;
 	Oid			relid;			/* of cqrs.fallback */
-	bool		counts;			/* what becomes of it is told to the breaker */
+	bool		counts;			/* its outcome is to be reported */
 	bool		trial;
 } CqrsBreakerCall;
 

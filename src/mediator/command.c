@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * command.c
- *	  Commands and queries: registered, and found by name or by type to be
+ *	  Commands and queries: registered, found by name or by type, and
  *	  dispatched.
  *
- * A dispatch on a warm cache takes no lock on a relation, so in an open
- * transaction it would not learn of what others committed: it asks for
- * invalidations itself. So the handler called is the one that is there now.
+ * With a warm cache, a dispatch locks no relation, so in an open transaction
+ * it would not notice what others committed. So it accepts invalidations
+ * itself, to call the handler that is registered now.
  *
  *-------------------------------------------------------------------------
  */
@@ -273,8 +273,8 @@ cqrs_next(PG_FUNCTION_ARGS)
 }
 
 /*
- * The command of this name, which is of this kind, as it is registered now.
- * Raises 42883 or 42809.
+ * The command of this name and kind, as it is registered now. Raises 42883 or
+ * 42809.
  */
 CqrsCommand *
 cqrs_command_get(const char *name, CqrsCommandKind kind)
@@ -324,8 +324,8 @@ cqrs_command_payload_arg(FunctionCallInfo fcinfo, CqrsCommand *command)
 
 /*
  * Check the handlers, and add the command to the registry; as a stream, if its
- * only handler returns a set. Raises what
- * cqrs_register_command() documents, but for the name's form.
+ * only handler returns a set. Raises what cqrs_register_command() documents,
+ * except for a malformed name.
  */
 static void
 register_command(CqrsCommandKind kind, const char *name, int nhandlers,
@@ -384,7 +384,7 @@ register_command(CqrsCommandKind kind, const char *name, int nhandlers,
 /*
  * Can this function be a handler, and may the current user execute it?
  * Returns the text it is registered by. It may return a set if returns_set is
- * not NULL, which is told.
+ * not NULL; *returns_set gets whether it does.
  */
 static char *
 check_handler(CqrsCommandKind kind, Oid funcid, bool *returns_set)
@@ -407,8 +407,8 @@ check_handler(CqrsCommandKind kind, Oid funcid, bool *returns_set)
 }
 
 /*
- * The command named by the first argument, which is of this kind. Raises
- * 22004, 42883 or 42809.
+ * The command of this kind that the first argument names. Raises 22004, 42883
+ * or 42809.
  */
 static CqrsCommand *
 command_arg(FunctionCallInfo fcinfo, CqrsCommandKind kind)
@@ -460,7 +460,7 @@ command_by_type(Oid typid)
 		}
 	}
 
-	/* A value may outlive its type, which somebody drops meanwhile. */
+	/* A value may outlive its type, if somebody drops that meanwhile. */
 	entry = hash_search(commands_by_type, &typid, HASH_FIND, NULL);
 	if (entry == NULL)
 		ereport(ERROR,

@@ -1,16 +1,17 @@
 /*-------------------------------------------------------------------------
  *
  * context.c
- *	  What is being handled, what caused it, and what its events are told of it.
+ *	  What is being handled, what caused it, and what its events' headers say of
+ *	  that.
  *
  * A command, a query or a stream, or an event at a handler, has a context while
- * its handler runs. What is handled within, and what is emitted, was caused by
- * it. Ids of dispatches are made when somebody asks: cqrs_context(), or an
+ * its handler runs. Whatever is handled or emitted within is caused by it. A
+ * dispatch gets its id when it is first needed: by cqrs_context(), or by an
  * event that is emitted.
  *
- * The correlation id is one for all that has the same origin. An event has it
- * in its headers; a dispatch has that of what it is within; the outermost has
- * the setting, or is the origin itself.
+ * Everything with the same origin has the same correlation id. An event has it
+ * in its headers; a dispatch has that of what it is within; the outermost one
+ * has that of the setting, or else its own id.
  *
  *-------------------------------------------------------------------------
  */
@@ -34,8 +35,8 @@
 #define CONTEXT_COLUMNS	8
 
 /*
- * The headers that were made last. Others of the same form differ only in the
- * ids, which are written over these.
+ * The headers that were made last. Later ones of the same form differ only in
+ * the ids, which are overwritten.
  */
 typedef struct MadeHeaders
 {
@@ -115,9 +116,9 @@ cqrs_context_id(CqrsContext *context)
 }
 
 /*
- * The headers of an event that is emitted now with these, which win. Where
- * there are none, the result is good until the next call; else it is in the
- * current memory context.
+ * The headers of an event that is emitted now: those given, which take
+ * precedence, and ours. If none are given, the result is valid until the next
+ * call; else it is in the current memory context.
  */
 NullableDatum
 cqrs_context_headers(NullableDatum headers)
@@ -152,8 +153,8 @@ cqrs_context_headers(NullableDatum headers)
 }
 
 /*
- * The correlation id; what is an id is in the buffer, of CQRS_UUID_TEXT_LEN + 1
- * bytes, what was in headers in the current memory context.
+ * The correlation id. It may be in the buffer, of CQRS_UUID_TEXT_LEN + 1 bytes,
+ * or in the current memory context, if it was in headers.
  */
 static const char *
 correlation_id(CqrsContext *context, char *buffer)
@@ -175,7 +176,8 @@ correlation_id(CqrsContext *context, char *buffer)
 }
 
 /*
- * The id of what caused this, or NULL; where it is as in correlation_id().
+ * The id of what caused this, or NULL; it may be where correlation_id() puts
+ * it.
  */
 static const char *
 causation_id(CqrsContext *context, char *buffer)
@@ -242,8 +244,8 @@ make_headers(const char *correlation, bool has_causation)
 
 /*
  * Where in an object the string under a key is, and its length; NULL and 0 if
- * there is none. Headers come from tables, where a restore or a superuser may
- * have put what is no object.
+ * there is none. Headers come from tables, and what a restore or a superuser
+ * put there need not be an object.
  */
 static char *
 find_value(Jsonb *object, const char *key, int *len)

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * context.h
- *	  What is being handled, what caused it, and what its events are told of it.
+ *	  What is being handled, what caused it, and what its events' headers say of
+ *	  that.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,8 +13,8 @@
 #include "utils/uuid.h"
 
 /*
- * A dispatch, or an event at a handler. It is in the memory of who calls the
- * handler, and on the stack while that runs.
+ * A dispatch, or an event at a handler. It is in the memory of the handler's
+ * caller, and on the stack while the handler runs.
  */
 typedef struct CqrsContext
 {
@@ -25,16 +26,15 @@ typedef struct CqrsContext
 	NullableDatum headers;		/* of an event */
 	int			attempt;
 	Oid			caller;
-	const struct CqrsEvent *command;	/* the enqueued command that this is
-										 * the delivery of, or NULL: it is
-										 * none */
+	const struct CqrsEvent *command;	/* the enqueued command that is being
+										 * delivered; NULL: none */
 } CqrsContext;
 
 /* The innermost one, or NULL. */
 extern PGDLLIMPORT CqrsContext *cqrs_context_innermost;
 
 /*
- * The innermost dry run, or NULL: what is done is to stay.
+ * The innermost dry run, or NULL: what is done stays.
  */
 extern struct CqrsDryRun *cqrs_dry_run_innermost;
 
@@ -78,7 +78,7 @@ cqrs_context_pop(CqrsContext *context)
 }
 
 /*
- * Has an event that is emitted now headers that its emitter did not give it?
+ * Does an event that is emitted now get headers beyond those its emitter gave?
  */
 static inline bool
 cqrs_context_has_headers(void)

@@ -5,18 +5,17 @@
  *
  * Queries
  *
- * A query runs with the transaction read-only. So that this ends with it, in
- * a transaction that may write, it runs in a subtransaction: whatever ends
- * that gives the outer state back, and meanwhile the server refuses to SET
- * transaction_read_only = off. Where nothing may be written already, there
- * is no need for one.
+ * A query runs with the transaction read-only. If the transaction may write,
+ * the query runs in a subtransaction: however that ends, the outer state comes
+ * back, and meanwhile the server refuses SET transaction_read_only = off. If
+ * nothing may be written anyway, none is needed.
  *
  * Chains
  *
- * Each handler of a chain runs in a subtransaction, the last one too, which is
- * rolled back if the handler passed on. So whoever passes on leaves nothing
- * behind. A command with one handler has no such subtransaction, so its
- * handler cannot pass on: what it had done would stay.
+ * Each handler of a chain, including the last one, runs in a subtransaction,
+ * which is rolled back if the handler passes on. So a handler that passes on
+ * leaves nothing behind. A command with one handler has no such
+ * subtransaction, so its handler cannot pass on: what it had done would stay.
  *
  * Fallbacks
  *
@@ -24,16 +23,14 @@
  *
  * Middleware
  *
- * What is registered to be called around every dispatch, or hooked there, is
- * outside of all of that; see middleware.c.
+ * Middleware and hooks are called around all of that; see middleware.c.
  *
  * Failure
  *
- * A subtransaction is ended here in any case: who catches the error up the
- * stack, such as PL/pgSQL's EXCEPTION, rolls back a subtransaction of its
- * own, and takes the innermost for it. The error goes on as it was; nothing
- * is caught. It is taken before the rollback, which may free what it points to;
- * see rethrow.c.
+ * After an error, we must end our subtransaction: what catches the error up the
+ * stack, such as PL/pgSQL's EXCEPTION, rolls back the innermost one, taking it
+ * for its own. The error is raised again unchanged. It is copied before the
+ * rollback, which may free what it points to; see rethrow.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -54,7 +51,7 @@
 typedef struct Call
 {
 	CqrsDispatch *dispatch;
-	Datum		arg;			/* of both */
+	Datum		arg;			/* of handler and fallback */
 } Call;
 
 static Datum run_handlers(CqrsDispatch *dispatch, bool *isnull);
@@ -71,16 +68,16 @@ static Datum call_in_subtransaction(CqrsDispatch *dispatch,
 									CqrsHandler *handler, bool *isnull);
 
 /*
- * Call the handler, or those of a chain until one answers, within the
- * middleware that there is, and return the answer as jsonb, in the current
- * memory context.
+ * Call the handler, or those of a chain until one answers, through the
+ * middleware, and return the answer as jsonb, in the current memory context.
  *
- * When this is the outermost dispatch, the handlers of the events that were
+ * If this is the outermost dispatch, the handlers of the events that were
  * emitted meanwhile are called before it returns.
  *
  * Raises 25000 in parallel mode; 54001 nested too deeply; 42883 no such
- * handler; 42501 it may not be executed; what payload.c says of a payload that
- * does not fit; what cqrs_middleware_run() says; and whatever the handlers raise.
+ * handler; 42501 it may not be executed; what payload.c raises for a payload that
+ * does not fit; what cqrs_middleware_run() raises; and whatever the handlers
+ * raise.
  */
 Datum
 cqrs_dispatch_run(CqrsDispatch *dispatch, bool *isnull)
@@ -108,7 +105,9 @@ cqrs_dispatch_pass_on(void)
 	CqrsDispatch *dispatch = cqrs_dispatch_innermost;
 	bool		is_handling;
 
-	/* What cqrs_drain() has handled is no dispatch, but has a context. */
+	/*
+	 * An event that cqrs_drain() delivers is no dispatch, but has a context.
+	 */
 	is_handling = dispatch != NULL && !dispatch->in_middleware &&
 		cqrs_context_innermost == &dispatch->context;
 	if (!is_handling || dispatch->command->nhandlers == 1)
@@ -127,9 +126,9 @@ cqrs_dispatch_pass_on(void)
 }
 
 /*
- * For who calls the handler himself: see that it can be called here and now,
- * and return what it takes, in the current memory context. Raises what
- * cqrs_dispatch_run() does.
+ * For callers that call the handler themselves: check that it can be called
+ * here and now, and return its argument, in the current memory context. Raises
+ * what cqrs_dispatch_run() does.
  */
 Datum
 cqrs_dispatch_prepare(CqrsDispatch *dispatch, CqrsHandler *handler)
@@ -154,7 +153,7 @@ run_handlers(CqrsDispatch *dispatch, bool *isnull)
 }
 
 /*
- * Have the handlers of a chain called until one does not pass on.
+ * Call the handlers of a chain until one does not pass on.
  */
 static Datum
 run_chain(CqrsDispatch *dispatch, bool *isnull)
@@ -176,7 +175,7 @@ run_chain(CqrsDispatch *dispatch, bool *isnull)
 }
 
 /*
- * See that one more dispatch can be on the stack. Raises 25000 or 54001.
+ * Check that one more dispatch can be on the stack. Raises 25000 or 54001.
  */
 static pg_attribute_always_inline void
 check_depth(CqrsDispatch *dispatch)
@@ -198,7 +197,7 @@ check_depth(CqrsDispatch *dispatch)
 }
 
 /*
- * May the current user have this handler called here and now? Raises 25000,
+ * Can the current user have this handler called here and now? Raises 25000,
  * 54001, 42883 or 42501.
  */
 static pg_attribute_always_inline void
@@ -213,7 +212,7 @@ check(CqrsDispatch *dispatch, CqrsHandler *handler)
 
 /*
  * The payload as the handler, which was checked, takes it; in the current
- * memory context. Raises what payload.c says.
+ * memory context. Raises what payload.c does.
  */
 static pg_attribute_always_inline Datum
 payload_for(CqrsDispatch *dispatch, CqrsHandler *handler)
@@ -261,8 +260,7 @@ call_handler(CqrsDispatch *dispatch, CqrsHandler *handler, bool *isnull)
 }
 
 /*
- * The same for fallback.c, once the handler is checked and its argument is
- * there.
+ * Call a handler for fallback.c, once it is checked and its argument is made.
  */
 static Datum
 call_checked(void *arg, CqrsHandler *handler, bool *isnull)
@@ -311,7 +309,7 @@ call_in_subtransaction(CqrsDispatch *dispatch, CqrsHandler *handler,
 	ResourceOwner owner = CurrentResourceOwner;
 	Datum		answer;
 
-	/* It would refuse too, but name the subtransaction. */
+	/* The server would refuse too, but name the subtransaction. */
 	PreventCommandIfParallelMode(cqrs_command_function(dispatch->command->kind));
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);

@@ -14,15 +14,14 @@
 extern Datum cqrs_dispatch_run(CqrsDispatch *dispatch, bool *isnull);
 extern void cqrs_dispatch_pass_on(void);
 
-/* For who calls the handler in another way. */
+/* For callers that call the handler in another way. */
 extern Datum cqrs_dispatch_prepare(CqrsDispatch *dispatch,
 								   CqrsHandler *handler);
 
 /*
- * Have the handlers of the events emitted so far called; while something is
- * being dispatched, that is put off until the outermost dispatch is over.
- * Raises whatever the handlers raise. Inline, as each dispatch and each event
- * ask.
+ * Call the handlers of the events emitted so far; during a dispatch, that is
+ * put off until the outermost one is over. Raises whatever the handlers raise.
+ * Inline, as each dispatch and each event calls it.
  */
 static inline void
 cqrs_dispatch_events(void)

@@ -13,15 +13,15 @@
 #include "registry/handler.h"
 
 /*
- * What is being dispatched; in the memory of who dispatches it. It is on the
- * stack while its handler, or middleware, runs, and only then.
+ * What is being dispatched; in the memory of the function that dispatches it.
+ * It is on the stack only while its handler, or middleware, runs.
  */
 typedef struct CqrsDispatch
 {
 	struct CqrsDispatch *outer; /* NULL: none */
 	int			depth;			/* 1: the outermost */
 	CqrsCommand *command;
-	bool		in_middleware;	/* a frame of middleware.c's, with no handler */
+	bool		in_middleware;	/* a frame of middleware.c, without a handler */
 	CqrsHandler *handler;		/* the one that runs; NULL: none yet */
 	bool		passed_on;		/* ... called cqrs_next() */
 	Datum		payload;
@@ -30,7 +30,7 @@ typedef struct CqrsDispatch
 	CqrsContext context;
 } CqrsDispatch;
 
-/* The innermost of those whose handlers are running, or NULL. */
+/* The innermost one whose handler is running, or NULL. */
 extern CqrsDispatch *cqrs_dispatch_innermost;
 
 extern void cqrs_dispatch_error_context(void *arg);
@@ -56,7 +56,7 @@ cqrs_dispatch_init(CqrsDispatch *dispatch, CqrsCommand *command,
 }
 
 /*
- * The dispatch gets on the stack, to call this handler. Whoever pushes it pops
+ * Put the dispatch on the stack, to call this handler. Whoever pushes it pops
  * it, also after an error. Not in a PG_FINALLY, though: if there was no error,
  * the PG_END_TRY after it brings back the error context that is popped here.
  */

@@ -5,31 +5,31 @@
  *
  * Protocol
  *
- * 1. An event whose type has handlers is queued when it is emitted. Which
- *	  handlers these are is decided then.
+ * 1. An event whose type has handlers is queued, with these handlers, when it
+ *	  is emitted.
  * 2. The queue is worked off when nothing is being dispatched any more: at
  *	  once, or when the outermost dispatch is over (cqrs_dispatch_events). What
- *	  the handlers emit is queued behind what is there; so is what commands
- *	  emit that they send. All of it is done before the emitter, or whoever
- *	  sent the outermost command, goes on.
+ *	  the handlers emit, or the commands that they send, is queued behind what
+ *	  is there. All of it is done before the emitter, or whoever sent the
+ *	  outermost command, goes on.
  * 3. An event that a handler emits was caused by the event being handled. The
- *	  chain of causes has a greatest length: a cycle ends there.
+ *	  length of a chain of causes is limited, so that a cycle ends.
  *
  * Subtransactions
  *
  * An event belongs to the subtransaction that emitted it: it leaves the queue
  * if that is rolled back, and goes to the parent if it is committed. The events
- * of the innermost subtransaction are the last ones of the queue: nothing is
- * emitted by an outer one meanwhile.
+ * of the innermost subtransaction are the last ones of the queue, as an outer
+ * one cannot emit meanwhile.
  *
  * An error while the queue is being worked off ends in the rollback of every
- * event in it: all of them belong to the subtransaction of who works it off,
- * or to one within that.
+ * event in it: all of them belong to the subtransaction that works it off, or
+ * to one within that.
  *
  * Memory
  *
  * Queued events are copies, in a context of the transaction. One that was
- * handled is kept for as long as an event that it caused is, to name it.
+ * handled is kept as long as an event that it caused, so that it can be named.
  *
  *-------------------------------------------------------------------------
  */
@@ -59,7 +59,8 @@
 typedef struct DomainEvent
 {
 	dlist_node	node;			/* in the queue */
-	int			references;		/* from there, and from those that it caused */
+	int			references;		/* from the queue, and from the events that it
+								 * caused */
 	struct DomainEvent *cause;	/* whose handler emitted it; NULL: none */
 	int			depth;			/* of the chain of causes; 1: no cause */
 	SubTransactionId subid;
@@ -68,7 +69,7 @@ typedef struct DomainEvent
 	pg_uuid_t	event_id;
 } DomainEvent;
 
-/* An event at a handler. */
+/* An event on its way through a handler. */
 typedef struct EventCall
 {
 	const DomainEvent *event;
@@ -79,7 +80,10 @@ typedef struct EventCall
 dlist_head	cqrs_domain_event_queue = DLIST_STATIC_INIT(cqrs_domain_event_queue);
 static MemoryContext queue_context = NULL;
 
-/* The queue is being worked off, up the stack; what is being handled. */
+/*
+ * Whether the queue is being worked off up the stack, and what is being
+ * handled.
+ */
 static bool working = false;
 static DomainEvent *handling = NULL;
 
@@ -124,7 +128,7 @@ cqrs_register_event_handler(PG_FUNCTION_ARGS)
 	signature = cqrs_handler_describe(PG_GETARG_OID(1), &argtype, &rettype,
 									  NULL);
 
-	/* So that the event stays. */
+	/* So that the event stays registered. */
 	cqrs_admin_begin(&admin);
 	cqrs_admin_ddl("LOCK TABLE cqrs.event_type IN SHARE ROW EXCLUSIVE MODE");
 	mark = cqrs_registry_mark();
@@ -171,8 +175,8 @@ cqrs_unregister_event_handler(PG_FUNCTION_ARGS)
 }
 
 /*
- * Can a handler of this event take an argument of this type? If not, 42P13, or
- * 42704 if the event's own type is gone.
+ * Raises 42P13 unless a handler of this event can take an argument of this
+ * type, and 42704 if the event's own type is gone.
  */
 static void
 check_argument(const CqrsEventType *event_type, const char *signature,
@@ -206,7 +210,7 @@ find_handler(const CqrsEventType *event_type, const char *signature)
 
 /*
  * Queue an event, whose type has handlers; it is copied. The caller calls
- * cqrs_dispatch_events() when it has done all else.
+ * cqrs_dispatch_events() after all else is done.
  *
  * Raises 54001 if its chain of causes is too long.
  */
@@ -253,9 +257,9 @@ cqrs_domain_event_add(CqrsEventType *event_type, const CqrsEvent *event)
 }
 
 /*
- * Have the handlers of all that is queued called, and of what they emit, until
- * nothing is left; unless that is being done up the stack. The caller sees to
- * it that nothing is being dispatched.
+ * Call the handlers of all queued events, and of those that they emit, until
+ * none is left; unless that is being done up the stack. Not to be called
+ * during a dispatch.
  *
  * Raises 42883 no such handler; 42501 it may not be executed; 42P13 it takes
  * another argument than when it was registered; and whatever a handler raises.
@@ -284,9 +288,9 @@ cqrs_domain_events_handle(void)
 
 /*
  * Begin anew, with nothing queued and nothing being handled, until
- * cqrs_domain_events_bring_back(); an error must not keep the caller from that.
- * It is done at the start of a subtransaction that is then rolled back: so what
- * is set aside sees no subtransaction end.
+ * cqrs_domain_events_bring_back(), which the caller must call even after an
+ * error. Called at the start of a subtransaction that is rolled back in the
+ * end: so what is set aside sees no subtransaction end.
  */
 void
 cqrs_domain_events_set_aside(CqrsDomainEvents *aside)
@@ -316,7 +320,7 @@ cqrs_domain_events_bring_back(CqrsDomainEvents *aside)
 }
 
 /*
- * Only who has a queue needs to hear of transactions' ends.
+ * Only a backend with a queue needs callbacks at the end of transactions.
  */
 static void
 register_callbacks(void)
@@ -331,7 +335,7 @@ register_callbacks(void)
 }
 
 /*
- * Move all to a head whose contents do not matter, and leave nothing.
+ * Move all events to another head, whose contents do not matter.
  */
 static void
 move_queue(dlist_head *to, dlist_head *from)
@@ -357,7 +361,7 @@ copy(NullableDatum value)
 }
 
 /*
- * Give up a reference to an event, and with the last one the event.
+ * Release a reference to an event, and with the last one the event.
  */
 static void
 release(DomainEvent *event)
@@ -465,7 +469,7 @@ argument(const DomainEvent *event, CqrsEventHandler *handler)
 	NullableDatum arg = event->event.payload;
 	TupleDesc	desc;
 
-	/* It may be another function than the one registered. */
+	/* It may be another function now than the one registered. */
 	if (argtype != handler->checked_type)
 	{
 		check_argument(event->type, handler->handler.signature, argtype);
@@ -524,7 +528,8 @@ error_callback(void *arg)
 }
 
 /*
- * The end of a subtransaction: what it emitted is its parent's, or never was.
+ * At the end of a subtransaction, what it emitted becomes its parent's, or is
+ * forgotten.
  */
 static void
 at_subxact_event(SubXactEvent event, SubTransactionId subid,

@@ -12,7 +12,7 @@
 
 #include "log/event.h"
 
-/* What waits for its handlers, set aside while others are handled. */
+/* Events that wait for their handlers, set aside while others are handled. */
 typedef struct CqrsDomainEvents
 {
 	dlist_head	queue;

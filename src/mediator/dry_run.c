@@ -5,13 +5,13 @@
  *
  * Protocol
  *
- * 1. The command is dispatched in a subtransaction, as the outermost one,
- *	  wherever that is: a handler's events that wait for the end of its own
- *	  dispatch are set aside, and those of the dry run are handled before it is
- *	  over.
- * 2. What is deferred until the commit is done, in the way of SET CONSTRAINTS
- *	  ALL IMMEDIATE. What the transaction had deferred before is done too, as
- *	  it cannot be told apart; the rollback has it pending again.
+ * 1. The command is dispatched in a subtransaction as if it were the outermost
+ *	  one, even if cqrs_dry_run() is called in a handler: events that wait for
+ *	  the end of that handler's dispatch are set aside, and those of the dry
+ *	  run are handled before it is over.
+ * 2. What is deferred until the commit is done as by SET CONSTRAINTS ALL
+ *	  IMMEDIATE. That includes what the transaction had deferred before, as it
+ *	  cannot be told apart; the rollback makes it pending again.
  * 3. Answer and events are copied, and the subtransaction is rolled back.
  *
  * Every event that is written to a topic, or queued for handlers, is noted.
@@ -22,9 +22,9 @@
  *
  * A note belongs to the subtransaction that emitted the event, and goes with
  * it, as the event does. The notes of the innermost subtransaction are the last
- * ones: nothing is emitted by an outer one meanwhile.
+ * ones, as an outer one cannot emit meanwhile.
  *
- * A dry run within another has its own notes, and its events are none of the
+ * A dry run within another has its own notes; its events are not among the
  * outer one's.
  *
  *-------------------------------------------------------------------------
@@ -56,7 +56,7 @@ typedef struct Note
 	Datum		event;			/* a cqrs_event */
 } Note;
 
-/* In the memory of who runs it. */
+/* A dry run; in the memory of the function that runs it. */
 typedef struct CqrsDryRun
 {
 	struct CqrsDryRun *outer;	/* NULL: none */
@@ -68,7 +68,7 @@ typedef struct CqrsDryRun
 	int			nnotes;
 	int			maxnotes;
 
-	/* Of what is around it. */
+	/* What is around it. */
 	CqrsDispatch *dispatch;
 	CqrsDomainEvents domain_events;
 } CqrsDryRun;
@@ -120,7 +120,7 @@ cqrs_dry_run_dispatch(CqrsDispatch *dispatch, Oid event_type, Datum *answer,
 		*answer = cqrs_dispatch_run(dispatch, answer_isnull);
 		do_deferred();
 
-		/* What it points to may be rolled back. */
+		/* What it points to may go with the rollback. */
 		if (!*answer_isnull)
 			*answer = PointerGetDatum(PG_DETOAST_DATUM_COPY(*answer));
 		events = noted_events(&run);
@@ -156,12 +156,12 @@ cqrs_dry_run_emitted(const CqrsEvent *event)
 	HeapTuple	tuple;
 	MemoryContext oldcontext;
 
-	/* What it says is for those who may read it. */
+	/* Hide the contents from those who may not read them. */
 	if (!may_read(run, event))
 		shown.key.isnull = shown.payload.isnull = shown.headers.isnull = true;
 	cqrs_event_deform(&shown, "new", 0, values, nulls);
 
-	/* It has none: another event may get the one that was drawn. */
+	/* It has no position: another event may get the one that was drawn. */
 	nulls[0] = true;
 	tuple = heap_form_tuple(run->event_desc, values, nulls);
 
@@ -180,8 +180,8 @@ cqrs_dry_run_emitted(const CqrsEvent *event)
 }
 
 /*
- * May who runs it read this event? One without a topic nobody reads afterwards:
- * it is told to who emitted it himself.
+ * May the user of the dry run read this event? Nobody can read one without a
+ * topic later: it is shown to whoever has the privileges of its emitter.
  */
 static bool
 may_read(const CqrsDryRun *run, const CqrsEvent *event)
@@ -216,8 +216,8 @@ begin(CqrsDryRun *run, Oid event_type)
 }
 
 /*
- * From now on, what happens is part of it. The subtransaction that will be
- * rolled back has begun.
+ * From now on, what happens is part of the dry run. The subtransaction that
+ * will be rolled back has begun.
  */
 static void
 enter(CqrsDryRun *run)
@@ -231,7 +231,7 @@ enter(CqrsDryRun *run)
 }
 
 /*
- * ... and no longer; that subtransaction was rolled back, and with it went the
+ * From now on, it is not. That subtransaction was rolled back, and with it the
  * notes, and what was queued for handlers of events.
  */
 static void
@@ -244,15 +244,15 @@ leave(CqrsDryRun *run)
 }
 
 /*
- * Do what is deferred until the commit. What constraints are deferred after
- * that, the rollback restores, and which deferred triggers have been fired.
+ * Do what is deferred until the commit. The rollback restores which
+ * constraints are deferred, and which deferred triggers have been fired.
  */
 static void
 do_deferred(void)
 {
 	ConstraintsSetStmt *all_immediate = makeNode(ConstraintsSetStmt);
 
-	/* A trigger sees what the handlers did, whatever their language. */
+	/* A trigger should see what the handlers did, whatever their language. */
 	CommandCounterIncrement();
 	AfterTriggerSetState(all_immediate);
 	pfree(all_immediate);
@@ -278,7 +278,8 @@ noted_events(const CqrsDryRun *run)
 }
 
 /*
- * The end of a subtransaction: what it emitted is its parent's, or never was.
+ * At the end of a subtransaction, what it emitted becomes its parent's, or is
+ * forgotten.
  */
 static void
 at_subxact_event(SubXactEvent event, SubTransactionId subid,

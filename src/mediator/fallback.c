@@ -5,23 +5,24 @@
  *
  * A fallback belongs to a function, by its signature, and counts wherever that
  * function is the handler of a command or a query, alone or in a chain, or of an
- * event in the transaction that emits it. Its own fallback, if that function has
- * one, does not. A subscription's handler has attempts and dead letters instead.
+ * event in the transaction that emits it. A fallback's own fallback, if that
+ * function has one, does not count. A subscription's handler has attempts and
+ * dead letters instead.
  *
  * Protocol
  *
- * 1. The caller has checked the handler and converted the payload: what is
- *	  wrong with those is the caller's error. So is a stack too deep.
+ * 1. The caller has checked the handler and converted the payload: errors in
+ *	  that are the caller's. So is a stack too deep.
  * 2. Unless its circuit breaker is open, the handler runs in a subtransaction.
- *	  On an error that the fallback is for, that is rolled back, and with it all
- *	  that the handler wrote and emitted.
+ *	  After an error that the fallback is for, the subtransaction is rolled
+ *	  back, and with it all that the handler wrote and emitted.
  * 3. The fallback runs in the transaction, or subtransaction, that the handler
  *	  would have run in without it. Its error is the caller's.
  *
  * Failure
  *
- * A cancelled query and a terminated process are nobody's failure: those
- * errors are never caught, whatever is registered.
+ * A cancelled query or a terminated process is not the handler's failure:
+ * those errors are never caught, whatever is registered.
  *
  *-------------------------------------------------------------------------
  */
@@ -42,7 +43,7 @@
 #include "registry/payload.h"
 #include "registry/signature.h"
 
-/* What a fallback that runs has to say of why, if it fails too. */
+/* Why a fallback is called, for the error context if it fails, too. */
 typedef struct Cause
 {
 	CqrsHandler *handler;
@@ -137,13 +138,13 @@ cqrs_unregister_fallback(PG_FUNCTION_ARGS)
 }
 
 /*
- * Call a handler that has a fallback, and the fallback if the handler fails or
- * keeps failing. Returns the answer of one of them, in the current memory
- * context. The handler is checked, call is how it is called, with arg; kind and
- * name say whose handler it is. Must not be called in parallel mode.
+ * Call a handler that has a fallback, or the fallback if the handler fails or
+ * keeps failing. Returns the answer, in the current memory context. The handler
+ * is checked, and is called by call, with arg; kind and name say whose handler
+ * it is. Must not be called in parallel mode.
  *
  * Raises what the handler raises, if the fallback is not for that; 42883 or
- * 42501 of the fallback, and what that raises.
+ * 42501 for the fallback, and what the fallback raises.
  */
 Datum
 cqrs_fallback_run(CqrsHandler *handler, const char *kind, const char *name,
@@ -179,9 +180,9 @@ cqrs_fallback_run(CqrsHandler *handler, const char *kind, const char *name,
 }
 
 /*
- * Call the handler in a subtransaction. Returns NULL, and the answer; or the
- * error, if the fallback is for it, after all has been rolled back. The breaker
- * is told.
+ * Call the handler in a subtransaction. Returns NULL, and the answer; or, if
+ * the fallback is for it, the error, after the rollback. The outcome is
+ * reported to the breaker.
  */
 static ErrorData *
 try_handler(CqrsHandler *handler, CqrsBreakerCall *attempt, CqrsCall call,
@@ -219,9 +220,9 @@ try_handler(CqrsHandler *handler, CqrsBreakerCall *attempt, CqrsCall call,
 }
 
 /*
- * Tell the breaker of an error; caught: the fallback is for it. An excluded one
- * is what a handler that works may say; another one that the fallback is not
- * for tells nothing.
+ * Report an error to the breaker; caught says that the fallback is for it. An
+ * excluded error counts as success: a handler that works may raise it. Other
+ * errors that the fallback is not for count as neither.
  */
 static void
 note_error(const CqrsFallback *fallback, CqrsBreakerCall *attempt,
@@ -261,7 +262,7 @@ is_for(const CqrsFallback *fallback, int code)
 }
 
 /*
- * Is it the error of a cancel or a shutdown, which nothing catches?
+ * Is it the error of a cancel or a shutdown, which nothing here catches?
  */
 static bool
 is_end(int code)
@@ -306,8 +307,8 @@ check_function(Oid funcid, Oid *argtype, Oid *rettype)
 }
 
 /*
- * Can the one stand in for the other? The answer's type must be the same, or
- * one of the two is jsonb, which any answer becomes.
+ * Can the fallback stand in for the handler? They must return the same type,
+ * or one of them jsonb, which any answer becomes.
  */
 static void
 check_pair(const char *handler, const char *fallback, Oid *argtypes,

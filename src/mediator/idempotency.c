@@ -6,48 +6,49 @@
  *
  * Protocol
  *
- * 1. The key is locked, until the end of the transaction: who repeats a
- *	  command that is not committed waits for it.
+ * 1. The key is locked until the end of the transaction: a repeat of a command
+ *	  that is not committed yet waits for it.
  * 2. The key is looked up among what is committed now, or written by this
  *	  transaction. If it is there, with the same command and payload, its
- *	  answer is returned. This is not done with the transaction's snapshot: a
- *	  REPEATABLE READ one does not show what committed while we waited, and
- *	  the command would be handled twice.
+ *	  answer is returned. The transaction's snapshot is not used for this:
+ *	  under REPEATABLE READ, it does not show what committed while we waited,
+ *	  and the command would be handled twice.
  * 3. Otherwise the command is handled, and the answer is written, by the
  *	  transaction that did what the command says: one exists if and only if the
- *	  other does. What raised an error has left no answer.
+ *	  other does. A command that raised an error has left no answer.
  *
- * A key is its role's own: nobody can read an answer with somebody else's key,
- * nor keep somebody else from using one. It is not its command's own: that a
- * key is used for two commands is a mistake, which is told.
+ * Each role has its own keys: nobody can read an answer with somebody else's
+ * key, nor keep somebody else from using one. Commands do not: to use a key
+ * for two commands is a mistake, and an error.
  *
- * A role is its name and its number. Both must fit, so that a key ends with its
- * role: another one may get the name, or the number, but not both. In what
- * was restored, which column native tells, the number is another cluster's, and
- * the name alone counts. A role that is renamed has left its keys behind.
+ * A role is identified by its name and its OID. Both must match, so that its
+ * keys end with it: another one may get the name, or the OID, but not both. In
+ * restored rows, which column native tells, the OID is another cluster's, and
+ * only the name counts. A role that is renamed leaves its keys behind.
  *
  * Storage
  *
- * Three tables, the segments, which are written in turn, by time, each for as
- * long as keys are kept. A row is never updated or deleted; a segment is
- * truncated once all in it are older than that. So there is nothing to
- * vacuum. What was committed is looked at, not remembered: rows may lie
- * in any segment, restored ones, or those from before the setting changed.
+ * Keys are in three tables, the segments, which are written in turn, each for
+ * as long as keys are kept. A row is never updated or deleted; a segment is
+ * truncated once all in it are older than that. So there is nothing to vacuum.
+ * Every segment is searched: rows that were restored, or written before the
+ * setting changed, may be in any of them.
  *
  * Locking
  *
  * The lock on a key is an object's: the first segment's OID and 48 bits of a hash
- * of the key. Who has two keys of one hash waits without need. Keys are locked
- * in whatever order the commands are sent in, so there may be deadlocks.
+ * of the key. Keys with the same hash wait for each other without need. Keys
+ * are locked in whatever order the commands are sent in, so there may be
+ * deadlocks.
  *
- * Who wrote to a segment has ROW EXCLUSIVE on it until the end of the
- * transaction. Truncation never waits for that; see segment.c. Under ACCESS
- * EXCLUSIVE, it is looked again whether all is old.
+ * A transaction that wrote to a segment has ROW EXCLUSIVE on it until its end.
+ * Truncation never waits for that; see segment.c. Under ACCESS EXCLUSIVE, it
+ * checks again whether all is old.
  *
- * Rows are read with SnapshotSelf. All that it takes is that who had the
- * key's, or the segment's, lock has ended. A snapshot of the MVCC kind would
- * have serializable transactions conflict that have nothing in common but a
- * page of the index.
+ * Rows are read with SnapshotSelf. That is enough, since the last transaction
+ * that had the lock on the key, or on the segment, has ended. With an MVCC
+ * snapshot, serializable transactions would conflict that have nothing in
+ * common but an index page.
  *
  *-------------------------------------------------------------------------
  */
@@ -70,7 +71,7 @@
 #include "registry/handler.h"
 #include "shared/clock.h"
 
-/* A key has at most so many bytes. */
+/* The most bytes that a key may have. */
 #define MAX_KEY_LENGTH	255
 
 /* Columns of the tables. */
@@ -87,7 +88,7 @@ enum
 	KEY_COLUMNS = KEY_NATIVE
 };
 
-/* What is stored of a command. */
+/* What is stored about a command. */
 typedef struct StoredCommand
 {
 	char	   *command_name;
@@ -118,12 +119,12 @@ static bool newest_is_old(int segment, TimestampTz *old_at);
 
 /*
  * Lock the key of a command that the current user is about to send, until the
- * end of the transaction. Waits for who has it. The value is not toasted, and
- * lives, as the struct does, until the command is handled.
+ * end of the transaction. Waits for whoever has the lock. The value must not
+ * be toasted, and must live, like the struct, until the command is handled.
  *
  * Raises 25006 or 25000 where nothing can be written; 22023 for an empty key,
  * or one that is too long; 55006 if a command with this key is being handled
- * up the stack. The function is the one that is named in errors.
+ * up the stack. function is its name in errors.
  */
 void
 cqrs_idempotency_lock(CqrsIdempotencyKey *key, text *value,
@@ -150,7 +151,7 @@ cqrs_idempotency_lock(CqrsIdempotencyKey *key, text *value,
 				 errdetail("It has %d bytes.", length),
 				 errhint("Keys have at most %d bytes.", MAX_KEY_LENGTH)));
 
-	/* The lock would not stop us: it is our own. */
+	/* The lock would not stop us, as it is our own. */
 	for (outer = innermost; outer != NULL; outer = outer->outer)
 		if (is_same(key, outer))
 			ereport(ERROR,
@@ -168,9 +169,9 @@ cqrs_idempotency_lock(CqrsIdempotencyKey *key, text *value,
 
 /*
  * Run a dispatch whose payload is jsonb, or return the answer that is stored
- * for it, in the current memory context. The key was locked before the
- * command was looked up: who waited is told of no handler that was replaced
- * meanwhile. Raises what cqrs_idempotency_find() and cqrs_dispatch_run() do.
+ * for it, in the current memory context. The key was locked before the command
+ * was looked up, so that a handler that was replaced while we waited is not
+ * called. Raises what cqrs_idempotency_find() and cqrs_dispatch_run() do.
  */
 Datum
 cqrs_idempotency_run(CqrsIdempotencyKey *key, CqrsDispatch *dispatch,
@@ -189,8 +190,8 @@ cqrs_idempotency_run(CqrsIdempotencyKey *key, CqrsDispatch *dispatch,
 
 /*
  * Find what is stored for a key that is locked, in the current memory context.
- * Raises what says whether the command's (first) handler may be called; OB002 if
- * the key was used for something else.
+ * Raises an error if the command's (first) handler cannot be called, and OB002
+ * if the key was used for something else.
  */
 bool
 cqrs_idempotency_find(CqrsIdempotencyKey *key, CqrsIdempotencyUse use,
@@ -214,8 +215,9 @@ cqrs_idempotency_find(CqrsIdempotencyKey *key, CqrsIdempotencyUse use,
 /*
  * Truncate a segment if all in it is older than keys are kept, and that is
  * possible at once; the lock then stays until the end of the transaction.
- * *look_at gets when to look again, if it is still kept; *pid gets who has
- * it locked, or 0 if that is not known, or a prepared transaction.
+ * *look_at gets when to look again, if it is still kept; *pid gets the process
+ * that has it locked, or 0 for a prepared transaction, or if that is not
+ * known.
  */
 CqrsIdempotencyState
 cqrs_idempotency_truncate(int segment, TimestampTz *look_at, int *pid)
@@ -230,7 +232,7 @@ cqrs_idempotency_truncate(int segment, TimestampTz *look_at, int *pid)
 		state = CQRS_KEYS_KEPT;
 	else if (!cqrs_table_in_use(relid, pid) && cqrs_table_lock(relid))
 	{
-		/* Who had written to it before we had the lock has ended now. */
+		/* All transactions that wrote to it have ended now. */
 		if (newest_is_old(segment, look_at))
 		{
 			cqrs_admin_run(psprintf("TRUNCATE cqrs.idempotency_%d", segment), 0);
@@ -244,7 +246,7 @@ cqrs_idempotency_truncate(int segment, TimestampTz *look_at, int *pid)
 }
 
 /*
- * Run the dispatch; meanwhile, its key is in use.
+ * Run the dispatch, with its key marked as in use.
  */
 static Datum
 handle(CqrsIdempotencyKey *key, CqrsDispatch *dispatch, bool *isnull)
@@ -277,8 +279,8 @@ is_same(const CqrsIdempotencyKey *a, const CqrsIdempotencyKey *b)
 /*
  * The SHA-256 of what is asked for: what the key is used for, the command's
  * name, and the payload, in a form that is the same for payloads that are equal
- * as jsonb is (1 and 1.0), and on every platform and version that a dump may be
- * restored on.
+ * as jsonb (1 and 1.0), and on every platform and version where a dump may be
+ * restored.
  */
 static bytea *
 hash_request(CqrsIdempotencyUse use, const char *command_name, Jsonb *payload)
@@ -314,7 +316,7 @@ append_payload(StringInfo buf, Jsonb *payload)
 }
 
 /*
- * No value is the beginning of another one.
+ * Append a value such that none is the beginning of another one.
  */
 static void
 append_scalar(StringInfo buf, const JsonbValue *value)
@@ -342,7 +344,8 @@ append_scalar(StringInfo buf, const JsonbValue *value)
 }
 
 /*
- * What is stored for a key that is locked, in the current memory context.
+ * Find what is stored for a key, which is locked; in the current memory
+ * context.
  */
 static bool
 find(const CqrsIdempotencyKey *key, StoredCommand *stored)
@@ -350,7 +353,7 @@ find(const CqrsIdempotencyKey *key, StoredCommand *stored)
 	int			current = current_segment(cqrs_wall_now());
 	int			i;
 
-	/* A repeat mostly follows soon. */
+	/* The newest segment first: most repeats follow soon. */
 	for (i = CQRS_SEGMENTS; i > 0; i--)
 		if (find_in_segment(key, (current + i) % CQRS_SEGMENTS, stored))
 			return true;
@@ -405,7 +408,7 @@ is_of_role(const CqrsIdempotencyKey *key, const Datum *values)
 }
 
 /*
- * Is what is stored of the same request? Raises OB002 if not.
+ * Raises OB002 unless what is stored is of the same request.
  */
 static void
 check_same_request(const CqrsIdempotencyKey *key, const StoredCommand *stored)
@@ -431,7 +434,7 @@ check_same_request(const CqrsIdempotencyKey *key, const StoredCommand *stored)
 }
 
 /*
- * Store the answer for a key for which nothing was found. The lock on the
+ * Store the answer under a key for which nothing was found. The lock on the
  * segment stays until the end of the transaction.
  */
 void
@@ -466,8 +469,8 @@ current_segment(TimestampTz now)
 }
 
 /*
- * Has a segment, which is locked, rows, and are all that can be seen older than
- * keys are kept? If not, *old_at gets when that may be the case.
+ * Does a locked segment have rows, and are all visible ones older than keys are
+ * kept? If not, *old_at gets when that may be the case.
  */
 static bool
 newest_is_old(int segment, TimestampTz *old_at)
@@ -478,7 +481,7 @@ newest_is_old(int segment, TimestampTz *old_at)
 	HeapTuple	row;
 	bool		empty;
 
-	/* What is written from now on is kept for so long. */
+	/* What is written from now on is kept until then. */
 	*old_at = now + kept;
 	cqrs_scan_begin(&scan, CQRS_REL_IDEMPOTENCY_0 + segment,
 					CQRS_REL_IDEMPOTENCY_0_STORED_AT + segment, NoLock,

@@ -13,14 +13,14 @@
 
 #include "mediator/dispatch_stack.h"
 
-/* A key that is locked; in the memory of who sends the command. */
+/* A locked key; in the memory of the function that sends the command. */
 typedef struct CqrsIdempotencyKey
 {
 	struct CqrsIdempotencyKey *outer;	/* whose command is being handled */
 	Oid			role;
 	text	   *role_name;
 	text	   *text;			/* not toasted */
-	const char *command_name;	/* since it was looked up */
+	const char *command_name;	/* set once it was looked up */
 	bytea	   *request;
 } CqrsIdempotencyKey;
 

@@ -8,28 +8,28 @@
  *
  * 1. The hook is outermost, then come the registered middleware in their order,
  *	  then all that dispatch.c does: a query's subtransaction, chains, fallbacks.
- *	  The order, and who is in it, is that at the start of the dispatch.
- * 2. Each goes on to the next by proceeding, as often as it likes. It says with
- *	  which payload; afterwards all is as before, after an error, too: who
- *	  catches that may proceed again.
- * 3. Meanwhile the dispatch is on the stack, by a frame without a handler: so
- *	  it counts for the depth of what a middleware sends, what that is caused by,
- *	  and when events are handled. While its handlers are called, the frame
- *	  stands back: they find the depth and the causes that they would find
- *	  without it.
- * 4. Who proceeds is the innermost frame, and only if nothing runs within it: no
- *	  handler of a nested command, nor one that cqrs_drain() calls.
+ *	  Who is called, and in which order, is settled at the start of the
+ *	  dispatch.
+ * 2. Each goes on to the next by proceeding, as often as it likes, with a
+ *	  payload of its choice. Afterwards all is as before, also after an error: a
+ *	  middleware that catches it may proceed again.
+ * 3. Meanwhile the dispatch is on the stack, as a frame without a handler: so it
+ *	  counts for the depth and the cause of what a middleware sends, and for when
+ *	  events are handled. While the handlers are called, the frame does not
+ *	  count: they see the depth and the causes that they would see without it.
+ * 4. Only the innermost frame may proceed, and only if nothing runs within it:
+ *	  no handler of a nested command, nor one that cqrs_drain() calls.
  *
  * Privileges
  *
- * A middleware may be SECURITY DEFINER, to do what senders may not. Its owner
- * is not to lend all its privileges, and the search_path in its SET clause, to
- * the handlers of everybody's commands: when it proceeds, what is further in
- * gets back the role and the search_path that the middleware was called with.
- * Nor are those to leave it another search_path, for what it still does: what
- * they SET ends with them, and they cannot SET ROLE.
- * That is done only if the current user is the owner: whoever took up another
- * role, or runs in somebody else's function, goes on as that.
+ * A middleware may be SECURITY DEFINER, to do what senders may not. But it
+ * must not lend its owner's privileges, or the search_path in its SET clause,
+ * to the handlers of everybody's commands: when it proceeds, what is further
+ * in gets back the role and the search_path that the middleware was called
+ * with. Nor may that change the search_path for what the middleware still
+ * does: what it SETs ends with it, and it cannot SET ROLE. This is done only
+ * if the current user is the owner: a middleware that has taken another role,
+ * or runs in somebody else's function, goes on as that.
  *
  *-------------------------------------------------------------------------
  */
@@ -53,14 +53,14 @@
 /* Columns of type cqrs_request. */
 #define REQUEST_COLUMNS	3
 
-/* One that was called. */
+/* A middleware, or the hook, that was called. */
 typedef struct Step
 {
-	CqrsMiddleware *middleware; /* NULL: the hook, or what called that */
-	Jsonb	   *payload;		/* it was called with */
-	Oid			userid;			/* as who it was called, */
+	CqrsMiddleware *middleware; /* NULL: the hook, or the caller of that */
+	Jsonb	   *payload;		/* that it was called with */
+	Oid			userid;			/* of its caller ... */
 	int			sec_context;
-	char	   *search_path;	/* and with which; NULL: not SECURITY DEFINER */
+	char	   *search_path;	/* ... and this; NULL: not SECURITY DEFINER */
 } Step;
 
 /* A middleware of a command, to name both in errors. */
@@ -70,7 +70,9 @@ typedef struct StepName
 	const CqrsCommand *command;
 } StepName;
 
-/* A dispatch at its middleware; in the memory of who runs it. */
+/*
+ * A dispatch on its way through the middleware; in the memory of its caller.
+ */
 typedef struct MiddlewareRun
 {
 	CqrsDispatch frame;			/* its handler is NULL */
@@ -104,7 +106,7 @@ PG_FUNCTION_INFO_V1(cqrs_proceed);
 PG_FUNCTION_INFO_V1(cqrs_log_dispatch);
 
 /*
- * Once a process.
+ * Called once in each process.
  */
 void
 cqrs_middleware_init(void)
@@ -209,12 +211,12 @@ cqrs_log_dispatch(PG_FUNCTION_ARGS)
 
 /*
  * Run a dispatch, which is not nested too deeply, through the hook and the
- * registered middleware, in the end through handle; return the answer as
- * jsonb, in the current memory context.
+ * registered middleware and finally handle. Returns the answer as jsonb, in
+ * the current memory context.
  *
  * Raises 42883 no such middleware; 42P13 it is another function than when it
- * was registered; 42501 it may not be executed; 22023 a payload that it passes
- * on is no object; and what they, and handle, raise.
+ * was registered; 42501 it may not be executed; 22023 it passes on a payload
+ * that is no object; and what the middleware and handle raise.
  */
 Datum
 cqrs_middleware_run(CqrsDispatch *dispatch, CqrsHandle handle, bool *isnull)
@@ -231,7 +233,7 @@ cqrs_middleware_run(CqrsDispatch *dispatch, CqrsHandle handle, bool *isnull)
 											   dispatch->payload_type,
 											   isnull));
 
-	/* One id, whoever asks first. */
+	/* The same id for all, whoever asks first. */
 	request.id = cqrs_context_id(&dispatch->context);
 	request.kind = cqrs_command_kind_name(command->kind);
 	request.name = command->name;
@@ -263,7 +265,7 @@ cqrs_middleware_run(CqrsDispatch *dispatch, CqrsHandle handle, bool *isnull)
 }
 
 /*
- * Can a function with these types be a middleware? If not, 42P13.
+ * Raises 42P13 unless a function with these types can be a middleware.
  */
 static void
 check_function(const char *signature, Oid argtype, Oid rettype)
@@ -282,7 +284,8 @@ check_function(const char *signature, Oid argtype, Oid rettype)
 }
 
 /*
- * The dispatch whose middleware calls the named function, or 55000.
+ * The dispatch whose middleware calls the named function. Raises 55000 if
+ * there is none.
  */
 static MiddlewareRun *
 innermost_run(const char *function)
@@ -313,8 +316,8 @@ innermost_run(const char *function)
 }
 
 /*
- * Is nothing being handled within the middleware that runs? What cqrs_drain()
- * has handled there is no dispatch, but has a context.
+ * Is nothing being handled within the running middleware? An event that
+ * cqrs_drain() delivers there is no dispatch, but has a context.
  */
 static bool
 is_innermost(const MiddlewareRun *run)
@@ -338,7 +341,7 @@ proceed(MiddlewareRun *run, Jsonb *payload)
 	if (!is_definer(&run->step))
 		return go_on(run, payload);
 
-	/* After an error, the rollback brings them back. */
+	/* After an error, the rollback restores them. */
 	GetUserIdAndSecContext(&userid, &sec_context);
 	nestlevel = leave_definer(&run->step);
 	answer = go_on(run, payload);
@@ -348,7 +351,7 @@ proceed(MiddlewareRun *run, Jsonb *payload)
 }
 
 /*
- * The same as the current user.
+ * Go on to the next step as the current user.
  */
 static Jsonb *
 go_on(MiddlewareRun *run, Jsonb *payload)
@@ -362,7 +365,7 @@ go_on(MiddlewareRun *run, Jsonb *payload)
 
 	Assert(is_innermost(run));
 
-	/* What nobody replaces reaches the handler as it was sent. */
+	/* A payload that nobody replaces reaches the handler as it was sent. */
 	if (payload != step.payload)
 	{
 		cqrs_payload_check_object(payload,
@@ -395,7 +398,7 @@ go_on(MiddlewareRun *run, Jsonb *payload)
 }
 
 /*
- * The same for a hook.
+ * Go on to the next step for a hook.
  */
 static Jsonb *
 proceed_from_hook(void *inner, Jsonb *payload)
@@ -408,7 +411,7 @@ proceed_from_hook(void *inner, Jsonb *payload)
 }
 
 /*
- * Does a SECURITY DEFINER function's owner run this step?
+ * Does this step run as the owner of its SECURITY DEFINER function?
  */
 static bool
 is_definer(const Step *step)
@@ -418,9 +421,9 @@ is_definer(const Step *step)
 }
 
 /*
- * Give what comes next the role and the search_path that this step was called
- * with, but no way out of a restricted operation. Returns the nesting level of
- * settings, for AtEOXact_GUC().
+ * For what comes next, restore the role and the search_path that this step was
+ * called with, but no way out of a restricted operation. Returns the nesting
+ * level of settings, for AtEOXact_GUC().
  */
 static int
 leave_definer(const Step *step)
@@ -463,8 +466,8 @@ call_middleware(MiddlewareRun *run, CqrsMiddleware *middleware)
 }
 
 /*
- * Call the handlers, as if there was no middleware. The caller brings the frame
- * back.
+ * Call the handlers as if there were no middleware. The caller restores the
+ * frame.
  */
 static Jsonb *
 call_handlers(MiddlewareRun *run)
@@ -479,8 +482,8 @@ call_handlers(MiddlewareRun *run)
 }
 
 /*
- * May the current user have this middleware called? Raises 42883, 42P13 or
- * 42501.
+ * Raises 42883, 42P13 or 42501 unless the current user can have this
+ * middleware called.
  */
 static void
 check_middleware(CqrsHandler *handler)
@@ -532,9 +535,8 @@ error_callback(void *arg)
 }
 
 /*
- * Log a dispatch that ended, with an error if code is not 0. Not its payload,
- * which may be secret; nor what else goes with a log message and may have that
- * in it.
+ * Log a dispatch that ended, with an error if code is not 0. The payload may
+ * be secret: leave it out, and whatever else of a log message may contain it.
  */
 static void
 log_dispatch(const MiddlewareRun *run, instr_time start, int code)

@@ -26,8 +26,8 @@ extern Datum cqrs_middleware_run(CqrsDispatch *dispatch, CqrsHandle handle,
 								 bool *isnull);
 
 /*
- * Is there anything to be called around a dispatch? Its command was looked up
- * just before.
+ * Is there anything to call around a dispatch, whose command was just looked
+ * up?
  */
 static inline bool
 cqrs_middleware_present(void)

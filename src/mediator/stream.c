@@ -4,25 +4,25 @@
  *	  Commands that answer with a set of rows, one by one.
  *
  * The handler is called as the executor calls a set-returning function in a
- * select list, for one row at a time where its language can do that. So a
- * caller that asks for no more rows has no more of them made, and what the
- * handler did for a row is done when the caller gets it. A handler that
- * materialises its rows (PL/pgSQL) has run to its end before the first one.
+ * select list, for one row at a time where its language can do that. So if the
+ * caller asks for no more rows, no more are made, and what the handler did for
+ * a row is done when the caller gets it. A handler that materialises its rows
+ * (PL/pgSQL) has run to its end before the first one.
  *
- * The dispatch is on the stack while the handler makes a row, not between the
- * rows: there, the caller does what it likes.
+ * The dispatch is on the stack while the handler makes a row, but not between
+ * rows, when the caller does what it likes.
  *
  * Memory
  *
  * All that outlives a row is in the context that funcapi keeps for the set. It
- * goes with the set, or with the portal whose query was abandoned.
+ * is freed with the set, or with the portal whose query was abandoned.
  *
  * Failure
  *
  * A stream that the caller abandons without an error (LIMIT, a cursor that is
- * closed) is shut down by a callback of the caller's expression context: the
- * handler's language hears of it. After an error, memory and resource owners
- * are all there is to clean up, as for any set-returning function.
+ * closed) is shut down by a callback of the caller's expression context, so
+ * the handler's language is told. After an error, only memory and resource
+ * owners are cleaned up, as for any set-returning function.
  *
  *-------------------------------------------------------------------------
  */
@@ -147,7 +147,7 @@ stream_row(Stream *stream, bool *isnull, ExprDoneCond *done)
 	PG_END_TRY();
 	cqrs_dispatch_pop(dispatch);
 
-	/* What was emitted on the way is handled before the caller goes on. */
+	/* Handle what was emitted on the way before the caller goes on. */
 	if (*done != ExprEndResult)
 		row = cqrs_payload_from_value(row, *isnull, stream->rettype, isnull);
 	cqrs_dispatch_events();

@@ -19,7 +19,7 @@ static const char *state_name(CqrsBreakerState state);
 PG_FUNCTION_INFO_V1(cqrs_breaker_state);
 
 /*
- * cqrs.breaker_state(handler): of its fallback; NULL if it has none.
+ * cqrs.breaker_state(handler): of its fallback's breaker; NULL if it has none.
  */
 Datum
 cqrs_breaker_state(PG_FUNCTION_ARGS)

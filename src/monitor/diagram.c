@@ -17,9 +17,9 @@ PG_FUNCTION_INFO_V1(cqrs_diagram_label);
 PG_FUNCTION_INFO_V1(cqrs_no_diagram);
 
 /*
- * cqrs.diagram_label(name): all that Mermaid, Markdown or HTML could take for
- * something is an entity code. So it is shown as it is; only control characters,
- * which are not allowed in an SVG file, are replaced.
+ * cqrs.diagram_label(name): makes an entity code of every character that
+ * Mermaid, Markdown or HTML might interpret, so that the name is shown as it is.
+ * Only control characters, which are not allowed in an SVG file, are replaced.
  */
 Datum
 cqrs_diagram_label(PG_FUNCTION_ARGS)
@@ -51,9 +51,9 @@ cqrs_diagram_label(PG_FUNCTION_ARGS)
 }
 
 /*
- * Does something begin here that Mermaid makes a line break, a formula or an
- * icon of, even if it is written in entity codes? A space without width after
- * the first character keeps it from that.
+ * Does something begin here that Mermaid turns into a line break, a formula or
+ * an icon, even if it is written in entity codes? A zero-width space after the
+ * first character prevents that.
  */
 static bool
 takes_codes(const char *text)
@@ -63,7 +63,7 @@ takes_codes(const char *text)
 }
 
 /*
- * A letter or a digit, in whatever script, which means nothing to Mermaid?
+ * Is it a letter or a digit, in any script, which means nothing to Mermaid?
  */
 static bool
 is_word_char(char c)

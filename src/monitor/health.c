@@ -4,8 +4,8 @@
  *	  What the views that cqrs_health() reads cannot see: what is in shared
  *	  memory, who has locked a topic's table, which function a signature names.
  *
- * Nothing here raises an error because something is broken, or waits for
- * a lock.
+ * Nothing here waits for a lock, or raises an error because something is
+ * broken.
  *
  *-------------------------------------------------------------------------
  */
@@ -153,9 +153,9 @@ cqrs_broken_tables(PG_FUNCTION_ARGS)
 }
 
 /*
- * The state of a segment. If it is locked, *pid gets who has the lock. If
- * nobody has, that may just be over, or somebody waits for it and has all
- * others wait behind.
+ * The state of a segment. If it is locked, *pid gets the process that has the
+ * lock. If none has, the lock may just have been released, or somebody waits
+ * for it and blocks all others.
  */
 static CqrsSegmentState
 look_twice(const CqrsTopic *topic, int segment, const char **detail, int *pid)

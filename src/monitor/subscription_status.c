@@ -27,9 +27,9 @@
 #include "subscription/subscription.h"
 
 /*
- * For each cursor, so many rows are looked at to count events; beyond, positions
- * are subtracted. Each looks at the events of all partitions, so there is a
- * limit for them together.
+ * How many rows are looked at to count the events of a cursor; beyond that,
+ * positions are subtracted. Each cursor looks at the events of all partitions,
+ * so there is a limit for all of them together, too.
  */
 #define ROWS_COUNTED	10000
 #define ROWS_COUNTED_IN_ALL	(10 * ROWS_COUNTED)
@@ -133,8 +133,8 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 }
 
 /*
- * cqrs.subscription_owner(subscription_id): (owner, view), both NULL if it has
- * none.
+ * cqrs.subscription_owner(subscription_id): (owner, view), both NULL if there
+ * is none.
  */
 Datum
 cqrs_subscription_owner(PG_FUNCTION_ARGS)
@@ -176,8 +176,8 @@ cqrs_cursor_holders(PG_FUNCTION_ARGS)
 }
 
 /*
- * May the user know how far a subscription is? The views that ask leave out what
- * he may not, but he could ask without them.
+ * May the user know how far a subscription is? The views leave out what they may
+ * not see, but users can call these functions without the views.
  */
 static bool
 may_know(const CqrsSubscription *subscription)
@@ -190,7 +190,7 @@ may_know(const CqrsSubscription *subscription)
 
 /*
  * Keep the subscription's topics from being dropped while they are looked at.
- * Returns how many are locked: not all, if that would mean to wait, or one was
+ * Returns how many are locked: not all, if that would mean waiting, or one was
  * dropped.
  */
 static int
@@ -212,8 +212,8 @@ unlock_topics(const CqrsSubscription *subscription, int locked)
 }
 
 /*
- * Can the events of a subscription, whose topics are locked, be counted, without
- * an error and without waiting for who has locked a table?
+ * Can the events of a subscription, whose topics are locked, be counted without
+ * an error and without waiting for a lock on a table?
  */
 static bool
 is_countable(const CqrsSubscription *subscription)
@@ -227,7 +227,7 @@ is_countable(const CqrsSubscription *subscription)
 }
 
 /*
- * Add what the snapshot shows beyond a cursor.
+ * Add the events that the snapshot shows beyond a cursor.
  */
 static void
 add_lag(CqrsSubscription *subscription, const CqrsCursor *cursor,
@@ -260,7 +260,7 @@ add_lag(CqrsSubscription *subscription, const CqrsCursor *cursor,
 		double		counted = count.events + count.others;
 		double		positions = cqrs_last_position() - cursor->last_position;
 
-		/* The partition's share of them is as of those counted. */
+		/* Assume the partition's share of those counted. */
 		positions *= counted == 0 ? 1.0 / partitions : count.events / counted;
 		count.events = Max(count.events, (int64) positions);
 		count.event_bytes = (double) count.row_bytes / count.rows * count.events;
@@ -270,8 +270,8 @@ add_lag(CqrsSubscription *subscription, const CqrsCursor *cursor,
 }
 
 /*
- * Who has the lock for moving a cursor: one process or prepared transaction at
- * most, other than this one.
+ * Add who has the lock for moving a cursor: at most one process or prepared
+ * transaction, other than our own.
  */
 static void
 put_holder(Tuplestorestate *store, TupleDesc desc, int32 subscription_id,
@@ -296,7 +296,7 @@ put_holder(Tuplestorestate *store, TupleDesc desc, int32 subscription_id,
 			holder.localTransactionId :
 			TwoPhaseGetXidByVirtualXID(holder, &more);
 
-		/* It has just ended. */
+		/* The transaction has just ended. */
 		if (!TransactionIdIsValid(xid))
 			return;
 	}
@@ -309,8 +309,8 @@ put_holder(Tuplestorestate *store, TupleDesc desc, int32 subscription_id,
 }
 
 /*
- * What a subscription is at, in a word; NULL: it is pulled, there is nothing to
- * say. *pid gets that of its worker.
+ * A subscription's state, in a word; NULL: it is pulled, and has no special
+ * state. *pid gets its worker's pid.
  */
 static const char *
 state_of(const CqrsSubscription *subscription, int *pid)
@@ -329,8 +329,8 @@ state_of(const CqrsSubscription *subscription, int *pid)
 }
 
 /*
- * The state of a subscription's workers, and the pid of one if there is one:
- * of one that delivers, rather than of an idle one.
+ * The state of a subscription's workers, and the pid of one, if there is any:
+ * preferably of one that delivers.
  */
 static const char *
 worker_of(int32 subscription_id, int *pid)

@@ -4,8 +4,9 @@
  *	  What a topic keeps, and what keeps it from being truncated: view
  *	  cqrs_topic_status.
  *
- * The backlog is not counted; a few pages and index entries are read, and the
- * sizes of files. Whoever may know this need not have privileges on the tables.
+ * The backlog is not counted; only a few pages and index entries, and file
+ * sizes, are read. Whoever may know this need not have privileges on the
+ * tables.
  *
  *-------------------------------------------------------------------------
  */
@@ -62,8 +63,8 @@ cqrs_topic_progress(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 
 	/*
-	 * Neither wait for somebody, nor fail, be it that the topic is dropped
-	 * meanwhile: others are to be shown as well.
+	 * Do not wait for anybody, nor fail, even if the topic is dropped
+	 * meanwhile: the others should still be shown.
 	 */
 	locked = cqrs_segments_lock(topic);
 	if (!locked || !cqrs_segments_intact(topic))

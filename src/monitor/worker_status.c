@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * worker_status.c
- *	  Our processes, as people see them.
+ *	  Our processes as people see them.
  *
  *-------------------------------------------------------------------------
  */
@@ -48,7 +48,7 @@ cqrs_worker_status(PG_FUNCTION_ARGS)
 
 	cqrs_require_preloaded();
 
-	/* The lock is not held while the result is made. */
+	/* Copy: the lock should not be held while the result is made. */
 	databases = palloc(sizeof(CqrsDatabaseSlot) * cqrs_shared->ndatabases);
 	workers = palloc(sizeof(CqrsWorkerSlot) * cqrs_shared->nworkers);
 	LWLockAcquire(cqrs_shared->lock, LW_SHARED);

@@ -3,9 +3,9 @@
  * broker_job.c
  *	  A worker's job for a broker: connect, exchange, wait.
  *
- * As a client library may end the process, an attempt to connect is recorded as
- * a failure before it is made, with its delay, if the process before this one
- * ended that way.
+ * A client library may end the process. So if the process before this one ended
+ * that way, an attempt to connect is recorded as a failure, with its delay,
+ * before it is made.
  *
  *-------------------------------------------------------------------------
  */
@@ -30,7 +30,7 @@ static bool run_prepare(CqrsSubscription *subscription, CqrsJob *job);
 static bool run_exchange(CqrsSubscription *subscription, CqrsJob *job);
 
 /*
- * What there is to do for the connection.
+ * Do what there is to do for the connection.
  */
 CqrsJobOutcome
 cqrs_broker_job_step(CqrsJob *job)
@@ -53,7 +53,7 @@ cqrs_broker_job_step(CqrsJob *job)
 			if (!job->first || cqrs_target_broker_pending() > 0)
 				return connection_lost(job, error);
 
-			/* While there was nothing to do: that is worth a new attempt. */
+			/* It was lost while there was nothing to do: try anew at once. */
 			cqrs_target_broker_close();
 			return CQRS_JOB_DELIVERED;
 	}
@@ -141,7 +141,7 @@ connection_lost(CqrsJob *job, const char *message)
 	(void) cqrs_job_run(run_exchange, job);
 	(void) cqrs_job_fail(job, error);
 
-	/* This may end the process. */
+	/* This may end the process, so it comes last. */
 	cqrs_target_broker_close();
 	return CQRS_JOB_FAILED;
 }
@@ -163,8 +163,8 @@ wait_for_broker(void)
 }
 
 /*
- * Find out how to connect, unless job->failed_until says that it is to wait. The
- * delay after the last failure is kept, also if that was another process's.
+ * Find out how to connect, unless job->failed_until says to wait. The delay
+ * after the last failure is observed, even if that was another process's.
  */
 static bool
 run_prepare(CqrsSubscription *subscription, CqrsJob *job)
@@ -204,7 +204,10 @@ run_exchange(CqrsSubscription *subscription, CqrsJob *job)
 	cqrs_target_broker_exchange(subscription, read, job->announced, job->lost,
 								&job->delivery);
 
-	/* It is not enough that it can be connected to, or rejects what is sent. */
+	/*
+	 * That it can be connected to, or rejects what is sent, does not show
+	 * that it works.
+	 */
 	if (job->delivery.nevents > 0 ||
 		(!job->finish && !job->delivery.more && !job->delivery.failing))
 		cqrs_failure_clear(job->subscription_id, job->partition);

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * epoch_close.c
- *	  Has changes of partitions come to their end; see epoch.c.
+ *	  Closes epochs, to complete changes of partitions; see epoch.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,10 +20,10 @@
 #define SHORTEST_WAIT	10
 #define LONGEST_WAIT	500
 
-/* One that raised an error is left alone for so long; the same. */
+/* How long one that raised an error is left alone, in milliseconds. */
 #define ERROR_WAIT		60000
 
-/* A subscription whose change is to come to its end. */
+/* A subscription whose partitions are being changed. */
 typedef struct Closing
 {
 	int32		subscription_id;
@@ -34,10 +34,10 @@ static bool close_epochs(TimestampTz now);
 static void close_epoch(void *arg);
 
 /*
- * The manager calls this in each of its cycles, outside a transaction: closes
- * what can be closed. look: the number of the last look. Returns how long to
- * wait then, in milliseconds, if it is wait (-1: until woken) for what else
- * there is to do.
+ * Close what can be closed; the manager calls this in each of its cycles,
+ * outside a transaction. look is the number of the last look. Returns how long
+ * to wait then, in milliseconds: no longer than wait (-1: until woken), for
+ * what else there is to do.
  */
 long
 cqrs_epoch_next(CqrsDatabaseSlot *slot, int64 look, long wait)
@@ -63,8 +63,8 @@ cqrs_epoch_next(CqrsDatabaseSlot *slot, int64 look, long wait)
 }
 
 /*
- * Close those that can be closed, each in a transaction of its own: an error
- * concerns no other. Returns whether there were any.
+ * Close those that can be closed, each in a transaction of its own, so that an
+ * error concerns no other. Returns whether there were any.
  */
 static bool
 close_epochs(TimestampTz now)

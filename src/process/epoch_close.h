@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * epoch_close.h
- *	  Has changes of partitions come to their end.
+ *	  Closes epochs, to complete changes of partitions.
  *
  *-------------------------------------------------------------------------
  */

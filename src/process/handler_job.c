@@ -30,7 +30,7 @@ static bool deliver(CqrsSubscription *subscription, CqrsJob *job);
 static bool record_event(CqrsSubscription *subscription, CqrsJob *job);
 
 /*
- * One batch, or what its error leads to.
+ * Deliver one batch, or do what an error in it calls for.
  */
 CqrsJobOutcome
 cqrs_handler_job_step(CqrsJob *job)
@@ -104,12 +104,12 @@ batch_is_repeated(CqrsJob *job, const ErrorData *error)
 			job->position == 0)
 			return false;
 
-		/* Those before it, again; then it is called apart. */
+		/* Do those before it again; then call it apart. */
 		cqrs_pace_failed(&job->pace, nevents, error);
 		return true;
 	}
 
-	/* Something that only a commit finds out: which event did it? */
+	/* The commit failed: which event made it? */
 	job->position = job->delivery.last;
 	if (nevents > 1 || (nevents == 1 && job->delivery.nfailed > 0))
 	{
@@ -135,7 +135,7 @@ deliver(CqrsSubscription *subscription, CqrsJob *job)
 						job->one_by_one > 0, job->announced, cqrs_wall_now(),
 						true, &job->delivery);
 
-	/* It is not enough that nothing was to be done. */
+	/* If something is parked, that there was nothing to do shows nothing. */
 	if (!job->cleared && job->delivery.outage == 0 &&
 		(job->delivery.nevents > 0 ||
 		 (job->delivery.nfailed == 0 && job->delivery.retry_at == 0)))
@@ -179,11 +179,11 @@ cqrs_handler_job_flush(CqrsJob *job)
 }
 
 /*
- * The process ends. If that is because a handler would not be cancelled, its
- * event failed: record it. Nothing can interrupt us now: if somebody else has
- * the cursor's lock, leave it. If others of the batch come before the event,
- * they are to be done again first. In both cases the next process is to be
- * careful, and this returns false.
+ * The process ends. If that is because a handler would not be cancelled,
+ * record that its event failed. Nothing can interrupt us now, so if somebody
+ * else has the cursor's lock, let it be. If others of the batch come before
+ * the event, they are to be done again first. In both cases the next process
+ * is to be careful, and this returns false.
  */
 bool
 cqrs_handler_job_blame_overdue(void)

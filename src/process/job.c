@@ -3,8 +3,8 @@
  * job.c
  *	  A transaction of a worker's job, and what becomes of its error.
  *
- * What is done in it differs between handlers and brokers: see handler_job.c
- * and broker_job.c.
+ * What is done in the transaction differs between handlers and brokers: see
+ * handler_job.c and broker_job.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,7 +25,9 @@
 #include "retry/failure.h"
 #include "shared/clock.h"
 
-/* An outage that cannot be recorded is over after so many milliseconds. */
+/*
+ * How long to wait after an outage that cannot be recorded, in milliseconds.
+ */
 #define UNRECORDED_DELAY	1000
 
 static CqrsBlame blame(const CqrsJob *job, const ErrorData *error,
@@ -103,7 +105,8 @@ blame(const CqrsJob *job, const ErrorData *error, bool timed_out)
 }
 
 /*
- * Is it no event's? If it was raised in the middle of a batch, evidence tells.
+ * Is an error no event's fault? If it was raised in the middle of a batch,
+ * evidence tells.
  */
 static bool
 is_outage(const CqrsJob *job, const ErrorData *error, bool timed_out)
@@ -148,8 +151,8 @@ show(const CqrsSubscription *subscription, CqrsJob *job)
 }
 
 /*
- * Begin a transaction in which the extension stays. Returns the subscription,
- * or NULL if it is not there, or not one for us, any more.
+ * Begin a transaction in which the extension cannot be dropped. Returns the
+ * subscription, or NULL if it is gone, or not for us any more.
  */
 CqrsSubscription *
 cqrs_job_begin(const CqrsJob *job)
@@ -166,7 +169,7 @@ cqrs_job_begin(const CqrsJob *job)
 	if (subscription == NULL || subscription->owner != GetUserId())
 		return NULL;
 
-	/* What was on its way to a broker as it was paused is recorded. */
+	/* If it is paused, what is on its way to a broker is still recorded. */
 	if (job->broker ? subscription->server == NULL ||
 		subscription->state == CQRS_SUBSCRIPTION_SUSPENDED :
 		!subscription->has_handler ||
@@ -189,8 +192,8 @@ cqrs_job_announce(CqrsSubscription *subscription, CqrsJob *job)
 }
 
 /*
- * Lock the cursor. Returns false if its partition went while we waited: then
- * nothing is to be recorded of it, as nobody would clear that.
+ * Lock the cursor. Returns false if its partition went away while we waited:
+ * then nothing may be recorded of it, as nobody would clear that.
  */
 bool
 cqrs_job_lock_cursor(const CqrsSubscription *subscription, const CqrsJob *job)
@@ -201,7 +204,7 @@ cqrs_job_lock_cursor(const CqrsSubscription *subscription, const CqrsJob *job)
 }
 
 /*
- * Record an error that is no event's fault, if that can be, and free it.
+ * Record, if possible, an error that is no event's fault, and free it.
  */
 CqrsJobOutcome
 cqrs_job_fail(CqrsJob *job, ErrorData *error)
@@ -229,7 +232,7 @@ record_outage(CqrsSubscription *subscription, CqrsJob *job)
 }
 
 /*
- * Is what was delivered last to wait, because it failed and no event is to blame?
+ * Does the subscription have to wait, because events failed and none is to blame?
  * Says so in the log.
  */
 bool

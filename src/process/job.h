@@ -16,10 +16,10 @@ typedef enum CqrsJobOutcome
 {
 	CQRS_JOB_DELIVERED,			/* something; there may be more */
 	CQRS_JOB_DRAINED,			/* nothing more */
-	CQRS_JOB_FAILED				/* no event's fault */
+	CQRS_JOB_FAILED				/* through no event's fault */
 } CqrsJobOutcome;
 
-/* How far a transaction came. */
+/* How far a transaction got. */
 typedef enum CqrsJobPhase
 {
 	CQRS_JOB_SKIPPED,			/* there is nothing for us to do */
@@ -38,21 +38,22 @@ typedef struct CqrsJob
 	bool		first;			/* nothing was done yet */
 	bool		finish;			/* begin nothing new */
 	bool		shown;			/* in pg_stat_activity */
-	bool		cleared;		/* it is recorded that it works */
-	int			careful;		/* so many events are to be announced */
-	int			one_by_one;		/* so many are to be delivered alone */
+	bool		cleared;		/* the last failure was forgotten */
+	int			careful;		/* how many events are to be announced */
+	int			one_by_one;		/* how many are to be delivered alone */
 	CqrsPace	pace;
-	TimestampTz flush_at;		/* wait for the disk then; 0: for nothing */
+	TimestampTz flush_at;		/* wait for the disk then; 0: nothing to wait
+								 * for */
 
 	/* What the next transaction is about. */
-	int64		announced;		/* this parked event, or 0 */
-	const char *lost;			/* why the connection is */
+	int64		announced;		/* position of the announced event, or 0 */
+	const char *lost;			/* why the connection is lost */
 	const ErrorData *error;		/* to be recorded */
-	int64		position;		/* ... of this event, or 0 */
+	int64		position;		/* ... for the event at this position, or 0 */
 
 	/* What became of the last one. */
 	CqrsJobPhase phase;
-	CqrsBlame	blame;			/* for its error */
+	CqrsBlame	blame;			/* whose fault its error is */
 	CqrsDelivery delivery;
 	TimestampTz failed_until;
 } CqrsJob;

@@ -1,30 +1,30 @@
 /*-------------------------------------------------------------------------
  *
  * launcher.c
- *	  Finds the databases that have the extension, and has a manager look
- *	  after each that has something to do.
+ *	  Finds the databases that have the extension, and starts a manager for
+ *	  each that has something to do.
  *
  * Protocol
  *
- * 1. The launcher is connected to no database. Whether one has the extension,
- *	  only a process connected to it can see: the manager itself. One that
- *	  finds nothing to manage exits and frees its slot.
- * 2. At its start, the launcher has each database probed that accepts
- *	  connections and is no template. Later, databases are requested: by the
- *	  commit of CREATE EXTENSION, of CREATE DATABASE, or of a transaction that
- *	  emitted where there is no slot.
+ * 1. The launcher is connected to no database. Only a process connected to a
+ *	  database can see whether it has the extension: the manager itself. A
+ *	  manager that finds nothing to manage exits and frees its slot.
+ * 2. At its start, the launcher probes each database that accepts connections
+ *	  and is no template. Later, databases are requested: by the commit of
+ *	  CREATE EXTENSION, of CREATE DATABASE, or of a transaction that emitted
+ *	  where there is no slot.
  * 3. A manager that has nothing to do ends, and leaves its database RESTING (see
  *	  database.c) until something is announced, or due.
- * 4. No more than nmanagers run at the same time. Databases have them in the
- *	  order in which they came to wait. If there is none to be had, the one
- *	  that has had nothing to look at for the longest time is asked to leave;
- *	  but each may stay for LONGEST_STAY, so that databases that are busy all
- *	  the time do not start managers all the time; for less, if so many wait
- *	  that the last one would wait for longer than QUEUE_WAIT.
+ * 4. No more than nmanagers run at the same time. Databases get them in the
+ *	  order in which they came to wait. If all are taken, the manager that has
+ *	  had nothing to look at for the longest time is asked to leave. But each
+ *	  may stay for LONGEST_STAY, so that databases that are busy all the time
+ *	  do not start managers all the time; for less, if so many wait that the
+ *	  last one would wait for longer than QUEUE_WAIT.
  * 5. One manager is started at a time; the next when it has connected or
  *	  exited. So probing needs one free slot and one background worker.
- * 6. A manager that exits otherwise than by 1 leaves its slot requested, with
- *	  a delay that grows with failures in a row.
+ * 6. A manager that exits for another reason than 1 leaves its slot requested,
+ *	  with a delay that grows with failures in a row.
  *
  * The launcher starts when recovery is over: nothing of ours runs on a
  * standby, and a promoted one starts by probing.
@@ -54,7 +54,7 @@
 
 /*
  * How long to wait after a background worker could not be had, in milliseconds,
- * doubling. It may be that one has just ended, and the postmaster does not know.
+ * doubling. One may have just ended without the postmaster knowing yet.
  */
 #define FIRST_EXHAUSTED_WAIT	10
 #define LONGEST_EXHAUSTED_WAIT	1000
@@ -63,18 +63,21 @@
 #define LONGEST_STAY	100
 #define QUEUE_WAIT		300
 
-/* One that was asked to leave, and has not, may not be able to; the same. */
+/*
+ * A manager that has not left this long after it was asked may be unable to;
+ * in milliseconds.
+ */
 #define LEAVE_WAIT		200
 
 /* The manager that was asked for last, until it has attached. */
 static CqrsDatabaseSlot *starting = NULL;
 static BackgroundWorkerHandle *starting_handle = NULL;
 
-/* None could be had, so often in a row; not before. */
+/* How often in a row none could be had, and when to try again. */
 static int	exhausted = 0;
 static TimestampTz exhausted_until = 0;
 
-/* Said once, until it is over. */
+/* Logged once, until it is over. */
 static bool said_exhausted = false;
 static bool said_slots = false;
 
@@ -125,8 +128,8 @@ cqrs_launcher_main(Datum arg)
 	cqrs_shared->launcher_started_at = cqrs_steady_now();
 
 	/*
-	 * What the launcher before us had just asked for may never come. If it
-	 * does, it or ours is the second to attach, and exits.
+	 * A manager that the previous launcher had just asked for may never come.
+	 * If it does come, whichever of it and ours attaches second exits.
 	 */
 	for (i = 0; i < cqrs_shared->nused; i++)
 	{
@@ -160,9 +163,10 @@ launcher_exit(int code, Datum arg)
 }
 
 /*
- * The databases that may have the extension: all that accept connections and
- * are no templates; or just one, if it is of those. One that an interrupted
- * DROP DATABASE left behind accepts none, whatever datallowconn says.
+ * The databases that may have the extension: those that accept connections and
+ * are no templates. With only, just that one, if it is among them. One that an
+ * interrupted DROP DATABASE left behind accepts none, whatever datallowconn
+ * says.
  */
 static List *
 find_databases(Oid only)
@@ -197,8 +201,8 @@ find_databases(Oid only)
 }
 
 /*
- * Settings by which a manager reckons when there is something to do: if they
- * changed, all that rest are to look again.
+ * If a setting changed by which managers reckon when there is something to do,
+ * have those of all resting databases look again.
  */
 static void
 apply_settings(void)
@@ -273,14 +277,17 @@ start_next(List **to_probe)
 		}
 		if (found == NIL)
 		{
-			/* Dropped meanwhile, or it never was one for us. */
+			/* It was dropped meanwhile, or never was one for us. */
 			slot->state = CQRS_DATABASE_FREE;
 			slot->dboid = InvalidOid;
 			continue;
 		}
 		list_free(found);
 
-		/* It keeps its place. One of ours that is idle may be in the way. */
+		/*
+		 * It keeps its place in line. An idle manager of ours may be in the
+		 * way.
+		 */
 		slot->state = CQRS_DATABASE_REQUESTED;
 		note_exhausted(now);
 		make_room(now, nwaiting, &wait);
@@ -292,8 +299,8 @@ start_next(List **to_probe)
 }
 
 /*
- * Request those that are to be probed, as long as there are slots. The lock is
- * held exclusively.
+ * Request managers for the databases to probe, as long as there are slots. The
+ * lock is held exclusively.
  */
 static void
 request_databases(List **to_probe)
@@ -315,11 +322,11 @@ request_databases(List **to_probe)
 }
 
 /*
- * The database that has waited for a manager for the longest time, or NULL;
- * *nwaiting: how many wait, *wait: how long until there may be another, in
- * milliseconds; -1: until woken. The lock is held exclusively.
+ * The database that has waited for a manager for the longest time, or NULL.
+ * *nwaiting gets how many wait; *wait, how long until there may be another, in
+ * milliseconds (-1: until woken). The lock is held exclusively.
  *
- * A scheduled command is due by the wall clock. Somebody has to look whether
+ * A scheduled command is due by the wall clock. Somebody has to check whether
  * that was set; if there are no managers, we do.
  */
 static CqrsDatabaseSlot *
@@ -412,9 +419,9 @@ make_room(TimestampTz now, int nwaiting, long *wait)
 }
 
 /*
- * The database whose manager has had nothing to look at for the longest time, of
- * those that have had one for so long (in milliseconds), and were not asked for
- * it yet; or NULL. The lock is held.
+ * The database whose manager has had nothing to look at for the longest time, or
+ * NULL; of those that have had one for stay milliseconds and were not asked for
+ * it yet. The lock is held.
  */
 static CqrsDatabaseSlot *
 idlest(TimestampTz now, long stay, long *wait)
@@ -441,7 +448,7 @@ idlest(TimestampTz now, long stay, long *wait)
 }
 
 /*
- * There is no background worker to be had. That is said, once, if it lasts.
+ * There is no background worker to be had. If that lasts, it is logged once.
  */
 static void
 note_exhausted(TimestampTz now)

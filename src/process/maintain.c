@@ -1,25 +1,25 @@
 /*-------------------------------------------------------------------------
  *
  * maintain.c
- *	  Has the log empty itself: looks where segments are to be rotated or
- *	  truncated (see rotation.c) and which subscriptions keep too much (see
+ *	  Keeps the log from growing: rotates and truncates segments (see
+ *	  rotation.c), and suspends subscriptions that keep too much (see
  *	  retention.c). By the manager, or by hand.
  *
- * The manager's way
+ * In the manager
  *
  * It does one step at a time, in a transaction of its own, and goes on with
  * its other work in between. Passes over the topics begin at least
  * PASS_INTERVAL apart. A pass looks only at topics where there may be something
- * to do: at a time known before (a retention ends, a segment gets old), or, if
- * anything was emitted anywhere, at those that were not looked at for a while;
- * where nothing changes, for ever longer. So a thousand idle topics cost a walk
+ * to do: at a time known before (a retention ends, a segment gets old) or, if
+ * anything was emitted anywhere, when a topic was not looked at for a while,
+ * which is longer the less changes there. So a thousand idle topics cost a walk
  * over a thousand entries in memory. An error in one topic is logged, and the
  * others go on. Times are steady ones (see clock.c).
  *
  * Subscriptions past their limits are suspended at the end of a pass, in a
- * transaction of its own. Only then may their segments be truncated, for all to
- * see why. Then idempotency keys are looked at, if any may have got too old
- * since the last time (see idempotency.c).
+ * transaction of its own. Only after that may their segments be truncated, so
+ * that all can see why. Then idempotency keys are looked at, if any may have
+ * got too old since the last time (see idempotency.c).
  *
  *-------------------------------------------------------------------------
  */
@@ -42,31 +42,31 @@
 #include "registry/registry.h"
 #include "shared/clock.h"
 
-/* Passes begin so far apart, in milliseconds. */
+/* How far apart passes begin, in milliseconds. */
 #define PASS_INTERVAL	1000
 
-/* A topic where nothing changes is looked at this seldom at most; the same. */
+/* The longest wait between looks at a topic where nothing changes ... */
 #define LONGEST_WAIT	8000
 
 /* ... and one that cannot be looked at, because of an error. */
 #define ERROR_WAIT		60000
 
-/* Idempotency keys, where there are none, not more often than this; the same. */
+/* How long not to look for idempotency keys if there are none; milliseconds. */
 #define NO_KEYS_WAIT	(3600 * INT64CONST(1000))
 
-/* A topic, as the manager remembers it. */
+/* What the manager remembers of a topic. */
 typedef struct Watch
 {
 	int32		topic_id;		/* hash key */
-	int64		retention;		/* as it was */
-	int64		sizes[CQRS_SEGMENTS];	/* as they were */
-	TimestampTz look_at;		/* then, whatever happens */
-	TimestampTz may_look_at;	/* then, if anything was emitted ... */
-	int64		position;		/* ... since this one */
+	int64		retention;		/* when last looked at ... */
+	int64		sizes[CQRS_SEGMENTS];	/* ... and its segments' sizes */
+	TimestampTz look_at;		/* look then, whatever happens */
+	TimestampTz may_look_at;	/* look then, if anything was emitted ... */
+	int64		position;		/* ... after this position */
 	int			wait;			/* between looks, in milliseconds */
 	TimestampTz due_at;			/* there is something to do then */
 	bool		held;			/* ... or else when somebody lets go of it */
-	uint64		pass;			/* in which it was registered */
+	uint64		pass;			/* the last one in which it was registered */
 	bool		known;			/* it was looked at */
 } Watch;
 
@@ -93,18 +93,18 @@ static int64 pass_position = 0;
 static int	pass_segment_age = 0;
 static int	pass_segment_size = 0;
 
-/* When there is something to do for a pass, if nothing is emitted. */
+/* When there is something to do for a pass, even if nothing is emitted. */
 static TimestampTz wake_at = DT_NOEND;
 
 /* When there is something to do, if nobody emits or lets go of anything. */
 static TimestampTz due_at = DT_NOEND;
 static bool any_held = false;	/* or not looked at since somebody emitted */
 
-/* Subscriptions whose limits an error was about, until ... */
+/* Subscriptions whose limits raised an error, and are left alone until ... */
 static List *failed_limits = NIL;
 static TimestampTz failed_limits_until = 0;
 
-/* ... and whose are being looked at; 0: nobody's. */
+/* The subscription whose limits are being looked at, or 0. */
 static int32 limit_of = 0;
 
 /* What is being maintained, for error_callback(). */
@@ -169,9 +169,10 @@ cqrs_maintain(PG_FUNCTION_ARGS)
 }
 
 /*
- * The manager calls this in each of its cycles, outside a transaction: does
- * the next step, if there is any. Returns how long to wait then, in
- * milliseconds, if it is wait (-1: until woken) for what else there is to do.
+ * Do the next step, if there is any; the manager calls this in each of its
+ * cycles, outside a transaction. Returns how long to wait then, in
+ * milliseconds: no longer than wait (-1: until woken), for what else there is
+ * to do.
  */
 long
 cqrs_maintain_next(long wait)
@@ -190,7 +191,10 @@ cqrs_maintain_next(long wait)
 	if (todo == NIL &&
 		!TimestampDifferenceExceeds(pass_began, now, PASS_INTERVAL))
 	{
-		/* What woke us may have been emitted after the last pass began. */
+		/*
+		 * The event that woke us may have been emitted after the last pass
+		 * began.
+		 */
 		return cqrs_sooner(wait, now,
 						   TimestampTzPlusMilliseconds(pass_began, PASS_INTERVAL));
 	}
@@ -211,7 +215,7 @@ cqrs_maintain_next(long wait)
 		if (!in_transaction(maintain_topic, &work))
 			note_failure(work.topic_id);
 
-		/* Where there was something to do, there may be more. */
+		/* If there was something to do, there may be more. */
 		if (work.action != CQRS_STEP_NONE)
 			return 0;
 		todo = list_delete_first(todo);
@@ -227,8 +231,8 @@ cqrs_maintain_next(long wait)
 }
 
 /*
- * The manager is about to end, in a transaction: when there will be something to
- * do, if nobody emits. *polled: there may be at any time.
+ * When there will be something to do if nobody emits; called in a transaction by
+ * a manager that is about to end. *polled gets whether there may be at any time.
  */
 TimestampTz
 cqrs_maintain_due(bool *polled)
@@ -362,7 +366,7 @@ note_step(Watch *watch, const CqrsStep *step)
 }
 
 /*
- * The same, after an error.
+ * Note when to look at a topic again after an error.
  */
 static void
 note_failure(int32 topic_id)
@@ -382,7 +386,10 @@ finish_pass(void)
 {
 	Work		work = {0, CQRS_STEP_NONE};
 
-	/* Again without whom an error was about, so that it concerns no other. */
+	/*
+	 * Try again without the subscription that raised an error, so that it
+	 * concerns no other.
+	 */
 	if (failed_limits_until <= pass_began)
 	{
 		list_free(failed_limits);
@@ -469,7 +476,7 @@ maintain_keys(void *arg)
 		look_at = Min(look_at, next);
 	}
 
-	/* Nobody announces keys. */
+	/* New keys are not announced. */
 	if (look_at == DT_NOEND)
 		look_at = TimestampTzPlusMilliseconds(pass_began,
 											  Max(cqrs_idempotency_retention * INT64CONST(1000),
@@ -478,7 +485,7 @@ maintain_keys(void *arg)
 }
 
 /*
- * The size of a segment as it was last looked at.
+ * The size of a segment when it was last looked at.
  */
 static int64
 known_size(const CqrsTopic *topic, int segment)
@@ -498,7 +505,10 @@ maintain_by_hand(CqrsTopic *topic, Tuplestorestate *store, TupleDesc desc)
 	CqrsStep	step;
 	int			i;
 
-	/* A step changes the registry. Each empties a segment, or goes on to one. */
+	/*
+	 * Each step changes the registry, and empties a segment or goes on to
+	 * one.
+	 */
 	while ((topic = cqrs_registry_topic_by_id(topic_id)) != NULL)
 	{
 		cqrs_topic_step(topic, &step);

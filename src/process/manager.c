@@ -10,46 +10,44 @@
  * 2. Each cycle: if something was committed, and the last look is
  *	  tick_interval ago, look: take a snapshot. The emitters have said which
  *	  topics have something new; the cursors of their subscriptions are due up
- *	  to this look, which gets a number of its own. Each poll_interval, ask
- *	  by way of the index which topics have something that nobody announced
- *	  (see topic_poll.c), and look at these. Then assign workers to what is due.
- *	  What was announced is looked at in any case, whatever a poll finds.
+ *	  to this look, which gets a number of its own. Each poll_interval, find by
+ *	  the index which topics have something that nobody announced (see
+ *	  topic_poll.c), and look at these. Then assign workers to what is due. What
+ *	  was announced is looked at in any case, whatever a poll finds.
  * 3. Clients that pull, and brokers, need a tick (see tick.c). If there are such
- *	  subscriptions, tick after a look that found out about a commit, and
- *	  notify those that listen (see notify.c); the handlers, which need none,
- *	  do not wait for it. The cursors of brokers are due only then. If somebody
- *	  else ticks just now, try again soon.
- *	  The first look in a database since the server started is followed by a
- *	  tick in any case: what the newest tick in the table shows may be of a time
- *	  before a crash or a promotion.
- *	  A tick is visible before a synchronous standby has it, if its commit's
- *	  wait for that was ended. So brokers get only what a tick shows whose
- *	  commit we saw done, and nothing cancels ours: SIGINT is ignored, and
- *	  SIGTERM ends us before we say so.
+ *	  subscriptions, tick after a look that found a commit, and notify those that
+ *	  listen (see notify.c); handlers need no tick, and do not wait for it. The
+ *	  cursors of brokers are due only then. If somebody else is just ticking, try
+ *	  again soon. The first look in a database since the server started is
+ *	  followed by a tick in any case: the newest tick in the table may be from
+ *	  before a crash or a promotion. A tick is visible before a synchronous
+ *	  standby has it, if its commit's wait for that was cancelled. So brokers
+ *	  get only what is shown by a tick whose commit we saw complete. Nothing
+ *	  cancels ours: SIGINT is ignored, and SIGTERM ends us before we say so.
  * 4. Between looks, it has segments rotated and truncated (see maintain.c), one
- *	  at a time, so that this holds up no delivery; and puts commands that were
- *	  scheduled, and whose time has come, into the outbox (see release.c).
+ *	  at a time, so that this holds up no delivery; and puts scheduled commands
+ *	  whose time has come into the outbox (see release.c).
  * 5. The manager looks at the extension in each cycle. If it was dropped, or
  *	  made anew, it exits, and takes the database's workers with it. If it
  *	  does not fit the library any more, nothing is delivered until it does.
  *
  * 6. A manager that has had nothing to do for manager_idle_timeout ends, and
- *	  leaves in the slot when there will be something (see database.c). So it
- *	  does, whatever it is at, if the launcher needs its process for another
- *	  database; then it goes on when it has its turn again. What it knows, the
- *	  next one finds out: each begins by having all cursors looked at.
- *	  Whether a prepared transaction was committed, somebody has to look; so
- *	  as long as there are any, that is something to do.
+ *	  leaves in the slot when there will be something (see database.c). It also
+ *	  ends, whatever it is doing, if the launcher needs its process for another
+ *	  database; then another one goes on when this database gets its turn
+ *	  again. It need not hand over what it knows: each manager begins by having
+ *	  all cursors looked at. Nobody tells us that a prepared transaction was
+ *	  committed; so as long as there are any, there is something to do.
  *
- * No topic may cost another anything: what concerns one waits for nobody, and an
- * error of its own passes it by. An error that concerns the database as a whole
- * ends the manager; the launcher starts another, after a while. Of some in a
- * row, the same one is logged once.
+ * No topic may hold up another: what is done for one waits for nobody, and an
+ * error in it has only that topic passed by. An error that concerns the database
+ * as a whole ends the manager; the launcher starts another, after a while. If
+ * the same error comes several times in a row, it is logged once.
  *
- * How long anything takes, or is to wait, goes by steady time: see clock.c.
+ * All durations and waits go by steady time: see clock.c.
  *
- * Memory: each cycle has a context that is reset. What outlives it is in a
- * context of its own.
+ * Memory: each cycle has a context that is reset. What outlives a cycle is in
+ * a context of its own.
  *
  *-------------------------------------------------------------------------
  */
@@ -86,27 +84,30 @@
 #include "shared/database.h"
 #include "shared/shmem.h"
 
-/* Try again after so long, if somebody else ticks, in milliseconds. */
+/* When to try again if somebody else ticks, in milliseconds. */
 #define TICK_LOCKED_WAIT	10
 
 /*
- * What nobody tells of (a client has acknowledged what kept a segment, say), one
- * manager after the other looks for, after so long if nothing else brings it,
- * doubling; in milliseconds.
+ * Some changes nobody announces: say, a client has acknowledged what kept a
+ * segment. So a database in which that may happen does not rest for longer than
+ * this, doubling from one manager to the next; in milliseconds.
  */
 #define FIRST_REST			(16 * INT64CONST(1000))
 #define LONGEST_REST		(1024 * INT64CONST(1000))
 
-/* Look whether it is idle not more often than this, in milliseconds. */
+/* Check whether the manager is idle at most this often, in milliseconds. */
 #define SHORTEST_IDLE		10
 
 /*
- * If asked to leave, it does so with cursors waiting for a worker only after so
- * long; in milliseconds.
+ * A manager that was asked to leave while cursors wait for a worker does so
+ * only after this time, in milliseconds.
  */
 #define LONGEST_STAY		5000
 
-/* What ends after so long, in seconds, is not one failure more in a row. */
+/*
+ * A manager that ran for this long, in seconds, does not count as one more
+ * failure in a row.
+ */
 #define LONG_ENOUGH			10
 
 static CqrsDatabaseSlot *my_slot = NULL;
@@ -117,7 +118,7 @@ static emit_log_hook_type prev_emit_log_hook = NULL;
 static bool nothing_here = false;
 static Oid	my_extension = InvalidOid;
 
-/* Does not change under us: who renames a database has us exit. */
+/* Does not change under us: renaming a database makes us exit. */
 static char *my_database_name = NULL;
 
 static MemoryContext cycle_context = NULL;
@@ -127,14 +128,14 @@ static bool seen = false;
 static int64 seen_look = 0;
 static TimestampTz looked = 0;
 
-/* When there was something to do. */
+/* When there was last something to do. */
 static TimestampTz active_at = 0;
-static bool was_told = false;	/* because somebody announced it */
+static bool was_told = false;	/* ... because somebody announced it */
 
 /* Until when the schedule and the others need not be looked at; DT_NOEND. */
 static TimestampTz work_due = DT_NOEND;
 
-/* Ends for lack of anything to do, or for others. */
+/* We are ending for lack of anything to do, or because others wait. */
 static bool resting = false;
 static TimestampTz rest_until = DT_NOEND;
 
@@ -198,8 +199,9 @@ cqrs_manager_main(Datum arg)
 			wait = work();
 
 		/*
-		 * Emitters set our latch from here on, until one has. Not before it
-		 * may be time to look again: until then they need not wake us.
+		 * From here on, the next emitter sets our latch. We ask for that only
+		 * once it may be time to look again: until then they need not wake
+		 * us.
 		 */
 		now = cqrs_steady_now();
 		if (!cqrs_deliver || time_to_rest(now))
@@ -221,7 +223,8 @@ cqrs_manager_main(Datum arg)
 }
 
 /*
- * Take the slot that the launcher chose, or exit if that is over.
+ * Take the slot that the launcher chose, or exit if it has no use for us any
+ * more.
  */
 static void
 manager_attach(int index)
@@ -296,7 +299,7 @@ manager_exit(int code, Datum arg)
 		{
 			CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
 
-			/* Also one that is only starting: it will see. */
+			/* A worker that is only starting, too: it will see. */
 			if (worker->state < CQRS_WORKER_STARTING ||
 				worker->dboid != MyDatabaseId)
 				continue;
@@ -311,9 +314,9 @@ manager_exit(int code, Datum arg)
 }
 
 /*
- * Called for each message that is logged. What ends a manager soon after it
- * started is logged once, of some in a row that say the same: cqrs_health()
- * tells that it goes on.
+ * Called for each message that is logged. If managers end soon after their
+ * start, with the same error several times in a row, it is logged once;
+ * cqrs_health() tells that it goes on.
  */
 static void
 note_end(ErrorData *edata)
@@ -334,8 +337,8 @@ note_end(ErrorData *edata)
 }
 
 /*
- * Begin a transaction in which the extension stays. Returns false, with no
- * transaction, if it is not there, or not the one that was.
+ * Begin a transaction in which the extension cannot be dropped. Returns false,
+ * with no transaction, if it is not there, or is not the same one as before.
  */
 static bool
 begin_cycle(void)
@@ -354,7 +357,7 @@ begin_cycle(void)
 			return true;
 		}
 
-		/* Another one by now: start afresh. */
+		/* It was made anew: start afresh. */
 		LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
 		my_slot->announced = true;
 		LWLockRelease(cqrs_shared->lock);
@@ -374,7 +377,7 @@ end_cycle(void)
 }
 
 /*
- * What there is to do in a cycle. Returns how long to wait for more, in
+ * Do what there is to do in a cycle. Returns how long to wait for more, in
  * milliseconds; -1: until woken.
  */
 static long
@@ -404,7 +407,7 @@ work(void)
 }
 
 /*
- * Is it time to end, as there is nothing to do, or others wait?
+ * Is it time to end, because there is nothing to do, or others wait?
  */
 static bool
 time_to_rest(TimestampTz now)
@@ -432,7 +435,7 @@ time_to_rest(TimestampTz now)
 		 rest_until < TimestampTzPlusMilliseconds(now,
 												  cqrs_manager_idle_timeout)))
 	{
-		/* To end for a moment is not worth it. */
+		/* Ending for such a short time is not worth it. */
 		active_at = now;
 		resting = false;
 	}
@@ -467,7 +470,9 @@ find_rest(TimestampTz now)
 			}
 			else
 			{
-				/* The last one may have just been committed. */
+				/*
+				 * The last prepared transaction may have just been committed.
+				 */
 				look_at_all = true;
 				until = now;
 			}
@@ -515,7 +520,7 @@ may_look(TimestampTz now)
 
 /*
  * Look at what is committed now, and note which cursors have something up to
- * here: those of the topics that were announced, or that a poll has found.
+ * here: those of topics that were announced, or that a poll has found.
  */
 static void
 look(const CqrsTopicSet *found)
@@ -547,13 +552,13 @@ look(const CqrsTopicSet *found)
 		memset(&topics, 0xFF, sizeof(topics));
 	look_at_all = false;
 
-	/* Some may have been prepared before the server stopped. */
+	/* Some transactions may have been prepared before the server stopped. */
 	if (!my_slot->known && max_prepared_xacts > 0)
 		pg_atomic_write_u32(&my_slot->prepared, 1);
 
 	/*
-	 * Workers are told the number before they take their snapshots. So what
-	 * this one shows, theirs will.
+	 * Workers are told the number before they take their snapshots. So theirs
+	 * will show all that this one does.
 	 */
 	cqrs_poll_looked(&topics);
 	seen_look = pg_atomic_add_fetch_u64(&cqrs_shared->looks, 1);
@@ -584,16 +589,16 @@ check_version(void)
 }
 
 /*
- * Is this database the one that its extension was made for, or that adopted
- * what it holds? If not, say so once, and deliver nothing: CREATE DATABASE ...
- * TEMPLATE copied it, and the original delivers.
+ * Is this the database in which the extension was made, or that adopted what
+ * it holds? If not, it is a copy by CREATE DATABASE ... TEMPLATE, and the
+ * original delivers: say so once, and deliver nothing.
  */
 static bool
 check_identity(void)
 {
 	if (!cqrs_registry_is_copy())
 	{
-		/* Its template may stop being one. */
+		/* The database it was copied from may stop being a template. */
 		if (cqrs_registry_lacks_identity())
 			cqrs_adopt_identity();
 		my_slot->told = false;
@@ -612,8 +617,8 @@ check_identity(void)
 }
 
 /*
- * Tick, for brokers and those who pull. Returns false if somebody else ticks
- * just now: then it is still due.
+ * Tick, for brokers and clients that pull. Returns false if somebody else is
+ * just ticking: then it is still due.
  */
 static bool
 tick(void)

@@ -6,11 +6,12 @@
  *	  for it.
  *
  * A commit that notifies takes a lock of the whole cluster's, and keeps it
- * until it is done, be it that a synchronous standby has it; so it is tried,
- * never waited for, and our own commit waits for nothing. It fails if somebody
- * who listens, in whatever database, has let the queue fill up. Then it is
- * tried again later, by and by more seldom. Who is to be told is remembered
- * until it worked: a topic is named once, however often it had something new.
+ * until the commit is done, including any wait for a synchronous standby. So
+ * we try the lock, never wait for it, and our own commit waits for nothing.
+ * NOTIFY fails if a listener, in any database, has let the queue fill up. Then
+ * it is tried again later, with growing delays. Until it has worked, we
+ * remember the topics to notify of, each once, however often it had something
+ * new.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,18 +26,18 @@
 #include "process/notify.h"
 #include "process/schedule.h"
 
-/* Who has the lock lets it go soon, or not: in milliseconds. */
+/* How long to wait if another session has the lock, in milliseconds. */
 #define LOCKED_WAIT		10
 
 /* After an error, doubling: in milliseconds. */
 #define FIRST_WAIT		1000
 #define LONGEST_WAIT	60000
 
-/* The topics that have something new, as far as that was not told. */
+/* The topics with something new that was not notified yet. */
 static CqrsTopicSet untold;
 static bool any_untold = false;
 
-/* Not before, in steady time. */
+/* When to try again, in steady time. */
 static TimestampTz retry_at = 0;
 static int	failures = 0;		/* in a row */
 
@@ -45,7 +46,7 @@ static bool try_lock(void);
 static void notify_topics(void);
 
 /*
- * There is something new to pull in these topics.
+ * Note that there is something new to pull in these topics.
  */
 void
 cqrs_notify_add(const CqrsTopicSet *topics)
@@ -60,9 +61,9 @@ cqrs_notify_add(const CqrsTopicSet *topics)
 }
 
 /*
- * The manager calls this in each of its cycles, outside a transaction: tells
- * what is to be told, if that can be done just now. Returns how long to wait
- * then, in milliseconds, if it is wait (-1: until woken) for what else there
+ * Notify of what is new, if that can be done just now; the manager calls this
+ * in each of its cycles, outside a transaction. Returns how long to wait then,
+ * in milliseconds: no longer than wait (-1: until woken), for what else there
  * is to do.
  */
 long
@@ -86,8 +87,8 @@ cqrs_notify_next(long wait)
 }
 
 /*
- * Returns false, having set retry_at, if it did not work. An error is logged,
- * but only the first of some in a row.
+ * Returns false, and sets retry_at, if it did not work. An error is logged,
+ * but only the first of several in a row.
  */
 static bool
 notify_in_transaction(void)
@@ -127,7 +128,7 @@ notify_in_transaction(void)
 }
 
 /*
- * The lock that the commit of a transaction which notifies takes (see the
+ * Take the lock that the commit of a transaction with a NOTIFY takes (see the
  * server's PreCommit_Notify()). Returns false if it cannot be had at once.
  */
 static bool

@@ -21,14 +21,13 @@
 #define FIRST_RESTART_WAIT	500
 #define LONGEST_RESTART_WAIT	60000
 
-/* SIGTERM may end the process quietly: it only waits. */
+/* The process only waits, so SIGTERM may end it quietly. */
 static volatile sig_atomic_t waiting = false;
 
 static void handle_sigterm(SIGNAL_ARGS);
 
 /*
- * Signal handling of managers and workers. To be called first in their main
- * functions.
+ * Set up signal handling. To be called first in the main function.
  */
 void
 cqrs_process_signals(void)
@@ -39,7 +38,7 @@ cqrs_process_signals(void)
 }
 
 /*
- * A process that is not started again by the postmaster.
+ * Describe a process that the postmaster does not start again.
  */
 void
 cqrs_process_describe(BackgroundWorker *worker, const char *type,
@@ -57,8 +56,8 @@ cqrs_process_describe(BackgroundWorker *worker, const char *type,
 }
 
 /*
- * Settings of managers and workers: nothing that ALTER ROLE or ALTER DATABASE
- * may have set for ordinary sessions. RESET returns to these.
+ * Set what managers and workers need, instead of what ALTER ROLE or ALTER
+ * DATABASE may have set for ordinary sessions. RESET returns to these values.
  */
 void
 cqrs_process_settings(const char *application_name)
@@ -86,13 +85,13 @@ cqrs_process_settings(const char *application_name)
 }
 
 /*
- * Wait until the latch is set, the socket, if it is not PGINVALID_SOCKET, is
- * readable, or the time is over; -1: no time. The wait shows
- * as wait_event_info: each kind of process has its own. Exits if
- * SIGTERM came, rereads the configuration if SIGHUP did.
+ * Wait until the latch is set, the socket (unless it is PGINVALID_SOCKET) is
+ * readable, or the time is over (-1: no limit). The wait shows as
+ * wait_event_info: each kind of process has its own. Exits if SIGTERM came,
+ * rereads the configuration if SIGHUP did.
  *
- * What the postmaster is to start again exits with 1: 0 would tell it that
- * this is over for good.
+ * A process that the postmaster should start again exits with 1: 0 would tell
+ * it not to.
  */
 void
 cqrs_process_wait(long timeout_ms, pgsocket socket, uint32 wait_event_info)
@@ -118,7 +117,7 @@ cqrs_process_wait(long timeout_ms, pgsocket socket, uint32 wait_event_info)
 }
 
 /*
- * How long to wait after so many unexpected exits in a row, in milliseconds.
+ * How long to wait after this many unexpected exits in a row, in milliseconds.
  */
 long
 cqrs_restart_wait(int failures)
@@ -127,8 +126,8 @@ cqrs_restart_wait(int failures)
 }
 
 /*
- * While it only waits, a process exits by itself, and says nothing of it;
- * otherwise like any backend.
+ * A process that only waits exits by itself, quietly; otherwise it ends like
+ * any backend.
  */
 static void
 handle_sigterm(SIGNAL_ARGS)

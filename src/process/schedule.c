@@ -2,18 +2,20 @@
  *
  * schedule.c
  *	  Which cursors of a database have something to get, and which worker
- *	  delivers which. All of it is the manager's; see there for the protocol.
+ *	  delivers which. Only the manager uses this; manager.c has the protocol.
  *
- * A cursor is due up to a look. It is in the list of what may have something
- * to do until a worker has drained it up to there, and nothing of it is parked
- * for a retry. The list is in the order in which cursors were served last, so
- * where there are more of them than workers, each has its turn. A manager that
- * has just started has no such order, and begins with any.
+ * A cursor is due up to a look. It stays in the list of those that may have
+ * something to do until a worker has drained it up to there, and nothing of it
+ * is parked for a retry. The list is in the order in which cursors were last
+ * served, so if there are more of them than workers, each gets its turn. A
+ * manager that has just started knows no such order, and begins with any.
  *
- * Databases take turns, too. Who finds no worker writes since when he waits, and
- * how that goes on; others leave him one, of those that are idle or unused.
+ * Databases take turns, too. A manager that finds no worker notes since when it
+ * waits, and when it last looked; others leave it one of the workers that are
+ * idle or unused.
  *
- * Times are steady ones (see clock.c). A worker leaves such in its slot, too.
+ * Times are steady ones (see clock.c), also those that a worker leaves in its
+ * slot.
  *
  *-------------------------------------------------------------------------
  */
@@ -39,14 +41,19 @@
 
 /*
  * The same if the server has no process for it, doubling: one may have just
- * ended, and the postmaster not know.
+ * ended without the postmaster knowing yet.
  */
 #define FIRST_EXHAUSTED_WAIT	10
 
-/* Who waits and has not looked for so long has no precedence, in milliseconds. */
+/*
+ * A database that waits, but has not looked for this long, loses its
+ * precedence; in milliseconds.
+ */
 #define LONGEST_PRECEDENCE	3000
 
-/* A worker that has not attached after so long never will, in milliseconds. */
+/*
+ * A worker that has not attached after this time never will; in milliseconds.
+ */
 #define LONGEST_START	60000
 
 typedef struct ScheduledKey
@@ -77,10 +84,10 @@ typedef struct Scheduled
 static HTAB *schedule = NULL;
 static uint64 schedule_generation = 0;
 
-/* Differs from one manager to the next. */
+/* Differs between managers, so that they begin with different cursors. */
 static uint32 first_order;
 
-/* What may have something to do; who was served last comes last. */
+/* Cursors that may have something to do; the one served last comes last. */
 static dlist_head due_list = DLIST_STATIC_INIT(due_list);
 
 /* By the bits of topics (see shmem.h), in a context of their own: cursors. */
@@ -102,7 +109,7 @@ static int	exhausted = 0;
 
 /* What the last call of cqrs_schedule_assign() left. */
 static bool any_waiting = false;	/* for a worker */
-static bool any_due = false;	/* now, be it that a worker has it */
+static bool any_due = false;	/* now, even if a worker is at it */
 static bool any_starting = false;	/* a worker is */
 
 static void schedule_subscription(CqrsSubscription *subscription,
@@ -122,8 +129,8 @@ static void reuse_slot(CqrsWorkerSlot *worker);
 static bool start_worker(CqrsWorkerSlot *worker);
 
 /*
- * Bring the schedule up to the registry. What is new in it is due; the first
- * time, if careful, any of it may have had a process end.
+ * Bring the schedule up to the registry. What is new in it is due. The first
+ * time, if careful is set, any of the cursors may have made a process end.
  */
 void
 cqrs_schedule_refresh(bool careful)
@@ -283,7 +290,7 @@ cqrs_schedule_assign(CqrsDatabaseSlot *slot, const char *database_name)
 }
 
 /*
- * Is there something to deliver now, be it that workers are at it?
+ * Is there something to deliver now, even if workers are at it?
  */
 bool
 cqrs_schedule_busy(void)
@@ -292,8 +299,9 @@ cqrs_schedule_busy(void)
 }
 
 /*
- * May the manager end? What waits for a worker would begin anew, and worse,
- * and a worker that never came would be missed by nobody.
+ * May the manager end? Not while a cursor waits for a worker, as it would lose
+ * its place; nor while a worker is starting, as nobody would notice if it
+ * never came.
  */
 bool
 cqrs_schedule_may_end(void)
@@ -303,7 +311,7 @@ cqrs_schedule_may_end(void)
 
 /*
  * Is there a cursor whose workers were lost, or that is to be delivered
- * carefully? Another manager would not know.
+ * carefully? The next manager would not know.
  */
 bool
 cqrs_schedule_uneasy(bool *careful)
@@ -391,14 +399,17 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 			scheduled->key = key;
 			scheduled->unfinished = true;
 
-			/* Whatever crashed may have been handling an event of this one. */
+			/*
+			 * The process that crashed may have been handling an event of
+			 * this cursor.
+			 */
 			if (careful)
 				scheduled->careful = CQRS_BATCH_EVENTS;
 		}
 		scheduled->generation = generation;
 		if (scheduled->owner != subscription->owner)
 		{
-			/* What kept the owner before it need not keep this one. */
+			/* What kept the former owner from it need not keep this one. */
 			scheduled->owner = subscription->owner;
 			scheduled->unfinished = true;
 			scheduled->failed_until = 0;
@@ -413,7 +424,10 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 			scheduled_by_bit[bit] = lappend(scheduled_by_bit[bit], scheduled);
 		}
 
-		/* So that none has to wait for the same ones each time. */
+		/*
+		 * Vary the order, so that none has to wait for the same ones each
+		 * time.
+		 */
 		if (first && hash_bytes_uint32(first_order + key.subscription_id + i) % 2 == 0)
 		{
 			dlist_delete(&scheduled->node);
@@ -424,9 +438,9 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 }
 
 /*
- * How many workers this database may take besides those that are at work: those
- * that are idle or unused, less one for each database that has waited for
- * longer. *across: has another one any? The lock is held.
+ * How many workers this database may take besides those at work: those that are
+ * idle or unused, less one for each database that has waited for longer.
+ * *across gets whether another database has any. The lock is held.
  */
 static int
 spare_workers(const CqrsDatabaseSlot *mine, TimestampTz now, bool *across)
@@ -463,9 +477,9 @@ spare_workers(const CqrsDatabaseSlot *mine, TimestampTz now, bool *across)
 }
 
 /*
- * How long to wait, if it is wait for what else there is: less, if the server
- * had no process for a worker. Only if that lasts, it is left in the slot for
- * all to see. The lock is held.
+ * How long to wait: as long as wait, unless the server had no process for a
+ * worker. Only if that lasts, it stays in the slot for all to see. The lock is
+ * held.
  */
 static long
 note_exhausted(CqrsDatabaseSlot *slot, long wait)
@@ -482,7 +496,8 @@ note_exhausted(CqrsDatabaseSlot *slot, long wait)
 }
 
 /*
- * Is a worker of this database asked for, and not there yet? The lock is held.
+ * Was a worker of this database asked for that is not there yet? The lock is
+ * held.
  */
 static bool
 is_any_starting(void)
@@ -510,9 +525,9 @@ make_due(Scheduled *scheduled)
 }
 
 /*
- * Note what the workers of this database have done. The slot tells which one
- * was lost last, until its cursor was drained, or is scheduled no more. The
- * lock is held.
+ * Note what the workers of this database have done. The slot tells whose
+ * worker was lost last, until that cursor is drained, or scheduled no more.
+ * The lock is held.
  */
 static void
 note_results(CqrsDatabaseSlot *slot, TimestampTz now)
@@ -527,7 +542,7 @@ note_results(CqrsDatabaseSlot *slot, TimestampTz now)
 		ScheduledKey key = {worker->subscription_id, worker->partition};
 		Scheduled  *scheduled;
 
-		/* One that has ended by itself may have left something to note. */
+		/* A worker that ended by itself may have left something to note. */
 		if (worker->dboid != MyDatabaseId ||
 			(worker->state == CQRS_WORKER_FREE &&
 			 worker->request != worker->served))
@@ -536,7 +551,7 @@ note_results(CqrsDatabaseSlot *slot, TimestampTz now)
 			hash_search(schedule, &key, HASH_FIND, NULL);
 		if (worker->state == CQRS_WORKER_FAILED)
 		{
-			/* It may be the event's doing. */
+			/* An event may have made it end. */
 			if (scheduled != NULL)
 			{
 				scheduled->failed_until =
@@ -551,7 +566,7 @@ note_results(CqrsDatabaseSlot *slot, TimestampTz now)
 			continue;
 		}
 
-		/* Nobody else can use its connection, nor another owner. */
+		/* No other cursor can use its connection, nor can another owner. */
 		if (worker->broker && schedule != NULL &&
 			(scheduled == NULL || scheduled->owner != worker->owner) &&
 			worker->state == CQRS_WORKER_IDLE && !worker->stop)
@@ -591,8 +606,8 @@ note_results(CqrsDatabaseSlot *slot, TimestampTz now)
 }
 
 /*
- * A worker that has not come for so long will not. Its slot is free again, also
- * if the manager that asked for it is gone. The lock is held.
+ * A worker that has not come for LONGEST_START will not. Its slot is free
+ * again, even if the manager that asked for it is gone. The lock is held.
  */
 static void
 forget_lost_starts(TimestampTz now)
@@ -611,7 +626,8 @@ forget_lost_starts(TimestampTz now)
 }
 
 /*
- * A worker was lost, and nobody knows any more which cursor it delivered.
+ * A worker was lost, and it is not known any more which cursor it delivered:
+ * be careful with all of them.
  */
 static void
 make_all_careful(void)
@@ -629,8 +645,9 @@ make_all_careful(void)
 }
 
 /*
- * The slot may have another worker. If the one before was lost, and its manager
- * has not noted that yet, it will know that it does not know. The lock is held.
+ * Reuse a slot for another worker. If the one before was lost, and its manager
+ * has not noted that yet, tell it that we forgot which one it was. The lock is
+ * held.
  */
 static void
 reuse_slot(CqrsWorkerSlot *worker)
@@ -646,13 +663,12 @@ reuse_slot(CqrsWorkerSlot *worker)
 }
 
 /*
- * Have a worker deliver a cursor: the one that has it already; or a new one;
- * or one that has nothing to do. Returns false if there is none: then an idle
+ * Have a worker deliver a cursor: the one that has it already, or a new one,
+ * or one that has nothing to do. Returns false if there is none; then an idle
  * one that cannot be used was asked to exit. The lock is held.
  *
- * A cursor of a broker gets a process of its own, and that is given no other:
- * it has a connection, and a client library in it that handlers had better not
- * meet.
+ * A broker's cursor gets a process of its own, which is given no other cursor:
+ * it has a connection, and a client library that handlers had better not meet.
  */
 static bool
 assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
@@ -682,7 +698,7 @@ assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
 		else if (slot->state == CQRS_WORKER_IDLE &&
 				 slot->request == slot->served)
 		{
-			/* Not one that has been given work, and is waking up. */
+			/* Not one that was given work and is just waking up. */
 			if (slot->dboid == MyDatabaseId &&
 				slot->owner == scheduled->owner &&
 				!slot->broker && !scheduled->broker)
@@ -692,7 +708,7 @@ assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
 		}
 	}
 
-	/* A change of the owner takes another process. */
+	/* Another owner takes another process. */
 	if (worker != NULL && worker->owner != scheduled->owner)
 	{
 		worker->stop = true;
@@ -704,7 +720,7 @@ assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
 	if (worker != NULL && worker->request != worker->served)
 	{
 		if (worker->wanted_look == scheduled->due_look)
-			return true;		/* it is at it */
+			return true;		/* it is working on this */
 	}
 	else if (--*spare < 0)
 		return false;			/* others have waited for longer */

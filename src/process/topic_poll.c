@@ -8,19 +8,19 @@
  * Protocol
  *
  * 1. Each topic has a mark: a snapshot, all of whose events of the topic were
- *	  seen. A look of the manager (see there) has the cursors of some topics
- *	  due up to it; that is a new mark for these topics, and for no others: the
- *	  look says nothing of what they have.
+ *	  seen. A look of the manager (see manager.c) makes the cursors of some
+ *	  topics due up to its snapshot; that is a new mark for these topics. It
+ *	  says nothing about others.
  * 2. A poll takes a snapshot first. Then it asks of each topic whether there is
  *	  an event that its mark does not show. If there is one, the topic is to be
- *	  looked at. If not, the poll's snapshot is the topic's mark.
- * 3. A topic that is locked, or was altered, or whose look raises an error, is
- *	  passed by, and keeps its mark: another poll finds what is there.
+ *	  looked at. If not, the poll's snapshot becomes the topic's mark.
+ * 3. A topic that is locked, was altered, or raises an error is passed by, and
+ *	  keeps its mark: another poll finds what is there.
  * 4. A poll is made of slices, each a transaction, between which the manager
  *	  does its other work; it takes no more than a hundredth of the time. If
- *	  nothing can be there, because no position was drawn since the mark that
- *	  all topics have in common, and whoever had drawn one had ended, no topic
- *	  is asked.
+ *	  there can be nothing, because no position was drawn since the mark that
+ *	  all topics have in common, and whoever had drawn one had ended by then,
+ *	  no topic is asked.
  *
  * Topics share marks by their bits (see shmem.h), as they share what is
  * announced.
@@ -41,26 +41,26 @@
 #include "process/topic_poll.h"
 #include "registry/registry.h"
 
-/* So many topics are asked in a slice. */
+/* How many topics are asked in a slice. */
 #define SLICE_TOPICS	64
 
-/* One that an error was about is passed by for so long, in milliseconds. */
+/* How long a topic that raised an error is passed by, in milliseconds. */
 #define ERROR_WAIT		60000
 
-/* A snapshot of which all events, of some topics, were seen. */
+/* A snapshot, all of whose events of some topics were seen. */
 typedef struct Mark
 {
 	int			refs;
 	uint64		serial;			/* a later one has a higher one */
 	CqrsSnapshot *snapshot;
-	int64		position;		/* drawn last before it */
-	bool		settled;		/* whoever had drawn one had ended */
+	int64		position;		/* the last one drawn before it */
+	bool		settled;		/* whoever had drawn a position had ended */
 } Mark;
 
 /* All is in this context, made by the first look. */
 static MemoryContext poll_context = NULL;
 
-/* Of all topics, but for those whose bit has a later, or an older one. */
+/* The mark of all topics except those whose bit has a later or older one. */
 static Mark *common_mark = NULL;
 static Mark *marks[CQRS_TOPIC_BITS];
 
@@ -73,7 +73,10 @@ static CqrsTopicSet passed_by;
 static TimestampTz poll_began = 0;
 static int64 poll_took = 0;
 
-/* By the bits of topics that an error was about: until when; steady time. */
+/*
+ * Until when topics that raised an error are passed by, by their bits; steady
+ * time.
+ */
 static TimestampTz failed_until[CQRS_TOPIC_BITS];
 
 /* The topic that is being asked; 0: none. */
@@ -90,8 +93,8 @@ static bool ask(const CqrsTopic *topic, Snapshot snapshot, bool *has_events);
 static void error_callback(void *arg);
 
 /*
- * The manager looks at these topics, in the current transaction: what is
- * committed by now is going to be delivered.
+ * Note that the manager looks at these topics, in the current transaction:
+ * what is committed by now is going to be delivered.
  */
 void
 cqrs_poll_looked(const CqrsTopicSet *topics)
@@ -124,8 +127,8 @@ cqrs_poll_looked(const CqrsTopicSet *topics)
 }
 
 /*
- * The manager calls this in each of its cycles, outside a transaction, after
- * its first look: begins a poll if it is time to, and asks some topics. Those
+ * Begin a poll if it is time to, and ask some topics; the manager calls this
+ * in each of its cycles after its first look, outside a transaction. Topics
  * that are to be looked at are added to *found. Returns whether there are any.
  */
 bool
@@ -142,7 +145,7 @@ cqrs_poll_next(CqrsTopicSet *found)
 }
 
 /*
- * How long the next call need not be made, in milliseconds.
+ * How long until the next call is needed, in milliseconds.
  */
 long
 cqrs_poll_wait(void)
@@ -157,9 +160,9 @@ cqrs_poll_wait(void)
 }
 
 /*
- * What is committed now. Whoever has drawn a position that we see has a
- * transaction id that was assigned before we look for the next one. If none
- * below that is in progress, all of them have ended.
+ * A mark for what is committed now. Whoever drew a position that we see got a
+ * transaction id before we read the next one. If none below that is in
+ * progress, all of them have ended.
  */
 static Mark *
 take_mark(void)
@@ -230,7 +233,7 @@ begin_poll(void)
 }
 
 /*
- * All topics were asked: those that were not passed by have the poll's mark,
+ * All topics were asked: those that were not passed by get the poll's mark,
  * unless they have a later one by now.
  */
 static void
@@ -258,8 +261,9 @@ end_poll(void)
 }
 
 /*
- * Ask some topics, in a transaction of its own. An error is logged, and has its
- * topic passed by for a while. Returns whether something was found.
+ * Ask some topics, in a transaction of its own. After an error, which is
+ * logged, its topic is passed by for a while. Returns whether something was
+ * found.
  */
 static bool
 slice_in_transaction(CqrsTopicSet *found)
@@ -292,7 +296,7 @@ slice_in_transaction(CqrsTopicSet *found)
 	{
 		int			bit = (uint32) current_topic % CQRS_TOPIC_BITS;
 
-		/* If it is about no topic in particular, it is about all. */
+		/* If it is about no topic in particular, all are passed by. */
 		if (current_topic == 0)
 			PG_RE_THROW();
 		HOLD_INTERRUPTS();
@@ -325,7 +329,7 @@ ask_some(CqrsTopicSet *found)
 		CqrsTopic  *topic = cqrs_registry_topic_by_id(topic_id);
 		bool		has_events = false;
 
-		/* What raises an error is not asked a second time. */
+		/* A topic that raises an error is not asked a second time. */
 		todo = list_delete_first(todo);
 		if (topic == NULL)
 			continue;
@@ -341,8 +345,8 @@ ask_some(CqrsTopicSet *found)
 }
 
 /*
- * Has the topic something that its mark does not show? Returns false if that
- * cannot be said without waiting for somebody, or the topic is broken.
+ * Does the topic have something that its mark does not show? Returns false if
+ * that cannot be told without waiting for somebody, or the topic is broken.
  */
 static bool
 ask(const CqrsTopic *topic, Snapshot snapshot, bool *has_events)

@@ -5,12 +5,12 @@
  *
  * DROP DATABASE, ALTER DATABASE ... RENAME or SET TABLESPACE, and CREATE
  * DATABASE with a template fail if anybody is connected to the database. So
- * they first hold it: its manager and workers are asked to exit, and none is
- * started until the transaction ends.
+ * these commands first hold the database: its manager and workers are asked to
+ * exit, and none is started until the transaction ends.
  *
  * COMMIT PREPARED does not run the callbacks of the transaction that emitted;
- * the manager is woken here instead. So it is by DROP EXTENSION, to find out
- * that there is nothing to manage any more, and by what may give a
+ * the manager is woken here instead. It is also woken by DROP EXTENSION, to
+ * find out that there is nothing to manage any more, and by what may give a
  * subscription another owner.
  *
  *-------------------------------------------------------------------------
@@ -87,7 +87,7 @@ at_xact_end(XactEvent event, void *arg)
 	{
 		slot->held--;
 
-		/* Its slot is free, if it was dropped: the launcher looks. */
+		/* If it was dropped, the launcher frees its slot. */
 		cqrs_database_due(slot, cqrs_steady_now());
 	}
 	LWLockRelease(cqrs_shared->lock);
@@ -106,7 +106,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString,
 	char	   *created = NULL;
 	bool		wake_manager;
 
-	/* Looked at before: the tree may not outlive the command. */
+	/* Before the command: the tree may not outlive it. */
 	wake_manager = concerns_manager(stmt);
 	if (IsA(stmt, CreatedbStmt))
 		created = pstrdup(((CreatedbStmt *) stmt)->dbname);
@@ -136,7 +136,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString,
 }
 
 /*
- * Is this a command that the manager is to be woken after?
+ * Is the manager to be woken after this command?
  */
 static bool
 concerns_manager(Node *stmt)
@@ -157,8 +157,8 @@ concerns_manager(Node *stmt)
 }
 
 /*
- * May a subscription have another owner afterwards, so that there is something
- * to deliver that nobody announces? See owner.c.
+ * May this command give a subscription another owner, so that there is
+ * something to deliver that nobody announces? See owner.c.
  */
 static bool
 may_give_owner(Node *stmt)
@@ -248,9 +248,8 @@ may_create_databases(void)
 }
 
 /*
- * Have our processes leave a database and stay out until the transaction
- * ends. Those that do not within LONGEST_WAIT are the command's to complain
- * about.
+ * Have our processes leave a database and stay out until the transaction ends.
+ * If some do not leave within LONGEST_WAIT, the command will complain.
  */
 static void
 hold_database(Oid dboid)
@@ -268,7 +267,7 @@ hold_database(Oid dboid)
 	}
 	LWLockRelease(cqrs_shared->lock);
 
-	/* A worker may be there for longer than the manager that asked for it. */
+	/* A worker may outlive the manager that asked for it. */
 	deadline = TimestampTzPlusMilliseconds(cqrs_steady_now(), LONGEST_WAIT);
 	ConditionVariablePrepareToSleep(&cqrs_shared->exited);
 	while (ask_to_exit(dboid) && cqrs_steady_now() < deadline)

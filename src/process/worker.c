@@ -5,32 +5,32 @@
  *
  * A worker is connected as the owner of the subscriptions it delivers: their
  * handlers run in an ordinary session of the owner's, and can gain nothing by
- * leaving it. What one of them leaves there, no other one meets: see session.c.
+ * leaving it. What a handler leaves in the session, no other one sees: see
+ * session.c.
  *
  * Protocol
  *
  * 1. The manager writes a cursor (subscription and partition) and the number of
  *	  a look (see manager.c) into the slot, and sets the latch. The worker
- *	  delivers all that is committed, which is all that the manager saw by then
- *	  and maybe more, says so in the slot, and waits.
+ *	  delivers all that is committed, which is at least what the manager saw,
+ *	  says so in the slot, and waits.
  * 2. A batch is one transaction: the cursor moves with what the handler did.
  *	  handler_job.c and target_handler.c say what an error does to it.
- * 3. After a process ended that was not meant to, be it this one's predecessor
- *	  or, with a crash of the whole server, who knows which, the next
- *	  CQRS_BATCH_EVENTS are delivered carefully: one by one, each with its
- *	  attempt counted, and that committed, before the handler is called. So an
- *	  event that kills the process becomes a dead letter in the end.
- *	  A process that ends itself, because a handler would not be cancelled, knows
- *	  which event it was, and records that on its way out. If it can, nobody
- *	  needs to be careful.
+ * 3. After a process ended unexpectedly (the one before this, or any, if the
+ *	  whole server crashed), the next CQRS_BATCH_EVENTS are delivered carefully:
+ *	  one by one, each with its attempt counted, and that committed, before the
+ *	  handler is called. So an event that kills the process becomes a dead letter
+ *	  in the end. A process that ends itself because a handler would not be
+ *	  cancelled knows which event it was, and records that on its way out. If it
+ *	  could, nobody need be careful.
  * 4. If other cursors wait for a worker, it stops after a while and lets the
  *	  manager decide whose turn it is.
  * 5. To a broker, delivery goes on in steps: connect, exchange (see
  *	  target_broker.c), wait. A worker that has connected serves this cursor as
  *	  long as it lives, and keeps the connection while there is nothing to do.
- *	  As a client library may end the process too, 3 goes for connecting: see
- *	  broker_job.c.
- * 6. With a transaction for each event, those that wait for nothing (see
+ *	  As a client library may end the process, too, careful delivery (3)
+ *	  includes connecting: see broker_job.c.
+ * 6. With a transaction for each event, those that nobody waits for (see
  *	  target_handler.c) commit without waiting for the disk. Every
  *	  cqrs_outbox.batch_duration, and before it says that anything was delivered,
  *	  the worker waits for all of them.
@@ -57,21 +57,26 @@
 #include "shared/database.h"
 #include "shared/shmem.h"
 
-/* Exit after so long without work, in milliseconds. */
+/* Exit after this long without work, in milliseconds. */
 #define LONGEST_IDLE	60000
 
-/* Let others in after so long, in milliseconds ... */
+/* Let others have the worker after this long, in milliseconds ... */
 #define TIME_SLICE		1000
 
-/* ... those of other databases, that have no worker; the same. */
+/* ... and after this long, if they are of another database that has none. */
 #define SHORT_TIME_SLICE	200
 
 static CqrsWorkerSlot *my_slot = NULL;
 
-/* The event whose handler this process ended for has had its failure recorded. */
+/*
+ * Was the failure recorded of the event whose handler made this process end?
+ */
 static bool blamed = false;
 
-/* What a delivery leaves outside of its transactions; reset before the next. */
+/*
+ * For what a delivery keeps beyond its transactions; reset before the next
+ * one.
+ */
 static MemoryContext delivery_context = NULL;
 
 static void worker_attach(int index);
@@ -128,7 +133,8 @@ cqrs_worker_main(Datum arg)
 }
 
 /*
- * Take the slot that the manager chose, or exit if that is over.
+ * Take the slot that the manager chose, or exit if it has no use for us any
+ * more.
  */
 static void
 worker_attach(int index)
@@ -146,20 +152,23 @@ worker_attach(int index)
 	slot->pid = MyProcPid;
 	slot->latch = MyLatch;
 
-	/* A manager that is to make room for others may wait for this. */
+	/* A manager that was asked to leave may wait for this. */
 	database = cqrs_database_find(slot->dboid);
 	if (database != NULL && database->asked_to_leave != 0)
 		SetLatch(database->manager_latch);
 	LWLockRelease(cqrs_shared->lock);
 	before_shmem_exit(worker_exit, (Datum) 0);
 
-	/* Before the connection is made: after its transaction was rolled back. */
+	/*
+	 * Registered before we connect, so that it runs after the transaction was
+	 * rolled back.
+	 */
 	before_shmem_exit(blame_overdue, (Datum) 0);
 }
 
 /*
- * Free the slot. Whoever waits for one is told. If this was not meant to be,
- * the manager is to wait before it starts another for the subscription.
+ * Free the slot, and tell whoever waits for one. After an unexpected end, the
+ * manager waits before it starts another worker for the subscription.
  */
 static void
 worker_exit(int code, Datum arg)
@@ -187,7 +196,7 @@ blame_overdue(int code, Datum arg)
 }
 
 /*
- * Deliver what is asked for, and say in the slot how far that came.
+ * Deliver what is asked for, and say in the slot how far we got.
  */
 static void
 deliver(void)
@@ -209,7 +218,9 @@ deliver(void)
 			cqrs_handler_job_flush(&job);
 		CHECK_FOR_INTERRUPTS();
 
-		/* But not between the tries of one attempt, which would be forgotten. */
+		/*
+		 * But not between the tries of one attempt: they would be forgotten.
+		 */
 		if (job.pace.again == 0 && others_wait(start))
 		{
 			if (cqrs_target_broker_pending() == 0)
@@ -234,7 +245,7 @@ deliver(void)
 }
 
 /*
- * Take what is asked for from the slot.
+ * Read from the slot what is asked for.
  */
 static void
 begin_job(CqrsJob *job, uint64 *request, int64 *wanted_look)
@@ -252,7 +263,7 @@ begin_job(CqrsJob *job, uint64 *request, int64 *wanted_look)
 }
 
 /*
- * Say in the slot what became of it, and wake whom that concerns.
+ * Say in the slot what became of it, and wake those whom that concerns.
  */
 static void
 end_job(const CqrsJob *job, CqrsJobOutcome outcome, uint64 request,
@@ -284,7 +295,7 @@ end_job(const CqrsJob *job, CqrsJobOutcome outcome, uint64 request,
 	{
 		CqrsDatabaseSlot *database = cqrs_database_find(MyDatabaseId);
 
-		/* Otherwise it has nothing to do for us just now. */
+		/* Otherwise, no manager need come for us. */
 		if (database != NULL)
 			cqrs_database_due(database, drained ? my_slot->retry_at :
 							  my_slot->failed_until);
@@ -313,8 +324,8 @@ step(CqrsJob *job)
 }
 
 /*
- * Has this worker, that began then, been at it for long enough, as others wait
- * for one?
+ * Others may be waiting for a worker: has this one, which began at start, been
+ * at it for long enough?
  */
 static bool
 others_wait(TimestampTz start)

@@ -7,7 +7,7 @@
  * Locking
  *
  * The cursor's lock, and those on the topics' tables, are taken only if they
- * are free. Who waits for events makes each attempt in a subtransaction, which
+ * are free. While we wait for events, each attempt is a subtransaction, which
  * is rolled back if there was nothing: so no lock is left, and no transaction
  * id, since nothing is written before the first event is found.
  *
@@ -88,7 +88,7 @@ cqrs_receive(PG_FUNCTION_ARGS)
 }
 
 /*
- * The subscription, if it can be pulled from, and the current user may.
+ * The subscription, if it can be pulled from, and the current user may do so.
  */
 CqrsSubscription *
 cqrs_pull_subscription(const char *name)
@@ -138,7 +138,7 @@ receive_args(FunctionCallInfo fcinfo, CqrsReceive *receive)
 }
 
 /*
- * Raises 22023 if there is no such partition, or, while we wait, no more.
+ * Raises 22023 if there is no such partition, or no longer, while we wait.
  */
 static void
 check_partition(const CqrsReceive *receive,
@@ -176,7 +176,7 @@ attempt(CqrsReceive *receive, bool last)
 		return cqrs_pull_batch(receive, subscription, receive->partition, last);
 	}
 
-	/* Not all clients begin at the same one. */
+	/* Not all clients should begin at the same partition. */
 	for (i = 0; i < n; i++)
 		if (cqrs_pull_batch(receive, subscription, (start + i) % n, last))
 			return true;
@@ -184,8 +184,8 @@ attempt(CqrsReceive *receive, bool last)
 }
 
 /*
- * There is nothing: if partitions are being changed, and nobody else sees to
- * it, have that done, if it can be, and look there.
+ * There is nothing. If partitions are being changed, and no manager sees to
+ * it, complete the change if possible, and look in the new partitions.
  */
 static bool
 attempt_in_next_epoch(CqrsReceive *receive, int32 subscription_id)
@@ -194,14 +194,17 @@ attempt_in_next_epoch(CqrsReceive *receive, int32 subscription_id)
 		!cqrs_epoch_close(subscription_id))
 		return false;
 
-	/* An error would take back what was done. */
+	/*
+	 * Do not raise an error for a partition that is gone: it would undo the
+	 * change.
+	 */
 	return (receive->partition == ANY_PARTITION ||
 			receive->partition < cqrs_pull_subscription(receive->name)->partitions) &&
 		attempt(receive, true);
 }
 
 /*
- * The same, leaving no lock if there is nothing.
+ * Like attempt(), but leave no lock if there is nothing.
  */
 static bool
 attempt_in_subtransaction(CqrsReceive *receive, bool last)
@@ -236,8 +239,8 @@ attempt_in_subtransaction(CqrsReceive *receive, bool last)
 }
 
 /*
- * There is nothing: wait as long as the caller wants to, and, if something is
- * committed that no tick shows, for the tick that does.
+ * There is nothing: wait as long as the caller wants to and, if something is
+ * committed that no tick shows yet, for a tick that does.
  */
 static bool
 wait_for_events(CqrsReceive *receive)

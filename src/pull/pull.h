@@ -14,14 +14,17 @@
 #include "log/cursor.h"
 #include "registry/entry.h"
 
-/* So many leases in a row over the same events: then one by one. */
+/*
+ * After so many expired leases in a row, the events are handed out one by one.
+ */
 #define CQRS_LEASES_EXPIRED	2
 
 /* How far an attempt that found nothing came. */
 typedef struct CqrsSeen
 {
 	MemoryContext context;		/* NULL: no attempt yet */
-	int64		seq;			/* if the cursor's row is still this ... */
+	int64		seq;			/* valid if the cursor's row is still this one
+								 * ... */
 	bool		skipped;		/* ... and nothing had to be parked */
 	CqrsCursor	cursor;			/* without what the receipt covers */
 } CqrsSeen;
@@ -40,11 +43,11 @@ typedef struct CqrsReceive
 	CqrsSeen   *seen;			/* by partition; NULL: nothing to remember */
 
 	/* What the last attempt met. */
-	bool		locked;			/* something was another transaction's */
-	bool		busy;			/* a topic's table was */
+	bool		locked;			/* another transaction had locked something */
+	bool		busy;			/* ... namely a topic's table */
 	bool		wrote;			/* a cursor moved, with nothing handed out */
 	TimestampTz wake_at;		/* a lease ends, or an event is due; 0: no */
-	int64		tick_id;		/* seen */
+	int64		tick_id;		/* of the newest tick seen */
 } CqrsReceive;
 
 /* pull.c */

@@ -4,19 +4,18 @@
  *	  What settles events that were handed out: cqrs_ack(), cqrs_nack(), and
  *	  cqrs_renew(), which prolongs their lease.
  *
- * What is handed out and not settled is told from the cursor's row and
- * cqrs.retry: of the positions that the receipt covers, those parked with this
- * receipt; and those of the window beyond the cursor that are neither parked
- * nor noted as passed. An acknowledgement removes the row, or notes the
- * position; the cursor moves up to the first that is not settled. A nack parks
- * the event with its error. So neither depends on the order in which events
- * are settled.
+ * The cursor's row and cqrs.retry tell what is handed out and not settled: of
+ * the positions that the receipt covers, those parked with this receipt, and
+ * those of the window beyond the cursor that are neither parked nor noted as
+ * passed. An acknowledgement removes the row, or notes the position; the
+ * cursor moves up to the first that is not settled. A nack parks the event
+ * with its error. So neither depends on the order in which events are settled.
  *
  * Locking
  *
- * In the transaction that received, the cursor's lock is ours. Elsewhere, as
- * long as the lease lasts, whoever has the lock settles, too, or moves the
- * cursor: it is waited for. Otherwise whoever has it is about to make a newer
+ * In the transaction that received, the cursor's lock is ours. In another one,
+ * while the lease lasts, whoever has the lock settles, too, or moves the
+ * cursor: we wait for it. Otherwise whoever has it is about to make a newer
  * receipt.
  *
  *-------------------------------------------------------------------------
@@ -38,10 +37,10 @@
 #include "subscription/receipt.h"
 #include "subscription/subscription.h"
 
-/* Not so many references to events at once. */
+/* The most references to events at once. */
 #define WINDOW_ENTRIES	(64 * 1024)
 
-/* What a receipt covers, with the cursor's lock. */
+/* What a receipt covers; the cursor's lock is held. */
 typedef struct Handed
 {
 	CqrsSubscription *subscription;
@@ -211,7 +210,7 @@ cqrs_renew(PG_FUNCTION_ARGS)
 }
 
 /*
- * What the receipt that is shown covers; or, if none is, all that this
+ * What the given receipt covers or, if none is given, all that this
  * transaction received. Raises OB003.
  */
 static List *
@@ -274,7 +273,7 @@ handed_elsewhere(CqrsSubscription *subscription, const pg_uuid_t *receipt)
 		cqrs_receipt_invalid(subscription,
 							 "Another transaction is receiving its events.");
 
-	/* What happened before we had the lock? */
+	/* The cursor may have moved before we had the lock. */
 	handed = read_handed(cqrs_pull_subscription(subscription->name),
 						 partition);
 	if (!cqrs_receipt_is_newest(&handed->cursor, receipt))
@@ -359,8 +358,8 @@ check_positions(CqrsSubscription *subscription, List *handed,
 }
 
 /*
- * Acknowledge those of the positions that are covered here, and not settled.
- * Returns how many.
+ * Acknowledge the positions that are covered here and not settled. Returns how
+ * many.
  */
 static int64
 settle(Handed *handed, const int64 *positions, int npositions)
@@ -397,8 +396,8 @@ settle(Handed *handed, const int64 *positions, int npositions)
 }
 
 /*
- * Is this a whole batch of which nothing is settled yet, and nothing parked?
- * Almost all are, and then there is nothing to look for.
+ * Is this a whole batch, with nothing settled or parked yet? That is the usual
+ * case, and then there is nothing to look for.
  */
 static bool
 settles_all(const Handed *handed, const int64 *positions, int npositions)
@@ -414,8 +413,8 @@ settles_all(const Handed *handed, const int64 *positions, int npositions)
 }
 
 /*
- * Record that those of the positions that are covered here, and not settled,
- * failed. Returns how many.
+ * Record that the events at the positions that are covered here and not
+ * settled failed. Returns how many.
  */
 static int64
 fail(Handed *handed, const int64 *positions, int npositions,
@@ -435,7 +434,7 @@ fail(Handed *handed, const int64 *positions, int npositions,
 			continue;
 		if (parked.position != 0)
 		{
-			/* Of what is handed out alone, the attempt was counted. */
+			/* For an event handed out alone, the attempt was counted. */
 			cqrs_parked_failed(&parked, handed->subscription, cursor, fault,
 							   parked.killed);
 			n++;
@@ -451,9 +450,9 @@ fail(Handed *handed, const int64 *positions, int npositions,
 }
 
 /*
- * The same for events of the window: these are parked. What of their lanes lies
- * before them, and is not settled, is parked with them, so that it keeps its
- * place.
+ * Record the failure of events of the window: park them, and with them the
+ * events of their lanes before them that are not settled, so that these keep
+ * their place.
  */
 static int64
 fail_new(Handed *handed, const int64 *positions, int npositions,
@@ -570,8 +569,8 @@ move_cursor(Handed *handed)
 /*
  * Write down that all is settled up to this position. When all of the batch
  * is, the partition is given back. If events are handed out one by one, others
- * of the same batch are not settled that the receipt does not cover: then the
- * next cqrs_receive() moves the cursor.
+ * of the same batch, which the receipt does not cover, are not settled: then
+ * the next cqrs_receive() moves the cursor.
  */
 static void
 give_back(Handed *handed, int64 position, bool all_settled)

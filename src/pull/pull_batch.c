@@ -8,7 +8,8 @@
  * 1. What is handed out gets a receipt, which is written to the cursor,
  *	  together with the positions that it covers; parked events that are handed
  *	  out have it in cqrs.retry, too. Whoever settles an event shows the
- *	  receipt, and is the one who was handed the event out, or was told by him.
+ *	  receipt, which proves that he was handed the event, or told by whoever
+ *	  was.
  * 2. Without a lease, the cursor's lock keeps others out until the
  *	  transaction ends; with one, leased_until does, from the commit on.
  * 3. A batch has parked events that are due, in order, and then events of the
@@ -17,9 +18,9 @@
  * 4. What is not settled is handed out again by the next call in another
  *	  transaction. A further call in the same transaction goes on behind what
  *	  was handed out, and its receipt covers both.
- * 5. If two leases in a row ran out over the same events, or an attempt at
- *	  one of them did not come back before, events are handed out alone, parked,
- *	  with the attempt counted.
+ * 5. If two leases in a row ran out over the same events, these are handed out
+ *	  alone, parked, with the attempt counted. So is an event that was not
+ *	  settled in such an attempt before.
  *
  *-------------------------------------------------------------------------
  */
@@ -42,8 +43,8 @@
 #define RECEIVED_COLUMNS	11
 
 /*
- * So many events settled ahead of the cursor are kept in its row; if there are
- * more, what is not settled before them is parked.
+ * How many events that are settled ahead of the cursor are kept in its row. If
+ * there are more, what is not settled before them is parked.
  */
 #define PASSED_KEPT			1000
 
@@ -51,8 +52,9 @@
 typedef struct Batch
 {
 	CqrsRelay	relay;
-	bool		here;			/* goes on with this transaction's */
-	bool		alone;			/* one by one ... */
+	bool		here;			/* goes on behind what this transaction
+								 * received */
+	bool		alone;			/* hand out one by one ... */
 	bool		over;			/* ... but none is left of those */
 	bool		wrote;			/* the cursor was moved */
 	TimestampTz now;
@@ -146,8 +148,8 @@ cqrs_pull_batch(CqrsReceive *receive, CqrsSubscription *subscription, int partit
 }
 
 /*
- * Hand a batch out. With force, what has to be parked is parked. If no more
- * is to be handed out one by one, *together is set.
+ * Hand out a batch. With force, park what has to be parked. Sets *together
+ * when nothing is left to be handed out one by one.
  */
 static Outcome
 try_batch(CqrsReceive *receive, Batch *batch, bool last, bool force,
@@ -176,7 +178,7 @@ try_batch(CqrsReceive *receive, Batch *batch, bool last, bool force,
 			if (batch->nevents < receive->max_events &&
 				batch->nbytes < CQRS_BATCH_BYTES)
 			{
-				/* What is handed out may be written at once. */
+				/* Once something is handed out, we may write at once. */
 				relay->hold_back &= batch->nevents == 0;
 				if (!hand_out_new(receive, batch))
 					outcome = AGAIN;
@@ -220,8 +222,8 @@ begin_batch(CqrsReceive *receive, Batch *batch, bool force, bool together)
 }
 
 /*
- * Did a lease run out over events that are not settled? What was handed out
- * alone says so by itself: it is known which one it was.
+ * Count a lease that ran out over events that are not settled. An event that
+ * was handed out alone does not count: its own row says that it was the one.
  */
 static void
 count_expired(Batch *batch)
@@ -250,9 +252,9 @@ count_expired(Batch *batch)
 
 /*
  * Hand out one event alone, parked, with the attempt counted: one whose last
- * attempt did not come back, or, if the leases on a batch ran out, the next of
- * that batch. Returns NOTHING if none is to be handed out alone, AGAIN if none
- * is any more.
+ * attempt did not return or, if the leases on a batch ran out, the next of
+ * that batch. Returns NOTHING if there is none to hand out alone, AGAIN if
+ * there is none any more.
  */
 static Outcome
 hand_out_alone(CqrsReceive *receive, Batch *batch)
@@ -281,7 +283,7 @@ hand_out_alone(CqrsReceive *receive, Batch *batch)
 			cqrs_park(relay->subscription, cursor, &event, NULL);
 			changed = true;
 
-			/* Read, but parked: so the window is behind it. */
+			/* It was read, but parked: so it does not count as handed out. */
 			relay->nevents = 0;
 			relay->nothers++;
 			if (!cqrs_parked_find(cursor, event.position, &parked) ||
@@ -347,8 +349,8 @@ hand_out_parked_alone(CqrsReceive *receive, Batch *batch, bool *changed)
 }
 
 /*
- * The positions of those that may be: of what is due now, as many as would be
- * handed out, and of what was handed out before.
+ * The positions of events that may have to be handed out alone: of those due
+ * now, as many as would be handed out, and those that were handed out before.
  */
 static int
 alone_candidates(CqrsReceive *receive, Batch *batch, int64 **positions)
@@ -398,8 +400,8 @@ hand_out_parked(CqrsReceive *receive, Batch *batch)
 }
 
 /*
- * Which ones: of the lanes whose heads have been due for longest, as many as
- * there is room for; in order of position.
+ * Choose parked events: those of the lanes whose heads have been due for
+ * longest, as many as there is room for, in order of position.
  */
 static int
 choose_parked(CqrsReceive *receive, Batch *batch, CqrsParked **chosen)
@@ -425,9 +427,10 @@ choose_parked(CqrsReceive *receive, Batch *batch, CqrsParked **chosen)
 }
 
 /*
- * Add those of a lane. One that failed before holds what comes after it; so does
- * one that is to be handed out alone. If none does, later events may follow
- * in the same batch. What this transaction was handed out already is passed by.
+ * Add the events of a lane. One that failed before holds those that come after
+ * it, and so does one that is to be handed out alone. If none does, later events
+ * may follow in the same batch. What this transaction was handed already is
+ * passed by.
  */
 static int
 choose_of_lane(Batch *batch, const CqrsParked *head, CqrsParked *chosen, int n,
@@ -540,8 +543,8 @@ finish_batch(CqrsReceive *receive, Batch *batch)
 	int			i;
 
 	/*
-	 * What this transaction received before has the new receipt, too. If it
-	 * was done with an earlier window, nothing of that is left.
+	 * What this transaction received before gets the new receipt, too. Of an
+	 * earlier window that it is done with, nothing is left.
 	 */
 	for (i = 0; batch->here && i < cursor->ncovered; i++)
 	{
@@ -561,7 +564,7 @@ finish_batch(CqrsReceive *receive, Batch *batch)
 	{
 		int64		last = relay->nevents > 0 ? relay->last : cursor->position;
 
-		/* Of a new window, received is 0 here. */
+		/* If the window is new, received is 0 here. */
 		cursor->received = batch->here ? Max(cursor->received, last) : last;
 		cursor->received_all = cqrs_window_at_end(relay->window);
 	}

@@ -1,13 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * pull_wait.c
- *	  What cqrs_receive() does so that it need not wait for locks, and to wait
- *	  for events.
+ *	  How cqrs_receive() avoids waiting for locks, and how it waits for events.
  *
  * What commits can be pulled once a tick shows it. The manager records one
- * soon after a commit was announced, and then wakes the clients that wait. Who
- * finds nothing, although something is committed that no tick shows, asks for
- * a tick as an emitter does.
+ * soon after a commit was announced, and then wakes the clients that wait. A
+ * client that finds nothing, although something is committed that no tick
+ * shows yet, asks for a tick as an emitter does.
  *
  *-------------------------------------------------------------------------
  */
@@ -34,8 +33,8 @@ static bool lock_segments(const CqrsTopic *topic);
 
 /*
  * Lock the tables of the subscription's topics, so that opening them waits for
- * nobody. Returns false, with nothing locked, if somebody has one to himself:
- * a truncation, for a moment, or who drops the topic.
+ * nobody. Returns false, with nothing locked, if somebody has locked one
+ * exclusively: a truncation, for a moment, or whoever drops the topic.
  */
 bool
 cqrs_pull_lock_segments(const CqrsSubscription *subscription)
@@ -57,7 +56,7 @@ cqrs_pull_lock_segments(const CqrsSubscription *subscription)
 }
 
 /*
- * Undo that; what is open by now stays locked.
+ * Release those locks; the tables that were opened since stay locked.
  */
 void
 cqrs_pull_unlock_segments(const CqrsSubscription *subscription)
@@ -89,8 +88,9 @@ lock_segments(const CqrsTopic *topic)
 
 /*
  * Does the newest tick show all events of the subscription that target shows?
- * *tick_id gets its id, 0 if there is none. If that cannot be told without
- * waiting for a lock, no. With target NULL, only the id is wanted.
+ * *tick_id gets its id, or 0 if there is none. Returns false, too, if it
+ * cannot be told without waiting for a lock. If target is NULL, only the id is
+ * wanted.
  */
 bool
 cqrs_pull_is_covered(const CqrsSubscription *subscription,
@@ -106,7 +106,10 @@ cqrs_pull_is_covered(const CqrsSubscription *subscription,
 	if (!found)
 		tick.snapshot = cqrs_snapshot_empty();
 
-	/* No position was drawn since, and nobody had one who has committed. */
+	/*
+	 * No position was drawn since the tick, and nobody who had drawn one
+	 * before has committed.
+	 */
 	if (target != NULL &&
 		(!found || tick.snapshot->nxip > 0 ||
 		 tick.last_position != cqrs_last_position()))
@@ -169,8 +172,8 @@ cqrs_pull_wait(long timeout_ms)
 }
 
 /*
- * Something is committed in the subscription's topics that no tick shows: have
- * the manager look. Returns whether one has to be started first.
+ * Something is committed in the subscription's topics that no tick shows yet:
+ * have the manager look. Returns whether a manager has to be started first.
  */
 bool
 cqrs_pull_request_tick(const CqrsSubscription *subscription)

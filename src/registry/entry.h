@@ -21,10 +21,10 @@ typedef struct CqrsTopic
 	int			current_segment;
 	TimestampTz opened_at[CQRS_SEGMENTS];	/* 0: never */
 	bool		native;			/* false: restored, and not adopted */
-	struct CqrsSubscription *runner;	/* runs its commands: see enqueue.c;
-										 * NULL: it has no commands */
+	struct CqrsSubscription *runner;	/* runs the commands in it, see
+										 * enqueue.c; NULL: it has none */
 	Oid			view;			/* InvalidOid: somebody dropped it */
-	Oid			segments[CQRS_SEGMENTS];	/* the same */
+	Oid			segments[CQRS_SEGMENTS];	/* likewise */
 } CqrsTopic;
 
 /* A function called around each dispatch; see middleware.c. */
@@ -41,7 +41,7 @@ typedef struct CqrsEventHandler
 {
 	struct CqrsEventHandler *next;	/* registered after this one */
 	int64		seq;
-	Oid			checked_type;	/* the argument's type that was found good */
+	Oid			checked_type;	/* the argument type that was last checked */
 	CqrsHandler handler;
 } CqrsEventHandler;
 
@@ -74,7 +74,7 @@ typedef struct CqrsCommand
 /* A circuit breaker; see breaker.c. */
 typedef struct CqrsBreaker
 {
-	int32		fallback_id;	/* whose */
+	int32		fallback_id;	/* the fallback that it belongs to */
 	int			fail_max;		/* 0: there is none */
 	int64		reset_after;	/* in milliseconds */
 } CqrsBreaker;
@@ -106,8 +106,9 @@ typedef struct CqrsSubscription
 	Oid			owner;			/* InvalidOid: see owner.c */
 	Oid			view;			/* InvalidOid: somebody dropped it */
 	int			partitions;
-	int			next_partitions;	/* being changed to; 0: not */
-	int64		epoch_tick;		/* only then; see epoch.c */
+	int			next_partitions;	/* the number that is being changed to; 0:
+									 * none */
+	int64		epoch_tick;		/* with next_partitions; see epoch.c */
 	struct CqrsSnapshot *epoch_snapshot;
 	int			max_attempts;
 	int64		retry_delay;
@@ -118,18 +119,18 @@ typedef struct CqrsSubscription
 	CqrsSubscriptionState state;
 	bool		has_handler;
 	CqrsHandler handler;		/* only with has_handler */
-	char	   *server;			/* of a broker; NULL: none */
+	char	   *server;			/* stands for the broker; NULL: none */
 	char	   *format;			/* only with server */
-	bool		strict_key_order;	/* the same */
-	bool		event_transactions; /* of a handler: one for each event */
-	bool		runs_commands;	/* its owner's; see enqueue.c */
+	bool		strict_key_order;	/* only with server */
+	bool		event_transactions; /* a handler gets one for each event */
+	bool		runs_commands;	/* it runs its owner's commands; see enqueue.c */
 	int			ntopics;
 	CqrsTopic **topics;			/* may be none, after cqrs_drop_topic() */
 } CqrsSubscription;
 
 /*
- * The kind in messages, and in table cqrs.command; and who dispatches it.
- * Inline, as each dispatch asks for them.
+ * The kind in messages and in table cqrs.command, and the function that
+ * dispatches it. Inline, as each dispatch asks for them.
  */
 static inline const char *
 cqrs_command_kind_name(CqrsCommandKind kind)
@@ -145,7 +146,7 @@ cqrs_command_function(CqrsCommandKind kind)
 		kind == CQRS_QUERY ? "cqrs_query()" : "cqrs_stream()";
 }
 
-/* Do clients pull it: has it neither a handler nor a server? */
+/* Do clients pull it, as it has neither a handler nor a server? */
 #define cqrs_subscription_is_pulled(subscription) \
 	(!(subscription)->has_handler && (subscription)->server == NULL)
 

@@ -3,21 +3,21 @@
  * handler.c
  *	  A registered SQL function: found, checked and called.
  *
- * A handler is registered by its signature as text, and found again by it
- * whenever what that depends on has changed: functions, types, schemas, roles.
- * So a function that was dropped and made anew is the handler again, and one
- * with other arguments is not. But whoever may create a function of that name
- * must not be able to put his own in its place, for others to execute: the
- * name of the function's owner is registered with it. One that belongs to
- * somebody else by now is not the handler, unless he is a superuser, or owns
- * the extension: they could register it. By name, as a dump has no OIDs.
+ * A handler is registered by its signature as text, and looked up by it again
+ * whenever functions, types, schemas or roles have changed. So a function that
+ * was dropped and made anew is the handler again, and one with other arguments
+ * is not. But nobody must be able to create a function of that name for others
+ * to execute. So the name of the function's owner is registered, too (a dump
+ * has no OIDs); a function that belongs to somebody else now is not the
+ * handler, unless the owner is a superuser, or owns the extension: they could
+ * register it.
  *
  * Memory
  *
- * The FmgrInfo is kept, for what languages cache in it. It is thrown away
- * when another function is found, when pg_proc changes (it holds a SECURITY DEFINER function's owner and
- * settings) and after an error (it may hold a half-run execution). While it
- * is in use up the stack, a nested call gets one of its own.
+ * The FmgrInfo is kept, for what languages cache in it. It is thrown away when
+ * another function is found, when pg_proc changes (it holds a SECURITY DEFINER
+ * function's owner and settings) and after an error (it may hold an unfinished
+ * execution). While it is in use up the stack, a nested call gets one of its own.
  *
  *-------------------------------------------------------------------------
  */
@@ -40,8 +40,8 @@
 #include "registry/signature.h"
 
 /*
- * Counts changes of what the look-up of a handler depends on, and those of
- * pg_proc alone.
+ * Count changes of the catalogs that the look-up of a handler depends on, and
+ * those of pg_proc alone.
  */
 static uint64 generation = 1;
 static uint64 proc_generation = 1;
@@ -53,7 +53,7 @@ static bool is_temporary(Form_pg_proc proc);
 static void forget(CqrsHandler *handler);
 
 /*
- * Once a process.
+ * Called once in each process.
  */
 void
 cqrs_handler_init_process(void)
@@ -65,10 +65,10 @@ cqrs_handler_init_process(void)
 }
 
 /*
- * Set up a handler of which only the signature is known, whose it was when it
- * was registered (NULL: it may be anybody's), and that it returns one value;
- * for a set, the caller sets returns_set. What it allocates later is below
- * parent, which must live as long.
+ * Set up a handler with the given signature, and the owner with which it was
+ * registered (NULL: it may be anybody's). It returns one value; for a set, the
+ * caller sets returns_set. What is allocated later is below parent, which must
+ * live as long.
  */
 void
 cqrs_handler_init(CqrsHandler *handler, const char *signature,
@@ -92,7 +92,7 @@ cqrs_handler_generation(void)
 
 /*
  * Find the function, if that was not done since the catalogs changed. Returns
- * false if it does not exist, whoever asks.
+ * false if it does not exist; the caller's privileges do not matter.
  */
 bool
 cqrs_handler_find(CqrsHandler *handler)
@@ -118,7 +118,7 @@ cqrs_handler_find(CqrsHandler *handler)
 		return false;
 	proc = (Form_pg_proc) GETSTRUCT(tuple);
 
-	/* The signature holds, but the rest may be another than registered. */
+	/* The signature is the same, but the rest may have changed. */
 	if (proc->prokind == PROKIND_FUNCTION &&
 		proc->proretset == handler->returns_set && proc->pronargs == 1 &&
 		!is_temporary(proc))
@@ -136,7 +136,7 @@ cqrs_handler_find(CqrsHandler *handler)
 }
 
 /*
- * Why a handler was not found: facts for an error's detail, palloc'd.
+ * Why a handler was not found, for an error's detail; palloc'd.
  */
 char *
 cqrs_handler_why_missing(const CqrsHandler *handler)
@@ -151,7 +151,7 @@ cqrs_handler_why_missing(const CqrsHandler *handler)
 }
 
 /*
- * Find the function and see that the current user may execute it. Raises
+ * Find the function and check that the current user may execute it. Raises
  * 42883 or 42501; kind and name say whose handler it is.
  */
 void
@@ -170,7 +170,7 @@ cqrs_handler_check(CqrsHandler *handler, const char *kind, const char *name)
 }
 
 /*
- * See that the current user may execute the function, which was just found.
+ * Check that the current user may execute the function, which was just found.
  * Raises 42501.
  */
 void
@@ -193,8 +193,8 @@ cqrs_handler_call(CqrsHandler *handler, Datum arg, bool *isnull)
 }
 
 /*
- * The same with an argument that may be NULL: then a function that is STRICT is
- * not called, and its result is NULL.
+ * Like cqrs_handler_call(), for an argument that may be NULL: a STRICT function
+ * is not called then, and its result is NULL.
  */
 Datum
 cqrs_handler_call_nullable(CqrsHandler *handler, NullableDatum arg,
@@ -345,7 +345,7 @@ catalog_changed(Datum arg, int cacheid, uint32 hashvalue)
 }
 
 /*
- * Is a function of this owner what was registered?
+ * Can a function of this owner be the one that was registered?
  */
 static bool
 is_trusted_owner(const CqrsHandler *handler, Oid owner)
@@ -362,7 +362,7 @@ is_trusted_owner(const CqrsHandler *handler, Oid owner)
 }
 
 /*
- * Is it in a temporary schema, or is a type of it?
+ * Is the function, or one of its types, in a temporary schema?
  */
 static bool
 is_temporary(Form_pg_proc proc)
@@ -381,7 +381,7 @@ is_temporary(Form_pg_proc proc)
 }
 
 /*
- * Throw the FmgrInfo away; if it is in use up the stack, after that.
+ * Throw the FmgrInfo away; if it is in use up the stack, once that is over.
  */
 static void
 forget(CqrsHandler *handler)

@@ -13,7 +13,7 @@
 typedef struct CqrsHandler
 {
 	char	   *signature;		/* see signature.c */
-	char	   *registered_owner;	/* whose it was then; NULL: not looked at */
+	char	   *registered_owner;	/* its owner then; NULL: may be anybody's */
 	MemoryContext parent;		/* what the rest is allocated below */
 	bool		returns_set;	/* it must return a set; else it must not */
 	struct CqrsFallback *fallback;	/* NULL: none, or none that counts */
@@ -25,7 +25,7 @@ typedef struct CqrsHandler
 	Oid			argtype;
 	Oid			rettype;
 	Oid			owner;			/* also with taken_over */
-	bool		taken_over;		/* it is not found, as it is somebody else's */
+	bool		taken_over;		/* not found because it is somebody else's */
 	bool		security_definer;
 	MemoryContext context;		/* of flinfo */
 	FmgrInfo	flinfo;
@@ -46,7 +46,7 @@ extern Datum cqrs_handler_call(CqrsHandler *handler, Datum arg, bool *isnull);
 extern Datum cqrs_handler_call_nullable(CqrsHandler *handler,
 										NullableDatum arg, bool *isnull);
 
-/* For registering one, and the contrary. */
+/* For registering and unregistering. */
 extern char *cqrs_handler_describe(Oid funcid, Oid *argtype, Oid *rettype,
 								   bool *returns_set);
 extern char *cqrs_handler_owner(Oid funcid);

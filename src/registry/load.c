@@ -140,7 +140,7 @@ static void init_handler(CqrsRegistryCopy *copy, CqrsHandler *handler,
 static void find_command_owners(CqrsRegistryCopy *copy);
 
 /*
- * Fill in a copy, as the snapshot shows what is registered; in the current
+ * Fill in a copy of what the snapshot shows to be registered, in the current
  * memory context.
  */
 void
@@ -229,7 +229,10 @@ load_rows(CqrsRegistryCopy *copy, CqrsRelation relation, Snapshot snapshot,
 	}
 	systable_endscan(scan);
 
-	/* Not held: DROP EXTENSION and TRUNCATE need not wait for readers. */
+	/*
+	 * Release the lock: DROP EXTENSION and TRUNCATE need not wait for
+	 * readers.
+	 */
 	table_close(rel, AccessShareLock);
 	pfree(values);
 	pfree(nulls);
@@ -300,7 +303,7 @@ add_event_type(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 }
 
 /*
- * Rows come in any order; the list is in that of registration.
+ * Rows come in any order; the list is in the order of registration.
  */
 static void
 add_event_handler(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
@@ -356,8 +359,8 @@ add_fallback(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 }
 
 /*
- * Set up the handler of what is dispatched, or of an event in its transaction:
- * one that has a fallback gets it.
+ * Set up the handler of a command or of an event in its transaction, with its
+ * fallback if it has one.
  */
 static void
 init_handler(CqrsRegistryCopy *copy, CqrsHandler *handler, Datum signature, Datum owner)
@@ -511,8 +514,8 @@ add_subscription_topic(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 }
 
 /*
- * A subscription for copy->commands is only its owner's if the copy->commands are. Of
- * several that somebody has given a role, it enqueues with the oldest.
+ * A subscription that runs commands has an owner only if the commands are the
+ * owner's, too. A role that was given several of them enqueues with the oldest.
  */
 static void
 find_command_owners(CqrsRegistryCopy *copy)

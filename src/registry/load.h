@@ -13,7 +13,7 @@
 
 #include "registry/entry.h"
 
-/* Entries are found by their names, if nothing else is said. */
+/* Entries are found by their names, unless otherwise noted. */
 typedef struct CqrsRegistryCopy
 {
 	HTAB	   *topics;
@@ -31,11 +31,11 @@ typedef struct CqrsRegistryCopy
 
 	CqrsMiddleware *middleware; /* the outermost, or NULL */
 
-	/* Is this database named in cqrs.identity? Is a template? */
+	/* Does cqrs.identity name this database? A template? */
 	bool		has_identity;
 	bool		is_from_template;
 
-	/* Is any topic a restored one that was not adopted? */
+	/* Is there a restored topic that was not adopted? */
 	bool		has_restored;
 } CqrsRegistryCopy;
 

@@ -3,15 +3,14 @@
  * owner.c
  *	  Who owns a subscription: whoever owns its view.
  *
- * A role that is noted in a table of ours is nothing that PostgreSQL knows of:
- * DROP ROLE leaves its number behind, which is another role's one day, or in
- * the next cluster. So each subscription has a view in schema
- * cqrs_subscriptions, named like it, and the view's owner is the
- * subscription's. Then DROP ROLE is refused, REASSIGN OWNED and ALTER VIEW ...
- * OWNER TO hand the subscription over, a dump has the owner's name, and what is
- * granted on the view says who else may receive. Nothing is read from the
- * view but by people: it shows the subscription's row of
- * cqrs_subscription_status.
+ * PostgreSQL does not know of a role that is noted in a table of ours: DROP
+ * ROLE leaves its number behind, which is another role's one day, or in the
+ * next cluster. So each subscription has a view in schema cqrs_subscriptions,
+ * named like it, and the view's owner is the subscription's. Then DROP ROLE is
+ * refused, REASSIGN OWNED and ALTER VIEW ... OWNER TO hand the subscription
+ * over, a dump has the owner's name, and what is granted on the view says who
+ * else may receive. Only people read the view: it shows the subscription's row
+ * of cqrs_subscription_status.
  *
  * If somebody dropped the view (DROP OWNED does), renamed it or moved it to
  * another schema, the subscription has no owner, and nothing is delivered to
@@ -20,19 +19,19 @@
  *
  * Commands
  *
- * What a role enqueued is executed as that role, or not at all: it said what
- * is to be done, not as whom. Who gets its subscription with all that it owned,
- * often a superuser, does not get its commands. So there is a second sign of
- * the owner, which no change of owners moves, but DROP ROLE is refused for:
+ * What a role enqueued is executed as that role, or not at all: it said what is
+ * to be done, not as whom. A role that takes over all that it owned, often a
+ * superuser, does not get its commands. So there is a second mark of the owner,
+ * which does not move with a change of owners, and which makes DROP ROLE fail:
  * SELECT with grant option on the topic's view, granted by the view's owner.
  * Without both, the subscription has no owner.
  *
  * Invalidation
  *
- * The registry keeps owners. It is told by the hash values of the names that
- * were looked up, in the server's cache of relations by name, when there may be
- * another view, or another owner or grant of it. The names are watched before
- * they are looked up, so that nothing is missed in between.
+ * The registry caches owners. The server's cache of relations by name tells it,
+ * by the hash values of the names that were looked up, when a view may have
+ * been replaced, or its owner or grants changed. Names are watched before they
+ * are looked up, so that nothing is missed in between.
  *
  *-------------------------------------------------------------------------
  */
@@ -60,8 +59,8 @@ static HTAB *watched = NULL;
 static HeapTuple find_view(const char *schema, const char *name);
 
 /*
- * Make the view of a subscription, which is this role's then. Raises 42P07 if
- * there is a relation of that name.
+ * Make the view of a subscription, owned by this role. Raises 42P07 if there
+ * is a relation of that name.
  */
 void
 cqrs_owner_make_view(const char *subscription, Oid owner)
@@ -82,8 +81,8 @@ cqrs_owner_make_view(const char *subscription, Oid owner)
 	cqrs_privileges_withdraw(view);
 
 	/*
-	 * ALTER VIEW would want CREATE on the schema of the new owner, unless the
-	 * extension's owner is a superuser.
+	 * ALTER VIEW would require that the new owner has CREATE on the schema,
+	 * unless the extension's owner is a superuser.
 	 */
 	ATExecChangeOwner(get_relname_relid(subscription,
 										get_namespace_oid(CQRS_SUBSCRIPTION_SCHEMA,
@@ -114,7 +113,7 @@ cqrs_owner_drop_view(const char *subscription)
 }
 
 /*
- * The registry is about to be loaded.
+ * Forget what is watched: the registry is about to be loaded.
  */
 void
 cqrs_owner_watch_nothing(void)
@@ -126,7 +125,7 @@ cqrs_owner_watch_nothing(void)
 }
 
 /*
- * Is this the hash value of a name that was looked up since? 0 is anyone's.
+ * Is this the hash value of a name that was looked up since? 0 stands for all.
  */
 bool
 cqrs_owner_is_watched(uint32 hashvalue)
@@ -137,8 +136,8 @@ cqrs_owner_is_watched(uint32 hashvalue)
 }
 
 /*
- * Who owns the view of a subscription, and so the subscription, unless that is
- * for commands; InvalidOid if there is none, which *view is then, too.
+ * Who owns the view of a subscription, and so the subscription (but see above
+ * for commands). If there is no view, the result and *view are InvalidOid.
  */
 Oid
 cqrs_owner_find(const char *subscription, Oid *view)

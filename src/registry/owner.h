@@ -11,7 +11,7 @@
 extern void cqrs_owner_make_view(const char *subscription, Oid owner);
 extern void cqrs_owner_drop_view(const char *subscription);
 
-/* For the registry, which has all others know. */
+/* For the registry, from which all others get owners. */
 extern void cqrs_owner_watch_nothing(void);
 extern bool cqrs_owner_is_watched(uint32 hashvalue);
 extern Oid	cqrs_owner_find(const char *subscription, Oid *view);

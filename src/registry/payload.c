@@ -120,10 +120,10 @@ cqrs_payload_check_object(Jsonb *payload, const char *kind, const char *name)
  *
  * Raises 22023 if the payload is not an object, has a key that the type does
  * not have, or an object or array where another type is wanted; and whatever
- * the conversion of a value raises. Of that, data exceptions and constraint
- * violations (classes 22 and 23) keep their SQLSTATE and hint, but get a
- * message that names the value, with their own message in the detail. All
- * other errors pass as they are.
+ * the conversion of a value raises. Data exceptions and constraint violations
+ * (classes 22 and 23) keep their SQLSTATE and hint, but get a message that
+ * names the value, with their own message in the detail. All other errors pass
+ * unchanged.
  */
 Datum
 cqrs_payload_to_composite(Jsonb *payload, Oid typid, const char *kind,
@@ -153,8 +153,8 @@ cqrs_payload_to_composite(Jsonb *payload, Oid typid, const char *kind,
  * it is, without a copy; else the result is in the current context, with
  * whatever to_jsonb() leaves there.
  *
- * NULL and void are no value: *result_null is true and the result 0.
- * Raises what to_jsonb() raises.
+ * For NULL and void, *result_null is true and the result 0. Raises what
+ * to_jsonb() raises.
  */
 Datum
 cqrs_payload_from_value(Datum value, bool isnull, Oid typid, bool *result_null)
@@ -167,7 +167,10 @@ cqrs_payload_from_value(Datum value, bool isnull, Oid typid, bool *result_null)
 	if (typid == JSONBOID)
 		return value;
 
-	/* A built-in function's FmgrInfo is cheaper to make than to find. */
+	/*
+	 * Making a built-in function's FmgrInfo is cheaper than looking for a
+	 * kept one.
+	 */
 	cqrs_payload_init_to_jsonb(&flinfo, typid);
 	return FunctionCall1(&flinfo, value);
 }
@@ -194,7 +197,7 @@ cqrs_payload_init_to_jsonb(FmgrInfo *flinfo, Oid typid)
 }
 
 /*
- * Is this a named composite type or a domain over one? Not so for record, nor
+ * Is this a named composite type or a domain over one? False for record, and
  * for a type that does not exist.
  */
 bool
@@ -208,7 +211,7 @@ cqrs_payload_type_is_composite(Oid typid)
 }
 
 /*
- * Convert, and let errors out as cqrs_payload_to_composite() promises.
+ * Convert, and raise errors as cqrs_payload_to_composite() promises.
  */
 static Datum
 convert_guarded(Conversion *conv, Jsonb *payload, Oid typid)
@@ -249,8 +252,8 @@ convert_guarded(Conversion *conv, Jsonb *payload, Oid typid)
 }
 
 /*
- * Convert one value, at any depth. The result is in the current context, but
- * that of the whole payload in the result's.
+ * Convert one value, at any depth. The result is in the current context,
+ * except that of the whole payload, which is in the caller's.
  */
 static Datum
 convert(Conversion *conv, CqrsPayloadType *type, JsonbValue *value,
@@ -267,7 +270,7 @@ convert(Conversion *conv, CqrsPayloadType *type, JsonbValue *value,
 	switch (type->shape)
 	{
 		case SHAPE_SCALAR:
-			/* The input function has checked the domain, if it is one. */
+			/* The input function has checked a domain's constraints. */
 			return convert_scalar(conv, type, value);
 		case SHAPE_JSON:
 			result = convert_json(value);
@@ -289,7 +292,7 @@ convert(Conversion *conv, CqrsPayloadType *type, JsonbValue *value,
 }
 
 /*
- * NULL, which only a domain can refuse.
+ * Convert to NULL, which only a domain can refuse.
  */
 static Datum
 convert_null(CqrsPayloadType *type)
@@ -297,7 +300,10 @@ convert_null(CqrsPayloadType *type)
 	if (type->typid == type->base_typid)
 		return (Datum) 0;
 
-	/* domain_check() wants a type that has a binary form; a scalar may not. */
+	/*
+	 * domain_check() needs a type with a binary form, which a scalar may
+	 * lack.
+	 */
 	if (type->shape == SHAPE_SCALAR)
 		return InputFunctionCall(&type->input, NULL, type->typioparam,
 								 type->typmod);
@@ -334,7 +340,7 @@ convert_scalar(Conversion *conv, CqrsPayloadType *type, JsonbValue *value)
 }
 
 /*
- * A value of type json: the text of the value.
+ * Convert to json: the text of the value.
  */
 static Datum
 convert_json(JsonbValue *value)
@@ -393,8 +399,8 @@ convert_composite(Conversion *conv, CqrsPayloadType *type, JsonbValue *value)
 }
 
 /*
- * Find the value of each column, null where there is none, into fields; they
- * are in the order of row->columns. Raises 22023 if a key is left.
+ * Put the value of each column into fields, in the order of row->columns; null
+ * where there is none. Raises 22023 if a key is left.
  */
 static void
 match_keys(Conversion *conv, CqrsPayloadType *type, CqrsPayloadRow *row,
@@ -410,7 +416,7 @@ match_keys(Conversion *conv, CqrsPayloadType *type, CqrsPayloadRow *row,
 	for (i = 0; i < row->ncolumns; i++)
 		fields[i].type = jbvNull;
 
-	/* Both are in the same order. */
+	/* Keys and columns are in the same order. */
 	while ((token = JsonbIteratorNext(&it, &key, true)) != WJB_DONE)
 	{
 		CqrsPayloadColumn *column = NULL;
@@ -567,7 +573,7 @@ is_array(const JsonbValue *value)
 }
 
 /*
- * What a value is, with its article.
+ * What kind of value it is, with an article.
  */
 static const char *
 describe(const JsonbValue *value)

@@ -13,7 +13,7 @@
 
 #include "registry/payload_path.h"
 
-/* What comes from the payload is cut in messages, to so many bytes. */
+/* What comes from the payload is cut to this many bytes in messages. */
 #define MAX_KEY_SHOWN		100
 #define MAX_MESSAGE_SHOWN	1000
 
@@ -91,8 +91,8 @@ failure_message(const CqrsPayloadPath *path)
 }
 
 /*
- * For ereport(): 22023 and the message, for a JSON value of a sort that the
- * type does not take.
+ * For ereport(): SQLSTATE 22023 and the message, for a kind of JSON value that
+ * the type does not take.
  */
 int
 cqrs_payload_errmismatch(CqrsPayloadPath *path)
@@ -163,7 +163,7 @@ cqrs_payload_reword_error(const CqrsPayloadPath *path, ErrorData *edata)
 }
 
 /*
- * A copy of at most limit bytes, and a mark if that is not all.
+ * A copy of at most limit bytes, with a mark if something was cut off.
  */
 static char *
 clip(const char *str, int length, int limit)

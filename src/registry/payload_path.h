@@ -24,12 +24,12 @@ typedef struct CqrsPayloadPath
 {
 	const char *kind;
 	const char *name;
-	const char *type_name;		/* of the whole */
+	const char *type_name;		/* of the whole payload */
 	MemoryContext context;
-	CqrsPayloadStep *steps;		/* heap: read after the stack has gone */
+	CqrsPayloadStep *steps;		/* allocated: read after the stack is gone */
 	int			nsteps;
 	int			max_steps;
-	bool		final;			/* the error is worded by us already */
+	bool		final;			/* the error has our wording already */
 } CqrsPayloadPath;
 
 extern void cqrs_payload_path_push(CqrsPayloadPath *path, const char *key,

@@ -8,18 +8,18 @@
  * How a type is converted is kept for the life of the backend, one
  * CqrsPayloadType for each type asked for, with those of its columns and
  * elements below it. Only the columns of a composite type can change: they are
- * checked against the type cache each time, and built again if it has others.
+ * compared with the type cache each time, and built again if they differ.
  * Constraints of a domain are checked by the server, which notices their
  * changes itself.
  *
- * A domain's CHECK, and an input function, may call functions that come back
- * here. What is kept holds state of the functions that are called, which
- * cannot be in use twice, so such an inner conversion makes its own for itself.
+ * A domain's CHECK, or an input function, may call functions that come back
+ * here. What is kept includes state of the functions that are called, which
+ * cannot be in use twice, so such an inner conversion makes its own.
  *
  * Failure
  *
- * An error of a function that was called may have left that function's state
- * half-way. What is kept is thrown away then, by the next conversion.
+ * An error in a function that was called may have left its state unfinished.
+ * So the next conversion throws away what is kept.
  *
  *-------------------------------------------------------------------------
  */
@@ -52,8 +52,8 @@ static void init_type(CqrsPayloadType *type, Oid typid, int32 typmod);
 static int	compare_columns(const void *a, const void *b);
 
 /*
- * The session's types, or if they are in use, some below parent that go with
- * that. Whoever acquires them releases them, also after an error.
+ * The session's types or, if those are in use, others in memory below parent.
+ * Whoever acquires them releases them, also after an error.
  */
 CqrsPayloadTypes *
 cqrs_payload_types_acquire(MemoryContext parent)
@@ -123,7 +123,7 @@ cqrs_payload_type(CqrsPayloadTypes *types, Oid typid)
 }
 
 /*
- * Find out how values become those of a type; what belongs to that goes to the
+ * Find out how values of a type are made; what belongs to that is in the
  * current context.
  */
 static void
@@ -141,7 +141,7 @@ init_type(CqrsPayloadType *type, Oid typid, int32 typmod)
 	type	  ->base_typid = getBaseTypeAndTypmod(typid, &type->typmod);
 	type	  ->context = CurrentMemoryContext;
 
-	/* int2vector and its like are no arrays that we could make. */
+	/* int2vector and the like are no arrays that we could make. */
 	element = get_element_type(type->base_typid);
 	if (OidIsValid(element) && get_array_type(element) != type->base_typid)
 		element = InvalidOid;
@@ -174,9 +174,9 @@ init_type(CqrsPayloadType *type, Oid typid, int32 typmod)
 }
 
 /*
- * What the type cache has of a composite type. Nothing keeps a type from being
- * dropped, so what its columns are is only looked up under its relation's lock:
- * raises 42704 if it is gone.
+ * The type cache's entry of a composite type. Nothing keeps a type from being
+ * dropped, so its columns are only looked up under its relation's lock. Raises
+ * 42704 if it is gone.
  */
 static TypeCacheEntry *
 composite(CqrsPayloadType *type)
@@ -227,7 +227,7 @@ cqrs_payload_row(CqrsPayloadType *type)
 									ALLOCSET_SMALL_SIZES);
 	oldcontext = MemoryContextSwitchTo(context);
 
-	/* Before anything that looks into the catalogs and so changes *typentry. */
+	/* Copy first: a look into the catalogs may change *typentry. */
 	row = palloc0(sizeof(CqrsPayloadRow));
 	row_id = typentry->tupDesc_identifier;
 	row->desc = CreateTupleDescCopy(typentry->tupDesc);

@@ -24,7 +24,7 @@ typedef enum CqrsPayloadShape
 /* How a JSON value becomes a value of one type, at one place. */
 typedef struct CqrsPayloadType
 {
-	Oid			typid;			/* hash key of those of a cache */
+	Oid			typid;			/* hash key of those in the cache */
 	char	   *type_name;		/* for messages */
 	CqrsPayloadShape shape;
 	Oid			base_typid;		/* typid, or the domain's base type */

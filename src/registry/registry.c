@@ -7,28 +7,26 @@
  * Protocol
  *
  * 1. The registry is in ordinary tables. DML on them sends no invalidation by
- *	  itself; a statement trigger of theirs (cqrs_registry_changed) sends a
- *	  relcache invalidation of one of them, the marker. It travels with the
- *	  commit, and comes back to the sender at its own next command, and again
- *	  if it aborts.
- * 2. The copy is loaded whole, when it is first asked after an invalidation.
- *	  The callback only counts; a load that sees another count at its end than
- *	  at its start leaves the copy marked stale.
+ *	  itself; their statement trigger (cqrs_registry_changed) sends a relcache
+ *	  invalidation of one of them, the marker. Others get it with the commit,
+ *	  the sender at its own next command, and again if it aborts.
+ * 2. The whole copy is loaded when it is first used after an invalidation. The
+ *	  callback only counts; if the count changes during a load, the copy
+ *	  remains marked stale.
  * 3. The load reads with the latest snapshot, after opening the tables. With
  *	  the transaction's snapshot, a REPEATABLE READ transaction would leave
  *	  the past behind for the session's later transactions.
- * 4. Who owns a subscription is in the catalogs, whose changes are counted,
- *	  too; see owner.c.
+ * 4. The owner of a subscription is in the catalogs, whose changes are
+ *	  counted, too; see owner.c.
  *
  * Memory
  *
- * The copy lives in one context. A stale one is hung below the transaction's
- * context instead of being freed, if callers up the stack may hold entries of
- * it: if somebody has got one. So an entry may be used until the end of the
- * transaction, not longer; and who registers a thousand commands in one
- * transaction, and so has the registry loaded a thousand times, does not keep
- * as many copies. Whoever only asks whether there is an entry, or which id it
- * has, gets none.
+ * The copy lives in one context. If an entry of a stale one was handed out, it
+ * is moved below the transaction's context instead of being freed, as callers
+ * up the stack may hold the entry. So an entry may be used until the end of
+ * the transaction, not longer; and a transaction that registers a thousand
+ * commands, and so loads the registry a thousand times, does not keep as many
+ * copies. To ask whether there is an entry, or for its id, hands out nothing.
  *
  *-------------------------------------------------------------------------
  */
@@ -57,10 +55,10 @@ static MemoryContext registry_context = NULL;
 static CqrsRegistryCopy copy;
 CqrsMiddleware *cqrs_registry_middleware = NULL;
 
-/* Has anybody got an entry of the copy? */
+/* Was an entry of the copy handed out? */
 static bool handed_out = false;
 
-/* Counts invalidations; the copy is good while it is loaded_count. */
+/* Counts invalidations; the copy is good while this equals loaded_count. */
 static uint64 invalidation_count = 1;
 static uint64 loaded_count = 0;
 
@@ -76,7 +74,7 @@ static void *peek(HTAB **table, const char *name);
 PG_FUNCTION_INFO_V1(cqrs_registry_changed);
 
 /*
- * Once a process.
+ * Called once in each process.
  */
 void
 cqrs_registry_init(void)
@@ -101,8 +99,8 @@ cqrs_registry_changed(PG_FUNCTION_ARGS)
 }
 
 /*
- * Can it be loaded? Not if library and extension are of different versions:
- * then the other functions raise 55000.
+ * Can the registry be loaded? Not if library and extension are of different
+ * versions: then the other functions raise 55000.
  */
 bool
 cqrs_registry_usable(void)
@@ -112,7 +110,7 @@ cqrs_registry_usable(void)
 
 /*
  * Another number means that the registry may have changed, and that entries
- * got before are of the past.
+ * from before are outdated.
  */
 uint64
 cqrs_registry_generation(void)
@@ -122,9 +120,9 @@ cqrs_registry_generation(void)
 }
 
 /*
- * Is this database a copy that CREATE DATABASE ... TEMPLATE made, and that
- * cqrs_adopt() was not called in? Then nothing may be delivered: the original
- * delivers it. A template delivers nothing, so its copies are originals.
+ * Is this database a copy that CREATE DATABASE ... TEMPLATE made, in which
+ * cqrs_adopt() was not called? Then nothing may be delivered: the original
+ * does that. A template delivers nothing, so its copies count as originals.
  */
 bool
 cqrs_registry_is_copy(void)
@@ -134,7 +132,7 @@ cqrs_registry_is_copy(void)
 }
 
 /*
- * Is this the copy of a template, and is yet to be told from it for good?
+ * Is this a copy of a template, without an identity of its own yet?
  */
 bool
 cqrs_registry_lacks_identity(void)
@@ -144,7 +142,7 @@ cqrs_registry_lacks_identity(void)
 }
 
 /*
- * Is there a topic that was restored, and not adopted?
+ * Is there a restored topic that was not adopted?
  */
 bool
 cqrs_registry_has_restored(void)
@@ -154,8 +152,8 @@ cqrs_registry_has_restored(void)
 }
 
 /*
- * For who gets entries, and keeps none of them, with nothing called in between
- * that may: note the state before, and give it back.
+ * For callers that get entries and keep none, with nothing called in between
+ * that might: note the state before, and give the entries back.
  */
 CqrsRegistryMark
 cqrs_registry_mark(void)
@@ -250,7 +248,7 @@ cqrs_registry_subscription_by_id(int32 subscription_id)
 }
 
 /*
- * The subscription that runs the commands which this role enqueued.
+ * The subscription that runs the commands that this role enqueued.
  */
 CqrsSubscription *
 cqrs_registry_command_subscription(Oid owner)
@@ -293,8 +291,8 @@ cqrs_event_type_get(const char *name)
 }
 
 /*
- * Did what this session did, or has noticed, change the registry since that
- * generation?
+ * Did the registry change since that generation, by this session, or as far as
+ * it has noticed?
  */
 bool
 cqrs_registry_is_past(uint64 generation)
@@ -303,8 +301,8 @@ cqrs_registry_is_past(uint64 generation)
 }
 
 /*
- * Would the next one to look at the registry load it again? To be asked outside
- * of a transaction.
+ * Would the next look at the registry load it again? To be asked outside of a
+ * transaction.
  */
 bool
 cqrs_registry_is_stale(void)
@@ -362,8 +360,9 @@ cqrs_registry_subscriptions(HASH_SEQ_STATUS *status)
 }
 
 /*
- * All topics, by id. The entries stay until the end of the transaction: whoever
- * may raise an error, or have the registry loaded again, goes by such a list.
+ * All topics, by id. The entries stay until the end of the transaction: code
+ * that may raise an error, or make the registry be loaded again, must use such
+ * a list instead of a walk.
  */
 List *
 cqrs_registry_topic_list(void)
@@ -380,7 +379,7 @@ cqrs_registry_topic_list(void)
 }
 
 /*
- * The same of the subscriptions to a topic; NULL: of all there are.
+ * The subscriptions to a topic (NULL: all there are), in the same way.
  */
 List *
 cqrs_registry_subscription_list(const CqrsTopic *topic)
@@ -424,10 +423,10 @@ compare_subscriptions(const ListCell *a, const ListCell *b)
 }
 
 /*
- * Run a part of a background process's work in a transaction of its own, in
- * which the extension stays; if it is gone, or another, so is all there was to
- * do. An error is logged, with context (NULL: none), and only ends this part. Returns whether
- * there was none.
+ * Run a part of a background process's work in a transaction of its own, in which
+ * the extension cannot be dropped; if it is gone, or of another version, nothing
+ * is done. An error is logged, with context (NULL: none), and only ends this
+ * part. Returns whether there was none.
  */
 bool
 cqrs_registry_run_guarded(void (*part) (void *arg), void *arg,
@@ -466,7 +465,7 @@ cqrs_registry_run_guarded(void (*part) (void *arg), void *arg,
 }
 
 /*
- * Relcache callback. May come at any time, also in the middle of a load.
+ * Relcache callback. May be called at any time, also in the middle of a load.
  */
 static void
 invalidate(Datum arg, Oid relid)
@@ -479,7 +478,7 @@ invalidate(Datum arg, Oid relid)
 }
 
 /*
- * Syscache callback, the same.
+ * Syscache callback; likewise.
  */
 static void
 relation_changed(Datum arg, int cacheid, uint32 hashvalue)
@@ -489,7 +488,7 @@ relation_changed(Datum arg, int cacheid, uint32 hashvalue)
 }
 
 /*
- * Have a copy that was right when this was called.
+ * Make sure that the copy is as new as this call.
  */
 static void
 load_if_stale(void)
@@ -513,12 +512,12 @@ load_if_stale(void)
 	cqrs_registry_middleware = NULL;
 	handed_out = false;
 
-	/* Until the load is over, the context goes with the transaction. */
+	/* Until the load is complete, the context goes with the transaction. */
 	context = AllocSetContextCreate(TopTransactionContext, "cqrs registry",
 									ALLOCSET_DEFAULT_SIZES);
 	oldcontext = MemoryContextSwitchTo(context);
 
-	/* Opening the marker takes in what has been committed by now. */
+	/* Opening the marker accepts the invalidations committed by now. */
 	relation_close(relation_open(cqrs_relation_oid(CQRS_REL_TOPIC),
 								 AccessShareLock), NoLock);
 	count = invalidation_count;
@@ -537,7 +536,7 @@ load_if_stale(void)
 }
 
 /*
- * Somebody gets this entry, unless it is NULL.
+ * Note that an entry, unless NULL, is handed out.
  */
 static inline void *
 hand_out(void *entry)
@@ -553,8 +552,8 @@ lookup(HTAB **table, const char *name)
 }
 
 /*
- * For who does not keep it. A longer name cannot be registered, and the hash
- * would cut it.
+ * For callers that do not keep the entry. A longer name cannot be registered,
+ * and the hash would truncate it.
  */
 static void *
 peek(HTAB **table, const char *name)

@@ -12,7 +12,7 @@
 
 #include "registry/entry.h"
 
-/* Whether somebody had got an entry of the copy. */
+/* Whether an entry of the copy had been handed out. */
 typedef struct CqrsRegistryMark
 {
 	MemoryContext context;
@@ -20,8 +20,8 @@ typedef struct CqrsRegistryMark
 } CqrsRegistryMark;
 
 /*
- * The outermost middleware, or NULL: there is none. It is that of the copy that
- * was last looked at: only to see whether there is one.
+ * The outermost middleware, or NULL, in the copy that was last looked at. Only
+ * to test whether there is any.
  */
 extern CqrsMiddleware *cqrs_registry_middleware;
 
@@ -34,7 +34,7 @@ extern bool cqrs_registry_has_restored(void);
 extern bool cqrs_registry_is_past(uint64 generation);
 extern bool cqrs_registry_is_stale(void);
 
-/* NULL if there is none. */
+/* Those that look something up return NULL, 0 or false if there is none. */
 extern CqrsRegistryMark cqrs_registry_mark(void);
 extern void cqrs_registry_give_back(CqrsRegistryMark mark);
 extern CqrsMiddleware *cqrs_registry_get_middleware(void);
@@ -49,12 +49,12 @@ extern CqrsSubscription *cqrs_registry_subscription(const char *name);
 extern CqrsSubscription *cqrs_registry_subscription_by_id(int32 subscription_id);
 extern CqrsSubscription *cqrs_registry_command_subscription(Oid owner);
 
-/* The same, or an error with the SQLSTATE that the name says. */
+/* These raise an error if there is none. */
 extern CqrsTopic *cqrs_topic_get(const char *name);
 extern CqrsEventType *cqrs_event_type_get(const char *name);
 extern CqrsSubscription *cqrs_subscription_get(const char *name);
 
-/* To walk them all; the walk must be run to its end or hash_seq_term'd. */
+/* Walks over all; each must be run to its end or ended by hash_seq_term(). */
 extern void cqrs_registry_topics(HASH_SEQ_STATUS *status);
 extern void cqrs_registry_event_types(HASH_SEQ_STATUS *status);
 extern void cqrs_registry_commands(HASH_SEQ_STATUS *status);

@@ -10,9 +10,9 @@
  * of key words: texts may be compared.
  *
  * A function is looked up by its signature whoever asks: USAGE of schemas does
- * not matter, EXECUTE is checked elsewhere. Nothing is an error here: what is
- * not there, or is no signature, is not found. What is in somebody's temporary
- * schema is not found either: its name is another's tomorrow.
+ * not matter, EXECUTE is checked elsewhere. Nothing raises an error here: what
+ * does not exist, or is no signature, is not found. Nor is anything in a
+ * temporary schema: tomorrow, its name may be another's.
  *
  *-------------------------------------------------------------------------
  */
@@ -29,7 +29,9 @@
 
 #include "registry/signature.h"
 
-/* What a name says; the schemas may be left out by people, and are NULL. */
+/*
+ * The parts of a name. People may leave out the schemas, which are NULL then.
+ */
 typedef struct Signature
 {
 	char	   *schema;
@@ -98,9 +100,10 @@ cqrs_signature_find(const char *text)
 }
 
 /*
- * The signature that somebody means, palloc'd: he may leave out schemas that
- * are in his search_path, and quote as he likes. *exists gets whether there is
- * such a function; if not, it is made of what he says, as far as that goes.
+ * The signature that the user means, palloc'd. Schemas in the search_path may
+ * be left out, and quotes used as one likes. *exists gets whether there is
+ * such a function; if not, the result is made of what is given, as far as that
+ * goes.
  */
 char *
 cqrs_signature_named(const char *name, bool *exists)
@@ -128,7 +131,7 @@ cqrs_signature_named(const char *name, bool *exists)
 }
 
 /*
- * Take a name apart. Returns false if it has another form.
+ * Parse a name. Returns false if it has another form.
  */
 static bool
 parse(const char *text, Signature *signature)
@@ -143,7 +146,7 @@ parse(const char *text, Signature *signature)
 }
 
 /*
- * A name, and perhaps its schema before it.
+ * Parse a name, with or without its schema.
  */
 static bool
 parse_pair(const char **text, char **schema, char **name)
@@ -160,8 +163,7 @@ parse_pair(const char **text, char **schema, char **name)
 }
 
 /*
- * One identifier with the space around it, as SQL has it; NULL if there is
- * none.
+ * Parse one SQL identifier, with the space around it; NULL if there is none.
  */
 static char *
 parse_identifier(const char **text)
@@ -174,7 +176,7 @@ parse_identifier(const char **text)
 	initStringInfo(&buf);
 	if (*at == '"')
 	{
-		/* A quote within is doubled. */
+		/* A quote inside is doubled. */
 		for (at++; *at != '"' || at[1] == '"'; at++)
 		{
 			if (*at == '\0')
@@ -250,7 +252,7 @@ append_identifier(StringInfo buf, const char *identifier)
 }
 
 /*
- * Where a type is, and its name there; palloc'd, NULL if it is gone.
+ * A type's schema, and its name there; palloc'd, NULL if it is gone.
  */
 static char *
 type_schema(Oid typid, char **name)
@@ -271,7 +273,7 @@ type_schema(Oid typid, char **name)
 }
 
 /*
- * A schema that is nobody's temporary one, or InvalidOid.
+ * Find a schema that is not a temporary one, or InvalidOid.
  */
 static Oid
 find_schema(const char *name)
@@ -297,7 +299,7 @@ find_type(const Signature *signature)
 }
 
 /*
- * The function that somebody means who may have left out the schema, or
+ * The function that the user means, who may have left out the schema; or
  * InvalidOid.
  */
 static Oid

@@ -3,27 +3,27 @@
  * blame.c
  *	  Whose fault is it that an event was not delivered?
  *
- * Evidence decides; the class of an error only suspects. A statement that needs
- * too much disk is that event's fault if the next event can be handled, and the
- * server's if that meets the same. So
+ * Evidence decides; the class of an error only raises a suspicion. A statement
+ * that needs too much disk is that event's fault if the next event can be
+ * handled, and the server's if the next one fails, too. So
  *
  * 1. an error of a suspect class is nobody's fault until another lane has been
- *	  tried. If that passes, the event is at fault: its attempt counts. If
- *	  CQRS_SUSPECT_LANES fail, or there is no other lane, it is an outage: the
- *	  subscription waits, and no attempt is counted;
- * 2. an error of another class is the event's, unless CQRS_FAILING_LANES in a
- *	  row meet one, that nobody is at fault for yet, and none passes. Then it is the
- *	  handler that is broken, or the broker, and the subscription waits as in an
+ *	  tried. If that is delivered, the event is at fault: its attempt counts.
+ *	  If CQRS_SUSPECT_LANES fail, or there is no other lane, it is an outage:
+ *	  the subscription waits, and no attempt is counted;
+ * 2. an error of another class is the event's fault, unless CQRS_FAILING_LANES in
+ *	  a row meet an error that is not decided yet, and none is delivered. Then the
+ *	  handler is broken, or the broker, and the subscription waits as in an
  *	  outage; but not for long at first, and each time it tries more lanes than
- *	  before: it may be a run of bad events;
+ *	  before, as it may be a run of bad events;
  * 3. what failed in an outage is parked, and the next attempt begins with what
- *	  is new: so with other lanes, if there are;
- * 4. if there was no other lane, whatever comes next is one: it is not kept
- *	  waiting. That it was delivered is in the cursor (passed_at); so the event is
- *	  at fault when it fails again with the same error.
+ *	  is new: with other lanes, if there are any;
+ * 4. if there was no other lane, whatever comes next tells, and is not kept
+ *	  waiting. If it is delivered, the cursor says so (passed_at); then the event
+ *	  is at fault when it fails again with the same error.
  *
- * What a broker rejects is of a suspect class: an exchange without a queue
- * rejects everything, a message that it dislikes is rejected alone.
+ * A broker's rejection is of a suspect class: an exchange without a queue
+ * rejects everything, but a message may also be rejected for its own sake.
  *
  *-------------------------------------------------------------------------
  */
@@ -36,13 +36,13 @@
 typedef struct Pending
 {
 	int64		position;
-	bool		told;			/* in the log */
+	bool		told;			/* it was reported in the log */
 	ErrorData  *error;
 } Pending;
 
 /*
- * Whose fault is an error, by its class? That a handler took longer than it may
- * is for the caller to know.
+ * Whose fault is an error, by its class? Whether a handler took longer than it
+ * may, only the caller knows.
  */
 CqrsBlame
 cqrs_blame(const ErrorData *error)
@@ -81,8 +81,8 @@ cqrs_blame(const ErrorData *error)
 }
 
 /*
- * Is this what happens to those who work side by side? Then it is nobody's fault,
- * and may be over at once.
+ * Is this an error that concurrent transactions cause each other? Then it is
+ * nobody's fault, and may be over at once.
  */
 bool
 cqrs_error_is_transient(const ErrorData *error)
@@ -93,8 +93,8 @@ cqrs_error_is_transient(const ErrorData *error)
 }
 
 /*
- * What is recorded of an event that failed with this error, in memory as long as
- * that.
+ * What is recorded of an event that failed with this error; it points into
+ * *error.
  */
 CqrsFault
 cqrs_fault_of(const ErrorData *error)
@@ -106,8 +106,8 @@ cqrs_fault_of(const ErrorData *error)
 }
 
 /*
- * A parked event failed again. Is it known that this is its own fault: did the
- * same error count before, or was another lane's event delivered since?
+ * A parked event failed again. Is it known to be its own fault: did the same
+ * error count before, or was an event of another lane delivered since?
  */
 bool
 cqrs_fault_is_known(const CqrsParked *parked, int sqlerrcode,
@@ -118,12 +118,12 @@ cqrs_fault_is_known(const CqrsParked *parked, int sqlerrcode,
 }
 
 /*
- * An event failed that is parked now, and nothing was delivered before it in its
- * transaction.
+ * Note that an event, which is parked now, failed, with nothing delivered before
+ * it in its transaction.
  *	first		its lane had not failed before
  *	suspect		the error may be nobody's fault
  *	told		it was reported already
- *	error		in memory as long as the evidence
+ *	error		must live as long as the evidence
  */
 void
 cqrs_evidence_add(CqrsEvidence *evidence, int64 position, bool first,
@@ -141,7 +141,7 @@ cqrs_evidence_add(CqrsEvidence *evidence, int64 position, bool first,
 }
 
 /*
- * Is nobody blamed yet for what happened to this event?
+ * Is it undecided who is to blame for this event's failure?
  */
 bool
 cqrs_evidence_has(const CqrsEvidence *evidence, int64 position)
@@ -157,7 +157,7 @@ cqrs_evidence_has(const CqrsEvidence *evidence, int64 position)
 }
 
 /*
- * Have so many lanes failed that it is no event's fault?
+ * Have enough lanes failed that it is no event's fault?
  */
 bool
 cqrs_evidence_is_outage(const CqrsEvidence *evidence)
@@ -167,9 +167,9 @@ cqrs_evidence_is_outage(const CqrsEvidence *evidence)
 }
 
 /*
- * How many lanes to try after so many waits: a run of bad events, however long,
- * is to be behind us after a few, and a broken handler not to be called for all
- * that it has got.
+ * How many lanes to try after this many waits: a few waits should get us past a
+ * run of bad events, however long, but a broken handler should not be called
+ * for all events that there are.
  */
 int
 cqrs_evidence_enough(int failures)
@@ -178,8 +178,8 @@ cqrs_evidence_enough(int failures)
 }
 
 /*
- * The events are at fault that failed: their attempts count. Says so, at this
- * level, if that was not told.
+ * The events that failed are at fault: their attempts count. Reports those
+ * errors that were not yet, at this level.
  */
 void
 cqrs_evidence_convict(CqrsEvidence *evidence,
@@ -212,7 +212,8 @@ cqrs_evidence_convict(CqrsEvidence *evidence,
 }
 
 /*
- * It is an outage: nothing counts, and what failed is not tried again before.
+ * It is an outage: nothing counts, and what failed is not tried again before
+ * the given time.
  */
 void
 cqrs_evidence_put_off(CqrsEvidence *evidence, CqrsCursor *cursor,

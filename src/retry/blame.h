@@ -14,29 +14,36 @@
 #include "retry/lane.h"
 #include "retry/parked.h"
 
-/* So many lanes in a row meet an error of a suspect class: an outage. */
+/*
+ * When so many lanes in a row meet an error of a suspect class, it is an
+ * outage.
+ */
 #define CQRS_SUSPECT_LANES	3
 
-/* So many meet any: whoever delivers is broken. After each wait it takes more. */
+/*
+ * When so many meet any error, the handler or broker is broken. The number
+ * grows with each wait, up to the latter.
+ */
 #define CQRS_FAILING_LANES	20
 #define CQRS_MOST_LANES		1000
 
-/* An event that meets a transient error is tried again at once so often. */
+/* How often an event that meets a transient error is tried again at once. */
 #define CQRS_TRANSIENT_TRIES	3
 
 typedef enum CqrsBlame
 {
-	CQRS_BLAME_EVENT,			/* unless all others meet it, too */
-	CQRS_BLAME_SUSPECT,			/* if another one can be delivered */
-	CQRS_BLAME_NOBODY			/* it waits */
+	CQRS_BLAME_EVENT,			/* the event's, unless all others meet it, too */
+	CQRS_BLAME_SUSPECT,			/* the event's, if another one can be
+								 * delivered */
+	CQRS_BLAME_NOBODY			/* no event's: the subscription waits */
 } CqrsBlame;
 
-/* What failed since something was delivered last, and what that says. */
+/* What failed since the last delivery, and what that says. */
 typedef struct CqrsEvidence
 {
 	List	   *pending;		/* failures that nobody is blamed for yet */
-	int			nlanes;			/* of lanes that had not failed before */
-	int			nsuspects;		/* of a suspect class */
+	int			nlanes;			/* how many lanes that had not failed before */
+	int			nsuspects;		/* how many errors of a suspect class */
 	ErrorData  *error;			/* of the last one */
 } CqrsEvidence;
 

@@ -4,10 +4,10 @@
  *	  Cursors whose subscription cannot be delivered at all just now: its
  *	  handler does not exist, its owner may not read a topic, the disk is full.
  *
- * That is no event's fault, and counts as nobody's attempt. It is tried again
- * after a delay that doubles each time. What failed is in cqrs.failure, for
- * people to see, and so that a restart forgets neither the error nor the
- * delay.
+ * That is no event's fault, and counts as no event's attempt. Delivery is
+ * tried again after a delay that doubles each time. The failure is in
+ * cqrs.failure, for people to see, and so that a restart forgets neither the
+ * error nor the delay.
  *
  *-------------------------------------------------------------------------
  */
@@ -86,7 +86,8 @@ cqrs_failure_record(int32 subscription_id, int32 partition,
 }
 
 /*
- * When to try again, if delivery failed last; 0 otherwise. *sqlerrcode gets why.
+ * When to try again, if the last delivery failed; 0 otherwise. *sqlerrcode gets
+ * why.
  */
 TimestampTz
 cqrs_failure_retry_at(int32 subscription_id, int32 partition,
@@ -107,7 +108,7 @@ cqrs_failure_retry_at(int32 subscription_id, int32 partition,
 		*sqlerrcode =
 			cqrs_sqlstate_of_text(cqrs_row_column(row, FAILURE_SQLSTATE, desc));
 
-		/* None of ours is so far ahead: the clock was set back. */
+		/* No delay of ours is that long: the clock was set back. */
 		if (retry_at > TimestampTzPlusMilliseconds(now, CQRS_LONGEST_FAILURE))
 			retry_at = now;
 	}
@@ -130,7 +131,7 @@ cqrs_failure_count(int32 subscription_id, int32 partition)
 }
 
 /*
- * Delivery works (again). The caller holds the cursor's lock.
+ * Delivery works: forget the failure. The caller holds the cursor's lock.
  */
 void
 cqrs_failure_clear(int32 subscription_id, int32 partition)
@@ -144,7 +145,7 @@ cqrs_failure_clear(int32 subscription_id, int32 partition)
 }
 
 /*
- * Begin a scan, which is at the cursor's row, or there is none: NULL.
+ * Begin a scan for the cursor's row. Returns it, or NULL if there is none.
  */
 static HeapTuple
 find(CqrsScan *scan, int32 subscription_id, int32 partition,

@@ -11,8 +11,8 @@
 #include "utils/timestamp.h"
 
 /*
- * Delay after the first failure, in milliseconds: of a server, and of what may
- * only be a run of bad events.
+ * Delay after the first failure, in milliseconds: if it is a server's, and if
+ * it may only be a run of bad events.
  */
 #define CQRS_FAILURE_DELAY	200
 #define CQRS_RUN_DELAY		1

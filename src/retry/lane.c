@@ -3,11 +3,12 @@
  * lane.c
  *	  What a batch knows of the lanes of its events.
  *
- * Whether something of a lane is parked, an index says. That is looked up once
- * a batch and lane: a lane may have many events in a batch, and dead entries in
- * the index. So there are no more of them in memory than a batch reads events.
+ * An index tells whether any event of a lane is parked. A batch looks that up
+ * once for each lane: a lane may have many events in the batch, and many dead
+ * entries in the index. So there are no more lanes in memory than events in a
+ * batch.
  *
- * Lanes that collide wait for each other, which does no harm.
+ * Lanes whose hashes collide wait for each other, which does no harm.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,8 +21,8 @@
 typedef struct LaneEntry
 {
 	uint64		lane;			/* hash key */
-	int64		last;			/* highest position that is parked; 0: none is */
-	bool		passed;			/* all of them were handed out before */
+	int64		last;			/* highest parked position; 0: none */
+	bool		passed;			/* all parked ones were handed out before */
 } LaneEntry;
 
 static LaneEntry *find_lane(CqrsLanes *lanes, uint64 lane, bool *found);
@@ -60,7 +61,7 @@ cqrs_lane_add(CqrsLanes *lanes, uint64 lane, int64 position)
 }
 
 /*
- * All that is parked of a lane was handed out, and what follows may be.
+ * All parked events of a lane were handed out, and those that follow may be.
  */
 void
 cqrs_lane_pass(CqrsLanes *lanes, uint64 lane)
@@ -74,7 +75,7 @@ cqrs_lane_pass(CqrsLanes *lanes, uint64 lane)
 }
 
 /*
- * Something else became of an event of this lane: look again.
+ * What is parked of this lane has changed: look it up again.
  */
 void
 cqrs_lane_forget(CqrsLanes *lanes, uint64 lane)

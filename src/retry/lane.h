@@ -20,7 +20,7 @@ typedef enum CqrsLaneState
 	CQRS_LANE_PARKED			/* it is parked itself */
 } CqrsLaneState;
 
-/* In the memory context that was current when the first was looked at. */
+/* The table is in the memory context that was current at the first lookup. */
 typedef struct CqrsLanes
 {
 	HTAB	   *table;			/* NULL: none yet */

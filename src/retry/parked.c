@@ -3,22 +3,21 @@
  * parked.c
  *	  The rows of cqrs.retry, and how they are found.
  *
- * A lane is a hash of topic and key. Of the parked events of a lane, the one
- * of the lowest position is its head: only that may be tried, and so only it
- * has a due_at. What is due is found by the index on due_at, whether anything
- * of a lane is parked by the index on the lane. Nothing of it is kept in
- * memory: a million rows cost who looks for one no more than ten.
+ * A lane is a hash of topic and key. The parked event of a lane with the
+ * lowest position is its head: only that may be tried, and so only it has a
+ * due_at. The index on due_at finds what is due, the index on the lane what is
+ * parked of it. Nothing is kept in memory: to find a row among a million costs
+ * no more than among ten.
  *
- * The cursor has the lowest due_at, or none. So a subscription of which nothing
- * is parked does not look here at all; and who looks for what is due does not
- * walk over the dead rows of what was so before, which a long transaction may
- * keep.
+ * The cursor has the lowest due_at, or none. So a subscription without parked
+ * events does not look here at all; and a search for what is due does not walk
+ * over the dead rows of what was due before, which a long transaction may keep.
  *
  * Locking
  *
  * The cursor's lock protects its rows: whoever changes them has read the cursor
- * under it, and appends it afterwards. So there is one version of each that
- * counts, and SnapshotSelf shows it.
+ * under it, and appends it afterwards. So one version of each row counts, and
+ * SnapshotSelf shows it.
  *
  *-------------------------------------------------------------------------
  */
@@ -85,8 +84,8 @@ cqrs_event_lane(const CqrsEvent *event)
 }
 
 /*
- * The cursor was read, to be moved. If the clock was set back since it moved
- * last, nothing waits until it is there again.
+ * The cursor was read, to be moved. If the clock was set back since it last
+ * moved, make sure that nothing waits until the clock is there again.
  */
 void
 cqrs_parked_open(CqrsCursor *cursor)
@@ -102,7 +101,7 @@ cqrs_parked_open(CqrsCursor *cursor)
 		cqrs_wall_due(cursor->moved_at, cursor->moved_at) == cursor->moved_at)
 		return;
 
-	/* First all that are meant: the walk must not meet what it changes. */
+	/* Collect them first: the walk must not meet what it changes. */
 	cqrs_parked_heads_begin(&scan, cursor, DT_NOEND);
 	while (cqrs_parked_heads_next(&scan, &parked))
 	{
@@ -122,8 +121,8 @@ cqrs_parked_open(CqrsCursor *cursor)
 }
 
 /*
- * The cursor is about to be appended. Meanwhile, next_retry_at was only known not
- * to be later than what is due first: put it right.
+ * The cursor is about to be appended. Until now, next_retry_at may have been too
+ * early: make it exact.
  */
 void
 cqrs_parked_close(CqrsCursor *cursor)
@@ -133,7 +132,7 @@ cqrs_parked_close(CqrsCursor *cursor)
 }
 
 /*
- * The parked event that is to be tried first, if that may be now.
+ * Find the parked event that is to be tried first, if it is due.
  */
 bool
 cqrs_parked_due(CqrsCursor *cursor, TimestampTz now, CqrsParked *parked)
@@ -182,7 +181,7 @@ cqrs_parked_is(const CqrsCursor *cursor, const CqrsEvent *event)
 }
 
 /*
- * The highest position that is parked of a lane; 0: none is.
+ * The highest parked position of a lane, or 0 if there is none.
  */
 int64
 cqrs_parked_lane_last(const CqrsCursor *cursor, uint64 lane)
@@ -204,8 +203,8 @@ cqrs_parked_lane_next(const CqrsCursor *cursor, uint64 lane,
 }
 
 /*
- * Begin to walk over the heads of lanes that are due, in the order in which they
- * became so. Nothing may be changed meanwhile.
+ * Begin a walk over the heads of lanes that are due by the given time, in the
+ * order in which they become due. Nothing may be changed meanwhile.
  */
 void
 cqrs_parked_heads_begin(CqrsScan *scan, const CqrsCursor *cursor,
@@ -235,7 +234,7 @@ cqrs_parked_heads_next(CqrsScan *scan, CqrsParked *parked)
 /*
  * Add an event to the parked ones.
  *	retry_at	not to be tried before
- *	fault		why it failed; NULL: it has to wait, or is to be tried anew
+ *	fault		why it failed; NULL: it only waits, or is to be tried anew
  *	receipt		with which it was handed out, or NULL
  */
 void
@@ -252,7 +251,10 @@ cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event, int attempts,
 	if (cursor->next_retry_at != 0 &&
 		lane_first(cursor, lane, PG_INT64_MAX, BackwardScanDirection, &other))
 	{
-		/* Of a late transaction, it may come before what was parked before. */
+		/*
+		 * An event of a late transaction may come before those that are
+		 * parked.
+		 */
 		head = other.position > event->position &&
 				   !lane_first(cursor, lane, event->position,
 							   BackwardScanDirection, &other);
@@ -331,7 +333,7 @@ cqrs_parked_set_receipt(CqrsCursor *cursor, const CqrsParked *parked)
 }
 
 /*
- * Remove a parked event: the next of its lane may be tried.
+ * Remove a parked event, so that the next of its lane may be tried.
  */
 void
 cqrs_parked_delete(CqrsCursor *cursor, const CqrsParked *parked)
@@ -351,7 +353,9 @@ cqrs_parked_delete(CqrsCursor *cursor, const CqrsParked *parked)
 	{
 		TimestampTz due_at = next.retry_at;
 
-		/* It only waited: if its time is to come, the clock was set back. */
+		/*
+		 * It only waited: if its time is yet to come, the clock was set back.
+		 */
 		if (next.failed_at == 0)
 			due_at = Min(due_at, cqrs_wall_now());
 
@@ -382,8 +386,9 @@ cqrs_parked_discard_all(CqrsCursor *cursor)
 }
 
 /*
- * A parked event, whole, in the current memory context, and how often it was
- * tried. Returns false if the snapshot does not show it, or its topic is gone.
+ * Read a whole parked event, in the current memory context, and how often it
+ * was tried. Returns false if the snapshot does not show it, or its topic is
+ * gone.
  */
 bool
 cqrs_parked_read(const CqrsCursor *cursor, int64 position, Snapshot snapshot,
@@ -415,8 +420,8 @@ cqrs_parked_events_begin(CqrsScan *scan, const CqrsCursor *cursor,
 }
 
 /*
- * The next one, valid until the one after it is read. Its topic is NULL if that
- * was dropped.
+ * The walk's next event, valid until the one after it is read. Its topic is
+ * NULL if that was dropped.
  */
 bool
 cqrs_parked_events_next(CqrsScan *scan, CqrsEvent *event, int *attempts)
@@ -448,7 +453,8 @@ lane_of(int32 topic_id, NullableDatum key)
 }
 
 /*
- * The parked event of a lane that is next to a position, above or below it.
+ * Find the parked event of a lane that is nearest to a position, above or
+ * below it.
  */
 static bool
 lane_first(const CqrsCursor *cursor, uint64 lane, int64 position,
@@ -473,7 +479,7 @@ lane_first(const CqrsCursor *cursor, uint64 lane, int64 position,
 }
 
 /*
- * There is a head that is due then.
+ * Note that a head is due at this time.
  */
 static void
 lower_next_retry(CqrsCursor *cursor, TimestampTz due_at)
@@ -483,7 +489,7 @@ lower_next_retry(CqrsCursor *cursor, TimestampTz due_at)
 }
 
 /*
- * None is due before next_retry_at: find out when the first is.
+ * No head is due before next_retry_at: find out when the first one is.
  */
 static void
 find_next_retry(CqrsCursor *cursor)
@@ -501,7 +507,8 @@ find_next_retry(CqrsCursor *cursor)
 }
 
 /*
- * Make a parked event the head of its lane, due then, or, with 0, no more.
+ * Make a parked event the head of its lane, due at this time; 0: the head no
+ * more.
  */
 static void
 set_due(const CqrsCursor *cursor, int64 position, TimestampTz due_at)
@@ -571,7 +578,7 @@ begin_at(CqrsScan *scan, const CqrsCursor *cursor, int64 position,
 }
 
 /*
- * Rows of the cursor. Returns how many keys that takes.
+ * Set scan keys for the rows of the cursor. Returns how many.
  */
 static int
 init_keys(ScanKeyData *keys, const CqrsCursor *cursor)
@@ -582,7 +589,7 @@ init_keys(ScanKeyData *keys, const CqrsCursor *cursor)
 }
 
 /*
- * What a row says, but for the event.
+ * Read all of a row but the event.
  */
 static void
 read_row(CqrsScan *scan, HeapTuple tuple, CqrsParked *parked)
@@ -612,7 +619,7 @@ read_row(CqrsScan *scan, HeapTuple tuple, CqrsParked *parked)
 }
 
 /*
- * The event in a row; it points into the tuple.
+ * Read the event in a row; it points into the tuple.
  */
 static void
 read_event(CqrsScan *scan, HeapTuple tuple, CqrsEvent *event,

@@ -31,18 +31,20 @@ typedef struct CqrsParked
 	pg_uuid_t	event_id;
 	uint64		lane;
 	int32		attempts;
-	bool		received;		/* handed out, and not settled since ... */
+	bool		received;		/* handed out, and not settled ... */
 	pg_uuid_t	receipt;		/* ... with this receipt */
 	bool		head;			/* the first of its lane */
 	TimestampTz failed_at;		/* 0: it has no error, counted or not, ... */
 	int			sqlerrcode;		/* ... and this is 0 */
-	bool		killed;			/* the last attempt did not come back */
+	bool		killed;			/* the last attempt did not return */
 	TimestampTz retry_at;
 } CqrsParked;
 
 extern uint64 cqrs_event_lane(const CqrsEvent *event);
 
-/* To be called with the cursor's lock; they see all that was done under it. */
+/*
+ * To be called under the cursor's lock; they see all that was done under it.
+ */
 extern void cqrs_parked_open(CqrsCursor *cursor);
 extern void cqrs_parked_close(CqrsCursor *cursor);
 extern bool cqrs_parked_due(CqrsCursor *cursor, TimestampTz now,
@@ -69,7 +71,10 @@ extern void cqrs_parked_set_receipt(CqrsCursor *cursor,
 extern void cqrs_parked_delete(CqrsCursor *cursor, const CqrsParked *parked);
 extern void cqrs_parked_discard_all(CqrsCursor *cursor);
 
-/* As a snapshot shows them; NULL: as above. Walks end with cqrs_scan_end(). */
+/*
+ * These read what a snapshot shows; NULL: as above. Walks end with
+ * cqrs_scan_end().
+ */
 extern bool cqrs_parked_read(const CqrsCursor *cursor, int64 position,
 							 Snapshot snapshot, CqrsEvent *event,
 							 int *attempts);

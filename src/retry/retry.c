@@ -6,15 +6,15 @@
  * An event that cannot be delivered is parked: copied to cqrs.retry, and the
  * cursor goes on. It is tried again after a delay that doubles each time; after
  * max_attempts it goes to cqrs.dead_letter. Meanwhile the later events of its
- * lane are parked behind it: so order by topic and key is kept, and other
- * keys are not held up. How many are parked makes no difference to anybody else:
- * they are rows, and parked.c says how they are found.
+ * lane are parked behind it, so the order by topic and key is kept, and other
+ * keys are not held up. However many are parked, nobody else is slowed down:
+ * parked.c says how the rows are found.
  *
  * Locking
  *
  * The cursor's lock protects its parked events too: whoever changes them has
- * read the cursor under it, and appends it afterwards, as next_retry_at may be
- * another.
+ * read the cursor under it, and appends it afterwards, as next_retry_at may
+ * have changed.
  *
  *-------------------------------------------------------------------------
  */
@@ -38,8 +38,8 @@ static void bury(const CqrsParked *parked, CqrsCursor *cursor,
 static void forget_dead(int32 subscription_id, int64 position);
 
 /*
- * Park an event: because it failed, or, with fault NULL, because it has to
- * wait. If it may not be tried again, it is given up at once.
+ * Park an event that failed or, if fault is NULL, has to wait. If it may not
+ * be tried again, it is given up at once.
  */
 void
 cqrs_park(const CqrsSubscription *subscription, CqrsCursor *cursor,
@@ -67,9 +67,9 @@ cqrs_park_received(CqrsCursor *cursor, const CqrsEvent *event,
 }
 
 /*
- * Park an event that failed, which may be somebody else's doing (see blame.c;
- * or others were handled in its transaction). It is to be tried anew, and that
- * does not count yet.
+ * Park an event that failed, perhaps through no fault of its own (see blame.c;
+ * or others were handled in its transaction). It is to be tried anew, and this
+ * attempt does not count yet.
  */
 void
 cqrs_park_unproven(CqrsCursor *cursor, const CqrsEvent *event,
@@ -79,8 +79,8 @@ cqrs_park_unproven(CqrsCursor *cursor, const CqrsEvent *event,
 }
 
 /*
- * When what only waits may be tried, so that the oldest comes first. Emitted with
- * a clock that is ahead, it does not wait for that.
+ * When to try an event that only waits: the oldest comes first. If it was emitted
+ * while the clock was ahead, it does not wait for that time.
  */
 static TimestampTz
 at_once(const CqrsEvent *event)
@@ -89,9 +89,9 @@ at_once(const CqrsEvent *event)
 }
 
 /*
- * Have an event that was given up tried anew: parked, or, if it is parked
- * again since, as if it had not failed. Returns false if another event is
- * parked at its position.
+ * Have an event that was given up tried anew: park it or, if it is parked
+ * again by now, let it be as if it had not failed. Returns false if another
+ * event is parked at its position.
  */
 bool
 cqrs_parked_redrive(CqrsCursor *cursor, const CqrsEvent *event,
@@ -114,8 +114,8 @@ cqrs_parked_redrive(CqrsCursor *cursor, const CqrsEvent *event,
 }
 
 /*
- * A parked event failed once more: try it again later, or give it up. With
- * counted, the attempt was counted when it began.
+ * A parked event failed once more: have it tried again later, or give it up.
+ * If counted, the attempt was counted when it began.
  */
 void
 cqrs_parked_failed(CqrsParked *parked, const CqrsSubscription *subscription,
@@ -134,8 +134,8 @@ cqrs_parked_failed(CqrsParked *parked, const CqrsSubscription *subscription,
 }
 
 /*
- * Count an attempt that is about to be made, because it may end this process.
- * Returns false if there were enough of them: then the event was given up.
+ * Count an attempt before it is made, because it may end this process. Returns
+ * false if there were enough of them already: then the event was given up.
  */
 bool
 cqrs_parked_begin_attempt(CqrsParked *parked,
@@ -160,8 +160,8 @@ cqrs_parked_begin_attempt(CqrsParked *parked,
 }
 
 /*
- * An attempt that was counted when it began came to nothing, through no fault
- * of the event's: it does not count. fault says when to try again.
+ * An attempt that was counted when it began failed through no fault of the
+ * event's: uncount it. fault says when to try again.
  */
 void
 cqrs_parked_void_attempt(CqrsParked *parked, CqrsCursor *cursor,
@@ -247,8 +247,8 @@ bury(const CqrsParked *parked, CqrsCursor *cursor, const CqrsFault *fault)
 }
 
 /*
- * An event that comes again, after a seek, may have been given up before: its
- * new dead letter takes the place of the old one.
+ * An event that comes again after a seek may have been given up before: its
+ * new dead letter replaces the old one.
  */
 static void
 forget_dead(int32 subscription_id, int64 position)

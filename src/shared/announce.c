@@ -5,11 +5,12 @@
  *
  * A transaction that emitted tells its database's manager after its commit
  * has become visible, and after its invalidations were sent: it may have
- * changed the registry. That is later than XACT_EVENT_COMMIT. One that created
- * the extension, or a database that may have it, tells the launcher. So does
- * one that emitted in a database without a slot: CREATE DATABASE may have
- * copied the extension there. One that scheduled a command, or removed a
- * scheduled one, tells the manager for when; see release.c.
+ * changed the registry. That is later than XACT_EVENT_COMMIT. A transaction
+ * that created the extension, or a database that may have it, tells the
+ * launcher. So does one that emitted in a database without a slot: CREATE
+ * DATABASE may have copied the extension there. One that scheduled a command,
+ * or removed a scheduled one, tells the manager the command's time; see
+ * release.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,13 +29,13 @@ static CqrsTopicSet emitted_topics;
 static Oid	announced = InvalidOid;
 
 /*
- * The first commands that this transaction scheduled, and that it removed; or
- * DT_NOEND.
+ * The earliest times of commands that this transaction scheduled, and removed;
+ * or DT_NOEND.
  */
 static TimestampTz scheduled_from = DT_NOEND;
 static TimestampTz removed_from = DT_NOEND;
 
-/* What the transaction that is just ending tells. */
+/* What the transaction that is just ending has to tell. */
 static bool tell_manager = false;
 static bool tell_prepared = false;
 static TimestampTz tell_run_at = DT_NOEND;
@@ -48,7 +49,7 @@ static void at_release(ResourceReleasePhase phase, bool is_commit,
 					   bool is_top_level, void *arg);
 
 /*
- * Once a process, preloaded or not.
+ * Called once in each process, preloaded or not.
  */
 void
 cqrs_announce_init(void)
@@ -58,8 +59,8 @@ cqrs_announce_init(void)
 }
 
 /*
- * This transaction emitted to a topic, or changed who gets its events: when it
- * commits, have the manager look at that topic.
+ * This transaction emitted to a topic, or changed who gets its events: have
+ * the manager look at the topic when it commits.
  */
 void
 cqrs_shmem_emitted(int32 topic_id)
@@ -69,7 +70,7 @@ cqrs_shmem_emitted(int32 topic_id)
 }
 
 /*
- * The same for any topic: who knows.
+ * The same for all topics, as it is not known which are concerned.
  */
 void
 cqrs_shmem_changed(void)
@@ -79,7 +80,7 @@ cqrs_shmem_changed(void)
 }
 
 /*
- * This transaction changed something else that is the manager's concern.
+ * This transaction changed something else that concerns the manager.
  */
 void
 cqrs_shmem_look(void)
@@ -88,8 +89,8 @@ cqrs_shmem_look(void)
 }
 
 /*
- * This transaction scheduled a command for that time: when it commits, have the
- * manager know. DT_NOBEGIN: any time.
+ * This transaction scheduled a command for that time (DT_NOBEGIN: any time):
+ * tell the manager when it commits.
  */
 void
 cqrs_shmem_command_scheduled(TimestampTz run_at)
@@ -98,9 +99,9 @@ cqrs_shmem_command_scheduled(TimestampTz run_at)
 }
 
 /*
- * This transaction removed a command scheduled for that time. However it ends,
- * have the manager know: it passes by what somebody is removing, and that may
- * be there again, also if only a savepoint is rolled back.
+ * This transaction removed a command scheduled for that time. Tell the manager
+ * however the transaction ends: it passes by what somebody is removing, and
+ * that may come back, even if only a savepoint is rolled back.
  */
 void
 cqrs_shmem_command_removed(TimestampTz run_at)
@@ -119,12 +120,13 @@ cqrs_shmem_announce(Oid dboid)
 }
 
 /*
- * The transaction's end. At XACT_EVENT_COMMIT, the commit is visible.
+ * At the end of a transaction, settle what to tell. At XACT_EVENT_COMMIT, the
+ * commit is visible.
  */
 static void
 at_xact_end(XactEvent event, void *arg)
 {
-	/* Most transactions are not ours. */
+	/* Most transactions have nothing to tell. */
 	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT &&
 		event != XACT_EVENT_PREPARE)
 		return;

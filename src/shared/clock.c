@@ -1,26 +1,27 @@
 /*-------------------------------------------------------------------------
  *
  * clock.c
- *	  What time it is, whatever somebody does to the clock.
+ *	  What time it is, even if somebody sets the clock.
  *
- * The wall clock can be set. Two times stand in for it in the processes of
- * ours, both as TimestampTz:
+ * The wall clock can be set. Our processes use two times instead, both as
+ * TimestampTz:
  *
  * 1. Steady time goes on evenly from when the server started, also while the
  *	  machine is suspended. How long something takes or is to wait is measured
  *	  by it: an interval is over when it is over, whatever the wall clock says.
- *	  All processes have the same one, so that it can be left in shared memory.
- *	  Nothing of it may be stored in a table.
- * 2. What a table has a time of (a command is to run, a retention ends) is due
- *	  by the wall clock as far as it is believed. A clock that is set back is
+ *	  It is the same in all processes, so it can be stored in shared memory,
+ *	  but not in a table.
+ * 2. Times in tables (when a command is to run, when a retention ends) go by
+ *	  the wall clock, as far as it is believed. A clock that is set back is
  *	  believed at once. One that is suddenly more than LONGEST_STEP ahead is not
- *	  for LONGEST_DOUBT: until then, time goes on from where it was. So a clock
- *	  that was set forward by mistake, and is put right within a minute, has
- *	  released nothing that cannot be taken back. cqrs_health() tells of it.
+ *	  believed for LONGEST_DOUBT: until then, time goes on from where it was. So
+ *	  if a clock that was set forward by mistake is put right within a minute,
+ *	  it has released nothing that cannot be taken back. cqrs_health() tells of
+ *	  it.
  *
- * A jump is noticed by whoever asks first, which a manager does about each
- * poll_interval. Without shared memory there is no process of ours, and nobody
- * to notice it: then the wall clock is what counts.
+ * A jump is noticed by whoever asks for the time first; a manager does so
+ * about each poll_interval. Without shared memory there is no process of ours
+ * to notice it: then the wall clock counts.
  *
  *-------------------------------------------------------------------------
  */
@@ -30,13 +31,13 @@
 
 #include "shared/clock.h"
 
-/* The wall clock may get so far ahead at once. */
+/* How far the wall clock may jump ahead and be believed at once. */
 #define LONGEST_STEP	USECS_PER_MINUTE
 
-/* If it gets further, it is believed after so long. */
+/* How long a clock that jumps further is not believed. */
 #define LONGEST_DOUBT	USECS_PER_MINUTE
 
-/* The one that goes on while the machine is suspended, where there is one. */
+/* The clock that goes on while the machine is suspended, if there is one. */
 #ifdef CLOCK_BOOTTIME
 #define MACHINE_CLOCK	CLOCK_BOOTTIME
 #else
@@ -96,10 +97,10 @@ cqrs_wall_now(void)
 }
 
 /*
- * When, by the believed wall clock, something is due that a table has a time
- * of, which was reckoned at another time, since. If that is still
- * to come, the clock was set back, and nobody waits until it is there again. What
- * is due was so a while ago, for who looked at the clock before.
+ * When something is due, by the believed wall clock, according to a table: at was
+ * computed at the time since. If since is in the future, the clock was set back,
+ * and it is due at once: as of a while ago, for callers that have read the clock
+ * before.
  */
 TimestampTz
 cqrs_wall_due(TimestampTz at, TimestampTz since)
@@ -110,8 +111,8 @@ cqrs_wall_due(TimestampTz at, TimestampTz since)
 }
 
 /*
- * When, in steady time, the believed wall clock will be there, unless it is
- * set. DT_NOBEGIN and DT_NOEND stay what they are.
+ * The steady time at which the believed wall clock will get to this time,
+ * unless it is set. DT_NOBEGIN and DT_NOEND stay what they are.
  */
 TimestampTz
 cqrs_steady_from_wall(TimestampTz wall)
@@ -125,8 +126,8 @@ cqrs_steady_from_wall(TimestampTz wall)
 }
 
 /*
- * The same for a time that is at most longest (in milliseconds) ahead; if it is
- * further, the clock was set back. 0 stays 0: none.
+ * Like cqrs_steady_from_wall(), for a time that is at most longest milliseconds
+ * ahead; if it is further, the clock was set back. 0 stays 0: none.
  */
 TimestampTz
 cqrs_steady_deadline(TimestampTz wall, int64 longest)
@@ -142,7 +143,7 @@ cqrs_steady_deadline(TimestampTz wall, int64 longest)
 }
 
 /*
- * The other way round, for people to read.
+ * The wall clock's time for a steady time, for people to read.
  */
 TimestampTz
 cqrs_steady_to_wall(TimestampTz steady)
@@ -153,8 +154,8 @@ cqrs_steady_to_wall(TimestampTz steady)
 }
 
 /*
- * The shorter one of wait (in milliseconds; -1: for ever) and the time until
- * then.
+ * The shorter one of wait (in milliseconds; -1: for ever) and the time from
+ * now until then.
  */
 long
 cqrs_sooner(long wait, TimestampTz now, TimestampTz then)
@@ -183,7 +184,7 @@ cqrs_clock_jumped(TimestampTz *until)
 }
 
 /*
- * The machine's clock that nobody sets, in microseconds.
+ * The machine's monotonic clock, in microseconds.
  */
 static int64
 machine_now(void)
@@ -195,7 +196,7 @@ machine_now(void)
 }
 
 /*
- * How far the wall clock is ahead of steady time, as believed. Notices if that
+ * How far the believed wall clock is ahead of steady time. Notices if that has
  * changed.
  */
 static int64
@@ -225,7 +226,7 @@ believed_offset(TimestampTz steady)
 PG_FUNCTION_INFO_V1(cqrs_debug_clock);
 
 /*
- * What all files take for GetCurrentTimestamp() in a build with debug points.
+ * This replaces GetCurrentTimestamp() everywhere in a build with debug points.
  */
 TimestampTz
 cqrs_debug_wall_clock(void)
@@ -237,8 +238,8 @@ cqrs_debug_wall_clock(void)
 }
 
 /*
- * cqrs_debug_clock(ahead, passed): have the wall clock be so far ahead, in
- * milliseconds, and so much time pass. A test creates the function.
+ * cqrs_debug_clock(ahead, passed): set the wall clock ahead, and let time
+ * pass, both in milliseconds. A test creates the function.
  */
 Datum
 cqrs_debug_clock(PG_FUNCTION_ARGS)

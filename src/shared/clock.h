@@ -17,11 +17,11 @@ typedef struct CqrsClock
 	slock_t		mutex;
 	int64		steady_base;	/* steady time less the machine's */
 	int64		offset;			/* wall clock less steady time, as believed */
-	TimestampTz jumped_at;		/* steady; the wall clock is ahead since; 0:
-								 * is not */
+	TimestampTz jumped_at;		/* steady; since when the wall clock is ahead;
+								 * 0: it is not */
 #ifdef CQRS_DEBUG_POINTS
 	int64		debug_ahead;	/* wall clock less the machine's */
-	int64		debug_passed;	/* time that did not pass, but is to have */
+	int64		debug_passed;	/* time to add to what has passed */
 #endif
 } CqrsClock;
 

@@ -1,24 +1,24 @@
 /*-------------------------------------------------------------------------
  *
  * database.c
- *	  The slot of a database: whether it has a manager, when it is to have
- *	  one, and what that has said.
+ *	  The slot of a database: whether it has a manager, when it is to get one,
+ *	  and what the manager has said.
  *
  * Protocol
  *
  * A database with nothing to do has no process. Its slot is RESTING, and says
  * when there will be something: next_due, which its last manager wrote as it
- * ended, and next_run_at, which who schedules a command lowers.
+ * ended, and next_run_at, which is lowered when a command is scheduled.
  *
  * 1. A manager that ends so first makes the slot RESTING, without a latch, sets
  *	  asleep, and only then wakes the launcher. The launcher, having reset its
  *	  latch, looks at pending. An emitter sets pending first; then it clears
- *	  asleep, and sets the slot's latch: without one, the launcher's. So
- *	  either the launcher sees pending, or it is woken by who has set it.
+ *	  asleep, and sets the slot's latch: without one, the launcher's. So either
+ *	  the launcher sees pending, or it is woken by the emitter that has set it.
  * 2. A manager raises next_due when it notes what its workers have done, under
- *	  the lock. A worker that leaves something to do after that lowers it, also
+ *	  the lock. A worker that leaves something to do after that lowers it, even
  *	  if the manager is about to end, or is gone.
- * 3. The next manager looks at all there is, so no more need be remembered.
+ * 3. The next manager looks at everything, so no more need be remembered.
  *
  *-------------------------------------------------------------------------
  */
@@ -49,8 +49,8 @@ cqrs_database_find(Oid dboid)
 }
 
 /*
- * The slot of a database, which is to have a manager; made if there is none,
- * NULL if all are taken. The lock is held exclusively.
+ * Request a manager for a database. Returns its slot, which is made if there
+ * is none; NULL if all are taken. The lock is held exclusively.
  */
 CqrsDatabaseSlot *
 cqrs_database_request(Oid dboid)
@@ -122,8 +122,8 @@ cqrs_database_rest(CqrsDatabaseSlot *slot, TimestampTz next_due)
 }
 
 /*
- * There is something to do in a database then: its manager is woken, or is to
- * be started. The lock is held exclusively.
+ * There is something to do in a database at that time: wake its manager, or
+ * have one started. The lock is held exclusively.
  */
 void
 cqrs_database_due(CqrsDatabaseSlot *slot, TimestampTz at)
@@ -137,7 +137,7 @@ cqrs_database_due(CqrsDatabaseSlot *slot, TimestampTz at)
 }
 
 /*
- * When a RESTING database is to have a manager, as far as is known: DT_NOBEGIN
+ * When a RESTING database is to get a manager, as far as is known: DT_NOBEGIN
  * if something was announced.
  */
 TimestampTz
@@ -156,9 +156,10 @@ cqrs_database_next_due(CqrsDatabaseSlot *slot)
 }
 
 /*
- * A transaction that emitted was prepared in this database. A manager that is
- * there polls anyway; the launcher is to know when to start one. Needs no lock:
- * a manager that ends after we looked for it has the launcher look.
+ * A transaction that emitted was prepared in this database. If there is a
+ * manager, it polls anyway; if not, the launcher must know when to start one.
+ * Needs no lock: a manager that ends after we looked for it has the launcher
+ * look.
  */
 void
 cqrs_database_prepared(CqrsDatabaseSlot *slot)
@@ -171,8 +172,8 @@ cqrs_database_prepared(CqrsDatabaseSlot *slot)
 
 /*
  * Something was committed in this database: wake its manager, if it sleeps, or
- * have one started. Needs no lock; if the slot is another's by now, that one
- * wakes in vain.
+ * have one started. Needs no lock; if the slot is another database's by now,
+ * its manager wakes in vain.
  */
 void
 cqrs_shmem_wake(CqrsDatabaseSlot *slot)
@@ -206,7 +207,7 @@ cqrs_shmem_durable_tick(void)
 }
 
 /*
- * The same, and the one that the manager recorded last; 0: none.
+ * That tick, and the one that the manager recorded last; 0: none.
  */
 void
 cqrs_shmem_manager_ticks(int64 *durable, int64 *recorded)
@@ -218,7 +219,7 @@ cqrs_shmem_manager_ticks(int64 *durable, int64 *recorded)
 }
 
 /*
- * The manager is recording this tick.
+ * Note that the manager is recording this tick.
  */
 void
 cqrs_shmem_tick_recorded(int64 tick_id)

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * database.h
- *	  The slot of a database: whether it has a manager, and what that has said.
+ *	  The slot of a database: whether it has a manager, and what the manager
+ *	  has said.
  *
  *-------------------------------------------------------------------------
  */

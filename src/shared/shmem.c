@@ -28,7 +28,7 @@ cqrs_shmem_request(void)
 }
 
 /*
- * Find it, or set it up. AddinShmemInitLock is held.
+ * Find the shared memory, or set it up. AddinShmemInitLock is held.
  */
 void
 cqrs_shmem_startup(void)
@@ -88,8 +88,8 @@ cqrs_require_preloaded(void)
 }
 
 /*
- * A command may be scheduled for that time. Returns whether the manager might
- * have looked too late. Needs no lock.
+ * A command may be scheduled for that time. Returns whether the manager
+ * expected none so early. Needs no lock.
  */
 bool
 cqrs_shmem_lower_next_run_at(CqrsDatabaseSlot *slot, TimestampTz run_at)
@@ -120,7 +120,8 @@ cqrs_topic_set_has(const CqrsTopicSet *topics, int32 topic_id)
 }
 
 /*
- * Which topics of a database were announced since the last time.
+ * Take the set of topics of a database that were announced since the last
+ * call.
  */
 void
 cqrs_shmem_take_dirty(CqrsDatabaseSlot *slot, CqrsTopicSet *topics)
@@ -169,9 +170,8 @@ shmem_size(void)
 /*
  * How many managers and workers there may be at the same time. Each kind has a
  * share of its own, so that neither can take all processes, and then wait for
- * the other. What the server's own launcher of logical replication and ours
- * leave is theirs; managers, which others wait for less long, have no more than
- * half of it.
+ * the other. They get what the server's logical replication launcher and ours
+ * leave; managers, which make way sooner, get no more than half of that.
  */
 static void
 share_processes(void)

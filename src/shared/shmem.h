@@ -20,7 +20,7 @@ typedef enum CqrsDatabaseState
 {
 	CQRS_DATABASE_FREE,			/* nobody's slot */
 	CQRS_DATABASE_RESTING,		/* has nothing to do, and no manager */
-	CQRS_DATABASE_REQUESTED,	/* is to have a manager, and waits for it */
+	CQRS_DATABASE_REQUESTED,	/* waits for a manager */
 	CQRS_DATABASE_STARTING,		/* a manager was asked for, or is probing */
 	CQRS_DATABASE_RUNNING		/* a manager serves it */
 } CqrsDatabaseState;
@@ -35,9 +35,9 @@ typedef struct CqrsTopicSet
 } CqrsTopicSet;
 
 /*
- * A database that has, or may have, the extension. The lock protects all but
- * the atomics, and known and told, which are the manager's. Times are steady
- * ones (see clock.c).
+ * A database that has, or may have, the extension. The lock protects
+ * everything but the atomics, and known and told, which are the manager's own.
+ * Times are steady ones (see clock.c).
  *
  * pending and asleep let a committing emitter wake the manager without a
  * lock, and not more often than needed. The emitter sets pending, and then
@@ -45,10 +45,11 @@ typedef struct CqrsTopicSet
  * at pending before it waits. Both have a full barrier between the two steps,
  * so that one of them sees the other.
  *
- * Without a manager, it is the launcher that is woken; see database.c.
+ * Without a manager, the launcher is woken; see database.c.
  *
  * Before pending, the emitter sets in dirty the bits of the topics that have
- * something new; the manager clears them after pending. Topics share bits.
+ * something new; the manager clears them after it has cleared pending. Topics
+ * share bits.
  */
 typedef struct CqrsDatabaseSlot
 {
@@ -61,58 +62,62 @@ typedef struct CqrsDatabaseSlot
 	int			held;			/* > 0: let nobody connect; see utility.c */
 	int			failures;		/* in a row */
 	uint32		failure_hash;	/* of the last one's message; 0: none */
-	bool		exhausted;		/* no background worker was to be had: for the
-								 * manager, or by it for a worker */
-	TimestampTz start_after;	/* REQUESTED: since when it waits, or not
-								 * before */
-	TimestampTz next_due;		/* there is something to do then, besides
+	bool		exhausted;		/* no background worker was available, for the
+								 * manager, or to it for a worker */
+	TimestampTz start_after;	/* REQUESTED: since when it waits, or when to
+								 * start */
+	TimestampTz next_due;		/* when there is something to do, besides
 								 * next_run_at, and what was announced */
 	TimestampTz rests_since;
-	int			rests;			/* in a row for lack of anything to do */
+	int			rests;			/* in a row, without an announcement in
+								 * between */
 	TimestampTz started_at;
 	TimestampTz asked_to_leave; /* others need the process; 0: not asked */
 	pid_t		manager_pid;	/* 0: none */
 	Latch	   *manager_latch;	/* may be somebody else's by now */
 
-	/* What the manager has to say, for who watches. */
-	TimestampTz waiting_since;	/* a cursor waits for a worker; 0: none does */
+	/* What the manager reports, for monitoring. */
+	TimestampTz waiting_since;	/* since when a cursor waits for a worker; 0:
+								 * none does */
 	TimestampTz assigned_at;	/* when it last looked for one */
 	int32		failed_subscription;	/* whose worker was lost last; 0: none */
 	int32		failed_partition;
-	int			worker_failures;	/* ... so often in a row ... */
+	int			worker_failures;	/* ... how often in a row ... */
 	TimestampTz worker_retry_at;	/* ... and until when it has none */
 
 	/*
-	 * A worker of this database was lost, and its slot was needed before the
-	 * manager noted whose it was: any of the cursors'.
+	 * A worker of this database was lost, and its slot was reused before the
+	 * manager noted which cursor it had: it may have been any.
 	 */
 	bool		worker_forgotten;
 
 	/*
-	 * The newest tick whose commit the manager saw done, replication and all.
-	 * A later one may be visible and not safe yet. 0: none since it started.
+	 * The newest tick whose commit the manager saw complete, including
+	 * synchronous replication. A later one may be visible and not safe yet.
+	 * 0: none since it started.
 	 */
 	pg_atomic_uint64 durable_tick;
 
-	/* The one that it recorded last, committed or not: the next durable one. */
+	/*
+	 * The tick that it recorded last, committed or not: the next durable one.
+	 */
 	pg_atomic_uint64 recorded_tick;
 
 	/*
-	 * A TimestampTz: no command is scheduled for an earlier time, as far as
-	 * the commits have told that the manager has not heard of yet. See
-	 * release.c.
+	 * A TimestampTz: no command is scheduled for an earlier time, including
+	 * those whose commit the manager has not noticed yet. See release.c.
 	 */
 	pg_atomic_uint64 next_run_at;
 
 	ConditionVariable ticked;	/* for clients that wait; see pull_wait.c */
 
-	/* When the manager looked last, because something was announced. */
+	/* When the manager last looked because something was announced. */
 	pg_atomic_uint64 looked_at;
 
 	/*
-	 * There may be transactions that emitted, and were prepared. Nobody
-	 * announces what becomes of them. Set by who prepares, after it can be
-	 * seen; cleared by the manager, before it looks whether there are any.
+	 * There may be prepared transactions that emitted. Nobody announces what
+	 * becomes of them. Set by whoever prepares one, once it can be seen;
+	 * cleared by the manager, before it looks whether there are any.
 	 */
 	pg_atomic_uint32 prepared;
 
@@ -124,7 +129,8 @@ typedef struct CqrsDatabaseSlot
 typedef enum CqrsWorkerState
 {
 	CQRS_WORKER_FREE,			/* nobody's slot */
-	CQRS_WORKER_FAILED,			/* the same; its manager is to note it */
+	CQRS_WORKER_FAILED,			/* nobody's, but its manager has yet to note
+								 * that */
 	CQRS_WORKER_STARTING,
 	CQRS_WORKER_DELIVERING,
 	CQRS_WORKER_IDLE
@@ -134,13 +140,13 @@ typedef enum CqrsWorkerState
 typedef enum CqrsContention
 {
 	CQRS_CONTENDED_NOT,
-	CQRS_CONTENDED_WITHIN,		/* the database that has all of them */
+	CQRS_CONTENDED_WITHIN,		/* in the database that has all of them */
 	CQRS_CONTENDED_ACROSS		/* another one, too */
 }			CqrsContention;
 
 /*
  * A process that delivers, for one owner of subscriptions in one database.
- * All under the lock. Times are steady ones (see clock.c).
+ * The lock protects it all. Times are steady ones (see clock.c).
  *
  * The manager asks by changing request; the worker answers by setting served
  * to the request that it is done with.
@@ -160,13 +166,13 @@ typedef struct CqrsWorkerSlot
 	int32		subscription_id;
 	int32		partition;
 	uint64		request;
-	int64		wanted_look;	/* deliver what the manager saw then */
+	int64		wanted_look;	/* deliver what the manager saw in that look */
 
 	/* What became of that. */
 	uint64		served;
 	bool		noted;			/* the manager has seen the rest */
 	bool		unfinished;		/* there is more, or it failed */
-	int64		drained_look;	/* that was delivered */
+	int64		drained_look;	/* the look that was delivered */
 	TimestampTz retry_at;		/* a parked event may be tried then, or 0 */
 	TimestampTz failed_until;	/* nothing can be done before, or 0 */
 	int			careful;		/* see worker.c; also set by the manager */
@@ -183,13 +189,14 @@ typedef struct CqrsShared
 								 * CqrsContention */
 	pg_atomic_uint64 looks;		/* of all managers; see manager.c */
 	ConditionVariable delivered;	/* a worker moved cursors */
-	bool		crashed;		/* a process did, since the postmaster started */
-	bool		exhausted;		/* no background worker was to be had, for a
+	bool		crashed;		/* a process crashed since the postmaster
+								 * started */
+	bool		exhausted;		/* no background worker was available for a
 								 * manager */
 	CqrsClock	clock;			/* has a lock of its own */
 	int			ndatabases;
-	int			nused;			/* so many of them were ever used */
-	int			nmanagers;		/* may run at the same time */
+	int			nused;			/* how many slots were ever used */
+	int			nmanagers;		/* how many may run at the same time */
 	int			nworkers;
 	CqrsDatabaseSlot *databases;
 	CqrsWorkerSlot *workers;

@@ -4,36 +4,37 @@
  *	  Changes of how many partitions a subscription has, while it is delivered.
  *
  * Which partition an event is in depends on how many there are. So there must
- * be a place in the log up to which one number counts, and behind which the
- * other does, the same for all cursors: a snapshot, E. What it shows is of the
- * old epoch.
+ * be one place in the log, the same for all cursors, up to which the old
+ * number counts and behind which the new one does: a snapshot, E. What it
+ * shows belongs to the old epoch.
  *
  * Protocol
  *
  * 1. Opening: under the locks of all cursors, E is taken, and written to the
- *	  subscription's row together with the number to be. No cursor is beyond E:
- *	  whoever moved one had its lock, and took his snapshots, before.
+ *	  subscription's row together with the new number. No cursor is beyond E:
+ *	  whoever moved one had its lock, and took the snapshots, before.
  * 2. While it is open, no window goes beyond E (cqrs_epoch_limit): the old
- *	  cursors come to E, and stay there. Whoever comes there writes that down.
+ *	  cursors come to E, and stay there. A cursor's arrival there is written
+ *	  down.
  * 3. Closing: when all are there, with nothing handed out under a lease, one
  *	  transaction that has all their locks replaces them by the new ones, which
  *	  start at E, and moves what is parked to the new cursors. A lane is parked
  *	  as a whole, in one partition before and in one afterwards: so its order
  *	  is kept. Dead letters belong to no partition.
- * 4. Who moves a cursor learns how many there are under its lock, and is sure of
- *	  it as long as he has that. A partition that is no more has no cursor, so
- *	  there is nothing to move. Who looks without locks counts the cursors that
- *	  his snapshot shows (cqrs_cursor_partitions).
- * 5. The new cursors' seqs go on behind the highest of all old ones. So nobody
- *	  who remembers a seq takes a new cursor for an old one, however often
- *	  partitions come and go.
+ * 4. Whoever moves a cursor looks up the number of partitions under its lock,
+ *	  and can be sure of it as long as the lock is held. A partition that is gone
+ *	  has no cursor, so there is nothing to move. Code that looks without locks
+ *	  counts the cursors that its snapshot shows (cqrs_cursor_partitions).
+ * 5. The new cursors' seqs go on behind the highest of all old ones. So a
+ *	  remembered seq never matches another cursor, however often partitions
+ *	  come and go.
  *
- * A further change while one is open only changes the number to be; back to the
- * present one, it ends the change: the old cursors just go on. A seek moves all
- * cursors in any case, and so need not wait until they are at E.
+ * A further change while an epoch is open only changes the new number; if that
+ * is the present one, the change ends: the old cursors just go on. A seek moves
+ * all cursors in any case, and so need not wait until they are at E.
  *
- * Who closes: the manager. Where there is none, who drains, or receives and
- * finds nothing. Nobody who closes waits for a lock.
+ * Who closes: the manager or, where there is none, cqrs_drain(), or a
+ * cqrs_receive() that finds nothing. None of them waits for a lock.
  *
  * Durability: E need not be a tick. What leaves the database is delivered up to
  * E only once there is a tick with a higher id: that shows all that E does.
@@ -90,7 +91,7 @@ cqrs_key_partition_of(PG_FUNCTION_ARGS)
 }
 
 /*
- * Raises 22023 if a subscription cannot have so many partitions.
+ * Raises 22023 if a subscription cannot have this many partitions.
  */
 void
 cqrs_epoch_check_partitions(const char *subscription, int partitions)
@@ -104,8 +105,9 @@ cqrs_epoch_check_partitions(const char *subscription, int partitions)
 }
 
 /*
- * Have the subscription get so many partitions. Waits for the batches being
- * delivered; the caller then wakes whoever delivers. Raises 22023.
+ * Begin to change the number of the subscription's partitions. Waits for the
+ * batches being delivered; the caller then wakes whoever delivers. Raises
+ * 22023.
  */
 void
 cqrs_epoch_open(CqrsSubscription *subscription, int partitions)
@@ -125,7 +127,7 @@ cqrs_epoch_open(CqrsSubscription *subscription, int partitions)
 	snapshot = subscription->epoch_snapshot;
 	if (!back && subscription->next_partitions == 0)
 	{
-		/* In this order: see tick.c. */
+		/* The order matters: see tick.c. */
 		snapshot = cqrs_snapshot_take();
 		tick_id = cqrs_tick_next_id();
 	}
@@ -141,10 +143,10 @@ cqrs_epoch_open(CqrsSubscription *subscription, int partitions)
 }
 
 /*
- * While an epoch is open, windows end with it. Returns whether one may end at
- * this tick, which is put there if it is later. One with a lower id, drawn
- * before E, may have a later snapshot, if it was on its way then: at that, no
- * window ends.
+ * While an epoch is open, windows end at E at the latest. Returns whether one
+ * may end at this tick, which is moved to E if it is later. A tick with a
+ * lower id than E may still have a later snapshot, if its id was drawn before:
+ * no window ends at such a tick.
  */
 bool
 cqrs_epoch_limit(const CqrsSubscription *subscription, CqrsTick *tick)
@@ -161,12 +163,12 @@ cqrs_epoch_limit(const CqrsSubscription *subscription, CqrsTick *tick)
 
 /*
  * Close the subscription's epoch, if one is open and all cursors are at its
- * end. Waits for nobody; if it cannot be done now, no cursor's lock is left
- * of the attempt. Returns whether it was done: it counts from the
+ * end. Waits for nobody; if it cannot be done now, the attempt leaves no
+ * cursor locked. Returns whether it was done; the change counts from the
  * commit on.
  *
- * Not in a transaction that keeps its snapshot, which may be too old to change
- * the tables by.
+ * A transaction that keeps its snapshot cannot do this: the snapshot may be
+ * too old to change the tables with.
  */
 bool
 cqrs_epoch_close(int32 subscription_id)
@@ -179,7 +181,7 @@ cqrs_epoch_close(int32 subscription_id)
 		IsolationUsesXactSnapshot() || cqrs_registry_is_copy())
 		return false;
 
-	/* What this transaction was handed out, it has yet to settle. */
+	/* This transaction has yet to settle what it was handed. */
 	foreach(lc, cqrs_received_list(subscription_id))
 		if (((CqrsReceived *) lfirst(lc))->partition >= 0)
 		return false;
@@ -201,10 +203,10 @@ cqrs_epoch_close(int32 subscription_id)
 }
 
 /*
- * Who is about to move all cursors anywhere has an open epoch, if there is one,
- * end here and now. What is parked is forgotten. The caller has the locks of
- * the cursors and of the topics. Returns the subscription as it is then, with
- * the locks of its new cursors.
+ * End an open epoch, if there is one, here and now; the caller, who has the
+ * locks of the cursors and of the topics, is about to move all cursors. What is
+ * parked is forgotten. Returns the subscription as it is then, with the locks
+ * of its new cursors held.
  */
 CqrsSubscription *
 cqrs_epoch_abandon(CqrsSubscription *subscription)
@@ -271,7 +273,7 @@ all_arrived(const CqrsSubscription *subscription)
 }
 
 /*
- * The tables that closing changes, if they can be had at once.
+ * Lock the tables that closing changes, if they can be had at once.
  */
 static bool
 lock_tables(void)
@@ -339,8 +341,8 @@ lock_rest(const CqrsSubscription *subscription)
 }
 
 /*
- * Replace the old cursors by the new ones, which start at the epoch's end, and
- * have it count: the change of partitions is done. All locks are held.
+ * Replace the old cursors by the new ones, which start at the epoch's end; the
+ * new number of partitions counts from now on. All locks are held.
  */
 static void
 replace_cursors(const CqrsSubscription *subscription, const CqrsCursor *old)
@@ -385,7 +387,7 @@ replace_cursors(const CqrsSubscription *subscription, const CqrsCursor *old)
 }
 
 /*
- * What is parked moves to the new cursors, and is not handed out any more.
+ * Move what is parked to the new cursors. It is not handed out any more.
  */
 static void
 move_parked(const CqrsSubscription *subscription, CqrsCursor *cursors)

@@ -7,11 +7,11 @@
  * need name it, the rest is random, so that nobody guesses it. The newest one
  * of a partition is in its cursor's row; it is the only valid one.
  *
- * What this transaction received is remembered here, for who settles it
- * without showing a receipt. Of that, only which partitions and receipts: what
- * they cover is in the cursor. An entry goes with the subtransaction that made
- * it, as the cursor's row does; all of them go with the transaction, also if
- * that is prepared.
+ * What this transaction received is remembered here, so that it can be settled
+ * without showing a receipt: only the partitions and receipts, since what
+ * these cover is in the cursor. An entry goes with the subtransaction that
+ * made it, as the cursor's row does; all of them go with the transaction, also
+ * when it is prepared.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,7 +25,7 @@
 /* What this transaction received, in order; in its own memory. */
 static List *received = NIL;
 
-/* Did it receive something without a lease, and has settled nothing? */
+/* Did it receive something without a lease, and settle nothing? */
 static bool unsettled = false;
 
 static void at_xact_end(XactEvent event, void *arg);
@@ -63,8 +63,8 @@ cqrs_receipt_is_newest(const CqrsCursor *cursor, const pg_uuid_t *receipt)
 }
 
 /*
- * Is this position, which the newest receipt covers, not settled? *parked gets
- * the event, if it is parked; if not, its position is 0.
+ * Is this position, which the newest receipt covers, still to be settled?
+ * *parked gets the event if it is parked, or else position 0.
  */
 bool
 cqrs_receipt_is_open(const CqrsCursor *cursor, int64 position,
@@ -74,7 +74,7 @@ cqrs_receipt_is_open(const CqrsCursor *cursor, int64 position,
 		return parked->received &&
 			cqrs_receipt_is_newest(cursor, &parked->receipt);
 
-	/* Beyond received, it is of an earlier window, and was parked then. */
+	/* A position beyond received is of an earlier window, and was parked. */
 	return cursor->until_tick != 0 && position > cursor->position &&
 		position <= cursor->received &&
 		!cqrs_cursor_has_passed(cursor, position);
@@ -144,9 +144,9 @@ cqrs_received_here(int32 subscription_id, const CqrsCursor *cursor)
 }
 
 /*
- * What this transaction received from a subscription: of each partition, the
- * newest. NIL: it has not called cqrs_receive(). If all calls gave nothing,
- * one entry says so.
+ * What this transaction received from a subscription: the newest entry of each
+ * partition. NIL if it has not called cqrs_receive(). If no call returned
+ * anything, one entry says so.
  */
 List *
 cqrs_received_list(int32 subscription_id)
@@ -205,7 +205,8 @@ at_xact_end(XactEvent event, void *arg)
 }
 
 /*
- * What a subtransaction received is its parent's, or was never received.
+ * What a subtransaction received passes to its parent, or, after an abort, was
+ * never received.
  */
 static void
 at_subxact_end(SubXactEvent event, SubTransactionId mySubid,
@@ -229,8 +230,8 @@ at_subxact_end(SubXactEvent event, SubTransactionId mySubid,
 }
 
 /*
- * In autocommit, what a client is handed out is the next one's as soon as the
- * statement ends. Once a session, say so.
+ * In autocommit, what a client is handed goes to the next one as soon as the
+ * statement ends. Say so once a session.
  */
 static void
 remind(void)

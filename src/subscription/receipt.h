@@ -20,7 +20,7 @@ typedef struct CqrsReceived
 	int32		subscription_id;
 	int			partition;		/* -1: there was nothing */
 	pg_uuid_t	receipt;
-	SubTransactionId subid;		/* in which it was */
+	SubTransactionId subid;		/* in which it was called */
 } CqrsReceived;
 
 extern void cqrs_receipt_generate(int partition, pg_uuid_t *receipt);

@@ -150,7 +150,10 @@ cqrs_unsubscribe(PG_FUNCTION_ARGS)
 
 	(void) cqrs_subscription_lock_all(subscription);
 
-	/* Its topic is for it alone. Tables are locked in the order of enqueuing. */
+	/*
+	 * Its topic goes with it. Lock the tables in the same order as enqueuing
+	 * does.
+	 */
 	if (subscription->runs_commands)
 	{
 		cqrs_admin_run("LOCK TABLE cqrs.subscription IN ROW EXCLUSIVE MODE", 0);
@@ -181,7 +184,7 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 	Datum		values[2 + ALL_SETTINGS];
 	char		nulls[2 + ALL_SETTINGS];
 
-	/* Who may do this although there is no owner is the next one. */
+	/* Whoever may do this although there is no owner becomes the owner. */
 	if (!OidIsValid(subscription->view))
 	{
 		cqrs_owner_make_view(subscription->name, GetUserId());
@@ -193,7 +196,7 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 		nulls[1] = 'n';
 	else
 	{
-		/* It runs with the owner's privileges, not with those of a member. */
+		/* A handler runs with the owner's privileges, not a member's. */
 		if (GetUserId() != subscription->owner)
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -240,8 +243,9 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 }
 
 /*
- * The settings among the arguments, as parameters of a statement. Raises 22004
- * for NULL if that is not allowed, 22023 for a negative one.
+ * Check the settings among the arguments, and make them parameters of a
+ * statement. Raises 22004 for NULL if that is not allowed, 22023 for a
+ * negative value.
  */
 static void
 check_settings(FunctionCallInfo fcinfo, const char *name, int first_arg,
@@ -283,8 +287,8 @@ check_settings(FunctionCallInfo fcinfo, const char *name, int first_arg,
 }
 
 /*
- * Can this function be the handler, and may it be the current user's? Returns
- * the text it is registered by.
+ * Can this function be the handler, and may the current user have it called?
+ * Returns the text it is registered by.
  */
 static char *
 check_handler(const char *subscription, Oid funcid)
@@ -318,9 +322,10 @@ check_handler(const char *subscription, Oid funcid)
 }
 
 /*
- * The arguments server, format and strict_key_order, as parameters of a
- * statement: of a new subscription, or of a change to an old one. Raises what
- * cqrs_broker_server() does, and 22004, 22023, 42501 or 55000.
+ * Check the arguments server, format and strict_key_order of a new
+ * subscription, or of a change to an old one, and make them parameters of a
+ * statement. Raises what cqrs_broker_server() does, and 22004, 22023, 42501 or
+ * 55000.
  */
 static void
 check_broker(FunctionCallInfo fcinfo, const char *name, int first_arg,
@@ -364,7 +369,7 @@ check_broker(FunctionCallInfo fcinfo, const char *name, int first_arg,
 	if (args[0].isnull)
 		return;
 
-	/* It gets what the owner may read. */
+	/* The broker gets what the owner may read. */
 	if (old != NULL && GetUserId() != old->owner)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -381,8 +386,9 @@ check_broker(FunctionCallInfo fcinfo, const char *name, int first_arg,
 }
 
 /*
- * The argument transaction, as a parameter of a statement: of a new
- * subscription, or of a change to an old one. Raises 22004, 22023 or 55000.
+ * Check the argument transaction of a new subscription, or of a change to an
+ * old one, and make it a parameter of a statement. Raises 22004, 22023 or
+ * 55000.
  */
 static void
 check_transaction(FunctionCallInfo fcinfo, const char *name, int arg,

@@ -5,7 +5,7 @@
  *
  * A subscription starts with a cursor for each partition: at the snapshot that
  * shows nothing, or at one taken now. See tick.c for why the latter needs no
- * lock. Who owns it, its view says: see owner.c.
+ * lock. Its owner is that of its view: see owner.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -63,7 +63,10 @@ cqrs_subscription_add_topic(int32 subscription_id, int32 topic_id)
 
 	(void) cqrs_object_lock(CQRS_REL_TOPIC, topic_id, 0, ShareLock, true);
 
-	/* Who drops a topic locks the table, too: it is there, and stays. */
+	/*
+	 * Dropping a topic locks the table, too: so the topic is there, and
+	 * stays.
+	 */
 	cqrs_admin_begin(&admin);
 	cqrs_admin_ddl("LOCK TABLE cqrs.subscription_topic IN ROW EXCLUSIVE MODE");
 	topic = cqrs_registry_topic_by_id(topic_id);
@@ -80,7 +83,8 @@ cqrs_subscription_add_topic(int32 subscription_id, int32 topic_id)
 /*
  * Take the lock for moving a cursor of the subscription, until the end of the
  * transaction. Without wait, returns false if it cannot be had at once. Raises
- * 42704 if the subscription went while we waited, 42501 if its owner changed.
+ * 42704 if the subscription was dropped while we waited, 42501 if its owner
+ * changed.
  */
 bool
 cqrs_subscription_lock(const CqrsSubscription *subscription, int partition,
@@ -107,8 +111,8 @@ cqrs_subscription_lock(const CqrsSubscription *subscription, int partition,
 }
 
 /*
- * The same for all its cursors. Returns it as it is then: there may be more of
- * them, or fewer, than before.
+ * Take the locks of all its cursors, waiting for them. Returns the
+ * subscription as it is then: it may have more cursors than before, or fewer.
  */
 CqrsSubscription *
 cqrs_subscription_lock_all(const CqrsSubscription *subscription)
@@ -125,7 +129,7 @@ cqrs_subscription_lock_all(const CqrsSubscription *subscription)
 }
 
 /*
- * Raises 55000 if it is paused or suspended, or has no owner.
+ * Raises 55000 if the subscription is paused or suspended, or has no owner.
  */
 void
 cqrs_subscription_require_active(const CqrsSubscription *subscription)
@@ -182,8 +186,9 @@ cqrs_subscription_wake(const CqrsSubscription *subscription)
 }
 
 /*
- * Is the current user the subscription's owner, or a member of it? If not,
- * 42501. One that has no owner is the extension's owner's to clear up.
+ * Raises 42501 unless the current user is the subscription's owner or a member
+ * of that role. One without an owner belongs to the extension's owner, to
+ * clear up.
  */
 void
 cqrs_subscription_require_owner(const CqrsSubscription *subscription)
@@ -199,7 +204,7 @@ cqrs_subscription_require_owner(const CqrsSubscription *subscription)
 }
 
 /*
- * Has the current user this privilege on the subscription's view?
+ * Does the current user have this privilege on the subscription's view?
  */
 bool
 cqrs_subscription_allows(const CqrsSubscription *subscription, AclMode mode)
@@ -213,7 +218,7 @@ cqrs_subscription_allows(const CqrsSubscription *subscription, AclMode mode)
 
 /*
  * Raises 42501 if a function of this owner may not be the handler: the
- * subscription's owner must not run the code of just anybody.
+ * subscription's owner must not run just anybody's code.
  */
 void
 cqrs_subscription_check_handler_owner(const char *subscription, Oid owner,
@@ -230,7 +235,7 @@ cqrs_subscription_check_handler_owner(const char *subscription, Oid owner,
 }
 
 /*
- * Has this role what a worker needs that connects as it: LOGIN, before 17?
+ * Can a worker connect as this role? Before PostgreSQL 17, that takes LOGIN.
  */
 bool
 cqrs_subscription_owner_can_login(Oid owner)
@@ -249,7 +254,7 @@ cqrs_subscription_owner_can_login(Oid owner)
 }
 
 /*
- * Can a role own a subscription that a worker delivers? If not, 42501.
+ * Raises 42501 unless a role can own a subscription that a worker delivers.
  */
 void
 cqrs_subscription_require_login(const char *subscription, Oid owner)

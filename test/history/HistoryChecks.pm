@@ -1,5 +1,5 @@
-# What the history checker compares in the end of a round, and what it tells of
-# an event that is lost or came when it must not.
+# What the history checker compares at the end of a round, and what it reports
+# about an event that is lost or came when it must not.
 
 package HistoryChecks;
 

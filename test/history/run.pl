@@ -3,13 +3,12 @@
 # committed: nothing is lost, nothing is invented, each key is in order, and
 # what arrives in the database arrives once.
 #
-# It goes by rounds: a load of some seconds, then nothing is emitted any more
-# until all is delivered, without a poll or a restart to help; then comes the
-# comparison.
+# It goes in rounds: a load of some seconds; then nothing is emitted until all
+# is delivered, without a poll or a restart to help; then comes the comparison.
 #
-# CQRS_HISTORY_SECONDS says how long (120), CQRS_HISTORY_CRASHES instead how many
-# times a process of the server is killed; CQRS_HISTORY_SEED what happens, as far as
-# that is in our hands: the rest is up to the machine.
+# CQRS_HISTORY_SECONDS says how long (120), or CQRS_HISTORY_CRASHES how many times
+# a process of the server is killed; CQRS_HISTORY_SEED decides what happens, as
+# far as that is in our hands: the rest is up to the machine.
 
 use strict;
 use warnings;

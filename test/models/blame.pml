@@ -3,22 +3,22 @@
  * up for an outage, and no attempt of it counts while that lasts; one that is at
  * fault neither stops the others nor is kept for ever.
  *
- * Beside: blame.c, target_handler.c (record_failure, decide), target_broker.c
+ * Models: blame.c, target_handler.c (record_failure, decide), target_broker.c
  * (reject_new, reject_parked, passed, decide, choose_parked), failure.c.
  *
- * Each event is of a lane of its own. Up to BAD of them are at fault, whichever, but
- * not the last. The server, or broker, is down for a while, once, from any step to any
- * other. A probe tries what is new, and then what is parked, those first that were
- * put off longest ago, until all was tried or an outage is found. Time is left out:
- * the next probe may begin at once. An outage that ends between an event and the one
- * that passes next costs an innocent one an attempt, or as many of them as are too
- * few for an outage; but no second one.
+ * Each event is of a lane of its own. Up to BAD of them are at fault, any of them
+ * but the last. The server, or broker, is down for a while, once, from any step
+ * to any other. A probe tries what is new, and then what is parked, beginning
+ * with what was put off longest ago, until all was tried or an outage is found.
+ * Time is left out: the next probe may begin at once. An outage that ends between
+ * an event and the one that passes next costs an innocent one an attempt, or as
+ * many of them as are too few for an outage; but no second one.
  */
 /* broken: BROKEN_CLASS an error of a suspect class is the event's at once */
 /* broken: BROKEN_NO_OUTAGE it is no outage, however many lanes fail */
 /* broken: BROKEN_LONE without another lane, the event is at fault */
 /* broken: BROKEN_BEFORE what passed before is a witness, too */
-/* broken: BROKEN_NEVER who is a suspect once is so for ever */
+/* broken: BROKEN_NEVER whoever is a suspect once is one for ever */
 /* broken: BROKEN_TURNS of those that are parked, the same come first each time */
 /* broken: BROKEN_LOSE an event that was put off is forgotten */
 /* progress */

@@ -2,7 +2,7 @@
  * The cursor and its movers: nothing is delivered twice or passed by, whoever
  * moves the cursor, and wherever.
  *
- * Beside: relay.c (begin), cursor.c (cqrs_cursor_read, cqrs_cursor_append),
+ * Models: relay.c (begin), cursor.c (cqrs_cursor_read, cqrs_cursor_append),
  * subscription.c (cqrs_subscription_lock), operation.c (seek), window_scan.c
  * (cqrs_window_since), tick.c.
  *
@@ -90,7 +90,7 @@ inline append(to_tick, to_lower)
 #ifdef BROKEN_NO_FENCE
 		seq = my_seq;
 #endif
-		assert(seq == my_seq);	/* nobody meets the fence */
+		assert(seq == my_seq);	/* no conflict ever happens */
 		seq = my_seq + 1;
 		row_tick = to_tick;
 		row_lower = to_lower;

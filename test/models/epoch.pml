@@ -16,9 +16,9 @@
  */
 /* deep: DEEP=1 */
 /* broken: BROKEN_LIMIT windows go beyond the end of the epoch */
-/* broken: BROKEN_OPEN the end of the epoch is chosen before the locks are had */
+/* broken: BROKEN_OPEN the end of the epoch is chosen before the locks are taken */
 /* broken: BROKEN_CLOSE the new cursors begin while an old one is behind */
-/* broken: BROKEN_LOCKS who changes the number locks those cursors only that there were before he waited */
+/* broken: BROKEN_LOCKS whoever changes the number locks only the cursors that there were before he waited */
 /* broken: BROKEN_PARKED what is parked stays where it was */
 /* broken: BROKEN_REGISTRY how many partitions there are is read before the lock is had */
 

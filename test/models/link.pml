@@ -3,7 +3,7 @@
  * last reports of a connection that is lost, too, and nobody sleeps while
  * there is something for him.
  *
- * Beside: link.c (cqrs_link_send, cqrs_link_take, cqrs_link_state,
+ * Models: link.c (cqrs_link_send, cqrs_link_take, cqrs_link_state,
  * cqrs_link_close, thread_main, thread_cycle, thread_hand_back, thread_wait,
  * wake, drain_pipe), target_broker.c (cqrs_target_broker_task).
  *
@@ -12,7 +12,7 @@
  * time limit here: what is found only when one is over is an error.
  */
 /* broken: BROKEN_DRAIN_LATE the thread looks at the list, and then empties its pipe */
-/* broken: BROKEN_FLAG who empties the pipe forgets the flag */
+/* broken: BROKEN_FLAG whoever empties the pipe forgets the flag */
 /* broken: BROKEN_STATE_FIRST the worker looks at the state before it empties its pipe */
 /* broken: BROKEN_LAST_REPORTS a lost connection's last reports are forgotten */
 /* broken: BROKEN_LOST_FIRST the state is lost before the last reports are handed back */

@@ -3,15 +3,15 @@
  * nothing: what was announced while one was ending is found, and so is what a
  * worker has left to do.
  *
- * Beside: database.c (cqrs_database_rest, cqrs_database_due, cqrs_shmem_wake),
+ * Models: database.c (cqrs_database_rest, cqrs_database_due, cqrs_shmem_wake),
  * launcher.c (start_next, next_in_line, make_room), manager.c
  * (cqrs_manager_main, time_to_rest, manager_exit), worker.c (deliver).
  *
  * Two databases share one place for a manager. Transactions emit, one after the
  * other, to any of them. A manager looks, has a worker deliver, and ends when it
  * has been idle, or is asked to; its worker may still be at it, and may leave
- * something to do for later: a retry. Times come at any time. What is under the
- * lock in shared memory is one step.
+ * something to do for later: a retry. Times come at any time. What is done
+ * under the lock in shared memory is one step.
  */
 /* broken: BROKEN_ASLEEP a manager that ends does not have emitters wake anybody */
 /* broken: BROKEN_WAKE_FIRST it wakes the launcher before it rests */

@@ -8,7 +8,7 @@
  * ran out. The subscription may be moved once; once, a failover loses what was
  * committed last, and gives its positions out again, to other events.
  *
- * What must hold: an event is settled only by who was handed out this very
+ * What must hold: an event is settled only by whoever was handed out this very
  * event, under the receipt that is shown; so none is settled unseen.
  *
  * Lanes and order by key are not in here; test/t/060_pull_clients.pl has them.

@@ -2,7 +2,7 @@
  * Release of deferred commands: each is released once, without a full pass
  * unless nobody told of it, and none that was passed by is forgotten.
  *
- * Beside: release.c (cqrs_release_next, begin_pass, release_range, release,
+ * Models: release.c (cqrs_release_next, begin_pass, release_range, release,
  * end_pass), shmem.c (cqrs_shmem_lower_next_run_at), announce.c (at_xact_end,
  * at_release), enqueue.c (schedule, remove_scheduled).
  *
@@ -13,7 +13,7 @@
  */
 /* broken: BROKEN_EXCHANGE_LATE next_run_at is cleared after the pass has its snapshot */
 /* broken: BROKEN_TOLD_FIRST a command's time is told before its commit */
-/* broken: BROKEN_CANCEL who cancels in vain tells nobody */
+/* broken: BROKEN_CANCEL whoever cancels in vain tells nobody */
 /* broken: BROKEN_PASSED_BY a later pass's retry_from replaces an earlier one's */
 /* broken: BROKEN_FULL no pass begins at the first row */
 /* broken: BROKEN_TWO_STEPS the row is deleted in one transaction, the event is emitted in another */

@@ -2,7 +2,7 @@
  * What a process remembers between batches: a window, and references to its
  * rows. Nothing is lost, nor delivered twice, whatever happened meanwhile.
  *
- * Beside: relay.c (open_window, close_window), window.c (cqrs_window_attach,
+ * Models: relay.c (open_window, close_window), window.c (cqrs_window_attach,
  * load_chunk, fetch, cqrs_window_is), operation.c (seek), topic_drop.c
  * (cqrs_topic_drop).
  *

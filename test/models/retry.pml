@@ -3,7 +3,7 @@
  * nobody is blamed for what others did, and what was given up and redriven is
  * tried again.
  *
- * Beside: parked.c (cqrs_parked_insert, cqrs_parked_delete, cqrs_parked_due),
+ * Models: parked.c (cqrs_parked_insert, cqrs_parked_delete, cqrs_parked_due),
  * lane.c, retry.c (cqrs_park, cqrs_park_unproven, cqrs_parked_failed,
  * cqrs_parked_begin_attempt, bury), target_handler.c (deliver_parked,
  * deliver_new, record_failure, cqrs_target_announce), dead_letter.c
@@ -11,9 +11,9 @@
  *
  * A cursor over EVENTS events in two lanes; a worker, whose transactions have up
  * to BATCH events, each in a subtransaction; an owner who redrives, and one who
- * seeks back once. The cursor's lock makes each transaction of theirs one step. A
- * handler may fail, or, if another was called before it, for what that one did; or
- * kill the worker in a careful delivery: then the attempt is counted already.
+ * seeks back once. The cursor's lock makes each of their transactions one step. A
+ * handler may fail, by itself or for what another did that was called before it;
+ * or kill the worker in a careful delivery: then the attempt is counted already.
  */
 /* broken: BROKEN_BLOCKS an event does not wait behind a parked one of its lane */
 /* broken: BROKEN_HEAD a redriven event is not put before those of its lane */

@@ -1,14 +1,14 @@
 /*
- * Rotation and truncation: what is truncated, every cursor had got.
+ * Rotation and truncation: every cursor had got what is truncated.
  *
- * Beside: rotation.c (truncate_segment), retention.c (cqrs_subscription_hold,
+ * Models: rotation.c (truncate_segment), retention.c (cqrs_subscription_hold,
  * cqrs_missed_lock), emit.c (writer_open, writer_close), subscription.c
  * (cqrs_subscription_start), operation.c (seek).
  *
  * One segment, which is not the current one. An emitter with a stale idea of
  * that writes to it; a subscription moves its cursor; somebody subscribes at
- * the beginning, or seeks back. Who subscribes has locked the topic, and until
- * his commit nobody sees his cursor. Events are bits.
+ * the beginning, or seeks back. Whoever subscribes has locked the topic, and
+ * until his commit nobody sees his cursor. Events are bits.
  */
 /* broken: BROKEN_EMIT_UNLOCKS an emitter's lock ends with the write */
 /* broken: BROKEN_SNAPSHOT_FIRST the deciding snapshot is from before the segment's lock */

@@ -1,14 +1,14 @@
 /*
  * The schedule and the worker slots: what is due is delivered, a lost worker
- * is remembered by its database, and who is to end ends.
+ * is remembered by its database, and a process that is asked to end does.
  *
- * Beside: schedule.c (cqrs_schedule_assign, note_results, assign_worker),
+ * Models: schedule.c (cqrs_schedule_assign, note_results, assign_worker),
  * worker.c (worker_attach, worker_exit, deliver), manager.c (manager_exit).
  *
  * Two databases have a cursor each, and share SLOTS slots. A worker may be
  * lost while it delivers: then the next delivery of that cursor is a careful
- * one. What is under the lock in shared memory is one step. The extension of
- * database 0 may be dropped while a worker starts.
+ * one. What is done under the lock in shared memory is one step. The extension
+ * of database 0 may be dropped while a worker starts.
  */
 /* broken: BROKEN_REUSE a slot that failed is reused before its manager has noted that */
 /* broken: BROKEN_DRAINED a worker says it has drained what was due when it was done */

@@ -1,21 +1,22 @@
 /*
  * The durable tick: a broker is sent nothing that a crash or a failover takes
- * back, and all that is announced, whoever ticks by hand meanwhile.
+ * back, and everything else that is announced, whoever ticks by hand
+ * meanwhile.
  *
- * Beside: tick.c (cqrs_tick_record, cqrs_tick_newest, delete_before),
+ * Models: tick.c (cqrs_tick_record, cqrs_tick_newest, delete_before),
  * manager.c (look, tick), relay.c (begin), worker.c (deliver),
  * target_broker.c (read_new).
  *
  * Commits are numbered in the order of the write-ahead log, ticks among them;
  * a snapshot is how many of them it shows. The standby has those up to
  * replicated. A commit that waits for the standby is visible when it has it;
- * if somebody cancels the wait, before that. Each event is sent in a batch of
- * its own. Late commits are in windows.pml.
+ * if somebody cancels the wait, it is visible before that. Each event is sent
+ * in a batch of its own. Late commits are in windows.pml.
  */
 /* broken: BROKEN_HAND_TICK a newest tick above the durable one is as good as none */
 /* broken: BROKEN_VISIBLE a broker is sent what a visible tick shows */
 /* broken: BROKEN_ASYNC a tick does not wait for its commit */
-/* broken: BROKEN_DELETE who ticks deletes all that is before his own tick */
+/* broken: BROKEN_DELETE whoever ticks deletes all that is before his own tick */
 /* broken: BROKEN_DELETE_RECORDED ... all but the durable one */
 /* broken: BROKEN_SAID_FIRST the manager says that the tick is durable before its commit */
 /* broken: BROKEN_DUE_FIRST a broker's cursor is due before the tick */
@@ -33,7 +34,7 @@
 #define MAX_TICKS	16
 
 byte lsn;						/* commits in the log */
-byte replicated;				/* the standby has so many */
+byte replicated;				/* how many the standby has */
 byte event_lsn[EVENTS + 1];		/* of each event's commit */
 byte events;					/* committed and visible */
 

@@ -2,7 +2,7 @@
  * Wake-up and poll: what is announced is found without a poll, and what nobody
  * announces by the next one.
  *
- * Beside: announce.c (at_release), database.c (cqrs_shmem_wake), shmem.c
+ * Models: announce.c (at_release), database.c (cqrs_shmem_wake), shmem.c
  * (cqrs_shmem_take_dirty), manager.c (cqrs_manager_main, time_to_look, look),
  * topic_poll.c (cqrs_poll_next).
  *
@@ -18,7 +18,7 @@
 /* broken: BROKEN_POLL a poll that finds nothing by itself forgets what was announced */
 /* broken: BROKEN_MARK a look that was announced moves the poll's mark */
 /* broken: BROKEN_MARK_AFTER the poll's mark is taken after the topics were looked at */
-/* broken: BROKEN_XMAX who is at or beyond xmax is overlooked */
+/* broken: BROKEN_XMAX whatever is at or beyond xmax is overlooked */
 /* broken: BROKEN_TOPIC_LOCK a poll waits for a topic's lock */
 /* broken: BROKEN_LOCKED a poll's mark moves past what it could not look at */
 /* broken: BROKEN_CLOCK times in the future are not over */

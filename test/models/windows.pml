@@ -2,7 +2,7 @@
  * Ticks and windows: every event is delivered once, late or not, and after
  * whatever its transaction had seen.
  *
- * Beside: emit.c (writer_open, fill_slot), tick.c (cqrs_tick_record),
+ * Models: emit.c (writer_open, fill_slot), tick.c (cqrs_tick_record),
  * relay.c (begin, may_read, open_window, cqrs_relay_next, cqrs_relay_advance),
  * window.c (load_source).
  *

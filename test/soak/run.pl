@@ -1,8 +1,8 @@
 # Everything at once, at a moderate rate, for minutes or hours: commands, events,
 # handlers that fail now and then, clients that pull, a broker, deferred and
 # repeated commands, small segments, subscriptions and topics that come and go,
-# and who looks at the status from new connections. Meanwhile it is measured what
-# processes and tables take and how long deliveries take; all of that is flat
+# and looks at the status from new connections. Meanwhile we measure what
+# processes and tables take up and how long deliveries take; all of that is flat
 # after a while.
 #
 # CQRS_SOAK_MINUTES says how long (2), CQRS_SOAK_RATE how many scripts of the

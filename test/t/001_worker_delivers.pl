@@ -1,7 +1,8 @@
 # Every database that has the extension gets its manager without being
 # configured; commits wake the worker, which delivers each event once; and what
 # a DBA does to databases and extension works as if our processes were not
-# there. Nothing here is polled for by the manager: poll_interval is an hour.
+# there. The manager does not find anything by polling here: poll_interval is
+# an hour.
 
 use strict;
 use warnings;

@@ -1,7 +1,7 @@
 # The server crashes under load, again and again. No event is lost, none is
 # invented, handlers get each exactly once and in order, and what a consumer
-# outside was given never turns out not to have happened: with
-# synchronous_commit off, too, where a crash takes back what had committed.
+# outside was given did happen: also with synchronous_commit off, when a crash
+# takes back what had committed.
 
 use strict;
 use warnings;

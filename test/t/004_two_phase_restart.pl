@@ -1,6 +1,6 @@
-# Events of prepared transactions: delivered when COMMIT PREPARED makes them
-# visible, after a restart too, though nobody else does anything; and they hold
-# up nobody's meanwhile.
+# Events of prepared transactions are delivered when COMMIT PREPARED makes them
+# visible, even after a restart and if nothing else happens; until then, they
+# hold up no others.
 
 use strict;
 use warnings;

@@ -1,5 +1,5 @@
-# On a standby the outbox can be looked at, and nothing of ours runs. Promoted,
-# it delivers what had not been delivered, and nothing twice.
+# On a standby the outbox can be looked at, and none of our processes runs.
+# Once promoted, it delivers what had not been delivered, and nothing twice.
 
 use strict;
 use warnings;

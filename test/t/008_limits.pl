@@ -1,5 +1,6 @@
-# Out of processes, the server's or ours: said once and not spun on; what runs
-# goes on, and the rest has its turn. And delivery can be switched off.
+# Without enough processes, the server's or ours, that is logged once, and
+# nothing spins; what runs goes on, and the rest gets its turn. And delivery
+# can be switched off.
 
 use strict;
 use warnings;

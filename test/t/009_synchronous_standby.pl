@@ -1,5 +1,5 @@
 # With synchronous replication, nothing is received before the standby has it:
-# let everybody's synchronous_commit be local, the tick waits all the same.
+# even if everybody's synchronous_commit is local, the tick waits.
 
 use strict;
 use warnings;

@@ -1,8 +1,8 @@
 # A dump restored into another cluster, whose transaction ids are far lower or
-# far higher: everything registered is there, nothing of the backlog is
-# delivered, until cqrs_adopt() has each subscription get exactly what it had not got
-# when the dump was made. And never again, not when this cluster's transaction
-# ids are past the old ones.
+# far higher: everything registered is there, and nothing of the backlog is
+# delivered until cqrs_adopt(); then each subscription gets exactly what it had
+# not got when the dump was made. It never comes again, not even when this
+# cluster's transaction ids are past the old ones.
 
 use strict;
 use warnings;

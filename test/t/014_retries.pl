@@ -1,7 +1,8 @@
-# What the worker makes of a handler that fails: it is called again after a
-# delay; the later events of the key wait, other keys go on; what fails to the
-# end is a dead letter. The same for one that takes too long, ends its process,
-# or crashes the server; and what is no event's fault is no attempt.
+# What the worker does when a handler fails: it calls it again after a delay;
+# later events of the key wait, other keys go on; an event that fails each time
+# becomes a dead letter. So does one whose handler takes too long each time, ends
+# its process, or crashes the server. What is no event's fault counts as no
+# attempt.
 
 use strict;
 use warnings;

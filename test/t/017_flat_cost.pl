@@ -1,5 +1,5 @@
-# What delivery costs does not grow with what lies behind it, or beside it: not
-# with the cursor's dead rows that a long transaction keeps, not with the
+# The cost of delivery does not grow with what was done before, or is waiting:
+# not with the cursor's dead rows that a long transaction keeps, not with the
 # events of others in a late transaction's window, not with a backlog, not with
 # the dead rows of earlier failures. Counted in pages, which no noise changes.
 

@@ -1,6 +1,6 @@
 # The log empties itself under load, and no event is lost or delivered twice: the
-# segments are truncated many times meanwhile. What holds a segment is told, and
-# holds up nobody else. A subscription that keeps too much is suspended, and
+# segments are truncated many times meanwhile. What holds a segment is shown,
+# and holds up nobody else. A subscription that keeps too much is suspended, and
 # what it missed is counted exactly.
 
 use strict;

@@ -1,6 +1,6 @@
 # Events arrive in RabbitMQ as documented, in each format: amqplib and the SDK
-# of CloudEvents read them. Who may use a server, which options it may have, and
-# that nobody sees the password.
+# of CloudEvents read them. Also: who may use a server, which options it may
+# have, and that nobody sees the password.
 
 use strict;
 use warnings;

@@ -1,7 +1,8 @@
 # Whatever goes wrong with RabbitMQ, the status says what, in words that a
-# person can act on. A fault of the connection is no event's attempt, nor is one of
-# a broker that rejects everything; when it is over, everything is delivered, in
-# order by key. What alone is rejected is tried again, and given up in the end.
+# person can act on. A fault of the connection, or of a broker that rejects
+# everything, counts as no event's attempt; when it is over, everything is
+# delivered, in order by key. An event that is rejected alone is tried again, and
+# given up in the end.
 
 use strict;
 use warnings;

@@ -1,6 +1,7 @@
-# Kafka fails in the ways it can. What is the cluster's or the connection's fault
-# is no event's attempt, and says what is wrong; what is a record's is tried
-# again or given up, and takes no other record with it. Each key stays in order.
+# Kafka fails in the ways it can. A fault of the cluster or the connection counts
+# as no event's attempt, and the status says what is wrong; after a record's own
+# fault it is tried again or given up, without affecting other records. Each key
+# stays in order.
 
 use strict;
 use warnings;

@@ -1,7 +1,7 @@
 
-# Servers, modules, privileges: what is no broker module is refused; what is
-# changed while a subscription runs, it follows; and a module that never returns
-# is in nobody's way.
+# Servers, modules, privileges: what is no broker module is refused; a running
+# subscription follows changes; and a module that never returns is in nobody's
+# way.
 
 use strict;
 use warnings;

@@ -1,6 +1,6 @@
 # With synchronous replication, no broker is sent what the standby does not
-# have: not even when a tick is visible that did not wait for it, because its
-# maker was ended or cancelled.
+# have: not even if a visible tick did not wait for it because whoever made it
+# was ended or cancelled.
 
 use strict;
 use warnings;

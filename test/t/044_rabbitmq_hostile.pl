@@ -1,5 +1,6 @@
-# What answers as RabbitMQ is not trusted: whatever it sends, the server lives,
-# the status says what is wrong, and when it behaves again, nothing is lost.
+# A peer that answers as RabbitMQ is not trusted: whatever it sends, the server
+# survives, the status says what is wrong, and when the peer behaves again,
+# nothing is lost.
 
 use strict;
 use warnings;

@@ -1,6 +1,6 @@
-# A message has a limit, however small the event is that it would be made of:
-# the text of a number may be ten thousand times as long as the number. Such an
-# event is a dead letter at once, and costs no more memory than the limit.
+# A message's size is limited, however small its event: the text of a number
+# may be ten thousand times as long as the number. Such an event is a dead
+# letter at once, and costs no more memory than the limit.
 
 use strict;
 use warnings;

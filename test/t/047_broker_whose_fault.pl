@@ -1,6 +1,6 @@
-# What a broker rejects may be the event's fault, or its own: that tells what it
-# does with others. If it rejects all, no event is bad. The broker is the peer of
-# the example module.
+# A rejection may be the event's fault, or the broker's: what it does with others
+# tells. If it rejects all, no event is at fault. The broker is the peer of the
+# example module.
 
 use strict;
 use warnings;

@@ -1,6 +1,6 @@
 # What was committed with an idempotency key is known after a crash, and what was not
-# is not. The manager truncates keys when they are old enough, without anybody's
-# doing, and not before; after that, the command is handled again.
+# is not. The manager truncates keys by itself when they are old enough, and not
+# before; after that, the command is handled again.
 
 use strict;
 use warnings;

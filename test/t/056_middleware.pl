@@ -1,6 +1,6 @@
-# What is called around dispatches and regress cannot see: the hook of other
-# extensions, installed before our library is loaded or after; what the logging
-# middleware writes; and what of middleware a dump has.
+# What the regression tests cannot see of what is called around dispatches: the
+# hook of other extensions, installed before our library is loaded or after;
+# what the logging middleware writes; and middleware in a dump.
 
 use strict;
 use warnings;

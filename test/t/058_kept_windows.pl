@@ -1,4 +1,4 @@
-# What a worker keeps of a window between batches is not believed: a topic is
+# What a worker keeps of a window between batches is not trusted: a topic is
 # dropped while a batch runs, by its handler or by somebody else; rows that were
 # rolled back are vacuumed, and new events take their places. Each event is
 # delivered once, and in order; no process ends.

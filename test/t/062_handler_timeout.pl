@@ -1,5 +1,5 @@
-# handler_timeout ends a handler, also one that catches being cancelled; and
-# who else cancels a handler is not taken for its timeout.
+# handler_timeout ends a handler, also one that catches being cancelled; and a
+# cancel by anybody else is not taken for the timeout.
 
 use strict;
 use warnings;

@@ -1,6 +1,6 @@
-# A topic that is locked, altered or broken, in whatever way, costs the other
-# topics of the database nothing: the manager waits for nobody's locks, and ends
-# of nobody's errors.
+# A topic that is locked, altered or broken, in whatever way, does not affect
+# the other topics of the database: the manager waits for no locks, and no
+# topic's error ends it.
 
 use strict;
 use warnings;

@@ -1,7 +1,7 @@
 # What is committed without anybody announcing it, as logical replication does
-# with a prepared transaction, is found by a poll: also beside others that are
-# announced all the time, and if its transaction was the newest of all when the
-# manager looked last.
+# with a prepared transaction, is found by a poll: even beside others that are
+# announced all the time, and even if its transaction was the newest of all
+# when the manager last looked.
 
 use strict;
 use warnings;

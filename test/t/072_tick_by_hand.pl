@@ -1,6 +1,5 @@
-# Who ticks by hand does not keep brokers from being delivered to, be it that a
-# broker has much to get, and that the ticks that its worker may go by are long
-# behind.
+# Ticking by hand does not hold up delivery to brokers, even if a broker has
+# much to get, and the ticks that its worker may use are far behind.
 
 use strict;
 use warnings;

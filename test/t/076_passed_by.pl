@@ -1,5 +1,5 @@
-# Commands of a role whose topic is locked when their time comes are released
-# once it is not, whatever other roles' are passed by meanwhile.
+# If a role's topic is locked when its commands' time comes, they are released
+# once it is not, whatever commands of other roles are passed by meanwhile.
 
 use strict;
 use warnings;

@@ -1,5 +1,5 @@
-# What is to be known about a worker that is lost, or that is only starting, is
-# not lost with its slot, or with the manager that asked for it.
+# What must be known about a worker that was lost, or is only starting, is not
+# lost with its slot, or with the manager that asked for it.
 
 use strict;
 use warnings;

@@ -1,7 +1,7 @@
-# Who owns a subscription is who its view belongs to: a worker delivers as that
-# role, from the next batch on, and ends as soon as it is another. Restored where
-# the owner's number is a superuser's, or where there is no such role, nothing
-# is executed as anybody else.
+# Whoever owns a subscription's view owns the subscription: a worker delivers as
+# that role, from the next batch on, and ends as soon as the owner changes. After
+# a restore where the owner's number is a superuser's, or where there is no such
+# role, nothing is executed as anybody else.
 
 use strict;
 use warnings;

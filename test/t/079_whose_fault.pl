@@ -1,5 +1,6 @@
-# Whose fault an error is, evidence tells, and not its class: an event's, if others
-# can be handled; nobody's, if they meet the same, or if there is no other to tell by.
+# Evidence tells whose fault an error is, not its class: the event's, if others
+# can be handled; nobody's, if they fail, too, or if there is no other to compare
+# with.
 
 use strict;
 use warnings;

@@ -4,10 +4,10 @@
 # 042_broker_servers, keys of one subscription that block each other in
 # 015_operation.
 #
-# What it takes from an event's commit to its delivery, to a handler and to a
-# peer, is measured before each trouble and in it. The median may be twice what
-# it was before, and a second: a machine may have other things to do. Who waits
-# for something that is in trouble takes longer.
+# The time from an event's commit to its delivery, to a handler and to a peer,
+# is measured before each trouble and during it. The median may be up to twice
+# what it was before, plus a second: the machine may have other things to do.
+# What depends on something in trouble takes longer.
 
 use strict;
 use warnings;

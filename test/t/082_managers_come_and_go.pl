@@ -1,6 +1,7 @@
 # With the server's default settings, forty databases have their events
 # delivered. A manager comes when something is announced, or due, and goes when
-# there is nothing: what it takes to go on is in the tables, and in memory.
+# there is nothing: what is needed to go on is in the tables, and in shared
+# memory.
 
 use strict;
 use warnings;

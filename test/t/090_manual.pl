@@ -1,7 +1,7 @@
 # The examples of the manual work as they are printed: README.md, and each page
 # of docs/, from top to bottom, in an empty database with the worker.
 #
-# What a block is, its tag says:
+# The tag of a block says what it is:
 #
 #   sql      is run, by a psql that stays open for the page
 #   python   is a program, run in between; $DATABASE_URL says where the database
@@ -10,7 +10,7 @@
 #   text     right behind one of these: how its output ends; "..." is anything. If
 #            it has a line ERROR, the block may fail, and psql goes on
 #
-# All others are not run: what a shell, another program, or a broker takes.
+# Other blocks, for a shell, another program, or a broker, are not run.
 #
 # Needs plpython3u, and psycopg, which CQRS_MANUAL comes with.
 

@@ -14,8 +14,8 @@ use Test::More;
 
 our @EXPORT = qw(new_server new_session processes take_causes wait_managers set_up_recording wait_recorded recorded);
 
-# new_server(NAME, CONFIGURATION): initialised, not started. Nothing is
-# delivered because somebody polled, and managers stay, unless a test asks for it.
+# new_server(NAME, CONFIGURATION): initialised, not started. Nothing is found by
+# polling, and managers stay, unless a test asks for it.
 sub new_server
 {
 	my ($name, $conf, %init) = @_;

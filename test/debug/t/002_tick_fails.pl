@@ -1,5 +1,5 @@
-# Ticks that fail, or do not commit, hold up no handler; and who pulls gets
-# nothing that no committed tick shows, and everything when one does.
+# Ticks that fail, or do not commit, hold up no handler; and a client that
+# pulls gets nothing until a committed tick shows it, and everything then.
 
 use strict;
 use warnings;

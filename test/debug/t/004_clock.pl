@@ -1,9 +1,9 @@
 # The wall clock may be set while the server runs. Set back, it stops nothing:
-# how long to wait is measured by another. Set forward by more than a minute, it
+# waits are measured by another clock. Set forward by more than a minute, it
 # releases nothing for a minute, in case that was a mistake, and health says so.
 #
-# What our code takes for the clock is set here, not what SQL does, so times are
-# reckoned with wall(). Time can also be made to pass.
+# The clock that our code reads is set here, not that of SQL, so the test
+# computes times with wall(). Time can also be made to pass.
 
 use strict;
 use warnings;
