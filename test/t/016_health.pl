@@ -251,6 +251,12 @@ is($node->safe_psql('postgres', 'SELECT topic, bytes IS NULL FROM cqrs_topic_sta
 $locker->query('ROLLBACK');
 ok(healthy("max_hold => '0'"), 'until it is over');
 is($node->safe_psql('postgres', 'SELECT subscription, lag_events FROM cqrs_subscription_status'), 'recorder|0', 'they are counted again');
+# Somebody locks a table of the extension's own: who watches is told, and goes on.
+$locker->query('BEGIN; LOCK TABLE cqrs.retry IN ACCESS EXCLUSIVE MODE');
+my ($rc, $out, $err) = $node->psql('postgres', "SET statement_timeout = '2 min'; SELECT * FROM cqrs_health()");
+like($err, qr/canceling statement due to lock timeout/, 'a locked table of ours is not waited for');
+$locker->query('ROLLBACK');
+
 $locker->quit;
 
 # Switched off.
@@ -295,6 +301,8 @@ for my $dbname (qw(postgres two))
 	emit($dbname);
 	ok(wait_recorded($node, $dbname, $count + 1), "one manager and one worker are enough to deliver in $dbname");
 }
+# While one leaves for the other, there may be none.
+$node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager'");
 my ($with, $stopped) = split /\|/, $node->safe_psql('postgres', "SELECT datname, pid FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager'");
 my $without = $with eq 'two' ? 'postgres' : 'two';
 kill 'STOP', $stopped;
