@@ -43,7 +43,7 @@ sub set_up_counting
 			END;
 			INSERT INTO business VALUES (k, next);
 			PERFORM cqrs_emit('counted', jsonb_build_object('n', next), key => k::text);
-			RETURN next;
+			RETURN (next);
 		END $$;
 		SELECT cqrs_register_command('CountUp', 'count_up(jsonb)');
 
