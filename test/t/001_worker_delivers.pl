@@ -49,7 +49,7 @@ $node->safe_psql('one', q(
 	ROLLBACK TO s;
 	SELECT cqrs_emit('happened', '{"n": 3}');
 	COMMIT));
-$node->safe_psql('one', "SELECT cqrs_emit_many('happened', ARRAY(SELECT jsonb_build_object('n', n) FROM generate_series(4, 300) n))");
+emit_numbers($node, 'one', 4 .. 300);
 ok(wait_recorded($node, 'one', 300), 'transactions of one and of many events are delivered');
 is(recorded($node, 'one'), join(' ', 1 .. 300), 'each once, in order, and none that was rolled back');
 is($node->safe_psql('one', 'SELECT lag_events, state FROM cqrs_subscription_status'), '0|idle', 'nothing is left');
@@ -58,7 +58,7 @@ is($node->safe_psql('one', "SELECT count(*) FROM cqrs_events('things')"), '0', '
 # A transaction that stays open holds up nobody else's events.
 my $open = new_session($node, 'one');
 $open->query("BEGIN; SELECT cqrs_emit('happened', '{\"n\": 302}')");
-$node->safe_psql('one', "SELECT cqrs_emit('happened', '{\"n\": 301}')");
+emit_numbers($node, 'one', 301);
 ok(wait_recorded($node, 'one', 301), 'an open transaction holds up nobody');
 $open->query('COMMIT');
 ok(wait_recorded($node, 'one', 302), 'and its event is delivered when it commits');
@@ -69,7 +69,7 @@ is(recorded($node, 'one'), join(' ', 1 .. 302), 'in the order in which they beca
 $node->safe_psql('postgres', 'CREATE DATABASE copy TEMPLATE one');
 ok(wait_managers($node, 'copy', 'later', 'one', 'two'), 'CREATE DATABASE TEMPLATE works, and its copy has a manager');
 $node->safe_psql('copy', 'SELECT cqrs_adopt()');
-$node->safe_psql($_, "SELECT cqrs_emit('happened', '{\"n\": 303}')") for qw(one copy);
+emit_numbers($node, $_, 303) for qw(one copy);
 for my $dbname (qw(one copy))
 {
 	ok(wait_recorded($node, $dbname, 303), "database $dbname delivers");
@@ -80,13 +80,10 @@ for my $dbname (qw(one copy))
 sub handler_waits
 {
 	my ($dbname) = @_;
-	my $holder = new_session($node, $dbname);
+	my $holder = hold_handlers($node, $dbname);
 
-	$holder->query('SELECT pg_advisory_lock(1)');
-	$node->safe_psql($dbname, "SELECT cqrs_emit('happened', '{\"n\": 304}')");
-	$node->poll_query_until('postgres',
-		"SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox worker' AND datname = '$dbname' AND wait_event_type = 'Lock'")
-		or die 'the handler does not wait';
+	emit_numbers($node, $dbname, 304);
+	in_handler($node, $dbname);
 	return $holder;
 }
 
@@ -95,7 +92,7 @@ $holder->quit;
 ok(wait_recorded($node, 'copy', 304), 'a handler may wait');
 $node->safe_psql('postgres', 'ALTER DATABASE copy RENAME TO renamed');
 ok(wait_managers($node, 'later', 'one', 'renamed', 'two'), 'ALTER DATABASE RENAME works');
-$node->safe_psql('renamed', "SELECT cqrs_emit('happened', '{\"n\": 305}')");
+emit_numbers($node, 'renamed', 305);
 ok(wait_recorded($node, 'renamed', 305), 'and the database delivers under its new name');
 is(recorded($node, 'renamed'), join(' ', 1 .. 305), 'each once');
 
@@ -133,13 +130,13 @@ ok($node->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activit
 is(recorded($node, 'one'), join(' ', 1 .. 304), 'what the handler did stays');
 $node->safe_psql('one', 'TRUNCATE recorded');
 set_up_recording($node, 'one');
-$node->safe_psql('one', "SELECT cqrs_emit('happened', '{\"n\": 1}')");
+emit_numbers($node, 'one', 1);
 ok(wait_recorded($node, 'one', 1), 'CREATE EXTENSION again delivers again');
 
 # Dropped and created in one transaction.
 $node->safe_psql('one', 'BEGIN; DROP EXTENSION cqrs_outbox CASCADE; CREATE EXTENSION cqrs_outbox; COMMIT; TRUNCATE recorded');
 set_up_recording($node, 'one');
-$node->safe_psql('one', "SELECT cqrs_emit('happened', '{\"n\": 1}')");
+emit_numbers($node, 'one', 1);
 ok(wait_recorded($node, 'one', 1), 'also when it was dropped and created at once');
 
 # Shutdown does not wait for a handler, and loses nothing.

@@ -16,23 +16,13 @@ my $expected = 0;
 $node->start;
 set_up_recording($node, 'postgres');
 
-# Emit so many events, after the handler was made to wait in the first.
+# emit(COUNT): so many events more.
 sub emit
 {
 	my ($count) = @_;
-	my $from = $expected + 1;
 
+	emit_numbers($node, 'postgres', $expected + 1 .. $expected + $count);
 	$expected += $count;
-	$node->safe_psql('postgres',
-		"SELECT cqrs_emit_many('happened', ARRAY(SELECT jsonb_build_object('n', n) FROM generate_series($from, $expected) n))");
-}
-
-sub in_handler
-{
-	my $waits = "FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox worker' AND wait_event_type = 'Lock'";
-
-	$node->poll_query_until('postgres', "SELECT count(*) = 1 $waits") or die 'no worker is in a handler';
-	return $node->safe_psql('postgres', "SELECT pid $waits");
 }
 
 # Nobody is killed without anybody else taking its place.
@@ -52,21 +42,12 @@ sub delivered
 	is(recorded($node, 'postgres'), join(' ', 1 .. $expected), "$what: each event once, in order");
 }
 
-# hold(): the handler waits until the session that is returned quits.
-sub hold
-{
-	my $holder = new_session($node, 'postgres');
-
-	$holder->query('SELECT pg_advisory_lock(1)');
-	return $holder;
-}
-
 emit(10);
 delivered('nobody was ended');
 
-my $holder = hold();
+my $holder = hold_handlers($node, 'postgres');
 emit(10);
-my $pid = in_handler();
+my $pid = in_handler($node, 'postgres');
 $node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)");
 ok(another('worker', $pid), 'a worker that was terminated is replaced');
 $holder->quit;
@@ -79,13 +60,12 @@ emit(10);
 delivered('idle worker terminated');
 
 # A cancel is an error of the handler's.
-$holder = hold();
+$holder = hold_handlers($node, 'postgres');
 emit(10);
-$pid = in_handler();
-my $offset = -s $node->logfile;
+$pid = in_handler($node, 'postgres');
 $node->safe_psql('postgres', "SELECT pg_cancel_backend($pid)");
 ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"), 'the event is tried again by itself');
-$pid = in_handler();
+$pid = in_handler($node, 'postgres');
 $node->safe_psql('postgres', "SELECT pg_cancel_backend($pid)");
 ok($node->poll_query_until('postgres', "SELECT last_error_sqlstate = '57014' FROM cqrs_subscription_status"), 'a cancelled handler has failed');
 $holder->quit;
@@ -93,9 +73,9 @@ delivered('handler cancelled');
 is($node->safe_psql('postgres', 'SELECT last_error, state FROM cqrs_subscription_status'), '|idle', 'and the failure is over');
 
 # Managers: while the worker is in a handler, which goes on.
-$holder = hold();
+$holder = hold_handlers($node, 'postgres');
 emit(10);
-in_handler();
+in_handler($node, 'postgres');
 ($pid) = processes($node, 'manager');
 $node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)");
 ok(another('manager', $pid), 'a manager that was terminated is replaced');
@@ -104,9 +84,9 @@ $holder->quit;
 delivered('manager terminated');
 
 # Both.
-$holder = hold();
+$holder = hold_handlers($node, 'postgres');
 emit(10);
-$pid = in_handler();
+$pid = in_handler($node, 'postgres');
 $node->safe_psql('postgres', "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type IN ('cqrs_outbox manager', 'cqrs_outbox worker')");
 emit(10);
 ok(another('worker', $pid), 'so are both');
@@ -125,15 +105,12 @@ delivered('launcher terminated');
 # SIGKILL is a crash of the server.
 for my $kind (qw(worker manager launcher))
 {
-	$holder = hold();
+	$holder = hold_handlers($node, 'postgres');
 	emit(10);
-	my $worker = in_handler();
+	my $worker = in_handler($node, 'postgres');
 	($pid) = $kind eq 'worker' ? $worker : processes($node, $kind, $kind eq 'manager' ? 'postgres' : undef);
-	$offset = -s $node->logfile;
-	kill 'KILL', $pid or die "no such process: $pid";
-	$node->wait_for_log(qr/all server processes terminated; reinitializing/, $offset);
+	crash_server($node, $pid);
 	$holder->quit;
-	$node->poll_query_until('postgres', 'SELECT true');
 	emit(10);
 	delivered("$kind killed");
 }

@@ -30,7 +30,7 @@ sub prepare
 # While it is prepared.
 prepare('one', 2);
 prepare('none', -1);
-$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 1}')");
+emit_numbers($node, 'postgres', 1);
 ok(wait_recorded($node, 'postgres', 1), 'a prepared transaction holds up nobody');
 $node->safe_psql('postgres', "ROLLBACK PREPARED 'none'");
 $node->safe_psql('postgres', "COMMIT PREPARED 'one'");
@@ -43,7 +43,7 @@ for my $mode (qw(fast immediate))
 	$node->safe_psql('postgres', 'TRUNCATE recorded');
 	prepare('one', 2);
 	prepare('two', 3);
-	$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 1}')");
+	emit_numbers($node, 'postgres', 1);
 	ok(wait_recorded($node, 'postgres', 1), "$mode: the others are delivered before");
 	$node->stop($mode);
 	$node->start;
@@ -60,51 +60,31 @@ for my $mode (qw(fast immediate))
 # Nobody announces what logical replication commits in two phases: the manager
 # finds it when it polls.
 $node->safe_psql('postgres', 'TRUNCATE recorded');
-$node->safe_psql('postgres', 'CREATE DATABASE publisher');
-$node->safe_psql('publisher', q(
-	CREATE TABLE source (n int);
-	CREATE PUBLICATION pub FOR TABLE source;
-	SELECT pg_create_logical_replication_slot('sub', 'pgoutput', false, true);
-));
-$node->safe_psql('postgres', qq(
-	CREATE TABLE source (n int);
-	CREATE FUNCTION emit_row() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS \$\$
-	BEGIN
-		PERFORM cqrs_emit('happened', jsonb_build_object('n', new.n));
-		RETURN NULL;
-	END \$\$;
-	CREATE TRIGGER emit AFTER INSERT ON source FOR EACH ROW EXECUTE FUNCTION emit_row();
-	ALTER TABLE source ENABLE ALWAYS TRIGGER emit;
-	CREATE SUBSCRIPTION sub CONNECTION '@{[ $node->connstr =~ s/'//gr ]} dbname=publisher' PUBLICATION pub
-		WITH (create_slot = false, two_phase = true, copy_data = false);
-));
-$node->poll_query_until('postgres', "SELECT subtwophasestate = 'e' FROM pg_subscription") or die 'no two-phase replication';
-$node->safe_psql('publisher', "BEGIN; INSERT INTO source VALUES (7); PREPARE TRANSACTION 'remote'");
-ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_prepared_xacts WHERE database = 'postgres'"), 'a replicated transaction is prepared');
-$node->safe_psql('publisher', "COMMIT PREPARED 'remote'");
-ok($node->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_prepared_xacts WHERE database = 'postgres'"), 'and committed');
+replicate_prepared($node);
+$node->safe_psql('source', "BEGIN; INSERT INTO replicated VALUES (7); PREPARE TRANSACTION 'remote'");
+ok(wait_prepared($node, 1), 'a replicated transaction is prepared');
+$node->safe_psql('source', "COMMIT PREPARED 'remote'");
+ok(wait_prepared($node, 0), 'and committed');
 is($node->safe_psql('postgres', "SELECT lag_events FROM cqrs_subscription_status WHERE subscription = 'recorder'"), '1', 'nobody noticed its event');
-$node->append_conf('postgresql.conf', "cqrs_outbox.poll_interval = '100ms'");
 $node->safe_psql('postgres', "SELECT cqrs_subscribe('puller', ARRAY['things'])");
-$node->reload;
+reconfigure($node, "cqrs_outbox.poll_interval = '100ms'");
 ok(wait_recorded($node, 'postgres', 1), 'polling does');
 is(recorded($node, 'postgres'), '7', 'once');
 my $tick = $node->safe_psql('postgres', 'SELECT max(tick_id) FROM cqrs.tick');
-$node->safe_psql('publisher', "BEGIN; INSERT INTO source VALUES (8); PREPARE TRANSACTION 'remote'; COMMIT PREPARED 'remote'");
+$node->safe_psql('source', "BEGIN; INSERT INTO replicated VALUES (8); PREPARE TRANSACTION 'remote'; COMMIT PREPARED 'remote'");
 ok(wait_recorded($node, 'postgres', 2), 'and again');
 $node->poll_query_until('postgres', "SELECT count(*) > 0 FROM cqrs.tick WHERE tick_id > $tick");
 is($node->safe_psql('postgres', "SELECT count(*) FROM cqrs.tick WHERE tick_id > $tick"), 1, 'without a tick when there is nothing');
 
 # Without a manager, too.
-$node->append_conf('postgresql.conf', "cqrs_outbox.manager_idle_timeout = 0");
-$node->reload;
-ok($node->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager'"), 'the manager ends');
-$node->safe_psql('publisher', "BEGIN; INSERT INTO source VALUES (9); PREPARE TRANSACTION 'remote'");
-ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_prepared_xacts WHERE database = 'postgres'"), 'another is prepared');
-$node->safe_psql('publisher', "COMMIT PREPARED 'remote'");
+reconfigure($node, "cqrs_outbox.manager_idle_timeout = 0");
+ok(wait_managers($node), 'the manager ends');
+$node->safe_psql('source', "BEGIN; INSERT INTO replicated VALUES (9); PREPARE TRANSACTION 'remote'");
+ok(wait_prepared($node, 1), 'another is prepared');
+$node->safe_psql('source', "COMMIT PREPARED 'remote'");
 ok(wait_recorded($node, 'postgres', 3), 'and found when it is committed, though no manager stays');
-ok($node->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager'"), 'then nobody polls any more');
-$node->safe_psql('postgres', 'DROP SUBSCRIPTION sub');
+ok(wait_managers($node), 'then nobody polls any more');
+$node->safe_psql('postgres', 'DROP SUBSCRIPTION replicated');
 $node->stop;
 
 done_testing();

@@ -15,27 +15,21 @@ my $primary = new_server('primary', '', allows_streaming => 1);
 $primary->start;
 set_up_recording($primary, 'postgres');
 $primary->safe_psql('postgres', "SELECT cqrs_subscribe('puller', ARRAY['things'])");
-$primary->safe_psql('postgres', "SELECT cqrs_emit_many('happened', ARRAY(SELECT jsonb_build_object('n', n) FROM generate_series(1, 5) n))");
+emit_numbers($primary, 'postgres', 1 .. 5);
 wait_recorded($primary, 'postgres', 5);
 
-$primary->backup('backup');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($primary, 'backup', has_streaming => 1);
-$standby->start;
+my $standby = new_standby($primary, 'standby');
 
 # The handler is held, so that there is something that was not delivered.
-my $holder = new_session($primary, 'postgres');
-$holder->query('SELECT pg_advisory_lock(1)');
-$primary->safe_psql('postgres', "SELECT cqrs_emit_many('happened', ARRAY(SELECT jsonb_build_object('n', n) FROM generate_series(6, 10) n))");
+my $holder = hold_handlers($primary, 'postgres');
+emit_numbers($primary, 'postgres', 6 .. 10);
 $primary->wait_for_catchup($standby, 'replay', $primary->lsn('insert'));
 
 for my $call ("cqrs_emit('happened', '{}')", "cqrs_emit_many('happened', ARRAY['{}']::jsonb[])", 'cqrs_tick()',
 	"cqrs_receive('puller')", "cqrs_ack('puller')", "cqrs_drain('recorder')", "cqrs_create_topic('t')",
 	"cqrs_subscribe('s', ARRAY['things'])", "cqrs_unsubscribe('puller')")
 {
-	my ($rc, $out, $err) = $standby->psql('postgres', "\\set VERBOSITY verbose\nSELECT * FROM $call");
-
-	like($err, qr/ERROR:  25006: /, "$call needs a primary");
+	like(error_of($standby, 'postgres', "SELECT * FROM $call"), qr/ERROR:  25006: /, "$call needs a primary");
 }
 is($standby->safe_psql('postgres', "SELECT string_agg(payload->>'n', ' ' ORDER BY position) FROM cqrs_events('things', status => 'all')"),
 	join(' ', 1 .. 10), 'cqrs_events() shows the outbox');
@@ -54,7 +48,7 @@ $holder->quit;
 $standby->promote;
 ok(wait_managers($standby, 'postgres'), 'a promoted standby has a manager');
 ok(wait_recorded($standby, 'postgres', 10), 'and delivers what was not delivered');
-$standby->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 11}')");
+emit_numbers($standby, 'postgres', 11);
 ok(wait_recorded($standby, 'postgres', 11), 'and what comes');
 is(recorded($standby, 'postgres'), join(' ', 1 .. 11), 'each once, in order');
 is($standby->safe_psql('postgres', "SELECT string_agg(payload->>'n', ' ' ORDER BY position) FROM cqrs_receive('puller')"),

@@ -85,7 +85,7 @@ for my $role (qw(alice bob))
 }
 $node->restart;
 wait_managers($node, 'postgres');
-$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 1}')");
+emit_numbers($node, 'postgres', 1);
 ok($node->poll_query_until('postgres', 'SELECT count(*) = 2 FROM recorded'), 'settings of roles and database do not stop the worker');
 my $expected = 'lock_timeout=0 row_security=on search_path=pg_catalog statement_timeout=0 transaction_isolation=read committed transaction_read_only=off';
 is($node->safe_psql('postgres', 'SELECT who, settings FROM recorded ORDER BY who'),
@@ -95,9 +95,8 @@ is($node->safe_psql('postgres', 'SELECT who, settings FROM recorded ORDER BY who
 is($node->safe_psql('postgres', 'SELECT count(*) FROM cqrs.failure'), '0', 'nothing has failed');
 
 # One that blocks, of one owner; the other's goes on.
-my $holder = new_session($node, 'postgres');
-$holder->query('SELECT pg_advisory_lock(1)');
-$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": $_}')") for 2 .. 4;
+my $holder = hold_handlers($node, 'postgres');
+emit_numbers($node, 'postgres', $_) for 2 .. 4;
 ok($node->poll_query_until('postgres', "SELECT count(*) = 4 FROM recorded WHERE who LIKE 'bob%'"), 'a blocked handler holds up nobody else');
 is($node->safe_psql('postgres', "SELECT count(*) FROM recorded WHERE who LIKE 'alice%'"), '1', 'while it is blocked');
 is($node->safe_psql('postgres', 'SELECT subscription, lag_events, state FROM cqrs_subscription_status ORDER BY 1'),
@@ -129,7 +128,7 @@ my $position = $node->safe_psql('postgres', "SELECT position FROM cqrs_events('f
 ok($node->wait_for_log(qr/ERROR:  cannot do 12\n.*CONTEXT:  .*delivering position $position of topic "failures" to subscription "alice_fails"/s, $offset),
 	'and the log, with what was being delivered');
 is($node->safe_psql('postgres', 'SELECT n, who FROM recorded'), '11|new attempt 0', 'what came before is delivered, and what comes behind waits');
-$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 5}')");
+emit_numbers($node, 'postgres', 5);
 ok($node->poll_query_until('postgres', 'SELECT count(*) = 2 FROM recorded WHERE n = 5'), 'other subscriptions go on');
 $node->safe_psql('postgres', 'DELETE FROM recorded WHERE n = 5; TRUNCATE broken');
 ok($node->poll_query_until('postgres', 'SELECT count(*) = 3 FROM recorded'), 'once it works, delivery goes on');
@@ -154,7 +153,7 @@ as_role('alice', q(
 $node->safe_psql('postgres', 'TRUNCATE recorded');
 for my $n (21 .. 23)
 {
-	$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": $n}')");
+	emit_numbers($node, 'postgres', $n);
 	ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM recorded WHERE n = $n AND settings IS NOT NULL AND who = 'alice'"),
 		"event $n finds the session as it was");
 }

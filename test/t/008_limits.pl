@@ -28,7 +28,7 @@ sub delivers
 	my ($dbname) = @_;
 	my $n = ++$emitted{$dbname};
 
-	$node->safe_psql($dbname, "SELECT cqrs_emit('happened', '{\"n\": $n}')");
+	emit_numbers($node, $dbname, $n);
 	return wait_recorded($node, $dbname, $n);
 }
 
@@ -59,13 +59,13 @@ unlike(slurp_file($node->logfile, $offset), $full, 'and nothing is wrong');
 $node->safe_psql('postgres', 'DROP EXTENSION cqrs_outbox CASCADE; DROP TABLE recorded');
 $offset = restart_with(3);
 $node->safe_psql('two', "SELECT cqrs_subscribe('puller', ARRAY['things'], start => 'latest')");
-$node->safe_psql('two', "SELECT cqrs_emit('happened', '{\"n\": 6}')");
+emit_numbers($node, 'two', 6);
 ok($node->wait_for_log(qr/$full in database "two"/, $offset), 'no worker can be had: said');
 $offset = -s $node->logfile;
 my $tick = $node->safe_psql('two', 'SELECT max(tick_id) FROM cqrs.tick');
 for my $n (7 .. 10)
 {
-	$node->safe_psql('two', "SELECT cqrs_emit('happened', '{\"n\": $n}')");
+	emit_numbers($node, 'two', $n);
 	ok($node->poll_query_until('two', "SELECT max(tick_id) > $tick FROM cqrs.tick"), 'the manager still ticks') if $n == 7;
 }
 is($node->safe_psql('two', "SELECT lag_events, state FROM cqrs_subscription_status WHERE subscription = 'recorder'"), '5|no worker', 'and events wait');
@@ -75,7 +75,7 @@ unlike(slurp_file($node->logfile, $offset), $full, 'which is said once');
 $offset = restart_with(2);
 ok($node->wait_for_log($full, $offset), 'no manager can be had: said');
 $offset = -s $node->logfile;
-$node->safe_psql('two', "SELECT cqrs_emit('happened', '{\"n\": 11}')");
+emit_numbers($node, 'two', 11);
 $node->poll_query_until('two', "SELECT count(*) > 0 FROM cqrs_health() WHERE problem = 'no_manager'");
 unlike(slurp_file($node->logfile, $offset), $full, 'which is said once');
 restart_with(4);
@@ -102,23 +102,18 @@ for my $n (1 .. 3)
 	$node->safe_psql('two', "SELECT cqrs_subscribe('alice $n', ARRAY['things'], 'record_event(cqrs_event)', 'latest')", extra_params => [ '-U', 'alice' ]);
 }
 $node->safe_psql('two', 'TRUNCATE recorded');
-$node->safe_psql('two', "SELECT cqrs_emit_many('happened', ARRAY(SELECT jsonb_build_object('n', n) FROM generate_series(1, 100) n))");
+emit_numbers($node, 'two', 1 .. 100);
 ok(wait_recorded($node, 'two', 700), 'one worker delivers seven subscriptions of two owners');
 is($node->safe_psql('two', "SELECT payload->>'n', count(*) FROM recorded GROUP BY 1 HAVING count(*) <> 7"), '', 'each event once to each');
 
-# Off and on. Once a new session has the setting, our processes have been told
-# to read it before they do anything else.
-$node->append_conf('postgresql.conf', "cqrs_outbox.deliver = off\n");
-$node->reload;
-$node->poll_query_until('postgres', "SELECT current_setting('cqrs_outbox.deliver') = 'off'");
-
+# Off and on.
+reconfigure($node, "cqrs_outbox.deliver = off");
 $node->safe_psql('two', 'TRUNCATE recorded');
 $tick = $node->safe_psql('two', 'SELECT max(tick_id) FROM cqrs.tick');
 $node->safe_psql('two', join "; ", map { "SELECT cqrs_emit('happened', '{\"n\": $_}')" } 1 .. 20);
 is($node->safe_psql('two', "SELECT max(tick_id) - $tick FROM cqrs.tick"), '0', 'deliver = off: nothing is ticked');
 is(recorded($node, 'two'), '', 'nor delivered');
-$node->append_conf('postgresql.conf', "cqrs_outbox.deliver = on\n");
-$node->reload;
+reconfigure($node, "cqrs_outbox.deliver = on");
 ok(wait_recorded($node, 'two', 140), 'a reload resumes it');
 is($node->safe_psql('two', "SELECT count(*), count(DISTINCT (event_id)) FROM recorded"), '140|20', 'each event once to each');
 
@@ -129,8 +124,7 @@ ok(wait_managers($node), 'deliver = off: there is no manager after a restart');
 $node->safe_psql('two', 'TRUNCATE recorded');
 $node->safe_psql('two', join "; ", map { "SELECT cqrs_emit('happened', '{\"n\": $_}')" } 1 .. 5);
 is(recorded($node, 'two'), '', 'and nothing is delivered');
-$node->append_conf('postgresql.conf', "cqrs_outbox.deliver = on\n");
-$node->reload;
+reconfigure($node, "cqrs_outbox.deliver = on");
 ok(wait_recorded($node, 'two', 35), 'until it is told to');
 $node->stop;
 

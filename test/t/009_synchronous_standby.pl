@@ -15,14 +15,8 @@ my $primary = new_server('primary', "synchronous_commit = local\nclient_min_mess
 $primary->start;
 set_up_recording($primary, 'postgres');
 $primary->safe_psql('postgres', "SELECT cqrs_subscribe('puller', ARRAY['things'])");
-$primary->backup('backup');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($primary, 'backup', has_streaming => 1);
-$standby->start;
-$primary->safe_psql('postgres', "ALTER SYSTEM SET synchronous_standby_names = 'standby'");
-$primary->reload;
-$primary->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_replication WHERE sync_state = 'sync'")
-  or die 'no synchronous standby';
+my $standby = new_standby($primary, 'standby');
+make_synchronous($primary, 'standby');
 
 sub received
 {
@@ -34,12 +28,12 @@ sub received_in_time
 	return $primary->poll_query_until('postgres', "SELECT count(*) = 1 FROM cqrs_receive('puller')");
 }
 
-$primary->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 1}')");
+emit_numbers($primary, 'postgres', 1);
 ok(received_in_time(), 'with the standby, an event can be received');
 is(received(), "1\nt", 'which was emitted');
 
 $standby->stop;
-$primary->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 2}')");
+emit_numbers($primary, 'postgres', 2);
 is($primary->safe_psql('postgres', "SELECT payload->>'n' FROM cqrs_events('things') WHERE payload->>'n' = '2'"), '2',
 	'without it, an event may be committed here');
 ok($primary->poll_query_until('postgres', "SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager' AND datname = 'postgres'"),

@@ -48,7 +48,7 @@ $node->safe_psql('postgres', q(
 	SELECT cqrs_subscribe('follower', ARRAY['things'], 'follow(cqrs_event)', 'latest');
 	SELECT cqrs_subscribe('followers', ARRAY['followers'], 'record_event(cqrs_event)');
 	TRUNCATE recorded));
-$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 1}')");
+emit_numbers($node, 'postgres', 1);
 ok(wait_recorded($node, 'postgres', 2), 'what a handler emits is delivered, too');
 $node->safe_psql('postgres', "SELECT cqrs_unsubscribe('follower')");
 
@@ -59,7 +59,7 @@ $node->safe_psql('postgres', q(
 ok(wait_recorded($node, 'postgres', 1), 'a new subscription is delivered without anybody emitting');
 
 # Nothing to tick for. The last one is ticked, and is the last of all.
-$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 3}')");
+emit_numbers($node, 'postgres', 3);
 ok(wait_recorded($node, 'postgres', 2), 'before');
 $node->safe_psql('postgres', q(
 	CREATE FUNCTION happen(c jsonb) RETURNS uuid LANGUAGE sql AS $$SELECT cqrs_emit('happened', c)$$;
@@ -74,12 +74,10 @@ for (1 .. 5)
 is(ticks(), $before, 'what concerns no events, was rolled back or run dry, makes no tick');
 
 # Many commits, few ticks: no more than there is time for.
-$node->append_conf('postgresql.conf', "cqrs_outbox.tick_interval = '1s'\n");
-$node->reload;
-$node->poll_query_until('postgres', "SELECT current_setting('cqrs_outbox.tick_interval') = '1s'");
+reconfigure($node, "cqrs_outbox.tick_interval = '1s'");
 $node->safe_psql('postgres', "TRUNCATE recorded; SELECT cqrs_emit('happened', '{\"n\": 0}')");
 ok(wait_recorded($node, 'postgres', 1), 'the manager has the new setting');
-$before = $node->safe_psql('postgres', 'SELECT max(tick_id) FROM cqrs.tick');
+$before = ticks();
 my ($manager) = processes($node, 'manager', 'postgres');
 
 # wakeups(): how often the manager waited until now, by the kernel's count.

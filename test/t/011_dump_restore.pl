@@ -23,13 +23,11 @@ sub set_next_xid
 	$node->command_ok([ 'pg_resetwal', '-x', $xid, $node->data_dir ], "next transaction id of @{[ $node->name ]} is $xid");
 }
 
-sub deliver
+sub stop_delivery
 {
-	my ($node, $on) = @_;
+	my ($node) = @_;
 
-	$node->safe_psql('postgres', "ALTER SYSTEM SET cqrs_outbox.deliver = $on");
-	$node->reload;
-	$node->poll_query_until('postgres', "SELECT setting = '$on' FROM pg_settings WHERE name = 'cqrs_outbox.deliver'");
+	reconfigure($node, 'cqrs_outbox.deliver = off');
 	# A worker that was at it is done.
 	$node->poll_query_until('postgres', "SELECT count(*) = 0 FROM cqrs_worker_status() WHERE state = 'delivering'");
 }
@@ -125,7 +123,7 @@ ok($source->poll_query_until('app', 'SELECT count(*) = 1 FROM cqrs.retry'), 'whi
 $source->safe_psql('app', 'SELECT cqrs_tick()');
 is(receive($source, 'app', 'outside', 10), '1 2 4', 'so does the consumer outside');
 acknowledge($source, 'app', 'outside', 2);
-deliver($source, 'off');
+stop_delivery($source);
 $open->query('COMMIT');
 $open->quit;
 add($source, 'app', 5 .. 7);
@@ -186,9 +184,7 @@ for my $name (qw(low high))
 		is($node->safe_psql('app', "SELECT string_agg(n::text, ' ' ORDER BY n) FROM recorded_spread"), '1 4', "$name: @_: nothing that was parked");
 		for ('outside', 'behind', 'early outside')
 		{
-			my ($rc, $out, $err) = $node->psql('app', "SET ROLE app; SELECT * FROM cqrs_receive('$_')");
-
-			like($err, qr/subscription "$_" was restored from a dump/, "$name: @_: nothing is received by '$_'");
+			like(error_of($node, 'app', "SET ROLE app; SELECT * FROM cqrs_receive('$_')"), qr/subscription "$_" was restored from a dump/, "$name: @_: nothing is received by '$_'");
 		}
 	};
 	$nothing->('restored');
@@ -198,8 +194,8 @@ for my $name (qw(low high))
 	is(receive($node, 'app', 'late outside', 10), '8', "$name: those made here get what is emitted here");
 	is($node->safe_psql('app', "SELECT string_agg(subscription, ', ' ORDER BY subscription) FROM cqrs_subscription_status WHERE state = 'restored'"), 'behind, early outside, outside, recorder, spread', "$name: as their status says");
 	is($node->safe_psql('app', "SELECT payload->>'n', status FROM cqrs_events('items')"), "2|not_produced\n8|new", "$name: and the outbox shows");
-	my ($rc, $out, $err) = $node->psql('app', "SELECT cqrs_drop_topic('notes', true) FROM cqrs.event_type WHERE false; SELECT cqrs_unregister_event('noted'); SELECT cqrs_drop_topic('notes')");
-	like($err, qr/topic "notes" holds undelivered events/, "$name: what waits is not dropped unless forced");
+	like(error_of($node, 'app', "SELECT cqrs_drop_topic('notes', true) FROM cqrs.event_type WHERE false; SELECT cqrs_unregister_event('noted'); SELECT cqrs_drop_topic('notes')"),
+		qr/topic "notes" holds undelivered events/, "$name: what waits is not dropped unless forced");
 	isnt($node->psql('app', 'SET ROLE app; SELECT cqrs_adopt()'), 0, "$name: not everybody may adopt");
 
 	# An adoption that is rolled back changes nothing; one that waits for
@@ -247,7 +243,7 @@ for my $name (qw(low high))
 my ($low, $high) = @node{qw(low high)};
 my $dir = $low->basedir . '/directory';
 acknowledge($low, 'app', 'outside', 5);
-deliver($low, 'off');
+stop_delivery($low);
 add($low, 'app', 12);
 $low->command_ok([ 'pg_dump', '-Fd', '-j2', '-f', $dir, $low->connstr('app') ], 'pg_dump of what was adopted');
 $high->safe_psql('postgres', 'CREATE DATABASE again');

@@ -1,5 +1,6 @@
-# Library and extension of different versions: our functions say so, and
-# nothing is delivered, until they are of one. In an installation of its own.
+# While library and extension are of different versions, our functions say so,
+# and nothing is delivered; once they are of one, it is. In an installation of
+# its own.
 
 use strict;
 use warnings;
@@ -43,17 +44,9 @@ my $node = new_server('main', '', install_path => dirname("$root$dir{bindir}"));
 $node->start;
 is($node->safe_psql('postgres', 'SHOW data_directory') ne '' && dirname($node->safe_psql('postgres', "SELECT setting FROM pg_config WHERE name = 'SHAREDIR'")), dirname("$root$dir{sharedir}"), 'the installation is its own');
 
-sub error
-{
-	my ($dbname, $sql) = @_;
-	my ($rc, $out, $err) = $node->psql($dbname, "\\set VERBOSITY verbose\n$sql");
-
-	return $err;
-}
-
 # An extension that is newer than the library.
 set_up_recording($node, 'postgres');
-$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 1}')");
+emit_numbers($node, 'postgres', 1);
 ok(wait_recorded($node, 'postgres', 1), 'with one version, events are delivered');
 my $session = new_session($node, 'postgres');
 like($session->query("SELECT cqrs_emit('happened', '{\"n\": 2}')"), qr/^[0-9a-f-]{36}$/, 'a session has the registry loaded');
@@ -70,7 +63,7 @@ $waiting->query('COMMIT');
 for my $sql ("SELECT cqrs_emit('happened', '{}')", "SELECT cqrs_send('x')", "SELECT * FROM cqrs_events()", "SELECT cqrs_subscribe('s', ARRAY['things'])",
 	'SELECT * FROM cqrs_subscription_status', 'SELECT cqrs_adopt()')
 {
-	like(error('postgres', $sql), qr/ERROR:  55000: cqrs_outbox cannot be used in this database\nDETAIL:  The library is of version \Q$current\E, the extension of version \Q$newer\E\.\nHINT:  Restart the server/,
+	like(error_of($node, 'postgres', $sql), qr/ERROR:  55000: cqrs_outbox cannot be used in this database\nDETAIL:  The library is of version \Q$current\E, the extension of version \Q$newer\E\.\nHINT:  Restart the server/,
 		"$sql says so too");
 }
 like($session->query("SELECT cqrs_emit('happened', '{\"n\": 4}')"), qr/cannot be used/, 'in a session that was there, too');
@@ -84,7 +77,7 @@ $node->restart;
 ok($node->wait_for_log($said, $restarted), 'after a restart with the same library, the same');
 $node->safe_psql('postgres', 'CREATE DATABASE other');
 set_up_recording($node, 'other');
-$node->safe_psql('other', "SELECT cqrs_emit('happened', '{\"n\": 1}')");
+emit_numbers($node, 'other', 1);
 ok(wait_recorded($node, 'other', 1), 'other databases are served');
 is(recorded($node, 'postgres'), '1 2', 'in this one, nothing was delivered');
 is(scalar(() = slurp_file($node->logfile, $offset) =~ /cqrs_outbox delivers nothing/g), 2, 'which the manager says once');
@@ -92,7 +85,7 @@ is(scalar(() = slurp_file($node->logfile, $offset) =~ /cqrs_outbox delivers noth
 # Back.
 $node->safe_psql('postgres', "ALTER EXTENSION cqrs_outbox UPDATE TO '$current'");
 ok(wait_recorded($node, 'postgres', 3), 'with one version again, what waited is delivered');
-$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 4}')");
+emit_numbers($node, 'postgres', 4);
 ok(wait_recorded($node, 'postgres', 4), 'and what comes');
 is(recorded($node, 'postgres'), '1 2 3 4', 'each once');
 is($node->safe_psql('postgres', 'SELECT problem FROM cqrs_health()'), '', 'and all is well');
@@ -100,10 +93,10 @@ is($node->safe_psql('postgres', 'SELECT problem FROM cqrs_health()'), '', 'and a
 # An extension that is older than the library.
 $node->safe_psql('postgres', 'CREATE DATABASE old');
 $node->safe_psql('old', "CREATE EXTENSION cqrs_outbox VERSION '$older'");
-like(error('old', "SELECT cqrs_register_event('happened', 'things')"), qr/ERROR:  55000: .*\nDETAIL:  The library is of version \Q$current\E, the extension of version \Q$older\E\.\nHINT:  ALTER EXTENSION cqrs_outbox UPDATE\./, 'an older extension is to be updated');
+like(error_of($node, 'old', "SELECT cqrs_register_event('happened', 'things')"), qr/ERROR:  55000: .*\nDETAIL:  The library is of version \Q$current\E, the extension of version \Q$older\E\.\nHINT:  ALTER EXTENSION cqrs_outbox UPDATE\./, 'an older extension is to be updated');
 $node->safe_psql('old', 'ALTER EXTENSION cqrs_outbox UPDATE');
 set_up_recording($node, 'old');
-$node->safe_psql('old', "SELECT cqrs_emit('happened', '{\"n\": 1}')");
+emit_numbers($node, 'old', 1);
 ok(wait_recorded($node, 'old', 1), 'and then it works');
 unlike(slurp_file($node->logfile), qr/(PANIC|TRAP|terminated by signal|cqrs_outbox (manager|worker)".* exited)/, 'none of our processes failed');
 $node->stop;

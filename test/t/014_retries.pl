@@ -66,21 +66,6 @@ sub emit
 	die $error if $status != 0 && $status != 2;
 }
 
-sub status
-{
-	return $node->safe_psql('postgres',
-		"SELECT concat_ws('/', lag_events, retrying, waiting, dead) FROM cqrs_subscription_status WHERE subscription = 'things'");
-}
-
-sub wait_status
-{
-	my ($expected) = @_;
-
-	return $node->poll_query_until('postgres',
-		"SELECT concat_ws('/', lag_events, retrying, waiting, dead) FROM cqrs_subscription_status WHERE subscription = 'things'",
-		$expected);
-}
-
 # those(): what was recorded, in order, and emptied.
 sub those
 {
@@ -101,20 +86,16 @@ sub calls
 	return $node->safe_psql('postgres', "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM calls");
 }
 
-sub dead
-{
-	return $node->safe_psql('postgres', q(
-		SELECT concat_ws('/', payload->>'n', attempts, sqlstate, error) FROM cqrs_dead_letters('things')));
-}
+sub dead { return take_dead($node, 'things', q(payload->>'n', attempts, sqlstate, error)); }
 
 # An error.
 does(2, 'raise');
 my $offset = -s $node->logfile;
 $node->safe_psql('postgres', q(
 	SELECT cqrs_emit('happened', jsonb_build_object('n', n), key => CASE n WHEN 4 THEN 'b' ELSE 'a' END) FROM generate_series(1, 4) n));
-ok(wait_status('0/0/0/1'), 'an event that always fails is given up');
+ok(wait_status($node, 'postgres', 'things', '0/0/0/1'), 'an event that always fails is given up');
 is(those(), 'a1 b4 a3', 'the events of its key waited for that, another did not');
-is(dead(), '2/3/P0001/cannot do 2', 'after three attempts');
+is($node->safe_psql('postgres', "SELECT attempts, sqlstate, error FROM cqrs_dead_letters('things')"), '3|P0001|cannot do 2', 'after three attempts');
 my $log = slurp_file($node->logfile, $offset);
 is(scalar(() = $log =~ /ERROR:  cannot do 2/g), 3, 'each is in the log, once');
 is(scalar(() = $log =~ /CONTEXT:.*\n\tdelivering position 2 of topic "things" to subscription "things"/g), 3,
@@ -123,15 +104,15 @@ is(scalar(() = $log =~ /CONTEXT:.*\n\tdelivering position 2 of topic "things" to
 # A retry that succeeds; a redrive.
 $node->safe_psql('postgres', 'TRUNCATE does');
 $node->safe_psql('postgres', "SELECT cqrs_redrive('things')");
-ok(wait_status('0/0/0/0'), 'a dead letter is delivered after all');
+ok(wait_status($node, 'postgres', 'things', '0/0/0/0'), 'a dead letter is delivered after all');
 is(those(), 'a2', 'itself, and nothing else');
 $node->safe_psql('postgres', "SELECT cqrs_alter_subscription('things', max_attempts => 0)");
 does(5, 'raise');
 emit('a', 5, 6);
 ok($node->poll_query_until('postgres', 'SELECT last_value > 5 FROM calls'), 'without a limit it is tried for ever');
-is(status(), '0/1/1/0', 'and the next one waits');
+ok(wait_status($node, 'postgres', 'things', '0/1/1/0'), 'and the next one waits');
 $node->safe_psql('postgres', 'TRUNCATE does');
-ok(wait_status('0/0/0/0'), 'until it succeeds');
+ok(wait_status($node, 'postgres', 'things', '0/0/0/0'), 'until it succeeds');
 is(those(), 'a5 a6', 'in order');
 $node->safe_psql('postgres', "SELECT cqrs_alter_subscription('things', max_attempts => 3)");
 
@@ -141,13 +122,12 @@ $locker->query('SELECT pg_advisory_lock(42)');
 does(7, 'hang');
 emit('a', 7);
 emit('b', 8);
-ok(wait_status('0/0/0/1'), 'a handler that hangs is canceled, and fails');
+ok(wait_status($node, 'postgres', 'things', '0/0/0/1'), 'a handler that hangs is canceled, and fails');
 is(dead(), '7/3/57014/handler of subscription "things" took longer than its handler_timeout', 'after its attempts');
 is(those(), 'b8', 'another key goes on');
-$node->safe_psql('postgres', "SELECT cqrs_discard('things')");
 does(9, 'hang for ever');
 emit('a', 9);
-ok(wait_status('0/0/0/1'), 'also one that does not let itself be canceled');
+ok(wait_status($node, 'postgres', 'things', '0/0/0/1'), 'also one that does not let itself be canceled');
 is(those(), '', 'what it did is rolled back');
 $node->safe_psql('postgres', "SELECT cqrs_discard('things')");
 $locker->quit;
@@ -155,40 +135,36 @@ $locker->quit;
 # A deferred constraint fails at the commit of the batch.
 does(11, 'defer');
 emit('a', 10, 11, 12);
-ok(wait_status('0/0/0/1'), 'an event that fails at commit is found among the batch');
+ok(wait_status($node, 'postgres', 'things', '0/0/0/1'), 'an event that fails at commit is found among the batch');
 is(those(), 'a10 a12', 'the others are delivered');
 like(dead(), qr{^11/3/23505/}, 'it has its attempts');
-$node->safe_psql('postgres', "SELECT cqrs_discard('things')");
 
 # It ends its process.
 does(14, 'terminate');
 emit('a', 13, 14, 15);
-ok(wait_status('0/0/0/1'), 'a handler that ends its process is given up');
+ok(wait_status($node, 'postgres', 'things', '0/0/0/1'), 'a handler that ends its process is given up');
 is(those(), 'a13 a15', 'its neighbours are delivered');
 is(dead(), '14/3/57P02/the server process ended while it handled the event', 'after its attempts');
 is(calls(), 4, 'which are counted from when it was careful');
-$node->safe_psql('postgres', "SELECT cqrs_discard('things')");
 
 # It crashes the server.
 does(17, 'kill');
 $offset = -s $node->logfile;
 emit('a', 16, 17, 18);
-ok(wait_status('0/0/0/1'), 'a handler that crashes the server is given up');
+ok(wait_status($node, 'postgres', 'things', '0/0/0/1'), 'a handler that crashes the server is given up');
 is(those(), 'a16 a18', 'its neighbours are delivered');
 is(dead(), '17/3/57P02/the server process ended while it handled the event', 'after its attempts');
 $log = slurp_file($node->logfile, $offset);
 is(scalar(() = $log =~ /"cqrs_outbox worker" \(PID \d+\) was terminated by signal 9/g), 4,
 	'so the server is not restarted for ever');
-$node->safe_psql('postgres', "SELECT cqrs_discard('things')");
 
 # What may be no event's fault: it is, if others do not meet it ...
 does(20, 'disk full');
 emit('a', 19, 20);
 emit('b', 21);
-ok(wait_status('0/0/0/1'), 'an event that others are delivered beside is at fault, whatever it says');
+ok(wait_status($node, 'postgres', 'things', '0/0/0/1'), 'an event that others are delivered beside is at fault, whatever it says');
 is(those(), 'a19 b21', 'the others are delivered');
 is(dead(), '20/3/53100/disk_full', 'after its attempts');
-$node->safe_psql('postgres', "SELECT cqrs_discard('things')");
 
 # ... and is not, if they do.
 $node->safe_psql('postgres', "TRUNCATE does; INSERT INTO does SELECT n, 'disk full' FROM generate_series(30, 35) n");
@@ -198,7 +174,7 @@ ok($node->poll_query_until('postgres', "SELECT max(failures) > 2 FROM cqrs.failu
 is($node->safe_psql('postgres', "SELECT concat_ws('/', retrying, dead, last_error_sqlstate, last_error_position) FROM cqrs_subscription_status"),
 	'0/0/53100', 'and counts as no attempt');
 $node->safe_psql('postgres', 'TRUNCATE does');
-ok(wait_status('0/0/0/0'), 'until it is over');
+ok(wait_status($node, 'postgres', 'things', '0/0/0/0'), 'until it is over');
 is(join(' ', sort split / /, those()), 'a30 a31 b32 c33 d34 e35', 'everything is delivered');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM cqrs.failure'), '0', 'and it is forgotten');
 
@@ -207,7 +183,7 @@ emit('a', 22);
 ok($node->poll_query_until('postgres', "SELECT last_error_sqlstate = '42883' AND retrying = 0 FROM cqrs_subscription_status"),
 	'nor does a handler that is not there');
 $node->safe_psql('postgres', 'ALTER FUNCTION on_nothing(cqrs_event) RENAME TO on_thing');
-ok(wait_status('0/0/0/0'), 'until it is');
+ok(wait_status($node, 'postgres', 'things', '0/0/0/0'), 'until it is');
 is(those(), 'a22', 'delivered');
 
 # Almost everything fails, of different keys: that is given up, and the rest
@@ -215,10 +191,10 @@ is(those(), 'a22', 'delivered');
 $node->safe_psql('postgres', q(
 	TRUNCATE does; INSERT INTO does SELECT i, 'raise' FROM generate_series(1000, 2099) i WHERE i % 10 <> 0;
 	SELECT cqrs_emit_many('happened', array_agg(jsonb_build_object('n', i)), array_agg(i::text)) FROM generate_series(1000, 2099) i));
-ok(wait_status('0/0/0/990'), 'a thousand failures are all given up');
+ok(wait_status($node, 'postgres', 'things', '0/0/0/990'), 'a thousand failures are all given up');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM cqrs.retry'), '0', 'nothing is left behind');
 $node->safe_psql('postgres', "TRUNCATE does; SELECT cqrs_redrive('things')");
-ok(wait_status('0/0/0/0'), 'and all are delivered after all');
+ok(wait_status($node, 'postgres', 'things', '0/0/0/0'), 'and all are delivered after all');
 is($node->safe_psql('postgres', "SELECT string_agg(key, ' ' ORDER BY key::int) FROM recorded"), join(' ', 1000 .. 2099), 'once');
 
 $node->stop;

@@ -1,6 +1,6 @@
 # Partitions are delivered side by side; a handler that is blocked holds up
-# nobody else; a subscription that is paused gets nothing; waiting for one; and
-# clients that pull are notified.
+# nobody else; a subscription that is paused gets nothing; cqrs_wait() waits
+# until one is delivered; and clients that listen are notified.
 
 use strict;
 use warnings;
@@ -124,13 +124,7 @@ $node->safe_psql('postgres', "SELECT cqrs_subscribe('pull', ARRAY['things'], sta
 my $listener = new_session($node, 'postgres');
 $listener->query('LISTEN things');
 emit($one, 8);
-my $heard = '';
-for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
-{
-	$heard .= $listener->query('SELECT pg_sleep(0.1)');
-	last if $heard =~ /Asynchronous notification "things"/;
-}
-like($heard, qr/Asynchronous notification "things"/, 'who listens is notified');
+ok(wait_until(sub { $listener->query('SELECT pg_sleep(0.1)') =~ /Asynchronous notification "things"/ }), 'who listens is notified');
 is($node->safe_psql('postgres', "SELECT payload->>'n' FROM cqrs_receive('pull')"), '8', 'and can receive');
 
 $node->stop;

@@ -28,15 +28,9 @@ sub problems
 sub wait_problems
 {
 	my ($expected, $arguments, $dbname) = @_;
-	my $problems;
 
-	for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
-	{
-		$problems = problems($arguments, $dbname);
-		return 1 if $problems eq $expected;
-		select(undef, undef, undef, 0.1);
-	}
-	diag("there is: $problems");
+	return 1 if wait_until(sub { problems($arguments, $dbname) eq $expected });
+	diag('there is: ' . problems($arguments, $dbname));
 	return 0;
 }
 
@@ -52,20 +46,13 @@ sub of
 		extra_params => [ '-U', 'watcher' ]);
 }
 
-sub emit
-{
-	my ($dbname) = @_;
-
-	$node->safe_psql($dbname // 'postgres', q(SELECT cqrs_emit('happened', '{"n": 1}')));
-}
-
 # The manager notes what its workers did when it has something to do anyway.
 $node = new_server('main', "cqrs_outbox.max_workers = 2\ncqrs_outbox.poll_interval = '100 ms'\n");
 $node->start;
 set_up_recording($node, 'postgres');
 $node->safe_psql('postgres', 'CREATE ROLE watcher LOGIN IN ROLE pg_monitor; CREATE ROLE alice LOGIN');
 ok(healthy(), 'all is well');
-emit();
+emit_numbers($node, 'postgres', 1);
 ok(wait_recorded($node, 'postgres', 1), 'the worker delivers');
 ok(healthy("'0', '0'"), 'and nothing is late or held');
 
@@ -82,9 +69,8 @@ SKIP:
 }
 
 # A handler at work for long.
-my $locker = new_session($node, 'postgres');
-$locker->query('SELECT pg_advisory_lock(1)');
-emit();
+my $locker = hold_handlers($node, 'postgres');
+emit_numbers($node, 'postgres', 1);
 ok(wait_problems('handler_slow subscription "recorder"', "max_hold => '0'"), 'a handler that takes long');
 ok(healthy(), 'is none by default yet');
 my ($worker) = processes($node, 'worker');
@@ -98,7 +84,7 @@ is(of('late', 'count(*)', "max_lag => '0', max_hold => '0'"), '1', 'it is late')
 
 # Both workers are in use; a third subscription waits.
 $node->safe_psql('postgres', "SELECT cqrs_subscribe('second', ARRAY['things'], 'record_event(cqrs_event)', 'latest'); SELECT cqrs_subscribe('third', ARRAY['things'], 'record_event(cqrs_event)', 'latest')");
-emit();
+emit_numbers($node, 'postgres', 1);
 ok($node->poll_query_until('postgres', q(SELECT count(*) FILTER (WHERE problem = 'handler_slow') = 2 AND count(*) FILTER (WHERE problem = 'workers_busy' AND object = 'database "postgres"') = 1 FROM cqrs_health(max_hold => '0'))),
 	'workers that are busy while others wait');
 is($node->safe_psql('postgres', "SELECT count(*) FROM cqrs_subscription_status WHERE held_by_pid IS NULL AND state = 'no worker'"), '1',
@@ -117,7 +103,7 @@ $node->safe_psql('postgres', q(CREATE TABLE names (name text);
 	SELECT cqrs_subscribe('renames', ARRAY['things'], 'rename_session(cqrs_event)', 'latest')));
 for my $n (1 .. 2)
 {
-	emit();
+	emit_numbers($node, 'postgres', 1);
 	is($node->safe_psql('postgres', "SELECT cqrs_wait('renames', '60 s')"), 't', 'a handler names its session');
 }
 is($node->safe_psql('postgres', 'SELECT name, count(*) FROM names GROUP BY 1'), 'cqrs_outbox worker|2', 'for itself only');
@@ -129,7 +115,7 @@ my $alice = new_session($node, 'postgres', 'alice');
 $alice->query("SELECT cqrs_subscribe('pull', ARRAY['things'], start => 'latest')");
 my $other = new_session($node, 'postgres', 'alice');
 my $pid = $other->query('SELECT pg_backend_pid()');
-emit();
+emit_numbers($node, 'postgres', 1);
 $other->query("BEGIN; SELECT count(*) FROM cqrs_receive('pull')");
 ok(wait_problems('held_by_client subscription "pull"', "max_hold => '0'"), 'a client that keeps its transaction open');
 like(of('held_by_client', 'detail', "max_hold => '0'"),
@@ -167,20 +153,18 @@ $node->safe_psql('postgres', "SELECT cqrs_create_topic('short', '0'); SELECT cqr
 my $reader = new_session($node, 'postgres');
 $pid = $reader->query('SELECT pg_backend_pid()');
 $reader->query('BEGIN; SELECT count(*) FROM cqrs_topics.short');
-$node->append_conf('postgresql.conf', "cqrs_outbox.segment_age = '1ms'");
-$node->reload;
+reconfigure($node, "cqrs_outbox.segment_age = '1ms'");
 ok(wait_problems('truncation_held topic "short"', "max_hold => '0'"), 'a reader that keeps a segment from being truncated');
 like(of('truncation_held', 'hint', "max_hold => '0'"), qr/pg_terminate_backend\($pid\)/, 'and what to do');
 $reader->query('COMMIT');
 ok(healthy("max_hold => '0'"), 'once it ends, all is well');
 $reader->quit;
-$node->append_conf('postgresql.conf', "cqrs_outbox.segment_age = '1h'");
-$node->reload;
+reconfigure($node, "cqrs_outbox.segment_age = '1h'");
 $node->safe_psql('postgres', "SELECT cqrs_drop_topic('short', force => true)");
 
 # A subscription that cannot be delivered.
 $node->safe_psql('postgres', 'ALTER FUNCTION record_event(cqrs_event) RENAME TO renamed');
-emit();
+emit_numbers($node, 'postgres', 1);
 ok(wait_problems(qq(handler_failing subscription "recorder"\nhandler_missing subscription "recorder")), 'a handler that is gone');
 like(of('handler_failing', 'detail', ''), qr/^It failed \d+ times in a row, and is tried again at .*: handler public\.record_event\(.*\) of subscription "recorder" does not exist$/,
 	'with the error');
@@ -203,7 +187,7 @@ is($node->safe_psql('postgres', "SELECT cqrs_wait('alices', '60 s')"), 't', 'and
 $node->safe_psql('postgres', q(CREATE OR REPLACE FUNCTION alices(event cqrs_event) RETURNS void LANGUAGE sql AS 'SELECT pg_advisory_xact_lock(2)'));
 $locker = new_session($node, 'postgres');
 $locker->query('SELECT pg_advisory_lock(2)');
-emit();
+emit_numbers($node, 'postgres', 1);
 ok(wait_problems('handler_slow subscription "alices"', "max_hold => '0'"), 'its handler waits');
 $pid = $node->safe_psql('postgres', "SELECT pid FROM cqrs_subscription_status WHERE subscription = 'alices'");
 $node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)");
@@ -215,28 +199,28 @@ $node->safe_psql('postgres', "SELECT cqrs_unsubscribe('alices')");
 # A broker that its subscription's owner may not use any more, or that is gone.
 my $peer = ExamplePeer->new;
 my $port = $peer->port;
-$node->safe_psql('postgres', qq(CREATE EXTENSION cqrs_outbox_example;
-	CREATE SERVER peer FOREIGN DATA WRAPPER cqrs_example OPTIONS (host '127.0.0.1', port '$port');
+$peer->create_server($node, 'postgres', 'peer');
+$node->safe_psql('postgres', qq(
 	GRANT USAGE ON FOREIGN SERVER peer TO alice;
 	SET ROLE alice;
 	SELECT cqrs_subscribe('sent', ARRAY['things'], server => 'peer', start => 'latest')));
-emit();
+emit_numbers($node, 'postgres', 1);
 ok($peer->wait_messages(undef, 1), 'a broker is sent an event');
 ok(healthy(), 'and all is well');
 $node->safe_psql('postgres', 'REVOKE USAGE ON FOREIGN SERVER peer FROM alice');
-emit();
+emit_numbers($node, 'postgres', 1);
 ok(wait_problems(qq(failing subscription "sent"\nserver_privilege subscription "sent")), 'its owner may not use it any more');
 like(of('failing', 'detail', ''), qr/: permission denied for foreign server peer$/, 'with the error');
 $node->safe_psql('postgres', of('server_privilege', 'hint', ''));
 ok(healthy(), 'until its owner may again');
 $node->safe_psql('postgres', 'ALTER SERVER peer RENAME TO renamed');
-emit();
+emit_numbers($node, 'postgres', 1);
 ok(wait_problems(qq(failing subscription "sent"\nserver_missing subscription "sent")), 'it is gone');
 $node->safe_psql('postgres', 'ALTER SERVER renamed RENAME TO peer');
 ok(healthy(), 'until it is there again');
 ok($peer->wait_messages(undef, 3), 'and nothing is lost');
 $peer->stop;
-emit();
+emit_numbers($node, 'postgres', 1);
 ok(wait_problems('failing subscription "sent"'), 'it cannot be connected to');
 like(of('failing', 'detail', ''), qr/: could not connect to 127\.0\.0\.1:$port: Connection refused$/, 'and why');
 $node->safe_psql('postgres', "SELECT cqrs_unsubscribe('sent')");
@@ -260,11 +244,9 @@ $locker->query('ROLLBACK');
 $locker->quit;
 
 # Switched off.
-$node->append_conf('postgresql.conf', "cqrs_outbox.deliver = off\n");
-$node->reload;
+reconfigure($node, "cqrs_outbox.deliver = off");
 ok(wait_problems('deliver_off setting cqrs_outbox.deliver'), 'delivery is switched off');
-$node->append_conf('postgresql.conf', "cqrs_outbox.deliver = on\n");
-$node->reload;
+reconfigure($node, "cqrs_outbox.deliver = on");
 ok(healthy(), 'and on');
 
 # More databases than can be served.
@@ -286,7 +268,7 @@ my $few = 'few_worker_processes setting max_worker_processes';
 ok(wait_problems($few, '', $_), "a database that has nothing to do needs no manager: $_") for qw(postgres two);
 is($node->safe_psql('two', "SELECT hint FROM cqrs_health() WHERE problem = 'few_worker_processes'"),
 	'Set it to 4 or more, if there are parallel queries or subscriptions of logical replication, and restart the server.', 'how many are needed');
-emit();
+emit_numbers($node, 'postgres', 1);
 ok(wait_problems(qq(no_worker database "postgres"\n$few)), 'there is none for a worker');
 
 # One that has something to do waits for a manager while another database has
@@ -298,7 +280,7 @@ for my $dbname (qw(postgres two))
 {
 	my $count = $node->safe_psql($dbname, 'SELECT count(*) FROM recorded');
 
-	emit($dbname);
+	emit_numbers($node, $dbname, 1);
 	ok(wait_recorded($node, $dbname, $count + 1), "one manager and one worker are enough to deliver in $dbname");
 }
 # While one leaves for the other, there may be none.
@@ -306,7 +288,7 @@ $node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity W
 my ($with, $stopped) = split /\|/, $node->safe_psql('postgres', "SELECT datname, pid FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager'");
 my $without = $with eq 'two' ? 'postgres' : 'two';
 kill 'STOP', $stopped;
-emit($without);
+emit_numbers($node, $without, 1);
 ok(wait_problems(qq(no_manager database "$without"), '', $without), 'another waits for it');
 like($node->safe_psql($without, "SELECT detail, hint FROM cqrs_health() WHERE problem = 'no_manager'"),
 	qr/It waits for one since .*: others have all 1 that .*\|Raise cqrs_outbox\.max_managers, and max_worker_processes /, 'which says why');

@@ -51,13 +51,10 @@ is($node->safe_psql('copy', 'SELECT DISTINCT state FROM cqrs_subscription_status
 	'so does the status of each subscription');
 for my $call ("cqrs_receive('pulled')", "cqrs_drain('things')")
 {
-	my ($code, undef, $error) = $node->psql('copy', "SELECT $call", on_error_stop => 1);
-	isnt($code, 0, "$call is refused");
-	like($error, qr/database "copy" is a copy of another one/, 'and says why');
+	like(error_of($node, 'copy', "SELECT $call"), qr/ERROR: .*database "copy" is a copy of another one/, "$call is refused, and says why");
 }
 
-my ($code, undef, $error) = $node->psql('copy', "\\set VERBOSITY sqlstate\n$settle");
-like($error, qr/OB003/, 'what the original handed out is not settled in the copy');
+like(error_of($node, 'copy', $settle), qr/ERROR:  OB003/, 'what the original handed out is not settled in the copy');
 
 # The manager has looked at it (it said so), and a worker at nothing.
 $node->safe_psql('original', q(SELECT cqrs_resume('things')));
@@ -67,8 +64,7 @@ is($node->safe_psql('copy', "SELECT string_agg(n || ' ' || database, ', ' ORDER 
 	'its handler was not called');
 
 $node->safe_psql('copy', q(SELECT * FROM cqrs_adopt()));
-($code, undef, $error) = $node->psql('copy', "\\set VERBOSITY sqlstate\n$settle");
-like($error, qr/OB003/, 'nor once it is adopted');
+like(error_of($node, 'copy', $settle), qr/ERROR:  OB003/, 'nor once it is adopted');
 is($node->safe_psql('original', $settle), '1', 'but in the original');
 is($node->safe_psql('copy', q(SELECT cqrs_wait('things', '60 s'))), 't', 'once adopted, the copy delivers');
 ok($node->poll_query_until('copy', "SELECT string_agg(n || ' ' || database, ', ' ORDER BY n) = '1 original, 2 copy, 3 copy, 4 copy' FROM recorded"),

@@ -58,9 +58,7 @@ ok($old->poll_query_until('app', "SELECT count(*) = 8 FROM recorded WHERE key = 
 $old->safe_psql('app', 'SELECT cqrs_tick()') for 1 .. 3;
 
 # Switched off; some are emitted that it does not deliver any more.
-$old->append_conf('postgresql.conf', "cqrs_outbox.deliver = off\n");
-$old->reload;
-ok($old->poll_query_until('app', "SELECT current_setting('cqrs_outbox.deliver') = 'off'"), 'the old server is switched off');
+reconfigure($old, "cqrs_outbox.deliver = off");
 $old->safe_psql('app', "SELECT cqrs_pause('things')");
 emit($old, 9, 10);
 $old->safe_psql('app', "SELECT cqrs_resume('things')");

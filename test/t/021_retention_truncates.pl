@@ -61,12 +61,7 @@ sub wait_truncations
 	my ($topic, $count) = @_;
 	my $until = truncations($topic) + $count;
 
-	for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
-	{
-		return 1 if truncations($topic) >= $until;
-		select(undef, undef, undef, 0.1);
-	}
-	return 0;
+	return wait_until(sub { truncations($topic) >= $until });
 }
 
 sub wait_empty
@@ -171,7 +166,7 @@ $dropper->query("BEGIN; SELECT cqrs_drop_topic('dropped', force => true)");
 $late->query('COMMIT');
 ok(wait_truncations('things', 1), 'and truncated, although somebody is dropping one');
 $dropper->query('COMMIT');
-$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 3}')");
+emit_numbers($node, 'postgres', 3);
 ok(wait_empty('things'), 'also after the drop');
 is((processes($node, 'manager', 'postgres'))[0], $manager, 'by the same manager');
 unlike(slurp_file($node->logfile), qr/maintaining topic "dropped"/, 'the drop was no error');

@@ -59,7 +59,7 @@ sub is_failing
 {
 	my ($text, $name) = @_;
 
-	ok(RabbitMQ::wait_error($node, 'postgres', 'out', $text), "$name: the status says so");
+	ok(wait_error($node, 'postgres', 'out', quotemeta $text), "$name: the status says so");
 	is($node->safe_psql('postgres', q(SELECT lag_events > 0, retrying, waiting, dead, last_error_position FROM cqrs_subscription_status)),
 		't|0|0|0|', "$name: no attempt is counted");
 	return;
@@ -70,7 +70,7 @@ sub is_rejecting
 {
 	my ($text, $name) = @_;
 
-	ok(RabbitMQ::wait_error($node, 'postgres', 'out', $text), "$name: the status says so");
+	ok(wait_error($node, 'postgres', 'out', quotemeta $text), "$name: the status says so");
 	ok($node->poll_query_until('postgres', 'SELECT max(failures) > 4 FROM cqrs.failure'), "$name: it is tried again and again");
 	is($node->safe_psql('postgres', "SELECT count(*), bool_and(detail LIKE '%: ' || \$\$$text\$\$)::text FROM cqrs_health() WHERE severity = 'error' AND object = 'subscription \"out\"'"),
 		'1|true', "$name: cqrs_health() says why");
@@ -86,7 +86,7 @@ sub is_delivered
 	my ($name, $queue) = @_;
 	my (%seen, %of_key, %expected);
 
-	ok(RabbitMQ::wait_status($node, 'postgres', 'out', '0/0/0/0'), "$name: everything is delivered");
+	ok(wait_status($node, 'postgres', 'out', '0/0/0/0'), "$name: everything is delivered");
 	for my $message ($broker->messages($queue // 'things'))
 	{
 		my $n = decode_json($message->{body})->{payload}{n};
@@ -225,7 +225,7 @@ is_delivered('queue made', 'elsewhere');
 $broker->command('exchange keys direct', map { "bind elsewhere keys $_" } 0 .. 3);
 server("ADD exchange 'keys', SET routing_key '{key}'");
 emit(5);
-ok(RabbitMQ::wait_status($node, 'postgres', 'out', '0/0/0/1'), 'no binding for one key: its event is given up');
+ok(wait_status($node, 'postgres', 'out', '0/0/0/1'), 'no binding for one key: its event is given up');
 is($node->safe_psql('postgres', "SELECT key, attempts, sqlstate, error FROM cqrs_dead_letters('out')"),
 	"4|3|HV000|no queue is bound to exchange \"keys\" for routing key \"4\" in vhost \"/\" of $at (NO_ROUTE)",
 	'no binding for one key: after its attempts, with the reason');
@@ -237,7 +237,7 @@ server('DROP exchange');
 # What cannot be routed is discarded, if the server says so.
 server("SET routing_key 'nowhere', ADD mandatory 'false'");
 emit(10);
-ok(RabbitMQ::wait_status($node, 'postgres', 'out', '0/0/0/0'), 'not mandatory: what cannot be routed counts as delivered');
+ok(wait_status($node, 'postgres', 'out', '0/0/0/0'), 'not mandatory: what cannot be routed counts as delivered');
 $first = $last + 1;
 server('DROP mandatory');
 
@@ -246,15 +246,14 @@ $broker->command('queue small {"x-max-length":5,"x-overflow":"reject-publish"}')
 server("SET routing_key 'small'");
 $node->safe_psql('postgres', "SELECT cqrs_alter_subscription('out', max_attempts => 1000)");
 emit(20);
-ok(RabbitMQ::wait_error($node, 'postgres', 'out', "$at did not take the message (basic.nack); a queue may be full"), 'queue full: the status says so');
+ok(wait_error($node, 'postgres', 'out', quotemeta "$at did not take the message (basic.nack); a queue may be full"), 'queue full: the status says so');
 my @taken;
-my $deadline = time + $PostgreSQL::Test::Utils::timeout_default;
-while (@taken < 20 && time < $deadline)
-{
+wait_until(sub {
 	push @taken, map { decode_json($_->{body})->{payload}{n} } $broker->messages('small');
-}
+	return @taken >= 20;
+});
 is_deeply([ sort { $a <=> $b } @taken ], [ $first .. $last ], 'queue full: what it has no room for comes later, once');
-ok(RabbitMQ::wait_status($node, 'postgres', 'out', '0/0/0/0'), 'queue full: nothing is given up');
+ok(wait_status($node, 'postgres', 'out', '0/0/0/0'), 'queue full: nothing is given up');
 
 $node->stop('fast');
 $broker->stop;

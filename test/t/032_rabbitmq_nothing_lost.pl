@@ -10,9 +10,7 @@ use warnings;
 use JSON::PP qw(decode_json);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
-use POSIX ();
 use Test::More;
-use Time::HiRes qw(usleep);
 
 use CqrsTest;
 use RabbitMQ;
@@ -59,19 +57,7 @@ sub emit_all
 	return;
 }
 
-my @pids;
-for my $emitter (0 .. $emitters - 1)
-{
-	my $pid = fork;
-
-	die "could not fork: $!" unless defined $pid;
-	if ($pid == 0)
-	{
-		eval { emit_all($emitter) };
-		POSIX::_exit($@ ? 1 : 0);
-	}
-	push @pids, $pid;
-}
+my @pids = map { in_background(\&emit_all, $_) } 0 .. $emitters - 1;
 
 # progress(): how many were confirmed and recorded; undef while the server
 # starts again.
@@ -80,19 +66,6 @@ sub progress
 	my ($status, $out) = $node->psql('postgres', 'SELECT delivered FROM cqrs.cursor ORDER BY seq DESC LIMIT 1');
 
 	return $status == 0 ? $out || 0 : undef;
-}
-
-# wait_progress(COUNT): until so many are.
-sub wait_progress
-{
-	my ($count) = @_;
-
-	for (1 .. 100 * $PostgreSQL::Test::Utils::timeout_default)
-	{
-		return 1 if (progress() // 0) >= $count;
-		usleep(10_000);
-	}
-	return 0;
 }
 
 # strike(NUMBER): broker and worker in turn, each in good order and not.
@@ -124,7 +97,7 @@ for my $number (0 .. 2 * $strikes - 1)
 	# Enough is left for the last ones, also if a broker that stops takes more.
 	my $goal = int($events * ($number + 1) / (3 * $strikes + 1));
 
-	wait_progress($goal) or die "no progress to $goal";
+	wait_until(sub { (progress() // 0) >= $goal }) or die "no progress to $goal";
 	$hit++ if (progress() // 0) < $events;
 	1 until strike($number);
 }
@@ -135,24 +108,13 @@ for my $pid (@pids)
 	waitpid $pid, 0;
 	is($?, 0, 'an emitter has emitted all it was to');
 }
-ok(RabbitMQ::wait_status($node, 'postgres', 'out', '0/0/0/0'), 'everything is delivered');
+ok(wait_status($node, 'postgres', 'out', '0/0/0/0'), 'everything is delivered');
 
-my (%seen, %of_key);
-my $duplicates = 0;
-my $disorder = 0;
-for my $message ($broker->messages('things'))
-{
-	my $n = decode_json($message->{body})->{payload}{n};
-
-	if ($seen{ $message->{messageId} }++)
-	{
-		$duplicates++;
-		next;
-	}
-	$disorder++ if $n <= ($of_key{ $n % $keys } // 0);
-	$of_key{ $n % $keys } = $n;
-}
-is(scalar(keys %seen), $events, 'nothing is lost, nothing is there that was not emitted');
+my ($count, $duplicates, $disorder) = arrivals(map {
+	my $n = decode_json($_->{body})->{payload}{n};
+	[ $_->{messageId}, $n % $keys, $n ]
+} $broker->messages('things'));
+is($count, $events, 'nothing is lost, nothing is there that was not emitted');
 is($disorder, 0, 'in order by key');
 cmp_ok($duplicates, '<=', 2 * $strikes * $window, 'duplicates are no more than were on their way');
 note("$duplicates duplicates of $events events in " . 2 * $strikes . ' strikes');

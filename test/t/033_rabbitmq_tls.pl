@@ -1,6 +1,6 @@
-# TLS to RabbitMQ: with an authority of one's own and a client certificate, and
-# what is refused: a certificate of another authority or for another host, a
-# client without certificate.
+# TLS to RabbitMQ works with an authority of one's own and a client certificate;
+# a certificate of another authority or for another host, and a client without
+# one, are refused.
 
 use strict;
 use warnings;
@@ -14,42 +14,9 @@ use RabbitMQ;
 
 my $dir = PostgreSQL::Test::Utils::tempdir;
 
-# openssl(ARGUMENTS...): in the folder of certificates.
-sub openssl
-{
-	my ($out, $err) = ('', '');
-
-	IPC::Run::run([ 'openssl', @_ ], '<', \undef, '>', \$out, '2>', \$err, init => sub { chdir $dir })
-	  or die "openssl @_: $err";
-	return;
-}
-
-# authority(NAME): a certificate that signs others.
-sub authority
-{
-	my ($name) = @_;
-
-	openssl('req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-subj', "/CN=$name",
-		'-keyout', "$name.key", '-out', "$name.crt");
-	return;
-}
-
-# certificate(NAME, AUTHORITY, EXTENSIONS): signed by it.
-sub certificate
-{
-	my ($name, $authority, $extensions) = @_;
-
-	append_to_file("$dir/$name.ext", $extensions);
-	openssl('req', '-new', '-newkey', 'rsa:2048', '-nodes', '-subj', "/CN=$name",
-		'-keyout', "$name.key", '-out', "$name.csr");
-	openssl('x509', '-req', '-in', "$name.csr", '-CA', "$authority.crt", '-CAkey', "$authority.key", '-CAcreateserial',
-		'-days', '2', '-extfile', "$name.ext", '-out', "$name.crt");
-	return;
-}
-
-authority($_) for qw(ours theirs);
-certificate('server', 'ours', "subjectAltName = IP:127.0.0.1, DNS:rabbit.test\nextendedKeyUsage = serverAuth\n");
-certificate('client', 'ours', "extendedKeyUsage = clientAuth\n");
+certificate($dir, $_, $_) for qw(ours theirs);
+certificate($dir, 'server', 'server', 'ours', "subjectAltName = IP:127.0.0.1, DNS:rabbit.test\nextendedKeyUsage = serverAuth\n");
+certificate($dir, 'client', 'client', 'ours', "extendedKeyUsage = clientAuth\n");
 
 my $broker = RabbitMQ->new('tls');
 my $port = PostgreSQL::Test::Cluster::get_free_port();
@@ -83,7 +50,7 @@ sub delivers
 
 	$emitted++;
 	$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{}')");
-	ok(RabbitMQ::wait_status($node, 'postgres', 'out', '0/0/0/0'), $name);
+	ok(wait_status($node, 'postgres', 'out', '0/0/0/0'), $name);
 	is($broker->command('count things'), $emitted, "$name: it is there");
 	return;
 }
@@ -103,7 +70,7 @@ sub refuses
 	is($node->safe_psql('postgres', 'SELECT lag_events, retrying, dead FROM cqrs_subscription_status'), '1|0|0',
 		"$name: nothing is delivered, and nothing given up");
 	$node->safe_psql('postgres', "ALTER SERVER events OPTIONS ($undo)");
-	ok(RabbitMQ::wait_status($node, 'postgres', 'out', '0/0/0/0'), "$name: delivered once it is right again");
+	ok(wait_status($node, 'postgres', 'out', '0/0/0/0'), "$name: delivered once it is right again");
 	return;
 }
 
@@ -116,7 +83,7 @@ is($broker->ctl('list_connections', 'name', 'ssl') =~ /\ttrue$/m ? 1 : 0, 1, 'th
 $node->safe_psql('postgres', q(
 	SELECT cqrs_emit_many('happened', array_agg(jsonb_build_object('n', i, 'text', repeat('x', i % 2000)))) FROM generate_series(1, 5000) i));
 $emitted += 5000;
-ok(RabbitMQ::wait_status($node, 'postgres', 'out', '0/0/0/0'), 'many events');
+ok(wait_status($node, 'postgres', 'out', '0/0/0/0'), 'many events');
 is($broker->command('count things'), $emitted, 'many events: they are there');
 
 refuses('another authority', "SET tls_ca_file '$dir/theirs.crt'", "SET tls_ca_file '$dir/ours.crt'",

@@ -1,5 +1,5 @@
-# An event is rejected while the next of its key is on its way already: that may
-# overtake it, but not with strict_key_order.
+# If an event is rejected while the next of its key is on its way already, that
+# may overtake it; with strict_key_order, it does not.
 
 use strict;
 use warnings;
@@ -72,7 +72,7 @@ for my $strict (qw(false true))
 		"strict_key_order $strict: bad events come back");
 	is($broker->command('count free'), $each, "strict_key_order $strict: a key without bad events is not held up");
 	$broker->command('bind all things bad.*');
-	ok(RabbitMQ::wait_status($node, 'postgres', 'out', '0/0/0/0'), "strict_key_order $strict: everything is delivered");
+	ok(wait_status($node, 'postgres', 'out', '0/0/0/0'), "strict_key_order $strict: everything is delivered");
 
 	my @messages = $broker->messages('all');
 	my $order = order(@messages);
@@ -98,15 +98,14 @@ subscribe('true');
 emit();
 my @messages;
 my $rejected = 0;
-my $deadline = time + $PostgreSQL::Test::Utils::timeout_default;
-while (@messages < $keys * $each && time < $deadline)
-{
+wait_until(sub {
 	push @messages, $broker->messages('small');
 	$rejected ||= $node->safe_psql('postgres', "SELECT last_error LIKE '%basic.nack%' FROM cqrs_subscription_status") eq 't';
-}
+	return @messages >= $keys * $each;
+});
 ok($rejected, 'a full queue rejects events');
 is_deeply(order(@messages), \%expected, 'in order all the same');
-ok(RabbitMQ::wait_status($node, 'postgres', 'out', '0/0/0/0'), 'and each event once');
+ok(wait_status($node, 'postgres', 'out', '0/0/0/0'), 'and each event once');
 
 $node->stop('fast');
 $broker->stop;

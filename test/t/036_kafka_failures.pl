@@ -51,7 +51,7 @@ sub delivered
 {
 	my ($name, $dead) = @_;
 
-	return ok(Kafka::wait_status($node, 'postgres', 'things', '0/0/0/' . ($dead // 0)), $name);
+	return ok(wait_status($node, 'postgres', 'things', '0/0/0/' . ($dead // 0)), $name);
 }
 
 # status(COLUMNS): of the subscription.
@@ -61,35 +61,18 @@ sub status
 }
 
 # dead(): attempts and error of each dead letter; none are left.
-sub dead
-{
-	my $dead = $node->safe_psql('postgres', "SELECT attempts, error FROM cqrs_dead_letters('things') ORDER BY position");
-
-	$node->safe_psql('postgres', "SELECT cqrs_discard('things')");
-	return $dead;
-}
+sub dead { return take_dead($node, 'things', 'attempts, error'); }
 
 # check_records(NAME, DUPLICATES): each event is there, once if there may be no
 # duplicates, and each key's in order of their first arrivals.
 sub check_records
 {
 	my ($name, $duplicates) = @_;
-	my (%seen, %last);
-	my ($disorder, $again) = (0, 0);
+	my @numbered = map { $_->{value} =~ /^\{"n":(\d+)\}$/ ? [ $1, $_->{key}, $1 ] : () } $cluster->records('things');
+	my %there = map { $_->[0] => 1 } @numbered;
+	my (undef, $again, $disorder) = arrivals(@numbered);
 
-	for my $record ($cluster->records('things'))
-	{
-		my ($number) = $record->{value} =~ /^\{"n":(\d+)\}$/ or next;
-
-		if ($seen{$number}++)
-		{
-			$again++;
-			next;
-		}
-		$disorder++ if defined $last{ $record->{key} } && $last{ $record->{key} } > $number;
-		$last{ $record->{key} } = $number;
-	}
-	is(join(' ', grep { !$seen{$_} } 1 .. $n), '', "$name: nothing is missing");
+	is(join(' ', grep { !$there{$_} } 1 .. $n), '', "$name: nothing is missing");
 	is($disorder, 0, "$name: each key is in order");
 	is($again, 0, "$name: nothing is there twice") unless $duplicates;
 	return;
@@ -97,7 +80,7 @@ sub check_records
 
 # The connection's faults.
 emit(100, 7);
-ok(Kafka::wait_error($node, 'postgres', 'things', "^could not connect to Kafka at $address: Connection refused\$"),
+ok(wait_error($node, 'postgres', 'things', "^could not connect to Kafka at $address: Connection refused\$"),
 	'a cluster that is down is named');
 is(status('retrying, waiting, dead'), '0|0|0', 'no event is to blame');
 $cluster->up;
@@ -106,7 +89,7 @@ is(status('last_error'), '', 'and nothing is wrong');
 
 $cluster->down;
 emit(1000, 7);
-ok(Kafka::wait_error($node, 'postgres', 'things', "^could not connect to Kafka at $address: "), 'it goes down while connected');
+ok(wait_error($node, 'postgres', 'things', "^could not connect to Kafka at $address: "), 'it goes down while connected');
 $cluster->up;
 delivered('and comes up again');
 
@@ -120,7 +103,7 @@ my $started = time;
 $node->stop('fast');
 cmp_ok(time - $started, '<', 2, 'the server can be stopped meanwhile');
 $node->start;
-ok(Kafka::wait_error($node, 'postgres', 'things', "^could not connect to Kafka at $address: .*(timed out|no answer)"), 'silence is an error as well');
+ok(wait_error($node, 'postgres', 'things', "^could not connect to Kafka at $address: .*(timed out|no answer)"), 'silence is an error as well');
 $cluster->resume;
 delivered('until it answers');
 check_records('outages', 1);
@@ -157,7 +140,7 @@ check_records('refused batches', 1);
 $cluster->inject('produce', 'message_too_large');
 emit(1, 1);
 delivered('a record is refused as too large', 1);
-is(dead(), '1|a record of ' . length("{\"n\":$n}") . ' bytes is larger than Kafka topic "things" or the server\'s option "message.max.bytes" allows',
+is(dead(), '1/a record of ' . length("{\"n\":$n}") . ' bytes is larger than Kafka topic "things" or the server\'s option "message.max.bytes" allows',
 	'after one attempt, and for a reason');
 $cluster->inject('produce', 'invalid_record', 'invalid_record');
 emit(1, 1);
@@ -176,14 +159,14 @@ $node->safe_psql('postgres', q(
 	SELECT cqrs_emit('happened', jsonb_build_object('text', repeat('x', 20000)), 'key 0');
 	SELECT cqrs_emit('happened', jsonb_build_object('text', repeat('y', 9000)), 'key 0')));
 delivered('a record is larger than the server allows', 1);
-like(dead(), qr/^1\|a record of 20011 bytes is larger than/, 'it is not tried a second time');
+like(dead(), qr/^1\/a record of 20011 bytes is larger than/, 'it is not tried a second time');
 ok((grep { $_->{value} =~ /yyyy/ } $cluster->records('things')), 'the next one of its key is there');
 
 # Topics.
 $offset = -s $node->logfile;
 $cluster->inject('produce', ('topic_authorization_failed') x 100);
 emit(100, 10);
-ok(Kafka::wait_error($node, 'postgres', 'things', '^not authorized to write to Kafka topic "things"$'), 'a topic is not for us');
+ok(wait_error($node, 'postgres', 'things', '^not authorized to write to Kafka topic "things"$'), 'a topic is not for us');
 ok($node->poll_query_until('postgres', 'SELECT max(failures) > 3 FROM cqrs.failure'), '... which is tried again and again');
 is(status('retrying, dead'), '0|0', '... no event is to blame');
 $cluster->succeed('produce');
@@ -198,7 +181,7 @@ $node->safe_psql('postgres', q(
 	SELECT cqrs_emit('moved away', '{}');
 	SELECT cqrs_emit('vanished', '{}', 'k');
 	SELECT cqrs_emit('happened', '{}', 'l')));
-ok(Kafka::wait_status($node, 'postgres', 'names', '0/0/0/2'), 'topics that cannot be, and that are not');
+ok(wait_status($node, 'postgres', 'names', '0/0/0/2'), 'topics that cannot be, and that are not');
 like($node->safe_psql('postgres', "SELECT attempts, error FROM cqrs_dead_letters('names') ORDER BY position"),
 	qr/^2\|Kafka cannot have a topic "moved away": names have .*\n2\|Kafka topic "vanished" does not exist, and its cluster does not create it$/,
 	'both are named');
@@ -210,7 +193,7 @@ $node->safe_psql('postgres', q(
 	ALTER SERVER events OPTIONS (ADD "security.protocol" 'sasl_plaintext', ADD "sasl.mechanism" 'PLAIN');
 	ALTER USER MAPPING FOR PUBLIC SERVER events OPTIONS (ADD "sasl.username" 'app', ADD "sasl.password" 'secret word')));
 emit(1, 1);
-ok(Kafka::wait_error($node, 'postgres', 'things', "^could not authenticate to Kafka at $address: "), 'authentication fails');
+ok(wait_error($node, 'postgres', 'things', "^could not authenticate to Kafka at $address: "), 'authentication fails');
 is(status('retrying, waiting, dead'), '0|0|0', 'which is no event\'s fault');
 $node->safe_psql('postgres', q(ALTER SERVER events OPTIONS (SET "security.protocol" 'plaintext')));
 delivered('once it is not asked for, all is delivered');

@@ -51,14 +51,13 @@ $node->safe_psql('postgres', "SELECT cqrs_subscribe('things', ARRAY['things'], s
 # worker(): its pid, once there is one.
 sub worker
 {
-	for (1 .. 100 * $PostgreSQL::Test::Utils::timeout_default)
-	{
-		my ($status, $pid) = $node->psql('postgres', "SELECT pid FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox worker'");
+	my ($status, $pid);
 
-		return $pid if $status == 0 && $pid =~ /^\d+$/;
-		usleep(10_000);
-	}
-	die 'no worker';
+	wait_until(sub {
+		($status, $pid) = $node->psql('postgres', "SELECT pid FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox worker'");
+		return $status == 0 && $pid =~ /^\d+$/;
+	}) or die 'no worker';
+	return $pid;
 }
 
 # start_emitter(FIRST, LAST)
@@ -87,7 +86,7 @@ for my $strike (0 .. $strikes - 1)
 		$cluster->down;
 		if ($strike % 8 == 0)
 		{
-			Kafka::wait_error($node, 'postgres', 'things', '^could not connect to Kafka at ') or die;
+			wait_error($node, 'postgres', 'things', '^could not connect to Kafka at ') or die;
 		}
 		else
 		{
@@ -125,29 +124,16 @@ ok($node->poll_query_until('postgres', 'SELECT lag_events = 0 FROM cqrs_subscrip
   or diag($node->safe_psql('postgres', 'SELECT * FROM cqrs_subscription_status'));
 is($node->safe_psql('postgres', 'SELECT retrying + waiting + dead FROM cqrs_subscription_status'), 0, 'no event was to blame');
 
-my %expected = map { $_ => 1 } split /\n/, $node->safe_psql('postgres', 'SELECT n FROM emitted');
-my (%seen, %last);
-my ($disorder, $duplicates, $unknown) = (0, 0, 0);
+my @records = map { [ $_->{headers}{message_id}, $_->{key}, $_->{value} =~ /^\{"n":(\d+)\}$/ ] } $cluster->records('things');
+my ($count, $duplicates, $disorder) = arrivals(@records);
+my %there = map { $_->[2] => 1 } @records;
 
-for my $record ($cluster->records('things'))
-{
-	my ($n) = $record->{value} =~ /^\{"n":(\d+)\}$/;
-
-	if ($seen{ $record->{headers}{message_id} }++)
-	{
-		$duplicates++;
-		next;
-	}
-	$unknown++ unless delete $expected{$n};
-	$disorder++ if ($last{ $record->{key} } // 0) > $n;
-	$last{ $record->{key} } = $n;
-}
-is(scalar(keys %expected), 0, 'nothing is lost');
-is(scalar(keys %seen), $round * $strikes, 'all of it was emitted');
-is($unknown, 0, 'nothing is there that was not emitted, or under two ids');
+is(scalar(grep { !$there{$_} } split /\n/, $node->safe_psql('postgres', 'SELECT n FROM emitted')), 0, 'nothing is lost');
+is($count, $round * $strikes, 'nothing is there that was not emitted');
+is(scalar(keys %there), $count, 'or under two ids');
 is($disorder, 0, 'each key is in order');
 cmp_ok($duplicates, '<=', $strikes * $window, 'there are no more duplicates than may have been on their way');
-note("$duplicates duplicates of " . scalar(keys %seen) . ' events');
+note("$duplicates duplicates of $count events");
 
 $node->stop('fast');
 done_testing();

@@ -19,27 +19,12 @@ my $cluster = Kafka->new(1);
 my $node = new_server('main', "log_statement = none\n");
 my $n = 0;
 
-# certificate(NAME, SUBJECT, AUTHORITY, EXTENSION): in files of that name;
-# without an authority, it is one itself.
-sub certificate
-{
-	my ($name, $subject, $authority, $extension) = @_;
-
-	system_or_bail('openssl', 'req', '-newkey', 'rsa:2048', '-nodes', '-subj', "/CN=$subject", '-keyout', "$dir/$name.key",
-		$authority ? ('-out', "$dir/$name.csr") : ('-x509', '-days', '2', '-out', "$dir/$name.crt"));
-	return unless $authority;
-	append_to_file("$dir/$name.ext", $extension // "subjectAltName = DNS:$subject\n");
-	system_or_bail('openssl', 'x509', '-req', '-in', "$dir/$name.csr", '-days', '2', '-extfile', "$dir/$name.ext",
-		'-CA', "$dir/$authority.crt", '-CAkey', "$dir/$authority.key", '-CAcreateserial', '-out', "$dir/$name.crt");
-	return;
-}
-
-certificate('ca', 'authority');
-certificate('other', 'other authority');
-certificate('broker', 'broker', 'ca', "subjectAltName = IP:127.0.0.1\n");
-certificate('elsewhere', 'elsewhere', 'ca');
-certificate('client', 'client', 'ca');
-certificate('stranger', 'stranger', 'other');
+certificate($dir, 'ca', 'authority');
+certificate($dir, 'other', 'other authority');
+certificate($dir, 'broker', 'broker', 'ca', "subjectAltName = IP:127.0.0.1\n");
+certificate($dir, 'elsewhere', 'elsewhere', 'ca');
+certificate($dir, 'client', 'client', 'ca');
+certificate($dir, 'stranger', 'stranger', 'other');
 my %pem = map { ($_ => slurp_file("$dir/$_")) } qw(ca.crt other.crt client.crt client.key stranger.crt stranger.key);
 
 system_or_bail('openssl', 'rsa', '-aes256', '-in', "$dir/client.key", '-out', "$dir/encrypted.key", '-passout', "pass:$secret");
@@ -93,7 +78,7 @@ sub fails
 	my ($name, $pattern, $gate, @rest) = @_;
 
 	use_server($gate, @rest);
-	return ok(Kafka::wait_error($node, 'postgres', 'things', $pattern =~ s/GATE/127.0.0.1:$gate{$gate}/r), $name);
+	return ok(wait_error($node, 'postgres', 'things', $pattern =~ s/GATE/127.0.0.1:$gate{$gate}/r), $name);
 }
 
 sub delivers
@@ -101,7 +86,7 @@ sub delivers
 	my ($name, @rest) = @_;
 
 	use_server(@rest);
-	return ok(Kafka::wait_status($node, 'postgres', 'things', '0/0/0/0'), $name);
+	return ok(wait_status($node, 'postgres', 'things', '0/0/0/0'), $name);
 }
 
 my %ssl = ('security.protocol' => 'ssl');

@@ -1,6 +1,6 @@
-
-# What an event looks like to a broker, in each format, character by character.
-# The broker is the peer of the example module.
+# A broker gets an event as documented, character by character, in each format,
+# and from databases of other encodings. The broker is the peer of the example
+# module.
 
 use strict;
 use warnings;
@@ -18,8 +18,8 @@ my $peer = ExamplePeer->new;
 my $port = $peer->port;
 my $traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01';
 
-# query(SQL, DATABASE): its output
-sub query
+# sql(SQL, DATABASE): its output
+sub sql
 {
 	my ($sql, $dbname) = @_;
 
@@ -29,7 +29,7 @@ sub query
 
 $node->append_conf('postgresql.conf', "cqrs_outbox.max_workers = 8\nlog_statement = none\n");
 $node->start;
-query(qq(
+sql(qq(
 	CREATE EXTENSION cqrs_outbox;
 	CREATE EXTENSION cqrs_outbox_example;
 	CREATE SERVER peer FOREIGN DATA WRAPPER cqrs_example OPTIONS (host '127.0.0.1', port '$port');
@@ -44,12 +44,12 @@ query(qq(
 
 for my $format (qw(cqrs cloudevents raw))
 {
-	query("SELECT cqrs_subscribe('$format', ARRAY['orders', 'bestellungen/größe 1'], server => 'peer', format => '$format')");
+	sql("SELECT cqrs_subscribe('$format', ARRAY['orders', 'bestellungen/größe 1'], server => 'peer', format => '$format')");
 }
-query("SELECT cqrs_subscribe('named', ARRAY['orders'], server => 'named', format => 'cloudevents')");
+sql("SELECT cqrs_subscribe('named', ARRAY['orders'], server => 'named', format => 'cloudevents')");
 
 # One by one, to have an order between topics too.
-query(<<~'EOS');
+sql(<<~'EOS');
 	SELECT cqrs_emit('order_placed', $${"text": "é\u0001\u001f\u007f\b\f\n\r\t\"\\/😀", "": "",
 		"numbers": [0, -1, 1.10, 1e20, 1e-7, 123456789012345678901234567890.5, 1.0],
 		"nothing": null, "yes": true, "no": false, "object": {}, "array": [],
@@ -59,11 +59,11 @@ query(<<~'EOS');
 			"object": {"b": "c"}, "": "empty name", "traceparent": "its own", "tracestate": "k=v",
 			"event_id": "forged", "topic": "forged", "ce-id": "forged", "ce-subject": "forged"}$$);
 	EOS
-query(<<~"EOS");
+sql(<<~"EOS");
 	SET cqrs_outbox.traceparent = '$traceparent';
 	SELECT cqrs_emit('order_placed', '{}', event_id => '01890a5d-ac96-774b-bcce-b302099a8058');
 	EOS
-query(<<~'EOS');
+sql(<<~'EOS');
 	SELECT cqrs_emit('order_placed', NULL, key => '', event_id => '01890a5d-ac96-774b-bcce-b302099a8059');
 	SELECT cqrs_emit('"größe" geändert', '{"n": 1}', event_id => '01890a5d-ac96-774b-bcce-b302099a805a');
 	EOS
@@ -74,7 +74,7 @@ sub when
 {
 	my ($end) = @_;
 
-	return split /\|/, query("SELECT to_char(emitted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US+00:00'),
+	return split /\|/, sql("SELECT to_char(emitted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US+00:00'),
 		(extract(epoch FROM emitted_at) * 1000000)::bigint
 		FROM (SELECT * FROM cqrs_topics.orders UNION ALL SELECT * FROM cqrs_topics.\"bestellungen/größe 1\") e
 		WHERE event_id::text LIKE '%$end'");
@@ -201,11 +201,11 @@ is_deeply(\%hellos,
 	{ 'postgres/cqrs' => 'a "secret"', 'postgres/cloudevents' => 'a "secret"', 'postgres/raw' => 'a "secret"', 'postgres/named' => undef },
 	'the module has the options of the user mapping');
 
-query("SELECT cqrs_alter_subscription('cqrs', format => 'raw')");
-query(q(SELECT cqrs_emit('order_placed', '{"n": 1}')));
+sql("SELECT cqrs_alter_subscription('cqrs', format => 'raw')");
+sql(q(SELECT cqrs_emit('order_placed', '{"n": 1}')));
 $peer->wait_messages('postgres/cqrs', 5);
 is(($peer->messages('postgres/cqrs'))[4]{message}{body}, '{"n":1}', 'the format can be changed');
-query("SELECT cqrs_unsubscribe(s) FROM unnest(ARRAY['cqrs', 'cloudevents', 'raw', 'named']) s");
+sql("SELECT cqrs_unsubscribe(s) FROM unnest(ARRAY['cqrs', 'cloudevents', 'raw', 'named']) s");
 
 # ----------------------------------------------------------------------
 # Other encodings
@@ -216,8 +216,8 @@ sub set_up
 {
 	my ($dbname, $encoding) = @_;
 
-	query(qq(CREATE DATABASE "$dbname" TEMPLATE template0 ENCODING '$encoding' LC_COLLATE 'C' LC_CTYPE 'C'));
-	query(qq(
+	sql(qq(CREATE DATABASE "$dbname" TEMPLATE template0 ENCODING '$encoding' LC_COLLATE 'C' LC_CTYPE 'C'));
+	sql(qq(
 		SET client_encoding = 'UTF8';
 		CREATE EXTENSION cqrs_outbox;
 		CREATE EXTENSION cqrs_outbox_example;
@@ -241,7 +241,7 @@ sub message
 }
 
 set_up('latin 1', 'LATIN1');
-query(q(SET client_encoding = 'UTF8'; SELECT cqrs_emit('größe', '{"é\n": "\"ß\""}', key => 'clé', headers => '{"tête": "ö", "à": ["ü"]}')),
+sql(q(SET client_encoding = 'UTF8'; SELECT cqrs_emit('größe', '{"é\n": "\"ß\""}', key => 'clé', headers => '{"tête": "ö", "à": ["ü"]}')),
 	'latin 1');
 my $message = message('latin 1/cqrs');
 like($message->{body}, qr/^\{"payload":\{"é\\n":"\\"ß\\""\},.*,"event_name":"größe","topic":"größe"\}$/, 'LATIN1: the body is UTF-8');
@@ -253,7 +253,7 @@ is(message('latin 1/named')->{headers}{'ce-source'}, 'urn:Größe', 'LATIN1: the
 
 # Bytes that are no UTF-8 cannot be sent.
 set_up('ascii', 'SQL_ASCII');
-query(q(
+sql(q(
 	SET client_encoding = 'SQL_ASCII';
 	SELECT cqrs_emit('größe', (E'{"n": "\xe9"}')::jsonb);
 	SELECT cqrs_emit('größe', '{"n": "é"}');

@@ -1,7 +1,6 @@
-
-# Servers, modules, privileges: what is no broker module is refused; a running
-# subscription follows changes; and a module that never returns is in nobody's
-# way.
+# What is no broker module is refused; a running subscription follows changes of
+# its server, user mapping and privileges; and a module that never returns is in
+# nobody's way.
 
 use strict;
 use warnings;
@@ -18,39 +17,15 @@ my $node = new_server('main', "cqrs_outbox.max_workers = 8\nlog_statement = none
 my $peer = ExamplePeer->new;
 my $port = $peer->port;
 
-# query(SQL): its output
-sub query { return $node->safe_psql('postgres', $_[0]); }
-
-# error(SQL, AS): what it fails with
-sub error
-{
-	my ($sql, $as) = @_;
-	my (undef, undef, $stderr) = $node->psql('postgres', "\\set VERBOSITY verbose\nSET ROLE " . ($as // 'postgres') . ";\n$sql");
-
-	return $stderr;
-}
-
-# wait_error(SUBSCRIPTION, PATTERN, WHAT): until its status shows this
-sub wait_error
-{
-	my ($name, $pattern, $what) = @_;
-
-	ok($node->poll_query_until('postgres',
-			"SELECT last_error LIKE '$pattern' FROM cqrs_subscription_status WHERE subscription = '$name'"), $what)
-	  or diag(query("SELECT s FROM cqrs_subscription_status s WHERE subscription = '$name'"));
-}
-
 # wait_delivered(SUBSCRIPTION, WHAT)
 sub wait_delivered
 {
 	my ($name, $what) = @_;
 
-	ok($node->poll_query_until('postgres',
-			"SELECT lag_events = 0 AND retrying = 0 FROM cqrs_subscription_status WHERE subscription = '$name'"), $what)
-	  or diag(query("SELECT s FROM cqrs_subscription_status s WHERE subscription = '$name'"));
+	ok(wait_status($node, 'postgres', $name, '0/0/0/0'), $what);
 }
 
-sub emit { query(q(SELECT cqrs_emit('order_placed', '{"n": 1}'))); }
+sub emit { query($node, q(SELECT cqrs_emit('order_placed', '{"n": 1}'))); }
 
 # ----------------------------------------------------------------------
 # A module of another author: built outside of our sources, with what is
@@ -164,16 +139,8 @@ sub build_wrapper
 {
 	my ($name, $flags) = @_;
 
-	append_to_file("$folder/$name.c", $source);
-	append_to_file("$folder/Makefile.$name", <<~"EOS");
-		MODULES = $name
-		PG_CPPFLAGS = -I\$(includedir_server)/extension/cqrs_outbox $flags
-		override with_llvm = no
-		PGXS := \$(shell pg_config --pgxs)
-		include \$(PGXS)
-		EOS
-	system_or_bail('make', '-s', '-C', $folder, '-f', "Makefile.$name");
-	query(qq(
+	build_module($folder, $name, $source, $flags);
+	query($node, qq(
 		CREATE FUNCTION $name(text[], oid) RETURNS void LANGUAGE C STRICT AS '$folder/$name', 'stuck_validator';
 		CREATE FOREIGN DATA WRAPPER $name VALIDATOR $name;
 		CREATE SERVER $name FOREIGN DATA WRAPPER $name;
@@ -181,10 +148,8 @@ sub build_wrapper
 }
 
 $node->start;
-query(qq(
-	CREATE EXTENSION cqrs_outbox;
-	CREATE EXTENSION cqrs_outbox_example;
-	CREATE SERVER peer FOREIGN DATA WRAPPER cqrs_example OPTIONS (host '127.0.0.1', port '$port');
+$peer->create_server($node, 'postgres', 'peer');
+query($node, q(
 	SELECT cqrs_create_topic('orders');
 	SELECT cqrs_register_event('order_placed', 'orders');
 ));
@@ -203,10 +168,10 @@ sub refused
 {
 	my ($server, $pattern, $what) = @_;
 
-	like(error("SELECT cqrs_subscribe('refused', ARRAY['orders'], server => '$server')"), $pattern, $what);
+	like(error_of($node, 'postgres', "SELECT cqrs_subscribe('refused', ARRAY['orders'], server => '$server')"), $pattern, $what);
 }
 
-query(q(
+query($node, q(
 	CREATE FOREIGN DATA WRAPPER unvalidated;
 	CREATE SERVER unvalidated FOREIGN DATA WRAPPER unvalidated;
 	CREATE FOREIGN DATA WRAPPER built_in VALIDATOR postgresql_fdw_validator;
@@ -223,25 +188,25 @@ refused('other_version', qr/ERROR:  55000: .* does not fit cqrs_outbox\nDETAIL: 
 refused('incomplete', qr/ERROR:  55000: broker module ".*incomplete" of server "incomplete" is not complete\n/, 'a callback is missing');
 refused('portless', qr/ERROR:  22023: server "portless" cannot be connected to as it is\nDETAIL:  option "port" of the server is not set\nHINT/,
 	'what check() says');
-is(query('SELECT count(*) FROM cqrs.subscription'), '0', 'nothing is left of that');
+is(query($node, 'SELECT count(*) FROM cqrs.subscription'), '0', 'nothing is left of that');
 
 # The example's validator.
-like(error("CREATE SERVER x FOREIGN DATA WRAPPER cqrs_example OPTIONS (prot '1')"),
+like(error_of($node, 'postgres', "CREATE SERVER x FOREIGN DATA WRAPPER cqrs_example OPTIONS (prot '1')"),
 	qr/ERROR:  HV00D: foreign-data wrapper "cqrs_example" has no option "prot" here\nHINT:  Valid options in this context are: host, port, timeout, window, cloudevents_source, max_message_size\.\n/,
 	'an unknown option');
 for my $value ('0', '65536', 'http', '')
 {
-	like(error("CREATE SERVER x FOREIGN DATA WRAPPER cqrs_example OPTIONS (port '$value')"),
+	like(error_of($node, 'postgres', "CREATE SERVER x FOREIGN DATA WRAPPER cqrs_example OPTIONS (port '$value')"),
 		qr/ERROR:  22023: option "port" must be a number from 1 to 65535\n/, "port '$value'");
 }
-like(error("CREATE USER MAPPING FOR PUBLIC SERVER peer OPTIONS (password 'swordfish')"),
+like(error_of($node, 'postgres', "CREATE USER MAPPING FOR PUBLIC SERVER peer OPTIONS (password 'swordfish')"),
 	qr/ERROR:  HV00D: .*"password" here\nHINT:  Valid options in this context are: token\.\n/, 'an unknown option of a user mapping');
 
 # ----------------------------------------------------------------------
 # Privileges
 # ----------------------------------------------------------------------
 
-query(q(
+query($node, q(
 	CREATE ROLE app LOGIN;
 	GRANT EXECUTE ON FUNCTION
 		cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval, bigint, interval, text, text, boolean, text)
@@ -249,8 +214,8 @@ query(q(
 	GRANT SELECT ON cqrs_topics.orders TO app;
 ));
 my $subscribe = "SELECT cqrs_subscribe('apps', ARRAY['orders'], server => 'peer', retry_delay => '10 ms', max_retry_delay => '20 ms')";
-like(error($subscribe, 'app'), qr/ERROR:  42501: permission denied for foreign server peer\n/, 'USAGE is needed');
-query(qq(
+like(error_of($node, 'postgres', "SET ROLE app; $subscribe"), qr/ERROR:  42501: permission denied for foreign server peer\n/, 'USAGE is needed');
+query($node, qq(
 	GRANT USAGE ON FOREIGN SERVER peer TO app;
 	CREATE USER MAPPING FOR PUBLIC SERVER peer OPTIONS (token 'of everybody');
 	SET ROLE app;
@@ -260,45 +225,43 @@ emit();
 wait_delivered('apps', 'and enough');
 is($peer->tell('hellos')->[-1]{token}, 'of everybody', "without a user mapping, it is PUBLIC's");
 
-query('REVOKE USAGE ON FOREIGN SERVER peer FROM app');
+query($node, 'REVOKE USAGE ON FOREIGN SERVER peer FROM app');
 emit();
-wait_error('apps', 'permission denied for foreign server peer%', 'USAGE is revoked while it runs');
+ok(wait_error($node, 'postgres', 'apps', '^permission denied for foreign server peer'), 'USAGE is revoked while it runs');
 is(scalar($peer->messages), 1, 'and nothing is sent any more');
-query('GRANT USAGE ON FOREIGN SERVER peer TO app');
+query($node, 'GRANT USAGE ON FOREIGN SERVER peer TO app');
 wait_delivered('apps', 'until it is granted again');
 
 # ----------------------------------------------------------------------
 # Changes while it runs
 # ----------------------------------------------------------------------
 
-query(q(CREATE USER MAPPING FOR app SERVER peer OPTIONS (token 'of app')));
+query($node, q(CREATE USER MAPPING FOR app SERVER peer OPTIONS (token 'of app')));
 emit();
 wait_delivered('apps', 'a user mapping');
 is($peer->tell('hellos')->[-1]{token}, 'of app', 'is used at once');
-query(q(ALTER USER MAPPING FOR app SERVER peer OPTIONS (SET token 'another')));
+query($node, q(ALTER USER MAPPING FOR app SERVER peer OPTIONS (SET token 'another')));
 emit();
 wait_delivered('apps', 'another token');
 is($peer->tell('hellos')->[-1]{token}, 'another', 'is used at once');
 
 my $second = ExamplePeer->new;
-query("ALTER SERVER peer OPTIONS (SET port '" . $second->port . "')");
+query($node, "ALTER SERVER peer OPTIONS (SET port '" . $second->port . "')");
 emit();
 wait_delivered('apps', 'another port');
 is(scalar($second->messages), 1, 'is used at once');
-query("ALTER SERVER peer OPTIONS (DROP port)");
+query($node, "ALTER SERVER peer OPTIONS (DROP port)");
 emit();
-wait_error('apps', 'server "peer" cannot be connected to as it is%', 'options that will not do');
-query("ALTER SERVER peer OPTIONS (ADD port '$port')");
+ok(wait_error($node, 'postgres', 'apps', '^server "peer" cannot be connected to as it is'), 'options that will not do');
+query($node, "ALTER SERVER peer OPTIONS (ADD port '$port')");
 wait_delivered('apps', 'and those that do');
 
 my $before = $peer->messages;
-query('DROP SERVER peer CASCADE');
+query($node, 'DROP SERVER peer CASCADE');
 emit();
-wait_error('apps', 'server "peer" does not exist%', 'the server is dropped');
-query(qq(
-	CREATE SERVER peer FOREIGN DATA WRAPPER cqrs_example OPTIONS (host '127.0.0.1', port '$port');
-	GRANT USAGE ON FOREIGN SERVER peer TO app;
-));
+ok(wait_error($node, 'postgres', 'apps', '^server "peer" does not exist'), 'the server is dropped');
+$peer->create_server($node, 'postgres', 'peer');
+query($node, 'GRANT USAGE ON FOREIGN SERVER peer TO app');
 wait_delivered('apps', 'and made anew');
 is(scalar($peer->messages), $before + 1, 'the event that was emitted meanwhile is delivered');
 is($peer->tell('hellos')->[-1]{token}, undef, 'without the token that is gone');
@@ -320,11 +283,11 @@ sub seconds
 
 for my $where (qw(startup publish poll shutdown))
 {
-	query("DROP SERVER stuck; CREATE SERVER stuck FOREIGN DATA WRAPPER stuck OPTIONS (stuck '$where')");
+	query($node, "DROP SERVER stuck; CREATE SERVER stuck FOREIGN DATA WRAPPER stuck OPTIONS (stuck '$where')");
 
 	# subscribe(): and wait until it is stuck, or will be
 	my $subscribe = sub {
-		query(q(SELECT cqrs_subscribe('stuck', ARRAY['orders'], server => 'stuck', start => 'latest',
+		query($node, q(SELECT cqrs_subscribe('stuck', ARRAY['orders'], server => 'stuck', start => 'latest',
 			retry_delay => '10 ms', max_retry_delay => '20 ms', handler_timeout => '1 h')));
 		emit();
 		ok($node->poll_query_until('postgres',
@@ -333,9 +296,9 @@ for my $where (qw(startup publish poll shutdown))
 	};
 
 	$subscribe->();
-	cmp_ok(seconds(sub { query("SELECT cqrs_pause('stuck')") }), '<', 2, "stuck in $where: pausing");
-	cmp_ok(seconds(sub { query("SELECT cqrs_resume('stuck')") }), '<', 2, "stuck in $where: resuming");
-	cmp_ok(seconds(sub { query("SELECT cqrs_unsubscribe('stuck')") }), '<', 2, "stuck in $where: unsubscribing");
+	cmp_ok(seconds(sub { query($node, "SELECT cqrs_pause('stuck')") }), '<', 2, "stuck in $where: pausing");
+	cmp_ok(seconds(sub { query($node, "SELECT cqrs_resume('stuck')") }), '<', 2, "stuck in $where: resuming");
+	cmp_ok(seconds(sub { query($node, "SELECT cqrs_unsubscribe('stuck')") }), '<', 2, "stuck in $where: unsubscribing");
 	ok($node->poll_query_until('postgres',
 			"SELECT count(*) = 0 FROM cqrs_worker_status() WHERE state = 'delivering' AND subscription_id NOT IN (SELECT subscription_id FROM cqrs.subscription)"),
 		"stuck in $where: the worker lets go");
@@ -345,19 +308,19 @@ for my $where (qw(startup publish poll shutdown))
 	wait_delivered('apps', "stuck in $where: another subscription goes on");
 	cmp_ok(seconds(sub { $node->stop('fast') }), '<', 2, "stuck in $where: a fast stop of the server");
 	$node->start;
-	query("SELECT cqrs_unsubscribe('stuck')");
+	query($node, "SELECT cqrs_unsubscribe('stuck')");
 }
 unlike(slurp_file($node->logfile), qr/terminated by signal|PANIC/, 'nothing crashed');
 
 # One that does not answer for the subscription's handler_timeout is given up.
-query(q(
+query($node, q(
 	DROP SERVER stuck; CREATE SERVER stuck FOREIGN DATA WRAPPER stuck OPTIONS (stuck 'publish');
 	SELECT cqrs_subscribe('stuck', ARRAY['orders'], server => 'stuck', start => 'latest',
 		retry_delay => '10 ms', max_retry_delay => '20 ms', handler_timeout => '100 ms');
 ));
 emit();
-wait_error('stuck', 'Stuck of server "stuck" has confirmed nothing for 100 ms', 'a module is given as long as a handler');
-query('ALTER SERVER stuck OPTIONS (DROP stuck)');
+ok(wait_error($node, 'postgres', 'stuck', '^Stuck of server "stuck" has confirmed nothing for 100 ms'), 'a module is given as long as a handler');
+query($node, 'ALTER SERVER stuck OPTIONS (DROP stuck)');
 wait_delivered('stuck', 'and another process tries again');
 
 $peer->stop;

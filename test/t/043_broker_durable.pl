@@ -13,36 +13,22 @@ use CqrsTest;
 use ExamplePeer;
 
 my $peer = ExamplePeer->new;
-my $port = $peer->port;
 my $primary = new_server('primary', "synchronous_commit = local\n", allows_streaming => 1);
 
 $primary->start;
-$primary->safe_psql('postgres', qq(
-	CREATE EXTENSION cqrs_outbox;
-	CREATE EXTENSION cqrs_outbox_example;
+$peer->create_server($primary, 'postgres', 'peer');
+$primary->safe_psql('postgres', q(
 	SELECT cqrs_register_event('happened', 'things');
-	CREATE SERVER peer FOREIGN DATA WRAPPER cqrs_example OPTIONS (host '127.0.0.1', port '$port');
 	SELECT cqrs_subscribe('sender', ARRAY['things'], server => 'peer', format => 'raw');
 	SELECT cqrs_subscribe('puller', ARRAY['things']);
 ));
-$primary->backup('backup');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($primary, 'backup', has_streaming => 1);
-$standby->start;
-$primary->safe_psql('postgres', "ALTER SYSTEM SET synchronous_standby_names = 'standby'");
-$primary->reload;
-$primary->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_replication WHERE sync_state = 'sync'")
-  or die 'no synchronous standby';
+my $standby = new_standby($primary, 'standby');
+make_synchronous($primary, 'standby');
 
 # sent(): the bodies that the broker got
 sub sent
 {
 	return join ' ', map { $_->{message}{body} } $peer->messages;
-}
-
-sub emit
-{
-	$primary->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": $_[0]}')");
 }
 
 # manager_waits(PID): a manager, other than this one, waits for the standby
@@ -52,11 +38,11 @@ sub manager_waits
 		WHERE backend_type = 'cqrs_outbox manager' AND wait_event = 'SyncRep' AND pid <> $_[0]");
 }
 
-emit(1);
+emit_numbers($primary, 'postgres', 1);
 ok($peer->wait_messages(undef, 1), 'with the standby, an event is sent');
 
 $standby->stop;
-emit(2);
+emit_numbers($primary, 'postgres', 2);
 ok(manager_waits(0), 'without it, the tick waits');
 my ($manager) = processes($primary, 'manager');
 $primary->safe_psql('postgres', "SELECT pg_cancel_backend($manager)");

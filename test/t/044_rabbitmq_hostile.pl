@@ -80,7 +80,7 @@ for my $case (@hostile)
 	ok($node->poll_query_until('postgres', "SELECT last_error ~ '$error' FROM cqrs_subscription_status"), "$name: the status says so")
 	  or diag($node->safe_psql('postgres', 'SELECT last_error FROM cqrs_subscription_status'));
 	$peer->answer(undef);
-	ok(RabbitMQ::wait_status($node, 'postgres', 'out', '0/0/0/0'), "$name: everything is delivered afterwards");
+	ok(wait_status($node, 'postgres', 'out', '0/0/0/0'), "$name: everything is delivered afterwards");
 }
 
 # What is allowed, if unusual.
@@ -92,7 +92,7 @@ for my $case (
 
 	$peer->answer($answer . AmqpPeer::ack(0, 1));
 	$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{}')");
-	ok(RabbitMQ::wait_status($node, 'postgres', 'out', '0/0/0/0'), "$name: is no fault");
+	ok(wait_status($node, 'postgres', 'out', '0/0/0/0'), "$name: is no fault");
 }
 is($node->safe_psql('postgres', 'SELECT pg_postmaster_start_time()'), $started, 'the server is the same');
 unlike(slurp_file($node->logfile), qr/terminated by signal|was terminated|PANIC/, 'no process has crashed');

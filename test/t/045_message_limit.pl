@@ -13,22 +13,20 @@ use CqrsTest;
 use ExamplePeer;
 
 my $peer = ExamplePeer->new;
-my $port = $peer->port;
 my $node = new_server('main', 'log_statement = none');
 $node->start;
-$node->safe_psql('postgres', qq(
-	CREATE EXTENSION cqrs_outbox_example CASCADE;
-	CREATE SERVER peer FOREIGN DATA WRAPPER cqrs_example OPTIONS (host '127.0.0.1', port '$port', max_message_size '100000');
-	CREATE SERVER by_default FOREIGN DATA WRAPPER cqrs_example OPTIONS (host '127.0.0.1', port '$port');
+$peer->create_server($node, 'postgres', 'peer', max_message_size => 100000);
+$peer->create_server($node, 'postgres', 'by_default');
+$node->safe_psql('postgres', q(
 	SELECT cqrs_register_event('happened', 'things');
 	SELECT cqrs_subscribe('cqrs', ARRAY['things'], server => 'peer');
 	SELECT cqrs_subscribe('raw', ARRAY['things'], server => 'peer', format => 'raw');
 	SELECT cqrs_subscribe('cloudevents', ARRAY['things'], server => 'peer', format => 'cloudevents');
 	SELECT cqrs_subscribe('by_default', ARRAY['things'], server => 'by_default');
-	CREATE FUNCTION status() RETURNS text LANGUAGE sql AS \$\$
+	CREATE FUNCTION status() RETURNS text LANGUAGE sql AS $$
 		SELECT string_agg(concat_ws('/', subscription, lag_events, retrying, waiting, dead), ' ' ORDER BY subscription COLLATE "C")
 		FROM cqrs_subscription_status
-	\$\$));
+	$$));
 
 # wait_dead(COUNT OF THE SMALL, COUNT OF THE LARGE, NAME)
 sub wait_dead
@@ -81,7 +79,6 @@ $node->safe_psql('postgres', q(SELECT cqrs_redrive(subscription, event_id) FROM 
 	cqrs_dead_letters(subscription)));
 wait_dead(1, 1, 'with another limit, what is redriven is delivered');
 
-my ($code, $out, $err) = $node->psql('postgres', q(ALTER SERVER peer OPTIONS (SET max_message_size '536870913')));
-like($err, qr/ERROR:.*max_message_size/, 'there is a limit of limits');
+like(error_of($node, 'postgres', q(ALTER SERVER peer OPTIONS (SET max_message_size '536870913'))), qr/ERROR:.*max_message_size/, 'there is a limit of limits');
 $node->stop('fast');
 done_testing();

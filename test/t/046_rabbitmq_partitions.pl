@@ -32,21 +32,15 @@ $broker->create_server($node, 'postgres', $_, window => 50, routing_key => $_) f
 $node->safe_psql('postgres', q(
 	SELECT cqrs_subscribe(s, ARRAY['things'], server => s, strict_key_order => s = 'strict', partitions => 2) FROM unnest(ARRAY['things', 'strict']) s));
 
-my $emitter = fork;
-die "could not fork: $!" unless defined $emitter;
-if ($emitter == 0)
-{
-	eval {
-		my $session = new_session($node, 'postgres');
-		for (my $from = 1; $from <= $events; $from += 40)
-		{
-			$session->query("SELECT count(cqrs_emit('happened', jsonb_build_object('n', i), key => (i % $keys)::text)) FROM generate_series($from, $from + 39) i");
-			usleep(rand 30_000);
-		}
-		$session->quit;
-	};
-	POSIX::_exit($@ ? 1 : 0);
-}
+my $emitter = in_background(sub {
+	my $session = new_session($node, 'postgres');
+	for (my $from = 1; $from <= $events; $from += 40)
+	{
+		$session->query("SELECT count(cqrs_emit('happened', jsonb_build_object('n', i), key => (i % $keys)::text)) FROM generate_series($from, $from + 39) i");
+		usleep(rand 30_000);
+	}
+	$session->quit;
+});
 
 my $emitting = 1;
 my $changed = 0;
@@ -69,20 +63,13 @@ $node->safe_psql('postgres', "SELECT cqrs_alter_subscription(s, partitions => 3)
 ok($node->poll_query_until('postgres', 'SELECT count(*) = 2 FROM cqrs_subscription_status WHERE next_partitions IS NULL AND partitions = 3'), 'the last change is done');
 for my $subscription (qw(things strict))
 {
-	ok(RabbitMQ::wait_status($node, 'postgres', $subscription, '0/0/0/0'), "$subscription: everything is delivered");
+	ok(wait_status($node, 'postgres', $subscription, '0/0/0/0'), "$subscription: everything is delivered");
 
-	my (%seen, %of_key);
-	my $again = 0;
-	my $disorder = 0;
-	for my $message ($broker->messages($subscription))
-	{
-		my $n = decode_json($message->{body})->{payload}{n};
-
-		$again++ if $seen{$n}++;
-		$disorder++ if $n <= ($of_key{ $n % $keys } // 0);
-		$of_key{ $n % $keys } = $n;
-	}
-	is(scalar(keys %seen), $events, "$subscription: nothing is lost");
+	my ($count, $again, $disorder) = arrivals(map {
+		my $n = decode_json($_->{body})->{payload}{n};
+		[ $n, $n % $keys, $n ]
+	} $broker->messages($subscription));
+	is($count, $events, "$subscription: nothing is lost");
 	is($again, 0, "$subscription: nothing comes twice");
 	is($disorder, 0, "$subscription: each key in order");
 }

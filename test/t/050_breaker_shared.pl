@@ -1,5 +1,6 @@
-# Circuit breakers of a server that preloads the extension: one state for all
-# sessions, one trial at a time among them, and no trial that blocks for ever.
+# In a server that preloads the extension, a circuit breaker has one state for
+# all sessions, one trial at a time among them, and no trial that blocks for
+# ever.
 
 use strict;
 use warnings;

@@ -1,7 +1,7 @@
-# Handlers in PL/Python, of everything that has handlers. SPI runs each of their
-# statements in a subtransaction, and errors come to them as exceptions: a query
-# writes nothing all the same, and what leaves a handler keeps its SQLSTATE and
-# has the traceback in its context.
+# Everything that has handlers can have them in PL/Python. SPI runs each of
+# their statements in a subtransaction, and errors come to them as exceptions: a
+# query writes nothing all the same, and what leaves a handler keeps its
+# SQLSTATE and has the traceback in its context.
 
 use strict;
 use warnings;
@@ -14,22 +14,10 @@ use CqrsTest;
 
 my $node = new_server('main');
 
-# query(SQL): its output
-sub query { return $node->safe_psql('postgres', $_[0]); }
-
-# error(SQL): what it fails with, its SQLSTATE first
-sub error
-{
-	my ($sql) = @_;
-	my (undef, undef, $stderr) = $node->psql('postgres', "\\set VERBOSITY verbose\n$sql", on_error_stop => 0);
-
-	return $stderr =~ s/^psql:[^:]*:\d+: ERROR:  //r;
-}
-
 # placed(): who placed which orders, and the events of them, since the last time
 sub placed
 {
-	return query(q(
+	return query($node, q(
 		SELECT coalesce((SELECT string_agg(by || ' ' || id, ', ' ORDER BY seq) FROM placed), ''),
 			   coalesce((SELECT string_agg(payload->>'id', ' ' ORDER BY position) FROM cqrs_events('orders')), '');
 		SELECT FROM cqrs_drop_topic('orders', force => true);
@@ -38,7 +26,7 @@ sub placed
 }
 
 $node->start;
-query(q(
+query($node, q(
 	CREATE EXTENSION cqrs_outbox;
 	CREATE EXTENSION plpython3u;
 	CREATE EXTENSION jsonb_plpython3u;
@@ -59,7 +47,7 @@ query(q(
 # Commands, and their errors
 # ----------------------------------------------------------------------
 
-query(q(
+query($node, q(
 	CREATE FUNCTION by_python(c jsonb) RETURNS jsonb LANGUAGE plpython3u AS $$
 import json
 order = json.loads(c)
@@ -92,32 +80,32 @@ return {"keys": sorted(c.keys()), "n": c["n"] + 1}
 	CREATE FUNCTION by_none(c jsonb) RETURNS void LANGUAGE plpython3u AS 'pass';
 	SELECT cqrs_register_command('Nothing', 'by_none(jsonb)');
 ));
-is(query(q(SELECT cqrs_send('Place', '{"id": 1}'))), '{"id": 1, "event_id": 36}', 'a command');
-is(query(q(SELECT cqrs_send('Place', '{"id": 2}') FROM generate_series(1, 2))),
+is(query($node, q(SELECT cqrs_send('Place', '{"id": 1}'))), '{"id": 1, "event_id": 36}', 'a command');
+is(query($node, q(SELECT cqrs_send('Place', '{"id": 2}') FROM generate_series(1, 2))),
 	qq({"id": 2, "event_id": 36}\n{"id": 2, "event_id": 36}), 'with a prepared plan, again');
-is(query(q(SELECT cqrs_send('PlaceComposite', '{"id": 3, "by": "me"}'))), '{"by": "PlaceComposite", "id": 4}', 'a composite type');
-is(query(q(SELECT cqrs_send(ROW(5, 'me')::new_order))), '{"by": "PlaceComposite", "id": 6}', 'and a value of it');
-is(query(q(SELECT cqrs_send('Transform', '{"b": [], "n": 1, "a": null}'))), '{"n": 2, "keys": ["a", "b", "n"]}', 'jsonb as a dictionary');
-is(query(q(SELECT cqrs_send('Nothing') IS NULL)), 't', 'no answer');
+is(query($node, q(SELECT cqrs_send('PlaceComposite', '{"id": 3, "by": "me"}'))), '{"by": "PlaceComposite", "id": 4}', 'a composite type');
+is(query($node, q(SELECT cqrs_send(ROW(5, 'me')::new_order))), '{"by": "PlaceComposite", "id": 6}', 'and a value of it');
+is(query($node, q(SELECT cqrs_send('Transform', '{"b": [], "n": 1, "a": null}'))), '{"n": 2, "keys": ["a", "b", "n"]}', 'jsonb as a dictionary');
+is(query($node, q(SELECT cqrs_send('Nothing') IS NULL)), 't', 'no answer');
 is(placed(), 'by_python 1, by_python 2, by_python 2, me 3, me 5|1 2 2 3 5', 'what they wrote and emitted');
 
 my $at = qr/Traceback \(most recent call last\):\n  PL\/Python function "by_python", line \d+, in <module>/;
 my $of = qr/PL\/Python function "by_python"\nhandler public\.by_python\(pg_catalog\.jsonb\) of command "Place"/;
-like(error(q(SELECT cqrs_send('Place', '{"id": 1, "error": "sqlstate"}'))),
-	qr/^P0042: plpy\.Error: no seats left\nHINT:  Come back later\.\nCONTEXT:  $at\n    plpy\.error.*\n$of/, 'an error that is raised');
-like(error(q(SELECT cqrs_send('Place', '{"id": 1, "error": "sql"}'))),
-	qr/^22012: .*division by zero\nCONTEXT:  $at\n    plpy\.execute.*\n$of/, 'of a statement');
-like(error(q(SELECT cqrs_send('Place', '{"id": 1, "error": "python"}'))),
-	qr/^38000: KeyError: 'seat'\nCONTEXT:  $at\n    raise KeyError.*\n$of/, 'of Python');
-like(error(q(SELECT cqrs_send('Place', '{"id": 1, "error": "commit"}'))),
-	qr/^2D000: .*invalid transaction termination/, 'no handler commits');
+like(error_of($node, 'postgres', q(SELECT cqrs_send('Place', '{"id": 1, "error": "sqlstate"}'))),
+	qr/^ERROR:  P0042: plpy\.Error: no seats left\nHINT:  Come back later\.\nCONTEXT:  $at\n    plpy\.error.*\n$of/, 'an error that is raised');
+like(error_of($node, 'postgres', q(SELECT cqrs_send('Place', '{"id": 1, "error": "sql"}'))),
+	qr/^ERROR:  22012: .*division by zero\nCONTEXT:  $at\n    plpy\.execute.*\n$of/, 'of a statement');
+like(error_of($node, 'postgres', q(SELECT cqrs_send('Place', '{"id": 1, "error": "python"}'))),
+	qr/^ERROR:  38000: KeyError: 'seat'\nCONTEXT:  $at\n    raise KeyError.*\n$of/, 'of Python');
+like(error_of($node, 'postgres', q(SELECT cqrs_send('Place', '{"id": 1, "error": "commit"}'))),
+	qr/^ERROR:  2D000: .*invalid transaction termination/, 'no handler commits');
 is(placed(), '|', 'nothing of them is left');
 
 # ----------------------------------------------------------------------
 # Queries
 # ----------------------------------------------------------------------
 
-query(q(
+query($node, q(
 	CREATE FUNCTION ask(c jsonb) RETURNS text LANGUAGE plpython3u AS $$
 import json
 write = json.loads(c)["write"]
@@ -136,19 +124,19 @@ return "not caught"
 	$$;
 	SELECT cqrs_register_query('Ask', 'ask(jsonb)');
 ));
-is(query(q(SELECT cqrs_query('Ask', '{"write": "SELECT 42 AS n"}'))), '"42"', 'a query');
+is(query($node, q(SELECT cqrs_query('Ask', '{"write": "SELECT 42 AS n"}'))), '"42"', 'a query');
 my $attempts = q((VALUES ('INSERT INTO placed (id) VALUES (1)'), ('SELECT place(1, ''ask'')'), ('SELECT nextval(''placed_seq_seq'')'),
 	('SELECT cqrs_emit(''placed'', ''{}'')'), ('SELECT cqrs_send(''Place'', ''{"id": 1}'')'),
 	('SET transaction_read_only = off')) v(write));
-is(query(qq(SELECT DISTINCT cqrs_query('Ask', jsonb_build_object('how', how, 'write', write))
+is(query($node, qq(SELECT DISTINCT cqrs_query('Ask', jsonb_build_object('how', how, 'write', write))
 	FROM $attempts, unnest('{try,subtransaction}'::text[]) how WHERE write NOT LIKE 'SET%')), '"caught 25006"',
 	'that writes fails, within try and subtransaction() too');
-is(query(qq(SELECT DISTINCT cqrs_query('Ask', jsonb_build_object('how', how, 'write', write))
+is(query($node, qq(SELECT DISTINCT cqrs_query('Ask', jsonb_build_object('how', how, 'write', write))
 	FROM $attempts, unnest('{try,subtransaction}'::text[]) how WHERE write LIKE 'SET%')), '"caught 25001"',
 	'and cannot be had to');
-like(error(q(SELECT cqrs_query('Ask', '{"write": "INSERT INTO placed (id) VALUES (1)"}'))),
-	qr/^25006: .*cannot execute INSERT in a read-only transaction\n.*Traceback.*of query "Ask"/s, 'caught or not');
-is(query(q(BEGIN; INSERT INTO placed (id, by) VALUES (1, 'before');
+like(error_of($node, 'postgres', q(SELECT cqrs_query('Ask', '{"write": "INSERT INTO placed (id) VALUES (1)"}'))),
+	qr/^ERROR:  25006: .*cannot execute INSERT in a read-only transaction\n.*Traceback.*of query "Ask"/s, 'caught or not');
+is(query($node, q(BEGIN; INSERT INTO placed (id, by) VALUES (1, 'before');
 	SELECT cqrs_query('Ask', '{"how": "try", "write": "DELETE FROM placed"}');
 	INSERT INTO placed (id, by) VALUES (2, 'after'); COMMIT)), '"caught 25006"', 'also in a transaction that writes');
 is(placed(), 'before 1, after 2|', 'which goes on');
@@ -157,7 +145,7 @@ is(placed(), 'before 1, after 2|', 'which goes on');
 # Streams: a generator goes on when a row is asked for
 # ----------------------------------------------------------------------
 
-query(q(
+query($node, q(
 	CREATE FUNCTION place_each(c jsonb) RETURNS SETOF jsonb LANGUAGE plpython3u AS $$
 import json
 for n in range(json.loads(c)["orders"]):
@@ -170,24 +158,24 @@ for n in range(json.loads(c)["orders"]):
 	END $$;
 	SELECT cqrs_register_command('PlaceEach', 'place_each(jsonb)');
 ));
-is(query(q(SELECT row, count_placed() FROM (SELECT cqrs_stream('PlaceEach', '{"orders": 3}') AS row OFFSET 0) s)),
+is(query($node, q(SELECT row, count_placed() FROM (SELECT cqrs_stream('PlaceEach', '{"orders": 3}') AS row OFFSET 0) s)),
 	qq({"row": 0}|1\n|2\n{"row": 2}|3), 'a stream: what was emitted for a row is there with it');
 is(placed(), 'stream 0, stream 1, stream 2|0 1 2', 'each once');
-is(query(q(SELECT cqrs_stream('PlaceEach', '{"orders": 1000000}') LIMIT 2)), qq({"row": 0}\n), 'no more rows than are asked for');
+is(query($node, q(SELECT cqrs_stream('PlaceEach', '{"orders": 1000000}') LIMIT 2)), qq({"row": 0}\n), 'no more rows than are asked for');
 is(placed(), 'stream 0, stream 1|0 1', 'are made');
-is(query(q(BEGIN; DECLARE c CURSOR FOR SELECT cqrs_stream('PlaceEach', '{"orders": 3}'); FETCH 1 FROM c; CLOSE c; COMMIT)),
+is(query($node, q(BEGIN; DECLARE c CURSOR FOR SELECT cqrs_stream('PlaceEach', '{"orders": 3}'); FETCH 1 FROM c; CLOSE c; COMMIT)),
 	'{"row": 0}', 'a cursor');
 is(placed(), 'stream 0|0', 'closed early');
-is(query(q(SELECT cqrs_stream('PlaceEach', '{"orders": 0}'))), '', 'no row');
-is(query(q(SELECT * FROM cqrs_stream('PlaceEach', '{"orders": 2}'))), qq({"row": 0}\n), 'in FROM');
+is(query($node, q(SELECT cqrs_stream('PlaceEach', '{"orders": 0}'))), '', 'no row');
+is(query($node, q(SELECT * FROM cqrs_stream('PlaceEach', '{"orders": 2}'))), qq({"row": 0}\n), 'in FROM');
 is(placed(), 'stream 0, stream 1|0 1', 'all of them');
-like(error(q(SELECT cqrs_stream('PlaceEach', '{}'))), qr/^38000: .*KeyError: 'orders'.*of stream "PlaceEach"/s, 'an error of a generator');
+like(error_of($node, 'postgres', q(SELECT cqrs_stream('PlaceEach', '{}'))), qr/^ERROR:  38000: .*KeyError: 'orders'.*of stream "PlaceEach"/s, 'an error of a generator');
 
 # ----------------------------------------------------------------------
 # Chains and fallbacks
 # ----------------------------------------------------------------------
 
-query(q(
+query($node, q(
 	CREATE FUNCTION pass_on(c jsonb) RETURNS jsonb LANGUAGE plpython3u AS $$
 import json
 order = json.loads(c)
@@ -215,22 +203,22 @@ return '"instead"'
 	SELECT cqrs_register_command('SqlFails', 'sql_fails(jsonb)'), cqrs_register_fallback('sql_fails(jsonb)', 'instead(jsonb)', '{22}', fail_max => 0),
 		   cqrs_register_command('PythonFails', 'python_fails(jsonb)'), cqrs_register_fallback('python_fails(jsonb)', 'instead(jsonb)', '{38,57014}', fail_max => 0);
 ));
-is(query(q(SELECT cqrs_send('Chain', '{"id": 1}'))), '"pass_on"', 'a chain: the first answers');
+is(query($node, q(SELECT cqrs_send('Chain', '{"id": 1}'))), '"pass_on"', 'a chain: the first answers');
 is(placed(), 'pass_on 1|1', 'and no other');
-is(query(q(SELECT cqrs_send('Chain', '{"id": 10}'))), '{"id": 10, "event_id": 36}', 'it passes on');
-is(query(q(SELECT cqrs_send('ChainOfSql', '{"id": 11}'))), '"by_sql"', 'to another language too');
+is(query($node, q(SELECT cqrs_send('Chain', '{"id": 10}'))), '{"id": 10, "event_id": 36}', 'it passes on');
+is(query($node, q(SELECT cqrs_send('ChainOfSql', '{"id": 11}'))), '"by_sql"', 'to another language too');
 is(placed(), 'by_python 10, by_sql 11|10 11', 'and leaves nothing behind');
-is(query(q(SELECT cqrs_send('SqlFails', '{"by": 1}'))), '1', 'a handler with a fallback succeeds');
-is(query(q(SELECT cqrs_send('SqlFails', '{"by": 0}'))), '"instead"', 'a fallback');
-is(query(q(SELECT cqrs_send('PythonFails'))), '"instead"', 'for an exception of Python');
+is(query($node, q(SELECT cqrs_send('SqlFails', '{"by": 1}'))), '1', 'a handler with a fallback succeeds');
+is(query($node, q(SELECT cqrs_send('SqlFails', '{"by": 0}'))), '"instead"', 'a fallback');
+is(query($node, q(SELECT cqrs_send('PythonFails'))), '"instead"', 'for an exception of Python');
 is(placed(), 'sql_fails 1, instead 2, instead 2|1 2 2', 'what failed leaves nothing behind');
-like(error(q(SET statement_timeout = '50ms'; SELECT cqrs_send('PythonFails', '{"sleep": true}'))), qr/^57014: /, 'a cancel goes through');
+like(error_of($node, 'postgres', q(SET statement_timeout = '50ms'; SELECT cqrs_send('PythonFails', '{"sleep": true}'))), qr/^ERROR:  57014: /, 'a cancel goes through');
 
 # ----------------------------------------------------------------------
 # Domain events; commands in commands, with an error caught at some level
 # ----------------------------------------------------------------------
 
-query(q(
+query($node, q(
 	CREATE TABLE handled (seq serial, what text);
 	CREATE FUNCTION on_placed(e cqrs_event) RETURNS void LANGUAGE plpython3u AS $$
 import json
@@ -256,19 +244,19 @@ except plpy.SPIError as e:
 	$$;
 	SELECT cqrs_register_command('Nest', 'nest(jsonb)');
 ));
-is(query(q(SELECT cqrs_send('Nest', '{"n": 3}'))), '[3, [2, [1, "38000"]]]', 'commands in commands');
-is(query(q(SELECT string_agg(what, ', ' ORDER BY seq) FROM handled)), 'placed 3, placed 2, placed 1, placed 100',
+is(query($node, q(SELECT cqrs_send('Nest', '{"n": 3}'))), '[3, [2, [1, "38000"]]]', 'commands in commands');
+is(query($node, q(SELECT string_agg(what, ', ' ORDER BY seq) FROM handled)), 'placed 3, placed 2, placed 1, placed 100',
 	'domain events, follow-ups too, but none of what was rolled back');
 is(placed(), 'nest 3, nest 2, nest 1|3 2 1', 'of which nothing is left');
-like(error(q(SELECT cqrs_send('Place', '{"id": 0}'))),
-	qr/^38000: ValueError: not this one\nCONTEXT:  Traceback.*PL\/Python function "on_placed"\n.*of event "placed"/s, 'an error of a domain event\'s handler');
+like(error_of($node, 'postgres', q(SELECT cqrs_send('Place', '{"id": 0}'))),
+	qr/^ERROR:  38000: ValueError: not this one\nCONTEXT:  Traceback.*PL\/Python function "on_placed"\n.*of event "placed"/s, 'an error of a domain event\'s handler');
 is(placed(), '|', 'takes back the command');
 
 # ----------------------------------------------------------------------
 # Subscriptions
 # ----------------------------------------------------------------------
 
-query(q(
+query($node, q(
 	CREATE TABLE delivered (seq serial, what text);
 	CREATE FUNCTION deliver(e cqrs_event) RETURNS void LANGUAGE plpython3u AS $$
 import json
@@ -282,8 +270,8 @@ if n == 2:
 ));
 ok($node->poll_query_until('postgres',
 		"SELECT lag_events = 0 AND dead = 1 FROM cqrs_subscription_status WHERE subscription = 'deliveries'"), 'a subscription');
-is(query(q(SELECT string_agg(what, ', ' ORDER BY seq) FROM delivered)), 'a 1, c 3', 'what the worker has it handle');
-like(query(q(SELECT payload, sqlstate, error FROM cqrs_dead_letters('deliveries'))), qr/^{"n": 2}\|38000\|KeyError: 'delivery'/, 'and what failed');
+is(query($node, q(SELECT string_agg(what, ', ' ORDER BY seq) FROM delivered)), 'a 1, c 3', 'what the worker has it handle');
+like(query($node, q(SELECT payload, sqlstate, error FROM cqrs_dead_letters('deliveries'))), qr/^{"n": 2}\|38000\|KeyError: 'delivery'/, 'and what failed');
 
 $node->stop;
 done_testing();

@@ -1,7 +1,7 @@
-# Clients of other kinds than psql's statement after statement: pipelines, with
-# statements parsed each time and prepared once; many statements in one message;
-# and COPY. An error takes back all of the implicit transaction that it is in,
-# and what comes after it in a pipeline is not handled.
+# Commands work in pipelines, with statements parsed each time and prepared
+# once; as many statements in one message; and with COPY. An error takes back
+# all of the implicit transaction that it is in, and what comes after it in a
+# pipeline is not handled.
 
 use strict;
 use warnings;
@@ -14,19 +14,16 @@ use CqrsTest;
 
 my $node = new_server('main');
 
-# query(SQL): its output
-sub query { return $node->safe_psql('postgres', $_[0]); }
-
 # joined(): who joined, the events of it, and what its own handler made of them;
 # all of it is gone then
 sub joined
 {
-	my $out = query(q(
+	my $out = query($node, q(
 		SELECT coalesce((SELECT string_agg(user_id::text, ' ' ORDER BY seq) FROM member), ''),
 			   coalesce((SELECT string_agg(payload->>'user_id', ' ' ORDER BY e.position)
 						 FROM seen, cqrs_events('meeting_events', 100000, after_position => seen.position) e), ''),
 			   (SELECT count(*) FROM counted)));
-	query(q(TRUNCATE member, counted; UPDATE seen SET position = coalesce((SELECT max(e.position) FROM cqrs_topics.meeting_events e), 0)));
+	query($node, q(TRUNCATE member, counted; UPDATE seen SET position = coalesce((SELECT max(e.position) FROM cqrs_topics.meeting_events e), 0)));
 	return $out;
 }
 
@@ -46,7 +43,7 @@ sub run_pgbench
 }
 
 $node->start;
-query(q(
+query($node, q(
 	CREATE EXTENSION cqrs_outbox;
 	CREATE TABLE member (seq serial, user_id int);
 	CREATE TABLE counted (user_id int);
@@ -129,7 +126,7 @@ like(one_message('BEGIN;' . send_user(1) . 'SAVEPOINT s;' . send_user(2) . 'ROLL
 is(joined(), '1 3|1 3|2', 'has what it did not roll back');
 
 # COPY: a trigger sends a command for each row that comes in.
-query(q(
+query($node, q(
 	CREATE TABLE incoming (user_id int);
 	CREATE FUNCTION send_join() RETURNS trigger LANGUAGE plpgsql AS $$
 	BEGIN
@@ -138,12 +135,11 @@ query(q(
 	END $$;
 	CREATE TRIGGER send_join AFTER INSERT ON incoming FOR EACH ROW EXECUTE FUNCTION send_join();
 ));
-is(query("COPY incoming FROM STDIN;\n1\n2\n3\n\\.\n"), '', 'COPY');
+is(query($node, "COPY incoming FROM STDIN;\n1\n2\n3\n\\.\n"), '', 'COPY');
 is(joined(), '1 2 3|1 2 3|3', 'sends a command for each row');
-my (undef, undef, $stderr) = $node->psql('postgres', "COPY incoming FROM STDIN;\n1\n0\n3\n\\.\n");
-like($stderr, qr/ERROR:  division by zero\n.*function send_join\(\)/s, 'one that fails');
+like(error_of($node, 'postgres', "COPY incoming FROM STDIN;\n1\n0\n3\n\\.\n"), qr/ERROR:  22012: division by zero\n.*function send_join\(\)/s, 'one that fails');
 is(joined(), '||0', 'takes back all');
-is(query(q(COPY (SELECT cqrs_stream('JoinAll')) TO STDOUT)), "1\n0\n0", 'a stream copied out');
+is(query($node, q(COPY (SELECT cqrs_stream('JoinAll')) TO STDOUT)), "1\n0\n0", 'a stream copied out');
 is(joined(), '1 2 3|1 2 3|3', 'is handled once');
 
 $node->stop;

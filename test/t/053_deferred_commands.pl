@@ -1,8 +1,8 @@
-# Commands that the worker executes: after the commit and not before, at their
-# time and not before, once, whatever is killed or restarted; as the role that
-# enqueued them; in order by key, with retries and dead letters. What cannot be
-# done for one role does not hold up the others. And looking for what is due
-# costs neither for what is scheduled for later, nor for what was.
+# The worker executes commands after their commit, at their time and not before,
+# once, whatever is killed or restarted; as the role that enqueued them; in
+# order by key, with retries and dead letters. What cannot be done for one role
+# does not hold up the others. And looking for what is due costs nothing for
+# what is scheduled for later, nor for what was.
 
 use strict;
 use warnings;
@@ -78,20 +78,6 @@ sub is_not_done
 	is($node->safe_psql('postgres', "SELECT count(*) FROM done WHERE n = $n"), '0', $name);
 }
 
-sub sql
-{
-	return $node->safe_psql('postgres', $_[0]);
-}
-
-sub set
-{
-	my ($name, $value) = @_;
-
-	sql("ALTER SYSTEM SET $name = '$value'");
-	$node->reload;
-	$node->poll_query_until('postgres', "SELECT setting = '$value' FROM pg_settings WHERE name = '$name'");
-}
-
 # After the commit.
 my $open = new_session($node, 'postgres');
 $open->query('SET ROLE app; BEGIN');
@@ -101,43 +87,43 @@ done(2, 'a command is executed');
 is_not_done(1, 'one that is not committed is not');
 $open->query('COMMIT');
 done(1, 'it is after its commit');
-is(sql('SELECT role FROM done WHERE n = 1'), 'app', 'as the role that enqueued it');
+is(query($node, 'SELECT role FROM done WHERE n = 1'), 'app', 'as the role that enqueued it');
 $open->query('BEGIN');
 $open->query(enqueue_sql(3));
 $open->query('ROLLBACK');
 my $id = enqueue(4);
 done(4, 'the next one is executed');
 is_not_done(3, 'one that was rolled back is not');
-is(sql('SELECT (context).id, (context).attempt, (context).causation_id IS NULL, (context).caller FROM done WHERE n = 4'),
+is(query($node, 'SELECT (context).id, (context).attempt, (context).causation_id IS NULL, (context).caller FROM done WHERE n = 4'),
 	"$id|1|t|app", 'its context is that of who enqueued it');
 
 # At its time.
-my $at = sql("SELECT clock_timestamp() + interval '1 s'");
+my $at = query($node, "SELECT clock_timestamp() + interval '1 s'");
 enqueue(10, "run_at => now() + interval '1 hour'");
 enqueue(11, "run_at => '$at'");
 done(11, 'a command is executed at its time');
-is(sql("SELECT done_at >= '$at' FROM done WHERE n = 11"), 't', 'and not before');
-is(sql("SELECT payload->>'n' FROM cqrs.scheduled_command"), '10', 'one for later is not executed');
+is(query($node, "SELECT done_at >= '$at' FROM done WHERE n = 11"), 't', 'and not before');
+is(query($node, "SELECT payload->>'n' FROM cqrs.scheduled_command"), '10', 'one for later is not executed');
 
 # Across a crash and a restart.
 for my $mode (qw(immediate fast))
 {
 	my $n = $mode eq 'fast' ? 20 : 30;
 
-	$at = sql("SELECT clock_timestamp() + interval '2 s'");
+	$at = query($node, "SELECT clock_timestamp() + interval '2 s'");
 	enqueue($n, "run_at => '$at'");
 	enqueue($n + 1, "run_at => now() + interval '10 ms'");
 	$node->stop($mode);
 	$node->start;
 	done($n, "$mode: a command is executed after the restart");
-	is(sql("SELECT done_at >= '$at' FROM done WHERE n = $n"), 't', "$mode: not before its time");
+	is(query($node, "SELECT done_at >= '$at' FROM done WHERE n = $n"), 't', "$mode: not before its time");
 	done($n + 1, "$mode: so is one whose time came meanwhile");
 }
 $open->quit;
 
 # In order by key, with retries.
-sql("INSERT INTO broken VALUES (40), (44)");
-sql("SET ROLE app; SELECT cqrs_alter_subscription('commands_of_app', max_attempts => 3, retry_delay => '10 ms')");
+query($node, "INSERT INTO broken VALUES (40), (44)");
+query($node, "SET ROLE app; SELECT cqrs_alter_subscription('commands_of_app', max_attempts => 3, retry_delay => '10 ms')");
 enqueue(40, "'k'");
 enqueue(41, "'k'");
 enqueue(42, "'other'");
@@ -145,58 +131,50 @@ enqueue(43);
 done(42, 'one that fails holds up no other key');
 done(43, 'nor one without a key');
 done(41, 'the next one of its key comes when it is given up');
-is(sql("SET ROLE app; SELECT event_name, key, payload, attempts, sqlstate, error FROM cqrs_dead_letters('commands_of_app')"),
+is(query($node, "SET ROLE app; SELECT event_name, key, payload, attempts, sqlstate, error FROM cqrs_dead_letters('commands_of_app')"),
 	'Do|k|{"n": 40}|3|P0001|40 is broken', 'after its attempts');
-sql("SET ROLE app; SELECT cqrs_alter_subscription('commands_of_app', max_attempts => 0)");
+query($node, "SET ROLE app; SELECT cqrs_alter_subscription('commands_of_app', max_attempts => 0)");
 enqueue(44, "'l'");
 enqueue(45, "'l'");
 ok($node->poll_query_until('postgres', "SELECT count(*) = 2 FROM cqrs.retry WHERE key = 'l'"), 'another one fails, and one waits for it');
-sql('TRUNCATE broken');
-is(sql("SET ROLE app; SELECT cqrs_redrive('commands_of_app', event_id) > 0 FROM cqrs_dead_letters('commands_of_app') WHERE payload->>'n' = '40'"), 't', 'redriven');
+query($node, 'TRUNCATE broken');
+is(query($node, "SET ROLE app; SELECT cqrs_redrive('commands_of_app', event_id) > 0 FROM cqrs_dead_letters('commands_of_app') WHERE payload->>'n' = '40'"), 't', 'redriven');
 done(40, 'it is executed after all');
 done(44, 'so is the one that was still tried');
 done(45, 'and what waited for it');
-is(sql('SELECT (context).attempt > 1 FROM done WHERE n = 44'), 't', 'in a later attempt');
+is(query($node, 'SELECT (context).attempt > 1 FROM done WHERE n = 44'), 't', 'in a later attempt');
 
 # No more than the role may.
-sql("SET ROLE app; SELECT cqrs_alter_subscription('commands_of_app', max_attempts => 1)");
+query($node, "SET ROLE app; SELECT cqrs_alter_subscription('commands_of_app', max_attempts => 1)");
 for my $first ('SELECT 1', 'RESET ROLE', 'SET ROLE postgres', 'RESET SESSION AUTHORIZATION')
 {
-	sql("SET ROLE app; SELECT cqrs_enqueue('Steal', '{\"first\": \"$first\"}')");
+	query($node, "SET ROLE app; SELECT cqrs_enqueue('Steal', '{\"first\": \"$first\"}')");
 }
 # That others are executed is the evidence that these are at fault.
 for my $n (200 .. 299)
 {
-	last if sql("SELECT count(*) = 4 FROM cqrs.dead_letter WHERE event_name = 'Steal'") eq 't';
+	last if query($node, "SELECT count(*) = 4 FROM cqrs.dead_letter WHERE event_name = 'Steal'") eq 't';
 	enqueue($n, "'witness'");
 	$node->poll_query_until('postgres', "SELECT count(*) = 1 FROM done WHERE n = $n") or last;
 	$node->poll_query_until('postgres', "SELECT coalesce(min(retry_at) <= clock_timestamp(), true) FROM cqrs.retry WHERE event_name = 'Steal' AND due_at IS NOT NULL");
 }
-is(sql("SELECT count(*) FROM cqrs.dead_letter WHERE event_name = 'Steal'"), '4', 'what a role may not, its commands may not');
-is(sql("SELECT string_agg(DISTINCT sqlstate, ' '), (SELECT count(*) FROM secret) FROM cqrs.dead_letter WHERE event_name = 'Steal'"), '42501|0', 'whatever they try');
-sql("SET ROLE app; SELECT cqrs_alter_subscription('commands_of_app', max_attempts => 5)");
+is(query($node, "SELECT count(*) FROM cqrs.dead_letter WHERE event_name = 'Steal'"), '4', 'what a role may not, its commands may not');
+is(query($node, "SELECT string_agg(DISTINCT sqlstate, ' '), (SELECT count(*) FROM secret) FROM cqrs.dead_letter WHERE event_name = 'Steal'"), '42501|0', 'whatever they try');
+query($node, "SET ROLE app; SELECT cqrs_alter_subscription('commands_of_app', max_attempts => 5)");
 
 # Killed in the middle.
-my $holder = new_session($node, 'postgres');
-$holder->query('SELECT pg_advisory_lock(1)');
+my $holder = hold_handlers($node, 'postgres');
 enqueue(50);
-my $blocked = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
-ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM ($blocked) b"), 'a command is being executed');
-my $offset = -s $node->logfile;
-kill 'KILL', sql($blocked) or die 'no such process';
-$node->wait_for_log(qr/all server processes terminated; reinitializing/, $offset);
+crash_server($node, in_handler($node, 'postgres'));
 $holder->quit;
-$node->poll_query_until('postgres', 'SELECT true');
 done(50, 'killed in the middle, a command is executed');
 
 # The manager is killed, with a thousand due.
-sql("SET ROLE app; SELECT count(cqrs_enqueue('Do', jsonb_build_object('n', i), run_at => clock_timestamp() + interval '500 ms')) FROM generate_series(1001, 4000) i");
+query($node, "SET ROLE app; SELECT count(cqrs_enqueue('Do', jsonb_build_object('n', i), run_at => clock_timestamp() + interval '500 ms')) FROM generate_series(1001, 4000) i");
 ok($node->poll_query_until('postgres', 'SELECT count(*) < 3000 FROM cqrs.scheduled_command WHERE run_at <= clock_timestamp()'), 'some of many are put into the outbox');
-$offset = -s $node->logfile;
-kill 'KILL', processes($node, 'manager', 'postgres') or die 'no such process';
-$node->wait_for_log(qr/all server processes terminated; reinitializing/, $offset);
+crash_server($node, processes($node, 'manager', 'postgres'));
 ok($node->poll_query_until('postgres', 'SELECT count(*) >= 3000 FROM done WHERE n > 1000'), 'the manager killed, all are executed');
-is(sql('SELECT count(*), count(DISTINCT n) FROM done WHERE n > 1000'), '3000|3000', 'each once');
+is(query($node, 'SELECT count(*), count(DISTINCT n) FROM done WHERE n > 1000'), '3000|3000', 'each once');
 
 # A transaction that removes a command, and does not commit, tells of it.
 ok(wait_managers($node, 'postgres'), 'the manager is there again');
@@ -204,7 +182,7 @@ my $canceller = new_session($node, 'postgres');
 $canceller->query('SET ROLE app');
 for my $end ('ROLLBACK', 'ROLLBACK TO s; COMMIT', 'disconnect')
 {
-	sql('DELETE FROM done WHERE n IN (60, 61)');
+	query($node, 'DELETE FROM done WHERE n IN (60, 61)');
 	# So much later that it is cancelled before, on a slow machine, too.
 	$id = enqueue(60, "run_at => clock_timestamp() + interval '3 s'");
 	$canceller->query('BEGIN; SAVEPOINT s');
@@ -217,7 +195,7 @@ for my $end ('ROLLBACK', 'ROLLBACK TO s; COMMIT', 'disconnect')
 }
 
 # A role whose topic cannot be written to holds up no other.
-my $segments = sql("SELECT string_agg(format('cqrs.topic_%s_%s', topic_id, i), ', ') FROM cqrs.topic, generate_series(0, 2) i WHERE topic = 'commands_of_app'");
+my $segments = query($node, "SELECT string_agg(format('cqrs.topic_%s_%s', topic_id, i), ', ') FROM cqrs.topic, generate_series(0, 2) i WHERE topic = 'commands_of_app'");
 my $locker = new_session($node, 'postgres');
 $locker->query("BEGIN; LOCK $segments IN SHARE MODE");
 enqueue(70, "run_at => clock_timestamp() + interval '100 ms'");
@@ -227,26 +205,26 @@ is_not_done(70, 'the one of that topic is not');
 $locker->query('COMMIT');
 done(70, 'it is when the lock is gone');
 
-$offset = -s $node->logfile;
-my ($altered) = split /,/, sql("SELECT format('cqrs.topic_%s_%s', topic_id, current_segment) FROM cqrs.topic WHERE topic = 'commands_of_app'");
-sql("ALTER TABLE $altered ADD CHECK (true)");
+my $offset = -s $node->logfile;
+my ($altered) = split /,/, query($node, "SELECT format('cqrs.topic_%s_%s', topic_id, current_segment) FROM cqrs.topic WHERE topic = 'commands_of_app'");
+query($node, "ALTER TABLE $altered ADD CHECK (true)");
 # Enqueuing for later does not look at it.
 enqueue(72, "run_at => clock_timestamp() + interval '100 ms'");
 enqueue(73, "run_at => clock_timestamp() + interval '200 ms'", 'postgres');
 done(73, "another role's command is executed while a topic is altered");
 is_not_done(72, 'the one of that topic is not');
 like(slurp_file($node->logfile, $offset), qr/ERROR:  table "topic_\d+_\d" of topic "commands_of_app" was altered.*CONTEXT:  putting scheduled commands into the outbox/s, 'the log says why');
-is(sql("SELECT object FROM cqrs_health(max_lag => '0') WHERE problem = 'commands_late'"), 'commands of role "app"', 'so does cqrs_health()');
-sql("ALTER TABLE $altered DROP CONSTRAINT " . sql("SELECT conname FROM pg_constraint WHERE conrelid = '$altered'::regclass AND contype = 'c'"));
+is(query($node, "SELECT object FROM cqrs_health(max_lag => '0') WHERE problem = 'commands_late'"), 'commands of role "app"', 'so does cqrs_health()');
+query($node, "ALTER TABLE $altered DROP CONSTRAINT " . query($node, "SELECT conname FROM pg_constraint WHERE conrelid = '$altered'::regclass AND contype = 'c'"));
 $node->restart;
 done(72, 'it is executed when that is undone');
 
 # Delivery turned off.
-set('cqrs_outbox.deliver', 'off');
+reconfigure($node, 'cqrs_outbox.deliver = off');
 enqueue(80);
 enqueue(81, "run_at => clock_timestamp() + interval '1 s'");
 ok($node->poll_query_until('postgres', "SELECT count(*) = 0 FROM cqrs.scheduled_command WHERE payload->>'n' = '81' AND run_at >= clock_timestamp()"), 'the time has come');
-set('cqrs_outbox.deliver', 'on');
+reconfigure($node, 'cqrs_outbox.deliver = on');
 done(80, 'what waited for delivery is executed');
 done(81, 'so is what was scheduled');
 
@@ -255,7 +233,7 @@ sub prepare
 {
 	my ($name, $sql) = @_;
 
-	sql("SET ROLE app; BEGIN; $sql; PREPARE TRANSACTION '$name'");
+	query($node, "SET ROLE app; BEGIN; $sql; PREPARE TRANSACTION '$name'");
 }
 prepare('one', enqueue_sql(90) . '; ' . enqueue_sql(91, "run_at => clock_timestamp() + interval '100 ms'"));
 $id = enqueue(92, "run_at => clock_timestamp() + interval '3 s'");
@@ -263,13 +241,13 @@ prepare('two', "SELECT cqrs_cancel_command('$id')");
 enqueue(93, "run_at => clock_timestamp() + interval '3 s'");
 done(93, 'prepared transactions hold up nobody');
 is_not_done($_, "$_: not before the commit") for 90, 91, 92;
-set('cqrs_outbox.poll_interval', '100');
-sql("COMMIT PREPARED 'one'");
-sql("ROLLBACK PREPARED 'two'");
+reconfigure($node, 'cqrs_outbox.poll_interval = 100');
+query($node, "COMMIT PREPARED 'one'");
+query($node, "ROLLBACK PREPARED 'two'");
 done(90, 'what a prepared transaction enqueued is executed');
 done(91, 'so is what it scheduled');
 done(92, 'and what it would have cancelled');
-set('cqrs_outbox.poll_interval', '3600000');
+reconfigure($node, 'cqrs_outbox.poll_interval = 3600000');
 
 # What is scheduled for later costs nothing: the manager does not look. It
 # counts what it does when it next reports.
@@ -280,59 +258,59 @@ my $reads = $looks =~ s/idx_scan/idx_tup_read/r;
 sub counted
 {
 	my ($n) = @_;
-	my $before = sql($looks);
+	my $before = query($node, $looks);
 
 	enqueue($n, "run_at => clock_timestamp() + interval '100 ms'");
 	done($n, "$n is executed");
 	ok($node->poll_query_until('postgres', "SELECT ($looks) > $before"), 'and counted');
 }
 counted(100);
-my ($looks_before, $reads_before) = (sql($looks), sql($reads));
-sql("SET ROLE app; SELECT count(cqrs_enqueue('Do', '{\"n\": 0}', run_at => now() + i * interval '1 day')) FROM generate_series(1, 100000) i");
-sql("SELECT cqrs_cancel_command(command_id) FROM cqrs.scheduled_command WHERE payload = '{\"n\": 0}' ORDER BY run_at LIMIT 100");
+my ($looks_before, $reads_before) = (query($node, $looks), query($node, $reads));
+query($node, "SET ROLE app; SELECT count(cqrs_enqueue('Do', '{\"n\": 0}', run_at => now() + i * interval '1 day')) FROM generate_series(1, 100000) i");
+query($node, "SELECT cqrs_cancel_command(command_id) FROM cqrs.scheduled_command WHERE payload = '{\"n\": 0}' ORDER BY run_at LIMIT 100");
 counted(101);
-cmp_ok(sql($looks) - $looks_before, '<', 20, 'for 100,000 scheduled for later, the manager does not look');
-cmp_ok(sql($reads) - $reads_before, '<', 100, 'nor does it read them');
+cmp_ok(query($node, $looks) - $looks_before, '<', 20, 'for 100,000 scheduled for later, the manager does not look');
+cmp_ok(query($node, $reads) - $reads_before, '<', 100, 'nor does it read them');
 
 # Nor do dead rows that a long transaction keeps.
 my $old = new_session($node, 'postgres');
 $old->query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
-sql("SET ROLE app; SELECT cqrs_pause('commands_of_app')");
-$reads_before = sql($reads);
-sql("SET ROLE app; SELECT count(cqrs_enqueue('Do', '{\"n\": 0}', run_at => now() + interval '1 s')) FROM generate_series(1, 10000) i");
+query($node, "SET ROLE app; SELECT cqrs_pause('commands_of_app')");
+$reads_before = query($node, $reads);
+query($node, "SET ROLE app; SELECT count(cqrs_enqueue('Do', '{\"n\": 0}', run_at => now() + interval '1 s')) FROM generate_series(1, 10000) i");
 ok($node->poll_query_until('postgres', "SELECT count(*) = 0 FROM cqrs.scheduled_command WHERE run_at <= clock_timestamp() + interval '2 s' AND payload = '{\"n\": 0}'"), '10,000 of one time are put into the outbox');
 my $reads_moving = $reads_before;
 enqueue(102, "run_at => clock_timestamp() + interval '100 ms'", 'postgres');
 done(102, 'and one more is executed');
 for my $n (103 .. 105)
 {
-	my $before = sql($looks);
+	my $before = query($node, $looks);
 
 	enqueue($n, "run_at => clock_timestamp() + interval '100 ms'", 'postgres');
 	done($n, "$n is executed");
 	ok($node->poll_query_until('postgres', "SELECT ($looks) > $before"), 'and counted');
-	$reads_before = sql($reads) if $n == 103;
+	$reads_before = query($node, $reads) if $n == 103;
 }
 cmp_ok($reads_before - $reads_moving, '<', 20000, 'each of them is read once');
-cmp_ok(sql($reads) - $reads_before, '<', 100, 'where 10,000 were, the manager does not look again');
+cmp_ok(query($node, $reads) - $reads_before, '<', 100, 'where 10,000 were, the manager does not look again');
 $old->quit;
 
 # Dumped and restored: what is scheduled comes along, and is executed once it is
 # adopted. Its time may come before the dump is made: so nothing is executed
 # until then.
-sql("DELETE FROM cqrs.scheduled_command WHERE payload = '{\"n\": 0}'");
-sql("SET ROLE app; SELECT cqrs_cancel_command(command_id) FROM cqrs_scheduled_commands");
-set('cqrs_outbox.deliver', 'off');
-$at = sql("SELECT clock_timestamp() + interval '1 s'");
+query($node, "DELETE FROM cqrs.scheduled_command WHERE payload = '{\"n\": 0}'");
+query($node, "SET ROLE app; SELECT cqrs_cancel_command(command_id) FROM cqrs_scheduled_commands");
+reconfigure($node, 'cqrs_outbox.deliver = off');
+$at = query($node, "SELECT clock_timestamp() + interval '1 s'");
 $id = enqueue(110, "run_at => '$at'", 'postgres');
 my $dump = $node->backup_dir . '/dump.sql';
 $node->command_ok([ 'pg_dump', '-f', $dump, '-d', $node->connstr('postgres') ], 'dumped');
-set('cqrs_outbox.deliver', 'on');
+reconfigure($node, 'cqrs_outbox.deliver = on');
 done(110, 'a command is executed where it was enqueued');
-sql('CREATE DATABASE copy');
+query($node, 'CREATE DATABASE copy');
 $node->command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-f', $dump, '-d', $node->connstr('copy') ], 'restored');
 ok(wait_managers($node, 'copy', 'postgres'), 'the copy has a manager');
-set('cqrs_outbox.poll_interval', '100');
+reconfigure($node, 'cqrs_outbox.poll_interval = 100');
 ok($node->poll_query_until('copy', 'SELECT count(*) = 0 FROM cqrs.scheduled_command'), 'the command is put into the outbox there');
 is($node->safe_psql('copy', 'SELECT count(*) FROM done WHERE n = 110'), '0', 'and not executed, as nothing restored is');
 $node->safe_psql('copy', 'SELECT cqrs_adopt()');

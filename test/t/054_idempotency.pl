@@ -1,6 +1,6 @@
-# What was committed with an idempotency key is known after a crash, and what was not
-# is not. The manager truncates keys by itself when they are old enough, and not
-# before; after that, the command is handled again.
+# An idempotency key is known after a crash if its command was committed, and
+# only then. The manager truncates keys by itself when they are old enough, and
+# not before; after that, the command is handled again.
 
 use strict;
 use warnings;
@@ -19,16 +19,6 @@ sub draw
 	my ($key) = @_;
 
 	return $node->safe_psql('postgres', "SELECT cqrs_send('Draw', '{}', '$key')");
-}
-
-# retention(SECONDS): set it, and wait until it is in force.
-sub retention
-{
-	my ($seconds) = @_;
-
-	$node->safe_psql('postgres', "ALTER SYSTEM SET cqrs_outbox.idempotency_retention = $seconds");
-	$node->reload;
-	ok($node->poll_query_until('postgres', "SELECT setting FROM pg_settings WHERE name = 'cqrs_outbox.idempotency_retention'", $seconds), "keys are kept for $seconds s");
 }
 
 $node->start;
@@ -52,12 +42,12 @@ is($node->safe_psql('postgres', 'SELECT count(*) FROM drawn'), '2', 'each once')
 
 # The manager looks at once when the setting changes.
 ok(wait_managers($node, 'postgres'), 'the manager is there again');
-retention(3600);
-retention(0);
+reconfigure($node, 'cqrs_outbox.idempotency_retention = 3600');
+reconfigure($node, 'cqrs_outbox.idempotency_retention = 0');
 ok($node->poll_query_until('postgres', $size, '0'), 'the manager truncates what is old enough');
-retention(3600);
+reconfigure($node, 'cqrs_outbox.idempotency_retention = 3600');
 is(draw('committed'), '3', 'then the command is handled again');
-retention(3599);
+reconfigure($node, 'cqrs_outbox.idempotency_retention = 3599');
 is(draw('committed'), '3', 'what is not, is kept');
 
 unlike(slurp_file($node->logfile), qr/maintaining idempotency keys/, 'without an error');

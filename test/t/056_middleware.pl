@@ -1,6 +1,7 @@
-# What the regression tests cannot see of what is called around dispatches: the
-# hook of other extensions, installed before our library is loaded or after;
-# what the logging middleware writes; and middleware in a dump.
+# The hooks of other extensions are called around dispatches, whether they were
+# installed before our library was loaded or after; the logging middleware
+# writes its lines; and a dump contains what is registered. The regression tests
+# cannot see these.
 
 use strict;
 use warnings;
@@ -12,9 +13,6 @@ use Test::More;
 use CqrsTest;
 
 my $node = new_server('main', "log_statement = none\n");
-
-# query(SQL): its output
-sub query { return $node->safe_psql('postgres', $_[0]); }
 
 # ----------------------------------------------------------------------
 # Extensions of other authors: built outside of our sources, with what is
@@ -159,23 +157,6 @@ EOF_C
 
 my $folder = PostgreSQL::Test::Utils::tempdir;
 
-# build_hook(NAME): a library
-sub build_hook
-{
-	my ($name) = @_;
-
-	append_to_file("$folder/$name.c", $source);
-	append_to_file("$folder/Makefile.$name", <<~"EOS");
-		MODULES = $name
-		PG_CPPFLAGS = -I\$(includedir_server)/extension/cqrs_outbox -DNAME=\\"$name\\"
-		PG_CFLAGS = -Werror
-		override with_llvm = no
-		PGXS := \$(shell pg_config --pgxs)
-		include \$(PGXS)
-		EOS
-	system_or_bail('make', '-s', '-C', $folder, '-f', "Makefile.$name");
-}
-
 # What a session with hooks says.
 sub said
 {
@@ -186,11 +167,11 @@ sub said
 	return $said =~ s/NOTICE //gr =~ s/\n+$//r;
 }
 
-build_hook($_) foreach qw(inner outer);
+build_module($folder, $_, $source, qq(-Werror -DNAME=\\"$_\\")) for qw(inner outer);
 # One is loaded before our library is, one in a session.
 $node->append_conf('postgresql.conf', "shared_preload_libraries = '$folder/inner, cqrs_outbox'");
 $node->start;
-query(q(
+query($node, q(
 	CREATE EXTENSION cqrs_outbox;
 	CREATE TABLE handled (n serial, payload jsonb);
 	CREATE FUNCTION handle(c jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
@@ -235,13 +216,13 @@ is(said($one, q(SELECT cqrs_query('Ask', '{"hook": "payload", "by": "inner"}') -
 		'outer: answer {"from": "inner"}', '{"from": "inner"}'), 'and to the handler');
 like(said($one, q(SELECT cqrs_query('Ask', '{"hook": "array", "by": "inner"}'))), qr/ERROR payload of query "Ask" is not a JSON object/,
 	'which is an object');
-query('TRUNCATE handled');
+query($node, 'TRUNCATE handled');
 like(said($one, q(SELECT cqrs_send('Handle', '{"hook": "twice", "by": "inner", "answer": 2}'))), qr/\n2$/, 'it proceeds twice');
-is(query('SELECT count(*) FROM handled'), '2', '... and so the command is handled twice');
-query('TRUNCATE handled');
+is(query($node, 'SELECT count(*) FROM handled'), '2', '... and so the command is handled twice');
+query($node, 'TRUNCATE handled');
 like(said($one, q(SELECT cqrs_send('Handle', '{"hook": "swallow", "by": "inner", "error": "P0001"}'))), qr/\n"swallowed"$/,
 	'it swallows an error');
-is(query('SELECT count(*) FROM handled'), '0', '... with what was done before it');
+is(query($node, 'SELECT count(*) FROM handled'), '0', '... with what was done before it');
 like(said($one, q(SELECT cqrs_send('Handle', '{"answer": 3, "nested": {"answer": 4}}'))),
 	qr/^outer: command Handle \{"answer": 3.*\n(.*\n)*outer: command Handle \{"answer": 4\}\n(.*\n)*outer: answer 4\n(.*\n)*outer: answer 3\n3$/,
 	'nested commands');
@@ -252,7 +233,7 @@ like(said($one, q(SELECT cqrs_send('Handle', '{"hook": "sql", "by": "inner"}')))
 like(said($one, q(SELECT cqrs_send('Handle', '{"answer": 5}'))), qr/\n5$/, 'all is well after that');
 
 # Registered middleware is further in, and finds the same id.
-query(q(
+query($node, q(
 	CREATE FUNCTION middleware(request cqrs_request) RETURNS jsonb LANGUAGE plpgsql AS $$
 	BEGIN
 		RAISE NOTICE 'middleware: %', request.payload;
@@ -263,7 +244,7 @@ query(q(
 is(said($one, q(SELECT cqrs_query('Ask', '{"hook": "payload", "by": "inner"}'))),
 	join("\n", 'outer: query Ask {"by": "inner", "hook": "payload"}', 'inner: query Ask {"by": "inner", "hook": "payload"}',
 		'middleware: {"from": "inner"}', 'outer: answer {"from": "inner"}', '{"from": "inner"}'), 'registered middleware is further in');
-query(q(
+query($node, q(
 	CREATE FUNCTION middleware_id(request cqrs_request) RETURNS jsonb LANGUAGE sql AS $$
 		SELECT cqrs_proceed() || jsonb_build_object('context', (cqrs_context()).id)
 	$$;
@@ -274,7 +255,7 @@ query(q(
 like(said($one, q(SELECT cqrs_query('Ask', '{}'))), qr/\n\{"context": "([-0-9a-f]{36})", "handler": "\1"\}$/, 'one id for all of them');
 
 $one->quit;
-query(q(SELECT cqrs_unregister_middleware('middleware_id(cqrs_request)'), cqrs_unregister_middleware('middleware(cqrs_request)')));
+query($node, q(SELECT cqrs_unregister_middleware('middleware_id(cqrs_request)'), cqrs_unregister_middleware('middleware(cqrs_request)')));
 
 # ----------------------------------------------------------------------
 # The log
@@ -294,7 +275,7 @@ sub logged
 }
 
 my $id = '[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}';
-query(q(
+query($node, q(
 	SELECT cqrs_register_middleware('cqrs_log_dispatch(cqrs_request)');
 	CREATE ROLE sender LOGIN;
 	GRANT ALL ON handled TO sender;
@@ -305,19 +286,18 @@ like(logged(q(SET ROLE sender; SELECT cqrs_send('Handle', '{"nested": {}}'))),
 	qr/^.*LOG:  command "Handle" \(($id)\) took [^\n]*\n.*LOG:  command "Handle" \((?!\1)$id\) took \d+\.\d{3} ms$/, "of a sender's commands, one each");
 like(logged(q(SELECT cqrs_send('Handle', '{"error": "22012"}'))),
 	qr/^.*LOG:  command "Handle" \($id\) failed with 22012 after \d+\.\d{3} ms$/, 'an error, with its code');
-query(q(CREATE OR REPLACE FUNCTION ask(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT to_jsonb((cqrs_context()).id::text)$$));
+query($node, q(CREATE OR REPLACE FUNCTION ask(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT to_jsonb((cqrs_context()).id::text)$$));
 my $offset = -s $node->logfile;
-my $told = query(q(SELECT cqrs_query('Ask') #>> '{}'));
+my $told = query($node, q(SELECT cqrs_query('Ask') #>> '{}'));
 like(written($offset), qr/query "Ask" \($told\)/, 'its id is that of the context');
-query(q(
+query($node, q(
 	CREATE FUNCTION slow(jsonb) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(0.2)';
 	SELECT cqrs_register_command('Slow', 'slow(jsonb)');
 ));
 like(logged(q(SELECT cqrs_send('Slow'))), qr/ took [2-9]\d\d+\.\d{3} ms$/, 'milliseconds');
 like(logged(q(SET statement_timeout = '50ms'; SELECT cqrs_send('Slow'))), qr/failed with 57014 after/, 'a cancelled one, which is cancelled');
 $offset = -s $node->logfile;
-my (undef, undef, $stderr) = $node->psql('postgres', q(SELECT cqrs_send('Handle', '{"error": "P0007", "secret": "4712"}')));
-like($stderr, qr/ERROR:  failed\nCONTEXT:  .*\nhandler public\.handle.* of command "Handle"\nmiddleware public\.cqrs_log_dispatch/s, 'the error goes on as it was');
+like(error_of($node, 'postgres', q(SELECT cqrs_send('Handle', '{"error": "P0007", "secret": "4712"}'))), qr/ERROR:  P0007: failed\nCONTEXT:  .*\nhandler public\.handle.* of command "Handle"\nmiddleware public\.cqrs_log_dispatch/s, 'the error goes on as it was');
 unlike(written($offset), qr/LOG:  command "Handle"[^\n]*(4712|\n[^\n]* (CONTEXT|STATEMENT):)/,
 	'no payload in the line, and no second one');
 like(logged(q(SET client_min_messages = log; SELECT cqrs_log_dispatch(NULL))), qr/^$/, 'not called by a dispatch, it logs nothing');
@@ -326,7 +306,7 @@ like(logged(q(SET client_min_messages = log; SELECT cqrs_log_dispatch(NULL))), q
 # A dump
 # ----------------------------------------------------------------------
 
-query(q(
+query($node, q(
 	CREATE FUNCTION first(request cqrs_request) RETURNS jsonb LANGUAGE sql AS 'SELECT public.cqrs_proceed()';
 	CREATE FUNCTION last(request cqrs_request) RETURNS jsonb LANGUAGE sql AS 'SELECT public.cqrs_proceed()';
 	SELECT cqrs_register_middleware('last(cqrs_request)'), cqrs_register_middleware('first(cqrs_request)', -5);

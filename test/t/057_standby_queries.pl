@@ -47,33 +47,19 @@ $primary->safe_psql('postgres', q(
 	SELECT cqrs_send('JoinMeeting', jsonb_build_object('user_id', n)) FROM generate_series(1, 4) n;
 ));
 
-$primary->backup('backup');
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$standby->init_from_backup($primary, 'backup', has_streaming => 1);
-$standby->start;
+my $standby = new_standby($primary, 'standby');
 $primary->wait_for_catchup($standby, 'replay', $primary->lsn('insert'));
 
-# query(SQL): its output on the standby
-sub query { return $standby->safe_psql('postgres', $_[0]); }
+is(query($standby, q(SELECT cqrs_query('CountMembers'))), '4', 'a query');
+is(query($standby, q(SELECT cqrs_query('What'))), '["query", "What", true, 4]', 'with a context, and a query within');
+is(query($standby, q(SELECT cqrs_query('Fails'))), '4', 'and a fallback');
+is(query($standby, q(SELECT cqrs_stream('ListMembers'))), join("\n", map { qq({"user_id": $_}) } 1 .. 4), 'a stream that only reads');
+is(query($standby, q(SELECT cqrs_send('Reads'))), '["command", "Reads", true, 4]', 'so may a command');
+is(query($standby, q(SELECT cqrs_send('Chain'))), '["command", "Chain", true, 4]', 'and a chain, whose subtransactions need no write');
+is(query($standby, q(SELECT string_agg(payload->>'user_id', ' ') FROM cqrs_events('meeting_events'))), '1 2 3 4', 'the outbox');
+is(query($standby, q(SELECT cqrs_context() IS NULL)), 't', 'nothing is being handled');
+is(query($standby, q(SELECT count(*) FROM cqrs_subscription_status)), '0', 'nothing is subscribed');
 
-is(query(q(SELECT cqrs_query('CountMembers'))), '4', 'a query');
-is(query(q(SELECT cqrs_query('What'))), '["query", "What", true, 4]', 'with a context, and a query within');
-is(query(q(SELECT cqrs_query('Fails'))), '4', 'and a fallback');
-is(query(q(SELECT cqrs_stream('ListMembers'))), join("\n", map { qq({"user_id": $_}) } 1 .. 4), 'a stream that only reads');
-is(query(q(SELECT cqrs_send('Reads'))), '["command", "Reads", true, 4]', 'so may a command');
-is(query(q(SELECT cqrs_send('Chain'))), '["command", "Chain", true, 4]', 'and a chain, whose subtransactions need no write');
-is(query(q(SELECT string_agg(payload->>'user_id', ' ') FROM cqrs_events('meeting_events'))), '1 2 3 4', 'the outbox');
-is(query(q(SELECT cqrs_context() IS NULL)), 't', 'nothing is being handled');
-is(query(q(SELECT count(*) FROM cqrs_subscription_status)), '0', 'nothing is subscribed');
-
-# error(SQL): what it is refused with
-sub error
-{
-	my ($sql) = @_;
-	my (undef, undef, $stderr) = $standby->psql('postgres', "\\set VERBOSITY verbose\n$sql");
-
-	return $stderr;
-}
 my %refused = (
 	q(cqrs_send('JoinMeeting', '{"user_id": 5}')) => 'INSERT',
 	q(cqrs_query('Writes')) => 'INSERT',
@@ -88,9 +74,9 @@ my %refused = (
 	q(cqrs_register_fallback('what(jsonb)', 'pass_on(jsonb)')) => 'cqrs_register_fallback()');
 for my $call (sort keys %refused)
 {
-	like(error("SELECT $call"), qr/ERROR:  25006: cannot execute \Q$refused{$call}\E (in a read-only transaction|during recovery)/, "$call is refused");
+	like(error_of($standby, 'postgres', "SELECT $call"), qr/ERROR:  25006: cannot execute \Q$refused{$call}\E (in a read-only transaction|during recovery)/, "$call is refused");
 }
-is(query(q(SELECT cqrs_query('CountMembers'))), '4', 'after which it goes on');
+is(query($standby, q(SELECT cqrs_query('CountMembers'))), '4', 'after which it goes on');
 
 # In one session, which has the registry cached.
 my $session = new_session($standby, 'postgres');
@@ -115,8 +101,8 @@ like($session->query(q(SELECT cqrs_query('CountMembersAgain'))), qr/query "Count
 $session->quit;
 $primary->stop('immediate');
 $standby->promote;
-is(query(q(SELECT cqrs_send('JoinMeeting', '{"user_id": 7}', 'key'))), '{"user_id": 7}', 'promoted, it handles commands');
-is(query(q(SELECT cqrs_query('CountMembers'))), '7', 'and queries as before');
+is(query($standby, q(SELECT cqrs_send('JoinMeeting', '{"user_id": 7}', 'key'))), '{"user_id": 7}', 'promoted, it handles commands');
+is(query($standby, q(SELECT cqrs_query('CountMembers'))), '7', 'and queries as before');
 $standby->stop;
 
 done_testing();

@@ -68,25 +68,24 @@ $node->safe_psql('postgres', q(
 is(got(2500), '2500 2500 1 2500 t', '... of two');
 
 # Somebody else waits for the batch, and is not waited for.
-my $holder = new_session($node, 'postgres');
 my $other = new_session($node, 'postgres');
 begin_with('a', 'b', 'c');
-$holder->query('SELECT pg_advisory_lock(1)');
+my $holder = hold_handlers($node, 'postgres');
 $node->safe_psql('postgres', q(
 	SELECT count(emit(CASE WHEN i % 2 = 0 THEN 'b' ELSE 'c' END, i, CASE i WHEN 500 THEN '{"wait": true}' ELSE '{}' END::jsonb))
 	FROM generate_series(1, 2500) i));
-$node->poll_query_until('postgres', q(SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox worker' AND wait_event = 'advisory')));
+in_handler($node, 'postgres');
 $other->begin(q(SELECT cqrs_drop_topic('a', true)));
 $node->poll_query_until('postgres', q(SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%drop_topic%' AND pid <> pg_backend_pid())));
 $node->safe_psql('postgres', q(SELECT cqrs_register_event('d', 'd')));
 pass('meanwhile others register events');
-$holder->query('SELECT pg_advisory_unlock(1)');
+$holder->quit;
 unlike($other->finish, qr/ERROR/, 'a topic is dropped between two batches');
 is(got(2500), '2500 2500 1 2500 t', '... and all others of the window come');
 
 # The chunk of references that holds event 500 goes beyond the first batch.
 begin_with('e');
-$holder->query('SELECT pg_advisory_lock(1)');
+$holder = hold_handlers($node, 'postgres');
 $node->safe_psql('postgres', q(
 	BEGIN;
 	SELECT count(emit('e', i, CASE i WHEN 500 THEN '{"wait": true}' ELSE '{}' END::jsonb)) FROM generate_series(1, 1050) i;
@@ -95,13 +94,13 @@ $node->safe_psql('postgres', q(
 	ROLLBACK TO before;
 	SELECT count(emit('e', i)) FROM generate_series(1051, 1055) i;
 	COMMIT));
-$node->poll_query_until('postgres', q(SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox worker' AND wait_event = 'advisory')));
+in_handler($node, 'postgres');
 my $segment = $node->safe_psql('postgres', q(SELECT format('cqrs.topic_%s_0', topic_id) FROM cqrs.topic WHERE topic = 'e'));
 $node->safe_psql('postgres', "VACUUM $segment");
 $node->safe_psql('postgres', q(SELECT count(emit('e', i)) FROM generate_series(1056, 1060) i));
 is($node->safe_psql('postgres', "SELECT count(*) FROM $segment WHERE (payload->>'n')::int > 1055 AND ctid < (SELECT ctid FROM $segment WHERE payload->>'n' = '1051')"),
 	'5', 'new events took places of those that were rolled back');
-$holder->query('SELECT pg_advisory_unlock(1)');
+$holder->quit;
 is(got(1060), '1060 1060 1 1060 t', '... and came once, in their turn');
 
 unlike(slurp_file($node->logfile), qr/terminated by signal|deadlock detected|XX000/, 'no process ended, none was in the way');

@@ -395,13 +395,6 @@ sub redrive
 	dead();
 }
 
-# As if it were time to try again what failed.
-sub due_now
-{
-	$main->query('UPDATE cqrs.cursor SET next_retry_at = now() WHERE next_retry_at > now()');
-	$main->query('UPDATE cqrs.retry SET retry_at = now(), due_at = CASE WHEN due_at IS NOT NULL THEN now() END WHERE retry_at > now()');
-}
-
 # Everything is acknowledged in the end.
 sub drain
 {
@@ -419,7 +412,7 @@ sub drain
 		committed(@$in_late);
 		$in_late = undef;
 	}
-	due_now();
+	$main->query($due_now);
 	for (1 .. 400)
 	{
 		redrive();
@@ -427,7 +420,7 @@ sub drain
 		begin($client);
 		receive($client);
 		$main->query("UPDATE cqrs.cursor SET leased_until = NULL") unless keys %{ $client->{held} };
-		due_now() unless keys %{ $client->{held} };
+		$main->query($due_now) unless keys %{ $client->{held} };
 		settle($client, 1, values %{ $client->{held} });
 		finish($client, 'COMMIT');
 	}

@@ -49,7 +49,7 @@ is($node->safe_psql('postgres', "SELECT count(*) FROM pg_locks WHERE pid = $pid 
 	'0', 'without the lock of a cursor, without a transaction id, without the tables of a topic');
 is($node->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE pid = $pid AND backend_xid IS NOT NULL"), '0', 'indeed');
 $node->safe_psql('postgres', "SELECT cqrs_emit('other', '{}')");
-$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 52}')");
+emit_numbers($node, 'postgres', 52);
 like($session->finish, qr/NOTICE:  received events were not acknowledged in the same transaction.*^got\|52$/ms, 'until something comes; and is told, once a session, that it is not its own');
 
 # Two clients of four partitions, one event after the other.

@@ -4,8 +4,6 @@
 use strict;
 use warnings;
 
-use FindBin;
-use lib $FindBin::RealBin;
 use CqrsTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -45,12 +43,7 @@ $node->safe_psql('postgres', q(
 		max_attempts => 2, retry_delay => '10 ms');
 ));
 
-# dead(): position by position, attempts and message.
-sub dead
-{
-	return $node->safe_psql('postgres',
-		q(SELECT string_agg(concat_ws(',', payload->>'n', attempts, sqlstate, error), E'\n' ORDER BY position) FROM cqrs_dead_letters('limited')));
-}
+sub dead { return take_dead($node, 'limited', q(payload->>'n', attempts, sqlstate, error)); }
 
 my $log_offset = -s $node->logfile;
 
@@ -65,7 +58,7 @@ $node->safe_psql('postgres', q(
 ok($node->poll_query_until('postgres', q(SELECT dead = 3 AND lag_events = 0 FROM cqrs_subscription_status WHERE subscription = 'limited')),
 	'handlers that take too long end');
 my $message = 'handler of subscription "limited" took longer than its handler_timeout';
-is(dead(), "2,2,57014,$message, and would not be canceled\n4,2,57014,$message\n5,2,57014,$message",
+is(dead(), "2/2/57014/$message, and would not be canceled 4/2/57014/$message 5/2/57014/$message",
 	'... as many attempts as they have, and no more');
 is($node->safe_psql('postgres', q(SELECT string_agg(n::text, ' ' ORDER BY n) FROM seen)), '1 3 6', '... and no other event is to blame');
 my $log = slurp_file($node->logfile, $log_offset);
@@ -76,31 +69,20 @@ like($ends, qr/^[23]$/, 'the process ended at each attempt, and says why');
 unlike($log, qr/PANIC|was terminated by signal|all server processes terminated/, '... no other process did');
 
 # After one timeout, another's cancel is none, be there a timeout or not.
-my ($worker) = processes($node, 'worker', 'postgres');
-
 $node->safe_psql('postgres', q(SELECT cqrs_alter_subscription('limited', handler_timeout => '0')));
 for my $timeout ('0', '1 min')
 {
-	my $holder = new_session($node, 'postgres');
-
 	$node->safe_psql('postgres', "SELECT cqrs_alter_subscription('limited', handler_timeout => '300 ms')");
-	$node->safe_psql('postgres', q(
-		SELECT cqrs_discard('limited');
-		SELECT cqrs_emit('happened', '{"n": 7, "do": "sleep"}', key => '7');
-	));
+	$node->safe_psql('postgres', q(SELECT cqrs_emit('happened', '{"n": 7, "do": "sleep"}', key => '7')));
 	ok($node->poll_query_until('postgres', q(SELECT dead = 1 AND lag_events = 0 FROM cqrs_subscription_status WHERE subscription = 'limited')),
 		'one more timeout');
 	$node->safe_psql('postgres', "SELECT cqrs_discard('limited'); SELECT cqrs_alter_subscription('limited', handler_timeout => '$timeout')");
-	$holder->query('SELECT pg_advisory_lock(1)');
+	my $holder = hold_handlers($node, 'postgres');
 	$node->safe_psql('postgres', q(SELECT cqrs_emit('happened', '{"n": 8, "do": "lock"}', key => '8')));
-	ok($node->poll_query_until('postgres', q(
-		SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox worker' AND wait_event = 'advisory')),
-		"a handler is being called, with timeout $timeout");
+	my $worker = in_handler($node, 'postgres');
 	$log_offset = -s $node->logfile;
-	$node->safe_psql('postgres', q(
-		SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox worker' AND wait_event = 'advisory'));
-	ok($node->wait_for_log(qr/canceling statement due to user request/, $log_offset), '... and cancelled by somebody else');
-	$holder->query('SELECT pg_advisory_unlock(1)');
+	$node->safe_psql('postgres', "SELECT pg_cancel_backend($worker)");
+	ok($node->wait_for_log(qr/canceling statement due to user request/, $log_offset), "a handler is cancelled by somebody else, with timeout $timeout");
 	$holder->quit;
 	is($node->safe_psql('postgres', q(SELECT cqrs_wait('limited', '3 min'))), 't', '... it is called again');
 	is(dead(), '', '... and that was no attempt');

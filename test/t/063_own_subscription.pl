@@ -1,10 +1,9 @@
-# A handler that moves, stops or removes its own subscription, or waits for it.
+# A handler may move, stop, alter or remove its own subscription, and the rest of
+# the batch follows that; it cannot drain it, or wait for it.
 
 use strict;
 use warnings;
 
-use FindBin;
-use lib $FindBin::RealBin;
 use CqrsTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;

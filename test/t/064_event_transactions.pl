@@ -1,6 +1,6 @@
-# transaction => 'event': commits do not wait for the disk. A crash takes back
-# the cursor together with what the handler did, and nothing that a client was
-# handed.
+# With transaction => 'event', commits do not wait for the disk: a crash takes
+# back the cursor together with what the handler did, and nothing that a client
+# was handed.
 
 use strict;
 use warnings;
@@ -8,7 +8,6 @@ use warnings;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(usleep);
 
 use CqrsTest;
 
@@ -45,11 +44,10 @@ $node->safe_psql('postgres', q(
 sub crash
 {
 	my ($first, $while) = @_;
-	my $holder = new_session($node, 'postgres');
+	my $holder = hold_handlers($node, 'postgres');
 	my $walwriter = $node->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'");
 	my $last = $first + 3;
 
-	$holder->query('SELECT pg_advisory_lock(1)');
 	kill 'STOP', $walwriter;
 	$node->safe_psql('postgres', qq(
 		SELECT cqrs_emit_many('happened', array_agg(jsonb_build_object('n', i) ORDER BY i)) FROM generate_series($first, $last) i;
@@ -64,16 +62,10 @@ sub crash
 
 	$node->kill9;
 	kill 'KILL', $walwriter, $worker;
-	$holder->{harness}->kill_kill;
+	$holder->kill;
 
 	# The others go by themselves.
-	my $timeout = time + $PostgreSQL::Test::Utils::timeout_default;
-
-	while (grep { kill 0, $_ } @pids)
-	{
-		die 'a process of the server does not end' if time > $timeout;
-		usleep(10_000);
-	}
+	wait_until(sub { !grep { kill 0, $_ } @pids }) or die 'a process of the server does not end';
 	$node->start;
 	$node->safe_psql('postgres', "SELECT cqrs_wait('sees', '3 min')");
 	is($node->safe_psql('postgres', "SELECT string_agg(n::text, ' ' ORDER BY n) FROM seen WHERE n >= $first"),
@@ -89,8 +81,7 @@ is(crash(11, sub { $node->safe_psql('postgres', 'CREATE TABLE something ()') }),
 
 # No commit waits for the disk but a tick's. What a client is handed is safe.
 $node->safe_psql('postgres', "SELECT cqrs_subscribe('pull', '{sights}', start => 'latest')");
-$node->append_conf('postgresql.conf', 'synchronous_commit = off');
-$node->reload;
+reconfigure($node, 'synchronous_commit = off');
 is(crash(21, sub
 {
 	my $client = new_session($node, 'postgres');
@@ -99,7 +90,7 @@ is(crash(21, sub
 	$client->query('BEGIN');
 	$received += $client->query("SELECT count(*) FROM cqrs_receive('pull', 10, wait => '1 min')") while $received < 3;
 	is($received, 3, 'a client is handed what three handlers emitted');
-	$client->{harness}->kill_kill;
+	$client->kill;
 }), '21 22 23', 'what led to events that a client was handed is not taken back');
 is($node->safe_psql('postgres', "SELECT string_agg(payload->>'n', ' ' ORDER BY position) FROM cqrs_receive('pull', 10, wait => '1 min')"),
 	'21 22 23 24', '... and they come again, with the fourth');

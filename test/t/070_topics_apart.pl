@@ -36,7 +36,7 @@ sub goes_on
 	for (1 .. 4)
 	{
 		$n++;
-		$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": $n}')");
+		emit_numbers($node, 'postgres', $n);
 		$node->poll_query_until('postgres', "SELECT count(*) = 1 FROM recorded WHERE payload->>'n' = '$n'")
 		  or return fail("$what: event $n is not delivered");
 		$second->query("SELECT pg_sleep(0.4)");

@@ -12,15 +12,12 @@ use CqrsTest;
 use ExamplePeer;
 
 my $peer = ExamplePeer->new;
-my $port = $peer->port;
 my $node = new_server('main');
 
 $node->start;
-$node->safe_psql('postgres', qq(
-	CREATE EXTENSION cqrs_outbox;
-	CREATE EXTENSION cqrs_outbox_example;
+$peer->create_server($node, 'postgres', 'peer');
+$node->safe_psql('postgres', q(
 	SELECT cqrs_register_event('happened', 'things');
-	CREATE SERVER peer FOREIGN DATA WRAPPER cqrs_example OPTIONS (host '127.0.0.1', port '$port');
 	SELECT cqrs_subscribe('sender', ARRAY['things'], server => 'peer', format => 'raw');
 ));
 
@@ -44,7 +41,7 @@ ok($node->poll_query_until('postgres', "SELECT lag_events = 0 FROM cqrs_subscrip
 	'and recorded');
 
 # The manager's own ticks delete those by hand, in turn.
-$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": 0}')") for 1 .. 70;
+emit_numbers($node, 'postgres', 0) for 1 .. 70;
 ok($peer->wait_messages(undef, 20070), 'what comes later is sent');
 cmp_ok($node->safe_psql('postgres', 'SELECT count(*) FROM cqrs.tick'), '<', 130, 'old ticks are deleted');
 

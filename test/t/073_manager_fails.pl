@@ -22,7 +22,7 @@ sub delivers
 {
 	my ($dbname, $n) = @_;
 
-	$node->safe_psql($dbname, "SELECT cqrs_emit('happened', '{\"n\": $n}')");
+	emit_numbers($node, $dbname, $n);
 	return wait_recorded($node, $dbname, $n);
 }
 

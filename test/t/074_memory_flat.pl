@@ -1,5 +1,5 @@
-# What our processes keep in memory does not depend on how long they have been
-# at it.
+# The memory of our processes does not grow with how long they have been at
+# work.
 
 use strict;
 use warnings;
@@ -12,27 +12,25 @@ use CqrsTest;
 use ExamplePeer;
 
 my $peer = ExamplePeer->new;
-my $port = $peer->port;
 my $node = new_server('main', "cqrs_outbox.tick_interval = 0\ncqrs_outbox.poll_interval = '20ms'\ncqrs_outbox.segment_size = '64kB'\n");
 
 $node->start;
 set_up_recording($node, 'postgres');
-$node->safe_psql('postgres', qq(
-	CREATE EXTENSION cqrs_outbox_example;
-	CREATE SERVER peer FOREIGN DATA WRAPPER cqrs_example OPTIONS (host '127.0.0.1', port '$port');
+$peer->create_server($node, 'postgres', 'peer');
+$node->safe_psql('postgres', q(
 	SELECT cqrs_subscribe('sender', ARRAY['things'], server => 'peer', format => 'raw');
 	SELECT cqrs_subscribe('puller', ARRAY['things']);
 	SELECT cqrs_register_event('sometimes', 'failing');
-	CREATE FUNCTION fail_sometimes(event cqrs_event) RETURNS void LANGUAGE plpgsql AS \$\$
+	CREATE FUNCTION fail_sometimes(event cqrs_event) RETURNS void LANGUAGE plpgsql AS $$
 	BEGIN
 		IF random() < 0.2 THEN RAISE EXCEPTION 'sometimes'; END IF;
-	END \$\$;
+	END $$;
 	SELECT cqrs_subscribe('failing', ARRAY['failing'], 'fail_sometimes(cqrs_event)', retry_delay => '1 ms', max_retry_delay => '1 ms');
 	CREATE FUNCTION nothing(c jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT c';
 	SELECT cqrs_register_command('Nothing', 'nothing(jsonb)');
 	SELECT cqrs_create_command_queue();
 	SELECT cqrs_alter_topic('things', retention => '0');
-	CREATE PROCEDURE work(n int) LANGUAGE plpgsql AS \$\$
+	CREATE PROCEDURE work(n int) LANGUAGE plpgsql AS $$
 	BEGIN
 		FOR i IN 1 .. n LOOP
 			PERFORM cqrs_emit('happened', jsonb_build_object('n', i));
@@ -41,7 +39,7 @@ $node->safe_psql('postgres', qq(
 			COMMIT;
 			PERFORM pg_sleep(0.001);
 		END LOOP;
-	END \$\$));
+	END $$));
 
 # used(PID): bytes, all contexts together
 sub used

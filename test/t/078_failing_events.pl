@@ -17,10 +17,8 @@ my $node = new_server('main', "log_statement = none\nlog_min_messages = fatal\n"
 my $peer = ExamplePeer->new;
 
 $node->start;
-query(sprintf(q(
-	CREATE EXTENSION cqrs_outbox;
-	CREATE EXTENSION cqrs_outbox_example;
-	CREATE SERVER peer FOREIGN DATA WRAPPER cqrs_example OPTIONS (host '127.0.0.1', port '%d');
+$peer->create_server($node, 'postgres', 'peer');
+query($node, q(
 	CREATE USER MAPPING FOR postgres SERVER peer OPTIONS (token 'swordfish');
 	CREATE TABLE broken (pattern text);
 	CREATE TABLE handled (seq serial, key text, n int);
@@ -33,17 +31,14 @@ query(sprintf(q(
 		END IF;
 		INSERT INTO handled (key, n) VALUES (event.key, (event.payload->>'n')::int);
 	END $$;
-), $peer->port));
-
-# query(SQL): its output
-sub query { return $node->safe_psql('postgres', $_[0]); }
+));
 
 # emit(TOPIC, SELECT): events of these keys, "n" from 1 on, in one transaction
 sub emit
 {
 	my ($topic, $select) = @_;
 
-	query(qq(SELECT cqrs_emit_many('$topic', array_agg(jsonb_build_object('n', n) ORDER BY n), array_agg(key ORDER BY n))
+	query($node, qq(SELECT cqrs_emit_many('$topic', array_agg(jsonb_build_object('n', n) ORDER BY n), array_agg(key ORDER BY n))
 		FROM ($select) e));
 }
 
@@ -54,23 +49,12 @@ my $one = "SELECT n, CASE WHEN n % 10 = 0 THEN 'good' || n ELSE 'bad' END AS key
 my $good = int(($keys + int($keys / 9)) / 10);
 my $bad = $keys + int($keys / 9) - $good;
 
-# wait_status(NAME, CONDITION, TEST)
-sub wait_status
-{
-	my ($name, $condition, $what) = @_;
-
-	ok($node->poll_query_until('postgres', "SELECT $condition FROM cqrs_subscription_status WHERE subscription = '$name'"), $what)
-	  or diag(query("SELECT s FROM cqrs_subscription_status s WHERE subscription = '$name'"));
-}
-
-# As if it were time to try again what failed; something new has the worker look.
+# due_now(NAME): what failed is tried again; something new has the worker look.
 sub due_now
 {
 	my ($name) = @_;
 
-	query(q(
-		UPDATE cqrs.cursor SET next_retry_at = now() WHERE next_retry_at > now();
-		UPDATE cqrs.retry SET retry_at = now(), due_at = CASE WHEN due_at IS NOT NULL THEN now() END WHERE retry_at > now()));
+	query($node, $due_now);
 	emit($name, "SELECT 0 AS n, 'wakes' AS key");
 }
 
@@ -84,7 +68,7 @@ for my $case ([ many => $many, $bad, 0 ], [ one => $one, 1, $bad - 1 ])
 {
 	my ($name, $select, $retrying, $waiting) = @$case;
 
-	query(qq(
+	query($node, qq(
 		TRUNCATE handled, broken;
 		INSERT INTO broken VALUES ('bad%');
 		ALTER SEQUENCE calls RESTART;
@@ -92,44 +76,44 @@ for my $case ([ many => $many, $bad, 0 ], [ one => $one, 1, $bad - 1 ])
 		SELECT cqrs_subscribe('$name', ARRAY['$name'], 'on_event(cqrs_event)', @slow);
 	));
 	emit($name, $select);
-	wait_status($name, "lag_events = 0 AND retrying = $retrying AND waiting = $waiting AND dead = 0", "$name: all others are delivered");
-	is(query('SELECT count(*), count(DISTINCT key) FROM handled'), "$good|$good", '... once');
-	is(query("SELECT count(*), min(attempts), max(attempts) FROM cqrs.retry r JOIN cqrs.subscription USING (subscription_id)
+	ok(wait_status($node, 'postgres', $name, "0/$retrying/$waiting/0"), "$name: all others are delivered");
+	is(query($node, 'SELECT count(*), count(DISTINCT key) FROM handled'), "$good|$good", '... once');
+	is(query($node, "SELECT count(*), min(attempts), max(attempts) FROM cqrs.retry r JOIN cqrs.subscription USING (subscription_id)
 		WHERE subscription = '$name' AND failed_at IS NOT NULL"), "$retrying|1|1", '... one attempt is counted of each that fails');
-	cmp_ok(query('SELECT last_value FROM calls'), '<=', $good + 2 * $retrying + 1500, '... which costs no other many calls');
-	is(query("SELECT count(*) FROM cqrs_events('$name', 100000) WHERE status <> 'produced'"), $bad, '... and the outbox shows what is not');
+	cmp_ok(query($node, 'SELECT last_value FROM calls'), '<=', $good + 2 * $retrying + 1500, '... which costs no other many calls');
+	is(query($node, "SELECT count(*) FROM cqrs_events('$name', 100000) WHERE status <> 'produced'"), $bad, '... and the outbox shows what is not');
 	emit($name, "SELECT 1 AS n, 'good' AS key");
-	wait_status($name, 'lag_events = 0', 'a later one');
-	is(query("SELECT count(*) FROM handled WHERE key = 'good'"), 1, '... is delivered, too');
+	ok(wait_status($node, 'postgres', $name, "0/$retrying/$waiting/0"), 'a later one');
+	is(query($node, "SELECT count(*) FROM handled WHERE key = 'good'"), 1, '... is delivered, too');
 
-	query('TRUNCATE broken');
+	query($node, 'TRUNCATE broken');
 	due_now($name);
-	wait_status($name, 'lag_events = 0 AND retrying = 0 AND waiting = 0', "$name: mended, what failed is delivered");
-	is(query("SELECT count(*), count(DISTINCT n) FROM handled WHERE key LIKE 'bad%'"), "$bad|$bad", '... once');
-	is(query('SELECT count(*) FROM (SELECT n < lag(n) OVER (PARTITION BY key ORDER BY seq) AS back FROM handled) h WHERE back'), 0,
+	ok(wait_status($node, 'postgres', $name, '0/0/0/0'), "$name: mended, what failed is delivered");
+	is(query($node, "SELECT count(*), count(DISTINCT n) FROM handled WHERE key LIKE 'bad%'"), "$bad|$bad", '... once');
+	is(query($node, 'SELECT count(*) FROM (SELECT n < lag(n) OVER (PARTITION BY key ORDER BY seq) AS back FROM handled) h WHERE back'), 0,
 		'... in order by key');
-	is(query("SELECT count(*) FROM cqrs.retry JOIN cqrs.subscription USING (subscription_id) WHERE subscription = '$name'"), 0,
+	is(query($node, "SELECT count(*) FROM cqrs.retry JOIN cqrs.subscription USING (subscription_id) WHERE subscription = '$name'"), 0,
 		'... and nothing is left');
-	query("SELECT cqrs_unsubscribe('$name')");
+	query($node, "SELECT cqrs_unsubscribe('$name')");
 }
 
 # The same with a transaction for each event.
-query(q(
+query($node, q(
 	TRUNCATE handled;
 	INSERT INTO broken VALUES ('bad%');
 	SELECT cqrs_register_event('each', 'each');
 	SELECT cqrs_subscribe('each', ARRAY['each'], 'on_event(cqrs_event)', transaction => 'event', max_attempts => 2, retry_delay => '1 ms');
 ));
 emit('each', "SELECT n, CASE WHEN n % 2 = 0 THEN 'good' ELSE 'bad' END || n AS key FROM generate_series(1, 400) n");
-wait_status('each', 'lag_events = 0 AND retrying = 0 AND dead = 200', 'a transaction for each event: what fails is given up');
-is(query("SELECT count(*), count(DISTINCT n) FROM handled WHERE key LIKE 'good%'"), '200|200', '... all others are delivered');
-is(query("SELECT count(*) FROM cqrs_dead_letters('each') WHERE attempts = 2"), 200, '... after its attempts');
+ok(wait_status($node, 'postgres', 'each', '0/0/0/200'), 'a transaction for each event: what fails is given up');
+is(query($node, "SELECT count(*), count(DISTINCT n) FROM handled WHERE key LIKE 'good%'"), '200|200', '... all others are delivered');
+is(query($node, "SELECT count(*) FROM cqrs_dead_letters('each') WHERE attempts = 2"), 200, '... after its attempts');
 
 # ----------------------------------------------------------------------
 # A client
 # ----------------------------------------------------------------------
 
-query(q(
+query($node, q(
 	CREATE TABLE pulled (seq serial, key text, n int);
 	CREATE PROCEDURE pull(name text) LANGUAGE plpgsql AS $$
 	DECLARE
@@ -156,27 +140,27 @@ for my $case ([ pull_many => $many, $bad ], [ pull_one => $one, 1 ])
 {
 	my ($name, $select, $retrying) = @$case;
 
-	query(qq(
+	query($node, qq(
 		TRUNCATE pulled, broken;
 		INSERT INTO broken VALUES ('bad%');
 		SELECT cqrs_register_event('$name', '$name');
 		SELECT cqrs_subscribe('$name', ARRAY['$name'], @slow);
 	));
 	emit($name, $select);
-	query("CALL pull('$name')");
-	is(query('SELECT count(*), count(DISTINCT key) FROM pulled'), "$good|$good", "$name: all others are received");
-	is(query("SELECT retrying, waiting + retrying FROM cqrs_subscription_status WHERE subscription = '$name'"), "$retrying|$bad",
+	query($node, "CALL pull('$name')");
+	is(query($node, 'SELECT count(*), count(DISTINCT key) FROM pulled'), "$good|$good", "$name: all others are received");
+	is(query($node, "SELECT retrying, waiting + retrying FROM cqrs_subscription_status WHERE subscription = '$name'"), "$retrying|$bad",
 		'... what was refused is parked, and what is behind it');
 	emit($name, "SELECT 1 AS n, 'good' AS key");
-	query("CALL pull('$name')");
-	is(query("SELECT count(*) FROM pulled WHERE key = 'good'"), 1, '... a later one is received, too');
-	query('TRUNCATE broken');
+	query($node, "CALL pull('$name')");
+	is(query($node, "SELECT count(*) FROM pulled WHERE key = 'good'"), 1, '... a later one is received, too');
+	query($node, 'TRUNCATE broken');
 	due_now($name);
-	query("CALL pull('$name')");
-	is(query("SELECT count(*), count(DISTINCT n) FROM pulled WHERE key LIKE 'bad%'"), "$bad|$bad", '... and in the end, what failed');
-	is(query('SELECT count(*) FROM (SELECT n < lag(n) OVER (PARTITION BY key ORDER BY seq) AS back FROM pulled) h WHERE back'), 0,
+	query($node, "CALL pull('$name')");
+	is(query($node, "SELECT count(*), count(DISTINCT n) FROM pulled WHERE key LIKE 'bad%'"), "$bad|$bad", '... and in the end, what failed');
+	is(query($node, 'SELECT count(*) FROM (SELECT n < lag(n) OVER (PARTITION BY key ORDER BY seq) AS back FROM pulled) h WHERE back'), 0,
 		'... in order by key');
-	is(query("SELECT count(*) FROM cqrs.retry JOIN cqrs.subscription USING (subscription_id) WHERE subscription = '$name'"), 0,
+	is(query($node, "SELECT count(*) FROM cqrs.retry JOIN cqrs.subscription USING (subscription_id) WHERE subscription = '$name'"), 0,
 		'... and nothing is left');
 }
 
@@ -199,7 +183,7 @@ for my $case ([ send_many => $many, $bad, 0 ], [ send_one => $one, 1, $bad - 1 ]
 
 	$peer->tell('reset');
 	$peer->tell('rule', '-not today', '"key":"bad');
-	query(qq(
+	query($node, qq(
 		SELECT cqrs_register_event('$name', '$name');
 		SELECT cqrs_subscribe('$name', ARRAY['$name'], server => 'peer', strict_key_order => true, @slow);
 	));
@@ -207,10 +191,10 @@ for my $case ([ send_many => $many, $bad, 0 ], [ send_one => $one, 1, $bad - 1 ]
 
 	# Of the last ones, nobody knew whose fault it is.
 	emit($name, "SELECT 0 AS n, 'good' AS key");
-	wait_status($name, "lag_events = 0 AND retrying = $retrying AND waiting = $waiting AND dead = 0", "$name: all others are confirmed");
+	ok(wait_status($node, 'postgres', $name, "0/$retrying/$waiting/0"), "$name: all others are confirmed");
 	$peer->tell('reset');
 	due_now($name);
-	wait_status($name, 'lag_events = 0 AND retrying = 0 AND waiting = 0', '... and in the end, what was rejected');
+	ok(wait_status($node, 'postgres', $name, '0/0/0/0'), '... and in the end, what was rejected');
 	my @numbers = numbers($name, qr/^bad/);
 	is(scalar @numbers, $bad, '... once');
 	is(join(' ', @numbers), join(' ', sort { $a <=> $b } @numbers), '... in order') if $retrying == 1;

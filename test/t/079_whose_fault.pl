@@ -14,7 +14,7 @@ use CqrsTest;
 my $node = new_server('main', "log_statement = none\nrestart_after_crash = on\n");
 
 $node->start;
-query(q(
+query($node, q(
 	CREATE EXTENSION cqrs_outbox;
 	SELECT cqrs_register_event('happened', 'things');
 	CREATE TABLE does (key text, sqlstate text);
@@ -44,54 +44,22 @@ query(q(
 	SELECT cqrs_subscribe('s', ARRAY['things'], 'handle(cqrs_event)', max_attempts => 2, retry_delay => '10 ms');
 ));
 
-# query(SQL): its output
-sub query { return $node->safe_psql('postgres', $_[0]); }
-
 # does(KEY => SQLSTATE ...): what the handler does with keys like these
 sub does
 {
 	my (%does) = @_;
 
-	query(join ';', 'TRUNCATE does', map { "INSERT INTO does VALUES ('$_', '$does{$_}')" } sort keys %does);
+	query($node, join ';', 'TRUNCATE does', map { "INSERT INTO does VALUES ('$_', '$does{$_}')" } sort keys %does);
 }
 
-# emit(KEYS): one transaction
-sub emit
-{
-	my $keys = join ', ', map { "'$_'" } @_;
-
-	query("SELECT cqrs_emit_many('happened', array_agg(jsonb_build_object('n', n) ORDER BY n), array_agg(key ORDER BY n))
-		FROM unnest(ARRAY[$keys]) WITH ORDINALITY k (key, n)");
-}
-
-# wait_for(CONDITION, TEST): of the subscription's status
-sub wait_for
-{
-	my ($condition, $what) = @_;
-
-	ok($node->poll_query_until('postgres', "SELECT $condition FROM cqrs_subscription_status WHERE subscription = 's'"), $what)
-	  or diag(query("SELECT s FROM cqrs_subscription_status s WHERE subscription = 's'"));
-}
+sub emit { emit_keys($node, 'happened', @_); }
 
 # handled(): which keys, each once
-sub handled { return query('WITH h AS (DELETE FROM handled RETURNING *) SELECT string_agg(key, \' \' ORDER BY key) FROM h'); }
+sub handled { return query($node, 'WITH h AS (DELETE FROM handled RETURNING *) SELECT string_agg(key, \' \' ORDER BY key) FROM h'); }
 
-sub dead
-{
-	return query(q(WITH d AS (SELECT key, attempts, sqlstate FROM cqrs_dead_letters('s'))
-		SELECT string_agg(concat_ws('/', key, attempts, sqlstate), ' ' ORDER BY key) FROM d));
-}
+sub dead { return take_dead($node, 's', 'key, attempts, sqlstate'); }
 
-# crash(): of the server, by one of its processes; it comes back
-sub crash
-{
-	my $pid = query("SELECT pid FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox launcher'");
-
-	kill 'KILL', $pid or die "kill $pid: $!";
-	$node->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $pid") or die 'the server did not come back';
-}
-
-sub attempts { return query('SELECT coalesce(max(attempts), 0) FROM cqrs.retry'); }
+sub attempts { return query($node, 'SELECT coalesce(max(attempts), 0) FROM cqrs.retry'); }
 
 # problem(NAME): in cqrs_health(), of the subscription
 sub problem
@@ -107,18 +75,17 @@ for my $state ('the disk', '57014', '08006', 'XX000', '42P01', '58030')
 {
 	does('bad' => $state);
 	emit('a', 'b', 'bad', 'c', 'd');
-	wait_for('lag_events = 0 AND retrying = 0 AND waiting = 0 AND dead = 1', "$state: an event that alone meets it is at fault");
+	ok(wait_status($node, 'postgres', 's', '0/0/0/1'), "$state: an event that alone meets it is at fault");
 	is(handled(), 'a b c d', '... the others are delivered, once');
 	is(dead(), 'bad/2/' . ($state eq 'the disk' ? '53400' : $state), '... and its attempts count');
-	query("SELECT cqrs_discard('s')");
 }
 
 # Several of them, more than it takes for an outage, and first.
 does('bad%' => '53200');
 emit((map { "bad$_" } 1 .. 7), 'good');
-wait_for('lag_events = 0 AND retrying = 0 AND waiting = 0 AND dead = 7', 'several that are at fault, before all others');
+ok(wait_status($node, 'postgres', 's', '0/0/0/7'), 'several that are at fault, before all others');
 is(handled(), 'good', '... do not keep others from being delivered');
-query("SELECT cqrs_discard('s')");
+query($node, "SELECT cqrs_discard('s')");
 
 # All meet it.
 does('%' => '53100');
@@ -127,9 +94,9 @@ ok(problem('failing'), 'all meet it: an outage, and cqrs_health() says so');
 ok($node->poll_query_until('postgres', 'SELECT max(failures) > 2 FROM cqrs.failure'), '... it is tried again and again');
 is(attempts(), 0, '... and nothing of it is an attempt');
 does();
-wait_for('lag_events = 0 AND waiting = 0', '... until it is over');
+ok(wait_status($node, 'postgres', 's', '0/0/0/0'), '... until it is over');
 is(handled(), 'k1 k2 k3 k4 k5', '... then all is delivered');
-is(query('SELECT count(*) FROM cqrs.failure'), 0, '... and nothing is wrong');
+is(query($node, 'SELECT count(*) FROM cqrs.failure'), 0, '... and nothing is wrong');
 
 # There is no other to tell by.
 does('alone' => '53100');
@@ -137,10 +104,9 @@ emit('alone');
 ok($node->poll_query_until('postgres', 'SELECT max(failures) > 2 FROM cqrs.failure'), 'a single key waits');
 is(attempts(), 0, '... and nothing of it is an attempt');
 emit('other');
-wait_for('lag_events = 0 AND waiting = 0 AND dead = 1', '... once another is delivered, it is at fault');
+ok(wait_status($node, 'postgres', 's', '0/0/0/1'), '... once another is delivered, it is at fault');
 is(handled(), 'other', '... that one was not kept waiting');
 is(dead(), 'alone/2/53100', '... after its attempts');
-query("SELECT cqrs_discard('s')");
 
 # One that passed before it tells nothing.
 does('last' => '53100');
@@ -148,9 +114,9 @@ emit('before', 'last');
 ok($node->poll_query_until('postgres', 'SELECT max(failures) > 2 FROM cqrs.failure'), 'the last of a batch fails: what passed before is no witness');
 is(attempts(), 0, '... and nothing of it is an attempt');
 emit('after');
-wait_for('lag_events = 0 AND waiting = 0 AND dead = 1', '... what passes after it is');
+ok(wait_status($node, 'postgres', 's', '0/0/0/1'), '... what passes after it is');
 is(handled(), 'after before', '... each is delivered once');
-query("SELECT cqrs_discard('s')");
+query($node, "SELECT cqrs_discard('s')");
 
 # A deadlock, a serialization failure, a lock that is not to be had: again, at once.
 for my $state ('40001', '40P01', '55P03')
@@ -159,19 +125,18 @@ for my $state ('40001', '40P01', '55P03')
 	{
 		my $name = $state . (@$with ? ' behind others' : '');
 
-		query("ALTER SEQUENCE tries RESTART");
+		query($node, "ALTER SEQUENCE tries RESTART");
 		does('busy' => "twice $state");
 		emit(@$with, 'busy');
-		wait_for('lag_events = 0 AND retrying = 0 AND waiting = 0', "$name: it is over at once");
+		ok(wait_status($node, 'postgres', 's', '0/0/0/0'), "$name: it is over at once");
 		is(handled(), join(' ', 'busy', @$with), "$name: ... which is no attempt");
 	}
-	query("ALTER SEQUENCE tries RESTART");
+	query($node, "ALTER SEQUENCE tries RESTART");
 	does('busy' => $state);
 	emit('busy');
-	wait_for('lag_events = 0 AND dead = 1', "$state: it is not over");
+	ok(wait_status($node, 'postgres', 's', '0/0/0/1'), "$state: it is not over");
 	is(dead(), "busy/2/$state", "$state: ... then it is at fault");
-	is(query("SELECT last_value FROM tries"), 8, "$state: ... after three more tries each time");
-	query("SELECT cqrs_discard('s')");
+	is(query($node, "SELECT last_value FROM tries"), 8, "$state: ... after three more tries each time");
 }
 
 # The server's fault, surely, met by an event that is called apart.
@@ -181,10 +146,10 @@ ok(problem('handler_failing'), 'a server that is read-only: nobody\'s fault');
 ok($node->poll_query_until('postgres', 'SELECT max(failures) > 2 FROM cqrs.failure'), '... it is tried again and again');
 is(attempts(), 0, '... and nothing of it is an attempt');
 does('few' => '23502');
-wait_for('lag_events = 0 AND waiting = 0 AND retrying = 0 AND dead = 1', '... once it is not, delivered');
+ok(wait_status($node, 'postgres', 's', '0/0/0/1'), '... once it is not, delivered');
 is(handled(), 'readonly', '... each to its fate');
 unlike(slurp_file($node->logfile), qr/unexpected state/, '... by a worker that lived through it');
-query("SELECT cqrs_discard('s')");
+query($node, "SELECT cqrs_discard('s')");
 
 # The handler knows: it is no event's fault. After a crash, when each attempt is
 # counted before it begins, nothing counts that may be nobody's fault, either.
@@ -197,13 +162,13 @@ for my $case ([ 'OB101', 0 ], [ 'OB101', 1 ], [ '42P01', 1 ])
 	does('%' => $state);
 	emit('waits', 'behind');
 	ok(problem('handler_failing'), "$what: cqrs_health() says so");
-	crash() if $crash;
-	$since = query('SELECT clock_timestamp()');
+	crash_server($node, processes($node, 'launcher')) if $crash;
+	$since = query($node, 'SELECT clock_timestamp()');
 	ok($node->poll_query_until('postgres', $crash ? "SELECT min(failed_at) > '$since' FROM cqrs.retry" :
 			'SELECT max(failures) > 3 FROM cqrs.failure'), "$what: it is tried again");
 	is(attempts(), 0, "$what: nothing of it is an attempt") unless $crash;
 	does();
-	wait_for('lag_events = 0 AND waiting = 0 AND retrying = 0 AND dead = 0', "$what: in the end it is delivered");
+	ok(wait_status($node, 'postgres', 's', '0/0/0/0'), "$what: in the end it is delivered");
 	is(handled(), 'behind waits', "$what: ... with what came behind it, each at the first attempt");
 }
 
@@ -211,11 +176,10 @@ for my $case ([ 'OB101', 0 ], [ 'OB101', 1 ], [ '42P01', 1 ])
 my @given_up = map { sprintf 'given%02d', $_ } 1 .. 30;
 does('given%' => 'OB100');
 emit(@given_up, 'good');
-wait_for('lag_events = 0 AND waiting = 0 AND retrying = 0 AND dead = 30', 'OB100: the handler gives events up, more in a row than it takes for a broken one');
+ok(wait_status($node, 'postgres', 's', '0/0/0/30'), 'OB100: the handler gives events up, more in a row than it takes for a broken one');
 is(dead(), join(' ', map { "$_/1/OB100" } @given_up), '... each at the first attempt');
 is(handled(), 'good', '... the others are delivered');
-is(query('SELECT count(*) FROM cqrs.failure'), 0, '... and nothing is wrong');
-query("SELECT cqrs_discard('s')");
+is(query($node, 'SELECT count(*) FROM cqrs.failure'), 0, '... and nothing is wrong');
 
 # A handler that is broken: all fail, whatever the class.
 does('%' => '23502');
@@ -224,35 +188,33 @@ ok(problem('handler_failing'), 'many fail, and none passes: it is the handler');
 ok($node->poll_query_until('postgres', 'SELECT max(failures) > 10 FROM cqrs.failure'), '... each is tried again and again');
 is(attempts(), 0, '... and nothing of it is an attempt');
 does();
-wait_for('lag_events = 0 AND waiting = 0 AND dead = 0', '... until it is mended');
-is(query('SELECT count(*), count(DISTINCT key) FROM handled'), '100|100', '... then all is delivered, once');
+ok(wait_status($node, 'postgres', 's', '0/0/0/0'), '... until it is mended');
+is(query($node, 'SELECT count(*), count(DISTINCT key) FROM handled'), '100|100', '... then all is delivered, once');
 
 # The same if it takes longer than a batch may.
-query('TRUNCATE handled');
-$node->append_conf('postgresql.conf', "cqrs_outbox.batch_duration = '1 ms'");
-$node->reload;
+query($node, 'TRUNCATE handled');
+reconfigure($node, "cqrs_outbox.batch_duration = '1 ms'");
 does('%' => '23502');
 emit(map { "slow$_" } 1 .. 40);
 ok(problem('handler_failing'), 'many fail, slowly: it is the handler, too');
 ok($node->poll_query_until('postgres', 'SELECT max(failures) > 5 FROM cqrs.failure'), '... each is tried again and again');
 is(attempts(), 0, '... and nothing of it is an attempt');
 does();
-wait_for('lag_events = 0 AND waiting = 0 AND dead = 0', '... until it is mended');
-$node->append_conf('postgresql.conf', "cqrs_outbox.batch_duration = '50 ms'");
-$node->reload;
+ok(wait_status($node, 'postgres', 's', '0/0/0/0'), '... until it is mended');
+reconfigure($node, "cqrs_outbox.batch_duration = '50 ms'");
 
 # Or it is a long run of bad ones: a few waits, and it is behind us.
-query('TRUNCATE handled');
+query($node, 'TRUNCATE handled');
 does('run%' => '23502');
 emit((map { "run$_" } 1 .. 3000), 'behind');
-wait_for('lag_events = 0 AND retrying = 0 AND waiting = 0 AND dead = 3000', 'a long run of bad events is no broken handler');
+ok(wait_status($node, 'postgres', 's', '0/0/0/3000'), 'a long run of bad events is no broken handler');
 is(handled(), 'behind', '... the one behind it is delivered');
-query("SELECT cqrs_discard('s')");
+query($node, "SELECT cqrs_discard('s')");
 
 # With fewer, an error is what it says.
 does('few%' => '23502');
 emit(map { "few$_" } 1 .. 10);
-wait_for('lag_events = 0 AND retrying = 0 AND waiting = 0 AND dead = 10', 'a few that fail are given up');
+ok(wait_status($node, 'postgres', 's', '0/0/0/10'), 'a few that fail are given up');
 
 $node->stop;
 done_testing();

@@ -1,6 +1,6 @@
-# A subscription, a role, a database, an event or a peer that is broken, locked,
-# full or slow: the others are as fast as without it. Topics are in
-# 070_topics_apart, what does not answer at all in 033_rabbitmq_black_hole and
+# When a subscription, a role, a database, an event or a peer is broken, locked,
+# full or slow, the others are as fast as without it. Topics are in
+# 070_topics_apart, what does not answer at all in 048_rabbitmq_black_hole and
 # 042_broker_servers, keys of one subscription that block each other in
 # 015_operation.
 #
@@ -64,10 +64,9 @@ for my $dbname ('postgres', 'other')
 		SET ROLE alice;
 		SELECT cqrs_subscribe('bad', ARRAY['bad'], 'on_bad(cqrs_event)', max_attempts => 0, retry_delay => '20 ms', max_retry_delay => '200 ms')));
 }
-$node->safe_psql('postgres', qq(
-	CREATE EXTENSION cqrs_outbox_example;
-	CREATE SERVER good_peer FOREIGN DATA WRAPPER cqrs_example OPTIONS (host '127.0.0.1', port '@{[ $good_peer->port ]}');
-	CREATE SERVER bad_peer FOREIGN DATA WRAPPER cqrs_example OPTIONS (host '127.0.0.1', port '@{[ $bad_peer->port ]}');
+$good_peer->create_server($node, 'postgres', 'good_peer');
+$bad_peer->create_server($node, 'postgres', 'bad_peer');
+$node->safe_psql('postgres', q(
 	GRANT USAGE ON FOREIGN SERVER good_peer TO bob;
 	GRANT USAGE ON FOREIGN SERVER bad_peer TO bob;
 	SELECT cqrs_register_event('good', 'good'), cqrs_register_event('sent', 'sent');
@@ -75,13 +74,13 @@ $node->safe_psql('postgres', qq(
 	CREATE TABLE recorded (seq serial, n int);
 	GRANT INSERT ON recorded TO bob;
 	GRANT USAGE ON SEQUENCE recorded_seq_seq TO bob;
-	CREATE FUNCTION on_good(event cqrs_event) RETURNS void LANGUAGE plpgsql SET search_path = public AS \$\$
+	CREATE FUNCTION on_good(event cqrs_event) RETURNS void LANGUAGE plpgsql SET search_path = public AS $$
 	BEGIN
 		IF event.key = 'bad' THEN
 			RAISE EXCEPTION 'this one fails always';
 		END IF;
 		INSERT INTO recorded (n) VALUES ((event.payload->>'n')::int);
-	END \$\$;
+	END $$;
 	SET ROLE bob;
 	SELECT cqrs_subscribe('good', ARRAY['good'], 'on_good(cqrs_event)', max_attempts => 0, retry_delay => '20 ms', max_retry_delay => '200 ms'),
 		   cqrs_subscribe('good_out', ARRAY['good'], server => 'good_peer', format => 'raw'),
@@ -91,7 +90,7 @@ $node->safe_psql('postgres', qq(
 
 	-- Milliseconds from the commit to the delivery, in the median; NULL if one
 	-- is not delivered.
-	CREATE PROCEDURE measure(events integer, INOUT ms float8) LANGUAGE plpgsql AS \$\$
+	CREATE PROCEDURE measure(events integer, INOUT ms float8) LANGUAGE plpgsql AS $$
 	DECLARE
 		times float8[];
 		begun timestamptz;
@@ -109,11 +108,10 @@ $node->safe_psql('postgres', qq(
 			COMMIT;
 		END LOOP;
 		SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY t) INTO ms FROM unnest(times) t;
-	END \$\$));
+	END $$));
 
 my %session = map { $_ => new_session($node, $_) } 'postgres', 'other';
 
-sub sql { return $node->safe_psql('postgres', $_[0]); }
 sub in_other { return $node->safe_psql('other', $_[0]); }
 
 # behave(WHAT, KEY): what the handlers of bad subscriptions do, in both databases
@@ -142,33 +140,33 @@ my $is_delivering = q(SELECT count(*) > 0 FROM cqrs_subscription_status WHERE st
 # and where; what ends it.
 my @troubles = (
 	[ 'subscription', 'broken: its handler is gone',
-		sub { sql('ALTER FUNCTION on_bad(cqrs_event) RENAME TO gone; CALL emit_bad(50)') }, postgres => "$has_failed 'bad'",
-		sub { sql('ALTER FUNCTION gone(cqrs_event) RENAME TO on_bad') } ],
+		sub { query($node, 'ALTER FUNCTION on_bad(cqrs_event) RENAME TO gone; CALL emit_bad(50)') }, postgres => "$has_failed 'bad'",
+		sub { query($node, 'ALTER FUNCTION gone(cqrs_event) RENAME TO on_bad') } ],
 	[ 'subscription', 'broken: every event fails',
-		sub { behave('fails'); sql('CALL emit_bad(200)') }, postgres => "$has_failed 'bad'", sub { behave() } ],
+		sub { behave('fails'); query($node, 'CALL emit_bad(200)') }, postgres => "$has_failed 'bad'", sub { behave() } ],
 	[ 'subscription', 'locked: its handler waits',
-		sub { $session{postgres}->query('SELECT pg_advisory_lock(1)'); behave('waits'); sql('CALL emit_bad(50)') },
+		sub { $session{postgres}->query('SELECT pg_advisory_lock(1)'); behave('waits'); query($node, 'CALL emit_bad(50)') },
 		postgres => "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted",
 		sub { $session{postgres}->query('SELECT pg_advisory_unlock(1)'); behave() } ],
 	[ 'subscription', "locked: its cursor is a client's",
-		sub { sql('CALL emit_bad(50)'); $session{postgres}->query("BEGIN; SELECT count(*) FROM cqrs_receive('bad_pull', 10)") },
+		sub { query($node, 'CALL emit_bad(50)'); $session{postgres}->query("BEGIN; SELECT count(*) FROM cqrs_receive('bad_pull', 10)") },
 		postgres => "SELECT held_by_pid IS NOT NULL FROM cqrs_subscription_status WHERE subscription = 'bad_pull'",
 		sub { $session{postgres}->query("SELECT cqrs_ack('bad_pull'); COMMIT") } ],
 	[ 'subscription', 'full: it keeps too much, and is suspended',
-		sub { sql(q(SELECT cqrs_alter_subscription('bad_pull', max_retained_size => 1); CALL emit_bad(50))) },
+		sub { query($node, q(SELECT cqrs_alter_subscription('bad_pull', max_retained_size => 1); CALL emit_bad(50))) },
 		postgres => "SELECT state = 'suspended' FROM cqrs_subscription_status WHERE subscription = 'bad_pull'",
-		sub { sql(q(SELECT cqrs_alter_subscription('bad_pull', max_retained_size => 0); SELECT cqrs_resume('bad_pull'))) } ],
+		sub { query($node, q(SELECT cqrs_alter_subscription('bad_pull', max_retained_size => 0); SELECT cqrs_resume('bad_pull'))) } ],
 	[ 'subscription', 'slow: with a backlog',
-		sub { behave('is slow'); sql('CALL emit_bad(20000)') }, postgres => "$is_delivering 'bad'",
+		sub { behave('is slow'); query($node, 'CALL emit_bad(20000)') }, postgres => "$is_delivering 'bad'",
 		sub { behave() } ],
 	[ 'role', 'broken: it may not connect',
-		sub { sql('REVOKE CONNECT ON DATABASE postgres FROM PUBLIC; GRANT CONNECT ON DATABASE postgres TO bob'); end_workers("usename = 'alice'"); sql('CALL emit_bad(50)') },
-		postgres => "SELECT count(*) > 0 FROM cqrs_health() WHERE problem = 'owner_connect'", sub { sql('GRANT CONNECT ON DATABASE postgres TO PUBLIC') } ],
+		sub { query($node, 'REVOKE CONNECT ON DATABASE postgres FROM PUBLIC; GRANT CONNECT ON DATABASE postgres TO bob'); end_workers("usename = 'alice'"); query($node, 'CALL emit_bad(50)') },
+		postgres => "SELECT count(*) > 0 FROM cqrs_health() WHERE problem = 'owner_connect'", sub { query($node, 'GRANT CONNECT ON DATABASE postgres TO PUBLIC') } ],
 	[ 'role', 'full: thousands of its commands wait',
-		sub { behave('is slow'); sql("SET ROLE alice; SELECT cqrs_create_command_queue(); SELECT count(cqrs_enqueue('Bad', '{}', key => i::text)) FROM generate_series(1, 5000) i") },
+		sub { behave('is slow'); query($node, "SET ROLE alice; SELECT cqrs_create_command_queue(); SELECT count(cqrs_enqueue('Bad', '{}', key => i::text)) FROM generate_series(1, 5000) i") },
 		postgres => "$is_delivering 'commands_of_alice'", sub { behave() } ],
 	[ 'role', 'slow: in two databases',
-		sub { behave('is slow'); sql('CALL emit_bad(100)'); in_other('CALL emit_bad(100)') }, other => "$is_delivering 'bad'", sub { behave() } ],
+		sub { behave('is slow'); query($node, 'CALL emit_bad(100)'); in_other('CALL emit_bad(100)') }, other => "$is_delivering 'bad'", sub { behave() } ],
 	[ 'database', 'broken: a table is not there, and the manager ends again and again',
 		sub { in_other('ALTER TABLE cqrs.fallback RENAME TO gone'); end_workers("datname = 'other'") },
 		postgres => "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox worker' AND datname = 'other'",
@@ -178,31 +176,31 @@ my @troubles = (
 		other => "SELECT count(*) > 3 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted AND relation IS NOT NULL",
 		sub { $session{other}->query('ROLLBACK') } ],
 	[ 'database', 'full: it takes no connections',
-		sub { in_other('CALL emit_bad(50)'); sql('ALTER DATABASE other ALLOW_CONNECTIONS false'); end_workers("datname = 'other'") },
+		sub { in_other('CALL emit_bad(50)'); query($node, 'ALTER DATABASE other ALLOW_CONNECTIONS false'); end_workers("datname = 'other'") },
 		postgres => "SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox worker' AND datname = 'other'",
-		sub { sql('ALTER DATABASE other ALLOW_CONNECTIONS true') } ],
+		sub { query($node, 'ALTER DATABASE other ALLOW_CONNECTIONS true') } ],
 	[ 'database', 'slow: its handler is, with a backlog',
 		sub { behave('is slow'); in_other('CALL emit_bad(20000)') }, other => "$is_delivering 'bad'", sub { behave() } ],
 	[ 'event', 'broken: it fails again and again, in the same subscription',
-		sub { sql(q(SELECT cqrs_emit('good', '{}', key => 'bad') FROM generate_series(1, 20))) }, postgres => "$has_failed 'good'",
-		sub { sql(q(CREATE OR REPLACE FUNCTION on_good(event cqrs_event) RETURNS void LANGUAGE plpgsql SET search_path = public AS $$
+		sub { query($node, q(SELECT cqrs_emit('good', '{}', key => 'bad') FROM generate_series(1, 20))) }, postgres => "$has_failed 'good'",
+		sub { query($node, q(CREATE OR REPLACE FUNCTION on_good(event cqrs_event) RETURNS void LANGUAGE plpgsql SET search_path = public AS $$
 			BEGIN INSERT INTO recorded (n) VALUES ((event.payload->>'n')::int); END $$)) } ],
 	[ 'event', 'slow: a transaction with events that stays open',
 		sub { $session{postgres}->query(q(BEGIN; SELECT count(cqrs_emit('good', '{}')) FROM generate_series(1, 1000))) },
 		postgres => "SELECT count(*) > 0 FROM pg_stat_activity WHERE state = 'idle in transaction'",
 		sub { $session{postgres}->query('COMMIT') } ],
 	[ 'peer', 'broken: nobody is there',
-		sub { $bad_peer->stop; sql(q(SELECT cqrs_emit('sent', '{}') FROM generate_series(1, 50))) }, postgres => "$has_failed 'bad_out'",
+		sub { $bad_peer->stop; query($node, q(SELECT cqrs_emit('sent', '{}') FROM generate_series(1, 50))) }, postgres => "$has_failed 'bad_out'",
 		sub { $bad_peer->start } ],
 	[ 'peer', 'locked: it accepts connections, and reads nothing',
-		sub { $bad_peer->tell('deaf', 1); $bad_peer->tell('close'); sql(q(SELECT cqrs_emit('sent', '{}') FROM generate_series(1, 50))) },
+		sub { $bad_peer->tell('deaf', 1); $bad_peer->tell('close'); query($node, q(SELECT cqrs_emit('sent', '{}') FROM generate_series(1, 50))) },
 		postgres => "$is_delivering 'bad_out'",
 		sub { $bad_peer->tell('deaf', 0) } ],
 	[ 'peer', 'full: it rejects everything',
-		sub { $bad_peer->tell('rule', '-full', '.'); sql(q(SELECT cqrs_emit('sent', '{}', i::text) FROM generate_series(1, 200) i)) }, postgres => "$has_failed 'bad_out'",
+		sub { $bad_peer->tell('rule', '-full', '.'); query($node, q(SELECT cqrs_emit('sent', '{}', i::text) FROM generate_series(1, 200) i)) }, postgres => "$has_failed 'bad_out'",
 		sub { $bad_peer->tell('rule_off') } ],
 	[ 'peer', 'slow: it holds back its answers',
-		sub { $bad_peer->tell('hold'); sql(q(SELECT cqrs_emit('sent', '{}') FROM generate_series(1, 50))) }, postgres => "$is_delivering 'bad_out'",
+		sub { $bad_peer->tell('hold'); query($node, q(SELECT cqrs_emit('sent', '{}') FROM generate_series(1, 50))) }, postgres => "$is_delivering 'bad_out'",
 		sub { $bad_peer->tell('release') } ]);
 
 # over(DATABASE): until everything is delivered, but to who has to fetch it
@@ -216,7 +214,7 @@ sub over
 	return 0;
 }
 
-sub measure { return sql("CALL measure($rounds, NULL)"); }
+sub measure { return query($node, "CALL measure($rounds, NULL)"); }
 
 # In the first round, processes start and caches fill.
 measure();
@@ -232,7 +230,7 @@ for (@troubles)
 	cmp_ok($meanwhile || 'inf', '<=', 2 * $before + 1000, "$kind, $what: the others go on");
 	note("$kind, $what: $before ms before, $meanwhile ms meanwhile");
 	# A backlog is not waited for: it is passed by.
-	sql("SELECT cqrs_seek('bad', 'latest')");
+	query($node, "SELECT cqrs_seek('bad', 'latest')");
 	in_other("SELECT cqrs_seek('bad', 'latest')");
 	ok(over('postgres') && over('other'), "$kind, $what: and it is over");
 }

@@ -28,7 +28,7 @@ sub emit
 	my ($dbname) = @_;
 	my $n = ++$emitted{$dbname};
 
-	$node->safe_psql($dbname, "SELECT cqrs_emit('happened', '{\"n\": $n}')");
+	emit_numbers($node, $dbname, $n);
 }
 
 sub arrived
@@ -158,8 +158,7 @@ ok(arrived($dbname), 'its event is delivered');
 
 # What was announced, and not looked at, when the server stopped.
 $dbname = $many[23];
-$node->append_conf('postgresql.conf', "cqrs_outbox.deliver = off\n");
-$node->reload;
+reconfigure($node, "cqrs_outbox.deliver = off");
 rests('delivery is off');
 emit($dbname);
 $node->stop('immediate');

@@ -10,10 +10,11 @@ use warnings;
 use IO::Select;
 use IO::Socket::INET;
 use JSON::PP;
-use PostgreSQL::Test::Utils;
 use POSIX ();
 use Socket;
-use Time::HiRes;
+use Test::More;
+
+use CqrsTest;
 
 my $json = JSON::PP->new->utf8->canonical;
 
@@ -76,6 +77,34 @@ sub tell
 	return $json->decode($answer)->[0];
 }
 
+# create_server(NODE, DATABASE, NAME, OPTIONS): a foreign server for it, without
+# a user mapping.
+sub create_server
+{
+	my ($self, $node, $dbname, $name, %options) = @_;
+	my %all = (host => '127.0.0.1', port => $self->{port}, %options);
+	my $list = join ', ', map { "$_ '$all{$_}'" } sort keys %all;
+
+	$node->safe_psql($dbname, qq(
+		CREATE EXTENSION IF NOT EXISTS cqrs_outbox_example CASCADE;
+		CREATE SERVER $name FOREIGN DATA WRAPPER cqrs_example OPTIONS ($list)));
+}
+
+# begin(NODE, NAME, ARGUMENTS OF cqrs_subscribe...): without faults again; and a
+# subscription to server "peer", for what is emitted into topic "orders" from now
+# on, in place of the last one that was begun.
+sub begin
+{
+	my ($self, $node, $name, @arguments) = @_;
+	my $list = join ', ', "'$name'", "ARRAY['orders']", "server => 'peer'", "start => 'latest'",
+	  "retry_delay => '10 ms'", "max_retry_delay => '20 ms'", @arguments;
+
+	query($node, "SELECT cqrs_unsubscribe('$self->{begun}')") if defined $self->{begun};
+	$self->tell('reset');
+	$self->{begun} = $name;
+	query($node, "SELECT cqrs_subscribe($list)");
+}
+
 # messages(CLIENT): what it received from this client, in order; of all
 # connections, if no client is named
 sub messages
@@ -85,27 +114,14 @@ sub messages
 	return @{ $self->tell('received', $client) };
 }
 
-# wait_until(CONDITION, WHAT): until the function returns true
-sub wait_until
-{
-	my ($self, $condition, $what) = @_;
-
-	for (my $start = time; time < $start + $PostgreSQL::Test::Utils::timeout_default;)
-	{
-		return 1 if $condition->();
-		Time::HiRes::sleep(0.02);
-	}
-	Test::More::diag("timed out waiting until $what");
-	return 0;
-}
-
 # wait_messages(CLIENT, COUNT): until so many were received
 sub wait_messages
 {
 	my ($self, $client, $count) = @_;
 
-	return $self->wait_until(sub { $self->tell('count', $client) >= $count },
-		"there are $count messages; there are " . $self->tell('count', $client));
+	return 1 if wait_until(sub { $self->tell('count', $client) >= $count }, "there are $count messages");
+	diag('there are ' . $self->tell('count', $client));
+	return 0;
 }
 
 # wait_held(COUNT): until so many answers are held back
@@ -113,7 +129,7 @@ sub wait_held
 {
 	my ($self, $count) = @_;
 
-	return $self->wait_until(sub { $self->tell('held') == $count }, "$count answers are held back");
+	return wait_until(sub { $self->tell('held') == $count }, "$count answers are held back");
 }
 
 # The process. Commands:

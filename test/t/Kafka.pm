@@ -10,7 +10,8 @@ use IO::Handle;
 use JSON::PP qw(decode_json encode_json);
 use PostgreSQL::Test::Utils;
 use POSIX ();
-use Test::More;
+
+use CqrsTest;
 
 # Requests and errors of the protocol, by their numbers.
 our %request = (produce => 0, metadata => 3, init_producer_id => 22);
@@ -179,42 +180,6 @@ sub consume
 		'<', \undef, '>', \$out, '2>', \$err)
 	  or die "kafka_consumer.js @arguments: $err";
 	return $out;
-}
-
-# consumer(PROGRAM): where it is.
-sub consumer
-{
-	my ($program) = @_;
-	my $folder = $ENV{CQRS_CONSUMERS};
-
-	die "CQRS_CONSUMERS must name the folder of test/consumers, with its packages installed\n"
-	  unless defined $folder && -d "$folder/node_modules";
-	return "$folder/$program";
-}
-
-# wait_status(NODE, DATABASE, SUBSCRIPTION, STATUS): until that is what is
-# behind, tried again, waiting and dead.
-sub wait_status
-{
-	my ($node, $dbname, $subscription, $status) = @_;
-
-	return 1 if $node->poll_query_until($dbname,
-		"SELECT concat_ws('/', lag_events, retrying, waiting, dead) FROM cqrs_subscription_status WHERE subscription = '$subscription'",
-		$status);
-	diag($node->safe_psql($dbname, "SELECT * FROM cqrs_subscription_status WHERE subscription = '$subscription'"));
-	return 0;
-}
-
-# wait_error(NODE, DATABASE, SUBSCRIPTION, PATTERN): until what is wrong matches
-# the regular expression.
-sub wait_error
-{
-	my ($node, $dbname, $subscription, $pattern) = @_;
-
-	return 1 if $node->poll_query_until($dbname,
-		"SELECT last_error ~ '$pattern' FROM cqrs_subscription_status WHERE subscription = '$subscription'");
-	diag($node->safe_psql($dbname, "SELECT last_error FROM cqrs_subscription_status WHERE subscription = '$subscription'"));
-	return 0;
 }
 
 END

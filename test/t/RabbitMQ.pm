@@ -12,7 +12,8 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use POSIX ();
 use Test::More;
-use Time::HiRes qw(usleep);
+
+use CqrsTest;
 
 our $username = 'app';
 our $password = 'a secret of the user mapping';
@@ -175,13 +176,13 @@ sub wait_log
 {
 	my ($self, $pattern, $offset) = @_;
 
-	for (1 .. 20 * $PostgreSQL::Test::Utils::timeout_default)
-	{
-		return 1 if -e $self->logfile && slurp_file($self->logfile, $offset) =~ $pattern;
-		return 0 if waitpid($self->{pid}, POSIX::WNOHANG()) != 0;
-		usleep(50_000);
-	}
-	return 0;
+	my $found;
+
+	wait_until(sub {
+		$found = -e $self->logfile && slurp_file($self->logfile, $offset) =~ $pattern;
+		return $found || waitpid($self->{pid}, POSIX::WNOHANG()) != 0;
+	});
+	return $found;
 }
 
 # ctl(ARGUMENTS...): rabbitmqctl; its output.
@@ -244,55 +245,6 @@ sub messages
 	my ($self, $queue) = @_;
 
 	return map { decode_json($_) } split /\n/, $self->command("get $queue");
-}
-
-# status(NODE, DATABASE, SUBSCRIPTION): what is behind, tried again, waiting and
-# dead.
-sub status
-{
-	my ($node, $dbname, $subscription) = @_;
-
-	return $node->safe_psql($dbname, status_query($subscription));
-}
-
-# wait_status(NODE, DATABASE, SUBSCRIPTION, STATUS): until status() is that;
-# what fails meanwhile, it shows.
-sub wait_status
-{
-	my ($node, $dbname, $subscription, $status) = @_;
-
-	return 1 if $node->poll_query_until($dbname, status_query($subscription), $status);
-	diag($node->safe_psql($dbname, "SELECT * FROM cqrs_subscription_status WHERE subscription = '$subscription'"));
-	return 0;
-}
-
-sub status_query
-{
-	my ($subscription) = @_;
-
-	return "SELECT concat_ws('/', lag_events, retrying, waiting, dead) FROM cqrs_subscription_status WHERE subscription = '$subscription'";
-}
-
-# wait_error(NODE, DATABASE, SUBSCRIPTION, TEXT): until that is what is wrong.
-sub wait_error
-{
-	my ($node, $dbname, $subscription, $text) = @_;
-
-	return 1 if $node->poll_query_until($dbname,
-		"SELECT last_error LIKE \$\$%$text%\$\$ FROM cqrs_subscription_status WHERE subscription = '$subscription'");
-	diag($node->safe_psql($dbname, "SELECT last_error FROM cqrs_subscription_status WHERE subscription = '$subscription'"));
-	return 0;
-}
-
-# consumer(PROGRAM): where it is.
-sub consumer
-{
-	my ($program) = @_;
-	my $folder = $ENV{CQRS_CONSUMERS};
-
-	die "CQRS_CONSUMERS must name the folder of test/consumers, with its packages installed\n"
-	  unless defined $folder && -d "$folder/node_modules";
-	return "$folder/$program";
 }
 
 END

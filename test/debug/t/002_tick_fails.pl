@@ -9,6 +9,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 use CqrsTest;
+use DebugPoints;
 
 my $node = new_server('main');
 my $pulled = 'SELECT pull()';
@@ -29,25 +30,17 @@ $node->safe_psql('postgres', q(
 	END $$;
 ));
 
-sub emit
-{
-	my ($n) = @_;
-
-	$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": $n}')");
-}
-
 # A manager of before would read the setting whenever it comes to it.
 sub set_point
 {
 	my ($what) = @_;
 	my ($manager) = processes($node, 'manager');
 
-	$node->safe_psql('postgres', "ALTER SYSTEM SET cqrs_outbox.debug_points = '$what'");
-	$node->reload;
+	reconfigure($node, "cqrs_outbox.debug_points = '$what'");
 	$node->safe_psql('postgres', "SELECT pg_terminate_backend($manager)") if defined $manager;
 }
 
-emit(1);
+emit_numbers($node, 'postgres', 1);
 ok(wait_recorded($node, 'postgres', 1), 'delivered to the handler');
 ok($node->poll_query_until('postgres', $pulled, '1'), 'and can be received');
 
@@ -56,22 +49,19 @@ set_point('tick_before_commit=error');
 $node->wait_for_log(qr/debug point "tick_before_commit" was reached/, $offset);
 for my $n (2 .. 3)
 {
-	emit($n);
+	emit_numbers($node, 'postgres', $n);
 	ok(wait_recorded($node, 'postgres', $n), "ticks fail: event $n is delivered to the handler");
 	is($node->safe_psql('postgres', $pulled), '1', 'and cannot be received');
 }
 
 # The manager stands before its commit: a worker that is there goes on.
-my $holder = new_session($node, 'postgres');
-$holder->query("SELECT pg_advisory_lock(hashtext('cqrs_outbox'), hashtext('tick_before_commit'))");
+my $holder = hold_point($node, 'tick_before_commit');
 set_point('tick_before_commit=wait');
-ok($node->poll_query_until('postgres',
-		"SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager' AND wait_event_type = 'Lock'"),
-	'a manager stands before the commit of its tick');
+at_point($node, 'tick_before_commit');
 is($node->safe_psql('postgres', $pulled), '1', 'what its tick shows cannot be received');
 $holder->quit;
 ok($node->poll_query_until('postgres', $pulled, '1 2 3'), 'but when it has committed');
-emit(4);
+emit_numbers($node, 'postgres', 4);
 ok(wait_recorded($node, 'postgres', 4), 'delivered to the handler');
 ok($node->poll_query_until('postgres', $pulled, '1 2 3 4'), 'and can be received');
 is(recorded($node, 'postgres'), '1 2 3 4', 'each event once, in order');

@@ -10,30 +10,26 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 use CqrsTest;
+use DebugPoints;
 use ExamplePeer;
 
 my $peer = ExamplePeer->new;
-my $port = $peer->port;
 my $node = new_server('main', "restart_after_crash = on\ncqrs_outbox.debug_points = 'relay_before_cursor=wait'\n");
 my $emitted = 0;
 
 $node->start;
-$node->safe_psql('postgres', qq(
-	CREATE EXTENSION cqrs_outbox;
-	CREATE EXTENSION cqrs_outbox_example;
+$peer->create_server($node, 'postgres', 'peer');
+$node->safe_psql('postgres', q(
 	SELECT cqrs_register_event('happened', 'things');
-	CREATE SERVER peer FOREIGN DATA WRAPPER cqrs_example OPTIONS (host '127.0.0.1', port '$port');
 	SELECT cqrs_subscribe('sender', ARRAY['things'], server => 'peer', format => 'raw');
 ));
 
 sub emit
 {
 	my ($count) = @_;
-	my $from = $emitted + 1;
 
+	emit_numbers($node, 'postgres', $emitted + 1 .. $emitted + $count);
 	$emitted += $count;
-	$node->safe_psql('postgres',
-		"SELECT cqrs_emit_many('happened', ARRAY(SELECT jsonb_build_object('n', n) FROM generate_series($from, $emitted) n))");
 }
 
 # sent(): the numbers that the broker got since it was reset
@@ -57,16 +53,14 @@ sub is_sent
 sub stop_after_confirmation
 {
 	my ($count) = @_;
-	my $holder = new_session($node, 'postgres');
-	my $waits = "FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objsubid = 2";
+	my $holder;
 
 	$peer->tell('hold');
 	emit($count);
 	$peer->wait_held($count) or die 'not sent';
-	$holder->query("SELECT pg_advisory_lock(hashtext('cqrs_outbox'), hashtext('relay_before_cursor'))");
+	$holder = hold_point($node, 'relay_before_cursor');
 	$peer->tell('release');
-	$node->poll_query_until('postgres', "SELECT count(*) = 1 $waits") or die 'nobody waits';
-	return ($node->safe_psql('postgres', "SELECT pid $waits"), $holder);
+	return (at_point($node, 'relay_before_cursor'), $holder);
 }
 
 emit(3);
@@ -81,11 +75,8 @@ emit(2);
 is_sent('7 8', 'and then what is new');
 
 ($pid, $holder) = stop_after_confirmation(3);
-my $offset = -s $node->logfile;
-kill 'KILL', $pid or die "no such process: $pid";
-$node->wait_for_log(qr/all server processes terminated; reinitializing/, $offset);
+crash_server($node, $pid);
 $holder->kill;
-$node->poll_query_until('postgres', 'SELECT true');
 is_sent('9 10 11 9 10 11', 'the worker is killed: the same');
 
 ($pid, $holder) = stop_after_confirmation(3);

@@ -62,7 +62,7 @@ sub delivers
 	for (1 .. 3)
 	{
 		$n++;
-		$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": $n}')");
+		emit_numbers($node, 'postgres', $n);
 		wait_recorded($node, 'postgres', $n) or return fail("$what: event $n is not delivered");
 	}
 	return pass("$what: events are delivered");

@@ -9,6 +9,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 use CqrsTest;
+use DebugPoints;
 
 my $node = new_server('main', "cqrs_outbox.manager_idle_timeout = '100ms'\n");
 
@@ -25,24 +26,19 @@ ok(wait_recorded($node, 'postgres', 1), 'an event is delivered');
 ok($node->poll_query_until('postgres', 'SELECT count(*) = 1 FROM noted'), 'and a command executed');
 ok(wait_managers($node), 'the manager ends');
 
-my $holder = new_session($node, 'postgres');
-$node->append_conf('postgresql.conf', "cqrs_outbox.debug_points = 'manager_before_rest=wait'\n");
-$node->reload;
+reconfigure($node, "cqrs_outbox.debug_points = 'manager_before_rest=wait'");
 
 # while_ending(N, SQL): what happens while a manager, which came for event N, is
 # about to end; returns its pid
 sub while_ending
 {
 	my ($n, $sql) = @_;
+	my $holder = hold_point($node, 'manager_before_rest');
 
-	$holder->query("SELECT pg_advisory_lock(hashtext('cqrs_outbox'), hashtext('manager_before_rest'))");
-	$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{\"n\": $n}')");
-	ok($node->poll_query_until('postgres',
-			"SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager' AND wait_event = 'advisory'"),
-		"the manager that came for event $n is about to end");
-	my ($pid) = processes($node, 'manager');
+	emit_numbers($node, 'postgres', $n);
+	my $pid = at_point($node, 'manager_before_rest');
 	$node->safe_psql('postgres', $sql);
-	$holder->query("SELECT pg_advisory_unlock(hashtext('cqrs_outbox'), hashtext('manager_before_rest'))");
+	$holder->quit;
 	return $pid;
 }
 
@@ -54,6 +50,5 @@ while_ending(4, q(SELECT cqrs_enqueue('Note', '{"n": 2}', run_at => clock_timest
 ok($node->poll_query_until('postgres', 'SELECT count(*) = 2 FROM noted'), 'what was scheduled then is executed');
 is(recorded($node, 'postgres'), '1 2 3 4', 'each event came once');
 
-$holder->quit;
 $node->stop;
 done_testing();

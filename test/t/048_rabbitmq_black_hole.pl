@@ -100,9 +100,9 @@ for (1 .. 6)
 	for (1 .. $rounds)
 	{
 		$proxy->tell('pass');
-		RabbitMQ::wait_status($node, 'postgres', 'hole', '0/0/0/0');
+		wait_status($node, 'postgres', 'hole', '0/0/0/0');
 		$node->safe_psql('postgres', "CALL measure($events, false)");
-		RabbitMQ::wait_status($node, 'postgres', 'hole', '0/0/0/0');
+		wait_status($node, 'postgres', 'hole', '0/0/0/0');
 		$proxy->tell('hole');
 		$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{}')");
 		is_hanging();
@@ -118,7 +118,7 @@ for (1 .. 6)
 	last if $ratio{handler} < 1.2 && $ratio{broker} < 1.2;
 }
 $proxy->tell('pass');
-RabbitMQ::wait_status($node, 'postgres', 'hole', '0/0/0/0');
+wait_status($node, 'postgres', 'hole', '0/0/0/0');
 $node->safe_psql('postgres', "SELECT cqrs_unsubscribe('hole')");
 $proxy->tell('hole');
 cmp_ok($ratio{$_}, '<', 1.2, "a black hole does not slow another subscription, to a $_") for qw(handler broker);
@@ -134,7 +134,7 @@ stops('while it logs in');
 # While it waits for confirms.
 $proxy->tell('pass');
 $node->start;
-ok(RabbitMQ::wait_status($node, 'postgres', 'hole', '0/0/0/0'), 'the connection is there');
+ok(wait_status($node, 'postgres', 'hole', '0/0/0/0'), 'the connection is there');
 $proxy->tell('hole');
 $node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{}')");
 ok(is_hanging(), 'an event is on its way');
@@ -143,33 +143,27 @@ stops('while it waits for confirms');
 # While it sends more than the network holds.
 $proxy->tell('pass');
 $node->start;
-ok(RabbitMQ::wait_status($node, 'postgres', 'hole', '0/0/0/0'), 'the connection is there');
+ok(wait_status($node, 'postgres', 'hole', '0/0/0/0'), 'the connection is there');
 $proxy->tell('hole');
 my $worker = $node->safe_psql('postgres', q(
 	SELECT pid FROM cqrs_worker_status() JOIN cqrs.subscription USING (subscription_id) WHERE subscription = 'hole'));
 $node->safe_psql('postgres', q(
 	SELECT cqrs_emit_many('happened', array_agg(jsonb_build_object('text', repeat('x', 50000)))) FROM generate_series(1, 1000)));
-ok(wait_full(), 'the network is full');
-stops('while it sends');
 
-# wait_full(): until bytes to the proxy wait on our side of the connection, and
-# their number does not change.
-sub wait_full
-{
-	my $before = -1;
-
-	for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
-	{
+# Bytes to the proxy wait on our side of the connection, and their number does
+# not change.
+my $before = -1;
+ok(wait_until(sub {
 		my $port = sprintf '%04X', $proxy->{port};
 		my ($waiting) = map { /^\s*\d+: \S+ 0100007F:$port 01 ([0-9A-F]{8}):/ && hex $1 ? hex $1 : () }
 		  split /\n/, slurp_file('/proc/net/tcp');
+		my $same = defined $waiting && $waiting == $before;
 
-		return 1 if defined $waiting && $waiting == $before;
 		$before = $waiting // -1;
 		usleep(100_000);
-	}
-	return 0;
-}
+		return $same;
+	}), 'the network is full');
+stops('while it sends');
 
 $broker->stop;
 done_testing();

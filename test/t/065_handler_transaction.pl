@@ -4,8 +4,6 @@
 use strict;
 use warnings;
 
-use FindBin;
-use lib $FindBin::RealBin;
 use CqrsTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -58,14 +56,6 @@ sub seen
 sub transactions
 {
 	return $node->safe_psql('postgres', 'SELECT count(DISTINCT xid) FROM seen');
-}
-
-# dead(SUBSCRIPTION): the "n" of its dead letters.
-sub dead
-{
-	my ($name) = @_;
-
-	return $node->safe_psql('postgres', "SELECT string_agg(payload->>'n', ' ') FROM cqrs_dead_letters('$name')");
 }
 
 # Settings, of the transaction and of the session; the role.
@@ -139,7 +129,7 @@ $name = deliver(5, q(
 	END));
 is(seen(), '1:tenant 1,postgres 2:tenant 2,postgres 4:tenant 4,postgres 5:tenant 5,tenant',
 	'deferred triggers are fired with what the event has set');
-is(dead($name), '3', 'a deferred constraint is the fault of the event that broke it');
+is(take_dead($node, $name, "payload->>'n'"), '3', 'a deferred constraint is the fault of the event that broke it');
 is($node->safe_psql('postgres', 'SELECT last_value FROM calls'), 9, '... which costs the two before it a second call: 3, all 5, and the one alone');
 deliver(3, q(
 	BEGIN
@@ -166,7 +156,7 @@ $name = deliver(3, q(
 	END));
 is(seen(), '1:0 2:0 3:0', 'cursors, prepared statements and large objects of another event are not there');
 is(transactions(), 1, '... in the same transaction');
-is(dead($name), '', '... and nothing failed');
+is(take_dead($node, $name, "payload->>'n'"), '', '... and nothing failed');
 deliver(1, q(
 	BEGIN
 		INSERT INTO seen (n, what) VALUES (n, (SELECT count(*) FROM pg_cursors) + (SELECT count(*) FROM pg_prepared_statements));
@@ -202,7 +192,7 @@ $name = deliver(1, q(
 		PERFORM pg_advisory_lock(79);
 		RAISE EXCEPTION 'with a lock';
 	END));
-is(dead($name), '1', 'after an error');
+is(take_dead($node, $name, "payload->>'n'"), '1', 'after an error');
 is($node->safe_psql('postgres', "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid IN (77, 78, 79) AND objsubid = 1"), 0,
 	'... neither');
 
@@ -264,7 +254,7 @@ $name = deliver(5, q(
 		INSERT INTO seen (n) VALUES (n);
 	END));
 is(seen(), '1:- 2:- 4:- 5:-', 'what fails at the commit costs nobody else');
-is(dead($name), '3', '... and is blamed');
+is(take_dead($node, $name, "payload->>'n'"), '3', '... and is blamed');
 
 # What is possible in a transaction of its own only succeeds after all.
 $node->safe_psql('postgres', "CREATE TYPE colour AS ENUM ('red')");
@@ -277,11 +267,10 @@ $name = deliver(3, q(
 		END IF;
 	END));
 is(seen(), '2:blue 3:blue', 'an event is not blamed for what came before it in its batch');
-is(dead($name), '', '... not at all');
+is(take_dead($node, $name, "payload->>'n'"), '', '... not at all');
 
 # How long a batch lasts: rather shorter, on a slow machine.
-$node->append_conf('postgresql.conf', "cqrs_outbox.batch_duration = '20ms'");
-$node->reload;
+reconfigure($node, "cqrs_outbox.batch_duration = '20ms'");
 deliver(60, q(
 	BEGIN
 		PERFORM pg_sleep(0.005);
@@ -289,8 +278,7 @@ deliver(60, q(
 	END));
 cmp_ok($node->safe_psql('postgres', 'SELECT max(count) FROM (SELECT count(*) FROM seen GROUP BY xid) x'), '<=', 5,
 	'a batch takes no further event after cqrs_outbox.batch_duration');
-$node->append_conf('postgresql.conf', "cqrs_outbox.batch_duration = '60s'");
-$node->reload;
+reconfigure($node, "cqrs_outbox.batch_duration = '60s'");
 
 # How often handlers are called if some fail.
 for my $every (100, 10, 2)

@@ -61,23 +61,6 @@ is($node->safe_psql('postgres', q(
 )), "1\n1\n2", 'nothing is lost');
 $node->safe_psql('postgres', "SELECT cqrs_unsubscribe('waiting')");
 
-# in_background(FUNCTION): in a process of its own
-my @background;
-sub in_background
-{
-	my ($function, @args) = @_;
-	my $pid = fork;
-
-	die "could not fork: $!" unless defined $pid;
-	if ($pid == 0)
-	{
-		eval { $function->(@args) };
-		print STDERR $@ if $@;
-		POSIX::_exit($@ ? 1 : 0);
-	}
-	return $pid;
-}
-
 # Its keys' events are numbered; some transactions commit late.
 sub emit_all
 {

@@ -15,8 +15,6 @@ use CqrsTest;
 my $node = new_server('main');
 $node->start;
 
-sub sql { return $node->safe_psql('postgres', @_); }
-
 # ran(N, AS): until what has this number was done, and as whom.
 sub ran
 {
@@ -27,8 +25,6 @@ sub ran
 	$server->poll_query_until($dbname, "SELECT count(*) > 0 FROM ran WHERE n = $n");
 	is($server->safe_psql($dbname, "SELECT string_agg(role || ' ' || logged_in, ', ' ORDER BY seq) FROM ran WHERE n = $n"), "$as $as", $what);
 }
-
-sub emit { return sql("SELECT cqrs_emit('happened', '{\"n\": $_[0]}')"); }
 
 my $set_up = q(
 	CREATE EXTENSION cqrs_outbox;
@@ -45,19 +41,18 @@ my $set_up = q(
 	GRANT EXECUTE ON FUNCTION cqrs_subscribe TO alice;
 	SET ROLE alice;
 	SELECT cqrs_subscribe('s', ARRAY['things'], 'on_event(cqrs_event)'));
-sql("CREATE ROLE alice LOGIN; CREATE ROLE bob LOGIN; $set_up");
+query($node, "CREATE ROLE alice LOGIN; CREATE ROLE bob LOGIN; $set_up");
 
-emit(1);
+emit_numbers($node, 'postgres', 1);
 ran(1, 'alice', 'an event is delivered as the owner');
 
 # A batch under way ends as it began; what comes next does not.
-my $holder = new_session($node, 'postgres');
-$holder->query('SELECT pg_advisory_lock(1)');
-emit(2);
-ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"), 'a handler is at work');
-sql('ALTER VIEW cqrs_subscriptions.s OWNER TO bob');
-emit(3);
-$holder->query('SELECT pg_advisory_unlock(1)');
+my $holder = hold_handlers($node, 'postgres');
+emit_numbers($node, 'postgres', 2);
+in_handler($node, 'postgres');
+query($node, 'ALTER VIEW cqrs_subscriptions.s OWNER TO bob');
+emit_numbers($node, 'postgres', 3);
+$holder->quit;
 ran(2, 'alice', 'what was begun ends as who it began');
 ran(3, 'bob', 'what comes next is delivered as the new owner');
 
@@ -65,10 +60,10 @@ ran(3, 'bob', 'what comes next is delivered as the new owner');
 my $noticed = sub {
 	my ($n, $take, $give, $as, $what) = @_;
 
-	sql($take);
-	emit($n);
+	query($node, $take);
+	emit_numbers($node, 'postgres', $n);
 	ok($node->poll_query_until('postgres', "SELECT count(*) > 0 FROM cqrs_health('1 day', '1 day') WHERE object = 'subscription \"s\"'"), "$what: health says so");
-	sql($give);
+	query($node, $give);
 	ran($n, $as, "$what: delivered when it is over");
 };
 $noticed->(4, 'ALTER VIEW cqrs_subscriptions.s SET SCHEMA public', 'ALTER VIEW public.s SET SCHEMA cqrs_subscriptions', 'bob', 'the view is elsewhere');
@@ -77,24 +72,24 @@ $noticed->(6, 'DROP VIEW cqrs_subscriptions.s', q(BEGIN; SELECT cqrs_alter_subsc
 $noticed->(7, 'CREATE ROLE carol; ALTER VIEW cqrs_subscriptions.s OWNER TO carol', 'BEGIN; GRANT SELECT ON cqrs_topics.things TO carol; REASSIGN OWNED BY carol TO alice; COMMIT', 'alice', 'the owner may not read');
 
 # A role that goes takes what it has, and stops nobody else.
-sql('CREATE ROLE dave LOGIN; GRANT SELECT ON cqrs_topics.things TO dave; REASSIGN OWNED BY alice TO dave');
-emit(8);
+query($node, 'CREATE ROLE dave LOGIN; GRANT SELECT ON cqrs_topics.things TO dave; REASSIGN OWNED BY alice TO dave');
+emit_numbers($node, 'postgres', 8);
 ran(8, 'dave', 'reassigned');
 isnt($node->psql('postgres', 'DROP ROLE dave'), 0, 'an owner is not dropped');
-sql('DROP OWNED BY dave; DROP ROLE dave');
-emit(9);
-sql(q(SET ROLE bob; SELECT cqrs_create_command_queue(); SELECT cqrs_enqueue('Run', '{"n": 10}')));
+query($node, 'DROP OWNED BY dave; DROP ROLE dave');
+emit_numbers($node, 'postgres', 9);
+query($node, q(SET ROLE bob; SELECT cqrs_create_command_queue(); SELECT cqrs_enqueue('Run', '{"n": 10}')));
 ran(10, 'bob', 'others go on');
-is(sql(q(SELECT problem FROM cqrs_health('1 day', '1 day') WHERE object = 'subscription "s"')), 'owner_missing', 'nobody owns it');
-is(sql('SELECT count(*) FROM ran WHERE n = 9'), '0', 'so nothing is delivered');
-sql("SELECT cqrs_unsubscribe('s')");
-is(sql(q(SELECT count(*) FROM cqrs_health('1 day', '1 day') WHERE object LIKE 'subscription %')), '0', 'and it can be cleared up');
+is(query($node, q(SELECT problem FROM cqrs_health('1 day', '1 day') WHERE object = 'subscription "s"')), 'owner_missing', 'nobody owns it');
+is(query($node, 'SELECT count(*) FROM ran WHERE n = 9'), '0', 'so nothing is delivered');
+query($node, "SELECT cqrs_unsubscribe('s')");
+is(query($node, q(SELECT count(*) FROM cqrs_health('1 day', '1 day') WHERE object LIKE 'subscription %')), '0', 'and it can be cleared up');
 
 # ----------------------------------------------------------------------
 # A dump, with what is not delivered yet: of alice; and of erin, whose view and
 # commands nobody owns
 # ----------------------------------------------------------------------
-sql(q(ALTER SYSTEM SET cqrs_outbox.deliver = off; SELECT pg_reload_conf(); CREATE DATABASE source; CREATE ROLE erin LOGIN));
+query($node, q(ALTER SYSTEM SET cqrs_outbox.deliver = off; SELECT pg_reload_conf(); CREATE DATABASE source; CREATE ROLE erin LOGIN));
 $node->poll_query_until('postgres', "SELECT setting = 'off' FROM pg_settings WHERE name = 'cqrs_outbox.deliver'");
 $node->safe_psql('source', "$set_up; RESET ROLE;" . q(
 	CREATE FUNCTION enqueue(who text, m int) RETURNS void LANGUAGE plpgsql AS $$
@@ -111,8 +106,8 @@ $node->safe_psql('source', "$set_up; RESET ROLE;" . q(
 	UPDATE cqrs.scheduled_command SET run_at = now();
 	SELECT cqrs_emit('happened', '{"n": 1}');
 	DROP OWNED BY erin));
-my %number = map { split /\|/ } split /\n/, sql("SELECT rolname, oid FROM pg_roles WHERE rolname IN ('alice', 'erin')");
-sql('DROP ROLE erin');
+my %number = map { split /\|/ } split /\n/, query($node, "SELECT rolname, oid FROM pg_roles WHERE rolname IN ('alice', 'erin')");
+query($node, 'DROP ROLE erin');
 my $dump = $node->basedir . '/dump';
 $node->command_ok([ 'pg_dump', '-Fd', '-f', $dump, $node->connstr('source') ], 'pg_dump');
 
