@@ -108,7 +108,7 @@ SELECT cqrs_drain('things') AS delivered;
 SELECT event_id FROM cqrs_dead_letters('things') ORDER BY position LIMIT 1 \gset
 SELECT cqrs_discard('things', :'event_id');
 SELECT payload FROM cqrs_dead_letters('things');
-SELECT cqrs_drop_topic('things', force => false);
+SELECT cqrs_drop_topic('things', cascade => false);
 SELECT cqrs_unregister_event('happened');
 SELECT cqrs_drop_topic('things');
 SELECT cqrs_discard('things');

@@ -118,10 +118,13 @@ COMMENT ON FUNCTION cqrs.key_partition(text, integer) IS 'partition of a key';
 -- batch on; DROP ROLE is refused. If the view is dropped, nothing is delivered.
 --   subscription       name, 1 to 63 bytes
 --   topics             one or more topics
---   handler            a function with one argument of type cqrs_event, called
---                      for each event in the transaction that moves the
---                      cursor; NULL without server: read with cqrs_receive()
---                      and cqrs_ack()
+--   handler            a function with one argument, called for each event in
+--                      the transaction that moves the cursor: cqrs_event, the
+--                      event; jsonb, or a composite type that payloads are
+--                      converted to, its payload, NULL of a tombstone. What it
+--                      returns is ignored. Named as for
+--                      cqrs_register_command(). NULL without server: read with
+--                      cqrs_receive() and cqrs_ack()
 --   start              'earliest': from the oldest event retained; if a topic
 --                      was restored from a dump, nothing before cqrs_adopt();
 --                      'latest': from what commits after this call
@@ -165,16 +168,16 @@ COMMENT ON FUNCTION cqrs.key_partition(text, integer) IS 'partition of a key';
 -- Locks: SHARE ROW EXCLUSIVE on cqrs.subscription until the end of the
 -- transaction. Until then, nothing of its topics is truncated.
 -- Privileges: EXECUTE, not granted to PUBLIC, and the above.
-CREATE FUNCTION @extschema@.cqrs_subscribe(subscription text, topics text[], handler regprocedure DEFAULT NULL,
+CREATE FUNCTION @extschema@.cqrs_subscribe(subscription text, topics text[], handler text DEFAULT NULL,
 	start text DEFAULT 'earliest', partitions integer DEFAULT 1, max_attempts integer DEFAULT 5,
 	retry_delay interval DEFAULT '200 ms', max_retry_delay interval DEFAULT '5 min',
 	handler_timeout interval DEFAULT '1 min', max_retained_size bigint DEFAULT 10737418240,
 	max_retained_age interval DEFAULT '0', server text DEFAULT NULL, format text DEFAULT NULL,
 	strict_key_order boolean DEFAULT false, transaction text DEFAULT 'batch') RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text, integer, integer,
+REVOKE ALL ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, integer, integer,
 	interval, interval, interval, bigint, interval, text, text, boolean, text) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text, integer, integer,
+COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, integer, integer,
 	interval, interval, interval, bigint, interval, text, text, boolean, text) IS 'subscribes to topics';
 
 -- Changes settings of a subscription; NULL leaves one as it is. If its view was
@@ -198,15 +201,15 @@ COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text,
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner; to
 -- change the handler or the server, being the owner. If there is no owner,
 -- membership in the extension's.
-CREATE FUNCTION @extschema@.cqrs_alter_subscription(subscription text, handler regprocedure DEFAULT NULL,
+CREATE FUNCTION @extschema@.cqrs_alter_subscription(subscription text, handler text DEFAULT NULL,
 	max_attempts integer DEFAULT NULL, retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
 	handler_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, server text DEFAULT NULL, format text DEFAULT NULL,
 	strict_key_order boolean DEFAULT NULL, transaction text DEFAULT NULL, partitions integer DEFAULT NULL) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval,
+REVOKE ALL ON FUNCTION @extschema@.cqrs_alter_subscription(text, text, integer, interval, interval, interval,
 	bigint, interval, text, text, boolean, text, integer) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval,
+COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, text, integer, interval, interval, interval,
 	bigint, interval, text, text, boolean, text, integer) IS 'changes settings of a subscription';
 
 -- Removes a subscription, with what it has to retry and its dead letters; one

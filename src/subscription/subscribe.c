@@ -7,12 +7,10 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
-#include "utils/syscache.h"
 
 #include "base/interval.h"
 #include "broker/message.h"
@@ -22,8 +20,9 @@
 #include "log/cursor.h"
 #include "log/topic.h"
 #include "log/topic_drop.h"
-#include "registry/handler.h"
+#include "registry/lookup.h"
 #include "registry/owner.h"
+#include "registry/payload.h"
 #include "registry/registry.h"
 #include "subscription/epoch.h"
 #include "subscription/subscription.h"
@@ -31,7 +30,11 @@
 static void check_settings(FunctionCallInfo fcinfo, const char *name,
 						   int first_arg, bool null_allowed, Oid *types,
 						   Datum *values, char *nulls);
-static char *check_handler(const char *subscription, Oid funcid);
+static char *check_handler(const char *subscription, text *handler,
+						   List *topics);
+static bool takes(const void *arg, Oid argtype);
+static void warn_of_payloads(const CqrsFunction *function, List *topics);
+static List *topic_ids(const CqrsSubscription *subscription);
 static void check_broker(FunctionCallInfo fcinfo, const char *name,
 						 int first_arg, const CqrsSubscription *old,
 						 Oid *types, Datum *values, char *nulls);
@@ -99,7 +102,7 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(2))
 		nulls[1] = 'n';
 	else
-		values[1] = CStringGetTextDatum(check_handler(name, PG_GETARG_OID(2)));
+		values[1] = CStringGetTextDatum(check_handler(name, PG_GETARG_TEXT_PP(2), topics));
 	values[2] = Int32GetDatum(partitions);
 	check_settings(fcinfo, name, 5, false, types + 3, values + 3, nulls + 3);
 	check_broker(fcinfo, name, 5 + SETTINGS, NULL, types + 3 + SETTINGS,
@@ -209,7 +212,8 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 							subscription->name),
 					 errhint("Make another subscription for the handler.")));
 		values[1] = CStringGetTextDatum(check_handler(subscription->name,
-													  PG_GETARG_OID(1)));
+													  PG_GETARG_TEXT_PP(1),
+													  topic_ids(subscription)));
 	}
 	check_settings(fcinfo, subscription->name, 2, true, types + 2, values + 2,
 				   nulls + 2);
@@ -287,38 +291,80 @@ check_settings(FunctionCallInfo fcinfo, const char *name, int first_arg,
 }
 
 /*
- * Can this function be the handler, and may the current user have it called?
- * Returns the text it is registered by.
+ * Find the function that is to be the handler, which may be the current user's, of
+ * a subscription to these topics. Returns the text it is registered by. Raises
+ * what cqrs_function_look_up() does, and 42501.
  */
 static char *
-check_handler(const char *subscription, Oid funcid)
+check_handler(const char *subscription, text *handler, List *topics)
 {
-	Oid			argtype;
-	Oid			rettype;
-	char	   *signature = cqrs_handler_describe(funcid, &argtype, &rettype,
-												  NULL);
-	HeapTuple	tuple;
-	Oid			funcowner;
+	CqrsPlace	place = {
+		.what = "a handler of a subscription",
+		.wanted = "The handler of a subscription has one argument, cqrs_event, jsonb or the composite type of payloads, and returns void or one value.",
+		.takes = takes
+	};
+	CqrsFunction function;
 
-	if (!cqrs_event_is_type(argtype))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
-				 errmsg("function %s cannot be a handler of a subscription",
-						signature),
-				 errdetail("Its argument is of type %s.",
-						   format_type_be(argtype)),
-				 errhint("The argument of a subscription's handler is of type cqrs_event.")));
-
-	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid));
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for function %u", funcid);
-	funcowner = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
-	ReleaseSysCache(tuple);
+	cqrs_function_look_up(text_to_cstring(handler), &place, &function);
 	cqrs_subscription_check_handler_owner(subscription, GetUserId(),
-										  signature, funcowner);
-
+										  function.signature, function.owner);
 	cqrs_subscription_require_login(subscription, GetUserId());
-	return signature;
+	warn_of_payloads(&function, topics);
+	return function.signature;
+}
+
+/*
+ * May a handler have an argument of this type: an event, or its payload?
+ */
+static bool
+takes(const void *arg, Oid argtype)
+{
+	return argtype == JSONBOID ||
+		(cqrs_payload_type_is_composite(argtype) &&
+		 !cqrs_type_is(argtype, "cqrs_request"));
+}
+
+/*
+ * Warn if an event is registered on these topics, now, whose payloads are of
+ * another composite type than the one that the handler takes.
+ */
+static void
+warn_of_payloads(const CqrsFunction *function, List *topics)
+{
+	HASH_SEQ_STATUS status;
+	CqrsEventType *event_type;
+	CqrsEventType *odd = NULL;
+
+	if (function->argtype == JSONBOID || cqrs_event_is_type(function->argtype))
+		return;
+	cqrs_registry_event_types(&status);
+	while ((event_type = hash_seq_search(&status)) != NULL)
+		if (event_type->topic != NULL &&
+			list_member_int(topics, event_type->topic->topic_id) &&
+			event_type->payload_type != JSONBOID &&
+			event_type->payload_type != function->argtype &&
+			(odd == NULL || strcmp(event_type->name, odd->name) < 0))
+			odd = event_type;
+
+	if (odd != NULL)
+		ereport(WARNING,
+				(errmsg("handler %s does not take payloads of event \"%s\"",
+						function->signature, odd->name),
+				 errdetail("They are of type %s.",
+						   format_type_extended(odd->payload_type, -1,
+												FORMAT_TYPE_ALLOW_INVALID)),
+				 errhint("An event whose payload does not convert becomes a dead letter at once. A handler may take jsonb, or cqrs_event.")));
+}
+
+static List *
+topic_ids(const CqrsSubscription *subscription)
+{
+	List	   *ids = NIL;
+	int			i;
+
+	for (i = 0; i < subscription->ntopics; i++)
+		ids = lappend_int(ids, subscription->topics[i]->topic_id);
+	return ids;
 }
 
 /*

@@ -209,7 +209,7 @@ like(error_of($node, 'postgres', "CREATE USER MAPPING FOR PUBLIC SERVER peer OPT
 query($node, q(
 	CREATE ROLE app LOGIN;
 	GRANT EXECUTE ON FUNCTION
-		cqrs_subscribe(text, text[], regprocedure, text, integer, integer, interval, interval, interval, bigint, interval, text, text, boolean, text)
+		cqrs_subscribe(text, text[], text, text, integer, integer, interval, interval, interval, bigint, interval, text, text, boolean, text)
 		TO app;
 	GRANT SELECT ON cqrs_topics.orders TO app;
 ));
