@@ -64,7 +64,7 @@ SELECT event_name, event_id = :'id' AS same_id, key = :'id' AS own_key, payload,
 FROM cqrs_events('commands_of_regress_cqrs_app');
 SELECT cqrs_drain('commands_of_regress_cqrs_app');
 SELECT n, role, (context).kind, (context).name, (context).id = :'id' AS same_id,
-	   (context).correlation_id = :'id' AS own_origin, (context).causation_id, (context).attempt, (context).caller
+	   (context).correlation_id = :'id' AS own_origin, (context).causation_id, (context).attempts, (context).caller
 FROM item;
 SELECT cqrs_drain('commands_of_regress_cqrs_app');
 SELECT subscription, topics, kind, handler, owner, partitions, lag_events FROM cqrs_subscription_status;
@@ -86,7 +86,7 @@ SELECT cqrs_create_topic('commands_of_' || current_user);
 BEGIN ISOLATION LEVEL REPEATABLE READ;
 SELECT count(*) FROM item;
 SELECT cqrs_create_command_queue();
-SELECT cqrs_enqueue('Add', '{"n": 3}', key => 'k') IS NOT NULL AS enqueued;
+SELECT cqrs_enqueue('Add', '{"n": 3}', key => 7) IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Add', '{"n": 4}', key => 'k', run_at => now() - interval '1 day') IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Add', '{"n": 5}', run_at => now() + interval '1 hour') IS NOT NULL AS enqueued;
 COMMIT;
@@ -95,6 +95,7 @@ SELECT replace(s.subscription, current_user, 'me') AS subscription, s.runs_comma
 FROM cqrs.subscription s JOIN cqrs.subscription_topic USING (subscription_id) JOIN cqrs.topic t USING (topic_id)
 ORDER BY 1 DESC;
 SELECT count(*) FROM cqrs_events('commands_of_' || current_user);
+SELECT array_agg(key ORDER BY position) AS keys FROM cqrs_events('commands_of_' || current_user || '_2');
 SELECT cqrs_drain('commands_of_' || current_user || '_2');
 SELECT n, role = current_user AS mine FROM item ORDER BY seq;
 
@@ -228,6 +229,7 @@ SELECT cqrs_enqueue('Add', '{"n": 1}', options => '[]');
 SELECT cqrs_enqueue('Add', '{"n": 1}', options => '{"priority": 1}');
 \echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_enqueue('Add', '{"n": 1}', idempotency_key => '');
+SELECT cqrs_enqueue('Add', '{"n": 1}', key => 1.5);
 \echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_enqueue('Add', '{"n": 1}', run_at => 'infinity');
 \echo :LAST_ERROR_SQLSTATE
@@ -316,7 +318,7 @@ END $$;
 SELECT length(subscription), octet_length(subscription) FROM cqrs.subscription WHERE subscription LIKE '%ä%';
 
 -- the function by itself: only a delivery can call it
-SELECT cqrs.run_command(ROW(1, NULL, 'Add', NULL, NULL, '{"n": 40}', NULL, NULL, NULL, NULL)::cqrs_event);
+SELECT cqrs.run_command(ROW(1, NULL, 'Add', NULL, NULL, '{"n": 40}', NULL, NULL)::cqrs_event);
 SELECT cqrs.run_command(NULL);
 SELECT n FROM item WHERE n = 40;
 

@@ -123,6 +123,7 @@ INSERT INTO calls (call, tells) VALUES
 	('(SELECT count(*) FROM cqrs_dead_letters(''mine''))', 'result'), ('(SELECT count(*) FROM cqrs_dead_letters(''secret''))', 'result'),
 	('cqrs_wait(''mine'', ''0'')', 'result IS NOT NULL'), ('cqrs_wait(''secret'', ''0'')', 'result IS NOT NULL'),
 	-- what the views call
+	('cqrs.occurred_at(''{}'')', 'result'),
 	('(cqrs.breaker_state(''public.closed(pg_catalog.jsonb)''))', 'result'), ('(SELECT array_agg(t) FROM cqrs.topic_progress(2) t)', 'result ~ ''[0-9]'''),
 	('(SELECT array_agg(t) FROM cqrs.subscription_progress(2) t)', 'result ~ ''[0-9]'''), ('(SELECT count(*) FROM cqrs.cursor_holders(2) t)', 'result'),
 	('(cqrs.subscription_owner(2)).view IS NOT NULL', 'result'), ('cqrs.usable()', 'result'),

@@ -57,8 +57,8 @@ COMMENT ON FUNCTION @extschema@.cqrs_create_command_queue(text) IS 'creates a ro
 -- run_at, the worker executes it, as cqrs_send() would, but in a transaction of
 -- its own, as the role that enqueued it, with search_path pg_catalog. Its
 -- answer is lost. In its handler, cqrs_context() has its command id as id, what
--- was being handled when it was enqueued as the cause, and the attempt's
--- number.
+-- was being handled when it was enqueued as the cause, and the number of
+-- attempts.
 --
 -- The role has a command queue: see cqrs_create_command_queue(). A command is
 -- delivered like an event of the queue's topic, to its subscription. So one that
@@ -75,8 +75,8 @@ COMMENT ON FUNCTION @extschema@.cqrs_create_command_queue(text) IS 'creates a ro
 --   command_name  a registered command
 --   payload       JSON object; must fit the handlers, as of now
 --   key           while a command waits to be tried again, later ones of its key wait
---                 behind it; NULL: none waits for another. Its event has its
---                 command id as key
+--                 behind it; NULL: none waits for another, and its event has its
+--                 command id as key. Of the types that cqrs_emit() takes
 --   run_at        in the past, or NULL: at once. Those for the same time are
 --                 executed in the order in which they were enqueued; a command
 --                 for now comes before one whose time has come just now
@@ -92,11 +92,12 @@ COMMENT ON FUNCTION @extschema@.cqrs_create_command_queue(text) IS 'creates a ro
 -- Locks: ROW EXCLUSIVE on the topic's current segment, or on
 -- cqrs.scheduled_command; the key, as of cqrs_send().
 -- Privileges: EXECUTE on the handlers; checked again when it is executed.
-CREATE FUNCTION @extschema@.cqrs_enqueue(command_name text, payload jsonb DEFAULT '{}', key text DEFAULT NULL,
-	run_at timestamptz DEFAULT NULL, idempotency_key text DEFAULT NULL, options jsonb DEFAULT NULL) RETURNS uuid
+CREATE FUNCTION @extschema@.cqrs_enqueue(command_name text, payload jsonb DEFAULT '{}',
+	key anycompatible DEFAULT NULL::text, run_at timestamptz DEFAULT NULL, idempotency_key text DEFAULT NULL,
+	options jsonb DEFAULT NULL) RETURNS uuid
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-GRANT EXECUTE ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, text, timestamptz, text, jsonb) TO PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, text, timestamptz, text, jsonb) IS
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, anycompatible, timestamptz, text, jsonb) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, anycompatible, timestamptz, text, jsonb) IS
 'has a command executed after the commit, or later';
 
 -- Cancels a command that was enqueued for later, and is not in the outbox yet.

@@ -70,7 +70,6 @@ cqrs_dead_letters(PG_FUNCTION_ARGS)
 		bool		nulls[RESULT_COLUMNS] = {0};
 
 		cqrs_event_show(&event, values, nulls);
-		values[7] = TimestampTzGetDatum(event.emitted_at);
 		values[8] = Int32GetDatum(attempts);
 		values[9] = scan->values[CQRS_DEAD_DIED_AT - 1];
 		values[10] = scan->values[CQRS_DEAD_SQLSTATE - 1];
@@ -145,9 +144,8 @@ cqrs_dead_letter_next(CqrsDeadLetterScan *scan, CqrsEvent *event,
 	scan->row = cqrs_scan_read(&scan->scan, values, scan->nulls);
 	if (scan->row == NULL)
 		return false;
-	cqrs_event_load(event, DatumGetInt64(values[CQRS_DEAD_POSITION - 1]),
-					&values[CQRS_DEAD_EVENT - 1],
-					&scan->nulls[CQRS_DEAD_EVENT - 1]);
+	cqrs_event_load(event, &values[CQRS_DEAD_POSITION - 1],
+					&scan->nulls[CQRS_DEAD_POSITION - 1]);
 	*attempts = DatumGetInt32(values[CQRS_DEAD_ATTEMPTS - 1]);
 	return true;
 }
