@@ -75,7 +75,7 @@ SELECT cqrs_enqueue('Add', '{"n": 2}') IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Add', '{"n": 2}', run_at => now() + interval '1 hour') IS NOT NULL AS enqueued;
 ROLLBACK TO s;
 COMMIT;
-SELECT count(*) FROM cqrs_scheduled_commands;
+SELECT count(*) FROM cqrs_enqueued_commands WHERE state = 'scheduled';
 SELECT cqrs_drain('commands_of_regress_cqrs_app');
 RESET ROLE;
 -- what fails from here on is not tried again, however slow the machine is
@@ -129,7 +129,7 @@ SELECT cqrs_enqueue('Add', '{"n": 6}', 'k', now() + interval '1 hour') AS later 
 SELECT cqrs_enqueue('Add', '{"n": 7}', 'k', now() + interval '30 min') AS sooner \gset
 SELECT cqrs_enqueue('Add', '{"n": 8}', 'k', now() + interval '1 day') AS cancelled \gset
 SELECT command_name, owner, key, payload, run_at > now() AS later, enqueued_at <= now() AS enqueued
-FROM cqrs_scheduled_commands ORDER BY run_at;
+FROM cqrs_enqueued_commands WHERE state = 'scheduled' ORDER BY run_at;
 SELECT cqrs_enqueue_scheduled();
 RESET ROLE;
 SELECT cqrs_enqueue_scheduled();
@@ -137,12 +137,12 @@ SELECT be_due();
 SELECT cqrs_cancel_command(:'cancelled');
 BEGIN;
 SELECT cqrs_enqueue_scheduled();
-SELECT count(*) FROM cqrs_scheduled_commands;
+SELECT count(*) FROM cqrs_enqueued_commands WHERE state = 'scheduled';
 ROLLBACK;
-SELECT count(*) FROM cqrs_scheduled_commands;
+SELECT count(*) FROM cqrs_enqueued_commands WHERE state = 'scheduled';
 SELECT cqrs_enqueue_scheduled();
 SELECT cqrs_enqueue_scheduled();
-SELECT count(*) FROM cqrs_scheduled_commands;
+SELECT count(*) FROM cqrs_enqueued_commands WHERE state = 'scheduled';
 SET ROLE regress_cqrs_app;
 SELECT event_id = :'sooner' AS sooner, event_id = :'later' AS later FROM cqrs_events('commands_of_regress_cqrs_app')
 ORDER BY position DESC LIMIT 2;
@@ -171,7 +171,7 @@ SET ROLE regress_cqrs_nologin;
 \set VERBOSITY sqlstate
 SELECT cqrs_cancel_command(:'id');
 \set VERBOSITY terse
-SELECT count(*) FROM cqrs_scheduled_commands;
+SELECT count(*) FROM cqrs_enqueued_commands WHERE state = 'scheduled';
 RESET ROLE;
 SET ROLE regress_cqrs_app;
 BEGIN;
@@ -185,7 +185,7 @@ SELECT cqrs_cancel_command(:'id');
 SELECT cqrs_cancel_command(cqrs_enqueue('Add', '{"n": 9}', run_at => now() + interval '1 hour'));
 SELECT cqrs_cancel_command(NULL);
 \echo :LAST_ERROR_SQLSTATE
-SELECT count(*) FROM cqrs_scheduled_commands;
+SELECT count(*) FROM cqrs_enqueued_commands WHERE state = 'scheduled';
 
 -- what caused it
 SET cqrs_outbox.correlation_id = 'request-1';
@@ -210,6 +210,12 @@ SET client_min_messages = error;
 SELECT cqrs_drain('commands_of_regress_cqrs_app');
 RESET client_min_messages;
 SELECT n FROM item WHERE n > 11 AND n < 100 ORDER BY seq;
+-- what waits is seen by who enqueued it, whatever it waits for
+SELECT cqrs_enqueue('Add', '{"n": 15}') IS NOT NULL AS enqueued;
+SELECT cqrs_enqueue('Add', '{"n": 16}', 'k', run_at => now() + interval '1 hour') AS later \gset
+SELECT command_name, owner, key, payload, state, run_at > now() AS later, now() - enqueued_at < interval '1 day' AS enqueued
+FROM cqrs_enqueued_commands ORDER BY (payload->>'n')::int;
+SELECT cqrs_cancel_command(:'later'), cqrs_drain('commands_of_regress_cqrs_app');
 RESET ROLE;
 SELECT key, event_name, attempts, message FROM cqrs.retry WHERE key = 'a' ORDER BY position;
 

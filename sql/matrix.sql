@@ -129,7 +129,7 @@ INSERT INTO calls (call, tells) VALUES
 	('(cqrs.subscription_owner(2)).view IS NOT NULL', 'result'), ('cqrs.usable()', 'result'),
 	('(SELECT array_agg(subscription) FROM cqrs_subscriptions.mine)', 'result'), ('(SELECT array_agg(subscription) FROM cqrs_subscriptions.secret)', 'result'),
 	('(SELECT array_agg(subscription) FROM cqrs_subscription_status)', 'result'), ('(SELECT array_agg(topic) FROM cqrs_topic_status)', 'result'),
-	('(SELECT array_agg(payload) FROM cqrs_scheduled_commands)', 'result'), ('(SELECT count(*) FROM cqrs_breaker_status)', 'result'),
+	('(SELECT array_agg(payload) FROM cqrs_enqueued_commands)', 'result'), ('(SELECT count(*) FROM cqrs_breaker_status)', 'result'),
 	('(SELECT count(*) FROM cqrs.problem)', 'result IS NOT NULL'),
 	-- what is registered
 	('(SELECT array_agg(handlers[1]) FROM cqrs_commands)', 'result LIKE ''%closed%'''), ('(SELECT array_agg(topic) FROM cqrs_event_types)', 'result LIKE ''%secret%'''),

@@ -114,25 +114,6 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_cancel_command(uuid) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_cancel_command(uuid) IS 'cancels a command that was enqueued for later';
 
--- Commands that were enqueued for later, and are not in the outbox yet, of roles
--- that the reader is a member of. Columns: see cqrs.scheduled_command.
---   owner  who enqueued it
-CREATE VIEW @extschema@.cqrs_scheduled_commands WITH (security_barrier) AS
-SELECT c.command_id,
-	   c.command_name,
-	   pg_get_userbyid(o.owner) AS owner,
-	   c.key,
-	   c.run_at,
-	   c.payload,
-	   c.enqueued_at
-FROM cqrs.scheduled_command c
-JOIN cqrs.subscription_topic t USING (topic_id)
-JOIN cqrs.subscription s ON s.subscription_id = t.subscription_id AND s.runs_commands
-CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
-WHERE pg_has_role(current_user, o.owner, 'USAGE');
-GRANT SELECT ON @extschema@.cqrs_scheduled_commands TO PUBLIC;
-COMMENT ON VIEW @extschema@.cqrs_scheduled_commands IS 'commands that were enqueued for later';
-
 -- Handler of the subscriptions that execute commands: executes the enqueued
 -- command that is being delivered.
 -- Errors: 55000 it is called by anything but the delivery; else as cqrs_send().

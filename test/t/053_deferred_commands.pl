@@ -299,7 +299,7 @@ $old->quit;
 # adopted. Its time may come before the dump is made: so nothing is executed
 # until then.
 query($node, "DELETE FROM cqrs.scheduled_command WHERE payload = '{\"n\": 0}'");
-query($node, "SET ROLE app; SELECT cqrs_cancel_command(command_id) FROM cqrs_scheduled_commands");
+query($node, "SET ROLE app; SELECT cqrs_cancel_command(command_id) FROM cqrs_enqueued_commands");
 reconfigure($node, 'cqrs_outbox.deliver = off');
 $at = query($node, "SELECT clock_timestamp() + interval '1 s'");
 $id = enqueue(110, "run_at => '$at'", 'postgres');
