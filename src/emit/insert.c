@@ -53,6 +53,7 @@ static bool has_columns(TupleDesc desc);
 static NullableDatum given_headers(const char *event_name,
 								   NullableDatum headers,
 								   NullableDatum occurred_at);
+static void fill_in(const CqrsEvent *event, Datum *values, bool *nulls);
 static void refuse(const char *column, const char *event_name,
 				   const char *detail);
 
@@ -71,7 +72,6 @@ cqrs_insert_event(PG_FUNCTION_ARGS)
 	NullableDatum column[VIEW_COLUMNS];
 	CqrsEventType *event_type;
 	CqrsEvent	event;
-	TimestampTz occurred_at;
 	HeapTuple	tuple;
 	int			i;
 
@@ -109,17 +109,8 @@ cqrs_insert_event(PG_FUNCTION_ARGS)
 								  column[VIEW_OCCURRED_AT]);
 	cqrs_emit_given(event_type, &event, column[VIEW_EVENT_ID]);
 
-	values[VIEW_POSITION] = Int64GetDatum(event.position);
-	values[VIEW_EVENT_ID] = event.event_id;
-	values[VIEW_HEADERS] = event.headers.value;
-	values[VIEW_EMITTED_AT] = TimestampTzGetDatum(event.emitted_at);
-	nulls[VIEW_POSITION] = nulls[VIEW_EVENT_ID] = nulls[VIEW_EMITTED_AT] = false;
-	nulls[VIEW_HEADERS] = event.headers.isnull;
-	nulls[VIEW_OCCURRED_AT] = event.headers.isnull ||
-		!cqrs_header_occurred_at(DatumGetJsonbP(event.headers.value),
-								 &occurred_at);
-	if (!nulls[VIEW_OCCURRED_AT])
-		values[VIEW_OCCURRED_AT] = TimestampTzGetDatum(occurred_at);
+	/* Its headers are good only until a handler emits something. */
+	fill_in(&event, values, nulls);
 	tuple = heap_form_tuple(desc, values, nulls);
 	if (event_type->handlers != NULL)
 		cqrs_dispatch_events();
@@ -192,6 +183,29 @@ given_headers(const char *event_name, NullableDatum headers,
 		refuse("occurred_at", event_name,
 			   "It is another time than that in the event's headers.");
 	return headers;
+}
+
+/*
+ * What the row did not have before its event was emitted.
+ */
+static void
+fill_in(const CqrsEvent *event, Datum *values, bool *nulls)
+{
+	TimestampTz occurred_at;
+
+	values[VIEW_POSITION] = Int64GetDatum(event->position);
+	nulls[VIEW_POSITION] = false;
+	values[VIEW_EVENT_ID] = event->event_id;
+	nulls[VIEW_EVENT_ID] = false;
+	values[VIEW_HEADERS] = event->headers.value;
+	nulls[VIEW_HEADERS] = event->headers.isnull;
+	values[VIEW_EMITTED_AT] = TimestampTzGetDatum(event->emitted_at);
+	nulls[VIEW_EMITTED_AT] = false;
+	nulls[VIEW_OCCURRED_AT] = event->headers.isnull ||
+		!cqrs_header_occurred_at(DatumGetJsonbP(event->headers.value),
+								 &occurred_at);
+	if (!nulls[VIEW_OCCURRED_AT])
+		values[VIEW_OCCURRED_AT] = TimestampTzGetDatum(occurred_at);
 }
 
 static void
