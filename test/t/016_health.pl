@@ -283,11 +283,8 @@ for my $dbname (qw(postgres two))
 	emit_numbers($node, $dbname, 1);
 	ok(wait_recorded($node, $dbname, $count + 1), "one manager and one worker are enough to deliver in $dbname");
 }
-# While one leaves for the other, there may be none.
-$node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager'");
-my ($with, $stopped) = split /\|/, $node->safe_psql('postgres', "SELECT datname, pid FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager'");
+my ($stopped, $with) = stop_manager($node);
 my $without = $with eq 'two' ? 'postgres' : 'two';
-kill 'STOP', $stopped;
 emit_numbers($node, $without, 1);
 ok(wait_problems(qq(no_manager database "$without"), '', $without), 'another waits for it');
 like($node->safe_psql($without, "SELECT detail, hint FROM cqrs_health() WHERE problem = 'no_manager'"),

@@ -16,7 +16,7 @@ use Test::More;
 use Time::HiRes ();
 
 our @EXPORT = qw(
-  new_server new_standby make_synchronous reconfigure crash_server processes wait_managers
+  new_server new_standby make_synchronous reconfigure crash_server processes wait_managers stop_manager
   new_session query error_of error_parts wait_until in_background
   set_up_recording emit_numbers wait_recorded recorded hold_handlers in_handler
   replicate_prepared wait_prepared emit_keys wait_status wait_error take_dead
@@ -119,6 +119,25 @@ sub wait_managers
 	return $node->poll_query_until('postgres',
 		"SELECT coalesce(string_agg(datname, ' ' ORDER BY datname), '') FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox manager'",
 		join(' ', sort @databases));
+}
+
+# stop_manager(SERVER): stop the only one by a signal, while it waits: at any other
+# time it may have a lock that everybody needs. Returns its pid and its database.
+sub stop_manager
+{
+	my ($node) = @_;
+	my $waiting = "backend_type = 'cqrs_outbox manager' AND wait_event_type = 'Extension'";
+
+	for (1 .. 1000)
+	{
+		$node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE $waiting");
+		my ($pid, $database) = split /\|/, $node->safe_psql('postgres', "SELECT pid, datname FROM pg_stat_activity WHERE $waiting");
+
+		next unless $pid && kill 'STOP', $pid;
+		return ($pid, $database) if $node->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE pid = $pid AND $waiting");
+		kill 'CONT', $pid;
+	}
+	die 'the manager is never found waiting';
 }
 
 # ----------------------------------------------------------------------
