@@ -94,7 +94,7 @@ SELECT subscription_id, n, 1, gen_random_uuid(), 'a', NULL, NULL, '{}', now(), 1
 FROM cqrs.subscription, generate_series(1, 10001) n WHERE subscription = 'pull';
 SELECT detail FROM cqrs_health() WHERE problem = 'dead_letters';
 SELECT dead, last_error FROM cqrs_subscription_status WHERE subscription = 'pull';
-SELECT cqrs_discard('pull');
+SELECT cqrs_discard_all('pull');
 SELECT * FROM pg_temp.problems();
 
 -- held by a transaction that was prepared

@@ -121,7 +121,10 @@ INSERT INTO calls (call, tells) VALUES
 	('cqrs_ack(''mine'', ''{1}'', gen_random_uuid())', 'result'), ('cqrs_ack(''secret'', ''{1}'', gen_random_uuid())', 'result'),
 	('cqrs_nack(''mine'', ''{1}'', receipt => gen_random_uuid())', 'result'), ('cqrs_nack(''secret'', ''{1}'', receipt => gen_random_uuid())', 'result'),
 	('cqrs_renew(''mine'', gen_random_uuid(), ''1 h'')', 'result'), ('cqrs_renew(''secret'', gen_random_uuid(), ''1 h'')', 'result'),
-	('(SELECT count(*) FROM cqrs_dead_letters(''mine''))', 'result'), ('(SELECT count(*) FROM cqrs_dead_letters(''secret''))', 'result'),
+	('(SELECT count(*) FROM cqrs_dead_letters)', 'result'), ('(SELECT count(*) FROM cqrs_retries)', 'result'),
+	('cqrs_retry(''mine'')', 'result'), ('cqrs_retry(''secret'')', 'result'), ('cqrs_redrive(''mine'')', 'result'), ('cqrs_redrive(''secret'')', 'result'),
+	('cqrs_discard(''mine'', NULL)', 'result'), ('cqrs_discard(''secret'', NULL)', 'result'),
+	('cqrs_discard_all(''mine'')', 'result'), ('cqrs_discard_all(''secret'')', 'result'),
 	('cqrs_wait(''mine'', ''0'')', 'result IS NOT NULL'), ('cqrs_wait(''secret'', ''0'')', 'result IS NOT NULL'),
 	-- what the views call
 	('(cqrs.breaker_state(''public.closed(pg_catalog.jsonb)''))', 'result'), ('(SELECT array_agg(t) FROM cqrs.topic_progress(2) t)', 'result ~ ''[0-9]'''),

@@ -64,13 +64,13 @@ BEGIN;
 SELECT received('pull');
 SELECT cqrs_nack('pull', positions_of(2));
 COMMIT;
-SELECT payload, attempts, sqlstate, error FROM cqrs_dead_letters('pull');
+SELECT payload, attempts, error_sqlstate, error FROM cqrs_dead_letters WHERE subscription = 'pull';
 BEGIN;
 SELECT received('pull');
 SELECT cqrs_nack('pull', positions_of(5), 'hopeless', give_up => true);
 SELECT cqrs_ack('pull');
 COMMIT;
-SELECT payload, attempts, error FROM cqrs_dead_letters('pull');
+SELECT payload, attempts, error FROM cqrs_dead_letters WHERE subscription = 'pull';
 SELECT received('pull');
 SELECT cqrs_redrive('pull');
 BEGIN;
@@ -239,9 +239,9 @@ SELECT expire();
 SELECT received('pull', lease => '1 min');
 SELECT expire();
 SELECT received('pull', lease => '1 min');
-SELECT payload, attempts, sqlstate, error FROM cqrs_dead_letters('pull');
+SELECT payload, attempts, error_sqlstate, error FROM cqrs_dead_letters WHERE subscription = 'pull';
 SELECT cqrs_ack('pull', positions_of(64), receipt());
-SELECT cqrs_discard('pull');
+SELECT cqrs_discard_all('pull');
 
 -- one that was handed out alone may fail like others: its attempt was counted
 SELECT emit_pull('a', 65), emit_pull('a', 66);
@@ -395,7 +395,7 @@ BEGIN
 	END LOOP;
 END $$;
 SELECT count(*) FROM cqrs_events('outbox');
-SELECT payload, attempts, error FROM cqrs_dead_letters('outbox');
+SELECT payload, attempts, error FROM cqrs_dead_letters WHERE subscription = 'outbox';
 
 -- far more settled ahead of the cursor than its row keeps: what is not is parked
 SELECT cqrs_register_event('many', 'many');

@@ -43,6 +43,8 @@
 -- state_since        when it got into that state
 -- state_reason       why, in words
 -- missed_events      how many of its events were truncated while suspended
+-- retried_at         when cqrs_retry(), or another handler, last ended the wait of
+--                    an outage
 -- created_at         when it was created
 -- ----------------------------------------------------------------------
 CREATE SEQUENCE cqrs.subscription_id AS integer;
@@ -71,6 +73,7 @@ CREATE TABLE cqrs.subscription (
 	state_since			timestamptz	NOT NULL DEFAULT now(),
 	state_reason		text,
 	missed_events		bigint		NOT NULL DEFAULT 0,
+	retried_at			timestamptz,
 	created_at			timestamptz	NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE cqrs.subscription IS 'subscriptions';
@@ -510,36 +513,113 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_renew(text, uuid, interval) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_renew(text, uuid, interval) IS 'prolongs the lease of received events';
 
--- The events that a subscription gave up on, by position. topic is NULL if it
--- was dropped; error is the last one's message.
--- Errors: 42704 does not exist; 42501 not its owner.
--- Privileges: membership in the subscription's owner.
-CREATE FUNCTION @extschema@.cqrs_dead_letters(subscription text, OUT "position" bigint, OUT event_id uuid,
-	OUT event_name text, OUT topic text, OUT key text, OUT payload jsonb, OUT headers jsonb, OUT emitted_at timestamptz,
-	OUT attempts integer, OUT died_at timestamptz, OUT sqlstate text, OUT error text) RETURNS SETOF record
-LANGUAGE C STABLE PARALLEL UNSAFE ROWS 100 AS 'MODULE_PATHNAME';
-GRANT EXECUTE ON FUNCTION @extschema@.cqrs_dead_letters(text) TO PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_dead_letters(text) IS 'events that a subscription gave up on';
+-- The events that subscriptions gave up on: of those subscriptions that the reader
+-- may act for, as a member of the owner, or, if there is none, of the
+-- extension's. ORDER BY position is the order in which they were emitted.
+--   position .. emitted_at
+--                   the event; topic is NULL if it was dropped
+--   attempts        how often it was tried, the last time included
+--   error           the last one's message
+--   error_sqlstate  its code
+--   died_at         when it was given up
+CREATE VIEW @extschema@.cqrs_dead_letters WITH (security_barrier) AS
+SELECT s.subscription,
+	   d.position,
+	   d.event_id,
+	   d.event_name,
+	   t.topic,
+	   d.key,
+	   d.payload,
+	   d.headers,
+	   d.emitted_at,
+	   d.attempts,
+	   d.message AS error,
+	   d.sqlstate AS error_sqlstate,
+	   d.died_at
+FROM cqrs.subscription s
+CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
+JOIN cqrs.dead_letter d USING (subscription_id)
+LEFT JOIN cqrs.topic t USING (topic_id)
+WHERE pg_has_role(current_user, coalesce(o.owner, (SELECT extowner FROM pg_extension WHERE extname = 'cqrs_outbox')), 'USAGE');
+GRANT SELECT ON @extschema@.cqrs_dead_letters TO PUBLIC;
+COMMENT ON VIEW @extschema@.cqrs_dead_letters IS 'events that subscriptions gave up on';
+
+-- The events that are parked: those that failed and will be tried again, later
+-- events of their topics and keys, which wait for them, and events that a client
+-- was handed and has not settled. Of the same subscriptions as above.
+--   position .. emitted_at
+--                   the event; topic is NULL if it was dropped
+--   attempts        how often it was tried, and that counted
+--   error, error_sqlstate, error_at
+--                   of the last time; NULL: it has not failed
+--   retry_at        not tried again before; NULL: it waits for another one
+--   waits_for       that one's id, or NULL
+CREATE VIEW @extschema@.cqrs_retries WITH (security_barrier) AS
+SELECT s.subscription,
+	   r.position,
+	   r.event_id,
+	   r.event_name,
+	   t.topic,
+	   r.key,
+	   r.payload,
+	   r.headers,
+	   r.emitted_at,
+	   r.attempts,
+	   r.message AS error,
+	   r.sqlstate AS error_sqlstate,
+	   r.failed_at AS error_at,
+	   CASE WHEN r.due_at IS NOT NULL THEN r.retry_at END AS retry_at,
+	   CASE WHEN r.due_at IS NULL
+			THEN (SELECT h.event_id FROM cqrs.retry h
+				  WHERE h.subscription_id = r.subscription_id AND h.partition = r.partition AND h.lane = r.lane
+				  ORDER BY h.position LIMIT 1) END AS waits_for
+FROM cqrs.subscription s
+CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
+JOIN cqrs.retry r USING (subscription_id)
+LEFT JOIN cqrs.topic t USING (topic_id)
+WHERE pg_has_role(current_user, coalesce(o.owner, (SELECT extowner FROM pg_extension WHERE extname = 'cqrs_outbox')), 'USAGE');
+GRANT SELECT ON @extschema@.cqrs_retries TO PUBLIC;
+COMMENT ON VIEW @extschema@.cqrs_retries IS 'events that are tried again, or wait for one that is';
+
+-- Has events that failed tried again now instead of at their retry_at, once the
+-- cause was removed. If the whole subscription waits, because of an outage, that
+-- is over, too. Attempts are counted on.
+--   event_ids  only these; NULL: all
+-- Returns how many were not due before. Errors: 42704 the subscription does not
+-- exist; 42501 not its owner; 22004 an id is NULL; 25006 read-only transaction
+-- or standby.
+-- Locks: those for moving its cursors, until the end of the transaction.
+-- Privileges: membership in the owner.
+CREATE FUNCTION @extschema@.cqrs_retry(subscription text, event_ids uuid[] DEFAULT NULL) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_retry(text, uuid[]) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_retry(text, uuid[]) IS 'has what failed tried again now';
 
 -- Has dead letters delivered after all, in order of their positions, with a
 -- full number of attempts. Later events of the same keys that were delivered
 -- meanwhile are not delivered again.
---   event_id  only this one; NULL: all
--- Returns how many. Errors: 42704 the subscription, or a dead letter of that
--- id, does not exist; 42501 not its owner; 55000 restored from a dump.
--- Locks: those for moving its cursors, until the end of the transaction.
--- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
-CREATE FUNCTION @extschema@.cqrs_redrive(subscription text, event_id uuid DEFAULT NULL) RETURNS bigint
+--   event_ids  only these; NULL: all
+-- Returns how many there were. Errors, locks, privileges: as cqrs_retry(); and
+-- 55000 restored from a dump.
+CREATE FUNCTION @extschema@.cqrs_redrive(subscription text, event_ids uuid[] DEFAULT NULL) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_redrive(text, uuid) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_redrive(text, uuid) IS 'has dead letters delivered after all';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_redrive(text, uuid[]) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_redrive(text, uuid[]) IS 'has dead letters delivered after all';
 
--- Deletes dead letters: this one, or all. Returns how many. Errors and
--- privileges: as cqrs_redrive().
-CREATE FUNCTION @extschema@.cqrs_discard(subscription text, event_id uuid DEFAULT NULL) RETURNS bigint
+-- Deletes these dead letters.
+--   event_ids  NULL: none
+-- Returns how many there were. Errors and privileges: as cqrs_retry().
+CREATE FUNCTION @extschema@.cqrs_discard(subscription text, event_ids uuid[]) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_discard(text, uuid) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_discard(text, uuid) IS 'deletes dead letters';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_discard(text, uuid[]) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_discard(text, uuid[]) IS 'deletes dead letters';
+
+-- Deletes all dead letters of a subscription. Returns how many there were.
+-- Errors and privileges: as cqrs_retry().
+CREATE FUNCTION @extschema@.cqrs_discard_all(subscription text) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_discard_all(text) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_discard_all(text) IS 'deletes all dead letters of a subscription';
 
 -- Makes the events of topics that were restored from a dump ordinary events of
 -- this cluster, and has the restored subscriptions go on: first with exactly

@@ -64,7 +64,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_create_command_queue(text) IS 'creates a ro
 -- delivered like an event of the queue's topic, to its subscription. So one that
 -- fails is tried again, after the same delays, with the same number of attempts,
 -- and is a dead letter in the end; cqrs_alter_subscription(), cqrs_pause(),
--- cqrs_dead_letters(), cqrs_redrive(), cqrs_drain() and cqrs_wait() work on the
+-- cqrs_dead_letters, cqrs_retry(), cqrs_redrive(), cqrs_drain() and cqrs_wait() work on the
 -- subscription. It keeps its commands whatever their size, until cqrs_alter_subscription()
 -- gives it a limit. A role's commands are executed one after the other.
 -- cqrs_unsubscribe() drops the topic, too, with what is in it and what was

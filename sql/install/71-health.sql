@@ -445,7 +445,7 @@ CROSS JOIN LATERAL (
 	UNION ALL
 	SELECT 'warning', 'dead_letters',
 		   format('It gave up on %s events%s.', d.events, CASE d.events WHEN 10000 THEN ' or more' END),
-		   format('SELECT * FROM cqrs_dead_letters(%1$L); -- then cqrs_redrive(%1$L) or cqrs_discard(%1$L)',
+		   format('SELECT * FROM cqrs_dead_letters WHERE subscription = %1$L; -- then cqrs_redrive(%1$L) or cqrs_discard_all(%1$L)',
 				  s.subscription), NULL, NULL
 	FROM (SELECT count(*) AS events
 		  FROM (SELECT FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id LIMIT 10000) d) d

@@ -117,6 +117,7 @@ typedef struct CqrsSubscription
 	int64		max_retained_size;
 	int64		max_retained_age;
 	CqrsSubscriptionState state;
+	TimestampTz retried_at;		/* differs each time */
 	bool		has_handler;
 	CqrsHandler handler;		/* only with has_handler */
 	char	   *server;			/* stands for the broker; NULL: none */

@@ -108,7 +108,11 @@ enum
 	SUBSCRIPTION_HANDLER_TIMEOUT,
 	SUBSCRIPTION_MAX_RETAINED_SIZE,
 	SUBSCRIPTION_MAX_RETAINED_AGE,
-	SUBSCRIPTION_STATE
+	SUBSCRIPTION_STATE,
+	SUBSCRIPTION_STATE_SINCE,
+	SUBSCRIPTION_STATE_REASON,
+	SUBSCRIPTION_MISSED_EVENTS,
+	SUBSCRIPTION_RETRIED_AT
 };
 
 /* Columns of cqrs.identity. */
@@ -486,6 +490,8 @@ add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 		strcmp(state, "paused") == 0 ? CQRS_SUBSCRIPTION_PAUSED :
 		strcmp(state, "suspended") == 0 ? CQRS_SUBSCRIPTION_SUSPENDED :
 		CQRS_SUBSCRIPTION_ACTIVE;
+	subscription->retried_at = nulls[SUBSCRIPTION_RETRIED_AT - 1] ? 0 :
+		DatumGetTimestampTz(values[SUBSCRIPTION_RETRIED_AT - 1]);
 	subscription->ntopics = 0;
 	subscription->topics = NULL;
 	remember_by_id(copy->subscriptions_by_id, subscription->subscription_id,

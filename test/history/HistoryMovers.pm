@@ -82,7 +82,7 @@ sub redrive
 	my ($session) = @_;
 
 	did($session, 'redrive', pick((map { "SELECT cqrs_redrive('$_')" } qw(poisoned puller sharers leased)),
-		"SELECT cqrs_redrive('poisoned', (SELECT event_id FROM cqrs_dead_letters('poisoned') ORDER BY random() LIMIT 1))"));
+		"SELECT cqrs_redrive('poisoned', (SELECT array_agg(event_id) FROM (SELECT event_id FROM cqrs_dead_letters WHERE subscription = 'poisoned' ORDER BY random() LIMIT 1) one))"));
 }
 
 # A subscription comes, its other topics go, one by one, while it is delivered

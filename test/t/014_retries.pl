@@ -86,7 +86,7 @@ sub calls
 	return $node->safe_psql('postgres', "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM calls");
 }
 
-sub dead { return take_dead($node, 'things', q(payload->>'n', attempts, sqlstate, error)); }
+sub dead { return take_dead($node, 'things', q(payload->>'n', attempts, error_sqlstate, error)); }
 
 # An error.
 does(2, 'raise');
@@ -95,7 +95,7 @@ $node->safe_psql('postgres', q(
 	SELECT cqrs_emit('happened', jsonb_build_object('n', n), key => CASE n WHEN 4 THEN 'b' ELSE 'a' END) FROM generate_series(1, 4) n));
 ok(wait_status($node, 'postgres', 'things', '0/0/0/1'), 'an event that always fails is given up');
 is(those(), 'a1 b4 a3', 'the events of its key waited for that, another did not');
-is($node->safe_psql('postgres', "SELECT attempts, sqlstate, error FROM cqrs_dead_letters('things')"), '3|P0001|cannot do 2', 'after three attempts');
+is($node->safe_psql('postgres', "SELECT attempts, error_sqlstate, error FROM cqrs_dead_letters WHERE subscription = 'things'"), '3|P0001|cannot do 2', 'after three attempts');
 my $log = slurp_file($node->logfile, $offset);
 is(scalar(() = $log =~ /ERROR:  cannot do 2/g), 3, 'each is in the log, once');
 is(scalar(() = $log =~ /CONTEXT:.*\n\tdelivering position 2 of topic "things" to subscription "things"/g), 3,
@@ -129,7 +129,7 @@ does(9, 'hang for ever');
 emit('a', 9);
 ok(wait_status($node, 'postgres', 'things', '0/0/0/1'), 'also one that does not let itself be canceled');
 is(those(), '', 'what it did is rolled back');
-$node->safe_psql('postgres', "SELECT cqrs_discard('things')");
+$node->safe_psql('postgres', "SELECT cqrs_discard_all('things')");
 $locker->quit;
 
 # A deferred constraint fails at the commit of the batch.

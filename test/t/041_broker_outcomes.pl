@@ -92,7 +92,7 @@ $peer->tell('rule', '-no shelf', of(1));
 emit(qw(a b a));
 ok(wait_status($node, 'postgres', $name, '0/0/0/1'), 'attempts used up: a dead letter');
 is(numbers('a'), '1 1 1 3', 'after all attempts, its key goes on');
-is(query($node, "SELECT payload, attempts, sqlstate, error FROM cqrs_dead_letters('given_up')"), '{"n": 1}|3|HV000|no shelf',
+is(query($node, "SELECT payload, attempts, error_sqlstate, error FROM cqrs_dead_letters WHERE subscription = 'given_up'"), '{"n": 1}|3|HV000|no shelf',
 	'the dead letter says why');
 $peer->tell('rule_off');
 query($node, "SELECT cqrs_redrive('given_up')");
@@ -105,7 +105,7 @@ $peer->tell('rule', '!too large', of(1));
 emit(qw(a b a));
 ok(wait_status($node, 'postgres', $name, '0/0/0/1'), 'refused: a dead letter');
 wait_numbers('1 3', 'a', 'at once, and the others go on');
-is(query($node, "SELECT payload, attempts, error FROM cqrs_dead_letters('refused')"), '{"n": 1}|1|too large', 'which says why');
+is(query($node, "SELECT payload, attempts, error FROM cqrs_dead_letters WHERE subscription = 'refused'"), '{"n": 1}|1|too large', 'which says why');
 
 # Without strict_key_order, what was on its way arrives, and later ones wait.
 begin('pipelined', 'max_attempts => 10000');
@@ -127,7 +127,7 @@ $peer->tell('rule', '-', of(3));
 emit(qw(a b c d));
 ok(wait_status($node, 'postgres', $name, '0/0/0/3'), 'long, empty and unprintable reasons');
 wait_numbers('1 2 3 4 1 2 3', undef, 'and the others go on: then the three, that might have been an outage, once more');
-is($node->psql('postgres', "SELECT convert_from(convert_to(error, 'UTF8'), 'UTF8') FROM cqrs_dead_letters('reasons')"), 0,
+is($node->psql('postgres', "SELECT convert_from(convert_to(error, 'UTF8'), 'UTF8') FROM cqrs_dead_letters WHERE subscription = 'reasons'"), 0,
 	'are valid text in the end, wherever they were cut');
 
 # ----------------------------------------------------------------------

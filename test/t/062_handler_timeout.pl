@@ -43,7 +43,7 @@ $node->safe_psql('postgres', q(
 		max_attempts => 2, retry_delay => '10 ms');
 ));
 
-sub dead { return take_dead($node, 'limited', q(payload->>'n', attempts, sqlstate, error)); }
+sub dead { return take_dead($node, 'limited', q(payload->>'n', attempts, error_sqlstate, error)); }
 
 my $log_offset = -s $node->logfile;
 
@@ -76,7 +76,7 @@ for my $timeout ('0', '1 min')
 	$node->safe_psql('postgres', q(SELECT cqrs_emit('happened', '{"n": 7, "do": "sleep"}', key => '7')));
 	ok($node->poll_query_until('postgres', q(SELECT dead = 1 AND lag_events = 0 FROM cqrs_subscription_status WHERE subscription = 'limited')),
 		'one more timeout');
-	$node->safe_psql('postgres', "SELECT cqrs_discard('limited'); SELECT cqrs_alter_subscription('limited', handler_timeout => '$timeout')");
+	$node->safe_psql('postgres', "SELECT cqrs_discard_all('limited'); SELECT cqrs_alter_subscription('limited', handler_timeout => '$timeout')");
 	my $holder = hold_handlers($node, 'postgres');
 	$node->safe_psql('postgres', q(SELECT cqrs_emit('happened', '{"n": 8, "do": "lock"}', key => '8')));
 	my $worker = in_handler($node, 'postgres');

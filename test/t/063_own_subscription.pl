@@ -99,7 +99,7 @@ done();
 for my $function (qw(cqrs_drain cqrs_wait))
 {
 	is(got("SELECT $function('s')"), '1 3 4', "$function() fails");
-	is($node->safe_psql('postgres', q(SELECT string_agg(error, ',' ORDER BY position) FROM cqrs_dead_letters('s') WHERE payload->>'n' = '2')),
+	is($node->safe_psql('postgres', q(SELECT string_agg(error, ',' ORDER BY position) FROM cqrs_dead_letters WHERE subscription = 's' AND payload->>'n' = '2')),
 		'subscription "s" is being delivered by this session', '... with a clear error');
 	done();
 }

@@ -349,9 +349,9 @@ sub wait_error
 sub take_dead
 {
 	my ($node, $subscription, $columns) = @_;
-	my $dead = query($node, "SELECT string_agg(concat_ws('/', $columns), ' ' ORDER BY position) FROM cqrs_dead_letters('$subscription')");
+	my $dead = query($node, "SELECT string_agg(concat_ws('/', $columns), ' ' ORDER BY position) FROM cqrs_dead_letters WHERE subscription = '$subscription'");
 
-	query($node, "SELECT cqrs_discard('$subscription')");
+	query($node, "SELECT cqrs_discard_all('$subscription')");
 	return $dead;
 }
 
