@@ -26,11 +26,11 @@ OBJS_mediator = breaker.o command.o context.o dispatch.o dispatch_stack.o \
 OBJS_broker = link.o message.o server.o
 OBJS_emit = capture.o emit.o
 OBJS_retry = blame.o failure.o lane.o parked.o retry.o
-OBJS_subscription = epoch.o receipt.o subscribe.o subscription.o
+OBJS_subscription = epoch.o receipt.o settings.o subscription.o
 OBJS_delivery = attempt.o broker_entry.o drain.o handler_timeout.o relay.o session.o \
 	target_broker.o target_handler.o underway.o
 OBJS_pull = pull.o pull_ack.o pull_batch.o pull_wait.o
-OBJS_control = adopt.o dead_letter.o drop_topic.o events.o operation.o
+OBJS_control = adopt.o dead_letter.o drop_topic.o events.o operation.o subscribe.o
 OBJS_deferred = command_queue.o enqueue.o release.o
 OBJS_monitor = breaker_status.o diagram.o health.o subscription_status.o \
 	topic_status.o worker_status.o

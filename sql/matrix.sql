@@ -42,6 +42,17 @@ SELECT cqrs_enqueue('Closed', '{"secret": 1}') IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Closed', '{"secret": 1}', run_at => '2100-01-01') IS NOT NULL AS scheduled;
 RESET ROLE;
 SELECT cqrs_create_command_queue('regress_cqrs_app');
+-- each subscription has a dead letter and an event that is to be retried
+SELECT count(cqrs_emit(topic, '{"failed": true}', topic || n)) FROM unnest('{open,secret}'::text[]) topic, generate_series(1, 2) n;
+SELECT cqrs_tick() > 0 AS ticked;
+CREATE FUNCTION fail(subscription text) RETURNS bigint[] LANGUAGE sql AS $$
+	SELECT array_agg(cqrs_nack(subscription, ARRAY[position], give_up => key LIKE '%2')) FROM cqrs_receive(subscription) $$;
+SET ROLE regress_cqrs_reader;
+SELECT fail('mine');
+SET ROLE regress_cqrs_boss;
+SELECT fail('secret');
+RESET ROLE;
+DROP FUNCTION fail;
 SELECT count(cqrs_emit(topic, '{"of": "boss"}', topic)) FROM unnest('{open,secret}'::text[]) topic;
 SELECT cqrs_tick() > 0 AS ticked;
 

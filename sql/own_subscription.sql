@@ -123,7 +123,6 @@ SELECT cqrs_alter_subscription('often', transaction => 'event');
 SELECT transaction FROM cqrs.subscription WHERE subscription = 'often';
 SELECT cqrs_alter_subscription('often', transaction => 'none');
 SELECT cqrs_subscribe('pulled', ARRAY['counted'], transaction => 'event');
-SELECT cqrs_subscribe('pulled', ARRAY['counted'], transaction => NULL);
 SELECT cqrs_subscribe('pulled', ARRAY['counted']);
 SELECT cqrs_alter_subscription('pulled', transaction => 'batch');
 

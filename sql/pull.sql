@@ -372,7 +372,7 @@ SELECT payload, attempts FROM cqrs_receive('sought');
 -- an outbox as a consumer outside has it: of three events one is done, one is tried
 -- again and given up, and the other is not held up by that
 SELECT cqrs_register_event('placed', 'outbox');
-SELECT cqrs_subscribe('outbox', ARRAY['outbox'], retry_delay => '0');
+SELECT cqrs_subscribe('outbox', ARRAY['outbox'], max_attempts => 5, retry_delay => '0');
 SELECT count(cqrs_emit('placed', jsonb_build_object('n', n), key => n::text)) FROM generate_series(1, 3) n;
 SELECT cqrs_tick() > 0 AS ticked;
 SELECT event_name, payload, status FROM cqrs_events('outbox', 3);

@@ -215,12 +215,23 @@ SELECT cqrs_subscribe('x', '{}');
 SELECT cqrs_subscribe('x', ARRAY[NULL]::text[]);
 SELECT cqrs_subscribe('x', ARRAY['no such topic']);
 SELECT cqrs_subscribe('x', ARRAY['topic_a'], start => 'yesterday');
-SELECT cqrs_subscribe('x', ARRAY['topic_a'], start => NULL);
 CREATE FUNCTION on_jsonb(jsonb) RETURNS void LANGUAGE sql AS '';
 SELECT cqrs_subscribe('x', ARRAY['topic_a'], 'on_jsonb(jsonb)');
 SELECT cqrs_subscribe('x', ARRAY['topic_a'], 'no_such_function(cqrs_event)');
 SELECT cqrs_subscribe('a "quoted"; it''s', ARRAY['topic_a']);
 SELECT cqrs_unsubscribe('a "quoted"; it''s');
+-- NULL is what is not given: as a default, and nothing to be altered
+SELECT cqrs_subscribe('x', ARRAY['topic_a'], NULL, start => NULL, partitions => NULL, max_attempts => NULL, retry_delay => NULL,
+	max_retry_delay => NULL, handler_timeout => NULL, max_retained_size => NULL, max_retained_age => NULL, server => NULL,
+	format => NULL, strict_key_order => NULL, transaction => NULL);
+SELECT subscription, handler, server, format, strict_key_order, transaction, partitions, max_attempts, retry_delay, max_retry_delay,
+	   handler_timeout, max_retained_size, max_retained_age
+FROM cqrs.subscription WHERE subscription = 'x' \gx
+SELECT cqrs_unsubscribe('x');
+SELECT cqrs_subscribe('x', ARRAY['topic_a'], max_attempts => 7);
+SELECT cqrs_alter_subscription('x', NULL, max_attempts => NULL, retry_delay => '2 s');
+SELECT max_attempts, retry_delay, max_retry_delay FROM cqrs.subscription WHERE subscription = 'x';
+SELECT cqrs_unsubscribe('x');
 
 -- the wrong kind, and what does not exist
 SELECT cqrs_receive('no such subscription');

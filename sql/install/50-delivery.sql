@@ -119,39 +119,41 @@ COMMENT ON FUNCTION cqrs.key_partition(text, integer) IS 'partition of a key';
 -- cqrs_subscription_status: whoever owns the view owns the subscription. ALTER
 -- VIEW ... OWNER TO and REASSIGN OWNED give it to another role, from the next
 -- batch on; DROP ROLE is refused. If the view is dropped, nothing is delivered.
+-- NULL for an argument means its default.
 --   subscription       name, 1 to 63 bytes
 --   topics             one or more topics
 --   handler            a function with one argument of type cqrs_event, called
 --                      for each event in the transaction that moves the
 --                      cursor; NULL without server: read with cqrs_receive()
 --                      and cqrs_ack()
---   start              'earliest': from the oldest event retained; if a topic
---                      was restored from a dump, nothing before cqrs_adopt();
+--   start              'earliest', the default: from the oldest event retained;
+--                      if a topic was restored from a dump, nothing before
+--                      cqrs_adopt();
 --                      'latest': from what commits after this call
---   partitions         1 to 1000: by their keys, events are spread over this many
---                      cursors, which are delivered side by side; events
---                      without a key are in the first
+--   partitions         1 (the default) to 1000: by their keys, events are spread
+--                      over this many cursors, which are delivered side by side;
+--                      events without a key are in the first
 --   max_attempts       how often an event is tried before it is a dead letter;
---                      0: for ever
+--                      0: for ever. Default 25, in a day and a half
 --   retry_delay        after the first failure; doubles with each further one,
---                      and varies by a quarter
---   max_retry_delay    ... up to this
+--                      and varies by a quarter. Default 1 s
+--   max_retry_delay    ... up to this. Default 3 h
 --   handler_timeout    the longest that the handler may take for one event when
 --                      the worker calls it, or that a broker may confirm
---                      nothing; 0: no limit
+--                      nothing; 0: no limit. Default 1 min
 --   max_retained_size  suspended when it keeps more bytes of events than this
---                      from being truncated; 0: no limit
---   max_retained_age   ... or events older than this; 0: no limit
+--                      from being truncated; 0: no limit. Default 10 GB
+--   max_retained_age   ... or events older than this; 0, the default: no limit
 --   server             the foreign server of a broker, made with the wrapper of a
 --                      broker module; not together with a handler
 --   format             of the messages to it. 'cqrs', the default: the envelope
 --                      of python-cqrs in JSON; 'cloudevents': CloudEvents 1.0 in
 --                      binary mode; 'raw': the payload alone, the rest in
 --                      headers
---   transaction        'batch': the handler is called for up to 1000 events in a
---                      transaction, which it can see only by now() and
---                      the transaction's id; 'event': for each in one of its
---                      own, which is slower; see docs/subscriptions.md
+--   transaction        'batch', the default: the handler is called for up to 1000
+--                      events in a transaction, which it can see only by
+--                      now() and the transaction's id; 'event': for each in one
+--                      of its own, which is slower; see docs/subscriptions.md
 --   strict_key_order   never have two events of one topic and key (or of one
 --                      topic, without keys) on their way to the broker
 --                      together. Otherwise, if the broker rejects one, the next
@@ -169,11 +171,11 @@ COMMENT ON FUNCTION cqrs.key_partition(text, integer) IS 'partition of a key';
 -- transaction. Until then, nothing of its topics is truncated.
 -- Privileges: EXECUTE, not granted to PUBLIC, and the above.
 CREATE FUNCTION @extschema@.cqrs_subscribe(subscription text, topics text[], handler regprocedure DEFAULT NULL,
-	start text DEFAULT 'earliest', partitions integer DEFAULT 1, max_attempts integer DEFAULT 5,
-	retry_delay interval DEFAULT '200 ms', max_retry_delay interval DEFAULT '5 min',
-	handler_timeout interval DEFAULT '1 min', max_retained_size bigint DEFAULT 10737418240,
-	max_retained_age interval DEFAULT '0', server text DEFAULT NULL, format text DEFAULT NULL,
-	strict_key_order boolean DEFAULT false, transaction text DEFAULT 'batch') RETURNS void
+	start text DEFAULT NULL, partitions integer DEFAULT NULL, max_attempts integer DEFAULT NULL,
+	retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
+	handler_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
+	max_retained_age interval DEFAULT NULL, server text DEFAULT NULL, format text DEFAULT NULL,
+	strict_key_order boolean DEFAULT NULL, transaction text DEFAULT NULL) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text, integer, integer,
 	interval, interval, interval, bigint, interval, text, text, boolean, text) FROM PUBLIC;
@@ -182,7 +184,8 @@ COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text,
 
 -- Changes settings of a subscription; NULL leaves one as it is. If its view was
 -- dropped, makes it again, and the caller becomes the owner.
---   handler  another handler, for a subscription that has one
+--   handler  another handler, for a subscription that has one. Events that
+--            failed with the former one are tried again now, as by cqrs_retry()
 --   server   another server, for a subscription that has one; it does not
 --            get what was sent to the first one
 --   partitions
@@ -196,8 +199,8 @@ COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text,
 -- Errors: 42704 does not exist; 42501 not its owner, or for the handler as in
 -- cqrs_subscribe(), as for the server; 55000 it has no handler, or no server;
 -- 22023 out of its range.
--- Locks: with partitions, those for moving its cursors, until the end of the
--- transaction; it waits for the batches being delivered.
+-- Locks: with partitions or a handler, those for moving its cursors, until the
+-- end of the transaction; it waits for the batches being delivered.
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner; to
 -- change the handler or the server, being the owner. If there is no owner,
 -- membership in the extension's.

@@ -13,8 +13,8 @@
 #include "utils/snapmgr.h"
 #include "utils/wait_event.h"
 
-#include "base/event_id.h"
 #include "base/interval.h"
+#include "control/operation.h"
 #include "delivery/underway.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
@@ -38,8 +38,6 @@ static void seek(CqrsSubscription *subscription, bool latest,
 				 const TimestampTz *time);
 static void start_since(CqrsCursor *cursor, const CqrsSubscription *subscription,
 						TimestampTz time);
-static int64 try_now(CqrsSubscription *subscription,
-					 const CqrsEventIds *ids);
 static bool has_reached(const CqrsSubscription *subscription,
 						const CqrsSnapshot *target);
 
@@ -143,7 +141,8 @@ cqrs_retry(PG_FUNCTION_ARGS)
 {
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_retry()");
 
-	PG_RETURN_INT64(try_now(subscription, cqrs_event_ids_arg(fcinfo, 1)));
+	PG_RETURN_INT64(cqrs_subscription_try_now(subscription,
+											  cqrs_event_ids_arg(fcinfo, 1)));
 }
 
 /*
@@ -196,6 +195,48 @@ cqrs_wait(PG_FUNCTION_ARGS)
 	}
 	ConditionVariableCancelSleep();
 	PG_RETURN_BOOL(reached);
+}
+
+/*
+ * Let what failed be tried now: the parked events (all, or those with these ids),
+ * and the whole subscription, if it waits. Returns how many events were not due
+ * before.
+ *
+ * The manager knows until when a cursor waits, and does not look into the table:
+ * a new retried_at shows it that the wait is over.
+ */
+int64
+cqrs_subscription_try_now(CqrsSubscription *subscription,
+						  const CqrsEventIds *ids)
+{
+	TimestampTz now = cqrs_wall_now();
+	CqrsCursor *cursors;
+	bool		failing = false;
+	int64		total = 0;
+	int			i;
+
+	subscription = cqrs_subscription_lock_all(subscription);
+	cqrs_underway_settle(subscription->subscription_id);
+	cursors = cqrs_cursor_read_all(subscription->subscription_id,
+								   subscription->partitions);
+	for (i = 0; i < subscription->partitions; i++)
+	{
+		int64		n;
+
+		cqrs_parked_open(&cursors[i]);
+		n = cqrs_parked_try_now(&cursors[i], now, ids);
+		if (n > 0)
+			cqrs_cursor_append(&cursors[i]);
+		total += n;
+		failing |= cqrs_failure_try_now(subscription->subscription_id, i);
+	}
+	if (failing)
+		cqrs_admin_run("UPDATE cqrs.subscription SET retried_at = pg_catalog.clock_timestamp()"
+					   " WHERE subscription_id = $1",
+					   1, CQRS_INT4(subscription->subscription_id));
+	if (failing || total > 0)
+		cqrs_subscription_wake(subscription);
+	return total;
 }
 
 /*
@@ -290,46 +331,6 @@ start_since(CqrsCursor *cursor, const CqrsSubscription *subscription,
 	else
 		cursor->tick_id = cqrs_tick_next_id();
 	UnregisterSnapshot(snapshot);
-}
-
-/*
- * Have what failed be tried now: the parked events, with ids only these; and the
- * subscription, if it waits as a whole. Returns how many events that are.
- *
- * A manager knows until when a cursor waits, and does not look into the table:
- * retried_at tells it that this is over.
- */
-static int64
-try_now(CqrsSubscription *subscription, const CqrsEventIds *ids)
-{
-	TimestampTz now = cqrs_wall_now();
-	CqrsCursor *cursors;
-	bool		failing = false;
-	int64		total = 0;
-	int			i;
-
-	subscription = cqrs_subscription_lock_all(subscription);
-	cqrs_underway_settle(subscription->subscription_id);
-	cursors = cqrs_cursor_read_all(subscription->subscription_id,
-								   subscription->partitions);
-	for (i = 0; i < subscription->partitions; i++)
-	{
-		int64		n;
-
-		cqrs_parked_open(&cursors[i]);
-		n = cqrs_parked_try_now(&cursors[i], now, ids);
-		if (n > 0)
-			cqrs_cursor_append(&cursors[i]);
-		total += n;
-		failing |= cqrs_failure_try_now(subscription->subscription_id, i);
-	}
-	if (failing)
-		cqrs_admin_run("UPDATE cqrs.subscription SET retried_at = pg_catalog.clock_timestamp()"
-					   " WHERE subscription_id = $1",
-					   1, CQRS_INT4(subscription->subscription_id));
-	if (failing || total > 0)
-		cqrs_subscription_wake(subscription);
-	return total;
 }
 
 /*

@@ -33,6 +33,7 @@
 #include "registry/owner.h"
 #include "registry/registry.h"
 #include "shared/announce.h"
+#include "subscription/settings.h"
 #include "subscription/subscription.h"
 
 static Oid	owner_arg(FunctionCallInfo fcinfo);
@@ -128,25 +129,27 @@ make_queue(Oid owner)
 static int32
 make_subscription(const char *name)
 {
+	CqrsSettings settings;
 	CqrsAdmin	admin;
+	char	   *handler;
 	int32		subscription_id;
 
+	cqrs_settings_none(&settings);
+	cqrs_setting_set(&settings, CQRS_SETTING_MAX_RETAINED_SIZE,
+					 Int64GetDatum(0));
+	cqrs_settings_complete(&settings);
 	cqrs_admin_begin(&admin);
-	if (cqrs_admin_execute("INSERT INTO cqrs.subscription (subscription, handler, strict_key_order, runs_commands,"
-						   " partitions, max_attempts, retry_delay, max_retry_delay, handler_timeout,"
-						   " max_retained_size, max_retained_age)"
-						   " SELECT $1, p.oid::regprocedure::text, false, true,"
-						   " 1, 5, '200 ms', '5 min', '1 min',"
-						   " 0, '0'"
-						   " FROM pg_extension e"
+	if (cqrs_admin_execute("SELECT p.oid::regprocedure::text FROM pg_extension e"
 						   " JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid"
 						   "  AND d.classid = 'pg_proc'::regclass AND d.deptype = 'e'"
 						   " JOIN pg_proc p ON p.oid = d.objid"
-						   " WHERE e.extname = 'cqrs_outbox' AND p.pronamespace = 'cqrs'::regnamespace AND p.proname = 'run_command'"
-						   " RETURNING subscription_id",
-						   1, CQRS_TEXT(name)) != 1)
+						   " WHERE e.extname = 'cqrs_outbox' AND p.pronamespace = 'cqrs'::regnamespace AND p.proname = 'run_command'",
+						   0) != 1)
 		elog(ERROR, "could not find function run_command");
-	subscription_id = DatumGetInt32(cqrs_admin_result());
+	handler = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	cqrs_setting_set(&settings, CQRS_SETTING_HANDLER,
+					 CStringGetTextDatum(handler));
+	subscription_id = cqrs_settings_insert(&settings, name, true);
 	cqrs_admin_end(&admin);
 	return subscription_id;
 }

@@ -113,7 +113,7 @@ as_role('alice', q(
 		END IF;
 		INSERT INTO recorded (n, who) VALUES ((event.payload->>'n')::int, format('%s attempt %s', event.status, event.attempts));
 	END $$;
-	SELECT cqrs_subscribe('alice_fails', ARRAY['failures'], 'alice_fails(cqrs_event)', max_attempts => 0);
+	SELECT cqrs_subscribe('alice_fails', ARRAY['failures'], 'alice_fails(cqrs_event)', max_attempts => 0, retry_delay => '200 ms');
 ));
 $node->safe_psql('postgres', 'TRUNCATE recorded; INSERT INTO broken VALUES (true)');
 my $offset = -s $node->logfile;

@@ -96,7 +96,7 @@ $source->safe_psql('app', q(
 		RETURN command.n;
 	END $$;
 	SELECT cqrs_subscribe('recorder', ARRAY['items'], 'record(cqrs_event)');
-	SELECT cqrs_subscribe('spread', ARRAY['items'], 'record_spread(cqrs_event)', partitions => 3, max_attempts => 0, max_retry_delay => '1 ms');
+	SELECT cqrs_subscribe('spread', ARRAY['items'], 'record_spread(cqrs_event)', partitions => 3, max_attempts => 0, retry_delay => '1 ms', max_retry_delay => '1 ms');
 	SELECT cqrs_subscribe('outside', ARRAY['items', 'notes']);
 	SELECT cqrs_subscribe('behind', ARRAY['items', 'notes']);
 	RESET ROLE;

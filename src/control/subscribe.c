@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * subscribe.c
- *	  Subscriptions made, changed and removed, and their settings.
+ *	  Subscriptions made, changed and removed.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,9 +14,9 @@
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
-#include "base/interval.h"
 #include "broker/message.h"
 #include "broker/server.h"
+#include "control/operation.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
@@ -26,45 +26,49 @@
 #include "registry/owner.h"
 #include "registry/registry.h"
 #include "subscription/epoch.h"
+#include "subscription/settings.h"
 #include "subscription/subscription.h"
 
-static void check_settings(FunctionCallInfo fcinfo, const char *name,
-						   int first_arg, bool null_allowed, Oid *types,
-						   Datum *values, char *nulls);
+static void set_handler(CqrsSettings *settings, const char *name);
 static char *check_handler(const char *subscription, Oid funcid);
-static void check_broker(FunctionCallInfo fcinfo, const char *name,
-						 int first_arg, const CqrsSubscription *old,
-						 Oid *types, Datum *values, char *nulls);
-static void check_transaction(FunctionCallInfo fcinfo, const char *name,
-							  int arg, const CqrsSubscription *old,
-							  Oid *type, Datum *value, char *null);
+static void check_broker(CqrsSettings *settings, const char *name,
+						 const CqrsSubscription *old);
+static void check_transaction(const CqrsSettings *settings, const char *name,
+							  const CqrsSubscription *old);
 static List *check_topics(const char *subscription, ArrayType *array);
 static bool parse_start(const char *subscription, const char *start);
 
-/*
- * The settings of a subscription that are arguments of cqrs_subscribe() and
- * cqrs_alter_subscription(), in their order there.
- */
-static const struct
-{
-	const char *name;
-	Oid type;
-}			settings[] =
-
-{
-	{"max_attempts", INT4OID},
-	{"retry_delay", INTERVALOID},
-	{"max_retry_delay", INTERVALOID},
-	{"handler_timeout", INTERVALOID},
-	{"max_retained_size", INT8OID},
-	{"max_retained_age", INTERVALOID},
+/* Where cqrs_subscribe() has the settings, ... */
+static const int subscribe_args[CQRS_SETTINGS] = {
+	[CQRS_SETTING_HANDLER] = 2,
+	[CQRS_SETTING_PARTITIONS] = 4,
+	[CQRS_SETTING_MAX_ATTEMPTS] = 5,
+	[CQRS_SETTING_RETRY_DELAY] = 6,
+	[CQRS_SETTING_MAX_RETRY_DELAY] = 7,
+	[CQRS_SETTING_HANDLER_TIMEOUT] = 8,
+	[CQRS_SETTING_MAX_RETAINED_SIZE] = 9,
+	[CQRS_SETTING_MAX_RETAINED_AGE] = 10,
+	[CQRS_SETTING_SERVER] = 11,
+	[CQRS_SETTING_FORMAT] = 12,
+	[CQRS_SETTING_STRICT_KEY_ORDER] = 13,
+	[CQRS_SETTING_TRANSACTION] = 14,
 };
 
-#define SETTINGS	lengthof(settings)
-
-/* Behind them come server, format and strict_key_order, and transaction. */
-#define BROKER_SETTINGS	3
-#define ALL_SETTINGS	(SETTINGS + BROKER_SETTINGS + 1)
+/* ... and cqrs_alter_subscription(). */
+static const int alter_args[CQRS_SETTINGS] = {
+	[CQRS_SETTING_HANDLER] = 1,
+	[CQRS_SETTING_MAX_ATTEMPTS] = 2,
+	[CQRS_SETTING_RETRY_DELAY] = 3,
+	[CQRS_SETTING_MAX_RETRY_DELAY] = 4,
+	[CQRS_SETTING_HANDLER_TIMEOUT] = 5,
+	[CQRS_SETTING_MAX_RETAINED_SIZE] = 6,
+	[CQRS_SETTING_MAX_RETAINED_AGE] = 7,
+	[CQRS_SETTING_SERVER] = 8,
+	[CQRS_SETTING_FORMAT] = 9,
+	[CQRS_SETTING_STRICT_KEY_ORDER] = 10,
+	[CQRS_SETTING_TRANSACTION] = 11,
+	[CQRS_SETTING_PARTITIONS] = 12,
+};
 
 PG_FUNCTION_INFO_V1(cqrs_subscribe);
 PG_FUNCTION_INFO_V1(cqrs_unsubscribe);
@@ -77,37 +81,30 @@ Datum
 cqrs_subscribe(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
+	CqrsSettings settings;
 	bool		latest;
 	int			partitions;
 	List	   *topics;
 	CqrsAdmin	admin;
-	Oid			types[3 + ALL_SETTINGS] = {TEXTOID, TEXTOID, INT4OID};
-	Datum		values[3 + ALL_SETTINGS];
-	char		nulls[3 + ALL_SETTINGS];
 	int32		subscription_id;
 
 	cqrs_require_writable("cqrs_subscribe()");
 	cqrs_name_check("subscription", name);
 	topics = check_topics(name, PG_ARGISNULL(1) ? NULL :
 						  PG_GETARG_ARRAYTYPE_P(1));
-	latest = parse_start(name, PG_ARGISNULL(3) ? NULL :
+	latest = parse_start(name, PG_ARGISNULL(3) ? "earliest" :
 						 text_to_cstring(PG_GETARG_TEXT_PP(3)));
-	partitions = PG_ARGISNULL(4) ? 0 : PG_GETARG_INT32(4);
+	cqrs_settings_read(&settings, fcinfo, subscribe_args);
+	cqrs_settings_complete(&settings);
+	partitions =
+		DatumGetInt32(settings.values[CQRS_SETTING_PARTITIONS].value);
 	cqrs_epoch_check_partitions(name, partitions);
-	memset(nulls, ' ', sizeof(nulls));
-	values[0] = CStringGetTextDatum(name);
-	if (PG_ARGISNULL(2))
-		nulls[1] = 'n';
-	else
-		values[1] = CStringGetTextDatum(check_handler(name, PG_GETARG_OID(2)));
-	values[2] = Int32GetDatum(partitions);
-	check_settings(fcinfo, name, 5, false, types + 3, values + 3, nulls + 3);
-	check_broker(fcinfo, name, 5 + SETTINGS, NULL, types + 3 + SETTINGS,
-				 values + 3 + SETTINGS, nulls + 3 + SETTINGS);
-	check_transaction(fcinfo, name, 5 + SETTINGS + BROKER_SETTINGS, NULL,
-					  &types[2 + ALL_SETTINGS], &values[2 + ALL_SETTINGS],
-					  &nulls[2 + ALL_SETTINGS]);
-	if (!PG_ARGISNULL(2) && !PG_ARGISNULL(5 + SETTINGS))
+	set_handler(&settings, name);
+	cqrs_settings_check(&settings, name);
+	check_broker(&settings, name, NULL);
+	check_transaction(&settings, name, NULL);
+	if (cqrs_setting_is_given(&settings, CQRS_SETTING_HANDLER) &&
+		cqrs_setting_is_given(&settings, CQRS_SETTING_SERVER))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("subscription \"%s\" cannot have both a handler and a server",
@@ -120,12 +117,7 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("subscription \"%s\" already exists", name)));
-	cqrs_admin_execute_args("INSERT INTO cqrs.subscription (subscription, handler, partitions,"
-							" max_attempts, retry_delay, max_retry_delay, handler_timeout,"
-							" max_retained_size, max_retained_age, server, format, strict_key_order, transaction)"
-							" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING subscription_id",
-							3 + ALL_SETTINGS, types, values, nulls);
-	subscription_id = DatumGetInt32(cqrs_admin_result());
+	subscription_id = cqrs_settings_insert(&settings, name, false);
 	cqrs_admin_end(&admin);
 	cqrs_owner_make_view(name, GetUserId());
 	cqrs_subscription_start(subscription_id, topics, partitions, latest);
@@ -179,111 +171,62 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 {
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo,
 														   "cqrs_alter_subscription()");
+	const char *name = subscription->name;
+	CqrsSettings settings;
 	CqrsAdmin	admin;
-	Oid			types[2 + ALL_SETTINGS] = {INT4OID, TEXTOID};
-	Datum		values[2 + ALL_SETTINGS];
-	char		nulls[2 + ALL_SETTINGS];
 
 	/* Whoever may do this although there is no owner becomes the owner. */
 	if (!OidIsValid(subscription->view))
 	{
-		cqrs_owner_make_view(subscription->name, GetUserId());
-		subscription = cqrs_subscription_get(subscription->name);
+		cqrs_owner_make_view(name, GetUserId());
+		subscription = cqrs_subscription_get(name);
 	}
-	memset(nulls, ' ', sizeof(nulls));
-	values[0] = Int32GetDatum(subscription->subscription_id);
-	if (PG_ARGISNULL(1))
-		nulls[1] = 'n';
-	else
+	cqrs_settings_read(&settings, fcinfo, alter_args);
+	if (cqrs_setting_is_given(&settings, CQRS_SETTING_HANDLER))
 	{
 		/* A handler runs with the owner's privileges, not a member's. */
 		if (GetUserId() != subscription->owner)
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 					 errmsg("must be owner of subscription \"%s\" to change its handler",
-							subscription->name)));
+							name)));
 		if (!subscription->has_handler)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("subscription \"%s\" has no handler",
-							subscription->name),
+					 errmsg("subscription \"%s\" has no handler", name),
 					 errhint("Make another subscription for the handler.")));
-		values[1] = CStringGetTextDatum(check_handler(subscription->name,
-													  PG_GETARG_OID(1)));
+		set_handler(&settings, name);
 	}
-	check_settings(fcinfo, subscription->name, 2, true, types + 2, values + 2,
-				   nulls + 2);
-	check_broker(fcinfo, subscription->name, 2 + SETTINGS, subscription,
-				 types + 2 + SETTINGS, values + 2 + SETTINGS,
-				 nulls + 2 + SETTINGS);
-	check_transaction(fcinfo, subscription->name,
-					  2 + SETTINGS + BROKER_SETTINGS, subscription,
-					  &types[1 + ALL_SETTINGS], &values[1 + ALL_SETTINGS],
-					  &nulls[1 + ALL_SETTINGS]);
-	if (!PG_ARGISNULL(2 + ALL_SETTINGS))
-		cqrs_epoch_open(subscription, PG_GETARG_INT32(2 + ALL_SETTINGS));
+	cqrs_settings_check(&settings, name);
+	check_broker(&settings, name, subscription);
+	check_transaction(&settings, name, subscription);
+	if (cqrs_setting_is_given(&settings, CQRS_SETTING_PARTITIONS))
+		cqrs_epoch_open(subscription,
+						DatumGetInt32(settings.values[CQRS_SETTING_PARTITIONS].value));
 
 	cqrs_admin_begin(&admin);
-	cqrs_admin_execute_args("UPDATE cqrs.subscription SET handler = coalesce($2, handler),"
-							" max_attempts = coalesce($3, max_attempts),"
-							" retry_delay = coalesce($4, retry_delay),"
-							" max_retry_delay = coalesce($5, max_retry_delay),"
-							" handler_timeout = coalesce($6, handler_timeout),"
-							" max_retained_size = coalesce($7, max_retained_size),"
-							" max_retained_age = coalesce($8, max_retained_age),"
-							" server = coalesce($9, server),"
-							" format = coalesce($10, format),"
-							" strict_key_order = coalesce($11, strict_key_order),"
-							" transaction = coalesce($12, transaction)"
-							" WHERE subscription_id = $1",
-							2 + ALL_SETTINGS, types, values, nulls);
+	cqrs_settings_update(&settings, subscription->subscription_id);
 	cqrs_admin_end(&admin);
+
+	/* What the handler before could not do need not wait for its time. */
+	if (cqrs_setting_is_given(&settings, CQRS_SETTING_HANDLER))
+		(void) cqrs_subscription_try_now(subscription, NULL);
 	cqrs_subscription_wake(subscription);
 	PG_RETURN_VOID();
 }
 
 /*
- * Check the settings among the arguments, and make them parameters of a
- * statement. Raises 22004 for NULL if that is not allowed, 22023 for a
- * negative value.
+ * The handler among the settings, if it is given: as it is registered.
  */
 static void
-check_settings(FunctionCallInfo fcinfo, const char *name, int first_arg,
-			   bool null_allowed, Oid *types, Datum *values, char *nulls)
+set_handler(CqrsSettings *settings, const char *name)
 {
-	int			i;
+	NullableDatum *handler = &settings->values[CQRS_SETTING_HANDLER];
 
-	for (i = 0; i < SETTINGS; i++)
-	{
-		NullableDatum arg = fcinfo->args[first_arg + i];
-		bool		negative = false;
-
-		types[i] = settings[i].type;
-		values[i] = arg.value;
-		nulls[i] = arg.isnull ? 'n' : ' ';
-		if (!null_allowed)
-			cqrs_arg_required(fcinfo, first_arg + i, settings[i].name,
-							  "subscription", name);
-		if (arg.isnull)
-			continue;
-		switch (types[i])
-		{
-			case INT4OID:
-				negative = DatumGetInt32(arg.value) < 0;
-				break;
-			case INT8OID:
-				negative = DatumGetInt64(arg.value) < 0;
-				break;
-			case INTERVALOID:
-				negative = cqrs_interval_is_negative(arg.value);
-				break;
-		}
-		if (negative)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("%s of subscription \"%s\" must not be negative",
-							settings[i].name, name)));
-	}
+	if (!handler->isnull)
+		handler->value =
+			CStringGetTextDatum(check_handler(name,
+											  DatumGetObjectId(handler->value)));
 }
 
 /*
@@ -322,51 +265,39 @@ check_handler(const char *subscription, Oid funcid)
 }
 
 /*
- * Check the arguments server, format and strict_key_order of a new
- * subscription, or of a change to an old one, and make them parameters of a
- * statement. Raises what cqrs_broker_server() does, and 22004, 22023, 42501 or
- * 55000.
+ * Check server, format and strict_key_order of a new subscription, or of a change
+ * to an old one. Raises what cqrs_broker_server() does, and 22023, 42501 or 55000.
  */
 static void
-check_broker(FunctionCallInfo fcinfo, const char *name, int first_arg,
-			 const CqrsSubscription *old, Oid *types, Datum *values,
-			 char *nulls)
+check_broker(CqrsSettings *settings, const char *name,
+			 const CqrsSubscription *old)
 {
-	NullableDatum *args = &fcinfo->args[first_arg];
-	bool		has_server = !args[0].isnull || (old && old->server);
-	CqrsFormat	format;
-	int			i;
+	NullableDatum server = settings->values[CQRS_SETTING_SERVER];
+	NullableDatum format = settings->values[CQRS_SETTING_FORMAT];
+	NullableDatum strict = settings->values[CQRS_SETTING_STRICT_KEY_ORDER];
+	bool		has_server = !server.isnull || (old && old->server);
+	CqrsFormat	parsed;
 
-	types[0] = types[1] = TEXTOID;
-	types[2] = BOOLOID;
-	for (i = 0; i < BROKER_SETTINGS; i++)
-	{
-		values[i] = args[i].value;
-		nulls[i] = args[i].isnull ? 'n' : ' ';
-	}
-	if (old == NULL)
-		cqrs_arg_required(fcinfo, first_arg + 2, "strict_key_order",
-						  "subscription", name);
 	if (old != NULL && old->server == NULL &&
-		!(args[0].isnull && args[1].isnull && args[2].isnull))
+		!(server.isnull && format.isnull && strict.isnull))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("subscription \"%s\" has no server", name),
 				 errhint("Make another subscription for the server.")));
 	if (!has_server &&
-		(!args[1].isnull || (!args[2].isnull && DatumGetBool(args[2].value))))
+		(!format.isnull || (!strict.isnull && DatumGetBool(strict.value))))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("subscription \"%s\" has no server", name),
 				 errdetail("The format of messages and strict_key_order are for what goes to a broker.")));
-	if (!args[1].isnull &&
-		!cqrs_format_parse(TextDatumGetCString(args[1].value), &format))
+	if (!format.isnull &&
+		!cqrs_format_parse(TextDatumGetCString(format.value), &parsed))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("subscription \"%s\" cannot have format \"%s\"",
-						name, TextDatumGetCString(args[1].value)),
+						name, TextDatumGetCString(format.value)),
 				 errhint("Valid values are \"cqrs\", \"cloudevents\" and \"raw\".")));
-	if (args[0].isnull)
+	if (server.isnull)
 		return;
 
 	/* The broker gets what the owner may read. */
@@ -376,43 +307,36 @@ check_broker(FunctionCallInfo fcinfo, const char *name, int first_arg,
 				 errmsg("must be owner of subscription \"%s\" to change its server",
 						name)));
 	cqrs_subscription_require_login(name, GetUserId());
-	(void) cqrs_broker_server(TextDatumGetCString(args[0].value), name,
+	(void) cqrs_broker_server(TextDatumGetCString(server.value), name,
 							  GetUserId());
-	if (old == NULL && args[1].isnull)
-	{
-		values[1] = CStringGetTextDatum(cqrs_format_name(CQRS_FORMAT_CQRS));
-		nulls[1] = ' ';
-	}
+	if (old == NULL && format.isnull)
+		cqrs_setting_set(settings, CQRS_SETTING_FORMAT,
+						 CStringGetTextDatum(cqrs_format_name(CQRS_FORMAT_CQRS)));
 }
 
 /*
- * Check the argument transaction of a new subscription, or of a change to an
- * old one, and make it a parameter of a statement. Raises 22004, 22023 or
- * 55000.
+ * Check transaction of a new subscription, or of a change to an old one. Raises
+ * 22023 or 55000.
  */
 static void
-check_transaction(FunctionCallInfo fcinfo, const char *name, int arg,
-				  const CqrsSubscription *old, Oid *type, Datum *value,
-				  char *null)
+check_transaction(const CqrsSettings *settings, const char *name,
+				  const CqrsSubscription *old)
 {
 	char	   *transaction;
+	bool		has_handler = old != NULL ? old->has_handler :
+	cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER);
 
-	*type = TEXTOID;
-	*value = PG_GETARG_DATUM(arg);
-	*null = PG_ARGISNULL(arg) ? 'n' : ' ';
-	if (old == NULL)
-		cqrs_arg_required(fcinfo, arg, "transaction", "subscription", name);
-	if (PG_ARGISNULL(arg))
+	if (!cqrs_setting_is_given(settings, CQRS_SETTING_TRANSACTION))
 		return;
-	transaction = text_to_cstring(PG_GETARG_TEXT_PP(arg));
+	transaction =
+		TextDatumGetCString(settings->values[CQRS_SETTING_TRANSACTION].value);
 	if (strcmp(transaction, "batch") != 0 && strcmp(transaction, "event") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("subscription \"%s\" cannot have transaction \"%s\"",
 						name, transaction),
 				 errhint("Valid values are \"batch\" and \"event\".")));
-	if (old != NULL ? !old->has_handler :
-		PG_ARGISNULL(2) && strcmp(transaction, "event") == 0)
+	if (!has_handler && (old != NULL || strcmp(transaction, "event") == 0))
 		ereport(ERROR,
 				(errcode(old != NULL ? ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
 						 ERRCODE_INVALID_PARAMETER_VALUE),
@@ -459,13 +383,13 @@ check_topics(const char *subscription, ArrayType *array)
 static bool
 parse_start(const char *subscription, const char *start)
 {
-	if (start != NULL && strcmp(start, "latest") == 0)
+	if (strcmp(start, "latest") == 0)
 		return true;
-	if (start == NULL || strcmp(start, "earliest") != 0)
+	if (strcmp(start, "earliest") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("subscription \"%s\" cannot start at \"%s\"",
-						subscription, start ? start : "NULL"),
+						subscription, start),
 				 errhint("Valid values are \"earliest\" and \"latest\".")));
 	return false;
 }
