@@ -26,7 +26,7 @@ OBJS_mediator = breaker.o command.o context.o dispatch.o dispatch_stack.o \
 OBJS_broker = link.o message.o server.o
 OBJS_emit = capture.o emit.o
 OBJS_retry = blame.o failure.o lane.o parked.o retry.o
-OBJS_subscription = epoch.o receipt.o settings.o subscription.o
+OBJS_subscription = epoch.o receipt.o search_path.o settings.o subscription.o
 OBJS_delivery = attempt.o broker_entry.o drain.o handler_timeout.o relay.o session.o \
 	target_broker.o target_handler.o underway.o
 OBJS_pull = pull.o pull_ack.o pull_batch.o pull_wait.o
@@ -49,7 +49,7 @@ EXTENSION = cqrs_outbox
 DATA_built = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/include/cqrs_broker.h src/include/cqrs_hooks.h
 
-REGRESS = meeting command query chain stream fallback breaker middleware idempotency dry_run emit domain_event context nesting prepared capture subscription own_subscription retry deferred pull partitions kept retention diagram health privileges owners grants matrix trust lookup adopt extension
+REGRESS = meeting command query chain stream fallback breaker middleware idempotency dry_run emit domain_event context nesting prepared capture subscription own_subscription search_path retry deferred pull partitions kept retention diagram health privileges owners grants matrix trust lookup adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

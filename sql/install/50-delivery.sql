@@ -21,6 +21,8 @@
 --                    another one of its topic and key
 -- transaction        for a handler: batch, one for the events of a batch; event,
 --                    one for each event
+-- search_path        for a handler: it is called with this, and pg_temp behind it,
+--                    unless it has a SET search_path; NULL without handler
 -- runs_commands      it gets the commands that its owner enqueued
 -- partitions         over how many cursors the events are spread, by key
 -- next_partitions    the number that this is being changed to;
@@ -56,7 +58,8 @@ CREATE TABLE cqrs.subscription (
 	server				text,
 	format				text,
 	strict_key_order	boolean		NOT NULL,
-	transaction			text		NOT NULL DEFAULT 'batch',
+	transaction			text		NOT NULL,
+	search_path			text,
 	runs_commands		boolean		NOT NULL DEFAULT false,
 	partitions			integer		NOT NULL,
 	next_partitions		integer,
@@ -114,6 +117,39 @@ LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'cqrs_key_partition_of'
 REVOKE ALL ON FUNCTION cqrs.key_partition(text, integer) FROM PUBLIC;
 COMMENT ON FUNCTION cqrs.key_partition(text, integer) IS 'partition of a key';
 
+-- The subscriptions, with all that was chosen for them: see cqrs.subscription and
+-- cqrs_subscribe(). Those that the reader may act for, as a member of the owner,
+-- receive from or see, or, as a member of pg_monitor, all.
+--   owner  NULL: nobody, and nothing is delivered
+CREATE VIEW @extschema@.cqrs_subscriptions WITH (security_barrier) AS
+SELECT s.subscription,
+	   ARRAY(SELECT t.topic
+			 FROM cqrs.subscription_topic st JOIN cqrs.topic t USING (topic_id)
+			 WHERE st.subscription_id = s.subscription_id
+			 ORDER BY t.topic) AS topics,
+	   s.handler,
+	   s.server,
+	   pg_get_userbyid(o.owner) AS owner,
+	   s.partitions,
+	   s.max_attempts,
+	   s.retry_delay,
+	   s.max_retry_delay,
+	   s.handler_timeout,
+	   s.max_retained_size,
+	   s.max_retained_age,
+	   s.format,
+	   s.strict_key_order,
+	   s.transaction,
+	   s.search_path,
+	   s.created_at
+FROM cqrs.subscription s
+CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
+WHERE pg_has_role(current_user, o.owner, 'USAGE')
+   OR has_table_privilege(current_user, o.view, 'SELECT, UPDATE')
+   OR pg_has_role(current_user, 'pg_monitor', 'USAGE');
+GRANT SELECT ON @extschema@.cqrs_subscriptions TO PUBLIC;
+COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subscription';
+
 -- Subscribes to topics. The caller becomes the owner of the subscription, and
 -- of view cqrs_subscriptions.<subscription>, which shows its row of
 -- cqrs_subscription_status: whoever owns the view owns the subscription. ALTER
@@ -159,6 +195,10 @@ COMMENT ON FUNCTION cqrs.key_partition(text, integer) IS 'partition of a key';
 --                      together. Otherwise, if the broker rejects one, the next
 --                      ones of its key may have got there before it is tried
 --                      again
+--   search_path        that the handler is called with, unless it has a SET
+--                      search_path; pg_temp comes last, and is not named.
+--                      Default: the setting of this session. A warning says so if
+--                      others may create in a schema of it
 -- Errors: 42710 exists; 42P07 a relation of that name is in schema
 -- cqrs_subscriptions; 42704 no such topic, or server; 42883, 42P13 handler;
 -- 42809 the server is not one of a broker; 55000 its module does not fit;
@@ -175,12 +215,12 @@ CREATE FUNCTION @extschema@.cqrs_subscribe(subscription text, topics text[], han
 	retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
 	handler_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, server text DEFAULT NULL, format text DEFAULT NULL,
-	strict_key_order boolean DEFAULT NULL, transaction text DEFAULT NULL) RETURNS void
+	strict_key_order boolean DEFAULT NULL, transaction text DEFAULT NULL, search_path text DEFAULT NULL) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text, integer, integer,
-	interval, interval, interval, bigint, interval, text, text, boolean, text) FROM PUBLIC;
+	interval, interval, interval, bigint, interval, text, text, boolean, text, text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text, integer, integer,
-	interval, interval, interval, bigint, interval, text, text, boolean, text) IS 'subscribes to topics';
+	interval, interval, interval, bigint, interval, text, text, boolean, text, text) IS 'subscribes to topics';
 
 -- Changes settings of a subscription; NULL leaves one as it is. If its view was
 -- dropped, makes it again, and the caller becomes the owner.
@@ -208,12 +248,13 @@ CREATE FUNCTION @extschema@.cqrs_alter_subscription(subscription text, handler r
 	max_attempts integer DEFAULT NULL, retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
 	handler_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, server text DEFAULT NULL, format text DEFAULT NULL,
-	strict_key_order boolean DEFAULT NULL, transaction text DEFAULT NULL, partitions integer DEFAULT NULL) RETURNS void
+	strict_key_order boolean DEFAULT NULL, transaction text DEFAULT NULL, partitions integer DEFAULT NULL,
+	search_path text DEFAULT NULL) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval,
-	bigint, interval, text, text, boolean, text, integer) FROM PUBLIC;
+	bigint, interval, text, text, boolean, text, integer, text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval,
-	bigint, interval, text, text, boolean, text, integer) IS 'changes settings of a subscription';
+	bigint, interval, text, text, boolean, text, integer, text) IS 'changes settings of a subscription';
 
 -- Removes a subscription, with what it has to retry and its dead letters; one
 -- that executes commands (see cqrs_enqueue()), with its topic, too. Waits for

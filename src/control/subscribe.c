@@ -26,15 +26,18 @@
 #include "registry/owner.h"
 #include "registry/registry.h"
 #include "subscription/epoch.h"
+#include "subscription/search_path.h"
 #include "subscription/settings.h"
 #include "subscription/subscription.h"
 
-static void set_handler(CqrsSettings *settings, const char *name);
+static Oid	set_handler(CqrsSettings *settings, const char *name);
 static char *check_handler(const char *subscription, Oid funcid);
 static void check_broker(CqrsSettings *settings, const char *name,
 						 const CqrsSubscription *old);
 static void check_transaction(const CqrsSettings *settings, const char *name,
 							  const CqrsSubscription *old);
+static void set_search_path(CqrsSettings *settings, const char *name,
+							const CqrsSubscription *old, Oid handler);
 static List *check_topics(const char *subscription, ArrayType *array);
 static bool parse_start(const char *subscription, const char *start);
 
@@ -52,6 +55,7 @@ static const int subscribe_args[CQRS_SETTINGS] = {
 	[CQRS_SETTING_FORMAT] = 12,
 	[CQRS_SETTING_STRICT_KEY_ORDER] = 13,
 	[CQRS_SETTING_TRANSACTION] = 14,
+	[CQRS_SETTING_SEARCH_PATH] = 15,
 };
 
 /* ... and cqrs_alter_subscription(). */
@@ -68,6 +72,7 @@ static const int alter_args[CQRS_SETTINGS] = {
 	[CQRS_SETTING_STRICT_KEY_ORDER] = 10,
 	[CQRS_SETTING_TRANSACTION] = 11,
 	[CQRS_SETTING_PARTITIONS] = 12,
+	[CQRS_SETTING_SEARCH_PATH] = 13,
 };
 
 PG_FUNCTION_INFO_V1(cqrs_subscribe);
@@ -83,6 +88,7 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
 	CqrsSettings settings;
 	bool		latest;
+	Oid			handler;
 	int			partitions;
 	List	   *topics;
 	CqrsAdmin	admin;
@@ -99,10 +105,11 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	partitions =
 		DatumGetInt32(settings.values[CQRS_SETTING_PARTITIONS].value);
 	cqrs_epoch_check_partitions(name, partitions);
-	set_handler(&settings, name);
+	handler = set_handler(&settings, name);
 	cqrs_settings_check(&settings, name);
 	check_broker(&settings, name, NULL);
 	check_transaction(&settings, name, NULL);
+	set_search_path(&settings, name, NULL, handler);
 	if (cqrs_setting_is_given(&settings, CQRS_SETTING_HANDLER) &&
 		cqrs_setting_is_given(&settings, CQRS_SETTING_SERVER))
 		ereport(ERROR,
@@ -173,6 +180,7 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 														   "cqrs_alter_subscription()");
 	const char *name = subscription->name;
 	CqrsSettings settings;
+	Oid			handler = InvalidOid;
 	CqrsAdmin	admin;
 
 	/* Whoever may do this although there is no owner becomes the owner. */
@@ -195,11 +203,12 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("subscription \"%s\" has no handler", name),
 					 errhint("Make another subscription for the handler.")));
-		set_handler(&settings, name);
+		handler = set_handler(&settings, name);
 	}
 	cqrs_settings_check(&settings, name);
 	check_broker(&settings, name, subscription);
 	check_transaction(&settings, name, subscription);
+	set_search_path(&settings, name, subscription, handler);
 	if (cqrs_setting_is_given(&settings, CQRS_SETTING_PARTITIONS))
 		cqrs_epoch_open(subscription,
 						DatumGetInt32(settings.values[CQRS_SETTING_PARTITIONS].value));
@@ -216,17 +225,20 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 }
 
 /*
- * The handler among the settings, if it is given: as it is registered.
+ * The handler among the settings, if it is given: as it is registered. Returns
+ * the function, or InvalidOid.
  */
-static void
+static Oid
 set_handler(CqrsSettings *settings, const char *name)
 {
 	NullableDatum *handler = &settings->values[CQRS_SETTING_HANDLER];
+	Oid			funcid;
 
-	if (!handler->isnull)
-		handler->value =
-			CStringGetTextDatum(check_handler(name,
-											  DatumGetObjectId(handler->value)));
+	if (handler->isnull)
+		return InvalidOid;
+	funcid = DatumGetObjectId(handler->value);
+	handler->value = CStringGetTextDatum(check_handler(name, funcid));
+	return funcid;
 }
 
 /*
@@ -342,6 +354,42 @@ check_transaction(const CqrsSettings *settings, const char *name,
 						 ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("subscription \"%s\" has no handler", name),
 				 errdetail("The transaction is for what a handler does.")));
+}
+
+/*
+ * Check search_path of a new subscription, or of a change to an old one. Not
+ * given, a new one's is that of the session. Raises 22023 or 55000.
+ */
+static void
+set_search_path(CqrsSettings *settings, const char *name,
+				const CqrsSubscription *old, Oid handler)
+{
+	bool		given = cqrs_setting_is_given(settings,
+											  CQRS_SETTING_SEARCH_PATH);
+	bool		has_handler = old != NULL ? old->has_handler :
+	OidIsValid(handler);
+	char	   *path;
+
+	if (given && !has_handler)
+		ereport(ERROR,
+				(errcode(old != NULL ? ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
+						 ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" has no handler", name),
+				 errdetail("The search_path is for what a handler calls.")));
+	if (given)
+		path = TextDatumGetCString(settings->values[CQRS_SETTING_SEARCH_PATH].value);
+	else if (!OidIsValid(handler))
+		return;
+	else
+		path = old != NULL ? old->search_path : cqrs_search_path_now();
+	if (given || old == NULL)
+	{
+		cqrs_search_path_check(path);
+		cqrs_setting_set(settings, CQRS_SETTING_SEARCH_PATH,
+						 CStringGetTextDatum(path));
+	}
+	cqrs_search_path_warn(name, old != NULL ? old->owner : GetUserId(), path,
+						  handler);
 }
 
 /*

@@ -83,6 +83,7 @@ typedef struct Batch
 	CqrsUnderway underway;
 	DeliveryContext where;
 	TupleDesc	desc;			/* of the handler's argument */
+	int			guc_level;		/* has the handler's search_path; 0: not yet */
 	MemoryContext context;
 	MemoryContext per_event;
 	bool		in_worker;
@@ -221,6 +222,8 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 		ReleaseTupleDesc(batch.desc);
 	cqrs_relay_end(relay);
 	MemoryContextDelete(batch.per_event);
+	if (batch.guc_level != 0)
+		AtEOXact_GUC(false, batch.guc_level);
 	set_commit(&batch);
 	error_context_stack = errcallback.previous;
 }
@@ -276,6 +279,12 @@ find_handler(Batch *batch)
 
 	if (batch->desc != NULL)
 		return;
+	if (batch->guc_level == 0)
+	{
+		batch->guc_level = NewGUCNestLevel();
+		cqrs_set_config("search_path", subscription->search_path,
+						GUC_ACTION_SAVE);
+	}
 	cqrs_handler_check(&subscription->handler, "subscription",
 					   subscription->name);
 

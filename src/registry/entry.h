@@ -124,6 +124,7 @@ typedef struct CqrsSubscription
 	char	   *format;			/* only with server */
 	bool		strict_key_order;	/* only with server */
 	bool		event_transactions; /* a handler gets one for each event */
+	char	   *search_path;	/* of a handler; see search_path.c */
 	bool		runs_commands;	/* it runs its owner's commands; see enqueue.c */
 	int			ntopics;
 	CqrsTopic **topics;			/* may be none, after cqrs_drop_topic() */

@@ -96,6 +96,7 @@ enum
 	SUBSCRIPTION_FORMAT,
 	SUBSCRIPTION_STRICT_KEY_ORDER,
 	SUBSCRIPTION_TRANSACTION,
+	SUBSCRIPTION_SEARCH_PATH,
 	SUBSCRIPTION_RUNS_COMMANDS,
 	SUBSCRIPTION_PARTITIONS,
 	SUBSCRIPTION_NEXT_PARTITIONS,
@@ -141,6 +142,7 @@ static void add_subscription_topic(CqrsRegistryCopy *copy, Datum *values,
 								   bool *nulls);
 static void init_handler(CqrsRegistryCopy *copy, CqrsHandler *handler,
 						 Datum signature, Datum owner);
+static char *search_path(const char *stored);
 static void find_command_owners(CqrsRegistryCopy *copy);
 
 /*
@@ -458,6 +460,8 @@ add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 	subscription->event_transactions =
 		strcmp(TextDatumGetCString(values[SUBSCRIPTION_TRANSACTION - 1]),
 			   "event") == 0;
+	subscription->search_path = nulls[SUBSCRIPTION_SEARCH_PATH - 1] ? NULL :
+		search_path(TextDatumGetCString(values[SUBSCRIPTION_SEARCH_PATH - 1]));
 	subscription->runs_commands =
 		DatumGetBool(values[SUBSCRIPTION_RUNS_COMMANDS - 1]);
 	subscription->owner = cqrs_owner_find(subscription->name,
@@ -496,6 +500,15 @@ add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 	subscription->topics = NULL;
 	remember_by_id(copy->subscriptions_by_id, subscription->subscription_id,
 				   subscription);
+}
+
+/*
+ * The one that is set: where pg_temp is not named, it would come first.
+ */
+static char *
+search_path(const char *stored)
+{
+	return psprintf("%s%spg_temp", stored, stored[0] != '\0' ? ", " : "");
 }
 
 static void

@@ -41,6 +41,9 @@ static const struct
 	[CQRS_SETTING_FORMAT] = {"format", TEXTOID, NULL},
 	[CQRS_SETTING_STRICT_KEY_ORDER] = {"strict_key_order", BOOLOID, "false"},
 	[CQRS_SETTING_TRANSACTION] = {"transaction", TEXTOID, "batch"},
+
+	/* That of the session. */
+	[CQRS_SETTING_SEARCH_PATH] = {"search_path", TEXTOID, NULL},
 };
 
 static void parameters(const CqrsSettings *settings, Oid *types,

@@ -87,7 +87,7 @@ $node->restart;
 wait_managers($node, 'postgres');
 emit_numbers($node, 'postgres', 1);
 ok($node->poll_query_until('postgres', 'SELECT count(*) = 2 FROM recorded'), 'settings of roles and database do not stop the worker');
-my $expected = 'lock_timeout=0 row_security=on search_path=pg_catalog statement_timeout=0 transaction_isolation=read committed transaction_read_only=off';
+my $expected = 'lock_timeout=0 row_security=on search_path=public, pg_temp statement_timeout=0 transaction_isolation=read committed transaction_read_only=off';
 is($node->safe_psql('postgres', 'SELECT who, settings FROM recorded ORDER BY who'),
 	"alice as alice|$expected\nbob as bob|$expected", "a handler runs as the owner, and the worker's settings are its own");
 
@@ -157,7 +157,7 @@ for my $n (21 .. 23)
 	ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM recorded WHERE n = $n AND settings IS NOT NULL AND who = 'alice'"),
 		"event $n finds the session as it was");
 }
-is($node->safe_psql('postgres', "SELECT string_agg(DISTINCT settings, ' ') FROM recorded WHERE who = 'alice'"), 'pg_catalog', 'with its settings');
+is($node->safe_psql('postgres', "SELECT string_agg(DISTINCT settings, ' ') FROM recorded WHERE who = 'alice'"), 'public, pg_temp', 'with its settings');
 $node->stop;
 
 done_testing();
