@@ -136,6 +136,9 @@ INSERT INTO calls (call, tells) VALUES
 	('cqrs_retry(''mine'')', 'result'), ('cqrs_retry(''secret'')', 'result'), ('cqrs_redrive(''mine'')', 'result'), ('cqrs_redrive(''secret'')', 'result'),
 	('cqrs_discard(''mine'', NULL)', 'result'), ('cqrs_discard(''secret'', NULL)', 'result'),
 	('cqrs_discard_all(''mine'')', 'result'), ('cqrs_discard_all(''secret'')', 'result'),
+	('cqrs_pause(''mine'')', 'result'), ('cqrs_pause(''secret'')', 'result'), ('cqrs_resume(''mine'')', 'result'), ('cqrs_resume(''secret'')', 'result'),
+	('cqrs_seek(''mine'', ''latest'')', 'result = '''''), ('cqrs_seek(''secret'', ''latest'')', 'result = '''''),
+	('cqrs_seek(''mine'', now())', 'result = '''''), ('cqrs_seek(''secret'', now())', 'result = '''''),
 	('cqrs_wait(''mine'', ''0'')', 'result IS NOT NULL'), ('cqrs_wait(''secret'', ''0'')', 'result IS NOT NULL'),
 	-- what the views call
 	('(cqrs.breaker_state(''public.closed(pg_catalog.jsonb)''))', 'result'), ('(SELECT array_agg(t) FROM cqrs.topic_progress(2) t)', 'result ~ ''[0-9]'''),

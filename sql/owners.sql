@@ -6,7 +6,7 @@ CREATE ROLE regress_cqrs_alice LOGIN;
 CREATE ROLE regress_cqrs_bob LOGIN;
 CREATE ROLE regress_cqrs_carol LOGIN;
 GRANT CREATE ON SCHEMA public TO regress_cqrs_alice, regress_cqrs_carol;
-GRANT EXECUTE ON FUNCTION cqrs_subscribe, cqrs_unsubscribe, cqrs_drain, cqrs_pause, cqrs_alter_subscription
+GRANT EXECUTE ON FUNCTION cqrs_subscribe, cqrs_unsubscribe, cqrs_drain, cqrs_alter_subscription
 	TO regress_cqrs_alice, regress_cqrs_bob, regress_cqrs_carol;
 SELECT cqrs_register_event('happened', 'things');
 GRANT SELECT ON cqrs_topics.things TO regress_cqrs_alice, regress_cqrs_bob;

@@ -253,7 +253,7 @@ SELECT cqrs_redrive(NULL);
 SELECT cqrs_alter_subscription('things', max_attempts => -1);
 SELECT cqrs_alter_subscription('things', retry_delay => '-1 s');
 SELECT cqrs_subscribe('other', ARRAY['things'], max_retained_size => -1);
-SELECT cqrs_subscribe('other', ARRAY['things'], handler_timeout => '-1 s');
+SELECT cqrs_subscribe('other', ARRAY['things'], delivery_timeout => '-1 s');
 SELECT cqrs_unsubscribe('things');
 SELECT count(*) FROM cqrs.retry;
 SELECT count(*) FROM cqrs.dead_letter;

@@ -35,7 +35,7 @@
 --                    0: for ever
 -- retry_delay        after the first failure; doubles with each further one
 -- max_retry_delay    ... up to this
--- handler_timeout    the longest that the handler may take for one event, or a
+-- delivery_timeout    the longest that the handler may take for one event, or a
 --                    broker confirm nothing; 0: no limit
 -- max_retained_size  suspended when it keeps more bytes of events than this
 --                    from being truncated; 0: no limit
@@ -69,7 +69,7 @@ CREATE TABLE cqrs.subscription (
 	max_attempts		integer		NOT NULL,
 	retry_delay			interval	NOT NULL,
 	max_retry_delay		interval	NOT NULL,
-	handler_timeout		interval	NOT NULL,
+	delivery_timeout		interval	NOT NULL,
 	max_retained_size	bigint		NOT NULL,
 	max_retained_age	interval	NOT NULL,
 	state				text		NOT NULL DEFAULT 'active',
@@ -134,7 +134,7 @@ SELECT s.subscription,
 	   s.max_attempts,
 	   s.retry_delay,
 	   s.max_retry_delay,
-	   s.handler_timeout,
+	   s.delivery_timeout,
 	   s.max_retained_size,
 	   s.max_retained_age,
 	   s.format,
@@ -162,6 +162,8 @@ COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subs
 --                      for each event in the transaction that moves the
 --                      cursor; NULL without server: read with cqrs_receive()
 --                      and cqrs_ack()
+--   server             the foreign server of a broker, made with the wrapper of a
+--                      broker module; not together with a handler
 --   start              'earliest', the default: from the oldest event retained;
 --                      if a topic was restored from a dump, nothing before
 --                      cqrs_adopt();
@@ -174,32 +176,38 @@ COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subs
 --   retry_delay        after the first failure; doubles with each further one,
 --                      and varies by a quarter. Default 1 s
 --   max_retry_delay    ... up to this. Default 3 h
---   handler_timeout    the longest that the handler may take for one event when
+--   delivery_timeout    the longest that the handler may take for one event when
 --                      the worker calls it, or that a broker may confirm
 --                      nothing; 0: no limit. Default 1 min
 --   max_retained_size  suspended when it keeps more bytes of events than this
 --                      from being truncated; 0: no limit. Default 10 GB
 --   max_retained_age   ... or events older than this; 0, the default: no limit
---   server             the foreign server of a broker, made with the wrapper of a
---                      broker module; not together with a handler
 --   format             of the messages to it. 'cqrs', the default: the envelope
 --                      of python-cqrs in JSON; 'cloudevents': CloudEvents 1.0 in
 --                      binary mode; 'raw': the payload alone, the rest in
 --                      headers
---   transaction        'batch', the default: the handler is called for up to 1000
---                      events in a transaction, which it can see only by
---                      now() and the transaction's id; 'event': for each in one
---                      of its own, which is slower; see docs/subscriptions.md
 --   strict_key_order   never have two events of one topic and key (or of one
 --                      topic, without keys) on their way to the broker
 --                      together. Otherwise, if the broker rejects one, the next
 --                      ones of its key may have got there before it is tried
 --                      again
+--   transaction        'batch', the default: the handler is called for up to 1000
+--                      events in a transaction, which it can see only by
+--                      now() and the transaction's id; 'event': for each in one
+--                      of its own, which is slower; see docs/subscriptions.md
 --   search_path        that the handler is called with, unless it has a SET
 --                      search_path; pg_temp comes last, and is not named.
 --                      Default: the setting of this session. A warning says so if
 --                      others may create in a schema of it
--- Errors: 42710 exists; 42P07 a relation of that name is in schema
+--   or_replace         if there is a subscription of this name, with other
+--                      settings, change them, as cqrs_alter_subscription() does:
+--                      it stays where it is. start does not matter then
+-- Returns whether that made or changed anything: false if there is a
+-- subscription of this name, with the same topics and settings. search_path
+-- counts only if it is given.
+-- Errors: 42710 there is one of this name, with other settings; 42501 it belongs
+-- to somebody else; 55000 or_replace cannot change its topics, nor make
+-- something else of it; 42P07 a relation of that name is in schema
 -- cqrs_subscriptions; 42704 no such topic, or server; 42883, 42P13 handler;
 -- 42809 the server is not one of a broker; 55000 its module does not fit;
 -- 42501 no SELECT on a topic, no EXECUTE on the handler, no USAGE on the
@@ -211,16 +219,16 @@ COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subs
 -- transaction. Until then, nothing of its topics is truncated.
 -- Privileges: EXECUTE, not granted to PUBLIC, and the above.
 CREATE FUNCTION @extschema@.cqrs_subscribe(subscription text, topics text[], handler regprocedure DEFAULT NULL,
-	start text DEFAULT NULL, partitions integer DEFAULT NULL, max_attempts integer DEFAULT NULL,
+	server text DEFAULT NULL, start text DEFAULT NULL, partitions integer DEFAULT NULL, max_attempts integer DEFAULT NULL,
 	retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
-	handler_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
-	max_retained_age interval DEFAULT NULL, server text DEFAULT NULL, format text DEFAULT NULL,
-	strict_key_order boolean DEFAULT NULL, transaction text DEFAULT NULL, search_path text DEFAULT NULL) RETURNS void
+	delivery_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
+	max_retained_age interval DEFAULT NULL, format text DEFAULT NULL, strict_key_order boolean DEFAULT NULL,
+	transaction text DEFAULT NULL, search_path text DEFAULT NULL, or_replace boolean DEFAULT false) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text, integer, integer,
-	interval, interval, interval, bigint, interval, text, text, boolean, text, text) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text, integer, integer,
-	interval, interval, interval, bigint, interval, text, text, boolean, text, text) IS 'subscribes to topics';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text, text, integer, integer,
+	interval, interval, interval, bigint, interval, text, boolean, text, text, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text, text, integer, integer,
+	interval, interval, interval, bigint, interval, text, boolean, text, text, boolean) IS 'subscribes to topics';
 
 -- Changes settings of a subscription; NULL leaves one as it is. If its view was
 -- dropped, makes it again, and the caller becomes the owner.
@@ -236,6 +244,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text,
 --            cqrs_subscription_status is not NULL. Another call changes the
 --            new number; with the present one, nothing is changed
 --   others   as in cqrs_subscribe()
+-- Returns whether that changed anything.
 -- Errors: 42704 does not exist; 42501 not its owner, or for the handler as in
 -- cqrs_subscribe(), as for the server; 55000 it has no handler, or no server;
 -- 22023 out of its range.
@@ -245,41 +254,43 @@ COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text,
 -- change the handler or the server, being the owner. If there is no owner,
 -- membership in the extension's.
 CREATE FUNCTION @extschema@.cqrs_alter_subscription(subscription text, handler regprocedure DEFAULT NULL,
-	max_attempts integer DEFAULT NULL, retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
-	handler_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
-	max_retained_age interval DEFAULT NULL, server text DEFAULT NULL, format text DEFAULT NULL,
-	strict_key_order boolean DEFAULT NULL, transaction text DEFAULT NULL, partitions integer DEFAULT NULL,
-	search_path text DEFAULT NULL) RETURNS void
+	server text DEFAULT NULL, partitions integer DEFAULT NULL, max_attempts integer DEFAULT NULL,
+	retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
+	delivery_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
+	max_retained_age interval DEFAULT NULL, format text DEFAULT NULL, strict_key_order boolean DEFAULT NULL,
+	transaction text DEFAULT NULL, search_path text DEFAULT NULL) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval,
-	bigint, interval, text, text, boolean, text, integer, text) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, regprocedure, integer, interval, interval, interval,
-	bigint, interval, text, text, boolean, text, integer, text) IS 'changes settings of a subscription';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_alter_subscription(text, regprocedure, text, integer, integer, interval,
+	interval, interval, bigint, interval, text, boolean, text, text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, regprocedure, text, integer, integer, interval,
+	interval, interval, bigint, interval, text, boolean, text, text) IS 'changes settings of a subscription';
 
 -- Removes a subscription, with what it has to retry and its dead letters; one
 -- that executes commands (see cqrs_enqueue()), with its topic, too. Waits for
 -- the batch being delivered, and for the emitters of such a topic; what is on
 -- its way to a broker may arrive.
--- Errors: 42704 does not exist; 42501 not its owner; 2BP01 something depends on
--- its view.
+--   if_exists  one that does not exist is no error
+-- Returns false if it does not exist. Errors: 42704 does not exist; 42501 not
+-- its owner; 2BP01 something depends on its view.
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner, or,
 -- if there is none, in the extension's.
-CREATE FUNCTION @extschema@.cqrs_unsubscribe(subscription text) RETURNS void
+CREATE FUNCTION @extschema@.cqrs_unsubscribe(subscription text, if_exists boolean DEFAULT false) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_unsubscribe(text) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_unsubscribe(text) IS 'removes a subscription';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_unsubscribe(text, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_unsubscribe(text, boolean) IS 'removes a subscription';
 
 -- Stops a subscription: nothing is delivered to it, and its events are kept,
 -- within max_retained_size and max_retained_age. Waits for the batch being
 -- delivered: once it returns, and until cqrs_resume(), no handler runs. What is
 -- on its way to a broker arrives, and is recorded. A suspended subscription
 -- stays suspended.
--- Errors: 42704 does not exist; 42501 not its owner.
+-- Returns false if it was stopped already. Errors: 42704 does not exist; 42501
+-- not its owner.
 -- Locks: those for moving its cursors, until the end of the transaction.
--- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
-CREATE FUNCTION @extschema@.cqrs_pause(subscription text) RETURNS void
+-- Privileges: membership in the owner.
+CREATE FUNCTION @extschema@.cqrs_pause(subscription text) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_pause(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_pause(text) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_pause(text) IS 'stops delivery to a subscription';
 
 -- Lets a subscription that was paused or suspended go on where it was. Returns
@@ -288,7 +299,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_pause(text) IS 'stops delivery to a subscri
 -- as cqrs_pause().
 CREATE FUNCTION @extschema@.cqrs_resume(subscription text) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_resume(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_resume(text) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_resume(text) IS 'has delivery to a subscription go on';
 
 -- Moves a subscription in the log, to replay or to skip. What it has to retry
@@ -303,24 +314,24 @@ COMMENT ON FUNCTION @extschema@.cqrs_resume(text) IS 'has delivery to a subscrip
 -- 25006 read-only transaction or standby.
 -- Locks: those for moving its cursors, until the end of the transaction; until
 -- then, nothing of its topics is truncated.
--- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
+-- Privileges: membership in the owner.
 CREATE FUNCTION @extschema@.cqrs_seek(subscription text, target text) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_seek(text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_seek(text, text) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_seek(text, text) IS 'moves a subscription in the log';
 
 CREATE FUNCTION @extschema@.cqrs_seek(subscription text, target timestamptz) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_seek_time';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_seek(text, timestamptz) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_seek(text, timestamptz) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_seek(text, timestamptz) IS 'moves a subscription to a time in the log';
 
 -- Waits until a subscription has got, parked for a retry, or given up all that
 -- was committed when this was called.
---   timeout  how long at most
+--   timeout  how long at most; NULL: 10 s
 -- Returns false on timeout. It does not wait for what the caller's own
 -- transaction emitted.
 -- Errors: 42704 does not exist; 42501 not its owner; 55000 cqrs_outbox is not
--- in shared_preload_libraries; 22004, 22023 timeout.
+-- in shared_preload_libraries; 22023 timeout.
 -- Privileges: membership in the owner.
 CREATE FUNCTION @extschema@.cqrs_wait(subscription text, timeout interval DEFAULT '10 s') RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';

@@ -485,7 +485,7 @@ CROSS JOIN LATERAL (
 		   format(' has had the lock of partition %s since %s.', h.partition, h.since),
 		   CASE WHEN h.pid IS NULL THEN format('COMMIT PREPARED %L; -- or ROLLBACK PREPARED', h.gid)
 				WHEN h.is_worker
-				THEN format('SELECT pg_blocking_pids(%s); -- whom its handler waits for; handler_timeout limits it', h.pid)
+				THEN format('SELECT pg_blocking_pids(%s); -- whom its handler waits for; delivery_timeout limits it', h.pid)
 				ELSE format('SELECT pg_terminate_backend(%s); -- unless the client ends its transaction', h.pid) END,
 		   NULL, clock_timestamp() - h.since
 	FROM cqrs.cursor_holder h

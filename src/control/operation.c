@@ -32,8 +32,11 @@
 /* How often cqrs_wait() looks by itself, in milliseconds. */
 #define WAIT_POLL	100
 
-static int64 set_state(const CqrsSubscription *subscription,
-					   const char *state, const char *reason);
+/* ... and for how long, unless it is told, in milliseconds. */
+#define WAIT_TIMEOUT	10000
+
+static bool set_state(const CqrsSubscription *subscription,
+					  const char *state, const char *reason, int64 *missed);
 static void seek(CqrsSubscription *subscription, bool latest,
 				 const TimestampTz *time);
 static void start_since(CqrsCursor *cursor, const CqrsSubscription *subscription,
@@ -55,6 +58,7 @@ Datum
 cqrs_pause(PG_FUNCTION_ARGS)
 {
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_pause()");
+	int64		missed;
 
 	/* It is stopped already, and what it misses must stay known. */
 	if (subscription->state == CQRS_SUBSCRIPTION_SUSPENDED)
@@ -63,13 +67,13 @@ cqrs_pause(PG_FUNCTION_ARGS)
 				(errmsg("subscription \"%s\" is suspended",
 						subscription->name),
 				 errhint("Use cqrs_resume() first to have its events kept.")));
-		PG_RETURN_VOID();
+		PG_RETURN_BOOL(false);
 	}
 
 	/* Once we have the locks, no batch is under way. */
 	subscription = cqrs_subscription_lock_all(subscription);
-	(void) set_state(subscription, "paused", "by cqrs_pause()");
-	PG_RETURN_VOID();
+	PG_RETURN_BOOL(set_state(subscription, "paused", "by cqrs_pause()",
+							 &missed));
 }
 
 /*
@@ -79,8 +83,9 @@ Datum
 cqrs_resume(PG_FUNCTION_ARGS)
 {
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_resume()");
-	int64		missed = set_state(subscription, "active", "");
+	int64		missed;
 
+	(void) set_state(subscription, "active", "", &missed);
 	cqrs_subscription_wake(subscription);
 	if (missed > 0)
 		ereport(WARNING,
@@ -101,9 +106,9 @@ cqrs_seek(PG_FUNCTION_ARGS)
 
 	cqrs_arg_required(fcinfo, 1, "target of cqrs_seek()", NULL, NULL);
 	target = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	if (strcmp(target, "earliest") == 0)
+	if (pg_strcasecmp(target, "earliest") == 0)
 		seek(subscription, false, NULL);
-	else if (strcmp(target, "latest") == 0)
+	else if (pg_strcasecmp(target, "latest") == 0)
 		seek(subscription, true, NULL);
 	else
 	{
@@ -161,8 +166,8 @@ cqrs_wait(PG_FUNCTION_ARGS)
 	bool		reached = false;
 
 	cqrs_subscription_require_owner(subscription);
-	cqrs_arg_required(fcinfo, 1, "timeout", NULL, NULL);
-	deadline = cqrs_time_plus(now, PG_GETARG_DATUM(1));
+	deadline = PG_ARGISNULL(1) ? TimestampTzPlusMilliseconds(now, WAIT_TIMEOUT) :
+		cqrs_time_plus(now, PG_GETARG_DATUM(1));
 	if (deadline < now)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -240,29 +245,29 @@ cqrs_subscription_try_now(CqrsSubscription *subscription,
 }
 
 /*
- * Set the state, and return how many events it missed in the old one. From
- * suspended, it can only become active.
+ * Set the state; *missed gets how many events were missed in the old one. Returns
+ * false if it is in that state. From suspended, it can only become active.
  */
-static int64
+static bool
 set_state(const CqrsSubscription *subscription, const char *state,
-		  const char *reason)
+		  const char *reason, int64 *missed)
 {
 	CqrsAdmin	admin;
-	int64		missed = 0;
+	bool		changed;
 
 	cqrs_admin_begin(&admin);
-	if (cqrs_admin_execute("UPDATE cqrs.subscription n"
-						   " SET state = $2, state_since = pg_catalog.now(), state_reason = nullif($3, ''), missed_events = 0"
-						   " FROM (SELECT subscription_id, missed_events FROM cqrs.subscription"
-						   "       WHERE subscription_id = $1 FOR UPDATE) o"
-						   " WHERE n.subscription_id = o.subscription_id AND n.state <> $2"
-						   " AND (n.state <> 'suspended' OR $2 = 'active')"
-						   " RETURNING o.missed_events",
-						   3, CQRS_INT4(subscription->subscription_id),
-						   CQRS_TEXT(state), CQRS_TEXT(reason)) > 0)
-		missed = DatumGetInt64(cqrs_admin_result());
+	changed = cqrs_admin_execute("UPDATE cqrs.subscription n"
+								 " SET state = $2, state_since = pg_catalog.now(), state_reason = nullif($3, ''), missed_events = 0"
+								 " FROM (SELECT subscription_id, missed_events FROM cqrs.subscription"
+								 "       WHERE subscription_id = $1 FOR UPDATE) o"
+								 " WHERE n.subscription_id = o.subscription_id AND n.state <> $2"
+								 " AND (n.state <> 'suspended' OR $2 = 'active')"
+								 " RETURNING o.missed_events",
+								 3, CQRS_INT4(subscription->subscription_id),
+								 CQRS_TEXT(state), CQRS_TEXT(reason)) > 0;
+	*missed = changed ? DatumGetInt64(cqrs_admin_result()) : 0;
 	cqrs_admin_end(&admin);
-	return missed;
+	return changed;
 }
 
 /*

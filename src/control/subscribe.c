@@ -30,6 +30,14 @@
 #include "subscription/settings.h"
 #include "subscription/subscription.h"
 
+static void make(const CqrsSettings *settings, const char *name,
+				 List *topics, bool latest);
+static bool replace(CqrsSettings *settings, const char *name, List *topics,
+					bool path_given, bool or_replace);
+static bool change(const CqrsSettings *settings,
+				   CqrsSubscription *subscription);
+static bool own_if_nobody_does(CqrsSubscription **subscription);
+static void remove_subscription(CqrsSubscription *subscription);
 static Oid	set_handler(CqrsSettings *settings, const char *name);
 static char *check_handler(const char *subscription, Oid funcid);
 static void check_broker(CqrsSettings *settings, const char *name,
@@ -44,34 +52,37 @@ static bool parse_start(const char *subscription, const char *start);
 /* Where cqrs_subscribe() has the settings, ... */
 static const int subscribe_args[CQRS_SETTINGS] = {
 	[CQRS_SETTING_HANDLER] = 2,
-	[CQRS_SETTING_PARTITIONS] = 4,
-	[CQRS_SETTING_MAX_ATTEMPTS] = 5,
-	[CQRS_SETTING_RETRY_DELAY] = 6,
-	[CQRS_SETTING_MAX_RETRY_DELAY] = 7,
-	[CQRS_SETTING_HANDLER_TIMEOUT] = 8,
-	[CQRS_SETTING_MAX_RETAINED_SIZE] = 9,
-	[CQRS_SETTING_MAX_RETAINED_AGE] = 10,
-	[CQRS_SETTING_SERVER] = 11,
+	[CQRS_SETTING_SERVER] = 3,
+	[CQRS_SETTING_PARTITIONS] = 5,
+	[CQRS_SETTING_MAX_ATTEMPTS] = 6,
+	[CQRS_SETTING_RETRY_DELAY] = 7,
+	[CQRS_SETTING_MAX_RETRY_DELAY] = 8,
+	[CQRS_SETTING_DELIVERY_TIMEOUT] = 9,
+	[CQRS_SETTING_MAX_RETAINED_SIZE] = 10,
+	[CQRS_SETTING_MAX_RETAINED_AGE] = 11,
 	[CQRS_SETTING_FORMAT] = 12,
 	[CQRS_SETTING_STRICT_KEY_ORDER] = 13,
 	[CQRS_SETTING_TRANSACTION] = 14,
 	[CQRS_SETTING_SEARCH_PATH] = 15,
 };
 
+#define SUBSCRIBE_START			4
+#define SUBSCRIBE_OR_REPLACE	16
+
 /* ... and cqrs_alter_subscription(). */
 static const int alter_args[CQRS_SETTINGS] = {
 	[CQRS_SETTING_HANDLER] = 1,
-	[CQRS_SETTING_MAX_ATTEMPTS] = 2,
-	[CQRS_SETTING_RETRY_DELAY] = 3,
-	[CQRS_SETTING_MAX_RETRY_DELAY] = 4,
-	[CQRS_SETTING_HANDLER_TIMEOUT] = 5,
-	[CQRS_SETTING_MAX_RETAINED_SIZE] = 6,
-	[CQRS_SETTING_MAX_RETAINED_AGE] = 7,
-	[CQRS_SETTING_SERVER] = 8,
-	[CQRS_SETTING_FORMAT] = 9,
-	[CQRS_SETTING_STRICT_KEY_ORDER] = 10,
-	[CQRS_SETTING_TRANSACTION] = 11,
-	[CQRS_SETTING_PARTITIONS] = 12,
+	[CQRS_SETTING_SERVER] = 2,
+	[CQRS_SETTING_PARTITIONS] = 3,
+	[CQRS_SETTING_MAX_ATTEMPTS] = 4,
+	[CQRS_SETTING_RETRY_DELAY] = 5,
+	[CQRS_SETTING_MAX_RETRY_DELAY] = 6,
+	[CQRS_SETTING_DELIVERY_TIMEOUT] = 7,
+	[CQRS_SETTING_MAX_RETAINED_SIZE] = 8,
+	[CQRS_SETTING_MAX_RETAINED_AGE] = 9,
+	[CQRS_SETTING_FORMAT] = 10,
+	[CQRS_SETTING_STRICT_KEY_ORDER] = 11,
+	[CQRS_SETTING_TRANSACTION] = 12,
 	[CQRS_SETTING_SEARCH_PATH] = 13,
 };
 
@@ -80,31 +91,29 @@ PG_FUNCTION_INFO_V1(cqrs_unsubscribe);
 PG_FUNCTION_INFO_V1(cqrs_alter_subscription);
 
 /*
- * cqrs_subscribe(subscription, topics, handler, start, partitions, ...)
+ * cqrs_subscribe(subscription, topics, handler, server, start, ...)
  */
 Datum
 cqrs_subscribe(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
+	bool		or_replace = !PG_ARGISNULL(SUBSCRIBE_OR_REPLACE) &&
+	PG_GETARG_BOOL(SUBSCRIBE_OR_REPLACE);
+	bool		path_given = !PG_ARGISNULL(subscribe_args[CQRS_SETTING_SEARCH_PATH]);
 	CqrsSettings settings;
 	bool		latest;
 	Oid			handler;
-	int			partitions;
 	List	   *topics;
-	CqrsAdmin	admin;
-	int32		subscription_id;
 
 	cqrs_require_writable("cqrs_subscribe()");
 	cqrs_name_check("subscription", name);
 	topics = check_topics(name, PG_ARGISNULL(1) ? NULL :
 						  PG_GETARG_ARRAYTYPE_P(1));
-	latest = parse_start(name, PG_ARGISNULL(3) ? "earliest" :
-						 text_to_cstring(PG_GETARG_TEXT_PP(3)));
+	latest = parse_start(name, PG_ARGISNULL(SUBSCRIBE_START) ? "earliest" :
+						 text_to_cstring(PG_GETARG_TEXT_PP(SUBSCRIBE_START)));
 	cqrs_settings_read(&settings, fcinfo, subscribe_args);
 	cqrs_settings_complete(&settings);
-	partitions =
-		DatumGetInt32(settings.values[CQRS_SETTING_PARTITIONS].value);
-	cqrs_epoch_check_partitions(name, partitions);
+	cqrs_epoch_check_partitions(name, DatumGetInt32(settings.values[CQRS_SETTING_PARTITIONS].value));
 	handler = set_handler(&settings, name);
 	cqrs_settings_check(&settings, name);
 	check_broker(&settings, name, NULL);
@@ -118,27 +127,188 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 						name),
 				 errhint("Make two subscriptions.")));
 
-	cqrs_admin_begin(&admin);
-	cqrs_admin_ddl("LOCK TABLE cqrs.subscription IN SHARE ROW EXCLUSIVE MODE");
+	/* Somebody else may make it while we wait for the table. */
+	if (cqrs_registry_subscription(name) == NULL)
+		cqrs_admin_run("LOCK TABLE cqrs.subscription IN SHARE ROW EXCLUSIVE MODE", 0);
 	if (cqrs_registry_subscription(name) != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("subscription \"%s\" already exists", name)));
-	subscription_id = cqrs_settings_insert(&settings, name, false);
-	cqrs_admin_end(&admin);
-	cqrs_owner_make_view(name, GetUserId());
-	cqrs_subscription_start(subscription_id, topics, partitions, latest);
-	PG_RETURN_VOID();
+		PG_RETURN_BOOL(replace(&settings, name, topics, path_given,
+							   or_replace));
+	make(&settings, name, topics, latest);
+	PG_RETURN_BOOL(true);
 }
 
 /*
- * cqrs_unsubscribe(subscription)
+ * cqrs_unsubscribe(subscription, if_exists)
  */
 Datum
 cqrs_unsubscribe(PG_FUNCTION_ARGS)
 {
+	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
+	CqrsSubscription *subscription;
+
+	cqrs_require_writable("cqrs_unsubscribe()");
+	if (!PG_ARGISNULL(1) && PG_GETARG_BOOL(1) &&
+		cqrs_registry_subscription(name) == NULL)
+		PG_RETURN_BOOL(false);
+	subscription = cqrs_subscription_get(name);
+	cqrs_subscription_require_owner(subscription);
+	remove_subscription(subscription);
+	PG_RETURN_BOOL(true);
+}
+
+/*
+ * cqrs_alter_subscription(subscription, handler, server, ...)
+ */
+Datum
+cqrs_alter_subscription(PG_FUNCTION_ARGS)
+{
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo,
-														   "cqrs_unsubscribe()");
+														   "cqrs_alter_subscription()");
+	const char *name = subscription->name;
+	CqrsSettings settings;
+	Oid			handler = InvalidOid;
+	bool		changed = own_if_nobody_does(&subscription);
+
+	cqrs_settings_read(&settings, fcinfo, alter_args);
+	if (cqrs_setting_is_given(&settings, CQRS_SETTING_HANDLER))
+	{
+		/* A handler runs with the owner's privileges, not a member's. */
+		if (GetUserId() != subscription->owner)
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("must be owner of subscription \"%s\" to change its handler",
+							name)));
+		if (!subscription->has_handler)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("subscription \"%s\" has no handler", name),
+					 errhint("Make another subscription for the handler.")));
+		handler = set_handler(&settings, name);
+	}
+	cqrs_settings_check(&settings, name);
+	check_broker(&settings, name, subscription);
+	check_transaction(&settings, name, subscription);
+	set_search_path(&settings, name, subscription, handler);
+	changed |= change(&settings, subscription);
+	PG_RETURN_BOOL(changed);
+}
+
+/*
+ * Make a subscription that is not there yet. The table is locked.
+ */
+static void
+make(const CqrsSettings *settings, const char *name, List *topics,
+	 bool latest)
+{
+	CqrsAdmin	admin;
+	int32		subscription_id;
+
+	cqrs_admin_begin(&admin);
+	subscription_id = cqrs_settings_insert(settings, name, false);
+	cqrs_admin_end(&admin);
+	cqrs_owner_make_view(name, GetUserId());
+	cqrs_subscription_start(subscription_id, topics,
+							DatumGetInt32(settings->values[CQRS_SETTING_PARTITIONS].value),
+							latest);
+}
+
+/*
+ * A subscription of this name is there: if it is like this, do nothing, and return
+ * false; if not, change it, if that is wanted. It keeps its cursors. The
+ * search_path counts if it is given, not if it is only the session's. Raises
+ * 42501, 42710 or 55000.
+ */
+static bool
+replace(CqrsSettings *settings, const char *name, List *topics,
+		bool path_given, bool or_replace)
+{
+	CqrsSubscription *old = cqrs_subscription_get(name);
+	NullableDatum path = settings->values[CQRS_SETTING_SEARCH_PATH];
+	bool		same_topics = list_length(topics) == old->ntopics;
+	bool		changed;
+	int			i;
+
+	cqrs_subscription_require_owner(old);
+	for (i = 0; i < old->ntopics; i++)
+		same_topics &= list_member_int(topics, old->topics[i]->topic_id);
+	if (!path_given)
+		settings->values[CQRS_SETTING_SEARCH_PATH].isnull = true;
+	changed = cqrs_settings_differ(settings, old->subscription_id, true);
+	if (!changed && same_topics)
+		return own_if_nobody_does(&old);
+	if (!or_replace)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("subscription \"%s\" already exists, and is another one",
+						name),
+				 errdetail("See cqrs_subscriptions."),
+				 errhint("Use or_replace => true to change it.")));
+	if (!same_topics || old->runs_commands ||
+		old->has_handler != cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER) ||
+		(old->server != NULL) != cqrs_setting_is_given(settings, CQRS_SETTING_SERVER))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("subscription \"%s\" cannot be replaced by one of other topics or of another kind",
+						name),
+				 errhint("Use cqrs_unsubscribe() first, or make another subscription.")));
+	(void) own_if_nobody_does(&old);
+	if (GetUserId() != old->owner)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be owner of subscription \"%s\" to replace it",
+						name)));
+	settings->values[CQRS_SETTING_SEARCH_PATH] = path;
+	(void) change(settings, old);
+	return true;
+}
+
+/*
+ * Change those settings that are given. Returns whether that changed anything.
+ */
+static bool
+change(const CqrsSettings *settings, CqrsSubscription *subscription)
+{
+	int32		subscription_id = subscription->subscription_id;
+	CqrsAdmin	admin;
+
+	if (!cqrs_settings_differ(settings, subscription_id, false))
+		return false;
+	if (cqrs_setting_is_given(settings, CQRS_SETTING_PARTITIONS))
+		cqrs_epoch_open(subscription,
+						DatumGetInt32(settings->values[CQRS_SETTING_PARTITIONS].value));
+	cqrs_admin_begin(&admin);
+	cqrs_settings_update(settings, subscription_id);
+	cqrs_admin_end(&admin);
+
+	/* What the handler before could not do need not wait for its time. */
+	if (cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER))
+		(void) cqrs_subscription_try_now(subscription, NULL);
+	cqrs_subscription_wake(subscription);
+	return true;
+}
+
+/*
+ * Whoever may change a subscription that has no owner becomes the owner. Returns
+ * whether there was none.
+ */
+static bool
+own_if_nobody_does(CqrsSubscription **subscription)
+{
+	char	   *name = (*subscription)->name;
+
+	if (OidIsValid((*subscription)->view))
+		return false;
+	cqrs_owner_make_view(name, GetUserId());
+	*subscription = cqrs_subscription_get(name);
+	return true;
+}
+
+/*
+ * Remove a subscription, and all that it has.
+ */
+static void
+remove_subscription(CqrsSubscription *subscription)
+{
 	int32		subscription_id = subscription->subscription_id;
 	char	   *name = subscription->name;
 	CqrsAdmin	admin;
@@ -167,61 +337,6 @@ cqrs_unsubscribe(PG_FUNCTION_ARGS)
 	cqrs_admin_end(&admin);
 	cqrs_owner_drop_view(name);
 	cqrs_cursor_delete_all(subscription_id);
-	PG_RETURN_VOID();
-}
-
-/*
- * cqrs_alter_subscription(subscription, handler, max_attempts, ...)
- */
-Datum
-cqrs_alter_subscription(PG_FUNCTION_ARGS)
-{
-	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo,
-														   "cqrs_alter_subscription()");
-	const char *name = subscription->name;
-	CqrsSettings settings;
-	Oid			handler = InvalidOid;
-	CqrsAdmin	admin;
-
-	/* Whoever may do this although there is no owner becomes the owner. */
-	if (!OidIsValid(subscription->view))
-	{
-		cqrs_owner_make_view(name, GetUserId());
-		subscription = cqrs_subscription_get(name);
-	}
-	cqrs_settings_read(&settings, fcinfo, alter_args);
-	if (cqrs_setting_is_given(&settings, CQRS_SETTING_HANDLER))
-	{
-		/* A handler runs with the owner's privileges, not a member's. */
-		if (GetUserId() != subscription->owner)
-			ereport(ERROR,
-					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("must be owner of subscription \"%s\" to change its handler",
-							name)));
-		if (!subscription->has_handler)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("subscription \"%s\" has no handler", name),
-					 errhint("Make another subscription for the handler.")));
-		handler = set_handler(&settings, name);
-	}
-	cqrs_settings_check(&settings, name);
-	check_broker(&settings, name, subscription);
-	check_transaction(&settings, name, subscription);
-	set_search_path(&settings, name, subscription, handler);
-	if (cqrs_setting_is_given(&settings, CQRS_SETTING_PARTITIONS))
-		cqrs_epoch_open(subscription,
-						DatumGetInt32(settings.values[CQRS_SETTING_PARTITIONS].value));
-
-	cqrs_admin_begin(&admin);
-	cqrs_settings_update(&settings, subscription->subscription_id);
-	cqrs_admin_end(&admin);
-
-	/* What the handler before could not do need not wait for its time. */
-	if (cqrs_setting_is_given(&settings, CQRS_SETTING_HANDLER))
-		(void) cqrs_subscription_try_now(subscription, NULL);
-	cqrs_subscription_wake(subscription);
-	PG_RETURN_VOID();
 }
 
 /*
@@ -431,9 +546,9 @@ check_topics(const char *subscription, ArrayType *array)
 static bool
 parse_start(const char *subscription, const char *start)
 {
-	if (strcmp(start, "latest") == 0)
+	if (pg_strcasecmp(start, "latest") == 0)
 		return true;
-	if (strcmp(start, "earliest") != 0)
+	if (pg_strcasecmp(start, "earliest") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("subscription \"%s\" cannot start at \"%s\"",

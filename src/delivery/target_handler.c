@@ -600,12 +600,12 @@ call_limited(Batch *batch, Datum arg)
 {
 	CqrsSubscription *subscription = batch->relay.subscription;
 	bool		limited = batch->in_worker &&
-	subscription->handler_timeout > 0;
+	subscription->delivery_timeout > 0;
 	int			commit = synchronous_commit;
 	bool		isnull;
 
 	if (limited)
-		cqrs_handler_timeout_begin(subscription->handler_timeout);
+		cqrs_handler_timeout_begin(subscription->delivery_timeout);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	(void) cqrs_handler_call(&subscription->handler, arg, &isnull);
 	PopActiveSnapshot();
@@ -887,7 +887,7 @@ delivery_error_callback(void *arg)
 
 	if ((cqrs_handler_timed_out() && geterrcode() == ERRCODE_QUERY_CANCELED) ||
 		(cqrs_handler_is_overdue() && geterrcode() == ERRCODE_ADMIN_SHUTDOWN))
-		errmsg("handler of subscription \"%s\" took longer than its handler_timeout",
+		errmsg("handler of subscription \"%s\" took longer than its delivery_timeout",
 			   context->subscription->name);
 	if (context->event != NULL)
 		errcontext("delivering position " INT64_FORMAT " of topic \"%s\" to subscription \"%s\"",

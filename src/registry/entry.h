@@ -113,7 +113,7 @@ typedef struct CqrsSubscription
 	int			max_attempts;
 	int64		retry_delay;
 	int64		max_retry_delay;
-	int64		handler_timeout;
+	int64		delivery_timeout;
 	int64		max_retained_size;
 	int64		max_retained_age;
 	CqrsSubscriptionState state;

@@ -106,7 +106,7 @@ enum
 	SUBSCRIPTION_MAX_ATTEMPTS,
 	SUBSCRIPTION_RETRY_DELAY,
 	SUBSCRIPTION_MAX_RETRY_DELAY,
-	SUBSCRIPTION_HANDLER_TIMEOUT,
+	SUBSCRIPTION_DELIVERY_TIMEOUT,
 	SUBSCRIPTION_MAX_RETAINED_SIZE,
 	SUBSCRIPTION_MAX_RETAINED_AGE,
 	SUBSCRIPTION_STATE,
@@ -484,8 +484,8 @@ add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 		cqrs_milliseconds(values[SUBSCRIPTION_RETRY_DELAY - 1]);
 	subscription->max_retry_delay =
 		cqrs_milliseconds(values[SUBSCRIPTION_MAX_RETRY_DELAY - 1]);
-	subscription->handler_timeout =
-		cqrs_milliseconds(values[SUBSCRIPTION_HANDLER_TIMEOUT - 1]);
+	subscription->delivery_timeout =
+		cqrs_milliseconds(values[SUBSCRIPTION_DELIVERY_TIMEOUT - 1]);
 	subscription->max_retained_size =
 		DatumGetInt64(values[SUBSCRIPTION_MAX_RETAINED_SIZE - 1]);
 	subscription->max_retained_age =

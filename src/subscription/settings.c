@@ -35,7 +35,7 @@ static const struct
 	[CQRS_SETTING_MAX_ATTEMPTS] = {"max_attempts", INT4OID, "25"},
 	[CQRS_SETTING_RETRY_DELAY] = {"retry_delay", INTERVALOID, "1 s"},
 	[CQRS_SETTING_MAX_RETRY_DELAY] = {"max_retry_delay", INTERVALOID, "3 h"},
-	[CQRS_SETTING_HANDLER_TIMEOUT] = {"handler_timeout", INTERVALOID, "1 min"},
+	[CQRS_SETTING_DELIVERY_TIMEOUT] = {"delivery_timeout", INTERVALOID, "1 min"},
 	[CQRS_SETTING_MAX_RETAINED_SIZE] = {"max_retained_size", INT8OID, "10737418240"},
 	[CQRS_SETTING_MAX_RETAINED_AGE] = {"max_retained_age", INTERVALOID, "0"},
 	[CQRS_SETTING_FORMAT] = {"format", TEXTOID, NULL},
@@ -178,6 +178,47 @@ cqrs_settings_insert(const CqrsSettings *settings, const char *subscription,
 									 names.data, numbers.data),
 							CQRS_SETTINGS + 2, types, values, nulls);
 	return DatumGetInt32(cqrs_admin_result());
+}
+
+/*
+ * Does the subscription differ in any of those that are given, or, with all, in
+ * any? Only if it is given, the search_path counts.
+ */
+bool
+cqrs_settings_differ(const CqrsSettings *settings, int32 subscription_id,
+					 bool all)
+{
+	Oid			types[CQRS_SETTINGS + 1];
+	Datum		values[CQRS_SETTINGS + 1];
+	char		nulls[CQRS_SETTINGS + 1];
+	StringInfoData differences;
+	CqrsAdmin	admin;
+	bool		differ;
+	int			i;
+
+	initStringInfo(&differences);
+	for (i = 0; i < CQRS_SETTINGS; i++)
+	{
+		const char *name = i == CQRS_SETTING_PARTITIONS ?
+		"coalesce(next_partitions, partitions)" : table[i].name;
+
+		if (all && i != CQRS_SETTING_SEARCH_PATH)
+			appendStringInfo(&differences, "%s%s IS DISTINCT FROM $%d",
+							 i > 0 ? " OR " : "", name, i + 2);
+		else
+			appendStringInfo(&differences, "%scoalesce(%s <> $%d, $%d IS NOT NULL)",
+							 i > 0 ? " OR " : "", name, i + 2, i + 2);
+	}
+	parameters(settings, types + 1, values + 1, nulls + 1);
+	types[0] = INT4OID;
+	values[0] = Int32GetDatum(subscription_id);
+	nulls[0] = ' ';
+	cqrs_admin_begin(&admin);
+	differ = cqrs_admin_execute_args(psprintf("SELECT FROM cqrs.subscription WHERE subscription_id = $1 AND (%s)",
+											  differences.data),
+									 CQRS_SETTINGS + 1, types, values, nulls) > 0;
+	cqrs_admin_end(&admin);
+	return differ;
 }
 
 /*

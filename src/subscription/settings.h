@@ -19,7 +19,7 @@ typedef enum CqrsSetting
 	CQRS_SETTING_MAX_ATTEMPTS,
 	CQRS_SETTING_RETRY_DELAY,
 	CQRS_SETTING_MAX_RETRY_DELAY,
-	CQRS_SETTING_HANDLER_TIMEOUT,
+	CQRS_SETTING_DELIVERY_TIMEOUT,
 	CQRS_SETTING_MAX_RETAINED_SIZE,
 	CQRS_SETTING_MAX_RETAINED_AGE,
 	CQRS_SETTING_FORMAT,
@@ -47,6 +47,8 @@ extern void cqrs_settings_complete(CqrsSettings *settings);
 extern int32 cqrs_settings_insert(const CqrsSettings *settings,
 								  const char *subscription,
 								  bool runs_commands);
+extern bool cqrs_settings_differ(const CqrsSettings *settings,
+								 int32 subscription_id, bool all);
 extern void cqrs_settings_update(const CqrsSettings *settings,
 								 int32 subscription_id);
 

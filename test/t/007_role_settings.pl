@@ -148,7 +148,7 @@ as_role('alice', q(
 	END $$;
 	SELECT cqrs_unsubscribe('alice_sub');
 	SELECT cqrs_unsubscribe('alice_fails');
-	SELECT cqrs_subscribe('alice_leaves', ARRAY['things'], 'alice_leaves(cqrs_event)', 'latest');
+	SELECT cqrs_subscribe('alice_leaves', ARRAY['things'], 'alice_leaves(cqrs_event)', start => 'latest');
 ));
 $node->safe_psql('postgres', 'TRUNCATE recorded');
 for my $n (21 .. 23)

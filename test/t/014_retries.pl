@@ -50,7 +50,7 @@ $node->safe_psql('postgres', q(
 		END IF;
 	END $$;
 	SELECT cqrs_subscribe('things', ARRAY['things'], 'on_thing(cqrs_event)',
-		max_attempts => 3, retry_delay => '10 ms', handler_timeout => '200 ms');
+		max_attempts => 3, retry_delay => '10 ms', delivery_timeout => '200 ms');
 ));
 
 # emit(KEY, N...): one after the other.
@@ -123,7 +123,7 @@ does(7, 'hang');
 emit('a', 7);
 emit('b', 8);
 ok(wait_status($node, 'postgres', 'things', '0/0/0/1'), 'a handler that hangs is canceled, and fails');
-is(dead(), '7/3/57014/handler of subscription "things" took longer than its handler_timeout', 'after its attempts');
+is(dead(), '7/3/57014/handler of subscription "things" took longer than its delivery_timeout', 'after its attempts');
 is(those(), 'b8', 'another key goes on');
 does(9, 'hang for ever');
 emit('a', 9);

@@ -145,7 +145,7 @@ cmp_ok(scalar(split / /, numbers()), '<=', 9 + 5, 'and no more than the window c
 is(query($node, "SELECT count(*) FROM cqrs_events('orders', status => 'produced') WHERE attempts > 0"), '0', 'nothing has counted as an attempt');
 
 # Not answered.
-begin('silent', q(handler_timeout => '200 ms'));
+begin('silent', q(delivery_timeout => '200 ms'));
 $peer->tell('rule', 'silence', of(2));
 emit(qw(a b));
 ok(wait_error($node, 'postgres', $name, 'has confirmed nothing for 200 ms'), 'a broker that does not answer');

@@ -25,7 +25,7 @@ $node->safe_psql('postgres', q(
 	GRANT SELECT, INSERT ON done TO app;
 	GRANT USAGE ON SEQUENCE done_seq_seq TO app;
 	GRANT SELECT ON broken TO app;
-	GRANT EXECUTE ON FUNCTION cqrs_alter_subscription, cqrs_pause, cqrs_resume TO app;
+	GRANT EXECUTE ON FUNCTION cqrs_alter_subscription TO app;
 	-- waits for who has advisory lock 1
 	CREATE FUNCTION do_it(c jsonb) RETURNS void LANGUAGE plpgsql SET search_path = public AS $$
 	BEGIN
