@@ -46,7 +46,7 @@ SELECT cqrs_create_command_queue('regress_cqrs_app');
 SELECT count(cqrs_emit(topic, '{"failed": true}', topic || n)) FROM unnest('{open,secret}'::text[]) topic, generate_series(1, 2) n;
 SELECT cqrs_tick() > 0 AS ticked;
 CREATE FUNCTION fail(subscription text) RETURNS bigint[] LANGUAGE sql AS $$
-	SELECT array_agg(cqrs_nack(subscription, ARRAY[position], give_up => key LIKE '%2')) FROM cqrs_receive(subscription) $$;
+	SELECT array_agg(cqrs_nack(subscription, ARRAY[position], retry_after => '1 day', give_up => key LIKE '%2')) FROM cqrs_receive(subscription) $$;
 SET ROLE regress_cqrs_reader;
 SELECT fail('mine');
 SET ROLE regress_cqrs_boss;
@@ -149,8 +149,8 @@ INSERT INTO calls (call, tells) VALUES
 	('(SELECT array_agg(payload) FROM cqrs_scheduled_commands)', 'result'), ('(SELECT count(*) FROM cqrs_breaker_status)', 'result'),
 	('(SELECT count(*) FROM cqrs.problem)', 'result IS NOT NULL'),
 	-- watching
-	('(SELECT count(*) FROM cqrs_worker_status())', 'result IS NOT NULL'), ('(SELECT count(*) FROM cqrs_health())', 'result IS NOT NULL'),
-	('cqrs.library_version()', 'result IS NOT NULL'), ('(SELECT count(*) FROM cqrs.background())', 'result IS NOT NULL'),
+	('(SELECT count(*) FROM cqrs_worker_status)', 'result IS NOT NULL'), ('(SELECT count(*) FROM cqrs_health())', 'result IS NOT NULL'),
+	('(SELECT count(*) FROM cqrs.worker_status())', 'result IS NOT NULL'), ('cqrs.library_version()', 'result IS NOT NULL'), ('(SELECT count(*) FROM cqrs.background())', 'result IS NOT NULL'),
 	('(SELECT count(*) FROM cqrs.broken_tables(2))', 'result IS NOT NULL'),
 	('(SELECT count(*) FROM cqrs.find_function(''x'', NULL, false))', 'result IS NOT NULL'),
 	('cqrs.flowchart(NULL)', 'result LIKE ''%closed%'''), ('cqrs.sequence_diagram(''Closed'')', 'result LIKE ''%closed%'''),

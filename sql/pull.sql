@@ -49,7 +49,7 @@ SELECT cqrs_ack('pull') AS again;
 SELECT received('pull');
 COMMIT;
 SELECT payload->>'n' AS n, status, attempts FROM cqrs_events('things');
-SELECT retrying, waiting, dead, last_error_sqlstate, last_error, retry_at > now() AS later FROM cqrs_subscription_status;
+SELECT retrying, waiting, dead, error_sqlstate, error, retry_at > now() AS later FROM cqrs_subscription_status;
 
 -- now it is time; what failed before holds its key until it is settled
 SELECT due_now();

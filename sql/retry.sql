@@ -21,7 +21,7 @@ BEGIN
 	END LOOP;
 END $$;
 CREATE VIEW progress AS
-	SELECT state, lag_events, retrying, waiting, dead, last_error_sqlstate, last_error FROM cqrs_subscription_status;
+	SELECT state, lag_events, retrying, waiting, dead, error_sqlstate, error FROM cqrs_subscription_status;
 CREATE VIEW outbox AS
 	SELECT key, payload->>'n' AS n, status, attempts FROM cqrs_events('things');
 

@@ -143,7 +143,7 @@ CROSS JOIN LATERAL (
 	UNION ALL
 	SELECT 'warning', 'workers_busy', d.object,
 		   format('Subscriptions wait for a worker since %s: all %s are in use.', b.waiting_since, b.max_workers),
-		   'See cqrs_worker_status(). Raise cqrs_outbox.max_workers and restart the server.',
+		   'See cqrs_worker_status. Raise cqrs_outbox.max_workers and restart the server.',
 		   clock_timestamp() - b.waiting_since
 	WHERE b.waiting_since IS NOT NULL AND NOT b.no_worker AND b.state = 'running' AND b.delivers
 	UNION ALL
@@ -210,7 +210,8 @@ LEFT JOIN pg_stat_activity a ON a.pid = b.pid
 UNION ALL
 -- space is not freed
 SELECT 'notice', 'truncation_held', format('topic "%s"', t.topic),
-	   format('A segment that nobody needs any more cannot be truncated: %s.', p.held_by),
+	   format('A segment that nobody needs any more cannot be truncated: %s has a lock on it.',
+			  CASE WHEN p.held_by = 'lock' THEN format('process %s', p.held_by_pid) ELSE 'a prepared transaction' END),
 	   CASE WHEN p.held_by_pid IS NULL THEN 'See pg_prepared_xacts; COMMIT PREPARED or ROLLBACK PREPARED.'
 			ELSE format('Let the transaction of process %1$s end, or pg_terminate_backend(%1$s).', p.held_by_pid) END,
 	   clock_timestamp() - coalesce(a.xact_start, (SELECT min(prepared) FROM pg_prepared_xacts
@@ -218,7 +219,7 @@ SELECT 'notice', 'truncation_held', format('topic "%s"', t.topic),
 FROM cqrs.topic t
 CROSS JOIN LATERAL cqrs.topic_progress(t.topic_id) p
 LEFT JOIN pg_stat_activity a ON a.pid = p.held_by_pid
-WHERE p.held_by LIKE 'lock of %';
+WHERE p.held_by IN ('lock', 'prepared_transaction');
 COMMENT ON VIEW cqrs.topic_problem IS 'what may be wrong with topics';
 
 -- Do the registered functions and types exist?
@@ -425,11 +426,11 @@ CROSS JOIN LATERAL (
 	-- or is late
 	SELECT 'warning', 'late',
 		   format('%s events wait, the first since %s.', p.lag_events,
-				  date_trunc('second', clock_timestamp() - make_interval(secs => p.lag_seconds))),
+				  date_trunc('second', clock_timestamp() - p.lag)),
 		   CASE WHEN s.server IS NOT NULL THEN 'See its row in cqrs_subscription_status: its worker, and what the broker said last.'
 				WHEN s.handler IS NULL THEN 'See whether its clients receive and acknowledge.'
 				ELSE 'See its row in cqrs_subscription_status: whether its handler is at work, or waits.' END,
-		   make_interval(secs => p.lag_seconds), NULL
+		   p.lag, NULL
 	WHERE s.state = 'active' AND p.lag_events > 0
 	UNION ALL
 	SELECT 'warning', 'retrying',

@@ -32,8 +32,8 @@ my %known = map { /^(\S+?)(?:=(\d+))?$/ ? ($1 => $2 // 3) : () } qw(
   cqrs_register_command cqrs_register_query cqrs_unregister_command=1 cqrs_register_fallback cqrs_unregister_fallback=1
   cqrs_register_middleware=1 cqrs_unregister_middleware=2 cqrs_subscribe cqrs_alter_subscription cqrs_unsubscribe=1
   cqrs_pause=1 cqrs_resume=2 cqrs_seek=2 cqrs_retry cqrs_redrive cqrs_discard cqrs_discard_all cqrs_tick cqrs_drain=6 cqrs_enqueue_scheduled
-  cqrs_adopt=1 cqrs_grant_admin=1 cqrs_revoke_admin=1 cqrs_maintain=1 cqrs_worker_status=1 cqrs_health=1 cqrs_diagram=1 run_command announce
-  registry_changed=1 refuse_write=1 withdraw_privileges=0 breaker_state usable library_version background broken_tables find_function diagram_label no_diagram flowchart sequence_diagram topic_progress subscription_progress subscription_owner cursor_holders key_partition);
+  cqrs_adopt=1 cqrs_grant_admin=1 cqrs_revoke_admin=1 cqrs_maintain=1 cqrs_health=1 cqrs_diagram=1 run_command announce
+  registry_changed=1 refuse_write=1 withdraw_privileges=0 breaker_state usable library_version background broken_tables find_function diagram_label no_diagram flowchart sequence_diagram topic_progress subscription_progress subscription_owner worker_status cursor_holders key_partition);
 
 # What an error may say though it has the code of an internal one: the server's
 # own answers to who changes the same thing at the same time.
@@ -165,7 +165,7 @@ sub statements
 		$sql .= pick('COMMIT', 'ROLLBACK', 'COMMIT', 'SAVEPOINT s', 'ROLLBACK TO s', 'RELEASE s') . ";\n" if $roll > 0.85;
 		$sql .= 'SET cqrs_outbox.' . pick('max_command_depth = 2', 'max_event_depth = 1', "correlation_id = 'x'", "correlation_id = E'a\\nb'", "traceparent = 'x'")
 		  . ";\n" if $roll > 0.48 && $roll < 0.5;
-		$sql .= pick('SELECT * FROM cqrs_subscription_status', 'SELECT * FROM cqrs_topic_status', 'SELECT * FROM cqrs_dead_letters', 'SELECT * FROM cqrs_retries',
+		$sql .= pick('SELECT * FROM cqrs_subscription_status', 'SELECT * FROM cqrs_topic_status', 'SELECT * FROM cqrs_worker_status', 'SELECT * FROM cqrs_dead_letters', 'SELECT * FROM cqrs_retries',
 			'SELECT * FROM cqrs_topics.a LIMIT 3',
 			'SELECT * FROM cqrs_subscriptions.a', "INSERT INTO captured VALUES (1, 'x')", 'UPDATE captured SET t = t || t', 'DELETE FROM captured', 'TRUNCATE captured') . ";\n"
 		  if $roll > 0.44 && $roll < 0.48;

@@ -120,8 +120,8 @@ my $offset = -s $node->logfile;
 $node->safe_psql('postgres', "SELECT cqrs_emit_many('failed', ARRAY(SELECT jsonb_build_object('n', n) FROM generate_series(11, 13) n))");
 ok($node->poll_query_until('postgres', "SELECT max(attempts) >= 2 FROM cqrs_events('failures')"),
 	'a handler that fails is called again');
-is($node->safe_psql('postgres', "SELECT last_error, last_error_sqlstate, state, lag_events, retry_at > last_error_at, last_error_position = (SELECT position FROM cqrs_events('failures') WHERE payload->>'n' = '12') FROM cqrs_subscription_status WHERE subscription = 'alice_fails'"),
-	'cannot do 12|P0042|waiting to retry|0|t|t', 'the status shows the error');
+is($node->safe_psql('postgres', "SELECT error, error_sqlstate, state, lag_events, retry_at > error_at, error_position = (SELECT position FROM cqrs_events('failures') WHERE payload->>'n' = '12') FROM cqrs_subscription_status WHERE subscription = 'alice_fails'"),
+	'cannot do 12|P0042|waiting|0|t|t', 'the status shows the error');
 is($node->safe_psql('postgres', "SELECT string_agg(payload->>'n' || ' ' || status, ', ' ORDER BY position) FROM cqrs_events('failures')"),
 	'12 not_produced, 13 new', 'so does the outbox');
 my $position = $node->safe_psql('postgres', "SELECT position FROM cqrs_events('failures', status => 'not_produced')");
@@ -134,7 +134,7 @@ $node->safe_psql('postgres', 'DELETE FROM recorded WHERE n = 5; TRUNCATE broken'
 ok($node->poll_query_until('postgres', 'SELECT count(*) = 3 FROM recorded'), 'once it works, delivery goes on');
 like($node->safe_psql('postgres', "SELECT string_agg(n || ' ' || who, ', ' ORDER BY seq) FROM recorded"),
 	qr/^11 new attempt 0, 12 not_produced attempt [2-9]\d*, 13 new attempt 0$/, 'in order, and the handler knows that it failed before');
-is($node->safe_psql('postgres', "SELECT last_error, retrying, waiting, state, lag_events FROM cqrs_subscription_status WHERE subscription = 'alice_fails'"),
+is($node->safe_psql('postgres', "SELECT error, retrying, waiting, state, lag_events FROM cqrs_subscription_status WHERE subscription = 'alice_fails'"),
 	'|0|0|idle|0', 'the error is over');
 
 # What a handler sets for its session is over when it has been called.

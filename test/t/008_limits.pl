@@ -68,7 +68,7 @@ for my $n (7 .. 10)
 	emit_numbers($node, 'two', $n);
 	ok($node->poll_query_until('two', "SELECT max(tick_id) > $tick FROM cqrs.tick"), 'the manager still ticks') if $n == 7;
 }
-is($node->safe_psql('two', "SELECT lag_events, state FROM cqrs_subscription_status WHERE subscription = 'recorder'"), '5|no worker', 'and events wait');
+is($node->safe_psql('two', "SELECT lag_events, state FROM cqrs_subscription_status WHERE subscription = 'recorder'"), '5|no_worker', 'and events wait');
 unlike(slurp_file($node->logfile, $offset), $full, 'which is said once');
 
 # Nor a manager.

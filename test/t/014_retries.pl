@@ -171,7 +171,7 @@ $node->safe_psql('postgres', "TRUNCATE does; INSERT INTO does SELECT n, 'disk fu
 emit('a', 30, 31);
 emit($_->[0], $_->[1]) for [ b => 32 ], [ c => 33 ], [ d => 34 ], [ e => 35 ];
 ok($node->poll_query_until('postgres', "SELECT max(failures) > 2 FROM cqrs.failure"), 'an outage is tried again and again');
-is($node->safe_psql('postgres', "SELECT concat_ws('/', retrying, dead, last_error_sqlstate, last_error_position) FROM cqrs_subscription_status"),
+is($node->safe_psql('postgres', "SELECT concat_ws('/', retrying, dead, error_sqlstate, error_position) FROM cqrs_subscription_status"),
 	'0/0/53100', 'and counts as no attempt');
 $node->safe_psql('postgres', 'TRUNCATE does');
 ok(wait_status($node, 'postgres', 'things', '0/0/0/0'), 'until it is over');
@@ -180,7 +180,7 @@ is($node->safe_psql('postgres', 'SELECT count(*) FROM cqrs.failure'), '0', 'and 
 
 $node->safe_psql('postgres', 'ALTER FUNCTION on_thing(cqrs_event) RENAME TO on_nothing');
 emit('a', 22);
-ok($node->poll_query_until('postgres', "SELECT last_error_sqlstate = '42883' AND retrying = 0 FROM cqrs_subscription_status"),
+ok($node->poll_query_until('postgres', "SELECT error_sqlstate = '42883' AND retrying = 0 FROM cqrs_subscription_status"),
 	'nor does a handler that is not there');
 $node->safe_psql('postgres', 'ALTER FUNCTION on_nothing(cqrs_event) RENAME TO on_thing');
 ok(wait_status($node, 'postgres', 'things', '0/0/0/0'), 'until it is');

@@ -87,7 +87,7 @@ $node->safe_psql('postgres', "SELECT cqrs_subscribe('second', ARRAY['things'], '
 emit_numbers($node, 'postgres', 1);
 ok($node->poll_query_until('postgres', q(SELECT count(*) FILTER (WHERE problem = 'handler_slow') = 2 AND count(*) FILTER (WHERE problem = 'workers_busy' AND object = 'database "postgres"') = 1 FROM cqrs_health(max_hold => '0'))),
 	'workers that are busy while others wait');
-is($node->safe_psql('postgres', "SELECT count(*) FROM cqrs_subscription_status WHERE held_by_pid IS NULL AND state = 'no worker'"), '1',
+is($node->safe_psql('postgres', "SELECT count(*) FROM cqrs_subscription_status WHERE held_by_pid IS NULL AND state = 'no_worker'"), '1',
 	'who waits is held by nobody');
 $locker->query('SELECT pg_advisory_unlock(1)');
 ok(wait_recorded($node, 'postgres', 5), 'once they go on');

@@ -60,7 +60,7 @@ sub is_failing
 	my ($text, $name) = @_;
 
 	ok(wait_error($node, 'postgres', 'out', quotemeta $text), "$name: the status says so");
-	is($node->safe_psql('postgres', q(SELECT lag_events > 0, retrying, waiting, dead, last_error_position FROM cqrs_subscription_status)),
+	is($node->safe_psql('postgres', q(SELECT lag_events > 0, retrying, waiting, dead, error_position FROM cqrs_subscription_status)),
 		't|0|0|0|', "$name: no attempt is counted");
 	return;
 }

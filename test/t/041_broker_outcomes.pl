@@ -80,7 +80,7 @@ wait_until(sub { numbers('b') eq '2 4' && numbers('c') eq '5' && numbers('a') =~
 is(numbers('b') . ', ' . numbers('c'), '2 4, 5', 'other keys go on behind a rejected event');
 like(numbers('a'), qr/^1( 1)+$/, 'its own key waits, and it is tried again');
 ok(wait_status($node, 'postgres', $name, '0/1/1/0'), 'the status shows both');
-is(status('last_error, last_error_sqlstate, kind'), 'this shelf is being repaired|HV000|broker', 'and says why');
+is(status('error, error_sqlstate, kind'), 'this shelf is being repaired|HV000|broker', 'and says why');
 $peer->tell('rule_off');
 wait_until(sub { numbers('a') =~ /3$/ }, 'its key goes on');
 like(numbers('a'), qr/^1( 1)+ 3$/, 'once it is confirmed, its key goes on');
@@ -149,7 +149,7 @@ begin('silent', q(delivery_timeout => '200 ms'));
 $peer->tell('rule', 'silence', of(2));
 emit(qw(a b));
 ok(wait_error($node, 'postgres', $name, 'has confirmed nothing for 200 ms'), 'a broker that does not answer');
-is(status('last_error_position IS NULL AND retrying = 0 AND dead = 0'), 't', 'is at fault, not the event');
+is(status('error_position IS NULL AND retrying = 0 AND dead = 0'), 't', 'is at fault, not the event');
 $peer->tell('rule_off');
 done('one that answers again');
 
@@ -159,7 +159,7 @@ wait_until(sub { grep { $_->{client} eq 'postgres/down' } @{ $peer->tell('hellos
 $peer->stop;
 emit(qw(a b a));
 ok(wait_error($node, 'postgres', $name, "^could not connect to 127.0.0.1:$port: Connection refused\$"), 'a broker that is down');
-is(status('last_error_position IS NULL AND retrying = 0 AND dead = 0'), 't', 'is at fault, not the event');
+is(status('error_position IS NULL AND retrying = 0 AND dead = 0'), 't', 'is at fault, not the event');
 $peer->start;
 wait_numbers('1 2 3', undef, 'one that comes up again');
 done('one that comes up again');

@@ -59,7 +59,7 @@ for my $subscription (qw(cqrs raw cloudevents by_default))
 {
 	my $peak = $node->safe_psql('postgres', qq(
 		SELECT substring(pg_read_file(format('/proc/%s/status', pid)) FROM 'VmHWM:\\s*(\\d+)')::int / 1024
-		FROM cqrs_worker_status() JOIN cqrs.subscription USING (subscription_id) WHERE subscription = '$subscription'));
+		FROM cqrs_worker_status WHERE subscription = '$subscription'));
 
 	ok($peak && $peak < 300, "the worker of $subscription has used little memory: $peak MB");
 }

@@ -78,7 +78,7 @@ sub done
 for my $partitions (1, 3)
 {
 	is(got(q(SELECT cqrs_seek('s', 'earliest')), $partitions), '1 2 1 2 3 4', "seek to earliest, with $partitions partitions");
-	is(status('dead, retrying, waiting, lag_events, last_error'), '1|0|0|0|a dead letter', '... and nothing else is left');
+	is(status('dead, retrying, waiting, lag_events, error'), '1|0|0|0|a dead letter', '... and nothing else is left');
 	done();
 	is(got(q(SELECT cqrs_seek('s', 'latest')), $partitions), '1 2', 'seek to latest');
 	$node->safe_psql('postgres', q(SELECT cqrs_emit('happened', '{"n": 5}')));

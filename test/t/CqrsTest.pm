@@ -339,8 +339,8 @@ sub wait_error
 	my ($node, $dbname, $subscription, $pattern) = @_;
 
 	return 1 if $node->poll_query_until($dbname,
-		"SELECT last_error ~ \$pattern\$$pattern\$pattern\$ FROM cqrs_subscription_status WHERE subscription = '$subscription'");
-	diag($node->safe_psql($dbname, "SELECT last_error FROM cqrs_subscription_status WHERE subscription = '$subscription'"));
+		"SELECT error ~ \$pattern\$$pattern\$pattern\$ FROM cqrs_subscription_status WHERE subscription = '$subscription'");
+	diag($node->safe_psql($dbname, "SELECT error FROM cqrs_subscription_status WHERE subscription = '$subscription'"));
 	return 0;
 }
 
