@@ -16,7 +16,7 @@ BEGIN
 	PERFORM cqrs_emit('user_joined_ecst', to_jsonb(command), key => command.meeting_id);
 	RETURN jsonb_build_object('joined', command.user_id);
 END $$;
-SELECT cqrs_register_command('JoinMeeting', 'join_meeting(join_meeting)');
+SELECT cqrs_register_command('JoinMeeting', 'join_meeting');
 
 -- Four commands: by name with a JSON object, or as the typed value itself.
 SELECT cqrs_send('JoinMeeting', '{"user_id": "1", "meeting_id": "1"}');

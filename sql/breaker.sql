@@ -13,8 +13,8 @@ BEGIN
 END $$;
 CREATE FUNCTION steady(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT '{"by": "steady"}'::jsonb$$;
 SELECT cqrs_register_command('Do', 'flaky(jsonb)');
-SELECT cqrs_register_fallback('flaky(jsonb)', 'steady(jsonb)', fail_max => 3, reset_after => '1 hour');
-SELECT handler, fallback, fail_max, reset_after, excluded FROM cqrs.fallback;
+SELECT cqrs_register_fallback('flaky(jsonb)', 'steady(jsonb)', max_failures => 3, reset_after => '1 hour');
+SELECT * FROM cqrs_fallbacks;
 
 -- send with this error, or none: who answers, was the handler called, and how
 -- is its breaker afterwards
@@ -31,10 +31,10 @@ BEGIN
 	SELECT b.state, b.failures INTO state, failures FROM cqrs_breaker_status b WHERE handler LIKE '%flaky%';
 END $$;
 -- make it anew, with these settings
-CREATE FUNCTION renew(sqlstates text[] DEFAULT NULL, excluded text[] DEFAULT NULL) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION renew(sqlstates text[] DEFAULT NULL, excluded_sqlstates text[] DEFAULT NULL) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
 	PERFORM cqrs_unregister_fallback('flaky(jsonb)');
-	PERFORM cqrs_register_fallback('flaky(jsonb)', 'steady(jsonb)', sqlstates, 3, '1 hour', excluded);
+	PERFORM cqrs_register_fallback('flaky(jsonb)', 'steady(jsonb)', sqlstates, excluded_sqlstates, 3, '1 hour');
 END $$;
 
 -- failures in a row count; the third opens it, and then all go to the fallback
@@ -44,7 +44,7 @@ SELECT severity, problem, object, substring(detail, '^[^;]*'), substring(hint, '
 -- open, the fallback's error says so
 SELECT cqrs_unregister_fallback('flaky(jsonb)');
 CREATE FUNCTION fails(c jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT to_jsonb(1 / (length(c::text) * 0))';
-SELECT cqrs_register_fallback('flaky(jsonb)', 'fails(jsonb)', fail_max => 1, reset_after => '1 hour');
+SELECT cqrs_register_fallback('flaky(jsonb)', 'fails(jsonb)', max_failures => 1, reset_after => '1 hour');
 SELECT cqrs_send('Do', '{"error": "P0001"}');
 SELECT cqrs_send('Do', '{"error": "P0001"}');
 \echo :LAST_ERROR_SQLSTATE
@@ -82,18 +82,18 @@ UPDATE cqrs.fallback SET reset_after = '1 hour';
 SELECT error, s.* FROM unnest(ARRAY[NULL, '22012', '22012', '22012']) error, send(error) s;
 
 -- excluded errors count like success; the fallback is called all the same
-SELECT renew(excluded => '{P0001,23}');
+SELECT renew(excluded_sqlstates => '{P0001,23}');
 SELECT error, s.* FROM unnest(ARRAY['22012', '22012', 'P0001', '22012', '22012', '23505', '22012', '22012', '22012']) error, send(error) s;
 UPDATE cqrs.fallback SET reset_after = '0';
 SELECT * FROM send('P0001');
 
 -- errors that the fallback is not for leave it as it is, the trial too
-SELECT renew(sqlstates => '{22}', excluded => '{57}');
+SELECT renew(sqlstates => '{22}', excluded_sqlstates => '{57}');
 SELECT error, s.* FROM unnest(ARRAY['22012', '22012', 'P0001', '57014', '22012', '22012']) error, send(error) s;
 UPDATE cqrs.fallback SET reset_after = '0';
 SELECT error, s.* FROM unnest(ARRAY['P0001', '57014', '22012', NULL]) error, send(error) s;
 -- one that both is excluded and goes to the caller
-SELECT renew(sqlstates => '{22}', excluded => '{P0001}');
+SELECT renew(sqlstates => '{22}', excluded_sqlstates => '{P0001}');
 SELECT error, s.* FROM unnest(ARRAY['22012', '22012', 'P0001', '22012']) error, send(error) s;
 
 -- one trial at a time: what the handler itself sends meanwhile is not
@@ -105,7 +105,7 @@ BEGIN
 	RETURN jsonb_build_object('again', cqrs_send('Again', c));
 END $$;
 SELECT cqrs_register_command('Again', 'again(jsonb)');
-SELECT cqrs_register_fallback('again(jsonb)', 'steady(jsonb)', fail_max => 1, reset_after => '0');
+SELECT cqrs_register_fallback('again(jsonb)', 'steady(jsonb)', max_failures => 1, reset_after => '0');
 SELECT cqrs_send('Again', '{"error": 1}');
 SELECT cqrs_send('Again');
 -- closed, it goes on until it is nested too deeply, which is a failure there
@@ -117,10 +117,10 @@ SELECT state, failures FROM cqrs_breaker_status WHERE handler LIKE '%again%';
 -- the same for a query, and in a chain, and each by itself
 CREATE FUNCTION ask(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT to_jsonb(1 / (c->>'by')::int)$$;
 SELECT cqrs_register_query('Ask', 'ask(jsonb)');
-SELECT cqrs_register_command('Chain', 'ask(jsonb)', 'steady(jsonb)');
-SELECT cqrs_register_fallback('ask(jsonb)', 'fails(jsonb)', excluded => '{}');
+SELECT cqrs_register_command('Chain', ARRAY['ask(jsonb)', 'steady(jsonb)']);
+SELECT cqrs_register_fallback('ask(jsonb)', 'fails(jsonb)', excluded_sqlstates => '{}');
 SELECT cqrs_unregister_fallback('ask(jsonb)');
-SELECT cqrs_register_fallback('ask(jsonb)', 'steady(jsonb)', fail_max => 2, reset_after => '1 day');
+SELECT cqrs_register_fallback('ask(jsonb)', 'steady(jsonb)', max_failures => 2, reset_after => '1 day');
 SELECT cqrs_query('Ask', '{"by": 1}');
 BEGIN READ ONLY;
 SELECT cqrs_query('Ask', '{"by": 0}');
@@ -131,7 +131,7 @@ SELECT cqrs_send('Chain', '{"by": 1}');
 SELECT substring(handler, '^[^(]*') AS handler, state, failures FROM cqrs_breaker_status ORDER BY 1;
 -- 0: no breaker
 SELECT cqrs_unregister_fallback('ask(jsonb)');
-SELECT cqrs_register_fallback('ask(jsonb)', 'steady(jsonb)', fail_max => 0);
+SELECT cqrs_register_fallback('ask(jsonb)', 'steady(jsonb)', max_failures => 0);
 SELECT count(cqrs_query('Ask', '{"by": 0}')) FROM generate_series(1, 10);
 SELECT cqrs_query('Ask', '{"by": 1}');
 SELECT count(*) FROM cqrs_breaker_status WHERE handler LIKE '%ask%';
@@ -145,14 +145,11 @@ RESET ROLE;
 DROP ROLE regress_cqrs_breaker;
 
 -- registering
-SELECT cqrs_register_fallback('steady(jsonb)', 'ask(jsonb)', fail_max => -1);
-\echo :LAST_ERROR_SQLSTATE
-SELECT cqrs_register_fallback('steady(jsonb)', 'ask(jsonb)', fail_max => NULL);
+SELECT cqrs_register_fallback('steady(jsonb)', 'ask(jsonb)', max_failures => -1);
 \echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_register_fallback('steady(jsonb)', 'ask(jsonb)', reset_after => '-1 ms');
-SELECT cqrs_register_fallback('steady(jsonb)', 'ask(jsonb)', reset_after => NULL);
-SELECT cqrs_register_fallback('steady(jsonb)', 'ask(jsonb)', excluded => '{220}');
-SELECT cqrs_register_fallback('steady(jsonb)', 'ask(jsonb)', excluded => ARRAY[NULL]);
+SELECT cqrs_register_fallback('steady(jsonb)', 'ask(jsonb)', excluded_sqlstates => '{220}');
+SELECT cqrs_register_fallback('steady(jsonb)', 'ask(jsonb)', excluded_sqlstates => ARRAY[NULL]);
 
 -- more of them than there is room for: closed ones are forgotten first, then the
 -- one whose failure is longest ago
@@ -162,7 +159,7 @@ BEGIN
 	FOR i IN 1..129 LOOP
 		EXECUTE format('CREATE FUNCTION many.many_%s(c jsonb) RETURNS jsonb LANGUAGE sql AS ''SELECT to_jsonb(1 / (c->>''''by'''')::int)''', i);
 		EXECUTE format('SELECT cqrs_register_command(''Many%1$s'', ''many.many_%1$s(jsonb)''), '
-					   'cqrs_register_fallback(''many.many_%1$s(jsonb)'', ''steady(jsonb)'', fail_max => %2$s)', i,
+					   'cqrs_register_fallback(''many.many_%1$s(jsonb)'', ''steady(jsonb)'', max_failures => %2$s)', i,
 					   CASE i WHEN 2 THEN 2 ELSE 1 END);
 	END LOOP;
 END $$;
@@ -185,7 +182,7 @@ DROP EXTENSION cqrs_outbox CASCADE;
 CREATE EXTENSION cqrs_outbox;
 SELECT setval('cqrs.fallback_id', fallback_id, false) > 0 FROM id;
 SELECT cqrs_register_command('Do', 'flaky(jsonb)');
-SELECT cqrs_register_fallback('flaky(jsonb)', 'steady(jsonb)', fail_max => 3);
+SELECT cqrs_register_fallback('flaky(jsonb)', 'steady(jsonb)', max_failures => 3);
 SELECT * FROM send(NULL);
 
 DROP EXTENSION cqrs_outbox CASCADE;

@@ -131,7 +131,7 @@ SELECT count(*), count(DISTINCT event_id) AS ids, bool_and(key::int = n AND (pay
 FROM cqrs_events('wide', 10000)
 	 WITH ORDINALITY AS e(position, event_id, event_name, topic, key, payload, headers, status, attempts, emitted_at, n);
 DROP TABLE wide;
-SELECT cqrs_drop_topic('wide', force => true);
+SELECT cqrs_drop_topic('wide', cascade => true);
 
 -- state transfer, row by row
 CREATE TRIGGER capture AFTER INSERT OR UPDATE OR DELETE ON orders

@@ -5,7 +5,7 @@ CREATE ROLE regress_cqrs_app LOGIN;
 CREATE ROLE regress_cqrs_nologin;
 GRANT CREATE ON SCHEMA public TO regress_cqrs_app;
 GRANT EXECUTE ON FUNCTION cqrs_drain(text), cqrs_unsubscribe(text, boolean),
-	cqrs_register_command(text, regprocedure[]) TO regress_cqrs_app;
+	cqrs_register_command(text, text, boolean) TO regress_cqrs_app;
 CREATE TYPE new_item AS (n int);
 CREATE TABLE item (seq serial, n int, role text DEFAULT current_user, context cqrs_context DEFAULT cqrs_context());
 GRANT INSERT, SELECT ON item TO regress_cqrs_app;
@@ -276,7 +276,7 @@ SELECT cqrs_drain('commands_of_regress_cqrs_app');
 SELECT n FROM item WHERE n BETWEEN 20 AND 29 ORDER BY seq;
 RESET ROLE;
 -- the same without its topic
-SELECT cqrs_drop_topic('commands_of_regress_cqrs_app', force => true);
+SELECT cqrs_drop_topic('commands_of_regress_cqrs_app', cascade => true);
 SET ROLE regress_cqrs_app;
 SELECT cqrs_enqueue('Add', '{"n": 23}');
 SELECT cqrs_create_command_queue();

@@ -163,19 +163,22 @@ SELECT user_id, cqrs_send('JoinMeeting', jsonb_build_object('user', user_id)) IS
 FROM generate_series(1, 4) user_id;
 
 -- handlers in C: what the first does is send a command; the second does not take this payload
-CREATE FUNCTION on_c(e cqrs_event) RETURNS jsonb LANGUAGE c STRICT AS '$libdir/cqrs_outbox', 'cqrs_send_composite';
-CREATE FUNCTION sent_by_c(e cqrs_event) RETURNS void LANGUAGE sql AS $$
-	SELECT say(format('%s %s: %s', (cqrs_context()).kind, (cqrs_context()).name, e.payload))
+CREATE TYPE numbered AS (n int);
+CREATE FUNCTION on_c(numbered) RETURNS jsonb LANGUAGE c STRICT AS '$libdir/cqrs_outbox', 'cqrs_send_composite';
+CREATE FUNCTION sent_by_c(numbered) RETURNS void LANGUAGE sql AS $$
+	SELECT say(format('%s %s: %s', (cqrs_context()).kind, (cqrs_context()).name, $1.n))
 $$;
-SELECT cqrs_register_command('SentByC', 'sent_by_c(cqrs_event)'), cqrs_register_event_handler('c', 'on_c(cqrs_event)');
+SELECT cqrs_register_event('c', payload_type => 'numbered', or_replace => true);
+SELECT cqrs_register_command('SentByC', 'sent_by_c'), cqrs_register_event_handler('c', 'on_c');
 SELECT cqrs_emit('c', '{"n": 1}') IS NOT NULL AS emitted;
 SELECT logged();
 SELECT cqrs_register_event_handler('c', 'jsonb_array_length(jsonb)');
 SELECT cqrs_emit('c', '{"n": 2}');
 SELECT logged();
-SELECT cqrs_unregister_event_handler('c', 'jsonb_array_length(jsonb)'), cqrs_unregister_event_handler('c', 'on_c(cqrs_event)'),
-	   cqrs_unregister_command('SentByC');
+SELECT cqrs_unregister_event_handler('c', 'jsonb_array_length(jsonb)'), cqrs_unregister_event_handler('c', 'on_c'),
+	   cqrs_unregister_command('SentByC'), cqrs_register_event('c', or_replace => true);
 DROP FUNCTION on_c, sent_by_c;
+DROP TYPE numbered;
 
 -- an error aborts; it keeps what it is, and says what led there
 CREATE FUNCTION fails(p jsonb) RETURNS void LANGUAGE plpgsql AS $$
@@ -263,7 +266,7 @@ BEGIN
 	PERFORM cqrs_emit('b', '{"answered": true}'), say('answered');
 	RETURN NULL;
 END $$;
-SELECT cqrs_register_command('Chain', 'passes_on(jsonb)', 'answers(jsonb)');
+SELECT cqrs_register_command('Chain', ARRAY['passes_on(jsonb)', 'answers(jsonb)']);
 SELECT cqrs_send('Chain');
 SELECT logged();
 
@@ -366,7 +369,7 @@ DROP FUNCTION third(jsonb);
 SELECT cqrs_emit('third', '{}');
 SELECT severity, problem, object, detail, hint FROM cqrs_health() WHERE problem = 'event_handler_missing';
 SELECT cqrs_unregister_event_handler('third', 'third(jsonb)');
-SELECT cqrs_unregister_event_handler('third', 'public.third(pg_catalog.jsonb)');
+SELECT cqrs_unregister_event_handler('third', 'public.third(pg_catalog.jsonb)', if_exists => true);
 SELECT count(*) FROM cqrs_health() WHERE problem = 'event_handler_missing';
 SELECT cqrs_emit('third', '{}') IS NOT NULL AS emitted;
 UPDATE cqrs.event_handler SET handler = 'public.say(pg_catalog.text)' WHERE handler = 'public.stable(pg_catalog.jsonb)';
@@ -380,11 +383,11 @@ SELECT cqrs_unregister_event('third');
 SELECT cqrs_register_event('third');
 SELECT cqrs_emit('third', '{}') IS NOT NULL AS emitted;
 SELECT logged();
-SELECT cqrs_drop_topic('topic_a', force => true);
+SELECT cqrs_drop_topic('topic_a', cascade => true);
 SELECT DISTINCT event_name FROM cqrs.event_handler ORDER BY 1;
 
 DROP TABLE item CASCADE;
-SELECT cqrs_drop_topic('items', force => true);
+SELECT cqrs_drop_topic('items', cascade => true);
 \set VERBOSITY terse
 DROP FUNCTION on_event, same;
 DROP EXTENSION cqrs_outbox;

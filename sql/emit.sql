@@ -8,9 +8,9 @@ SELECT topic, retention FROM cqrs.topic ORDER BY topic;
 
 -- registering
 SELECT cqrs_register_event('order_placed', 'orders');
+SELECT cqrs_register_event('order_placed', 'payments');
 \echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_register_event(NULL, 'orders');
-SELECT cqrs_register_event('x', 'orders', NULL);
 SELECT cqrs_register_event('', 'orders');
 SELECT cqrs_register_event(repeat('x', 64), 'orders');
 SELECT cqrs_register_event('x', repeat('t', 64));
@@ -22,11 +22,11 @@ SELECT cqrs_unregister_event(NULL);
 
 -- topics
 SELECT cqrs_create_topic('orders');
+SELECT cqrs_create_topic('orders', '2 days');
 \echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_create_topic(NULL);
 SELECT cqrs_create_topic('');
 SELECT cqrs_create_topic(repeat('t', 64));
-SELECT cqrs_create_topic('t', NULL);
 SELECT cqrs_create_topic('t', '-1 hour');
 SELECT cqrs_create_topic('Or"ders, it''s; "quoted".name', '0');
 SELECT cqrs_register_event('ev"ent; it''s', 'Or"ders, it''s; "quoted".name');
@@ -216,7 +216,7 @@ DROP RULE r ON :segment;
 DROP INDEX cqrs.:index;
 SELECT cqrs_emit('order_paid', '{}') IS NOT NULL;
 SELECT count(*) FROM cqrs_events('payments');
-SELECT cqrs_drop_topic('payments', force => true);
+SELECT cqrs_drop_topic('payments', cascade => true);
 SELECT cqrs_emit('order_paid', '{}');
 \set VERBOSITY default
 
@@ -258,12 +258,12 @@ SELECT cqrs_unregister_event('order_placed');
 SELECT cqrs_unregister_event('order_changed');
 SELECT cqrs_drop_topic('orders');
 \echo :LAST_ERROR_SQLSTATE
-SELECT cqrs_drop_topic('orders', force => true);
+SELECT cqrs_drop_topic('orders', cascade => true);
 SELECT cqrs_drop_topic('orders');
-SELECT cqrs_drop_topic('bulk', force => true);
-SELECT cqrs_drop_topic('traced', force => true);
+SELECT cqrs_drop_topic('bulk', cascade => true);
+SELECT cqrs_drop_topic('traced', cascade => true);
 SELECT cqrs_emit('bulk', '{}');
-SELECT cqrs_drop_topic('empty', force => true);
+SELECT cqrs_drop_topic('empty', cascade => true);
 SELECT cqrs_create_topic('empty');
 SELECT cqrs_drop_topic('empty');
 

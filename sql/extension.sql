@@ -19,12 +19,13 @@ SELECT app.cqrs_tick() > 0 AS ticked;
 SELECT app.cqrs_drain('s');
 SELECT * FROM got;
 
--- a type of the same name is not the extension's
+-- a type of the same name is not the extension's: it is a payload's
 CREATE TYPE cqrs_event AS (x int);
 CREATE FUNCTION on_other(cqrs_event) RETURNS void LANGUAGE sql AS '';
 \set VERBOSITY terse
 SELECT app.cqrs_subscribe('other', ARRAY['topic_a'], 'on_other(cqrs_event)');
 \set VERBOSITY default
+SELECT app.cqrs_unsubscribe('other');
 DROP FUNCTION on_other;
 DROP TYPE cqrs_event;
 

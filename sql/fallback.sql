@@ -23,7 +23,7 @@ BEGIN
 	RETURN jsonb_build_object('fallback', c);
 END $$;
 SELECT cqrs_register_command('Do', 'primary_handler(jsonb)');
-SELECT cqrs_register_fallback('primary_handler(jsonb)', 'fallback_handler(jsonb)', fail_max => 0);
+SELECT cqrs_register_fallback('primary_handler(jsonb)', 'fallback_handler(jsonb)', max_failures => 0);
 SELECT handler, fallback, sqlstates FROM cqrs.fallback;
 -- what a dispatch answers and leaves behind
 CREATE FUNCTION dispatched(command text, payload jsonb, OUT answer text, OUT attempts text[], OUT events jsonb) LANGUAGE plpgsql AS $$
@@ -72,12 +72,12 @@ SELECT cqrs_send('Do', '{"error": "57000"}');
 -- only after some errors: codes, and classes, of which 22000 is the code of one
 SELECT cqrs_unregister_fallback('primary_handler(jsonb)');
 SELECT cqrs_send('Do', '{"error": "22012"}');
-SELECT cqrs_register_fallback('primary_handler(jsonb)', 'fallback_handler(jsonb)', sqlstates => '{08,22000,23505,57}', fail_max => 0);
+SELECT cqrs_register_fallback('primary_handler(jsonb)', 'fallback_handler(jsonb)', sqlstates => '{08,22000,23505,57}', max_failures => 0);
 SELECT error, d.answer LIKE '{"fallback"%' AS fallback
 FROM unnest(ARRAY['08000', '08006', '22000', '22012', '23505', '23503', 'P0001', '57000', '57P03', '57014', '57P01', '57P02', '53200']) error,
 	 dispatched('Do', jsonb_build_object('error', error)) d;
 SELECT cqrs_unregister_fallback('primary_handler(jsonb)');
-SELECT cqrs_register_fallback('primary_handler(jsonb)', 'fallback_handler(jsonb)', '{57014,57P01,53200,XX001}', fail_max => 0);
+SELECT cqrs_register_fallback('primary_handler(jsonb)', 'fallback_handler(jsonb)', '{57014,57P01,53200,XX001}', max_failures => 0);
 SELECT error, d.answer LIKE '{"fallback"%' AS fallback
 FROM unnest(ARRAY['57014', '57P01', '53200', 'XX001', 'P0001']) error, dispatched('Do', jsonb_build_object('error', error)) d;
 
@@ -91,7 +91,7 @@ RESET statement_timeout;
 
 -- what is wrong with the dispatch is no failure of the handler
 SELECT cqrs_unregister_fallback('primary_handler(jsonb)');
-SELECT cqrs_register_fallback('primary_handler(jsonb)', 'fallback_handler(jsonb)', fail_max => 0);
+SELECT cqrs_register_fallback('primary_handler(jsonb)', 'fallback_handler(jsonb)', max_failures => 0);
 CREATE TYPE payment AS (amount int);
 CREATE FUNCTION pay(p payment) RETURNS text LANGUAGE sql AS $$SELECT 'paid ' || 100 / p.amount$$;
 CREATE FUNCTION pay_later(p payment) RETURNS text LANGUAGE sql AS $$SELECT 'later ' || p.amount$$;
@@ -122,12 +122,12 @@ SELECT cqrs_send('Pay', '{"amount": 0}');
 \echo :LAST_ERROR_SQLSTATE
 RESET ROLE;
 -- registering needs it on both
-GRANT EXECUTE ON FUNCTION cqrs_register_fallback(regprocedure, regprocedure, text[], integer, interval, text[]) TO regress_cqrs_fallback;
+GRANT EXECUTE ON FUNCTION cqrs_register_fallback TO regress_cqrs_fallback;
 SET ROLE regress_cqrs_fallback;
 SELECT cqrs_register_fallback('pay(payment)', 'pay_later(payment)');
 SELECT cqrs_unregister_fallback('pay(payment)');
 RESET ROLE;
-REVOKE EXECUTE ON FUNCTION cqrs_register_fallback(regprocedure, regprocedure, text[], integer, interval, text[]) FROM regress_cqrs_fallback;
+REVOKE EXECUTE ON FUNCTION cqrs_register_fallback FROM regress_cqrs_fallback;
 
 -- a query's, which writes nothing either
 CREATE FUNCTION ask(c jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
@@ -183,8 +183,8 @@ BEGIN
 	INSERT INTO attempt (who) VALUES ('last');
 	RETURN '"last"';
 END $$;
-SELECT cqrs_register_command('Chain', 'first(jsonb)', 'last(jsonb)');
-SELECT cqrs_register_fallback('first(jsonb)', 'instead(jsonb)', fail_max => 0);
+SELECT cqrs_register_command('Chain', ARRAY['first(jsonb)', 'last(jsonb)']);
+SELECT cqrs_register_fallback('first(jsonb)', 'instead(jsonb)', max_failures => 0);
 SELECT payload, d.answer, d.attempts
 FROM unnest(ARRAY['{}', '{"pass": 1}', '{"fail": 1}', '{"pass": 1, "fail": 1}', '{"fail": 1, "pass_instead": 1}',
 				  '{"pass": 1, "fail": 1, "pass_instead": 1}']::jsonb[]) payload, dispatched('Chain', payload) d;
@@ -219,7 +219,7 @@ SELECT cqrs_register_fallback('endless(jsonb)', 'enough(jsonb)', '{08}');
 SELECT cqrs_send('Endless', '{}');
 \echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_unregister_fallback('endless(jsonb)');
-SELECT cqrs_register_fallback('endless(jsonb)', 'enough(jsonb)', fail_max => 0);
+SELECT cqrs_register_fallback('endless(jsonb)', 'enough(jsonb)', max_failures => 0);
 SELECT cqrs_send('Endless', '{}');
 \echo :LAST_ERROR_SQLSTATE
 \set VERBOSITY default
@@ -270,7 +270,7 @@ CREATE FUNCTION null_too(jsonb) RETURNS text LANGUAGE sql AS $$INSERT INTO done 
 SELECT cqrs_register_event('happened'), cqrs_register_event('told', 'told'), cqrs_register_event('noted', 'told'),
 	   cqrs_register_event_handler('happened', 'notify_it(cqrs_event)'), cqrs_register_event_handler('told', 'told(jsonb)'),
 	   cqrs_register_event_handler('noted', 'told(jsonb)'),
-	   cqrs_register_fallback('notify_it(cqrs_event)', 'note_it(cqrs_event)', sqlstates => '{22}', fail_max => 2);
+	   cqrs_register_fallback('notify_it(cqrs_event)', 'note_it(cqrs_event)', sqlstates => '{22}', max_failures => 2);
 TRUNCATE done;
 SELECT cqrs_emit('happened', '{"n": 1}') IS NOT NULL AS emitted;
 SELECT cqrs_emit('happened', '{"n": 2, "fail": "22012"}') IS NOT NULL AS emitted;
@@ -298,8 +298,8 @@ SELECT cqrs_emit('told', NULL);
 SELECT object, detail, hint FROM cqrs_health() WHERE problem = 'fallback_missing';
 DROP FUNCTION with_null(jsonb);
 SELECT cqrs_unregister_fallback('with_null(jsonb)');
-SELECT cqrs_unregister_fallback('public.with_null(pg_catalog.jsonb)');
-SELECT cqrs_drop_topic('told', force => true);
+SELECT cqrs_unregister_fallback('public.with_null(pg_catalog.jsonb)', if_exists => true);
+SELECT cqrs_drop_topic('told', cascade => true);
 
 -- registering
 CREATE FUNCTION many(jsonb) RETURNS SETOF jsonb LANGUAGE sql AS 'SELECT $1';

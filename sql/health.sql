@@ -179,7 +179,7 @@ SELECT severity, problem, object, detail, hint FROM cqrs_health() WHERE object ~
 CREATE INDEX ON :table_a (xid, position);
 -- this session's registry does not learn by itself that a table was dropped
 UPDATE cqrs.topic SET retention = retention WHERE topic = 'topic_b';
-SELECT cqrs_drop_topic('topic_b', force => true);
+SELECT cqrs_drop_topic('topic_b', cascade => true);
 SELECT * FROM pg_temp.problems();
 SELECT lag_events > 0 AS lags, lag_bytes > 0 AS bytes FROM cqrs_subscription_status WHERE subscription = 'both';
 -- who watches keeps no segment from being truncated
@@ -189,7 +189,7 @@ SELECT topic, events > 0 AS events, bytes > 0 AS bytes, segments FROM cqrs_topic
 SELECT * FROM pg_temp.problems();
 SELECT relation::regclass, mode FROM pg_locks WHERE pid = pg_backend_pid() AND relation::regclass::text ~ 'topic_\d+_\d';
 COMMIT;
-SELECT cqrs_drop_topic('topic_a', force => true);
+SELECT cqrs_drop_topic('topic_a', cascade => true);
 SELECT * FROM pg_temp.problems();
 SELECT cqrs_unsubscribe('both'), cqrs_unsubscribe('handled');
 SELECT * FROM pg_temp.problems();

@@ -138,7 +138,7 @@ BEGIN
 	END LOOP;
 END $$;
 SELECT cqrs_unregister_command('Closed'), cqrs_unregister_command('Fails'), cqrs_unregister_command('Pay'),
-	   cqrs_unregister_command('OfType'), cqrs_unregister_command('Open'), cqrs_unregister_command('Other');
+	   cqrs_unregister_query('OfType'), cqrs_unregister_command('Open'), cqrs_unregister_command('Other');
 
 -- ----------------------------------------------------------------------
 -- What is stored depends on no setting
@@ -182,7 +182,7 @@ DECLARE
 BEGIN
 	FOREACH call IN ARRAY ARRAY[
 		$x$cqrs_register_command('Temp', 'pg_temp.handle(jsonb)')$x$,
-		$x$cqrs_register_command('Temp', 'cmd(jsonb)', 'pg_temp.handle(jsonb)')$x$,
+		$x$cqrs_register_command('Temp', ARRAY['cmd(jsonb)', 'pg_temp.handle(jsonb)'])$x$,
 		$x$cqrs_register_command('Temp', 'of_temp(pg_temp.t)')$x$,
 		$x$cqrs_register_command('Temp', 'to_temp(jsonb)')$x$,
 		$x$cqrs_register_query('Temp', 'pg_temp.handle(jsonb)')$x$,

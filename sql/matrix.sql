@@ -25,7 +25,7 @@ GRANT EXECUTE ON FUNCTION open, tells, streams TO regress_cqrs_app;
 SELECT cqrs_register_event('open', 'open'), cqrs_register_event('secret', 'secret');
 SELECT cqrs_register_command('Open', 'open(jsonb)'), cqrs_register_command('Closed', 'closed(jsonb)'),
 	cqrs_register_command('Tells', 'tells(jsonb)'), cqrs_register_command('ClosedOf', 'closed_of(closed_type)'),
-	cqrs_register_command('Chain', 'open(jsonb)', 'closed(jsonb)'),
+	cqrs_register_command('Chain', ARRAY['open(jsonb)', 'closed(jsonb)']),
 	cqrs_register_command('Streams', 'streams(jsonb)'), cqrs_register_command('StreamsClosed', 'streams_closed(jsonb)'),
 	cqrs_register_query('AskOpen', 'open(jsonb)'), cqrs_register_query('AskClosed', 'closed(jsonb)');
 GRANT SELECT, INSERT ON cqrs_topics.open TO regress_cqrs_app;
@@ -60,8 +60,7 @@ CREATE TABLE roles (role text, n serial);
 INSERT INTO roles VALUES ('regress_cqrs_nobody'), ('regress_cqrs_app'), ('regress_cqrs_monitor');
 CREATE VIEW functions AS
 SELECT p.oid, p.oid::regprocedure::text COLLATE "C" AS function, p.proname,
-	   (SELECT coalesce(string_agg(CASE WHEN i = p.pronargs AND p.provariadic <> 0 THEN 'VARIADIC ' ELSE '' END || 'NULL::' || format_type(t, NULL),
-								   ', ' ORDER BY i), '')
+	   (SELECT coalesce(string_agg('NULL::' || format_type(t, NULL), ', ' ORDER BY i), '')
 		FROM unnest(p.proargtypes) WITH ORDINALITY u (t, i)) AS nothing
 FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid
 WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
@@ -148,6 +147,9 @@ INSERT INTO calls (call, tells) VALUES
 	('(SELECT array_agg(subscription) FROM cqrs_subscription_status)', 'result'), ('(SELECT array_agg(topic) FROM cqrs_topic_status)', 'result'),
 	('(SELECT array_agg(payload) FROM cqrs_scheduled_commands)', 'result'), ('(SELECT count(*) FROM cqrs_breaker_status)', 'result'),
 	('(SELECT count(*) FROM cqrs.problem)', 'result IS NOT NULL'),
+	-- what is registered
+	('(SELECT array_agg(handlers[1]) FROM cqrs_commands)', 'result LIKE ''%closed%'''), ('(SELECT array_agg(topic) FROM cqrs_event_types)', 'result LIKE ''%secret%'''),
+	('(SELECT count(*) FROM cqrs_event_handlers)', 'result'), ('(SELECT count(*) FROM cqrs_fallbacks)', 'result'), ('(SELECT count(*) FROM cqrs_middleware)', 'result'),
 	-- watching
 	('(SELECT count(*) FROM cqrs_worker_status)', 'result IS NOT NULL'), ('(SELECT count(*) FROM cqrs_health())', 'result IS NOT NULL'),
 	('(SELECT count(*) FROM cqrs.worker_status())', 'result IS NOT NULL'), ('cqrs.library_version()', 'result IS NOT NULL'), ('(SELECT count(*) FROM cqrs.background())', 'result IS NOT NULL'),

@@ -239,8 +239,8 @@ BEGIN
 	RAISE 'failed';
 END $$;
 CREATE FUNCTION instead(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT say('instead'); SELECT '"instead"'::jsonb$$;
-SELECT cqrs_register_command('Chain', 'first(jsonb)', 'fails(jsonb)');
-SELECT cqrs_register_fallback('fails(jsonb)', 'instead(jsonb)', fail_max => 0);
+SELECT cqrs_register_command('Chain', ARRAY['first(jsonb)', 'fails(jsonb)']);
+SELECT cqrs_register_fallback('fails(jsonb)', 'instead(jsonb)', max_failures => 0);
 SELECT cqrs_send('Chain');
 SELECT logged();
 SELECT cqrs_unregister_middleware('twice(cqrs_request)');
@@ -251,7 +251,8 @@ SELECT error_of($$SELECT cqrs_send('Chain')$$);
 SELECT cqrs_unregister_middleware('passes(cqrs_request)');
 -- nor has it a fallback
 CREATE FUNCTION broken(cqrs_request) RETURNS jsonb LANGUAGE sql AS 'SELECT to_jsonb(1 / 0)';
-SELECT cqrs_register_fallback('broken(cqrs_request)', 'see(cqrs_request)'), cqrs_register_middleware('broken(cqrs_request)');
+SELECT cqrs_register_fallback('broken(cqrs_request)', 'see(cqrs_request)');
+SELECT cqrs_register_middleware('broken');
 SELECT cqrs_send('Do');
 SELECT cqrs_unregister_middleware('broken(cqrs_request)');
 
@@ -416,7 +417,7 @@ SET ROLE regress_cqrs_sender;
 SELECT cqrs_send('Who');
 RESET ROLE;
 -- who registers it needs that too
-GRANT EXECUTE ON FUNCTION cqrs_register_middleware(regprocedure, integer), cqrs_unregister_middleware(text) TO regress_cqrs_auditor;
+GRANT EXECUTE ON FUNCTION cqrs_register_middleware, cqrs_unregister_middleware TO regress_cqrs_auditor;
 SET ROLE regress_cqrs_auditor;
 SELECT cqrs_unregister_middleware('who(cqrs_request)');
 SELECT cqrs_register_middleware('who(cqrs_request)');
@@ -527,7 +528,7 @@ CREATE OR REPLACE FUNCTION gone(cqrs_request) RETURNS jsonb LANGUAGE sql AS $$SE
 SELECT cqrs_send('Void');
 DROP FUNCTION gone(cqrs_request);
 SELECT cqrs_unregister_middleware('gone(cqrs_request)');
-SELECT cqrs_unregister_middleware('public.gone(public.cqrs_request)');
+SELECT cqrs_unregister_middleware('public.gone(public.cqrs_request)', if_exists => true);
 SELECT cqrs_send('Void') IS NULL AS sent;
 SELECT count(*) FROM cqrs_health() WHERE problem = 'middleware_missing';
 
@@ -571,7 +572,6 @@ CREATE FUNCTION returns_text(cqrs_request) RETURNS text LANGUAGE sql AS 'SELECT 
 SELECT cqrs_register_middleware('returns_text(cqrs_request)');
 SELECT cqrs_register_middleware('around(cqrs_request, text)');
 SELECT cqrs_register_middleware(NULL);
-SELECT cqrs_register_middleware('a(cqrs_request)', NULL);
 SELECT cqrs_register_middleware('no_such(cqrs_request)');
 SELECT cqrs_unregister_middleware(NULL);
 SELECT cqrs_unregister_middleware('a(cqrs_request)');

@@ -60,11 +60,11 @@ BEGIN
 	RAISE 'always' USING ERRCODE = '22012';
 END $$;
 SELECT cqrs_register_command('Plain', 'level(jsonb)'),
-	   cqrs_register_command('Chain', 'pass_on(jsonb)', 'level(jsonb)'),
+	   cqrs_register_command('Chain', ARRAY['pass_on(jsonb)', 'level(jsonb)']),
 	   cqrs_register_command('Guarded', 'guarded(jsonb)'),
 	   cqrs_register_fallback('guarded(jsonb)', 'instead(jsonb)', '{08}'),
 	   cqrs_register_command('Instead', 'fails(jsonb)'),
-	   cqrs_register_fallback('fails(jsonb)', 'level(jsonb)', '{22}', fail_max => 0);
+	   cqrs_register_fallback('fails(jsonb)', 'level(jsonb)', '{22}', max_failures => 0);
 CREATE FUNCTION try(command text, how jsonb, OUT answer text, OUT notes text, OUT events text) LANGUAGE plpgsql AS $$
 BEGIN
 	BEGIN
@@ -190,7 +190,7 @@ CREATE FUNCTION pass_with_settings(c jsonb) RETURNS jsonb LANGUAGE sql SET work_
 $$;
 SELECT cqrs_register_command('Settings', 'settings(jsonb)'), cqrs_register_command('WithSettings', 'with_settings(jsonb)'),
 	   cqrs_register_command('AroundSettings', 'around_settings(jsonb)'),
-	   cqrs_register_command('PassSettings', 'pass_with_settings(jsonb)', 'settings(jsonb)');
+	   cqrs_register_command('PassSettings', ARRAY['pass_with_settings(jsonb)', 'settings(jsonb)']);
 SET DateStyle = 'ISO, MDY';
 SET work_mem = '3MB';
 BEGIN;
@@ -213,8 +213,8 @@ RESET work_mem;
 SELECT cqrs_unregister_event_handler('noted', 'on_noted_who(jsonb)'), cqrs_register_event_handler('noted', 'on_noted(jsonb)');
 CREATE FUNCTION leaf(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT note(c->>'line'); SELECT c->'line'$$;
 CREATE FUNCTION leaf_fails(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT note('fails'); SELECT to_jsonb(1 / length(c->>'none'))$$;
-SELECT cqrs_register_command('Leaf', 'pass_on(jsonb)', 'leaf_fails(jsonb)'),
-	   cqrs_register_fallback('leaf_fails(jsonb)', 'leaf(jsonb)', '{22}', fail_max => 0);
+SELECT cqrs_register_command('Leaf', ARRAY['pass_on(jsonb)', 'leaf_fails(jsonb)']),
+	   cqrs_register_fallback('leaf_fails(jsonb)', 'leaf(jsonb)', '{22}', max_failures => 0);
 CREATE FUNCTION send(line text, key text DEFAULT NULL) RETURNS jsonb LANGUAGE sql AS $$
 	SELECT cqrs_send('Leaf', jsonb_build_object('line', line, 'none', ''), key)
 $$;

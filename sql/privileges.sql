@@ -77,7 +77,7 @@ SELECT cqrs_emit('a', '{}');
 
 -- a role that may administer: topics of its own, handlers it may execute
 RESET ROLE;
-GRANT EXECUTE ON FUNCTION cqrs_create_topic, cqrs_drop_topic, cqrs_register_event, cqrs_register_command,
+GRANT EXECUTE ON FUNCTION cqrs_create_topic, cqrs_drop_topic, cqrs_register_event, cqrs_register_command(text, text, boolean),
 	cqrs_subscribe, cqrs_unsubscribe, cqrs_tick, cqrs_drain TO regress_cqrs_admin;
 SET ROLE regress_cqrs_admin;
 SELECT cqrs_create_topic('mine');

@@ -221,7 +221,7 @@ ROLLBACK;
 DROP FUNCTION get_note(note);
 SELECT cqrs_query('GetNote', '{"n": 1}');
 SELECT problem, object, detail, hint FROM cqrs_health() WHERE problem = 'command_handler_missing';
-SELECT cqrs_unregister_command('GetNote');
+SELECT cqrs_unregister_query('GetNote');
 SELECT cqrs_query('GetNote', '{"n": 1}');
 
 \set VERBOSITY terse

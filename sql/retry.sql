@@ -111,7 +111,7 @@ SELECT cqrs_discard('things', NULL), cqrs_discard('things', '{}'), cqrs_redrive(
 SELECT cqrs_discard('things', ARRAY[NULL]::uuid[]);
 SELECT cqrs_discard('things', ARRAY[:'event_id', '01890a5d-ac96-774b-bcce-b302099a8057', :'event_id']::uuid[]);
 SELECT payload FROM cqrs_dead_letters WHERE subscription = 'things' ORDER BY position;
-SELECT cqrs_drop_topic('things', force => false);
+SELECT cqrs_drop_topic('things', cascade => false);
 SELECT cqrs_unregister_event('happened');
 SELECT cqrs_drop_topic('things');
 SELECT cqrs_discard_all('things');

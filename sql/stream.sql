@@ -25,7 +25,7 @@ CREATE FUNCTION composite_rows(c jsonb) RETURNS SETOF wanted LANGUAGE sql AS
 	'SELECT CASE WHEN n <> 2 THEN ROW(n)::wanted END FROM generate_series(1, 3) n';
 CREATE FUNCTION record_rows(c jsonb) RETURNS SETOF record LANGUAGE sql AS $$VALUES (1, 'a'), (2, 'b')$$;
 CREATE FUNCTION no_rows(c jsonb) RETURNS SETOF int LANGUAGE plpgsql AS 'BEGIN RETURN; END';
-SELECT cqrs_register_command(name, handler::regprocedure) FROM (VALUES
+SELECT cqrs_register_command(name, handler) FROM (VALUES
 	('Sql', 'sql_rows(jsonb)'), ('Plpgsql', 'plpgsql_rows(jsonb)'), ('Table', 'table_rows(wanted)'),
 	('Composite', 'composite_rows(jsonb)'), ('Record', 'record_rows(jsonb)'),
 	('None', 'no_rows(jsonb)'), ('Keys', 'jsonb_object_keys(jsonb)'), ('Each', 'jsonb_each(jsonb)')) v(name, handler);
@@ -67,7 +67,7 @@ SELECT cqrs_stream(NULL);
 SELECT cqrs_stream('Sql', NULL);
 SELECT cqrs_stream('Sql', '[]');
 SELECT cqrs_stream('Table', '{"row": 1}');
-SELECT cqrs_register_command('x', 'one(jsonb)', 'sql_rows(jsonb)');
+SELECT cqrs_register_command('x', ARRAY['one(jsonb)', 'sql_rows(jsonb)']);
 
 -- what was emitted for a row is in the outbox when the caller has it, and no
 -- more than that
@@ -116,7 +116,7 @@ BEGIN
 	RAISE NOTICE '%', result;
 	RETURN 'not the answer';
 END $$;
-SELECT cqrs_register_command('Reads', 'reads(jsonb)', 'one(jsonb)');
+SELECT cqrs_register_command('Reads', ARRAY['reads(jsonb)', 'one(jsonb)']);
 SELECT cqrs_send('Reads');
 BEGIN;
 DECLARE c CURSOR FOR SELECT cqrs_stream('Steps', '{"fail": 3}');

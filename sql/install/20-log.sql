@@ -81,39 +81,49 @@ ALTER TABLE cqrs.topic ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS TRIGGER
 -- Creates a topic and its storage: three segments in schema cqrs and the
 -- view cqrs_topics.<topic>. Its creator gets SELECT and INSERT on the view,
 -- with grant option.
---   topic      name, 1 to 63 bytes
---   retention  how long events are kept after delivery, not negative
--- Errors: 42710 exists; 42602, 42622, 22004 name; 22023 retention; 42P07 a
--- relation of that name is in schema cqrs_topics.
+--   topic       name, 1 to 63 bytes
+--   retention   how long events are kept after delivery, not negative
+--   or_replace  a topic of that name that is there gets this retention; it keeps
+--               all else
+-- Returns whether anything changed: not if it is there with this retention.
+-- Errors: 42710 exists with another retention; 42602, 42622, 22004 name; 22023
+-- retention; 42P07 a relation of that name is in schema cqrs_topics; 42501 as of
+-- cqrs_alter_topic(), to change one.
 -- Locks: SHARE ROW EXCLUSIVE on cqrs.topic until the end of the transaction.
 -- Privileges: EXECUTE, not granted to PUBLIC.
-CREATE FUNCTION @extschema@.cqrs_create_topic(topic text, retention interval DEFAULT '1 day') RETURNS void
+CREATE FUNCTION @extschema@.cqrs_create_topic(topic text, retention interval DEFAULT '1 day', or_replace boolean DEFAULT false)
+RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_create_topic(text, interval) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_create_topic(text, interval) IS 'creates a topic';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_create_topic(text, interval, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_create_topic(text, interval, boolean) IS 'creates a topic';
 
 -- Changes a topic's settings; an argument that is NULL changes nothing.
 --   retention  how long events are kept after delivery, not negative
+-- Returns whether anything changed.
 -- Errors: 42704 does not exist; 22023 retention; 42501 neither its creator
 -- nor the extension's owner; 25006 read-only transaction or standby.
 -- Locks: ROW EXCLUSIVE on cqrs.topic, and the topic's row in it.
 -- Privileges: as cqrs_drop_topic().
-CREATE FUNCTION @extschema@.cqrs_alter_topic(topic text, retention interval DEFAULT NULL) RETURNS void
+CREATE FUNCTION @extschema@.cqrs_alter_topic(topic text, retention interval DEFAULT NULL) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_alter_topic(text, interval) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_alter_topic(text, interval) IS 'changes the retention of a topic';
 
--- Drops a topic and its events; with force also undelivered events, and the
--- event types that have it as their default, with their handlers.
+-- Drops a topic and its events.
+--   cascade    also undelivered events, and the event types that have it as their
+--              default, with their handlers
+--   if_exists  if there is none, that is no error
+-- Returns whether anything was dropped.
 -- Errors: 42704 does not exist; 55006 holds undelivered events; 2BP01 event
 -- types use it; 42501 neither its creator nor the extension's owner.
 -- Locks: ACCESS EXCLUSIVE on its segments and view; as cqrs_create_topic().
 -- Privileges: EXECUTE, not granted to PUBLIC, and SELECT and INSERT with
 -- grant option on the topic.
-CREATE FUNCTION @extschema@.cqrs_drop_topic(topic text, force boolean DEFAULT false) RETURNS void
+CREATE FUNCTION @extschema@.cqrs_drop_topic(topic text, cascade boolean DEFAULT false, if_exists boolean DEFAULT false)
+RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_drop_topic(text, boolean) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_drop_topic(text, boolean) IS 'drops a topic';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_drop_topic(text, boolean, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_drop_topic(text, boolean, boolean) IS 'drops a topic';
 
 -- ----------------------------------------------------------------------
 -- cqrs.event_type: the registered event names
@@ -145,23 +155,31 @@ ALTER TABLE cqrs.event_type ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS TR
 --                 nowhere but to their handlers
 --   payload_type  jsonb: any JSON object; a composite type: an object with
 --                 these keys and values that convert to their types
--- Errors: 42710 registered already; 42804 another kind of type; 22004,
--- 42602, 42622 names.
--- Locks: SHARE ROW EXCLUSIVE on cqrs.event_type; those of cqrs_create_topic().
+--   or_replace    an event type of that name that is there gets this topic and
+--                 payload type; it keeps its handlers
+-- Returns whether anything changed: not if it is registered so. A payload type that
+-- was dropped is the same as the one that is given.
+-- Errors: 42710 registered already with another topic or payload type; 42804
+-- another kind of type; 42704 no such type; 42P13 one of its handlers does not take
+-- that type; 22004, 42602, 42622 names.
+-- Locks: SHARE ROW EXCLUSIVE on cqrs.event_type; those of cqrs_create_topic(), if
+-- the topic is not there.
 -- Privileges: EXECUTE, not granted to PUBLIC.
 CREATE FUNCTION @extschema@.cqrs_register_event(event_name text, topic text DEFAULT NULL,
-	payload_type regtype DEFAULT 'jsonb') RETURNS void
+	payload_type regtype DEFAULT 'jsonb', or_replace boolean DEFAULT false) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_register_event(text, text, regtype) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_register_event(text, text, regtype) IS 'registers an event type';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_register_event(text, text, regtype, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_register_event(text, text, regtype, boolean) IS 'registers an event type';
 
--- Removes an event type and its handlers; its events stay. Errors: 42704 not
--- registered.
+-- Removes an event type and its handlers; its events stay.
+--   if_exists  if there is none, that is no error
+-- Returns whether anything was removed.
+-- Errors: 42704 not registered; 22004.
 -- Locks and privileges: as cqrs_register_event().
-CREATE FUNCTION @extschema@.cqrs_unregister_event(event_name text) RETURNS void
+CREATE FUNCTION @extschema@.cqrs_unregister_event(event_name text, if_exists boolean DEFAULT false) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_unregister_event(text) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_unregister_event(text) IS 'removes an event type';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_unregister_event(text, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_unregister_event(text, boolean) IS 'removes an event type';
 
 -- ----------------------------------------------------------------------
 -- cqrs.tick: durably recorded snapshots, added at one end and deleted at the

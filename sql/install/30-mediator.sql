@@ -38,39 +38,64 @@ CREATE TRIGGER registry_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON 
 	EXECUTE FUNCTION cqrs.registry_changed();
 ALTER TABLE cqrs.command ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS TRIGGER registry_changed;
 
--- Binds a command to its handler; or to several, a chain: they are tried in
--- their order, until one does not call cqrs_next(). A command whose handler
--- returns a set is a stream, for cqrs_stream().
+-- Binds a command to its handler. The same again changes nothing, but binds it to
+-- the function that is there now, and whose that is.
 --   command_name  name, 1 to 63 bytes
---   handlers      functions with one argument, jsonb or composite, that
---                 return void, jsonb, a scalar or a composite; a single one may
---                 also return a set of them
--- Errors: 42710 registered already, or the same handler twice; 42883 no such
--- function; 42P13 a function of another form; 42501 the caller may not execute
--- it; 22004, 42602, 42622 name; 22004, 2202E handlers.
+--   handler       a function with one argument, jsonb or composite, that returns
+--                 void, jsonb, a scalar, a composite, or a set of them: name,
+--                 schema.name or schema.name(type). Without a type, the one of
+--                 that name in the search_path with such an argument
+--   or_replace    another handler, or chain, takes the place of the one that is
+--                 there
+-- Returns whether anything changed.
+-- Errors: 42710 registered already with another handler, or as a query; 42883 no
+-- such function, or none with such an argument; 42725 several; 42P13 a function
+-- of another form; 42501 the caller may not execute it; 42602, 42622, 22004 a
+-- name.
 -- Locks: SHARE ROW EXCLUSIVE on cqrs.command until the end of the transaction.
 -- Privileges: EXECUTE, not granted to PUBLIC.
-CREATE FUNCTION @extschema@.cqrs_register_command(command_name text, VARIADIC handlers regprocedure[]) RETURNS void
+CREATE FUNCTION @extschema@.cqrs_register_command(command_name text, handler text, or_replace boolean DEFAULT false)
+RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_register_command(text, regprocedure[]) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_register_command(text, regprocedure[]) IS
-'binds a command to its handler, or to a chain of them';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_register_command(text, text, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_register_command(text, text, boolean) IS 'binds a command to its handler';
+
+-- The same with several handlers, a chain: they are tried in their order, until
+-- one does not call cqrs_next().
+--   handlers  as of a handler above, but none returns a set
+-- Errors: as above; 42710 the same handler twice; 22004, 2202E handlers.
+CREATE FUNCTION @extschema@.cqrs_register_command(command_name text, handlers text[], or_replace boolean DEFAULT false)
+RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_register_chain';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_register_command(text, text[], boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_register_command(text, text[], boolean) IS 'binds a command to a chain of handlers';
 
 -- Binds a query to its handler.
 --   query_name  name, 1 to 63 bytes
 --   handler     as for a command, but does not return a set
--- Errors, locks and privileges: as cqrs_register_command().
-CREATE FUNCTION @extschema@.cqrs_register_query(query_name text, handler regprocedure) RETURNS void
+--   or_replace  another handler takes the place of the one that is there
+-- Result, errors, locks and privileges: as cqrs_register_command().
+CREATE FUNCTION @extschema@.cqrs_register_query(query_name text, handler text, or_replace boolean DEFAULT false)
+RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_register_query(text, regprocedure) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_register_query(text, regprocedure) IS 'binds a query to its handler';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_register_query(text, text, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_register_query(text, text, boolean) IS 'binds a query to its handler';
 
--- Removes a command or a query. Errors: OB001 not registered.
+-- Removes a command, be it a stream or a chain.
+--   if_exists  if there is none, that is no error
+-- Returns whether anything was removed.
+-- Errors: 42704 not registered; 42809 it is a query; 22004.
 -- Locks and privileges: as cqrs_register_command().
-CREATE FUNCTION @extschema@.cqrs_unregister_command(command_name text) RETURNS void
+CREATE FUNCTION @extschema@.cqrs_unregister_command(command_name text, if_exists boolean DEFAULT false) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_unregister_command(text) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_unregister_command(text) IS 'removes a command or a query';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_unregister_command(text, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_unregister_command(text, boolean) IS 'removes a command';
+
+-- The same of a query. Errors: 42704; 42809 it is none; 22004.
+CREATE FUNCTION @extschema@.cqrs_unregister_query(query_name text, if_exists boolean DEFAULT false) RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_unregister_query(text, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_unregister_query(text, boolean) IS 'removes a query';
 
 -- Dispatches a command: calls its handler in the caller's transaction and
 -- returns its answer (void and SQL NULL: NULL). Each handler of a chain gets the
@@ -303,29 +328,34 @@ ALTER TABLE cqrs.event_handler ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS
 --   event_name  a registered event type
 --   handler     a function with one argument: cqrs_event (status new, attempts
 --               0); jsonb, or the event's payload type: the payload, NULL of a
---               tombstone. It returns void or one value, which is ignored
--- Errors: 42704 the event is not registered; 42710 it is a handler of this
--- event already; 42883 no such function; 42P13 a function of another form;
--- 42501 the caller may not execute it; 22004.
+--               tombstone. It returns void or one value, which is ignored. Named
+--               as for cqrs_register_command()
+-- Returns whether anything changed: not if it is a handler of this event already.
+-- Errors: 42704 the event is not registered, or its payload type is gone; 42883 no
+-- such function, or none with such an argument; 42725 several; 42P13 a function
+-- of another form; 42501 the caller may not execute it; 22004.
 -- Locks: SHARE ROW EXCLUSIVE on cqrs.event_type until the end of the
 -- transaction.
 -- Privileges: EXECUTE, not granted to PUBLIC.
-CREATE FUNCTION @extschema@.cqrs_register_event_handler(event_name text, handler regprocedure) RETURNS void
+CREATE FUNCTION @extschema@.cqrs_register_event_handler(event_name text, handler text) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_register_event_handler(text, regprocedure) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_register_event_handler(text, regprocedure) IS
+REVOKE ALL ON FUNCTION @extschema@.cqrs_register_event_handler(text, text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_register_event_handler(text, text) IS
 'has a function called in the transaction that emits';
 
 -- Removes a handler of an event.
---   handler  the function; one that is gone as cqrs.event_handler names it
+--   handler    name, schema.name or schema.name(type), of those that the event has,
+--              be the function there or not; what is left out may be any
+--   if_exists  if it is none, or there is no such event, that is no error
+-- Returns whether anything was removed.
 -- Errors: 42704 the event is not registered, or the function is not its
--- handler; 22004.
--- Locks: ROW EXCLUSIVE on cqrs.event_handler.
--- Privileges: EXECUTE, not granted to PUBLIC.
-CREATE FUNCTION @extschema@.cqrs_unregister_event_handler(event_name text, handler text) RETURNS void
+-- handler; 42725 several of its handlers have that name; 22004.
+-- Locks and privileges: as cqrs_register_event_handler().
+CREATE FUNCTION @extschema@.cqrs_unregister_event_handler(event_name text, handler text, if_exists boolean DEFAULT false)
+RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_unregister_event_handler(text, text) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_unregister_event_handler(text, text) IS 'removes a handler of an event';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_unregister_event_handler(text, text, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_unregister_event_handler(text, text, boolean) IS 'removes a handler of an event';
 
 -- ----------------------------------------------------------------------
 -- cqrs.fallback: what is called instead of handlers that fail
@@ -339,10 +369,11 @@ COMMENT ON FUNCTION @extschema@.cqrs_unregister_event_handler(text, text) IS 're
 --                class; NULL: after all but class 57 (operator intervention),
 --                53200 (out of memory), P0004 (failed assertion), XX001 and
 --                XX002 (corrupted data). Never after 57014, 57P01 and 57P02
--- fail_max       how many failures in a row open the circuit breaker; 0: there
+-- excluded_sqlstates
+--                errors that are no failures for the breaker, as sqlstates
+-- max_failures   how many failures in a row open the circuit breaker; 0: there
 --                is none
 -- reset_after    how long after that the handler is tried again
--- excluded       errors that are no failures for the breaker, as sqlstates
 -- registered_at  when it was registered
 -- ----------------------------------------------------------------------
 CREATE SEQUENCE cqrs.fallback_id AS integer;
@@ -353,9 +384,9 @@ CREATE TABLE cqrs.fallback (
 	fallback		text		NOT NULL,
 	owner			text		NOT NULL,
 	sqlstates		text[],
-	fail_max		integer		NOT NULL,
+	excluded_sqlstates text[],
+	max_failures	integer		NOT NULL,
 	reset_after		interval	NOT NULL,
-	excluded		text[],
 	registered_at	timestamptz	NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE cqrs.fallback IS 'fallbacks of handlers';
@@ -383,38 +414,52 @@ ALTER TABLE cqrs.fallback ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS TRIG
 --              NULL: after all but class 57, 53200, P0004, XX001 and XX002. The
 --              errors of a cancelled statement and of a shutdown (57014, 57P01,
 --              57P02) are never caught
---   fail_max   after this many failures in a row, of all sessions, the circuit
---              breaker opens: the fallback is called instead of the handler;
---              0: no breaker
---   reset_after  this long after it opened, one call is the trial: its success
---              closes the breaker, its failure opens it again. Not negative
---   excluded   errors that are no failures for the breaker, but count as
+--   excluded_sqlstates
+--              errors that are no failures for the breaker, but count as
 --              success: those of a handler that works; like sqlstates. The fallback
 --              is still called
--- An error in sqlstates that is not in excluded counts as a failure; other errors
--- leave the breaker as it is. A rollback does not undo what the breaker has
--- counted. The breaker is common to all sessions if cqrs_outbox is in
+--   max_failures
+--              after this many failures in a row, of all sessions, the circuit
+--              breaker opens: the fallback is called instead of the handler;
+--              0: no breaker
+--   reset_after
+--              this long after it opened, one call is the trial: its success
+--              closes the breaker, its failure opens it again. Not negative
+--   or_replace the handler's fallback, and all of this, takes the place of what is
+--              there; the breaker keeps what it has counted
+-- Both functions are named as for cqrs_register_command(); without its argument, a
+-- fallback is the function of that name with the handler's argument.
+-- An error in sqlstates that is not in excluded_sqlstates counts as a failure;
+-- other errors leave the breaker as it is. A rollback does not undo what the
+-- breaker has counted. The breaker is common to all sessions if cqrs_outbox is in
 -- shared_preload_libraries; else each has its own. A restart closes it.
--- Errors: 42710 it has one already; 42883 no such function; 42P13 a function of
--- another form; 42501 the caller may not execute it; 22004, 22023 arguments.
+-- Returns whether anything changed.
+-- Errors: 42710 it has another one already; 42883 no such function, or none with
+-- such an argument; 42725 several; 42P13 a function of another form; 42501 the
+-- caller may not execute it; 22004, 22023 arguments.
+-- Locks: SHARE ROW EXCLUSIVE on cqrs.fallback until the end of the transaction.
 -- Privileges: EXECUTE, not granted to PUBLIC. Dispatching needs EXECUTE on the
 -- handler, and on the fallback when that is called.
-CREATE FUNCTION @extschema@.cqrs_register_fallback(handler regprocedure, fallback regprocedure,
-	sqlstates text[] DEFAULT NULL, fail_max integer DEFAULT 5, reset_after interval DEFAULT '60 s', excluded text[] DEFAULT NULL) RETURNS void
+CREATE FUNCTION @extschema@.cqrs_register_fallback(handler text, fallback text, sqlstates text[] DEFAULT NULL,
+	excluded_sqlstates text[] DEFAULT NULL, max_failures integer DEFAULT 5, reset_after interval DEFAULT '60 s',
+	or_replace boolean DEFAULT false) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_register_fallback(regprocedure, regprocedure, text[], integer, interval, text[])
+REVOKE ALL ON FUNCTION @extschema@.cqrs_register_fallback(text, text, text[], text[], integer, interval, boolean)
 	FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_register_fallback(regprocedure, regprocedure, text[], integer, interval, text[]) IS
+COMMENT ON FUNCTION @extschema@.cqrs_register_fallback(text, text, text[], text[], integer, interval, boolean) IS
 'has another function called when a handler fails';
 
 -- Removes a handler's fallback.
---   handler  the function; one that was dropped is named as in cqrs.fallback
--- Errors: 42704 it has none; 22004 handler.
--- Privileges: as cqrs_register_fallback().
-CREATE FUNCTION @extschema@.cqrs_unregister_fallback(handler text) RETURNS void
+--   handler    name, schema.name or schema.name(type), of those that have one, be
+--              the function there or not; what is left out may be any
+--   if_exists  if it has none, that is no error
+-- Returns whether anything was removed.
+-- Errors: 42704 it has none; 42725 several of that name have one; 22004 handler.
+-- Locks and privileges: as cqrs_register_fallback().
+CREATE FUNCTION @extschema@.cqrs_unregister_fallback(handler text, if_exists boolean DEFAULT false) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_unregister_fallback(text) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_unregister_fallback(text) IS 'removes the fallback of a handler';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_unregister_fallback(text, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_unregister_fallback(text, boolean) IS 'removes the fallback of a handler';
 
 -- ----------------------------------------------------------------------
 -- cqrs.middleware: functions called around each command and query
@@ -463,35 +508,43 @@ COMMENT ON TYPE @extschema@.cqrs_request IS 'a command or a query, as middleware
 -- within handlers and middleware; around a deferred one when it is executed. It
 -- returns the answer; to have the command handled, it calls cqrs_proceed(). It
 -- runs in the sender's transaction, outside what makes a query read-only, and
--- outside chains and fallbacks; its own fallback, if it has one, is not called.
--- It is not called for streams, for handlers of events, or for a repeat with an
--- idempotency key. A transaction that is open while it is registered calls it
--- from its next command on.
+-- outside chains and fallbacks, and has no fallback of its own. It is not called
+-- for streams, for handlers of events, or for a repeat with an idempotency key. A
+-- transaction that is open while it is registered calls it from its next command
+-- on.
 -- In it, cqrs_context() is that of the command, which is also the cause of the
 -- events that it emits; they are handled, like all others, when the outermost
 -- command is over.
---   handler   a function with one argument, cqrs_request, that returns jsonb
---   priority  those with a smaller one are further out; of those with the same
---             one, those that were registered first
--- Errors: 42710 it is a middleware already; 42883 no such function; 42P13 a
--- function of another form; 42501 the caller may not execute it; 22004.
--- Locks: ROW EXCLUSIVE on cqrs.middleware.
+--   handler     a function with one argument, cqrs_request, that returns jsonb;
+--               named as for cqrs_register_command()
+--   priority    those with a smaller one are further out; of those with the same
+--               one, those that were registered first
+--   or_replace  if it is registered with another priority, it gets this one
+-- Returns whether anything changed.
+-- Errors: 42710 it is registered with another priority; 42883 no such function, or
+-- none with such an argument; 42P13 a function of another form; 42501 the caller
+-- may not execute it; 22004.
+-- Locks: SHARE ROW EXCLUSIVE on cqrs.middleware until the end of the transaction.
 -- Privileges: EXECUTE, not granted to PUBLIC. Whoever sends a command needs
 -- EXECUTE on each middleware that is called.
-CREATE FUNCTION @extschema@.cqrs_register_middleware(handler regprocedure, priority integer DEFAULT 0) RETURNS void
+CREATE FUNCTION @extschema@.cqrs_register_middleware(handler text, priority integer DEFAULT 0, or_replace boolean DEFAULT false)
+RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_register_middleware(regprocedure, integer) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_register_middleware(regprocedure, integer) IS
+REVOKE ALL ON FUNCTION @extschema@.cqrs_register_middleware(text, integer, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_register_middleware(text, integer, boolean) IS
 'has a function called around each command and query';
 
 -- Removes a middleware.
---   handler  the function; one that is gone as cqrs.middleware names it
--- Errors: 42704 it is none; 22004.
+--   handler    name, schema.name or schema.name(type), of those that are, be the
+--              function there or not; what is left out may be any
+--   if_exists  if it is none, that is no error
+-- Returns whether anything was removed.
+-- Errors: 42704 it is none; 42725 several have that name; 22004.
 -- Locks and privileges: as cqrs_register_middleware().
-CREATE FUNCTION @extschema@.cqrs_unregister_middleware(handler text) RETURNS void
+CREATE FUNCTION @extschema@.cqrs_unregister_middleware(handler text, if_exists boolean DEFAULT false) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_unregister_middleware(text) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_unregister_middleware(text) IS 'removes a middleware';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_unregister_middleware(text, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_unregister_middleware(text, boolean) IS 'removes a middleware';
 
 -- For a middleware: goes on to the next one, and finally to the handlers, and
 -- returns their answer. It may be called several times; as always, whoever

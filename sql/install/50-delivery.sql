@@ -158,10 +158,13 @@ COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subs
 -- NULL for an argument means its default.
 --   subscription       name, 1 to 63 bytes
 --   topics             one or more topics
---   handler            a function with one argument of type cqrs_event, called
---                      for each event in the transaction that moves the
---                      cursor; NULL without server: read with cqrs_receive()
---                      and cqrs_ack()
+--   handler            a function with one argument, called for each event in
+--                      the transaction that moves the cursor: cqrs_event, the
+--                      event; jsonb, or a composite type that payloads are
+--                      converted to, its payload, NULL of a tombstone. What it
+--                      returns is ignored. Named as for
+--                      cqrs_register_command(). NULL without server: read with
+--                      cqrs_receive() and cqrs_ack()
 --   server             the foreign server of a broker, made with the wrapper of a
 --                      broker module; not together with a handler
 --   start              'earliest', the default: from the oldest event retained;
@@ -176,7 +179,7 @@ COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subs
 --   retry_delay        after the first failure; doubles with each further one,
 --                      and varies by a quarter. Default 1 s
 --   max_retry_delay    ... up to this. Default 3 h
---   delivery_timeout    the longest that the handler may take for one event when
+--   delivery_timeout   the longest that the handler may take for one event when
 --                      the worker calls it, or that a broker may confirm
 --                      nothing; 0: no limit. Default 1 min
 --   max_retained_size  suspended when it keeps more bytes of events than this
@@ -218,16 +221,16 @@ COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subs
 -- Locks: SHARE ROW EXCLUSIVE on cqrs.subscription until the end of the
 -- transaction. Until then, nothing of its topics is truncated.
 -- Privileges: EXECUTE, not granted to PUBLIC, and the above.
-CREATE FUNCTION @extschema@.cqrs_subscribe(subscription text, topics text[], handler regprocedure DEFAULT NULL,
+CREATE FUNCTION @extschema@.cqrs_subscribe(subscription text, topics text[], handler text DEFAULT NULL,
 	server text DEFAULT NULL, start text DEFAULT NULL, partitions integer DEFAULT NULL, max_attempts integer DEFAULT NULL,
 	retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
 	delivery_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, format text DEFAULT NULL, strict_key_order boolean DEFAULT NULL,
 	transaction text DEFAULT NULL, search_path text DEFAULT NULL, or_replace boolean DEFAULT false) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text, text, integer, integer,
+REVOKE ALL ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, integer, integer,
 	interval, interval, interval, bigint, interval, text, boolean, text, text, boolean) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text, text, integer, integer,
+COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, integer, integer,
 	interval, interval, interval, bigint, interval, text, boolean, text, text, boolean) IS 'subscribes to topics';
 
 -- Changes settings of a subscription; NULL leaves one as it is. If its view was
@@ -253,16 +256,16 @@ COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], regprocedure, text,
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner; to
 -- change the handler or the server, being the owner. If there is no owner,
 -- membership in the extension's.
-CREATE FUNCTION @extschema@.cqrs_alter_subscription(subscription text, handler regprocedure DEFAULT NULL,
+CREATE FUNCTION @extschema@.cqrs_alter_subscription(subscription text, handler text DEFAULT NULL,
 	server text DEFAULT NULL, partitions integer DEFAULT NULL, max_attempts integer DEFAULT NULL,
 	retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
 	delivery_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, format text DEFAULT NULL, strict_key_order boolean DEFAULT NULL,
 	transaction text DEFAULT NULL, search_path text DEFAULT NULL) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_alter_subscription(text, regprocedure, text, integer, integer, interval,
+REVOKE ALL ON FUNCTION @extschema@.cqrs_alter_subscription(text, text, text, integer, integer, interval,
 	interval, interval, bigint, interval, text, boolean, text, text) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, regprocedure, text, integer, integer, interval,
+COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, text, text, integer, integer, interval,
 	interval, interval, bigint, interval, text, boolean, text, text) IS 'changes settings of a subscription';
 
 -- Removes a subscription, with what it has to retry and its dead letters; one

@@ -41,7 +41,7 @@ CREATE VIEW @extschema@.cqrs_breaker_status AS
 SELECT f.handler, f.fallback, b.state, b.failures, b.opened_at, b.retry_at
 FROM cqrs.fallback f
 CROSS JOIN LATERAL cqrs.breaker_state(f.handler) b
-WHERE f.fail_max > 0;
+WHERE f.max_failures > 0;
 GRANT SELECT ON @extschema@.cqrs_breaker_status TO PUBLIC;
 COMMENT ON VIEW @extschema@.cqrs_breaker_status IS 'circuit breakers';
 

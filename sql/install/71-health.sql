@@ -62,14 +62,14 @@ COMMENT ON FUNCTION cqrs.broken_tables(integer) IS 'tables of a topic that are n
 -- The function that would be called for a signature (see cqrs.command).
 --   registered_owner  whose it must be; NULL: anybody's
 --   returns_set       it must return a set; otherwise, it must not
---   funcid, owner     NULL: there is none
+--   funcid, owner, argument_type, result_type
+--                     NULL: there is none
 --   taken_over        there is one, but it is somebody else's, in words
--- Privileges: EXECUTE, granted to pg_monitor, not to PUBLIC.
+-- What is in pg_proc is everybody's to read.
 CREATE FUNCTION cqrs.find_function(signature text, registered_owner text, returns_set boolean,
-	OUT funcid oid, OUT owner oid, OUT taken_over text)
+	OUT funcid oid, OUT owner oid, OUT argument_type regtype, OUT result_type regtype, OUT taken_over text)
 LANGUAGE C STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_find_function';
-REVOKE ALL ON FUNCTION cqrs.find_function(text, text, boolean) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION cqrs.find_function(text, text, boolean) TO pg_monitor;
+GRANT EXECUTE ON FUNCTION cqrs.find_function(text, text, boolean) TO PUBLIC;
 COMMENT ON FUNCTION cqrs.find_function(text, text, boolean) IS 'function that a signature names';
 
 -- ----------------------------------------------------------------------
@@ -186,7 +186,7 @@ WHERE NOT t.native
 UNION ALL
 SELECT 'error', 'topic_view_missing', format('topic "%s"', t.topic),
 	   format('View cqrs_topics.%I does not exist: nobody may emit or read.', t.topic),
-	   format('SELECT cqrs_drop_topic(%L, force => true); -- then create it again', t.topic), NULL
+	   format('SELECT cqrs_drop_topic(%L, cascade => true); -- then create it again', t.topic), NULL
 FROM cqrs.topic t
 WHERE NOT EXISTS (SELECT FROM pg_class v
 				  WHERE v.relnamespace = 'cqrs_topics'::regnamespace AND v.relname = t.topic AND v.relkind = 'v')
@@ -201,7 +201,7 @@ SELECT CASE b.state WHEN 'locked' THEN 'warning' ELSE 'error' END,
 			ELSE format('Table %s was altered. %s', b.name, b.detail) END,
 	   CASE b.state
 			WHEN 'locked' THEN 'See pg_locks, and end that transaction.'
-			WHEN 'missing' THEN format('SELECT cqrs_drop_topic(%L, force => true);', t.topic)
+			WHEN 'missing' THEN format('SELECT cqrs_drop_topic(%L, cascade => true);', t.topic)
 			ELSE 'Undo the change; the tables of a topic are not meant to be altered.' END,
 	   clock_timestamp() - a.xact_start
 FROM cqrs.topic t
@@ -228,7 +228,8 @@ WITH handler(severity, problem, object, signature, owner, returns_set, detail, h
 	SELECT 'warning', 'command_handler_missing', format('%s "%s"', c.kind, c.command_name),
 		   h.signature, h.owner, c.kind = 'stream',
 		   format('Its handler %s does not exist.', h.signature),
-		   format('Create it again, or unregister the %s with cqrs_unregister_command().', c.kind)
+		   format('SELECT cqrs_unregister_%s(%L); -- or create it again', CASE c.kind WHEN 'query' THEN 'query' ELSE 'command' END,
+				  c.command_name)
 	FROM cqrs.command c
 	CROSS JOIN LATERAL unnest(c.handlers, c.owners) h(signature, owner)
 	UNION ALL
@@ -263,14 +264,14 @@ CROSS JOIN LATERAL (
 	UNION ALL
 	-- it exists, but belongs to somebody else now
 	SELECT 'function_taken_over', r.taken_over_object, format('Function %s is not called. %s', r.signature, f.taken_over),
-		   'Unregister it, and register it again if that is what is meant.'
+		   'Register it again if that is what is meant; otherwise remove it.'
 	WHERE f.taken_over IS NOT NULL
 ) c
 WHERE f.funcid IS NULL
 UNION ALL
 SELECT 'warning', 'payload_type_missing', format('event "%s"', e.event_name),
 	   'Its payload type was dropped: no event of it can be emitted.',
-	   format('SELECT cqrs_unregister_event(%L); -- then register it again', e.event_name)
+	   'Register it again, with a type that exists.'
 FROM cqrs.event_type e
 WHERE NOT EXISTS (SELECT FROM pg_type t WHERE t.oid = e.payload_type);
 COMMENT ON VIEW cqrs.function_problem IS 'what may be wrong with what is registered';

@@ -32,7 +32,7 @@ COMMENT ON FUNCTION cqrs.no_diagram(text, text) IS 'says why there is no such di
 --   fallback  of the handler, with the errors that it is called after, in words;
 --             NULL: it has none
 CREATE VIEW cqrs.diagram_handler WITH (security_barrier) AS
-SELECT h.*, b.fallback, b.fail_max > 0 AS has_breaker,
+SELECT h.*, b.fallback, b.max_failures > 0 AS has_breaker,
 	   CASE WHEN b.sqlstates IS NULL THEN 'an error'
 			ELSE array_to_string(ARRAY(SELECT CASE length(code) WHEN 2 THEN 'class ' ELSE '' END || code
 									   FROM unnest(b.sqlstates) WITH ORDINALITY u(code, n) ORDER BY u.n), ', ') END AS errors

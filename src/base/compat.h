@@ -25,6 +25,7 @@
 #include "utils/acl.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/regproc.h"
 
 #if PG_VERSION_NUM < 140000
 #error "cqrs_outbox needs PostgreSQL 14 or newer"
@@ -54,6 +55,17 @@ object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 	return pg_database_ownercheck(objectid, roleid);
 }
 #endif
+
+/* 16 can have it report an error instead of raising it. */
+static inline List *
+cqrs_qualified_name_list(const char *string)
+{
+#if PG_VERSION_NUM >= 160000
+	return stringToQualifiedNameList(string, NULL);
+#else
+	return stringToQualifiedNameList(string);
+#endif
+}
 
 /* 17 added index_insert_cleanup(). */
 #if PG_VERSION_NUM >= 170000

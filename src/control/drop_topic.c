@@ -21,24 +21,25 @@ static void refuse_in_use(CqrsTopic *topic);
 PG_FUNCTION_INFO_V1(cqrs_drop_topic);
 
 /*
- * cqrs_drop_topic(topic, force)
+ * cqrs_drop_topic(topic, cascade, if_exists)
  */
 Datum
 cqrs_drop_topic(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "topic");
-	bool		force = !PG_ARGISNULL(1) && PG_GETARG_BOOL(1);
 	CqrsTopic  *topic;
 
 	cqrs_require_writable("cqrs_drop_topic()");
+	if (cqrs_flag_arg(fcinfo, 2) && cqrs_registry_topic(name) == NULL)
+		PG_RETURN_BOOL(false);
 	cqrs_topic_require_control(cqrs_topic_get(name), "drop");
 
 	/* From here on nobody emits, so what is undelivered stays as it is. */
 	topic = cqrs_topic_lock_to_drop(name);
-	if (!force)
+	if (!cqrs_flag_arg(fcinfo, 1))
 		refuse_in_use(topic);
 	cqrs_topic_drop(topic);
-	PG_RETURN_VOID();
+	PG_RETURN_BOOL(true);
 }
 
 /*
@@ -58,7 +59,7 @@ refuse_in_use(CqrsTopic *topic)
 				 errmsg("cannot drop topic \"%s\" because event \"%s\" is registered on it",
 						topic->name, SPI_getvalue(SPI_tuptable->vals[0],
 												  SPI_tuptable->tupdesc, 1)),
-				 errhint("Use cqrs_unregister_event() first, or force => true.")));
+				 errhint("Use cqrs_unregister_event() first, or cascade => true.")));
 	if (!topic->native || cqrs_events_pending(topic) ||
 		cqrs_admin_execute("SELECT FROM cqrs.dead_letter WHERE topic_id = $1 LIMIT 1",
 						   1, CQRS_INT4(topic->topic_id)) > 0 ||
@@ -67,6 +68,6 @@ refuse_in_use(CqrsTopic *topic)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("topic \"%s\" holds undelivered events", topic->name),
-				 errhint("Have them delivered first, or use force => true.")));
+				 errhint("Have them delivered first, or use cascade => true.")));
 	cqrs_admin_end(&admin);
 }

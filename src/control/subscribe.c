@@ -7,12 +7,10 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
-#include "utils/syscache.h"
 
 #include "broker/message.h"
 #include "broker/server.h"
@@ -22,8 +20,9 @@
 #include "log/cursor.h"
 #include "log/topic.h"
 #include "log/topic_drop.h"
-#include "registry/handler.h"
+#include "registry/lookup.h"
 #include "registry/owner.h"
+#include "registry/payload.h"
 #include "registry/registry.h"
 #include "subscription/epoch.h"
 #include "subscription/search_path.h"
@@ -38,8 +37,13 @@ static bool change(const CqrsSettings *settings,
 				   CqrsSubscription *subscription);
 static bool own_if_nobody_does(CqrsSubscription **subscription);
 static void remove_subscription(CqrsSubscription *subscription);
-static Oid	set_handler(CqrsSettings *settings, const char *name);
-static char *check_handler(const char *subscription, Oid funcid);
+static Oid	set_handler(CqrsSettings *settings, const char *name,
+						List *topics);
+static char *check_handler(const char *subscription, text *handler,
+						   List *topics, Oid *funcid);
+static bool takes(const void *arg, Oid argtype);
+static void warn_of_payloads(const CqrsFunction *function, List *topics);
+static List *topic_ids(const CqrsSubscription *subscription);
 static void check_broker(CqrsSettings *settings, const char *name,
 						 const CqrsSubscription *old);
 static void check_transaction(const CqrsSettings *settings, const char *name,
@@ -114,7 +118,7 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	cqrs_settings_read(&settings, fcinfo, subscribe_args);
 	cqrs_settings_complete(&settings);
 	cqrs_epoch_check_partitions(name, DatumGetInt32(settings.values[CQRS_SETTING_PARTITIONS].value));
-	handler = set_handler(&settings, name);
+	handler = set_handler(&settings, name, topics);
 	cqrs_settings_check(&settings, name);
 	check_broker(&settings, name, NULL);
 	check_transaction(&settings, name, NULL);
@@ -183,7 +187,7 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("subscription \"%s\" has no handler", name),
 					 errhint("Make another subscription for the handler.")));
-		handler = set_handler(&settings, name);
+		handler = set_handler(&settings, name, topic_ids(subscription));
 	}
 	cqrs_settings_check(&settings, name);
 	check_broker(&settings, name, subscription);
@@ -344,51 +348,96 @@ remove_subscription(CqrsSubscription *subscription)
  * the function, or InvalidOid.
  */
 static Oid
-set_handler(CqrsSettings *settings, const char *name)
+set_handler(CqrsSettings *settings, const char *name, List *topics)
 {
 	NullableDatum *handler = &settings->values[CQRS_SETTING_HANDLER];
 	Oid			funcid;
 
 	if (handler->isnull)
 		return InvalidOid;
-	funcid = DatumGetObjectId(handler->value);
-	handler->value = CStringGetTextDatum(check_handler(name, funcid));
+	handler->value =
+		CStringGetTextDatum(check_handler(name, DatumGetTextPP(handler->value),
+										  topics, &funcid));
 	return funcid;
 }
 
 /*
- * Can this function be the handler, and may the current user have it called?
- * Returns the text it is registered by.
+ * Find the function that is to be the handler, which may be the current user's, of
+ * a subscription to these topics. Returns the text it is registered by. Raises
+ * what cqrs_function_look_up() does, and 42501.
  */
 static char *
-check_handler(const char *subscription, Oid funcid)
+check_handler(const char *subscription, text *handler, List *topics,
+			  Oid *funcid)
 {
-	Oid			argtype;
-	Oid			rettype;
-	char	   *signature = cqrs_handler_describe(funcid, &argtype, &rettype,
-												  NULL);
-	HeapTuple	tuple;
-	Oid			funcowner;
+	CqrsPlace	place = {
+		.what = "a handler of a subscription",
+		.wanted = "The handler of a subscription has one argument, cqrs_event, jsonb or the composite type of payloads, and returns void or one value.",
+		.takes = takes
+	};
+	CqrsFunction function;
 
-	if (!cqrs_event_is_type(argtype))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
-				 errmsg("function %s cannot be a handler of a subscription",
-						signature),
-				 errdetail("Its argument is of type %s.",
-						   format_type_be(argtype)),
-				 errhint("The argument of a subscription's handler is of type cqrs_event.")));
-
-	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid));
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for function %u", funcid);
-	funcowner = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
-	ReleaseSysCache(tuple);
+	cqrs_function_look_up(text_to_cstring(handler), &place, &function);
 	cqrs_subscription_check_handler_owner(subscription, GetUserId(),
-										  signature, funcowner);
-
+										  function.signature, function.owner);
 	cqrs_subscription_require_login(subscription, GetUserId());
-	return signature;
+	warn_of_payloads(&function, topics);
+	*funcid = function.funcid;
+	return function.signature;
+}
+
+/*
+ * May a handler have an argument of this type: an event, or its payload?
+ */
+static bool
+takes(const void *arg, Oid argtype)
+{
+	return argtype == JSONBOID ||
+		(cqrs_payload_type_is_composite(argtype) &&
+		 !cqrs_type_is(argtype, "cqrs_request"));
+}
+
+/*
+ * Warn if an event is registered on these topics, now, whose payloads are of
+ * another composite type than the one that the handler takes.
+ */
+static void
+warn_of_payloads(const CqrsFunction *function, List *topics)
+{
+	HASH_SEQ_STATUS status;
+	CqrsEventType *event_type;
+	CqrsEventType *odd = NULL;
+
+	if (function->argtype == JSONBOID || cqrs_event_is_type(function->argtype))
+		return;
+	cqrs_registry_event_types(&status);
+	while ((event_type = hash_seq_search(&status)) != NULL)
+		if (event_type->topic != NULL &&
+			list_member_int(topics, event_type->topic->topic_id) &&
+			event_type->payload_type != JSONBOID &&
+			event_type->payload_type != function->argtype &&
+			(odd == NULL || strcmp(event_type->name, odd->name) < 0))
+			odd = event_type;
+
+	if (odd != NULL)
+		ereport(WARNING,
+				(errmsg("handler %s does not take payloads of event \"%s\"",
+						function->signature, odd->name),
+				 errdetail("They are of type %s.",
+						   format_type_extended(odd->payload_type, -1,
+												FORMAT_TYPE_ALLOW_INVALID)),
+				 errhint("An event whose payload does not convert becomes a dead letter at once. A handler may take jsonb, or cqrs_event.")));
+}
+
+static List *
+topic_ids(const CqrsSubscription *subscription)
+{
+	List	   *ids = NIL;
+	int			i;
+
+	for (i = 0; i < subscription->ntopics; i++)
+		ids = lappend_int(ids, subscription->topics[i]->topic_id);
+	return ids;
 }
 
 /*

@@ -36,6 +36,7 @@
 #include "base/cqrs_outbox.h"
 
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -50,6 +51,7 @@
 #include "delivery/underway.h"
 #include "extension/catalog.h"
 #include "mediator/context.h"
+#include "registry/payload.h"
 #include "registry/registry.h"
 #include "retry/blame.h"
 #include "retry/failure.h"
@@ -82,7 +84,8 @@ typedef struct Batch
 	CqrsRelay	relay;
 	CqrsUnderway underway;
 	DeliveryContext where;
-	TupleDesc	desc;			/* of the handler's argument */
+	bool		found;			/* the handler was, as it is now */
+	TupleDesc	desc;			/* of its argument, if that is a cqrs_event */
 	int			guc_level;		/* has the handler's search_path; 0: not yet */
 	MemoryContext context;
 	MemoryContext per_event;
@@ -123,7 +126,10 @@ static ErrorData *call_apart(Batch *batch, const CqrsEvent *event,
 							 const CqrsParked *parked, int attempts);
 static void call(Batch *batch, const CqrsEvent *event,
 				 const CqrsParked *parked, int attempts);
-static void call_limited(Batch *batch, Datum arg);
+static NullableDatum argument(const Batch *batch, const CqrsEvent *event,
+							  int attempts);
+static Datum convert(const CqrsEvent *event, Oid argtype);
+static void call_limited(Batch *batch, NullableDatum arg);
 static void end_event(Batch *batch, int level, int subtransactions,
 					  bool failed);
 static void refresh(Batch *batch);
@@ -277,7 +283,7 @@ find_handler(Batch *batch)
 {
 	CqrsSubscription *subscription = batch->relay.subscription;
 
-	if (batch->desc != NULL)
+	if (batch->found)
 		return;
 	if (batch->guc_level == 0)
 	{
@@ -293,7 +299,9 @@ find_handler(Batch *batch)
 										  subscription->owner,
 										  subscription->handler.signature,
 										  subscription->handler.owner);
-	batch->desc = lookup_rowtype_tupdesc(subscription->handler.argtype, -1);
+	if (cqrs_event_is_type(subscription->handler.argtype))
+		batch->desc = lookup_rowtype_tupdesc(subscription->handler.argtype, -1);
+	batch->found = true;
 }
 
 /*
@@ -570,14 +578,13 @@ call(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 {
 	MemoryContext oldcontext = CurrentMemoryContext;
 	CqrsContext context;
-	Datum		arg;
+	NullableDatum arg;
 
 	/* Before the call, so that the handler may move the cursor. */
 	if (parked != NULL)
 		cqrs_parked_done(parked, &batch->relay.cursor);
 	MemoryContextSwitchTo(batch->per_event);
-	arg = cqrs_event_form(event, attempts > 0 ? "not_produced" : "new",
-						  attempts, batch->desc);
+	arg = argument(batch, event, attempts);
 	cqrs_context_init(&context, "event",
 					  TextDatumGetCString(event->event_name));
 	context.has_id = true;
@@ -592,11 +599,65 @@ call(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 }
 
 /*
+ * What the handler takes of an event, in the current memory context: all of it, or
+ * its payload, which is NULL of a tombstone.
+ */
+static NullableDatum
+argument(const Batch *batch, const CqrsEvent *event, int attempts)
+{
+	Oid			argtype = batch->relay.subscription->handler.argtype;
+	NullableDatum arg = event->payload;
+
+	if (batch->desc != NULL)
+	{
+		arg.value = cqrs_event_form(event,
+									attempts > 0 ? "not_produced" : "new",
+									attempts, batch->desc);
+		arg.isnull = false;
+	}
+	else if (!arg.isnull)
+		arg.value = argtype == JSONBOID ?
+			PointerGetDatum(PG_DETOAST_DATUM_COPY(arg.value)) :
+			convert(event, argtype);
+	return arg;
+}
+
+/*
+ * The payload of an event as a composite value. One that does not fit will not do
+ * so the next time, either: its event is given up at once.
+ */
+static Datum
+convert(const CqrsEvent *event, Oid argtype)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile Datum value = (Datum) 0;
+
+	PG_TRY();
+	{
+		value = cqrs_payload_to_composite(DatumGetJsonbP(event->payload.value),
+										  argtype, "event",
+										  TextDatumGetCString(event->event_name));
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error = cqrs_error_take(context);
+		int			category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
+
+		if (category == ERRCODE_DATA_EXCEPTION ||
+			category == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION)
+			error->sqlerrcode = ERRCODE_CQRS_GIVE_UP;
+		cqrs_error_rethrow(error);
+	}
+	PG_END_TRY();
+	return value;
+}
+
+/*
  * The call itself; in a worker, including what is deferred to the end of the
  * transaction, and within the time that the subscription allows.
  */
 static void
-call_limited(Batch *batch, Datum arg)
+call_limited(Batch *batch, NullableDatum arg)
 {
 	CqrsSubscription *subscription = batch->relay.subscription;
 	bool		limited = batch->in_worker &&
@@ -607,7 +668,7 @@ call_limited(Batch *batch, Datum arg)
 	if (limited)
 		cqrs_handler_timeout_begin(subscription->delivery_timeout);
 	PushActiveSnapshot(GetTransactionSnapshot());
-	(void) cqrs_handler_call(&subscription->handler, arg, &isnull);
+	(void) cqrs_handler_call_nullable(&subscription->handler, arg, &isnull);
 	PopActiveSnapshot();
 	if (batch->in_worker)
 		cqrs_session_fire_deferred();
@@ -683,6 +744,7 @@ refresh(Batch *batch)
 	if (batch->desc != NULL)
 		ReleaseTupleDesc(batch->desc);
 	batch->desc = NULL;
+	batch->found = false;
 }
 
 /*

@@ -56,8 +56,8 @@
 
 #include "emit/emit.h"
 #include "extension/catalog.h"
-#include "log/topic.h"
 #include "mediator/dispatch.h"
+#include "mediator/event_type.h"
 #include "registry/payload.h"
 #include "registry/registry.h"
 

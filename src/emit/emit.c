@@ -50,6 +50,7 @@
 #include "mediator/dispatch.h"
 #include "mediator/domain_event.h"
 #include "mediator/dry_run.h"
+#include "mediator/event_type.h"
 #include "registry/payload.h"
 #include "registry/registry.h"
 #include "shared/announce.h"

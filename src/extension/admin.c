@@ -118,6 +118,56 @@ cqrs_admin_run(const char *sql, int nargs,...)
 }
 
 /*
+ * Begin, register something, end. If the same is registered already, only
+ * see to it that it is bound to what is there now. Returns whether anything changed.
+ * Raises 42710, with this message, if another is registered under that name,
+ * unless it is to be replaced.
+ *
+ * Nothing is written where nothing changes: that would have everybody load the
+ * registry again.
+ */
+bool
+cqrs_admin_register(const CqrsRegistration *registration,
+					const char *registered, bool or_replace, int nargs,...)
+{
+	const char *sql = registration->insert;
+	bool		changed = true;
+	CqrsAdmin	admin;
+	Args		read;
+	va_list		args;
+
+	va_start(args, nargs);
+	read_args(args, nargs, &read);
+	va_end(args);
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl("%s", registration->lock);
+	if (cqrs_admin_execute_args(registration->look, nargs, read.types,
+								read.values, read.nulls) > 0)
+	{
+		HeapTuple	row = SPI_tuptable->vals[0];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		bool		isnull;
+
+		changed = !DatumGetBool(SPI_getbinval(row, desc, 1, &isnull));
+		if (changed)
+			sql = registration->replace;
+		else
+			sql = DatumGetBool(SPI_getbinval(row, desc, 2, &isnull)) ? NULL :
+				registration->confirm;
+		if (changed && !or_replace)
+			ereport(ERROR,
+					(errcode(ERRCODE_DUPLICATE_OBJECT),
+					 errmsg_internal("%s", registered),
+					 errhint("Use or_replace => true to replace it.")));
+	}
+	if (sql != NULL)
+		cqrs_admin_execute_args(sql, nargs, read.types, read.values,
+								read.nulls);
+	cqrs_admin_end(&admin);
+	return changed;
+}
+
+/*
  * The first column of the last statement's first row, which is not NULL, and
  * of a type that is passed by value.
  */

@@ -36,6 +36,25 @@ extern uint64 cqrs_admin_execute_args(const char *sql, int nargs, Oid *types,
 extern void cqrs_admin_ddl(const char *fmt,...) pg_attribute_printf(1, 2);
 extern Datum cqrs_admin_result(void);
 
+/*
+ * How something is registered in a table. The statements have the same
+ * parameters.
+ */
+typedef struct CqrsRegistration
+{
+	const char *lock;			/* keeps everybody else from registering */
+	const char *look;			/* returns whether the same is registered, and
+								 * whether to the same owner; or no row */
+	const char *insert;
+	const char *confirm;		/* it is the same, but to another owner; NULL:
+								 * that cannot be */
+	const char *replace;		/* it is another; NULL: that cannot be */
+} CqrsRegistration;
+
+extern bool cqrs_admin_register(const CqrsRegistration *registration,
+								const char *registered, bool or_replace,
+								int nargs,...);
+
 /* All of that, for one statement whose result is not read. */
 extern uint64 cqrs_admin_run(const char *sql, int nargs,...);
 

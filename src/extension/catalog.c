@@ -457,6 +457,15 @@ cqrs_name_arg(FunctionCallInfo fcinfo, int argno, const char *kind)
 }
 
 /*
+ * A boolean argument of a SQL function, which is false if it is not given.
+ */
+bool
+cqrs_flag_arg(FunctionCallInfo fcinfo, int argno)
+{
+	return !PG_ARGISNULL(argno) && PG_GETARG_BOOL(argno);
+}
+
+/*
  * Raises 22004 if an argument of a SQL function is NULL. argument is its name
  * in the message; kind and name, unless NULL, say whose argument it is.
  */

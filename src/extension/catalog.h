@@ -82,6 +82,7 @@ extern void cqrs_set_config(const char *name, const char *value,
 extern void cqrs_name_check(const char *kind, const char *name);
 extern char *cqrs_name_arg(FunctionCallInfo fcinfo, int argno,
 						   const char *kind);
+extern bool cqrs_flag_arg(FunctionCallInfo fcinfo, int argno);
 extern void cqrs_arg_required(FunctionCallInfo fcinfo, int argno,
 							  const char *argument, const char *kind,
 							  const char *name);

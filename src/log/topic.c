@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * topic.c
- *	  Topics and event types: created, changed, registered.
+ *	  Topics: created, changed, and who may use them.
  *
  * A topic is a row of cqrs.topic, CQRS_SEGMENTS tables of equal shape in
  * schema cqrs, and a view of all of them in schema cqrs_topics, which is what
@@ -46,28 +46,48 @@
 #include "extension/catalog.h"
 #include "extension/privilege.h"
 #include "log/topic.h"
-#include "registry/payload.h"
 #include "registry/registry.h"
 
+/* Who creates one waits for others who do. */
+#define LOCK_TOPICS	"LOCK TABLE cqrs.topic IN SHARE ROW EXCLUSIVE MODE"
+
+static Interval *default_retention(void);
+static bool set_retention(const CqrsTopic *topic, Interval *retention);
+static bool has_retention(const CqrsTopic *topic, Interval *retention);
 static void check_retention(const char *name, Interval *retention);
 
 PG_FUNCTION_INFO_V1(cqrs_create_topic);
 PG_FUNCTION_INFO_V1(cqrs_alter_topic);
-PG_FUNCTION_INFO_V1(cqrs_register_event);
-PG_FUNCTION_INFO_V1(cqrs_unregister_event);
 
 /*
- * cqrs_create_topic(topic, retention)
+ * cqrs_create_topic(topic, retention, or_replace)
  */
 Datum
 cqrs_create_topic(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "topic");
+	Interval   *retention;
+	CqrsTopic  *topic;
 
 	cqrs_require_writable("cqrs_create_topic()");
-	cqrs_arg_required(fcinfo, 1, "retention", "topic", name);
-	(void) cqrs_topic_create(name, PG_GETARG_INTERVAL_P(1), GetUserId(), true);
-	PG_RETURN_VOID();
+	cqrs_name_check("topic", name);
+	retention = PG_ARGISNULL(1) ? default_retention() :
+		PG_GETARG_INTERVAL_P(1);
+	check_retention(name, retention);
+	cqrs_admin_run(LOCK_TOPICS, 0);
+	topic = cqrs_registry_topic(name);
+	if (topic == NULL)
+	{
+		(void) cqrs_topic_create(name, retention, GetUserId(), true);
+		PG_RETURN_BOOL(true);
+	}
+	if (!cqrs_flag_arg(fcinfo, 2) && !has_retention(topic, retention))
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("topic \"%s\" already exists with another retention",
+						name),
+				 errhint("Use or_replace => true, or cqrs_alter_topic(), to change it.")));
+	PG_RETURN_BOOL(set_retention(topic, retention));
 }
 
 /*
@@ -83,112 +103,64 @@ cqrs_alter_topic(PG_FUNCTION_ARGS)
 	topic = cqrs_topic_get(name);
 	cqrs_topic_require_control(topic, "alter");
 	if (PG_ARGISNULL(1))
-		PG_RETURN_VOID();
+		PG_RETURN_BOOL(false);
 	check_retention(name, PG_GETARG_INTERVAL_P(1));
+	PG_RETURN_BOOL(set_retention(topic, PG_GETARG_INTERVAL_P(1)));
+}
 
+/*
+ * Keep a topic's events for so long. Returns whether that changes anything.
+ * Raises 42501; 42704 if it was dropped meanwhile.
+ */
+static bool
+set_retention(const CqrsTopic *topic, Interval *retention)
+{
+	if (has_retention(topic, retention))
+		return false;
+	cqrs_topic_require_control(topic, "alter");
 	if (cqrs_admin_run("UPDATE cqrs.topic SET retention = $2 WHERE topic_id = $1",
 					   2, CQRS_INT4(topic->topic_id),
-					   CQRS_ARG(INTERVALOID, PG_GETARG_DATUM(1))) == 0)
+					   CQRS_ARG(INTERVALOID, IntervalPGetDatum(retention))) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("topic \"%s\" does not exist", name)));
-	PG_RETURN_VOID();
+				 errmsg("topic \"%s\" does not exist", topic->name)));
+	return true;
+}
+
+static bool
+has_retention(const CqrsTopic *topic, Interval *retention)
+{
+	return topic->retention == cqrs_milliseconds(IntervalPGetDatum(retention));
 }
 
 /*
- * cqrs_register_event(event_name, topic, payload_type)
+ * The id of the topic of this name, which is created if there is none.
  */
-Datum
-cqrs_register_event(PG_FUNCTION_ARGS)
+int32
+cqrs_topic_obtain(const char *name)
 {
-	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
-	Oid			payload_type;
-	int32		topic_id = 0;
+	int32		topic_id = cqrs_registry_topic_id(name);
 
-	cqrs_require_writable("cqrs_register_event()");
-	cqrs_name_check("event", name);
-	cqrs_arg_required(fcinfo, 2, "payload type", "event", name);
-	payload_type = PG_GETARG_OID(2);
-	if (!SearchSysCacheExists1(TYPEOID, ObjectIdGetDatum(payload_type)))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("payload type of event \"%s\" does not exist", name),
-				 errdetail("There is no type with OID %u.", payload_type)));
-	if (payload_type != JSONBOID &&
-		!cqrs_payload_type_is_composite(payload_type))
-		ereport(ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("payload of event \"%s\" cannot be of type %s", name,
-						format_type_be(payload_type)),
-				 errhint("The payload type is jsonb or a composite type.")));
-	if (cqrs_type_is_temporary(payload_type))
-		ereport(ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("payload of event \"%s\" cannot be of type %s", name,
-						format_type_be(payload_type)),
-				 errdetail("The type is in a temporary schema.")));
+	if (topic_id != 0)
+		return topic_id;
 
-	cqrs_admin_run("LOCK TABLE cqrs.event_type IN SHARE ROW EXCLUSIVE MODE", 0);
-	if (cqrs_registry_has_event_type(name))
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("event \"%s\" is already registered", name)));
-	if (!PG_ARGISNULL(1))
-	{
-		char	   *topic_name = text_to_cstring(PG_GETARG_TEXT_PP(1));
-
-		topic_id = cqrs_registry_topic_id(topic_name);
-		if (topic_id == 0)
-		{
-			Interval	retention = {.day = 1};
-
-			topic_id = cqrs_topic_create(topic_name, &retention, GetUserId(),
-										 true);
-		}
-	}
-	cqrs_admin_run("INSERT INTO cqrs.event_type (event_name, topic_id, payload_type) VALUES ($1, $2, $3)",
-				   3, CQRS_TEXT(name),
-				   CQRS_NULLABLE(INT4OID, Int32GetDatum(topic_id), topic_id == 0),
-				   CQRS_ARG(REGTYPEOID, ObjectIdGetDatum(payload_type)));
-	PG_RETURN_VOID();
+	/* Somebody else may be creating it. */
+	cqrs_admin_run(LOCK_TOPICS, 0);
+	topic_id = cqrs_registry_topic_id(name);
+	return topic_id != 0 ? topic_id :
+		cqrs_topic_create(name, default_retention(), GetUserId(), true);
 }
 
 /*
- * Raise 42704 if the payload type of an event is gone.
+ * A day, as it is where nothing else is said; palloc'd.
  */
-void
-cqrs_event_type_require_payload(const CqrsEventType *event_type)
+static Interval *
+default_retention(void)
 {
-	if (event_type->payload_type != JSONBOID &&
-		!cqrs_payload_type_is_composite(event_type->payload_type))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("payload type of event \"%s\" does not exist",
-						event_type->name),
-				 errhint("Register the event again with another type.")));
-}
+	Interval   *retention = palloc0(sizeof(Interval));
 
-/*
- * cqrs_unregister_event(event_name)
- */
-Datum
-cqrs_unregister_event(PG_FUNCTION_ARGS)
-{
-	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
-	CqrsAdmin	admin;
-
-	cqrs_require_writable("cqrs_unregister_event()");
-	cqrs_admin_begin(&admin);
-	cqrs_admin_ddl("LOCK TABLE cqrs.event_type IN SHARE ROW EXCLUSIVE MODE");
-	cqrs_admin_execute("DELETE FROM cqrs.event_handler WHERE event_name = $1",
-					   1, CQRS_TEXT(name));
-	if (cqrs_admin_execute("DELETE FROM cqrs.event_type WHERE event_name = $1",
-						   1, CQRS_TEXT(name)) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("event \"%s\" is not registered", name)));
-	cqrs_admin_end(&admin);
-	PG_RETURN_VOID();
+	retention->day = 1;
+	return retention;
 }
 
 /*
@@ -211,7 +183,7 @@ cqrs_topic_create(const char *name, Interval *retention, Oid creator,
 	check_retention(name, retention);
 
 	cqrs_admin_begin(&admin);
-	cqrs_admin_ddl("LOCK TABLE cqrs.topic IN SHARE ROW EXCLUSIVE MODE");
+	cqrs_admin_ddl(LOCK_TOPICS);
 	if (cqrs_registry_topic(name) != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * topic.h
- *	  Topics and event types.
+ *	  Topics.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,6 +12,7 @@
 
 #include "registry/entry.h"
 
+extern int32 cqrs_topic_obtain(const char *name);
 extern int32 cqrs_topic_create(const char *name, Interval *retention, Oid creator,
 							   bool may_emit);
 extern bool cqrs_topic_allows_role(const CqrsTopic *topic, AclMode mode,
@@ -22,6 +23,5 @@ extern void cqrs_topic_require(const CqrsTopic *topic, AclMode mode);
 extern void cqrs_topic_require_control(const CqrsTopic *topic,
 									   const char *verb);
 extern void cqrs_topic_set_native(int32 topic_id);
-extern void cqrs_event_type_require_payload(const CqrsEventType *event_type);
 
 #endif							/* CQRS_TOPIC_H */

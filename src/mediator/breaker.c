@@ -5,7 +5,7 @@
  *
  * Protocol
  *
- * 1. Closed: the handler is called. fail_max failures in a row, in whatever
+ * 1. Closed: the handler is called. max_failures failures in a row, in whatever
  *	  backends, open the breaker; a success in between starts the count again.
  * 2. Open: the handler is not called. The outcomes of calls that began before
  *	  are ignored.
@@ -117,9 +117,9 @@ cqrs_breaker_enter(CqrsBreakerCall *call, const CqrsBreaker *breaker)
 	Slot	   *slot;
 
 	call->breaker = breaker;
-	call->counts = breaker->fail_max > 0 && !cqrs_dry_run_is_active();
+	call->counts = breaker->max_failures > 0 && !cqrs_dry_run_is_active();
 	call->trial = false;
-	if (breaker->fail_max == 0)
+	if (breaker->max_failures == 0)
 		return true;
 
 	call->relid = cqrs_relation_oid(CQRS_REL_FALLBACK);
@@ -187,7 +187,7 @@ cqrs_breaker_leave(CqrsBreakerCall *call, CqrsBreakerOutcome outcome)
 		{
 			slot->failures++;
 			slot->failed_at = cqrs_steady_now();
-			if (call->trial || slot->failures >= call->breaker->fail_max)
+			if (call->trial || slot->failures >= call->breaker->max_failures)
 			{
 				slot->opened_at = slot->failed_at;
 				opened = true;

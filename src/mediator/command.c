@@ -21,18 +21,22 @@
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/regproc.h"
 
 #include "base/hash.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
+#include "log/event.h"
 #include "mediator/command.h"
 #include "mediator/dispatch.h"
 #include "mediator/dry_run.h"
 #include "mediator/idempotency.h"
 #include "mediator/stream.h"
+#include "registry/lookup.h"
 #include "registry/payload.h"
 #include "registry/registry.h"
+
+/* Who registers or removes waits for others who do. */
+#define LOCK_COMMANDS	"LOCK TABLE cqrs.command IN SHARE ROW EXCLUSIVE MODE"
 
 /* Which command takes a composite type; see command_by_type(). */
 typedef struct TypeEntry
@@ -46,10 +50,19 @@ static HTAB *commands_by_type = NULL;
 static uint64 by_type_registry = 0;
 static uint64 by_type_procs = 0;
 
-static void register_command(CqrsCommandKind kind, const char *name,
-							 int nhandlers, Datum *handlers, bool *nulls);
-static char *check_handler(CqrsCommandKind kind, Oid funcid,
-						   bool *returns_set);
+static bool register_one(FunctionCallInfo fcinfo, CqrsCommandKind kind,
+						 const char *function);
+static bool register_command(CqrsCommandKind kind, const char *name,
+							 int nhandlers, Datum *handlers, bool *nulls,
+							 bool or_replace);
+static void check_kind(const char *name, CqrsCommandKind kind);
+static void look_up_handler(CqrsCommandKind kind, const char *handler,
+							bool may_return_set, CqrsFunction *function);
+static bool takes(const void *arg, Oid argtype);
+static bool unregister(FunctionCallInfo fcinfo, CqrsCommandKind kind,
+					   const char *function);
+static bool is_query(CqrsCommandKind kind);
+static const char *unregistering(CqrsCommandKind kind);
 static CqrsCommand *command_arg(FunctionCallInfo fcinfo,
 								CqrsCommandKind kind);
 static CqrsCommand *command_by_type(Oid typid);
@@ -57,8 +70,10 @@ static Datum send_once(FunctionCallInfo fcinfo, const char *function,
 					   bool *isnull, bool *repeated);
 
 PG_FUNCTION_INFO_V1(cqrs_register_command);
+PG_FUNCTION_INFO_V1(cqrs_register_chain);
 PG_FUNCTION_INFO_V1(cqrs_register_query);
 PG_FUNCTION_INFO_V1(cqrs_unregister_command);
+PG_FUNCTION_INFO_V1(cqrs_unregister_query);
 PG_FUNCTION_INFO_V1(cqrs_send);
 PG_FUNCTION_INFO_V1(cqrs_send_once);
 PG_FUNCTION_INFO_V1(cqrs_send_composite);
@@ -68,10 +83,20 @@ PG_FUNCTION_INFO_V1(cqrs_stream);
 PG_FUNCTION_INFO_V1(cqrs_next);
 
 /*
- * cqrs_register_command(command_name, VARIADIC handlers)
+ * cqrs_register_command(command_name, handler, or_replace)
  */
 Datum
 cqrs_register_command(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(register_one(fcinfo, CQRS_COMMAND,
+								"cqrs_register_command()"));
+}
+
+/*
+ * cqrs_register_command(command_name, handlers, or_replace)
+ */
+Datum
+cqrs_register_chain(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "command");
 	ArrayType  *array;
@@ -88,42 +113,38 @@ cqrs_register_command(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
 				 errmsg("handlers of command \"%s\" are not a one-dimensional array with elements",
 						name)));
-	deconstruct_array(array, REGPROCEDUREOID, sizeof(Oid), true,
-					  TYPALIGN_INT, &handlers, &nulls, &nhandlers);
-	register_command(CQRS_COMMAND, name, nhandlers, handlers, nulls);
-	PG_RETURN_VOID();
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &handlers,
+					  &nulls, &nhandlers);
+	PG_RETURN_BOOL(register_command(CQRS_COMMAND, name, nhandlers, handlers,
+									nulls, cqrs_flag_arg(fcinfo, 2)));
 }
 
 /*
- * cqrs_register_query(query_name, handler)
+ * cqrs_register_query(query_name, handler, or_replace)
  */
 Datum
 cqrs_register_query(PG_FUNCTION_ARGS)
 {
-	char	   *name = cqrs_name_arg(fcinfo, 0, "query");
-
-	cqrs_require_writable("cqrs_register_query()");
-	cqrs_name_check("query", name);
-	register_command(CQRS_QUERY, name, 1, &fcinfo->args[1].value,
-					 &fcinfo->args[1].isnull);
-	PG_RETURN_VOID();
+	PG_RETURN_BOOL(register_one(fcinfo, CQRS_QUERY, "cqrs_register_query()"));
 }
 
 /*
- * cqrs_unregister_command(command_name)
+ * cqrs_unregister_command(command_name, if_exists)
  */
 Datum
 cqrs_unregister_command(PG_FUNCTION_ARGS)
 {
-	char	   *name = cqrs_name_arg(fcinfo, 0, "command");
+	PG_RETURN_BOOL(unregister(fcinfo, CQRS_COMMAND,
+							  "cqrs_unregister_command()"));
+}
 
-	cqrs_require_writable("cqrs_unregister_command()");
-	if (cqrs_admin_run("DELETE FROM cqrs.command WHERE command_name = $1",
-					   1, CQRS_TEXT(name)) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_CQRS_NOT_REGISTERED),
-				 errmsg("command \"%s\" is not registered", name)));
-	PG_RETURN_VOID();
+/*
+ * cqrs_unregister_query(query_name, if_exists)
+ */
+Datum
+cqrs_unregister_query(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(unregister(fcinfo, CQRS_QUERY, "cqrs_unregister_query()"));
 }
 
 /*
@@ -323,21 +344,44 @@ cqrs_command_payload_arg(FunctionCallInfo fcinfo, CqrsCommand *command)
 }
 
 /*
- * Check the handlers, and add the command to the registry; as a stream, if its
- * only handler returns a set. Raises what cqrs_register_command() documents,
- * except for a malformed name.
+ * Register what has one handler, the second argument. Returns whether anything
+ * changed.
  */
-static void
-register_command(CqrsCommandKind kind, const char *name, int nhandlers,
-				 Datum *handlers, bool *nulls)
+static bool
+register_one(FunctionCallInfo fcinfo, CqrsCommandKind kind,
+			 const char *function)
 {
+	const char *kind_name = cqrs_command_kind_name(kind);
+	char	   *name = cqrs_name_arg(fcinfo, 0, kind_name);
+
+	cqrs_require_writable(function);
+	cqrs_name_check(kind_name, name);
+	return register_command(kind, name, 1, &fcinfo->args[1].value,
+							&fcinfo->args[1].isnull,
+							cqrs_flag_arg(fcinfo, 2));
+}
+
+/*
+ * Find the handlers, and add the command to the registry; as a stream, if its
+ * only handler returns a set. Returns whether anything changed. Raises what
+ * cqrs_register_command() documents, except for a malformed name.
+ */
+static bool
+register_command(CqrsCommandKind kind, const char *name, int nhandlers,
+				 Datum *handlers, bool *nulls, bool or_replace)
+{
+	static const CqrsRegistration registration = {
+		.lock = LOCK_COMMANDS,
+		.look = "SELECT kind = $2 AND handlers = $3, owners = $4 FROM cqrs.command WHERE command_name = $1",
+		.insert = "INSERT INTO cqrs.command (command_name, kind, handlers, owners) VALUES ($1, $2, $3, $4)",
+		.confirm = "UPDATE cqrs.command SET owners = $4 WHERE command_name = $1",
+		.replace = "UPDATE cqrs.command SET kind = $2, handlers = $3, owners = $4, registered_at = now() WHERE command_name = $1"
+	};
 	Datum	   *signatures = palloc(sizeof(Datum) * nhandlers);
 	Datum	   *owners = palloc(sizeof(Datum) * nhandlers);
-	bool		may_return_set = kind == CQRS_COMMAND && nhandlers == 1;
-	bool		returns_set = false;
-	char	   *signature;
-	CqrsCommand *existing;
-	CqrsAdmin	admin;
+	CqrsFunction *functions = palloc(sizeof(CqrsFunction) * nhandlers);
+	char	   *registered = psprintf("%s \"%s\" is already registered with another handler",
+									  cqrs_command_kind_name(kind), name);
 	int			i;
 	int			j;
 
@@ -348,62 +392,139 @@ register_command(CqrsCommandKind kind, const char *name, int nhandlers,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("handler of %s \"%s\" must not be null",
 							cqrs_command_kind_name(kind), name)));
+		look_up_handler(kind, TextDatumGetCString(handlers[i]),
+						nhandlers == 1, &functions[i]);
 		for (j = 0; j < i; j++)
-			if (handlers[j] == handlers[i])
+			if (functions[j].funcid == functions[i].funcid)
 				ereport(ERROR,
 						(errcode(ERRCODE_DUPLICATE_OBJECT),
 						 errmsg("function %s is more than one handler of command \"%s\"",
-								format_procedure_qualified(DatumGetObjectId(handlers[i])),
-								name)));
-		signature = check_handler(kind, DatumGetObjectId(handlers[i]),
-								  may_return_set ? &returns_set : NULL);
-		signatures[i] = CStringGetTextDatum(signature);
-		owners[i] =
-			CStringGetTextDatum(cqrs_handler_owner(DatumGetObjectId(handlers[i])));
+								functions[i].signature, name)));
+		signatures[i] = CStringGetTextDatum(functions[i].signature);
+		owners[i] = CStringGetTextDatum(functions[i].owner_name);
 	}
-
-	if (returns_set)
+	check_kind(name, kind);
+	if (functions[0].returns_set)
 		kind = CQRS_STREAM;
 
-	cqrs_admin_begin(&admin);
-	cqrs_admin_ddl("LOCK TABLE cqrs.command IN SHARE ROW EXCLUSIVE MODE");
-	existing = cqrs_registry_command(name);
-	if (existing != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("%s \"%s\" is already registered",
-						cqrs_command_kind_name(existing->kind), name)));
-	cqrs_admin_execute("INSERT INTO cqrs.command (command_name, kind, handlers, owners) VALUES ($1, $2, $3, $4)",
-					   4, CQRS_TEXT(name),
-					   CQRS_TEXT(cqrs_command_kind_name(kind)),
-					   CQRS_ARG(TEXTARRAYOID, PointerGetDatum(construct_array(signatures, nhandlers, TEXTOID, -1, false, TYPALIGN_INT))),
-					   CQRS_ARG(TEXTARRAYOID, PointerGetDatum(construct_array(owners, nhandlers, TEXTOID, -1, false, TYPALIGN_INT))));
-	cqrs_admin_end(&admin);
+	return cqrs_admin_register(&registration, registered, or_replace,
+							   4, CQRS_TEXT(name),
+							   CQRS_TEXT(cqrs_command_kind_name(kind)),
+							   CQRS_ARG(TEXTARRAYOID, PointerGetDatum(construct_array(signatures, nhandlers, TEXTOID, -1, false, TYPALIGN_INT))),
+							   CQRS_ARG(TEXTARRAYOID, PointerGetDatum(construct_array(owners, nhandlers, TEXTOID, -1, false, TYPALIGN_INT))));
 }
 
 /*
- * Can this function be a handler, and may the current user execute it?
- * Returns the text it is registered by. It may return a set if returns_set is
- * not NULL; *returns_set gets whether it does.
+ * See that what is registered under this name, if anything is, is a query if
+ * that is meant, and none otherwise: the one is not replaced by the other. Nobody
+ * changes it then until the end of the transaction. Raises 42710.
  */
-static char *
-check_handler(CqrsCommandKind kind, Oid funcid, bool *returns_set)
+static void
+check_kind(const char *name, CqrsCommandKind kind)
 {
-	Oid			argtype;
-	Oid			rettype;
-	char	   *signature = cqrs_handler_describe(funcid, &argtype, &rettype,
-												  returns_set);
+	CqrsRegistryMark mark;
+	CqrsCommand *command;
 
-	if (argtype != JSONBOID && !cqrs_payload_type_is_composite(argtype))
+	cqrs_admin_run(LOCK_COMMANDS, 0);
+	mark = cqrs_registry_mark();
+	command = cqrs_registry_command(name);
+	if (command != NULL && is_query(command->kind) != is_query(kind))
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
-				 errmsg("function %s cannot be a handler of a %s",
-						signature, cqrs_command_kind_name(kind)),
-				 errdetail("Its argument is of type %s.",
-						   format_type_be(argtype)),
-				 errhint("The argument of a %s's handler is jsonb or of a composite type.",
-						 cqrs_command_kind_name(kind))));
-	return signature;
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("%s \"%s\" is already registered",
+						cqrs_command_kind_name(command->kind), name),
+				 errdetail("Commands and queries share one space of names."),
+				 errhint("Remove it with %s.",
+						 unregistering(command->kind))));
+	cqrs_registry_give_back(mark);
+}
+
+/*
+ * Find the function that is to handle what is registered. Raises what
+ * cqrs_function_look_up() does.
+ */
+static void
+look_up_handler(CqrsCommandKind kind, const char *handler,
+				bool may_return_set, CqrsFunction *function)
+{
+	CqrsPlace	place = {.takes = takes};
+
+	place.may_return_set = kind == CQRS_COMMAND && may_return_set;
+	if (kind == CQRS_QUERY)
+	{
+		place.what = "a handler of a query";
+		place.wanted = "The handler of a query has one argument, jsonb or of a composite type, and returns void or one value.";
+	}
+	else
+	{
+		place.what = may_return_set ? "a handler of a command" :
+			"a handler of a chain";
+		place.wanted = may_return_set ?
+			"The handler of a command has one argument, jsonb or of a composite type, and returns void, one value or a set." :
+			"A handler of a chain has one argument, jsonb or of a composite type, and returns void or one value.";
+	}
+	cqrs_function_look_up(handler, &place, function);
+}
+
+/*
+ * May a handler have an argument of this type? What handlers of events, and
+ * middleware, get is no payload.
+ */
+static bool
+takes(const void *arg, Oid argtype)
+{
+	return argtype == JSONBOID ||
+		(cqrs_payload_type_is_composite(argtype) &&
+		 !cqrs_event_is_type(argtype) &&
+		 !cqrs_type_is(argtype, "cqrs_request"));
+}
+
+/*
+ * Remove what the first argument names, unless it is of the other kind. Returns
+ * whether anything was there. Raises 42704 if not, and the second argument does
+ * not allow that; 42809.
+ */
+static bool
+unregister(FunctionCallInfo fcinfo, CqrsCommandKind kind,
+		   const char *function)
+{
+	const char *kind_name = cqrs_command_kind_name(kind);
+	char	   *name = cqrs_name_arg(fcinfo, 0, kind_name);
+	CqrsCommand *command;
+
+	cqrs_require_writable(function);
+	cqrs_admin_run(LOCK_COMMANDS, 0);
+	command = cqrs_registry_command(name);
+	if (command == NULL)
+	{
+		if (cqrs_flag_arg(fcinfo, 1))
+			return false;
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("%s \"%s\" is not registered", kind_name, name)));
+	}
+	if (is_query(command->kind) != is_query(kind))
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" is a %s, not a %s", name,
+						cqrs_command_kind_name(command->kind), kind_name),
+				 errhint("Call %s.", unregistering(command->kind))));
+	cqrs_admin_run("DELETE FROM cqrs.command WHERE command_name = $1",
+				   1, CQRS_TEXT(name));
+	return true;
+}
+
+static bool
+is_query(CqrsCommandKind kind)
+{
+	return kind == CQRS_QUERY;
+}
+
+static const char *
+unregistering(CqrsCommandKind kind)
+{
+	return is_query(kind) ? "cqrs_unregister_query()" :
+		"cqrs_unregister_command()";
 }
 
 /*

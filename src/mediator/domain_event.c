@@ -45,15 +45,11 @@
 #include "utils/typcache.h"
 #include "utils/uuid.h"
 
-#include "extension/admin.h"
-#include "extension/catalog.h"
-#include "log/topic.h"
 #include "mediator/context.h"
 #include "mediator/domain_event.h"
+#include "mediator/event_type.h"
 #include "mediator/fallback.h"
 #include "registry/payload.h"
-#include "registry/registry.h"
-#include "registry/signature.h"
 
 /* An event to be handled, or that caused one. */
 typedef struct DomainEvent
@@ -87,10 +83,6 @@ static MemoryContext queue_context = NULL;
 static bool working = false;
 static DomainEvent *handling = NULL;
 
-static void check_argument(const CqrsEventType *event_type,
-						   const char *signature, Oid argtype);
-static CqrsEventHandler *find_handler(const CqrsEventType *event_type,
-									  const char *signature);
 static void register_callbacks(void);
 static void move_queue(dlist_head *to, dlist_head *from);
 static NullableDatum copy(NullableDatum value);
@@ -105,108 +97,6 @@ static void error_callback(void *arg);
 static void at_subxact_event(SubXactEvent event, SubTransactionId subid,
 							 SubTransactionId parent, void *arg);
 static void at_xact_event(XactEvent event, void *arg);
-
-PG_FUNCTION_INFO_V1(cqrs_register_event_handler);
-PG_FUNCTION_INFO_V1(cqrs_unregister_event_handler);
-
-/*
- * cqrs_register_event_handler(event_name, handler)
- */
-Datum
-cqrs_register_event_handler(PG_FUNCTION_ARGS)
-{
-	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
-	CqrsEventType *event_type;
-	char	   *signature;
-	Oid			argtype;
-	Oid			rettype;
-	CqrsRegistryMark mark;
-	CqrsAdmin	admin;
-
-	cqrs_require_writable("cqrs_register_event_handler()");
-	cqrs_arg_required(fcinfo, 1, "handler", "event", name);
-	signature = cqrs_handler_describe(PG_GETARG_OID(1), &argtype, &rettype,
-									  NULL);
-
-	/* So that the event stays registered. */
-	cqrs_admin_begin(&admin);
-	cqrs_admin_ddl("LOCK TABLE cqrs.event_type IN SHARE ROW EXCLUSIVE MODE");
-	mark = cqrs_registry_mark();
-	event_type = cqrs_event_type_get(name);
-	check_argument(event_type, signature, argtype);
-	if (find_handler(event_type, signature) != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("function %s is already a handler of event \"%s\"",
-						signature, name)));
-	cqrs_registry_give_back(mark);
-	cqrs_admin_execute("INSERT INTO cqrs.event_handler (event_name, handler, owner) VALUES ($1, $2, $3)",
-					   3, CQRS_TEXT(name), CQRS_TEXT(signature),
-					   CQRS_TEXT(cqrs_handler_owner(PG_GETARG_OID(1))));
-	cqrs_admin_end(&admin);
-	PG_RETURN_VOID();
-}
-
-/*
- * cqrs_unregister_event_handler(event_name, handler)
- */
-Datum
-cqrs_unregister_event_handler(PG_FUNCTION_ARGS)
-{
-	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
-	char	   *signature;
-	bool		exists;
-
-	cqrs_require_writable("cqrs_unregister_event_handler()");
-	cqrs_arg_required(fcinfo, 1, "handler", "event", name);
-	(void) cqrs_event_type_get(name);
-	signature = cqrs_signature_named(text_to_cstring(PG_GETARG_TEXT_PP(1)),
-									 &exists);
-
-	if (cqrs_admin_run("DELETE FROM cqrs.event_handler WHERE event_name = $1 AND handler = $2",
-					   2, CQRS_TEXT(name), CQRS_TEXT(signature)) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("function %s is not a handler of event \"%s\"",
-						signature, name),
-				 exists ? 0 :
-				 errhint("The function does not exist; if it did, name it as in cqrs.event_handler.")));
-	PG_RETURN_VOID();
-}
-
-/*
- * Raises 42P13 unless a handler of this event can take an argument of this
- * type, and 42704 if the event's own type is gone.
- */
-static void
-check_argument(const CqrsEventType *event_type, const char *signature,
-			   Oid argtype)
-{
-	if (argtype == JSONBOID || argtype == event_type->payload_type ||
-		cqrs_event_is_type(argtype))
-		return;
-	cqrs_event_type_require_payload(event_type);
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
-			 errmsg("function %s cannot be a handler of event \"%s\"",
-					signature, event_type->name),
-			 errdetail("Its argument is of type %s.", format_type_be(argtype)),
-			 event_type->payload_type == JSONBOID ?
-			 errhint("The argument of this event's handlers is of type cqrs_event or jsonb.") :
-			 errhint("The argument of this event's handlers is of type cqrs_event, jsonb or %s.",
-					 format_type_be(event_type->payload_type))));
-}
-
-static CqrsEventHandler *
-find_handler(const CqrsEventType *event_type, const char *signature)
-{
-	CqrsEventHandler *handler = event_type->handlers;
-
-	while (handler != NULL &&
-		   strcmp(handler->handler.signature, signature) != 0)
-		handler = handler->next;
-	return handler;
-}
 
 /*
  * Queue an event, whose type has handlers; it is copied. The caller calls
@@ -472,7 +362,8 @@ argument(const DomainEvent *event, CqrsEventHandler *handler)
 	/* It may be another function now than the one registered. */
 	if (argtype != handler->checked_type)
 	{
-		check_argument(event->type, handler->handler.signature, argtype);
+		cqrs_event_type_check_handler(event->type,
+									  handler->handler.signature, argtype);
 		handler->checked_type = argtype;
 	}
 	if (argtype == JSONBOID)

@@ -33,6 +33,7 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
+#include "utils/timestamp.h"
 
 #include "base/interval.h"
 #include "base/rethrow.h"
@@ -40,8 +41,14 @@
 #include "extension/catalog.h"
 #include "mediator/breaker.h"
 #include "mediator/fallback.h"
+#include "registry/lookup.h"
 #include "registry/payload.h"
-#include "registry/signature.h"
+
+/* Who registers or removes waits for others who do. */
+#define LOCK_FALLBACKS	"LOCK TABLE cqrs.fallback IN SHARE ROW EXCLUSIVE MODE"
+
+/* Where it is not given; that of reset_after is a minute. */
+#define DEFAULT_MAX_FAILURES	5
 
 /* Why a fallback is called, for the error context if it fails, too. */
 typedef struct Cause
@@ -58,83 +65,90 @@ static void note_error(const CqrsFallback *fallback, CqrsBreakerCall *attempt,
 static bool is_for(const CqrsFallback *fallback, int code);
 static bool is_end(int code);
 static void error_callback(void *arg);
-static char *check_function(Oid funcid, Oid *argtype, Oid *rettype);
-static void check_pair(const char *handler, const char *fallback,
-					   Oid *argtypes, Oid *rettypes);
-static void check_breaker(FunctionCallInfo fcinfo);
+static void look_up_pair(const char *handler_name, const char *fallback_name,
+						 CqrsFunction *handler, CqrsFunction *fallback);
+static bool takes(const void *arg, Oid argtype);
+static bool takes_the_same(const void *arg, Oid argtype);
+static void check_sqlstates(FunctionCallInfo fcinfo);
+static void check_breaker(int max_failures, Datum reset_after);
 
 PG_FUNCTION_INFO_V1(cqrs_register_fallback);
 PG_FUNCTION_INFO_V1(cqrs_unregister_fallback);
 
 /*
- * cqrs_register_fallback(handler, fallback, sqlstates, fail_max, reset_after,
- *		excluded)
+ * cqrs_register_fallback(handler, fallback, sqlstates, excluded_sqlstates,
+ *		max_failures, reset_after, or_replace)
  */
 Datum
 cqrs_register_fallback(PG_FUNCTION_ARGS)
 {
-	char	   *signatures[2];
-	Oid			argtypes[2];
-	Oid			rettypes[2];
-	int			n;
-	int			i;
+	static const CqrsRegistration registration = {
+		.lock = LOCK_FALLBACKS,
+		.look = "SELECT (fallback, max_failures, reset_after) = ($2, $5, $6)"
+		" AND sqlstates IS NOT DISTINCT FROM $3 AND excluded_sqlstates IS NOT DISTINCT FROM $4, owner = $7"
+		" FROM cqrs.fallback WHERE handler = $1",
+		.insert = "INSERT INTO cqrs.fallback (handler, fallback, sqlstates, excluded_sqlstates, max_failures, reset_after, owner)"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7)",
+		.confirm = "UPDATE cqrs.fallback SET owner = $7 WHERE handler = $1",
+		.replace = "UPDATE cqrs.fallback SET fallback = $2, sqlstates = $3, excluded_sqlstates = $4,"
+		" max_failures = $5, reset_after = $6, owner = $7, registered_at = now() WHERE handler = $1"
+	};
+	int			max_failures = PG_ARGISNULL(4) ? DEFAULT_MAX_FAILURES :
+	PG_GETARG_INT32(4);
+	Interval	minute = {.time = USECS_PER_MINUTE};
+	Datum		reset_after = PG_ARGISNULL(5) ? IntervalPGetDatum(&minute) :
+	PG_GETARG_DATUM(5);
+	CqrsFunction handler;
+	CqrsFunction fallback;
 
 	cqrs_require_writable("cqrs_register_fallback()");
-	for (i = 0; i < 2; i++)
-	{
-		cqrs_arg_required(fcinfo, i, i == 0 ? "handler" : "fallback", NULL,
-						  NULL);
-		signatures[i] = check_function(PG_GETARG_OID(i), &argtypes[i],
-									   &rettypes[i]);
-	}
-	check_pair(signatures[0], signatures[1], argtypes, rettypes);
-	if (!PG_ARGISNULL(2))
-	{
-		(void) cqrs_sqlstates_parse(PG_GETARG_DATUM(2), "sqlstates", &n);
-		if (n == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("sqlstates must not be empty"),
-					 errhint("NULL stands for all errors but a few.")));
-	}
-	check_breaker(fcinfo);
+	cqrs_arg_required(fcinfo, 0, "handler", NULL, NULL);
+	cqrs_arg_required(fcinfo, 1, "fallback", NULL, NULL);
+	look_up_pair(text_to_cstring(PG_GETARG_TEXT_PP(0)),
+				 text_to_cstring(PG_GETARG_TEXT_PP(1)), &handler, &fallback);
+	check_sqlstates(fcinfo);
+	check_breaker(max_failures, reset_after);
 
-	if (cqrs_admin_run("INSERT INTO cqrs.fallback (handler, fallback, sqlstates, fail_max, reset_after, excluded, owner) "
-					   "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (handler) DO NOTHING",
-					   7, CQRS_TEXT(signatures[0]), CQRS_TEXT(signatures[1]),
-					   CQRS_NULLABLE(TEXTARRAYOID, PG_GETARG_DATUM(2), PG_ARGISNULL(2)),
-					   CQRS_INT4(PG_GETARG_INT32(3)),
-					   CQRS_ARG(INTERVALOID, PG_GETARG_DATUM(4)),
-					   CQRS_NULLABLE(TEXTARRAYOID, PG_GETARG_DATUM(5), PG_ARGISNULL(5)),
-					   CQRS_TEXT(cqrs_handler_owner(PG_GETARG_OID(1)))) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("handler %s has a fallback already", signatures[0]),
-				 errhint("Remove it with cqrs_unregister_fallback().")));
-	PG_RETURN_VOID();
+	PG_RETURN_BOOL(cqrs_admin_register(&registration,
+									   psprintf("handler %s has another fallback already",
+												handler.signature),
+									   cqrs_flag_arg(fcinfo, 6), 7,
+									   CQRS_TEXT(handler.signature),
+									   CQRS_TEXT(fallback.signature),
+									   CQRS_NULLABLE(TEXTARRAYOID, PG_GETARG_DATUM(2), PG_ARGISNULL(2)),
+									   CQRS_NULLABLE(TEXTARRAYOID, PG_GETARG_DATUM(3), PG_ARGISNULL(3)),
+									   CQRS_INT4(max_failures),
+									   CQRS_ARG(INTERVALOID, reset_after),
+									   CQRS_TEXT(fallback.owner_name)));
 }
 
 /*
- * cqrs_unregister_fallback(handler)
+ * cqrs_unregister_fallback(handler, if_exists)
  */
 Datum
 cqrs_unregister_fallback(PG_FUNCTION_ARGS)
 {
+	char	   *name;
 	char	   *signature;
-	bool		exists;
+	CqrsAdmin	admin;
 
 	cqrs_require_writable("cqrs_unregister_fallback()");
 	cqrs_arg_required(fcinfo, 0, "handler", NULL, NULL);
-	signature = cqrs_signature_named(text_to_cstring(PG_GETARG_TEXT_PP(0)),
-									 &exists);
-	if (cqrs_admin_run("DELETE FROM cqrs.fallback WHERE handler = $1",
-					   1, CQRS_TEXT(signature)) == 0)
+	name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl(LOCK_FALLBACKS);
+	cqrs_admin_execute("SELECT handler FROM cqrs.fallback", 0);
+	signature = cqrs_function_choose(name, "handlers with a fallback");
+	if (signature != NULL)
+		cqrs_admin_execute("DELETE FROM cqrs.fallback WHERE handler = $1",
+						   1, CQRS_TEXT(signature));
+	else if (!cqrs_flag_arg(fcinfo, 1))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("handler %s has no fallback", signature),
-				 exists ? 0 :
-				 errhint("The function does not exist; if it did, name it as in cqrs.fallback.")));
-	PG_RETURN_VOID();
+				 errmsg("handler %s has no fallback", name),
+				 errhint("View cqrs_fallbacks has those that have one.")));
+	cqrs_admin_end(&admin);
+	PG_RETURN_BOOL(signature != NULL);
 }
 
 /*
@@ -287,76 +301,94 @@ error_callback(void *arg)
 }
 
 /*
- * Can this function be a handler that has a fallback, or a fallback, and may
- * the current user execute it? Returns the text it is registered by.
- */
-static char *
-check_function(Oid funcid, Oid *argtype, Oid *rettype)
-{
-	char	   *signature = cqrs_handler_describe(funcid, argtype, rettype,
-												  NULL);
-
-	if (*argtype != JSONBOID && !cqrs_payload_type_is_composite(*argtype))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
-				 errmsg("function %s cannot be a handler", signature),
-				 errdetail("Its argument is of type %s.",
-						   format_type_be(*argtype)),
-				 errhint("The argument of a handler, and of its fallback, is jsonb or of a composite type.")));
-	return signature;
-}
-
-/*
- * Can the fallback stand in for the handler? They must return the same type,
- * or one of them jsonb, which any answer becomes.
+ * Find a handler, and what is to stand in for it. The fallback takes what the
+ * handler takes. The answer's type must be the same, or one of the two is jsonb,
+ * which any answer becomes. Raises what cqrs_function_look_up() does; 22023 both
+ * are the same; 42P13 other types.
  */
 static void
-check_pair(const char *handler, const char *fallback, Oid *argtypes,
-		   Oid *rettypes)
+look_up_pair(const char *handler_name, const char *fallback_name,
+			 CqrsFunction *handler, CqrsFunction *fallback)
 {
-	if (strcmp(handler, fallback) == 0)
+	CqrsPlace	place = {
+		.what = "a handler with a fallback",
+		.wanted = "Such a handler has one argument, jsonb or of a composite type, and returns void or one value.",
+		.takes = takes
+	};
+
+	cqrs_function_look_up(handler_name, &place, handler);
+	place.what = psprintf("the fallback of %s", handler->signature);
+	place.wanted = psprintf("It has one argument, of type %s as the handler's, and returns the same type, or one of them returns jsonb.",
+							format_type_be(handler->argtype));
+	place.takes = takes_the_same;
+	place.arg = &handler->argtype;
+	cqrs_function_look_up(fallback_name, &place, fallback);
+	if (handler->funcid == fallback->funcid)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("function %s cannot be its own fallback", handler)));
-	if (argtypes[0] != argtypes[1])
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
-				 errmsg("function %s cannot be the fallback of %s",
-						fallback, handler),
-				 errdetail("Its argument is of type %s, not %s.",
-						   format_type_be(argtypes[1]),
-						   format_type_be(argtypes[0]))));
-	if (rettypes[0] != rettypes[1] &&
-		rettypes[0] != JSONBOID && rettypes[1] != JSONBOID)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
-				 errmsg("function %s cannot be the fallback of %s",
-						fallback, handler),
-				 errdetail("It returns type %s, not %s.",
-						   format_type_be(rettypes[1]),
-						   format_type_be(rettypes[0])),
-				 errhint("Both return the same type, or one of them returns jsonb.")));
+				 errmsg("function %s cannot be its own fallback",
+						handler->signature)));
+	if (handler->rettype != fallback->rettype &&
+		handler->rettype != JSONBOID && fallback->rettype != JSONBOID)
+		cqrs_function_refuse(fallback->signature, &place,
+							 psprintf("returns type %s, not %s",
+									  format_type_be(fallback->rettype),
+									  format_type_be(handler->rettype)));
 }
 
 /*
- * Check the arguments of the breaker. Raises 22004 or 22023.
+ * May what has a fallback take an argument of this type? It may be the handler of
+ * a command, or of an event.
+ */
+static bool
+takes(const void *arg, Oid argtype)
+{
+	return argtype == JSONBOID ||
+		(cqrs_payload_type_is_composite(argtype) &&
+		 !cqrs_type_is(argtype, "cqrs_request"));
+}
+
+static bool
+takes_the_same(const void *arg, Oid argtype)
+{
+	return argtype == *(const Oid *) arg;
+}
+
+/*
+ * Raises 22023 if the errors that count, or do not, are not named as they should.
  */
 static void
-check_breaker(FunctionCallInfo fcinfo)
+check_sqlstates(FunctionCallInfo fcinfo)
 {
 	int			n;
 
-	cqrs_arg_required(fcinfo, 3, "fail_max", NULL, NULL);
-	cqrs_arg_required(fcinfo, 4, "reset_after", NULL, NULL);
-	if (PG_GETARG_INT32(3) < 0)
+	if (!PG_ARGISNULL(2))
+	{
+		(void) cqrs_sqlstates_parse(PG_GETARG_DATUM(2), "sqlstates", &n);
+		if (n == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("sqlstates must not be empty"),
+					 errhint("NULL stands for all errors but a few.")));
+	}
+	if (!PG_ARGISNULL(3))
+		(void) cqrs_sqlstates_parse(PG_GETARG_DATUM(3), "excluded_sqlstates",
+									&n);
+}
+
+/*
+ * Raises 22023 for negative settings of a breaker.
+ */
+static void
+check_breaker(int max_failures, Datum reset_after)
+{
+	if (max_failures < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("fail_max must not be negative"),
+				 errmsg("max_failures must not be negative"),
 				 errhint("With 0, there is no circuit breaker.")));
-	if (cqrs_interval_is_negative(PG_GETARG_DATUM(4)))
+	if (cqrs_interval_is_negative(reset_after))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("reset_after must not be negative")));
-	if (!PG_ARGISNULL(5))
-		(void) cqrs_sqlstates_parse(PG_GETARG_DATUM(5), "excluded", &n);
 }

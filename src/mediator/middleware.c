@@ -47,8 +47,11 @@
 #include "extension/admin.h"
 #include "extension/catalog.h"
 #include "mediator/middleware.h"
+#include "registry/lookup.h"
 #include "registry/payload.h"
-#include "registry/signature.h"
+
+/* Who registers or removes waits for others who do. */
+#define LOCK_MIDDLEWARE	"LOCK TABLE cqrs.middleware IN SHARE ROW EXCLUSIVE MODE"
 
 /* Columns of type cqrs_request. */
 #define REQUEST_COLUMNS	3
@@ -84,7 +87,7 @@ typedef struct MiddlewareRun
 
 CqrsDispatchHook *cqrs_dispatch_hook = NULL;
 
-static void check_function(const char *signature, Oid argtype, Oid rettype);
+static bool takes(const void *arg, Oid argtype);
 static MiddlewareRun *innermost_run(const char *function);
 static bool is_innermost(const MiddlewareRun *run);
 static Jsonb *proceed(MiddlewareRun *run, Jsonb *payload);
@@ -99,6 +102,13 @@ static Datum form_request(const MiddlewareRun *run, Oid typid);
 static void error_callback(void *arg);
 static void log_dispatch(const MiddlewareRun *run, instr_time start,
 						 int code);
+
+static const CqrsPlace middleware_place = {
+	.what = "a middleware",
+	.wanted = "A middleware has one argument, of type cqrs_request, and returns jsonb.",
+	.takes = takes,
+	.rettype = JSONBOID
+};
 
 PG_FUNCTION_INFO_V1(cqrs_register_middleware);
 PG_FUNCTION_INFO_V1(cqrs_unregister_middleware);
@@ -115,54 +125,60 @@ cqrs_middleware_init(void)
 }
 
 /*
- * cqrs_register_middleware(handler, priority)
+ * cqrs_register_middleware(handler, priority, or_replace)
  */
 Datum
 cqrs_register_middleware(PG_FUNCTION_ARGS)
 {
-	char	   *signature;
-	Oid			argtype;
-	Oid			rettype;
+	static const CqrsRegistration registration = {
+		.lock = LOCK_MIDDLEWARE,
+		.look = "SELECT priority = $2, owner = $3 FROM cqrs.middleware WHERE handler = $1",
+		.insert = "INSERT INTO cqrs.middleware (handler, priority, owner) VALUES ($1, $2, $3)",
+		.confirm = "UPDATE cqrs.middleware SET owner = $3 WHERE handler = $1",
+		.replace = "UPDATE cqrs.middleware SET priority = $2, owner = $3, registered_at = now() WHERE handler = $1"
+	};
+	CqrsFunction function;
 
 	cqrs_require_writable("cqrs_register_middleware()");
 	cqrs_arg_required(fcinfo, 0, "handler", NULL, NULL);
-	cqrs_arg_required(fcinfo, 1, "priority", NULL, NULL);
-	signature = cqrs_handler_describe(PG_GETARG_OID(0), &argtype, &rettype,
-									  NULL);
-	check_function(signature, argtype, rettype);
-
-	if (cqrs_admin_run("INSERT INTO cqrs.middleware (handler, priority, owner) VALUES ($1, $2, $3) ON CONFLICT (handler) DO NOTHING",
-					   3, CQRS_TEXT(signature),
-					   CQRS_ARG(INT4OID, PG_GETARG_DATUM(1)),
-					   CQRS_TEXT(cqrs_handler_owner(PG_GETARG_OID(0)))) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("function %s is already a middleware", signature),
-				 errhint("Remove it with cqrs_unregister_middleware().")));
-	PG_RETURN_VOID();
+	cqrs_function_look_up(text_to_cstring(PG_GETARG_TEXT_PP(0)),
+						  &middleware_place, &function);
+	PG_RETURN_BOOL(cqrs_admin_register(&registration,
+									   psprintf("middleware %s is already registered with another priority",
+												function.signature),
+									   cqrs_flag_arg(fcinfo, 2), 3,
+									   CQRS_TEXT(function.signature),
+									   CQRS_INT4(PG_ARGISNULL(1) ? 0 : PG_GETARG_INT32(1)),
+									   CQRS_TEXT(function.owner_name)));
 }
 
 /*
- * cqrs_unregister_middleware(handler)
+ * cqrs_unregister_middleware(handler, if_exists)
  */
 Datum
 cqrs_unregister_middleware(PG_FUNCTION_ARGS)
 {
+	char	   *name;
 	char	   *signature;
-	bool		exists;
+	CqrsAdmin	admin;
 
 	cqrs_require_writable("cqrs_unregister_middleware()");
 	cqrs_arg_required(fcinfo, 0, "handler", NULL, NULL);
-	signature = cqrs_signature_named(text_to_cstring(PG_GETARG_TEXT_PP(0)),
-									 &exists);
-	if (cqrs_admin_run("DELETE FROM cqrs.middleware WHERE handler = $1",
-					   1, CQRS_TEXT(signature)) == 0)
+	name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl(LOCK_MIDDLEWARE);
+	cqrs_admin_execute("SELECT handler FROM cqrs.middleware", 0);
+	signature = cqrs_function_choose(name, "middleware");
+	if (signature != NULL)
+		cqrs_admin_execute("DELETE FROM cqrs.middleware WHERE handler = $1",
+						   1, CQRS_TEXT(signature));
+	else if (!cqrs_flag_arg(fcinfo, 1))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("function %s is not a middleware", signature),
-				 exists ? 0 :
-				 errhint("The function does not exist; if it did, name it as in cqrs.middleware.")));
-	PG_RETURN_VOID();
+				 errmsg("function %s is not a middleware", name),
+				 errhint("View cqrs_middleware has those that are.")));
+	cqrs_admin_end(&admin);
+	PG_RETURN_BOOL(signature != NULL);
 }
 
 /*
@@ -265,22 +281,12 @@ cqrs_middleware_run(CqrsDispatch *dispatch, CqrsHandle handle, bool *isnull)
 }
 
 /*
- * Raises 42P13 unless a function with these types can be a middleware.
+ * Is this the type of a middleware's argument?
  */
-static void
-check_function(const char *signature, Oid argtype, Oid rettype)
+static bool
+takes(const void *arg, Oid argtype)
 {
-	bool		right_argument = cqrs_type_is(argtype, "cqrs_request");
-
-	if (right_argument && rettype == JSONBOID)
-		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
-			 errmsg("function %s cannot be a middleware", signature),
-			 right_argument ?
-			 errdetail("It returns type %s.", format_type_be(rettype)) :
-			 errdetail("Its argument is of type %s.", format_type_be(argtype)),
-			 errhint("A middleware has one argument, of type cqrs_request, and returns jsonb.")));
+	return cqrs_type_is(argtype, "cqrs_request");
 }
 
 /*
@@ -496,8 +502,9 @@ check_middleware(CqrsHandler *handler)
 				 errhint("Create it again, or remove it with SELECT cqrs_unregister_middleware(%s).",
 						 quote_literal_cstr(handler->signature))));
 	if (handler->rettype != JSONBOID)
-		check_function(handler->signature, handler->argtype,
-					   handler->rettype);
+		cqrs_function_refuse(handler->signature, &middleware_place,
+							 psprintf("returns type %s",
+									  format_type_be(handler->rettype)));
 	cqrs_handler_check_privilege(handler);
 }
 

@@ -184,8 +184,8 @@ Datum
 cqrs_find_function(PG_FUNCTION_ARGS)
 {
 	CqrsHandler handler;
-	Datum		values[3] = {0};
-	bool		nulls[3];
+	Datum		values[5] = {0};
+	bool		nulls[5];
 
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
@@ -194,11 +194,13 @@ cqrs_find_function(PG_FUNCTION_ARGS)
 					  text_to_cstring(PG_GETARG_TEXT_PP(1)),
 					  CurrentMemoryContext);
 	handler.returns_set = !PG_ARGISNULL(2) && PG_GETARG_BOOL(2);
-	nulls[0] = nulls[1] = !cqrs_handler_find(&handler);
+	nulls[0] = nulls[1] = nulls[2] = nulls[3] = !cqrs_handler_find(&handler);
 	values[0] = ObjectIdGetDatum(handler.funcid);
 	values[1] = ObjectIdGetDatum(handler.owner);
-	nulls[2] = !handler.taken_over;
+	values[2] = ObjectIdGetDatum(handler.argtype);
+	values[3] = ObjectIdGetDatum(handler.rettype);
+	nulls[4] = !handler.taken_over;
 	if (handler.taken_over)
-		values[2] = CStringGetTextDatum(cqrs_handler_why_missing(&handler));
+		values[4] = CStringGetTextDatum(cqrs_handler_why_missing(&handler));
 	return cqrs_row(fcinfo, values, nulls);
 }

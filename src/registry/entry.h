@@ -75,7 +75,7 @@ typedef struct CqrsCommand
 typedef struct CqrsBreaker
 {
 	int32		fallback_id;	/* the fallback that it belongs to */
-	int			fail_max;		/* 0: there is none */
+	int			max_failures;	/* 0: there is none */
 	int64		reset_after;	/* in milliseconds */
 } CqrsBreaker;
 

@@ -31,7 +31,6 @@
 #include "pgstat.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
-#include "utils/regproc.h"
 #include "utils/syscache.h"
 
 #include "base/rethrow.h"
@@ -46,10 +45,8 @@
 static uint64 generation = 1;
 static uint64 proc_generation = 1;
 
-static void require_execute(Oid funcid, const char *signature);
 static void catalog_changed(Datum arg, int cacheid, uint32 hashvalue);
 static bool is_trusted_owner(const CqrsHandler *handler, Oid owner);
-static bool is_temporary(Form_pg_proc proc);
 static void forget(CqrsHandler *handler);
 
 /*
@@ -121,7 +118,7 @@ cqrs_handler_find(CqrsHandler *handler)
 	/* The signature is the same, but the rest may have changed. */
 	if (proc->prokind == PROKIND_FUNCTION &&
 		proc->proretset == handler->returns_set && proc->pronargs == 1 &&
-		!is_temporary(proc))
+		!cqrs_function_is_temporary(proc))
 	{
 		handler->owner = proc->proowner;
 		handler->taken_over = !is_trusted_owner(handler, proc->proowner);
@@ -176,7 +173,7 @@ cqrs_handler_check(CqrsHandler *handler, const char *kind, const char *name)
 void
 cqrs_handler_check_privilege(CqrsHandler *handler)
 {
-	require_execute(handler->funcid, handler->signature);
+	cqrs_function_require_execute(handler->funcid, handler->signature);
 	InvokeFunctionExecuteHook(handler->funcid);
 }
 
@@ -254,80 +251,10 @@ cqrs_handler_call_nullable(CqrsHandler *handler, NullableDatum arg,
 }
 
 /*
- * The text that a function is registered by, palloc'd; *argtype and *rettype
- * get its types, and *returns_set whether it returns a set of the latter.
- * Raises 42883 if there is none, 42P13 if it is not a function with one
- * argument, or returns a set and returns_set is NULL, 42501 if the current
- * user may not execute it.
- */
-char *
-cqrs_handler_describe(Oid funcid, Oid *argtype, Oid *rettype,
-					  bool *returns_set)
-{
-	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid));
-	Form_pg_proc proc;
-	const char *wrong = NULL;
-	char	   *signature;
-
-	if (!HeapTupleIsValid(tuple))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("function with OID %u does not exist", funcid)));
-	signature = format_procedure_qualified(funcid);
-	proc = (Form_pg_proc) GETSTRUCT(tuple);
-	if (proc->prokind != PROKIND_FUNCTION)
-		wrong = "It is not a plain function.";
-	else if (proc->pronargs != 1 || OidIsValid(proc->provariadic))
-		wrong = "It does not have exactly one argument.";
-	else if (proc->proretset && returns_set == NULL)
-		wrong = "It returns a set.";
-	else if (proc->prorettype == TRIGGEROID ||
-			 proc->prorettype == EVENT_TRIGGEROID ||
-			 proc->prorettype == INTERNALOID)
-		wrong = "It returns a value that SQL cannot use.";
-	else if (is_temporary(proc))
-		wrong = "It, or a type of it, is in a temporary schema.";
-	if (wrong)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
-				 errmsg("function %s cannot be a handler", signature),
-				 errdetail_internal("%s", wrong),
-				 returns_set == NULL ?
-				 errhint("A handler has one argument and returns void or one value.") :
-				 errhint("A handler has one argument and returns void, one value or a set.")));
-	if (returns_set != NULL)
-		*returns_set = proc->proretset;
-	*argtype = proc->proargtypes.values[0];
-	*rettype = proc->prorettype;
-	ReleaseSysCache(tuple);
-	signature = cqrs_signature_of(funcid);
-	require_execute(funcid, signature);
-	return signature;
-}
-
-/*
- * The name of the role that owns a function, which exists; palloc'd. It is
- * registered with the function.
- */
-char *
-cqrs_handler_owner(Oid funcid)
-{
-	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid));
-	char	   *name;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for function %u", funcid);
-	name = GetUserNameFromId(((Form_pg_proc) GETSTRUCT(tuple))->proowner,
-							 false);
-	ReleaseSysCache(tuple);
-	return name;
-}
-
-/*
  * Raise 42501 unless the current user may execute this function.
  */
-static void
-require_execute(Oid funcid, const char *signature)
+void
+cqrs_function_require_execute(Oid funcid, const char *signature)
 {
 	AclResult	aclresult = object_aclcheck(ProcedureRelationId, funcid,
 											GetUserId(), ACL_EXECUTE);
@@ -364,8 +291,8 @@ is_trusted_owner(const CqrsHandler *handler, Oid owner)
 /*
  * Is the function, or one of its types, in a temporary schema?
  */
-static bool
-is_temporary(Form_pg_proc proc)
+bool
+cqrs_function_is_temporary(Form_pg_proc proc)
 {
 	Oid			types[2];
 	int			i;

@@ -8,6 +8,7 @@
 #ifndef CQRS_HANDLER_H
 #define CQRS_HANDLER_H
 
+#include "catalog/pg_proc.h"
 #include "fmgr.h"
 
 typedef struct CqrsHandler
@@ -46,9 +47,8 @@ extern Datum cqrs_handler_call(CqrsHandler *handler, Datum arg, bool *isnull);
 extern Datum cqrs_handler_call_nullable(CqrsHandler *handler,
 										NullableDatum arg, bool *isnull);
 
-/* For registering and unregistering. */
-extern char *cqrs_handler_describe(Oid funcid, Oid *argtype, Oid *rettype,
-								   bool *returns_set);
-extern char *cqrs_handler_owner(Oid funcid);
+/* Of any function. */
+extern bool cqrs_function_is_temporary(Form_pg_proc proc);
+extern void cqrs_function_require_execute(Oid funcid, const char *signature);
 
 #endif							/* CQRS_HANDLER_H */

@@ -54,9 +54,9 @@ enum
 	FALLBACK_FALLBACK,
 	FALLBACK_OWNER,
 	FALLBACK_SQLSTATES,
-	FALLBACK_FAIL_MAX,
-	FALLBACK_RESET_AFTER,
-	FALLBACK_EXCLUDED
+	FALLBACK_EXCLUDED_SQLSTATES,
+	FALLBACK_MAX_FAILURES,
+	FALLBACK_RESET_AFTER
 };
 
 /* Columns of cqrs.command. */
@@ -354,12 +354,13 @@ add_fallback(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 								 &fallback->nsqlstates);
 	fallback->nexcluded = 0;
 	fallback->excluded = NULL;
-	if (!nulls[FALLBACK_EXCLUDED - 1])
+	if (!nulls[FALLBACK_EXCLUDED_SQLSTATES - 1])
 		fallback->excluded =
-			cqrs_sqlstates_parse(values[FALLBACK_EXCLUDED - 1], "excluded",
-								 &fallback->nexcluded);
+			cqrs_sqlstates_parse(values[FALLBACK_EXCLUDED_SQLSTATES - 1],
+								 "excluded_sqlstates", &fallback->nexcluded);
 	fallback->breaker.fallback_id = DatumGetInt32(values[FALLBACK_ID - 1]);
-	fallback->breaker.fail_max = DatumGetInt32(values[FALLBACK_FAIL_MAX - 1]);
+	fallback->breaker.max_failures =
+		DatumGetInt32(values[FALLBACK_MAX_FAILURES - 1]);
 	fallback->breaker.reset_after =
 		cqrs_milliseconds(values[FALLBACK_RESET_AFTER - 1]);
 }

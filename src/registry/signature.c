@@ -21,7 +21,6 @@
 #include "access/htup_details.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
-#include "nodes/pg_list.h"
 #include "parser/scansup.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -29,9 +28,7 @@
 
 #include "registry/signature.h"
 
-/*
- * The parts of a name. People may leave out the schemas, which are NULL then.
- */
+/* What a name says; all but the name may be left out by people, and is NULL. */
 typedef struct Signature
 {
 	char	   *schema;
@@ -40,6 +37,7 @@ typedef struct Signature
 	char	   *type_name;
 } Signature;
 
+static bool same_part(const char *part, const char *named);
 static bool parse(const char *text, Signature *signature);
 static bool parse_pair(const char **text, char **schema, char **name);
 static char *parse_identifier(const char **text);
@@ -49,8 +47,6 @@ static void append_identifier(StringInfo buf, const char *identifier);
 static char *type_schema(Oid typid, char **name);
 static Oid	find_schema(const char *name);
 static Oid	find_type(const Signature *signature);
-static Oid	find_function(const Signature *signature, Oid argtype);
-static Oid	function_in(Oid schema, const char *name, Oid argtype);
 
 /*
  * The signature of a function that exists and has one argument, palloc'd.
@@ -88,46 +84,58 @@ Oid
 cqrs_signature_find(const char *text)
 {
 	Signature	signature;
+	oidvector  *argtypes;
 	Oid			argtype;
+	Oid			schema;
 
 	if (!parse(text, &signature) || signature.schema == NULL ||
 		signature.type_schema == NULL)
 		return InvalidOid;
+	schema = find_schema(signature.schema);
 	argtype = find_type(&signature);
-	if (!OidIsValid(argtype))
+	if (!OidIsValid(schema) || !OidIsValid(argtype))
 		return InvalidOid;
-	return function_in(find_schema(signature.schema), signature.name, argtype);
+	argtypes = buildoidvector(&argtype, 1);
+	return GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid,
+						   CStringGetDatum(signature.name),
+						   PointerGetDatum(argtypes),
+						   ObjectIdGetDatum(schema));
 }
 
 /*
- * The signature that the user means, palloc'd. Schemas in the search_path may
- * be left out, and quotes used as one likes. *exists gets whether there is
- * such a function; if not, the result is made of what is given, as far as that
- * goes.
+ * Is this signature one that the name may mean? It is name, schema.name or
+ * schema.name(type), quoted as one likes; what is left out may be anything. The
+ * function need not exist.
  */
-char *
-cqrs_signature_named(const char *name, bool *exists)
+bool
+cqrs_signature_fits(const char *text, const char *name)
 {
 	Signature	signature;
-	char	   *type_name;
-	Oid			argtype;
-	Oid			funcid = InvalidOid;
+	Signature	named;
 
-	*exists = false;
-	if (!parse(name, &signature))
-		return pstrdup(name);
-	argtype = find_type(&signature);
-	if (OidIsValid(argtype))
-	{
-		funcid = find_function(&signature, argtype);
-		signature.type_schema = type_schema(argtype, &type_name);
-	}
-	*exists = OidIsValid(funcid);
-	if (*exists)
-		return cqrs_signature_of(funcid);
-	if (signature.schema == NULL || signature.type_schema == NULL)
-		return pstrdup(name);
-	return compose(&signature);
+	return parse(name, &named) && parse(text, &signature) &&
+		same_part(signature.schema, named.schema) &&
+		same_part(signature.name, named.name) &&
+		same_part(signature.type_schema, named.type_schema) &&
+		same_part(signature.type_name, named.type_name);
+}
+
+/*
+ * Does a name say which argument it takes?
+ */
+bool
+cqrs_signature_has_argument(const char *name)
+{
+	char	   *schema;
+	char	   *function;
+
+	return parse_pair(&name, &schema, &function) && *name == '(';
+}
+
+static bool
+same_part(const char *part, const char *named)
+{
+	return named == NULL || (part != NULL && strcmp(part, named) == 0);
 }
 
 /*
@@ -136,8 +144,12 @@ cqrs_signature_named(const char *name, bool *exists)
 static bool
 parse(const char *text, Signature *signature)
 {
-	if (!parse_pair(&text, &signature->schema, &signature->name) ||
-		*text ++!= '(' ||
+	signature->type_schema = signature->type_name = NULL;
+	if (!parse_pair(&text, &signature->schema, &signature->name))
+		return false;
+	if (*text == '\0')
+		return true;
+	if (*text ++!= '(' ||
 		!parse_pair(&text, &signature->type_schema, &signature->type_name) ||
 		*text ++!= ')')
 		return false;
@@ -287,51 +299,10 @@ find_schema(const char *name)
 static Oid
 find_type(const Signature *signature)
 {
-	Oid			schema;
+	Oid			schema = find_schema(signature->type_schema);
 
-	if (signature->type_schema == NULL)
-		return TypenameGetTypid(signature->type_name);
-	schema = find_schema(signature->type_schema);
 	return !OidIsValid(schema) ? InvalidOid :
 		GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
 						CStringGetDatum(signature->type_name),
 						ObjectIdGetDatum(schema));
-}
-
-/*
- * The function that the user means, who may have left out the schema; or
- * InvalidOid.
- */
-static Oid
-find_function(const Signature *signature, Oid argtype)
-{
-	List	   *path;
-	ListCell   *lc;
-
-	if (signature->schema != NULL)
-		return function_in(find_schema(signature->schema), signature->name,
-						   argtype);
-	path = fetch_search_path(true);
-	foreach(lc, path)
-	{
-		Oid			funcid = InvalidOid;
-
-		if (!isAnyTempNamespace(lfirst_oid(lc)))
-			funcid = function_in(lfirst_oid(lc), signature->name, argtype);
-		if (OidIsValid(funcid))
-			return funcid;
-	}
-	return InvalidOid;
-}
-
-static Oid
-function_in(Oid schema, const char *name, Oid argtype)
-{
-	oidvector  *argtypes = buildoidvector(&argtype, 1);
-
-	if (!OidIsValid(schema))
-		return InvalidOid;
-	return GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid,
-						   CStringGetDatum(name), PointerGetDatum(argtypes),
-						   ObjectIdGetDatum(schema));
 }

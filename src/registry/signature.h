@@ -10,6 +10,7 @@
 
 extern char *cqrs_signature_of(Oid funcid);
 extern Oid	cqrs_signature_find(const char *signature);
-extern char *cqrs_signature_named(const char *name, bool *exists);
+extern bool cqrs_signature_fits(const char *signature, const char *name);
+extern bool cqrs_signature_has_argument(const char *name);
 
 #endif							/* CQRS_SIGNATURE_H */

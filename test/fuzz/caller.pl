@@ -29,7 +29,7 @@ my %known = map { /^(\S+?)(?:=(\d+))?$/ ? ($1 => $2 // 3) : () } qw(
   cqrs_emit=12 cqrs_emit_many=6 cqrs_emit_trigger=1 cqrs_events cqrs_wait=1 cqrs_receive=6 cqrs_ack=6 cqrs_nack=6 cqrs_renew=4
   cqrs_enqueue=8 cqrs_create_command_queue=2 cqrs_cancel_command cqrs_create_topic cqrs_alter_topic cqrs_drop_topic=1
   cqrs_register_event cqrs_unregister_event=1 cqrs_register_event_handler cqrs_unregister_event_handler=1
-  cqrs_register_command cqrs_register_query cqrs_unregister_command=1 cqrs_register_fallback cqrs_unregister_fallback=1
+  cqrs_register_command cqrs_register_query cqrs_unregister_command=1 cqrs_unregister_query=1 cqrs_register_fallback cqrs_unregister_fallback=1
   cqrs_register_middleware=1 cqrs_unregister_middleware=2 cqrs_subscribe cqrs_alter_subscription cqrs_unsubscribe=1
   cqrs_pause=1 cqrs_resume=2 cqrs_seek=2 cqrs_retry cqrs_redrive cqrs_discard cqrs_discard_all cqrs_tick cqrs_drain=6 cqrs_enqueue_scheduled
   cqrs_adopt=1 cqrs_grant_admin=1 cqrs_revoke_admin=1 cqrs_maintain=1 cqrs_health=1 cqrs_diagram=1 run_command announce
@@ -91,7 +91,8 @@ sub function_name
 	my $argument = $name eq 'f_event' || $name eq 'cqrs.run_command' || rand() < 0.05 ? 'cqrs_event'
 	  : $name eq 'f_middleware' ? 'cqrs_request' : $name eq 'f_composite' ? 'thing' : 'jsonb';
 
-	return "$name($argument)";
+	$name = "public.$name" if rand() < 0.2 && $name !~ /\./;
+	return rand() < 0.5 ? $name : "$name($argument)";
 }
 
 # argument(TYPE, NAME): an expression. Now and then, what nobody would pass.
@@ -107,11 +108,9 @@ sub argument
 	return quote(pick(@json)) . '::jsonb' if $type eq 'jsonb' && rand() < 0.95;
 	return "jsonb_build_object('n', repeat('x', " . pick(10, 3000, 100000) . '))' if $type eq 'jsonb';
 	return 'ARRAY[' . join(', ', map { argument('jsonb', '') } 1 .. int rand 5) . ']::jsonb[]' if $type eq 'jsonb[]';
-	return 'ARRAY[' . join(', ', map { argument('text', '') } 1 .. int rand 4) . ']::text[]' if $type eq 'text[]';
+	return 'ARRAY[' . join(', ', map { argument('text', $name =~ /^handlers$/ ? 'handler' : '') } 1 .. int rand 4) . ']::text[]' if $type eq 'text[]';
 	return pick('ARRAY[]', 'ARRAY[NULL]', 'ARRAY[gen_random_uuid()]', '(SELECT array_agg(event_id) FROM cqrs_dead_letters)',
 		'(SELECT array_agg(event_id) FROM cqrs_retries)', '(SELECT array_agg(event_id) FROM cqrs_topics.a)') . '::uuid[]' if $type eq 'uuid[]';
-	return quote(function_name()) . '::regprocedure' if $type eq 'regprocedure';
-	return 'VARIADIC ARRAY[' . join(', ', map { quote(function_name()) } 1 .. 1 + int rand 3) . ']::regprocedure[]' if $type eq 'regprocedure[]';
 	return pick("'jsonb'", "'thing'", "'int'", '0', '4294967295::oid', "'things'", "'cqrs_event'", "'dom'") . '::regtype' if $type eq 'regtype';
 	return quote(pick('0', '1 day', '1 hour', '-1 s', '1 ms', '178000000 years', '10 s', '300 ms')) . '::interval' if $type eq 'interval';
 	return pick('now()', "'infinity'", "'-infinity'", "'2000-01-01'", "now() + '100 ms'", "now() + '1 year'") . '::timestamptz' if $type eq 'timestamp with time zone';
@@ -188,9 +187,11 @@ my $set_up = join "\n", map { "DO \$do\$ BEGIN $_; EXCEPTION WHEN OTHERS THEN NU
 	'CREATE FUNCTION f_drops(jsonb) RETURNS jsonb LANGUAGE plpgsql AS $f$ BEGIN PERFORM cqrs_unregister_command(\'a\'); RETURN cqrs_send(\'a\', $1); END $f$',
 	'CREATE FUNCTION f_stream(jsonb) RETURNS SETOF jsonb LANGUAGE sql AS $f$ SELECT to_jsonb(i) FROM generate_series(1, 5) i $f$',
 	'CREATE FUNCTION f_composite(thing) RETURNS thing LANGUAGE sql AS $f$ SELECT $1 $f$',
+	'CREATE FUNCTION f_overloaded(jsonb) RETURNS jsonb LANGUAGE sql AS $f$ SELECT $1 $f$',
+	'CREATE FUNCTION f_overloaded(thing) RETURNS thing LANGUAGE sql AS $f$ SELECT $1 $f$',
 	'CREATE FUNCTION f_event(cqrs_event) RETURNS void LANGUAGE plpgsql AS $f$ BEGIN IF random() < 0.2 THEN RAISE EXCEPTION \'no\'; END IF; END $f$',
 	'CREATE FUNCTION f_middleware(cqrs_request) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER AS $f$ BEGIN RETURN cqrs_proceed(); EXCEPTION WHEN OTHERS THEN RETURN cqrs_proceed(); END $f$',
-	(map {; "PERFORM cqrs_create_topic('$_')", "PERFORM cqrs_register_event('$_', '$_')", "PERFORM cqrs_register_command('$_', 'f_emits(jsonb)', 'f_ok(jsonb)')",
+	(map {; "PERFORM cqrs_create_topic('$_')", "PERFORM cqrs_register_event('$_', '$_')", "PERFORM cqrs_register_command('$_', ARRAY['f_emits(jsonb)', 'f_ok(jsonb)'])",
 			"PERFORM cqrs_subscribe('$_', ARRAY['$_'], 'f_event(cqrs_event)', max_attempts => 2, retry_delay => '10 ms')",
 			"EXECUTE 'GRANT SELECT, INSERT ON cqrs_topics.$_ TO fuzz_app'" } qw(a b)),
 	"PERFORM cqrs_subscribe('c', ARRAY['a'])", "PERFORM cqrs_register_query('c', 'f_ok(jsonb)')",
@@ -214,7 +215,7 @@ sub mess
 		'DROP VIEW cqrs_subscriptions.' . pick(qw(a b c)), 'DROP OWNED BY fuzz_app', 'REASSIGN OWNED BY fuzz_app TO fuzz_admin',
 		'ALTER VIEW cqrs_subscriptions.' . pick(qw(a b c)) . ' ' . pick('OWNER TO fuzz_app', 'OWNER TO fuzz_admin', 'OWNER TO postgres', 'RENAME TO d', 'SET SCHEMA public'),
 		'GRANT ALL ON ALL TABLES IN SCHEMA cqrs_subscriptions TO fuzz_app',
-		'VACUUM FULL cqrs.cursor', 'ANALYZE', 'CHECKPOINT', 'CALL pg_sleep(0)', "SELECT cqrs_drop_topic('b', force => true)",
+		'VACUUM FULL cqrs.cursor', 'ANALYZE', 'CHECKPOINT', 'CALL pg_sleep(0)', "SELECT cqrs_drop_topic('b', cascade => true)",
 		'ALTER EXTENSION cqrs_outbox SET SCHEMA ' . pick('public', 'public', 'elsewhere')) . ";\n";
 }
 

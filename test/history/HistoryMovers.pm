@@ -61,7 +61,7 @@ sub alter
 
 	did($session, 'alter', pick(
 		"SELECT cqrs_alter_subscription('paused', delivery_timeout => '30 s')",
-		"SELECT cqrs_alter_subscription('paused', handler => handle('paused')::regprocedure)",
+		"SELECT cqrs_alter_subscription('paused', handler => handle('paused'))",
 		"SELECT cqrs_alter_subscription('flaky', retry_delay => '10 ms')",
 		"SELECT cqrs_alter_topic('payments', '1 s')",
 		"SELECT cqrs_alter_topic('payments', '0')"));
@@ -106,7 +106,7 @@ sub topics_come_and_go
 	my $created = join ', ', map { "cqrs_create_topic('$_', '0')" } @topics;
 
 	did($session, 'create topics', "SELECT $created") or return;
-	did($session, 'subscribe', "SELECT cqrs_subscribe('$name', ARRAY[$list], handle('$name')::regprocedure, start => 'latest', retry_delay => '20 ms')") or return;
+	did($session, 'subscribe', "SELECT cqrs_subscribe('$name', ARRAY[$list], handle('$name'), start => 'latest', retry_delay => '20 ms')") or return;
 	$session->query("SELECT record_lifetime('$name', false)");
 	for my $topic (sort { $a cmp $b } @topics)
 	{

@@ -247,12 +247,12 @@ $$;
 -- Subscriptions
 -- ----------------------------------------------------------------------
 
-SELECT cqrs_subscribe(s, ARRAY['orders', 'payments'], handle(s)::regprocedure)
+SELECT cqrs_subscribe(s, ARRAY['orders', 'payments'], handle(s))
 FROM unnest(ARRAY['recorder', 'paused', 'drained']) s;
-SELECT cqrs_subscribe('single', ARRAY['orders', 'payments'], handle('single')::regprocedure, max_attempts => 5, retry_delay => '20 ms', transaction => 'event'),
-	   cqrs_subscribe('flaky', ARRAY['orders', 'payments'], handle('flaky')::regprocedure, max_attempts => 5, retry_delay => '20 ms'),
-	   cqrs_subscribe('spread', ARRAY['orders', 'payments'], handle('spread')::regprocedure, partitions => 3, max_attempts => 5, retry_delay => '20 ms'),
-	   cqrs_subscribe('poisoned', ARRAY['orders', 'payments'], handle('poisoned')::regprocedure, max_attempts => 2, retry_delay => '20 ms');
+SELECT cqrs_subscribe('single', ARRAY['orders', 'payments'], handle('single'), max_attempts => 5, retry_delay => '20 ms', transaction => 'event'),
+	   cqrs_subscribe('flaky', ARRAY['orders', 'payments'], handle('flaky'), max_attempts => 5, retry_delay => '20 ms'),
+	   cqrs_subscribe('spread', ARRAY['orders', 'payments'], handle('spread'), partitions => 3, max_attempts => 5, retry_delay => '20 ms'),
+	   cqrs_subscribe('poisoned', ARRAY['orders', 'payments'], handle('poisoned'), max_attempts => 2, retry_delay => '20 ms');
 SELECT cqrs_subscribe(s, ARRAY['orders', 'payments'], max_attempts => 0) FROM unnest(ARRAY['puller', 'filed']) s;
 SELECT cqrs_subscribe('sharers', ARRAY['orders', 'payments'], partitions => 2, max_attempts => 0);
 SELECT cqrs_subscribe('leased', ARRAY['orders', 'payments'], partitions => 2, max_attempts => 0, retry_delay => '20 ms', max_retry_delay => '100 ms');
@@ -268,7 +268,7 @@ BEGIN
 		PERFORM cqrs_create_topic('replayed', '1 day');
 	END IF;
 	INSERT INTO epoch VALUES ('replayer', 0, 'earliest'), ('replay_puller', 0, 'earliest');
-	PERFORM cqrs_subscribe('replayer', ARRAY['replayed'], handle('replayer')::regprocedure);
+	PERFORM cqrs_subscribe('replayer', ARRAY['replayed'], handle('replayer'));
 	PERFORM cqrs_subscribe('replay_puller', ARRAY['replayed'], max_attempts => 0);
 END $$;
 SELECT begin_round();

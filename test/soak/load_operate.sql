@@ -6,7 +6,7 @@ SELECT cqrs_subscribe('passing', ARRAY['passing'], 'on_recorder(cqrs_event)');
 SELECT cqrs_emit('paid', '{}', topic => 'passing');
 SELECT cqrs_wait('passing', '10 s');
 SELECT cqrs_unsubscribe('passing');
-SELECT cqrs_drop_topic('passing', force => true);
+SELECT cqrs_drop_topic('passing', cascade => true);
 SELECT cqrs_redrive('flaky');
 SELECT cqrs_pause('spread');
 SELECT cqrs_resume('spread');

@@ -34,7 +34,7 @@ $node->restart;
 ok(wait_managers($node, 'later', 'one', 'two'), 'all are back after a restart');
 is($node->safe_psql('one', "SELECT string_agg(concat_ws('/', kind, database, state), ' ' ORDER BY kind, database) FROM cqrs_worker_status"),
 	'launcher/running manager/later/running manager/one/running manager/two/running',
-	'and cqrs_worker_status() shows them');
+	'and cqrs_worker_status shows them');
 
 # Delivery.
 set_up_recording($node, 'one');

@@ -273,7 +273,7 @@ is($high->safe_psql('bare', q(
 	DROP EXTENSION cqrs_outbox CASCADE;
 	CREATE EXTENSION cqrs_outbox;
 	SELECT cqrs_register_event('added', 'items', 'item');
-	SELECT cqrs_emit('added', '{"n": 1}') IS NOT NULL)), "\nt", 'and can be set up again');
+	SELECT cqrs_emit('added', '{"n": 1}') IS NOT NULL)), "t\nt", 'and can be set up again');
 
 for my $node ($source, $low, $high)
 {

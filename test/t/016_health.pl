@@ -160,7 +160,7 @@ $reader->query('COMMIT');
 ok(healthy("max_hold => '0'"), 'once it ends, all is well');
 $reader->quit;
 reconfigure($node, "cqrs_outbox.segment_age = '1h'");
-$node->safe_psql('postgres', "SELECT cqrs_drop_topic('short', force => true)");
+$node->safe_psql('postgres', "SELECT cqrs_drop_topic('short', cascade => true)");
 
 # A subscription that cannot be delivered.
 $node->safe_psql('postgres', 'ALTER FUNCTION record_event(cqrs_event) RENAME TO renamed');

@@ -162,7 +162,7 @@ $late->query(q(BEGIN; SELECT cqrs_emit('happened', '{"n": 2}')));
 ok($node->poll_query_until('postgres', "SELECT held_by = 'lock' FROM cqrs_topic_status WHERE topic = 'things'"),
 	'after an error in one topic, others are rotated');
 my $dropper = new_session($node, 'postgres');
-$dropper->query("BEGIN; SELECT cqrs_drop_topic('dropped', force => true)");
+$dropper->query("BEGIN; SELECT cqrs_drop_topic('dropped', cascade => true)");
 $late->query('COMMIT');
 ok(wait_truncations('things', 1), 'and truncated, although somebody is dropping one');
 $dropper->query('COMMIT');

@@ -46,7 +46,7 @@ $node->safe_psql('postgres', q(
 	END $$;
 	CREATE FUNCTION steady(c jsonb) RETURNS text LANGUAGE sql AS $$SELECT 'steady'$$;
 	SELECT cqrs_register_command('Do', 'flaky(jsonb)');
-	SELECT cqrs_register_fallback('flaky(jsonb)', 'steady(jsonb)', fail_max => 2, reset_after => '1 hour', excluded => '{57}');
+	SELECT cqrs_register_fallback('flaky(jsonb)', 'steady(jsonb)', max_failures => 2, reset_after => '1 hour', excluded_sqlstates => '{57}');
 ));
 my $one = new_session($node, 'postgres');
 my $two = new_session($node, 'postgres');

@@ -20,7 +20,7 @@ sub placed
 	return query($node, q(
 		SELECT coalesce((SELECT string_agg(by || ' ' || id, ', ' ORDER BY seq) FROM placed), ''),
 			   coalesce((SELECT string_agg(payload->>'id', ' ' ORDER BY position) FROM cqrs_events('orders')), '');
-		SELECT FROM cqrs_drop_topic('orders', force => true);
+		SELECT FROM cqrs_drop_topic('orders', cascade => true);
 		SELECT FROM cqrs_create_topic('orders');
 		TRUNCATE placed)) =~ s/\n+$//r;
 }
@@ -184,8 +184,8 @@ if order["id"] < 10:
     return '"pass_on"'
 return plpy.execute("SELECT cqrs_next() AS answer")[0]["answer"]
 	$$;
-	SELECT cqrs_register_command('Chain', 'pass_on(jsonb)', 'by_python(jsonb)');
-	SELECT cqrs_register_command('ChainOfSql', 'pass_on(jsonb)', 'by_sql(jsonb)');
+	SELECT cqrs_register_command('Chain', ARRAY['pass_on(jsonb)', 'by_python(jsonb)']);
+	SELECT cqrs_register_command('ChainOfSql', ARRAY['pass_on(jsonb)', 'by_sql(jsonb)']);
 	CREATE FUNCTION sql_fails(c jsonb) RETURNS jsonb LANGUAGE sql AS $$
 		SELECT place(1, 'sql_fails'); SELECT to_jsonb(1 / (c->>'by')::int)
 	$$;
@@ -200,8 +200,8 @@ raise ValueError("always")
 plpy.execute("SELECT place(2, 'instead')")
 return '"instead"'
 	$$;
-	SELECT cqrs_register_command('SqlFails', 'sql_fails(jsonb)'), cqrs_register_fallback('sql_fails(jsonb)', 'instead(jsonb)', '{22}', fail_max => 0),
-		   cqrs_register_command('PythonFails', 'python_fails(jsonb)'), cqrs_register_fallback('python_fails(jsonb)', 'instead(jsonb)', '{38,57014}', fail_max => 0);
+	SELECT cqrs_register_command('SqlFails', 'sql_fails(jsonb)'), cqrs_register_fallback('sql_fails(jsonb)', 'instead(jsonb)', '{22}', max_failures => 0),
+		   cqrs_register_command('PythonFails', 'python_fails(jsonb)'), cqrs_register_fallback('python_fails(jsonb)', 'instead(jsonb)', '{38,57014}', max_failures => 0);
 ));
 is(query($node, q(SELECT cqrs_send('Chain', '{"id": 1}'))), '"pass_on"', 'a chain: the first answers');
 is(placed(), 'pass_on 1|1', 'and no other');

@@ -39,7 +39,7 @@ $primary->safe_psql('postgres', q(
 	SELECT cqrs_register_query('What', 'what(jsonb)');
 	SELECT cqrs_register_command('ListMembers', 'list_members(jsonb)');
 	SELECT cqrs_register_command('Reads', 'what(jsonb)');
-	SELECT cqrs_register_command('Chain', 'pass_on(jsonb)', 'what(jsonb)');
+	SELECT cqrs_register_command('Chain', ARRAY['pass_on(jsonb)', 'what(jsonb)']);
 	SELECT cqrs_register_query('Fails', 'fails(jsonb)');
 	SELECT cqrs_register_fallback('fails(jsonb)', 'count_members(jsonb)');
 	SELECT cqrs_register_query('Writes', 'writes(jsonb)');
@@ -68,7 +68,9 @@ my %refused = (
 	q(cqrs_emit('noticed', '{}')) => 'cqrs_emit()',
 	q(cqrs_register_command('x', 'what(jsonb)')) => 'cqrs_register_command()',
 	q(cqrs_register_query('x', 'what(jsonb)')) => 'cqrs_register_query()',
-	q(cqrs_unregister_command('Reads')) => 'cqrs_unregister_command()',
+	q(cqrs_unregister_query('Reads')) => 'cqrs_unregister_query()',
+	q(cqrs_create_topic('x')) => 'cqrs_create_topic()',
+	q(cqrs_drop_topic('x', if_exists => true)) => 'cqrs_drop_topic()',
 	q(cqrs_register_event('x')) => 'cqrs_register_event()',
 	q(cqrs_register_event_handler('user_joined', 'notice(jsonb)')) => 'cqrs_register_event_handler()',
 	q(cqrs_register_fallback('what(jsonb)', 'pass_on(jsonb)')) => 'cqrs_register_fallback()');
@@ -89,7 +91,7 @@ $primary->wait_for_catchup($standby, 'replay', $primary->lsn('insert'));
 is($session->query(q(SELECT cqrs_query('CountMembersAgain'))), '5', 'once it is on the primary');
 is($session->query(q(BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT cqrs_query('CountMembers'))), '5', 'in a snapshot');
 $primary->safe_psql('postgres', q(
-	SELECT cqrs_unregister_command('CountMembersAgain');
+	SELECT cqrs_unregister_query('CountMembersAgain');
 	SELECT cqrs_send('JoinMeeting', '{"user_id": 6}');
 ));
 $primary->wait_for_catchup($standby, 'replay', $primary->lsn('insert'));

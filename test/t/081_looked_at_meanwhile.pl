@@ -30,7 +30,7 @@ $node->safe_psql('postgres', q(
 			COMMIT;
 			PERFORM cqrs_unsubscribe('passing');
 			COMMIT;
-			PERFORM cqrs_drop_topic('passing', force => true);
+			PERFORM cqrs_drop_topic('passing', cascade => true);
 			COMMIT;
 		END LOOP;
 		INSERT INTO rounds VALUES (n);
