@@ -328,11 +328,12 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_seek_time';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_seek(text, timestamptz) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_seek(text, timestamptz) IS 'moves a subscription to a time in the log';
 
--- Waits until a subscription has got, parked for a retry, or given up all that
--- was committed when this was called.
+-- Waits until a subscription has got all that was committed when this was
+-- called, parked events, too.
 --   timeout  how long at most; NULL: 10 s
--- Returns false on timeout. It does not wait for what the caller's own
--- transaction emitted.
+-- Returns false on timeout, and at once if it gave up on an event up to then:
+-- if there is a dead letter, which a notice says. It does not wait for what the
+-- caller's own transaction emitted.
 -- Errors: 42704 does not exist; 42501 not its owner; 55000 cqrs_outbox is not
 -- in shared_preload_libraries; 22023 timeout.
 -- Privileges: membership in the owner.

@@ -14,11 +14,13 @@
 #include "utils/wait_event.h"
 
 #include "base/interval.h"
+#include "control/dead_letter.h"
 #include "control/operation.h"
 #include "delivery/underway.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
+#include "log/position.h"
 #include "log/tick.h"
 #include "log/window_scan.h"
 #include "registry/registry.h"
@@ -42,7 +44,12 @@ static void seek(CqrsSubscription *subscription, bool latest,
 static void start_since(CqrsCursor *cursor, const CqrsSubscription *subscription,
 						TimestampTz time);
 static bool has_reached(const CqrsSubscription *subscription,
-						const CqrsSnapshot *target);
+						const CqrsSnapshot *target, int64 last,
+						Snapshot snapshot);
+static bool is_parked(const CqrsCursor *cursor, int64 last,
+					  Snapshot snapshot);
+static bool has_given_up(int32 subscription_id, int64 last,
+						 Snapshot snapshot);
 
 PG_FUNCTION_INFO_V1(cqrs_pause);
 PG_FUNCTION_INFO_V1(cqrs_resume);
@@ -163,6 +170,8 @@ cqrs_wait(PG_FUNCTION_ARGS)
 	TimestampTz now = cqrs_steady_now();
 	TimestampTz deadline;
 	CqrsSnapshot *target;
+	int64		last;
+	bool		given_up = false;
 	bool		reached = false;
 
 	cqrs_subscription_require_owner(subscription);
@@ -181,14 +190,21 @@ cqrs_wait(PG_FUNCTION_ARGS)
 				 errhint("Its handler must not call cqrs_wait() for it.")));
 
 	target = cqrs_snapshot_take();
+	last = cqrs_last_position();
 	ConditionVariablePrepareToSleep(&cqrs_shared->delivered);
 	for (;;)
 	{
+		Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+
 		/* If it was dropped while we waited, there is nothing more to get. */
 		subscription = cqrs_registry_subscription_by_id(subscription_id);
-		reached = subscription == NULL || has_reached(subscription, target);
+		reached = subscription == NULL ||
+			has_reached(subscription, target, last, snapshot);
+		given_up = subscription != NULL &&
+			has_given_up(subscription_id, last, snapshot);
+		UnregisterSnapshot(snapshot);
 		now = cqrs_steady_now();
-		if (reached || now >= deadline)
+		if (reached || given_up || now >= deadline)
 			break;
 
 		/* Clients that pull do not wake us: look now and then. */
@@ -199,7 +215,11 @@ cqrs_wait(PG_FUNCTION_ARGS)
 														   "CqrsOutboxWait"));
 	}
 	ConditionVariableCancelSleep();
-	PG_RETURN_BOOL(reached);
+	if (given_up)
+		ereport(NOTICE,
+				(errmsg("subscription \"%s\" has dead letters", name),
+				 errhint("See cqrs_dead_letters; then use cqrs_redrive(), cqrs_discard() or cqrs_discard_all().")));
+	PG_RETURN_BOOL(reached && !given_up);
 }
 
 /*
@@ -339,13 +359,15 @@ start_since(CqrsCursor *cursor, const CqrsSubscription *subscription,
 }
 
 /*
- * Has the subscription got all events that this snapshot shows? While its
- * cursors are being replaced, that cannot be told.
+ * Has the subscription got all events that this snapshot shows? What is parked up
+ * to the last position that was drawn by then it has not; there may be events
+ * among those that committed later. While its cursors are being replaced, that
+ * cannot be told.
  */
 static bool
-has_reached(const CqrsSubscription *subscription, const CqrsSnapshot *target)
+has_reached(const CqrsSubscription *subscription, const CqrsSnapshot *target,
+			int64 last, Snapshot snapshot)
 {
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	int			partitions = cqrs_cursor_partitions(subscription->subscription_id,
 													snapshot);
 	bool		reached = partitions == 0 ||
@@ -360,11 +382,49 @@ has_reached(const CqrsSubscription *subscription, const CqrsSnapshot *target)
 		if (!cqrs_cursor_read(subscription->subscription_id, i, snapshot,
 							  &cursor))
 			break;
+		reached = !is_parked(&cursor, last, snapshot);
 		for (j = 0; reached && j < subscription->ntopics; j++)
 			reached = !cqrs_window_has_events(subscription->topics[j],
 											  cursor.snapshot, target,
 											  snapshot);
 	}
-	UnregisterSnapshot(snapshot);
 	return reached;
+}
+
+/*
+ * Is an event parked up to this position?
+ */
+static bool
+is_parked(const CqrsCursor *cursor, int64 last, Snapshot snapshot)
+{
+	CqrsScan	scan;
+	CqrsEvent	event;
+	int			attempts;
+	bool		found;
+
+	if (cursor->next_retry_at == 0)
+		return false;
+	cqrs_parked_events_begin(&scan, cursor, 0, snapshot);
+	found = cqrs_parked_events_next(&scan, &event, &attempts) &&
+		event.position <= last;
+	cqrs_scan_end(&scan, NoLock);
+	return found;
+}
+
+/*
+ * Was an event given up, up to this position?
+ */
+static bool
+has_given_up(int32 subscription_id, int64 last, Snapshot snapshot)
+{
+	CqrsDeadLetterScan *scan = cqrs_dead_letter_begin(subscription_id,
+													  snapshot);
+	CqrsEvent	event;
+	int			attempts;
+	bool		found;
+
+	found = cqrs_dead_letter_next(scan, &event, &attempts) &&
+		event.position <= last;
+	cqrs_dead_letter_end(scan);
+	return found;
 }
