@@ -418,7 +418,8 @@ CROSS JOIN LATERAL (
 		   CASE WHEN s.handler IS NOT NULL AND left(f.sqlstate, 2) NOT IN ('08', '53', '57', '58', 'XX')
 				THEN 'handler_failing' ELSE 'failing' END,
 		   format('It failed %s times in a row, and is tried again at %s: %s', f.failures, f.retry_at, f.message),
-		   'It is tried again by itself; remove the cause of the error.', NULL, NULL
+		   format('SELECT cqrs_retry(%L); -- once the cause is removed; otherwise, it is tried again by itself%s', s.subscription,
+				  '. Its search_path: ' || s.search_path), NULL, NULL
 	FROM (SELECT * FROM cqrs.failure f
 		  WHERE f.subscription_id = s.subscription_id
 		  ORDER BY f.failed_at DESC LIMIT 1) f
@@ -437,7 +438,7 @@ CROSS JOIN LATERAL (
 	SELECT 'warning', 'retrying',
 		   format('%s events%s failed and are tried again, the first emitted at %s, the last with: %s',
 				  r.events, CASE r.events WHEN 10000 THEN ' or more' END, r.emitted_at, r.message),
-		   'Remove the cause of the error; after max_attempts, they are dead letters.',
+		   format('SELECT cqrs_retry(%L); -- once the cause is removed; after max_attempts, they are dead letters', s.subscription),
 		   clock_timestamp() - r.emitted_at, NULL
 	FROM (SELECT count(*) AS events, min(emitted_at) AS emitted_at,
 				 (array_agg(message ORDER BY failed_at DESC))[1] AS message
