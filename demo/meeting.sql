@@ -46,4 +46,4 @@ SET search_path = public AS $$
 		notifications = meeting.notifications + excluded.notifications
 $$;
 SELECT cqrs_subscribe('meetings', ARRAY['user_notification_events', 'user_ecst_events'],
-					  'update_meeting(cqrs_event)');
+					  'update_meeting');

@@ -49,10 +49,14 @@ void
 cqrs_function_look_up(const char *name, const CqrsPlace *place,
 					  CqrsFunction *function)
 {
-	Oid			funcid = cqrs_signature_has_argument(name) ?
-	find_exact(name) : find_named(name, place);
-	char	   *wrong = wrong_with(funcid, place, true);
+	Oid			funcid;
+	char	   *wrong;
 
+	if (cqrs_signature_has_argument(name))
+		funcid = find_exact(name);
+	else
+		funcid = find_named(name, place);
+	wrong = wrong_with(funcid, place, true);
 	if (wrong == NULL)
 		wrong = wrong_with(funcid, place, false);
 	if (wrong != NULL)
@@ -62,8 +66,8 @@ cqrs_function_look_up(const char *name, const CqrsPlace *place,
 }
 
 /*
- * Raise 42P13: a function cannot be registered in a place, because it "takes type
- * x", "returns a set", or the like.
+ * Raise 42P13: a function cannot be registered in a place. wrong says why: that it
+ * "takes type x", "returns a set", or the like.
  */
 void
 cqrs_function_refuse(const char *signature, const CqrsPlace *place,
@@ -77,9 +81,9 @@ cqrs_function_refuse(const char *signature, const CqrsPlace *place,
 }
 
 /*
- * Which of the signatures that the last statement has returned, in its first
- * column, does this name mean? NULL: none. Raises 42725 if it may mean several,
- * which are called so.
+ * The signature that this name means, of those in the first column of the last
+ * statement's result, or NULL. Raises 42725 if it may mean several; what says
+ * what they are, in the plural.
  */
 char *
 cqrs_function_choose(const char *name, const char *what)
@@ -188,9 +192,7 @@ wrong_with(Oid funcid, const CqrsPlace *place, bool argument)
 	char	   *wrong;
 
 	if (!HeapTupleIsValid(tuple))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("function with OID %u does not exist", funcid)));
+		cqrs_signature_gone(funcid);
 	proc = (Form_pg_proc) GETSTRUCT(tuple);
 	wrong = argument ? wrong_argument(proc, place) : wrong_result(proc, place);
 	ReleaseSysCache(tuple);
@@ -241,7 +243,7 @@ describe(Oid funcid, CqrsFunction *function)
 	Form_pg_proc proc;
 
 	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for function %u", funcid);
+		cqrs_signature_gone(funcid);
 	proc = (Form_pg_proc) GETSTRUCT(tuple);
 	function->funcid = funcid;
 	function->owner = proc->proowner;

@@ -35,7 +35,7 @@ typedef struct CqrsFunction
 
 extern void cqrs_function_look_up(const char *name, const CqrsPlace *place,
 								  CqrsFunction *function);
-extern pg_noreturn void cqrs_function_refuse(const char *signature,
+pg_noreturn extern void cqrs_function_refuse(const char *signature,
 											 const CqrsPlace *place,
 											 const char *wrong);
 extern char *cqrs_function_choose(const char *name, const char *what);

@@ -49,7 +49,8 @@ static Oid	find_schema(const char *name);
 static Oid	find_type(const Signature *signature);
 
 /*
- * The signature of a function that exists and has one argument, palloc'd.
+ * The signature of a function that exists and has one argument, palloc'd. Raises
+ * 42883 if it, or its argument's type, was dropped meanwhile.
  */
 char *
 cqrs_signature_of(Oid funcid)
@@ -60,7 +61,7 @@ cqrs_signature_of(Oid funcid)
 	char	   *text;
 
 	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for function %u", funcid);
+		cqrs_signature_gone(funcid);
 	proc = (Form_pg_proc) GETSTRUCT(tuple);
 	Assert(proc->pronargs == 1);
 	signature.schema = get_namespace_name(proc->pronamespace);
@@ -69,12 +70,22 @@ cqrs_signature_of(Oid funcid)
 										&signature.type_name);
 	if (signature.schema == NULL || signature.type_schema == NULL ||
 		signature.type_name == NULL)
-		elog(ERROR, "cache lookup failed for the schema of function %u",
-			 funcid);
+		cqrs_signature_gone(funcid);
 	text = compose(&signature);
 
 	ReleaseSysCache(tuple);
 	return text;
+}
+
+/*
+ * Raise the error that a function is not there any more.
+ */
+void
+cqrs_signature_gone(Oid funcid)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_FUNCTION),
+			 errmsg("function with OID %u does not exist", funcid)));
 }
 
 /*

@@ -9,6 +9,7 @@
 #define CQRS_SIGNATURE_H
 
 extern char *cqrs_signature_of(Oid funcid);
+pg_noreturn extern void cqrs_signature_gone(Oid funcid);
 extern Oid	cqrs_signature_find(const char *signature);
 extern bool cqrs_signature_fits(const char *signature, const char *name);
 extern bool cqrs_signature_has_argument(const char *name);
