@@ -248,6 +248,9 @@ cqrs_subscription_try_now(CqrsSubscription *subscription,
 	{
 		int64		n;
 
+		/* A restored one must stay as it is, for cqrs_adopt(). */
+		if (!cursors[i].native)
+			continue;
 		cqrs_parked_open(&cursors[i]);
 		n = cqrs_parked_try_now(&cursors[i], now, ids);
 		if (n > 0)
