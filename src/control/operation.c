@@ -235,29 +235,32 @@ cqrs_subscription_try_now(CqrsSubscription *subscription,
 						  const CqrsEventIds *ids)
 {
 	TimestampTz now = cqrs_wall_now();
-	CqrsCursor *cursors;
+	Snapshot	snapshot;
 	bool		failing = false;
 	int64		total = 0;
 	int			i;
 
 	subscription = cqrs_subscription_lock_all(subscription);
 	cqrs_underway_settle(subscription->subscription_id);
-	cursors = cqrs_cursor_read_all(subscription->subscription_id,
-								   subscription->partitions);
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	for (i = 0; i < subscription->partitions; i++)
 	{
+		CqrsCursor	cursor;
 		int64		n;
 
 		/* A restored one must stay as it is, for cqrs_adopt(). */
-		if (!cursors[i].native)
+		if (!cqrs_cursor_read(subscription->subscription_id, i, snapshot,
+							  &cursor) ||
+			!cursor.native)
 			continue;
-		cqrs_parked_open(&cursors[i]);
-		n = cqrs_parked_try_now(&cursors[i], now, ids);
+		cqrs_parked_open(&cursor);
+		n = cqrs_parked_try_now(&cursor, now, ids);
 		if (n > 0)
-			cqrs_cursor_append(&cursors[i]);
+			cqrs_cursor_append(&cursor);
 		total += n;
 		failing |= cqrs_failure_try_now(subscription->subscription_id, i);
 	}
+	UnregisterSnapshot(snapshot);
 	if (failing)
 		cqrs_admin_run("UPDATE cqrs.subscription SET retried_at = pg_catalog.clock_timestamp()"
 					   " WHERE subscription_id = $1",
