@@ -36,6 +36,7 @@
 #include "base/cqrs_outbox.h"
 
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -86,7 +87,8 @@ typedef struct Batch
 	DeliveryContext where;
 	bool		found;			/* the handler was, as it is now */
 	TupleDesc	desc;			/* of its argument, if that is a cqrs_event */
-	int			guc_level;		/* has the handler's search_path; 0: not yet */
+	int			guc_level;		/* has the handler's search_path; 0: the
+								 * session has it */
 	MemoryContext context;
 	MemoryContext per_event;
 	bool		in_worker;
@@ -285,11 +287,14 @@ find_handler(Batch *batch)
 
 	if (batch->found)
 		return;
-	if (batch->guc_level == 0)
+	if (batch->guc_level == 0 &&
+		strcmp(namespace_search_path, subscription->search_path) != 0)
 	{
 		batch->guc_level = NewGUCNestLevel();
 		cqrs_set_config("search_path", subscription->search_path,
 						GUC_ACTION_SAVE);
+		if (batch->in_worker)
+			cqrs_session_keep_search_path(subscription->search_path);
 	}
 	cqrs_handler_check(&subscription->handler, "subscription",
 					   subscription->name);

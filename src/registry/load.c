@@ -461,8 +461,9 @@ add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 	subscription->event_transactions =
 		strcmp(TextDatumGetCString(values[SUBSCRIPTION_TRANSACTION - 1]),
 			   "event") == 0;
-	subscription->search_path = nulls[SUBSCRIPTION_SEARCH_PATH - 1] ? NULL :
-		search_path(TextDatumGetCString(values[SUBSCRIPTION_SEARCH_PATH - 1]));
+	subscription->search_path =
+		search_path(nulls[SUBSCRIPTION_SEARCH_PATH - 1] ? "" :
+					TextDatumGetCString(values[SUBSCRIPTION_SEARCH_PATH - 1]));
 	subscription->runs_commands =
 		DatumGetBool(values[SUBSCRIPTION_RUNS_COMMANDS - 1]);
 	subscription->owner = cqrs_owner_find(subscription->name,
