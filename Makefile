@@ -14,17 +14,18 @@ MODULE_big = cqrs_outbox
 ROOMS = include base shared extension registry log mediator broker emit retry \
 	subscription delivery pull control deferred monitor process
 
-OBJS_base = backoff.o event_id.o guc.o interval.o json.o rethrow.o snapshot.o sqlstate.o
+OBJS_base = backoff.o event_id.o guc.o interval.o json.o rethrow.o rfc3339.o \
+	snapshot.o sqlstate.o
 OBJS_shared = announce.o clock.o database.o shmem.o
 OBJS_extension = admin.o catalog.o privilege.o row.o version.o
 OBJS_registry = handler.o load.o lookup.o owner.o payload.o payload_path.o \
 	payload_type.o registry.o signature.o
-OBJS_log = cursor.o event.o position.o retention.o rotation.o segment.o \
+OBJS_log = cursor.o event.o header.o position.o retention.o rotation.o segment.o \
 	segment_index.o tick.o topic.o topic_drop.o window.o window_scan.o
 OBJS_mediator = breaker.o command.o context.o dispatch.o dispatch_stack.o \
 	domain_event.o dry_run.o event_type.o fallback.o idempotency.o middleware.o stream.o
 OBJS_broker = link.o message.o server.o
-OBJS_emit = capture.o emit.o
+OBJS_emit = capture.o emit.o insert.o
 OBJS_retry = blame.o failure.o lane.o parked.o retry.o
 OBJS_subscription = epoch.o receipt.o search_path.o settings.o subscription.o
 OBJS_delivery = attempt.o broker_entry.o drain.o handler_timeout.o relay.o session.o \
@@ -49,7 +50,7 @@ EXTENSION = cqrs_outbox
 DATA_built = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/include/cqrs_broker.h src/include/cqrs_hooks.h
 
-REGRESS = meeting registered command query chain stream fallback breaker middleware idempotency dry_run emit domain_event context nesting prepared capture subscription payload_handler own_subscription search_path retry deferred pull partitions kept retention diagram health privileges owners grants matrix trust lookup adopt extension
+REGRESS = meeting registered command query chain stream fallback breaker middleware idempotency dry_run emit insert domain_event context nesting prepared capture subscription payload_handler own_subscription search_path retry deferred pull partitions kept retention diagram health privileges owners grants matrix trust lookup adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

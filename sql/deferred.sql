@@ -64,7 +64,7 @@ SELECT event_name, event_id = :'id' AS same_id, key = :'id' AS own_key, payload,
 FROM cqrs_events('commands_of_regress_cqrs_app');
 SELECT cqrs_drain('commands_of_regress_cqrs_app');
 SELECT n, role, (context).kind, (context).name, (context).id = :'id' AS same_id,
-	   (context).correlation_id = :'id' AS own_origin, (context).causation_id, (context).attempt, (context).caller
+	   (context).correlation_id = :'id' AS own_origin, (context).causation_id, (context).attempts, (context).caller
 FROM item;
 SELECT cqrs_drain('commands_of_regress_cqrs_app');
 SELECT subscription, topics, kind, handler, owner, partitions, lag_events FROM cqrs_subscription_status;
@@ -75,7 +75,7 @@ SELECT cqrs_enqueue('Add', '{"n": 2}') IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Add', '{"n": 2}', run_at => now() + interval '1 hour') IS NOT NULL AS enqueued;
 ROLLBACK TO s;
 COMMIT;
-SELECT count(*) FROM cqrs_scheduled_commands;
+SELECT count(*) FROM cqrs_enqueued_commands WHERE state = 'scheduled';
 SELECT cqrs_drain('commands_of_regress_cqrs_app');
 RESET ROLE;
 -- what fails from here on is not tried again, however slow the machine is
@@ -86,7 +86,7 @@ SELECT cqrs_create_topic('commands_of_' || current_user);
 BEGIN ISOLATION LEVEL REPEATABLE READ;
 SELECT count(*) FROM item;
 SELECT cqrs_create_command_queue();
-SELECT cqrs_enqueue('Add', '{"n": 3}', key => 'k') IS NOT NULL AS enqueued;
+SELECT cqrs_enqueue('Add', '{"n": 3}', key => 7) IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Add', '{"n": 4}', key => 'k', run_at => now() - interval '1 day') IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Add', '{"n": 5}', run_at => now() + interval '1 hour') IS NOT NULL AS enqueued;
 COMMIT;
@@ -95,6 +95,7 @@ SELECT replace(s.subscription, current_user, 'me') AS subscription, s.runs_comma
 FROM cqrs.subscription s JOIN cqrs.subscription_topic USING (subscription_id) JOIN cqrs.topic t USING (topic_id)
 ORDER BY 1 DESC;
 SELECT count(*) FROM cqrs_events('commands_of_' || current_user);
+SELECT array_agg(key ORDER BY position) AS keys FROM cqrs_events('commands_of_' || current_user || '_2');
 SELECT cqrs_drain('commands_of_' || current_user || '_2');
 SELECT n, role = current_user AS mine FROM item ORDER BY seq;
 
@@ -128,7 +129,7 @@ SELECT cqrs_enqueue('Add', '{"n": 6}', 'k', now() + interval '1 hour') AS later 
 SELECT cqrs_enqueue('Add', '{"n": 7}', 'k', now() + interval '30 min') AS sooner \gset
 SELECT cqrs_enqueue('Add', '{"n": 8}', 'k', now() + interval '1 day') AS cancelled \gset
 SELECT command_name, owner, key, payload, run_at > now() AS later, enqueued_at <= now() AS enqueued
-FROM cqrs_scheduled_commands ORDER BY run_at;
+FROM cqrs_enqueued_commands WHERE state = 'scheduled' ORDER BY run_at;
 SELECT cqrs_enqueue_scheduled();
 RESET ROLE;
 SELECT cqrs_enqueue_scheduled();
@@ -136,12 +137,12 @@ SELECT be_due();
 SELECT cqrs_cancel_command(:'cancelled');
 BEGIN;
 SELECT cqrs_enqueue_scheduled();
-SELECT count(*) FROM cqrs_scheduled_commands;
+SELECT count(*) FROM cqrs_enqueued_commands WHERE state = 'scheduled';
 ROLLBACK;
-SELECT count(*) FROM cqrs_scheduled_commands;
+SELECT count(*) FROM cqrs_enqueued_commands WHERE state = 'scheduled';
 SELECT cqrs_enqueue_scheduled();
 SELECT cqrs_enqueue_scheduled();
-SELECT count(*) FROM cqrs_scheduled_commands;
+SELECT count(*) FROM cqrs_enqueued_commands WHERE state = 'scheduled';
 SET ROLE regress_cqrs_app;
 SELECT event_id = :'sooner' AS sooner, event_id = :'later' AS later FROM cqrs_events('commands_of_regress_cqrs_app')
 ORDER BY position DESC LIMIT 2;
@@ -170,7 +171,7 @@ SET ROLE regress_cqrs_nologin;
 \set VERBOSITY sqlstate
 SELECT cqrs_cancel_command(:'id');
 \set VERBOSITY terse
-SELECT count(*) FROM cqrs_scheduled_commands;
+SELECT count(*) FROM cqrs_enqueued_commands WHERE state = 'scheduled';
 RESET ROLE;
 SET ROLE regress_cqrs_app;
 BEGIN;
@@ -184,7 +185,7 @@ SELECT cqrs_cancel_command(:'id');
 SELECT cqrs_cancel_command(cqrs_enqueue('Add', '{"n": 9}', run_at => now() + interval '1 hour'));
 SELECT cqrs_cancel_command(NULL);
 \echo :LAST_ERROR_SQLSTATE
-SELECT count(*) FROM cqrs_scheduled_commands;
+SELECT count(*) FROM cqrs_enqueued_commands WHERE state = 'scheduled';
 
 -- what caused it
 SET cqrs_outbox.correlation_id = 'request-1';
@@ -209,6 +210,12 @@ SET client_min_messages = error;
 SELECT cqrs_drain('commands_of_regress_cqrs_app');
 RESET client_min_messages;
 SELECT n FROM item WHERE n > 11 AND n < 100 ORDER BY seq;
+-- what waits is seen by who enqueued it, whatever it waits for
+SELECT cqrs_enqueue('Add', '{"n": 15}') IS NOT NULL AS enqueued;
+SELECT cqrs_enqueue('Add', '{"n": 16}', 'k', run_at => now() + interval '1 hour') AS later \gset
+SELECT command_name, owner, key, payload, state, run_at > now() AS later, now() - enqueued_at < interval '1 day' AS enqueued
+FROM cqrs_enqueued_commands ORDER BY (payload->>'n')::int;
+SELECT cqrs_cancel_command(:'later'), cqrs_drain('commands_of_regress_cqrs_app');
 RESET ROLE;
 SELECT key, event_name, attempts, message FROM cqrs.retry WHERE key = 'a' ORDER BY position;
 
@@ -228,6 +235,7 @@ SELECT cqrs_enqueue('Add', '{"n": 1}', options => '[]');
 SELECT cqrs_enqueue('Add', '{"n": 1}', options => '{"priority": 1}');
 \echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_enqueue('Add', '{"n": 1}', idempotency_key => '');
+SELECT cqrs_enqueue('Add', '{"n": 1}', key => 1.5);
 \echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_enqueue('Add', '{"n": 1}', run_at => 'infinity');
 \echo :LAST_ERROR_SQLSTATE
@@ -316,7 +324,7 @@ END $$;
 SELECT length(subscription), octet_length(subscription) FROM cqrs.subscription WHERE subscription LIKE '%ä%';
 
 -- the function by itself: only a delivery can call it
-SELECT cqrs.run_command(ROW(1, NULL, 'Add', NULL, NULL, '{"n": 40}', NULL, NULL, NULL, NULL)::cqrs_event);
+SELECT cqrs.run_command(ROW(1, NULL, 'Add', NULL, NULL, '{"n": 40}', NULL, NULL)::cqrs_event);
 SELECT cqrs.run_command(NULL);
 SELECT n FROM item WHERE n = 40;
 

@@ -91,7 +91,7 @@ SELECT * FROM cqrs.scheduled_command;
 -- what everybody may
 SELECT cqrs_context() IS NULL AS context, (SELECT count(*) FROM cqrs_events()) AS events,
 	   (SELECT count(*) FROM cqrs_topic_status) AS topics, (SELECT count(*) FROM cqrs_subscription_status) AS subscriptions,
-	   (SELECT count(*) FROM cqrs_breaker_status) AS breakers, (SELECT count(*) FROM cqrs_scheduled_commands) AS scheduled;
+	   (SELECT count(*) FROM cqrs_breaker_status) AS breakers, (SELECT count(*) FROM cqrs_enqueued_commands WHERE state = 'scheduled') AS scheduled;
 SET ROLE regress_cqrs_monitor;
 SELECT count(*) >= 0 AS asked FROM cqrs_health();
 SELECT count(*) FROM cqrs_topic_status;
@@ -187,7 +187,7 @@ SELECT cqrs_emit('Any', '{"by": "app, as boss"}', topic => 'commands_of_regress_
 SET ROLE regress_cqrs_boss;
 SELECT cqrs_emit('Any', '{"by": "boss"}', topic => 'commands_of_regress_cqrs_boss');
 SELECT cqrs_register_event('Commands', 'commands_of_regress_cqrs_boss');
-SELECT cqrs_emit_many('Commands', ARRAY['{}']::jsonb[]);
+SELECT cardinality(cqrs_emit_many('Commands', ARRAY['{}']::jsonb[]));
 SELECT count(*) FROM cqrs_topics.commands_of_regress_cqrs_boss;
 RESET ROLE;
 
@@ -210,7 +210,7 @@ CREATE FUNCTION leak(VARIADIC anyarray) RETURNS boolean LANGUAGE plpgsql COST 0.
 SELECT subscription FROM cqrs_subscription_status WHERE leak(subscription, handler, owner::text, state_reason);
 SELECT subscription FROM cqrs_subscription_status WHERE leak(error, subscription);
 SELECT topic FROM cqrs_topic_status WHERE leak(topic);
-SELECT command_id FROM cqrs_scheduled_commands WHERE leak(command_name, owner::text, payload::text);
+SELECT command_id FROM cqrs_enqueued_commands WHERE leak(command_name, owner::text, payload::text);
 RESET ROLE;
 
 -- ----------------------------------------------------------------------

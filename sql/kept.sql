@@ -165,7 +165,7 @@ SELECT emit_kept('g', 1001);
 VACUUM :segment;
 \c -
 SELECT emit_kept('g', 1002);
-SELECT cqrs_emit_many('g', ARRAY['{"n": 1003}', '{"n": 1004}']::jsonb[]);
+SELECT cardinality(cqrs_emit_many('g', ARRAY['{"n": 1003}', '{"n": 1004}']::jsonb[]));
 SELECT payload, (ctid::text::point)[0] < (SELECT (ctid::text::point)[0] FROM :segment WHERE payload->>'n' = '1001') AS before FROM :segment ORDER BY position;
 
 DROP EXTENSION cqrs_outbox CASCADE;

@@ -140,12 +140,13 @@ INSERT INTO calls (call, tells) VALUES
 	('cqrs_seek(''mine'', now())', 'result = '''''), ('cqrs_seek(''secret'', now())', 'result = '''''),
 	('cqrs_wait(''mine'', ''0'')', 'result IS NOT NULL'), ('cqrs_wait(''secret'', ''0'')', 'result IS NOT NULL'),
 	-- what the views call
+	('cqrs.occurred_at(''{}'')', 'result'),
 	('(cqrs.breaker_state(''public.closed(pg_catalog.jsonb)''))', 'result'), ('(SELECT array_agg(t) FROM cqrs.topic_progress(2) t)', 'result ~ ''[0-9]'''),
 	('(SELECT array_agg(t) FROM cqrs.subscription_progress(2) t)', 'result ~ ''[0-9]'''), ('(SELECT count(*) FROM cqrs.cursor_holders(2) t)', 'result'),
 	('(cqrs.subscription_owner(2)).view IS NOT NULL', 'result'), ('cqrs.usable()', 'result'),
 	('(SELECT array_agg(subscription) FROM cqrs_subscriptions.mine)', 'result'), ('(SELECT array_agg(subscription) FROM cqrs_subscriptions.secret)', 'result'),
 	('(SELECT array_agg(subscription) FROM cqrs_subscription_status)', 'result'), ('(SELECT array_agg(topic) FROM cqrs_topic_status)', 'result'),
-	('(SELECT array_agg(payload) FROM cqrs_scheduled_commands)', 'result'), ('(SELECT count(*) FROM cqrs_breaker_status)', 'result'),
+	('(SELECT array_agg(payload) FROM cqrs_enqueued_commands)', 'result'), ('(SELECT count(*) FROM cqrs_breaker_status)', 'result'),
 	('(SELECT count(*) FROM cqrs.problem)', 'result IS NOT NULL'),
 	-- what is registered
 	('(SELECT array_agg(handlers[1]) FROM cqrs_commands)', 'result LIKE ''%closed%'''), ('(SELECT array_agg(topic) FROM cqrs_event_types)', 'result LIKE ''%secret%'''),

@@ -51,7 +51,7 @@ SELECT event_name, topic, key, payload, headers - ARRAY['correlation_id', 'causa
 FROM cqrs_events();
 
 -- the batch size is respected
-SELECT count(*) FROM cqrs_events(batch_size => 3);
+SELECT count(*) FROM cqrs_events(max_events => 3);
 SELECT count(*) FROM cqrs_events('user_ecst_events', 3);
 SELECT position FROM cqrs_events('user_ecst_events', 2);
 
@@ -60,7 +60,7 @@ SELECT count(*) FROM cqrs_events(event_name => 'user_joined_ecst');
 SELECT count(*) FROM cqrs_events(event_name => 'user_joined');
 SELECT count(*) FROM cqrs_events(after_position => 5);
 SELECT count(*) FROM cqrs_events(status => 'new');
-SELECT count(*) FROM cqrs_events(status => 'produced');
+SELECT count(*) FROM cqrs_events(status => 'delivered');
 SELECT count(*) FROM cqrs_events(status => 'all');
 
 -- the topic's view shows the same rows

@@ -205,7 +205,7 @@ SELECT cqrs_enqueue('Run', '{"n": 3}') IS NOT NULL AS enqueued;
 SELECT cqrs_drain('commands_of_' || current_user);
 SET ROLE regress_cqrs_bob;
 SELECT cqrs_drain('commands_of_regress_cqrs_bob');
-SELECT count(*) FROM cqrs_scheduled_commands;
+SELECT count(*) FROM cqrs_enqueued_commands WHERE state = 'scheduled';
 \set VERBOSITY sqlstate
 SELECT cqrs_cancel_command(:'later');
 \set VERBOSITY terse

@@ -6,7 +6,7 @@ SET cqrs_outbox.segment_size = '8kB';
 SELECT cqrs_create_topic('t', retention => '0');
 SELECT cqrs_register_event('e', 't');
 CREATE FUNCTION emit(n int) RETURNS bigint LANGUAGE sql AS $$
-	SELECT cqrs_emit_many('e', array_agg(jsonb_build_object('n', i)), array_agg('k' || i)) FROM generate_series(1, n) i
+	SELECT cardinality(cqrs_emit_many('e', array_agg(jsonb_build_object('n', i)), array_agg('k' || i))) FROM generate_series(1, n) i
 $$;
 CREATE FUNCTION sizes() RETURNS TABLE (segment int, pages bigint) LANGUAGE sql AS $$
 	SELECT i, pg_relation_size(format('cqrs.topic_%s_%s', topic_id, i)) / 8192

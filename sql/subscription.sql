@@ -117,7 +117,7 @@ SELECT subscription, lag_events, state FROM cqrs_subscription_status ORDER BY 1;
 SELECT cqrs_unsubscribe('handler');
 SELECT cqrs_subscribe('handler', ARRAY['topic_b'], 'on_event(cqrs_event)', start => 'latest');
 TRUNCATE got;
-SELECT cqrs_emit_many('b', array_agg(jsonb_build_object('n', n) ORDER BY n)) FROM generate_series(1, 2500) n;
+SELECT cardinality(cqrs_emit_many('b', array_agg(jsonb_build_object('n', n) ORDER BY n))) FROM generate_series(1, 2500) n;
 SELECT cqrs_tick() > 0 AS ticked;
 SELECT cqrs_drain('handler');
 SELECT count(*), bool_and((payload->>'n')::int = rank) AS in_order
@@ -181,7 +181,7 @@ CREATE FUNCTION sent_by_c(c numbered) RETURNS void LANGUAGE sql AS $$
 $$;
 SELECT cqrs_register_command('SentByC', 'sent_by_c');
 SELECT cqrs_subscribe('sql', ARRAY['topic_a'], 'on_sql(cqrs_event)', start => 'latest'), cqrs_subscribe('c', ARRAY['topic_a'], 'on_c', start => 'latest');
-SELECT cqrs_emit_many('a', ARRAY['{"n": 1}', '{"n": 2}']::jsonb[]);
+SELECT cardinality(cqrs_emit_many('a', ARRAY['{"n": 1}', '{"n": 2}']::jsonb[]));
 SELECT cqrs_tick() > 0 AS ticked;
 SELECT cqrs_drain('sql'), cqrs_drain('c');
 SELECT n, subscription, (context).kind, (context).name, (context).causation_id IS NOT NULL AS caused FROM sent ORDER BY subscription, n;
@@ -297,7 +297,7 @@ SELECT cqrs_receive('reader', 0);
 SELECT cqrs_receive('reader', wait => '-1 s');
 SELECT cqrs_receive('reader', wait => '2 min');
 SELECT cqrs_receive('reader', lease => '0');
-SELECT cqrs_events(batch_size => 0);
+SELECT cqrs_events(max_events => 0);
 SELECT cqrs_events(status => 'done');
 SELECT cqrs_events('no such topic');
 BEGIN READ ONLY;

@@ -63,17 +63,17 @@ SELECT cqrs_send('Wide', '{"a": "x"}');
 RESET log_error_verbosity;
 
 -- nobody can have a command executed with headers, an id or an attempt of his
-CREATE TABLE seen (name text, correlation_id text, causation_id text, attempt int, traceparent text);
+CREATE TABLE seen (name text, correlation_id text, causation_id text, attempts int, traceparent text);
 CREATE FUNCTION sees(payload jsonb) RETURNS void LANGUAGE sql SECURITY DEFINER AS $$
-	INSERT INTO public.seen SELECT name, correlation_id, causation_id, attempt, traceparent FROM public.cqrs_context()
+	INSERT INTO public.seen SELECT name, correlation_id, causation_id, attempts, traceparent FROM public.cqrs_context()
 $$;
 SELECT cqrs_register_command('See', 'sees(jsonb)');
 SET ROLE regress_cqrs_nobody;
 SELECT cqrs.run_command(ROW(NULL, NULL, 'See', NULL, NULL, '{}',
-	'["AA\u008fAAA\u0001", "xxxxxxxxxxxxco", "rrelation_idzzzz"]', NULL, NULL, NULL)::cqrs_event);
+	'["AA\u008fAAA\u0001", "xxxxxxxxxxxxco", "rrelation_idzzzz"]', NULL)::cqrs_event);
 RESET ROLE;
 SELECT cqrs.run_command(ROW(NULL, NULL, 'See', NULL, NULL, '{}',
-	'["AA\u008fAAA\u0001", "xxxxxxxxxxxxco", "rrelation_idzzzz"]', NULL, NULL, NULL)::cqrs_event);
+	'["AA\u008fAAA\u0001", "xxxxxxxxxxxxco", "rrelation_idzzzz"]', NULL)::cqrs_event);
 SELECT * FROM seen;
 
 -- ... not within a delivery either
@@ -111,7 +111,7 @@ SELECT cqrs_unsubscribe('runner'), cqrs_unsubscribe('forger');
 -- headers in tables may be anything, after a restore or by a superuser's hand
 CREATE FUNCTION delivered(event cqrs_event) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-	INSERT INTO seen SELECT name, correlation_id, causation_id, attempt, traceparent FROM cqrs_context();
+	INSERT INTO seen SELECT name, correlation_id, causation_id, attempts, traceparent FROM cqrs_context();
 	PERFORM cqrs_emit('Then', '{}');
 	PERFORM cqrs_enqueue('See', '{}', run_at => 'tomorrow');
 END $$;
@@ -122,7 +122,7 @@ INSERT INTO cqrs.scheduled_command (command_id, command_name, topic_id, run_at, 
 		'{"correlation_id": 7, "causation_id": ["x"], "traceparent": null}']::jsonb[]) WITH ORDINALITY u (headers, n);
 SELECT cqrs_enqueue_scheduled();
 SELECT cqrs_drain('commands_of_postgres');
-SELECT name, length(correlation_id), causation_id, attempt, traceparent FROM seen;
+SELECT name, length(correlation_id), causation_id, attempts, traceparent FROM seen;
 TRUNCATE seen;
 SELECT cqrs_subscribe('reader', '{see}', 'delivered(cqrs_event)', start => 'latest', max_attempts => 3);
 SELECT cqrs_emit('See', '{}', headers => '{"correlation_id": "c"}') IS NOT NULL AS emitted;
@@ -137,7 +137,7 @@ SELECT count(*) FROM cqrs.retry;
 UPDATE cqrs.retry SET headers = '["AA\u008fAAA\u0001", "xxxxxxxxxxxxco", "rrelation_idzzzz"]', retry_at = '2020-01-01', due_at = '2020-01-01';
 UPDATE cqrs.cursor SET next_retry_at = '2020-01-01' WHERE next_retry_at > '2020-01-01';
 SELECT cqrs_drain('reader');
-SELECT name, length(correlation_id), causation_id, attempt, traceparent FROM seen;
+SELECT name, length(correlation_id), causation_id, attempts, traceparent FROM seen;
 SELECT event_name, headers ? 'correlation_id' AS correlated FROM cqrs_topics.then;
 SELECT command_name, headers ? 'correlation_id' AS correlated FROM cqrs.scheduled_command;
 

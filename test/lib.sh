@@ -113,10 +113,9 @@ install_languages()
 		install_missing postgresql-plpython3-VERSION
 }
 
-# install_manual: README.md and docs/ in $CQRS_MANUAL, and what their programs need
+# install_manual: README.md and docs/ in $CQRS_MANUAL
 install_manual()
 {
-	install_missing python3-psycopg
 	mkdir "$scratch/manual"
 	cp -r "$top/README.md" "$top/docs" "$scratch/manual/"
 	own "$scratch/manual"

@@ -7,6 +7,9 @@
 -- ----------------------------------------------------------------------
 -- cqrs_event: one event, as consumers see it
 --
+-- Wherever an event's columns are, they are these, in this order; what a place
+-- adds comes behind them.
+--
 -- position    orders the events of one outbox; identifies nothing; NULL for an
 --             event without topic
 -- event_id    UUID v7; deduplicate on this
@@ -15,11 +18,6 @@
 -- key         events of one key are delivered in order
 -- payload     JSON object; NULL is a tombstone
 -- headers     JSON object or NULL
--- status      new: not delivered to every subscription of its topic yet;
---             not_produced: the same, and a delivery failed, and is tried
---             again; dead: delivered to every subscription but those that
---             gave it up; produced: delivered to every subscription
--- attempts    how often the delivery that failed was tried
 -- emitted_at  when it was emitted
 -- ----------------------------------------------------------------------
 CREATE TYPE @extschema@.cqrs_event AS (
@@ -30,8 +28,6 @@ CREATE TYPE @extschema@.cqrs_event AS (
 	key			text,
 	payload		jsonb,
 	headers		jsonb,
-	status		text,
-	attempts	integer,
 	emitted_at	timestamptz
 );
 GRANT USAGE ON TYPE @extschema@.cqrs_event TO PUBLIC;
@@ -80,7 +76,8 @@ ALTER TABLE cqrs.topic ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS TRIGGER
 
 -- Creates a topic and its storage: three segments in schema cqrs and the
 -- view cqrs_topics.<topic>. Its creator gets SELECT and INSERT on the view,
--- with grant option.
+-- with grant option. What is inserted into the view is emitted: see
+-- cqrs.insert_event().
 --   topic       name, 1 to 63 bytes
 --   retention   how long events are kept after delivery, not negative
 --   or_replace  a topic of that name that is there gets this retention; it keeps
@@ -124,6 +121,14 @@ RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_drop_topic(text, boolean, boolean) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_drop_topic(text, boolean, boolean) IS 'drops a topic';
+
+-- When an event happened, if its headers say so: column occurred_at of topics'
+-- views. NULL for what is no timestamp of RFC 3339. Privileges: EXECUTE, granted
+-- to PUBLIC.
+CREATE FUNCTION cqrs.occurred_at(headers jsonb) RETURNS timestamptz
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'cqrs_occurred_at';
+GRANT EXECUTE ON FUNCTION cqrs.occurred_at(jsonb) TO PUBLIC;
+COMMENT ON FUNCTION cqrs.occurred_at(jsonb) IS 'header occurred_at of an event';
 
 -- ----------------------------------------------------------------------
 -- cqrs.event_type: the registered event names

@@ -326,10 +326,10 @@ ALTER TABLE cqrs.event_handler ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS
 -- handler is registered calls it from the next command that it sends; what it
 -- emits outside commands need not be handled.
 --   event_name  a registered event type
---   handler     a function with one argument: cqrs_event (status new, attempts
---               0); jsonb, or the event's payload type: the payload, NULL of a
---               tombstone. It returns void or one value, which is ignored. Named
---               as for cqrs_register_command()
+--   handler     a function with one argument: cqrs_event; jsonb, or the event's
+--               payload type: the payload, NULL of a tombstone. It returns void
+--               or one value, which is ignored. Named as for
+--               cqrs_register_command()
 -- Returns whether anything changed: not if it is a handler of this event already.
 -- Errors: 42704 the event is not registered, or its payload type is gone; 42883 no
 -- such function, or none with such an argument; 42725 several; 42P13 a function
@@ -580,13 +580,16 @@ COMMENT ON FUNCTION @extschema@.cqrs_log_dispatch(@extschema@.cqrs_request) IS
 -- kind            command, query, stream or event
 -- name            its registered name
 -- id              UUID v7: the event's id; of what was sent, one made for it
+-- topic, key      of an event, or of an enqueued command; otherwise NULL
 -- correlation_id  the same for everything of one origin: the header of that name
 --                 of an event; of what was sent by a handler, the handler's;
 --                 otherwise the setting cqrs_outbox.correlation_id, or if that
 --                 is empty, its own id
 -- causation_id    id of what was handled when it was sent or emitted, or NULL:
---                 nothing was
--- attempt         which of a subscription's attempts at the event it is; else 1
+--                 nothing was. Text, as what comes from elsewhere has an id of
+--                 its own form
+-- attempts        how often a subscription has delivered the event, this time
+--                 included; else 1
 -- traceparent     the header of an event, otherwise the setting, or NULL
 -- caller          the role that sent it, or for which the event is handled: for a
 --                 subscription, its owner; in a SECURITY DEFINER function,
@@ -596,9 +599,11 @@ CREATE TYPE @extschema@.cqrs_context AS (
 	kind			text,
 	name			text,
 	id				uuid,
+	topic			text,
+	key				text,
 	correlation_id	text,
 	causation_id	text,
-	attempt			integer,
+	attempts		integer,
 	traceparent		text,
 	caller			text
 );

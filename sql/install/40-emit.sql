@@ -13,13 +13,17 @@
 -- cqrs_outbox.traceparent is not.
 --   event_name  a registered event type
 --   payload     JSON object that fits the payload type; NULL is a tombstone
---   key         events of one key are delivered in order
---   headers     JSON object, or NULL
+--   key         events of one key are delivered in order; text, smallint,
+--               integer, bigint or uuid, or a domain of these, kept as text
+--   headers     JSON object, or NULL. These names are reserved, and their values
+--               are strings, or null for none: correlation_id, causation_id,
+--               traceparent, tracestate; and occurred_at, when it happened, if
+--               that is not when it is emitted: a timestamp of RFC 3339
 --   topic       NULL: the event type's
 --   event_id    NULL: a new UUID v7
 -- Returns the event id.
--- Errors: 42704 not registered, no such topic; 22023 and those of the types'
--- input functions for the payload; 42501; 25006 read-only transaction or
+-- Errors: 42704 not registered, no such topic; 22023 the key's type, headers;
+-- 22023 and those of the types' input functions for the payload; 42501; 25006 read-only transaction or
 -- standby; 25000 parallel operation; 55000 the topic's tables were altered;
 -- 54001 too long a chain of events, each emitted by a handler of the one before
 -- (cqrs_outbox.max_event_depth); 42883 a handler is gone; whatever a handler
@@ -27,21 +31,41 @@
 -- Locks: ROW EXCLUSIVE on the topic's current segment.
 -- Privileges: INSERT on cqrs_topics.<topic>; EXECUTE on the handlers, of the
 -- role that has them called.
-CREATE FUNCTION @extschema@.cqrs_emit(event_name text, payload jsonb, key text DEFAULT NULL, headers jsonb DEFAULT NULL,
-	topic text DEFAULT NULL, event_id uuid DEFAULT NULL) RETURNS uuid
+CREATE FUNCTION @extschema@.cqrs_emit(event_name text, payload jsonb, key anycompatible DEFAULT NULL::text,
+	headers jsonb DEFAULT NULL, topic text DEFAULT NULL, event_id uuid DEFAULT NULL) RETURNS uuid
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-GRANT EXECUTE ON FUNCTION @extschema@.cqrs_emit(text, jsonb, text, jsonb, text, uuid) TO PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_emit(text, jsonb, text, jsonb, text, uuid) IS 'adds an event to the outbox';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_emit(text, jsonb, anycompatible, jsonb, text, uuid) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_emit(text, jsonb, anycompatible, jsonb, text, uuid) IS 'adds an event to the outbox';
 
 -- Adds many events of one type, in the order of the array.
---   payloads  one element an event
---   keys      NULL, or as many as payloads
--- Returns how many. Errors, locks, privileges: as cqrs_emit(); 2202E for
--- arrays of more than one dimension or of different lengths.
-CREATE FUNCTION @extschema@.cqrs_emit_many(event_name text, payloads jsonb[], keys text[] DEFAULT NULL) RETURNS bigint
+--   payloads   one element an event
+--   keys, headers, event_ids
+--              NULL, or as many as payloads
+--   topic      NULL: the event type's
+-- Returns the event ids, in the same order. Errors, locks, privileges: as
+-- cqrs_emit(); 2202E for arrays of more than one dimension or of different
+-- lengths.
+CREATE FUNCTION @extschema@.cqrs_emit_many(event_name text, payloads jsonb[], keys text[] DEFAULT NULL,
+	headers jsonb[] DEFAULT NULL, topic text DEFAULT NULL, event_ids uuid[] DEFAULT NULL) RETURNS uuid[]
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-GRANT EXECUTE ON FUNCTION @extschema@.cqrs_emit_many(text, jsonb[], text[]) TO PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_emit_many(text, jsonb[], text[]) IS 'adds many events to the outbox';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_emit_many(text, jsonb[], text[], jsonb[], text, uuid[]) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_emit_many(text, jsonb[], text[], jsonb[], text, uuid[]) IS
+'adds many events to the outbox';
+
+-- INSTEAD OF INSERT trigger, FOR EACH ROW, of the views of topics:
+--   INSERT INTO cqrs_topics.<topic> (event_name, payload, key, headers, event_id, occurred_at)
+-- emits an event to the topic, as cqrs_emit() does. occurred_at becomes the
+-- header of that name. What is not given is NULL. RETURNING gives the event as it
+-- was emitted, with its position, event_id, headers and emitted_at.
+-- Errors: 22004 no event name; 22023 position or emitted_at is given, or
+-- occurred_at and another one in the headers; 22008 occurred_at that is infinite;
+-- 39P01 the trigger is on anything else; 55000 the view was altered; otherwise as
+-- cqrs_emit().
+-- Privileges: INSERT on the view, or on the columns given.
+CREATE FUNCTION cqrs.insert_event() RETURNS trigger
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_insert_event';
+REVOKE ALL ON FUNCTION cqrs.insert_event() FROM PUBLIC;
+COMMENT ON FUNCTION cqrs.insert_event() IS 'emits what is inserted into the view of a topic';
 
 -- Change capture: a trigger function that emits the changes of a table, in
 -- the transaction that makes them. For AFTER triggers of tables, FOR EACH ROW

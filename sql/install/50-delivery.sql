@@ -346,11 +346,10 @@ COMMENT ON FUNCTION @extschema@.cqrs_wait(text, interval) IS 'waits until a subs
 -- cqrs.retry: undelivered events that the cursor passes by: those that failed,
 -- and later ones of the same topic and key, which wait for them
 --
--- subscription_id, partition, position
---                  of which cursor, and where the event was in the log
+-- subscription_id, partition
+--                  of which cursor
 -- lane             hash of topic and key: events of a lane wait for each other
--- topic_id         the event's topic
--- event_id .. emitted_at
+-- position .. emitted_at
 --                  the event, whole
 -- attempts         how many attempts counted; 0: it waits for an
 --                  earlier one, or is tried next
@@ -366,14 +365,14 @@ COMMENT ON FUNCTION @extschema@.cqrs_wait(text, interval) IS 'waits until a subs
 CREATE TABLE cqrs.retry (
 	subscription_id	integer		NOT NULL,
 	partition		integer		NOT NULL,
-	position		bigint		NOT NULL,
 	lane			bigint		NOT NULL,
-	topic_id		integer		NOT NULL,
+	position		bigint		NOT NULL,
 	event_id		uuid		NOT NULL,
 	event_name		text		NOT NULL,
+	topic_id		integer		NOT NULL,
 	key				text,
-	headers			jsonb,
 	payload			jsonb,
+	headers			jsonb,
 	emitted_at		timestamptz	NOT NULL,
 	attempts		integer		NOT NULL,
 	receipt			uuid,
@@ -404,12 +403,12 @@ ALTER TABLE cqrs.retry ENABLE ALWAYS TRIGGER refuse_write;
 CREATE TABLE cqrs.dead_letter (
 	subscription_id	integer		NOT NULL,
 	position		bigint		NOT NULL,
-	topic_id		integer		NOT NULL,
 	event_id		uuid		NOT NULL,
 	event_name		text		NOT NULL,
+	topic_id		integer		NOT NULL,
 	key				text,
-	headers			jsonb,
 	payload			jsonb,
+	headers			jsonb,
 	emitted_at		timestamptz	NOT NULL,
 	attempts		integer		NOT NULL,
 	died_at			timestamptz	NOT NULL,

@@ -60,7 +60,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_create_command_queue(text, text) IS 'create
 -- its own, as the role that enqueued it, with the search_path of that role's
 -- queue. Its answer is lost. In its handler, cqrs_context() has its command id
 -- as id, what was being handled when it was enqueued as the cause, and the
--- attempt's number.
+-- number of attempts.
 --
 -- The role has a command queue: see cqrs_create_command_queue(). A command is
 -- delivered like an event of the queue's topic, to its subscription. So one that
@@ -77,8 +77,8 @@ COMMENT ON FUNCTION @extschema@.cqrs_create_command_queue(text, text) IS 'create
 --   command_name  a registered command
 --   payload       JSON object; must fit the handlers, as of now
 --   key           while a command waits to be tried again, later ones of its key wait
---                 behind it; NULL: none waits for another. Its event has its
---                 command id as key
+--                 behind it; NULL: none waits for another, and its event has its
+--                 command id as key. Of the types that cqrs_emit() takes
 --   run_at        in the past, or NULL: at once. Those for the same time are
 --                 executed in the order in which they were enqueued; a command
 --                 for now comes before one whose time has come just now
@@ -94,11 +94,12 @@ COMMENT ON FUNCTION @extschema@.cqrs_create_command_queue(text, text) IS 'create
 -- Locks: ROW EXCLUSIVE on the topic's current segment, or on
 -- cqrs.scheduled_command; the key, as of cqrs_send().
 -- Privileges: EXECUTE on the handlers; checked again when it is executed.
-CREATE FUNCTION @extschema@.cqrs_enqueue(command_name text, payload jsonb DEFAULT '{}', key text DEFAULT NULL,
-	run_at timestamptz DEFAULT NULL, idempotency_key text DEFAULT NULL, options jsonb DEFAULT NULL) RETURNS uuid
+CREATE FUNCTION @extschema@.cqrs_enqueue(command_name text, payload jsonb DEFAULT '{}',
+	key anycompatible DEFAULT NULL::text, run_at timestamptz DEFAULT NULL, idempotency_key text DEFAULT NULL,
+	options jsonb DEFAULT NULL) RETURNS uuid
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-GRANT EXECUTE ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, text, timestamptz, text, jsonb) TO PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, text, timestamptz, text, jsonb) IS
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, anycompatible, timestamptz, text, jsonb) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, anycompatible, timestamptz, text, jsonb) IS
 'has a command executed after the commit, or later';
 
 -- Cancels a command that was enqueued for later, and is not in the outbox yet.
@@ -114,25 +115,6 @@ CREATE FUNCTION @extschema@.cqrs_cancel_command(command_id uuid) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_cancel_command(uuid) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_cancel_command(uuid) IS 'cancels a command that was enqueued for later';
-
--- Commands that were enqueued for later, and are not in the outbox yet, of roles
--- that the reader is a member of. Columns: see cqrs.scheduled_command.
---   owner  who enqueued it
-CREATE VIEW @extschema@.cqrs_scheduled_commands WITH (security_barrier) AS
-SELECT c.command_id,
-	   c.command_name,
-	   pg_get_userbyid(o.owner) AS owner,
-	   c.key,
-	   c.run_at,
-	   c.payload,
-	   c.enqueued_at
-FROM cqrs.scheduled_command c
-JOIN cqrs.subscription_topic t USING (topic_id)
-JOIN cqrs.subscription s ON s.subscription_id = t.subscription_id AND s.runs_commands
-CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
-WHERE pg_has_role(current_user, o.owner, 'USAGE');
-GRANT SELECT ON @extschema@.cqrs_scheduled_commands TO PUBLIC;
-COMMENT ON VIEW @extschema@.cqrs_scheduled_commands IS 'commands that were enqueued for later';
 
 -- Handler of the subscriptions that execute commands: executes the enqueued
 -- command that is being delivered.

@@ -4,18 +4,27 @@
  */
 
 -- The outbox in delivery order.
---   topic           NULL: every topic that the caller may read
---   batch_size      the most events, at least 1
+--   topic           NULL: every topic that the caller may read; a notice names
+--                   the others
+--   max_events      the most events, at least 1; NULL: 100
 --   status          NULL: what is not delivered to every subscription yet (in
 --                   a topic without subscriptions: everything); 'new',
---                   'not_produced', 'produced', 'dead'; 'all'
+--                   'retrying', 'dead', 'delivered'; 'all'
 --   event_name      only these
 --   after_position  only events with a higher position
--- Errors: 42704 no such topic; 22023 batch_size, status; 42501; 55000.
+-- Returns the columns of cqrs_event, and:
+--   status    new: not delivered to every subscription of its topic yet;
+--             retrying: the same, and a delivery failed, and is tried again;
+--             dead: delivered to every subscription but those that gave it up;
+--             delivered: to every subscription
+--   attempts  how often the delivery that failed was tried
+-- Errors: 42704 no such topic; 22023 max_events, status; 42501; 55000.
 -- Locks: ACCESS SHARE on the topics' segments.
 -- Privileges: SELECT on cqrs_topics.<topic>.
-CREATE FUNCTION @extschema@.cqrs_events(topic text DEFAULT NULL, batch_size integer DEFAULT 100,
-	status text DEFAULT NULL, event_name text DEFAULT NULL, after_position bigint DEFAULT NULL) RETURNS SETOF @extschema@.cqrs_event
+CREATE FUNCTION @extschema@.cqrs_events(topic text DEFAULT NULL, max_events integer DEFAULT 100,
+	status text DEFAULT NULL, event_name text DEFAULT NULL, after_position bigint DEFAULT NULL, OUT "position" bigint,
+	OUT event_id uuid, OUT event_name text, OUT topic text, OUT key text, OUT payload jsonb, OUT headers jsonb,
+	OUT emitted_at timestamptz, OUT status text, OUT attempts integer) RETURNS SETOF record
 LANGUAGE C STABLE PARALLEL UNSAFE ROWS 100 AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_events(text, integer, text, text, bigint) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_events(text, integer, text, text, bigint) IS

@@ -191,6 +191,14 @@ FROM cqrs.topic t
 WHERE NOT EXISTS (SELECT FROM pg_class v
 				  WHERE v.relnamespace = 'cqrs_topics'::regnamespace AND v.relname = t.topic AND v.relkind = 'v')
 UNION ALL
+SELECT 'error', 'topic_trigger_missing', format('topic "%s"', t.topic),
+	   format('View cqrs_topics.%I has no trigger that emits what is inserted: nothing but cqrs_emit() can emit to it.', t.topic),
+	   format('CREATE TRIGGER emit INSTEAD OF INSERT ON cqrs_topics.%I FOR EACH ROW EXECUTE FUNCTION cqrs.insert_event();',
+			  t.topic), NULL
+FROM cqrs.topic t
+JOIN pg_class v ON v.relnamespace = 'cqrs_topics'::regnamespace AND v.relname = t.topic AND v.relkind = 'v'
+WHERE NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = v.oid AND g.tgfoid = 'cqrs.insert_event()'::regprocedure)
+UNION ALL
 SELECT CASE b.state WHEN 'locked' THEN 'warning' ELSE 'error' END,
 	   CASE b.state WHEN 'locked' THEN 'topic_locked' ELSE 'topic_table_' || b.state END,
 	   format('topic "%s"', t.topic),

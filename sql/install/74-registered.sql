@@ -56,3 +56,48 @@ SELECT handler, priority, row_number() OVER (ORDER BY priority, seq)::integer AS
 FROM cqrs.middleware;
 GRANT SELECT ON @extschema@.cqrs_middleware TO PUBLIC;
 COMMENT ON VIEW @extschema@.cqrs_middleware IS 'registered middleware';
+
+-- Commands that wait: of roles that the reader is a member of. What has become a
+-- dead letter is in cqrs_dead_letters.
+--   command_id   as cqrs_enqueue() returned it
+--   command_name, key, payload
+--                as they were enqueued; key is NULL if none was given
+--   owner        who enqueued it
+--   state        scheduled: it waits for its time; ready: for its turn, maybe
+--                behind one of its key that failed; retrying: it failed itself
+--   run_at       not before; of one that is ready or is retried, when it became so
+--   enqueued_at  when it was enqueued
+CREATE VIEW @extschema@.cqrs_enqueued_commands WITH (security_barrier) AS
+WITH queue AS MATERIALIZED (
+	SELECT t.topic_id, t.topic, pg_get_userbyid(o.owner) AS owner
+	FROM cqrs.subscription s
+	JOIN cqrs.subscription_topic st USING (subscription_id)
+	JOIN cqrs.topic t USING (topic_id)
+	CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
+	WHERE s.runs_commands AND pg_has_role(current_user, o.owner, 'USAGE')
+)
+SELECT c.command_id,
+	   c.command_name,
+	   q.owner,
+	   c.key,
+	   c.payload,
+	   'scheduled' AS state,
+	   c.run_at,
+	   c.enqueued_at
+FROM cqrs.scheduled_command c
+JOIN queue q USING (topic_id)
+UNION ALL
+-- The id, a UUID v7, says when it was made, in milliseconds.
+SELECT e.event_id,
+	   e.event_name,
+	   q.owner,
+	   nullif(e.key, e.event_id::text),
+	   e.payload,
+	   CASE e.status WHEN 'retrying' THEN 'retrying' ELSE 'ready' END,
+	   e.emitted_at,
+	   to_timestamp(('x' || substr(replace(e.event_id::text, '-', ''), 1, 12))::bit(48)::bigint / 1000.0)
+FROM queue q
+CROSS JOIN LATERAL @extschema@.cqrs_events(q.topic, 2147483647) e
+WHERE e.status IN ('new', 'retrying');
+GRANT SELECT ON @extschema@.cqrs_enqueued_commands TO PUBLIC;
+COMMENT ON VIEW @extschema@.cqrs_enqueued_commands IS 'commands that wait for their time, for their turn, or to be tried again';

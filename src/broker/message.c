@@ -17,6 +17,9 @@
  * raw: the body is the payload; event_id, event_name, event_timestamp and topic
  * are headers.
  *
+ * event_timestamp and time are the event's header occurred_at, and where it has
+ * none, when it was emitted.
+ *
  * In every format, the event's own headers follow ours, except those of the
  * same name. A string is its text, any other value its JSON text, and a JSON
  * null is left out. JSON is compact (json.c), a timestamp is in UTC, with six
@@ -37,7 +40,6 @@
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
-#include "utils/datetime.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -45,7 +47,9 @@
 
 #include "base/event_id.h"
 #include "base/json.h"
+#include "base/rfc3339.h"
 #include "broker/message.h"
+#include "log/header.h"
 
 /* Microseconds from 1970 to 2000. */
 #define UNIX_EPOCH_OFFSET_USEC \
@@ -363,39 +367,18 @@ add_event_id(Draft *draft)
 }
 
 /*
- * 2024-01-01T00:00:00.000000+00:00
+ * When the event happened, or if it does not say so, when it was emitted.
  */
 static Offset
 add_timestamp(Draft *draft)
 {
 	Offset		start = draft->text.len;
-	struct pg_tm tm;
-	fsec_t		fsec;
-	char		buf[MAXDATELEN + 1];
-	char	   *p = buf;
+	TimestampTz timestamp;
 
-	if (TIMESTAMP_NOT_FINITE(draft->event->emitted_at) ||
-		timestamp2tm(draft->event->emitted_at, NULL, &tm, &fsec, NULL,
-					 NULL) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
-				 errmsg("timestamp out of range")));
-	p = pg_ultostr_zeropad(p, tm.tm_year, 4);
-	*p++ = '-';
-	p = pg_ultostr_zeropad(p, tm.tm_mon, 2);
-	*p++ = '-';
-	p = pg_ultostr_zeropad(p, tm.tm_mday, 2);
-	*p++ = 'T';
-	p = pg_ultostr_zeropad(p, tm.tm_hour, 2);
-	*p++ = ':';
-	p = pg_ultostr_zeropad(p, tm.tm_min, 2);
-	*p++ = ':';
-	p = pg_ultostr_zeropad(p, tm.tm_sec, 2);
-	*p++ = '.';
-	p = pg_ultostr_zeropad(p, fsec, 6);
-	memcpy(p, "+00:00", 6);
-	p += 6;
-	appendBinaryStringInfo(&draft->text, buf, p - buf);
+	if (draft->headers == NULL ||
+		!cqrs_header_occurred_at(draft->headers, &timestamp))
+		timestamp = draft->event->emitted_at;
+	cqrs_rfc3339_append(&draft->text, timestamp);
 	return end_text(draft, start);
 }
 

@@ -120,9 +120,8 @@ cqrs_dead_letter_next(CqrsDeadLetterScan *scan, CqrsEvent *event,
 	scan->row = cqrs_scan_read(&scan->scan, values, scan->nulls);
 	if (scan->row == NULL)
 		return false;
-	cqrs_event_load(event, DatumGetInt64(values[CQRS_DEAD_POSITION - 1]),
-					&values[CQRS_DEAD_EVENT - 1],
-					&scan->nulls[CQRS_DEAD_EVENT - 1]);
+	cqrs_event_load(event, &values[CQRS_DEAD_POSITION - 1],
+					&scan->nulls[CQRS_DEAD_POSITION - 1]);
 	*attempts = DatumGetInt32(values[CQRS_DEAD_ATTEMPTS - 1]);
 	return true;
 }

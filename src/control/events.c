@@ -19,8 +19,10 @@
 
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
+#include "lib/stringinfo.h"
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/tuplestore.h"
 
 #include "base/hash.h"
@@ -34,6 +36,17 @@
 #include "registry/registry.h"
 #include "retry/parked.h"
 
+/* The most events that are shown, if max_events is not given. */
+#define DEFAULT_EVENTS	100
+
+/* Columns of the result. */
+enum
+{
+	EVENTS_STATUS = CQRS_EVENT_COLUMNS,
+	EVENTS_ATTEMPTS,
+	EVENTS_COLUMNS
+};
+
 /* The most references to events kept at once: 32 MB with room to sort. */
 #define WINDOW_ENTRIES	(1024 * 1024)
 
@@ -41,17 +54,17 @@ typedef enum StatusFilter
 {
 	STATUS_UNDELIVERED,
 	STATUS_NEW,
-	STATUS_NOT_PRODUCED,
-	STATUS_PRODUCED,
+	STATUS_RETRYING,
 	STATUS_DEAD,
+	STATUS_DELIVERED,
 	STATUS_ALL
 } StatusFilter;
 
 static const char *const status_names[] = {
 	[STATUS_NEW] = "new",
-	[STATUS_NOT_PRODUCED] = "not_produced",
-	[STATUS_PRODUCED] = "produced",
+	[STATUS_RETRYING] = "retrying",
 	[STATUS_DEAD] = "dead",
+	[STATUS_DELIVERED] = "delivered",
 	[STATUS_ALL] = "all",
 };
 
@@ -90,6 +103,7 @@ typedef struct Found
 	HeapTuple	tuple;
 } Found;
 
+static List *collect_all(const Search *query, TupleDesc desc);
 static List *collect(CqrsTopic *topic, const Search *query, TupleDesc desc,
 					 List *found);
 static void topic_consumers(CqrsTopic *topic, Snapshot snapshot,
@@ -114,7 +128,7 @@ static int	compare_found(const ListCell *a, const ListCell *b);
 PG_FUNCTION_INFO_V1(cqrs_events);
 
 /*
- * cqrs_events(topic, batch_size, status, event_name, after_position)
+ * cqrs_events(topic, max_events, status, event_name, after_position)
  */
 Datum
 cqrs_events(PG_FUNCTION_ARGS)
@@ -127,11 +141,11 @@ cqrs_events(PG_FUNCTION_ARGS)
 	int			n = 0;
 
 	PreventCommandIfParallelMode("cqrs_events()");
-	query.limit = PG_ARGISNULL(1) ? 0 : PG_GETARG_INT32(1);
+	query.limit = PG_ARGISNULL(1) ? DEFAULT_EVENTS : PG_GETARG_INT32(1);
 	if (query.limit < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("batch_size must be at least 1")));
+				 errmsg("max_events must be at least 1")));
 	if (!PG_ARGISNULL(2))
 	{
 		char	   *status = text_to_cstring(PG_GETARG_TEXT_PP(2));
@@ -144,7 +158,7 @@ cqrs_events(PG_FUNCTION_ARGS)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("unrecognized event status \"%s\"", status),
-					 errhint("Valid values are \"new\", \"not_produced\", \"produced\", \"dead\", \"all\", and NULL for what is not delivered.")));
+					 errhint("Valid values are \"new\", \"retrying\", \"dead\", \"delivered\", \"all\", and NULL for what is not delivered.")));
 	}
 	if (!PG_ARGISNULL(3))
 		query.event_name = text_to_cstring(PG_GETARG_TEXT_PP(3));
@@ -161,17 +175,7 @@ cqrs_events(PG_FUNCTION_ARGS)
 		found = collect(topic, &query, desc, found);
 	}
 	else
-	{
-		/* Topics that were dropped since are passed by. */
-		foreach(lc, cqrs_registry_topic_list())
-		{
-			CqrsTopic  *topic = (CqrsTopic *) lfirst(lc);
-
-			if (cqrs_topic_allows(topic, ACL_SELECT) && cqrs_topic_keep(topic))
-				found = collect(topic, &query, desc, found);
-		}
-		list_sort(found, compare_found);
-	}
+		found = collect_all(&query, desc);
 
 	foreach(lc, found)
 	{
@@ -180,6 +184,45 @@ cqrs_events(PG_FUNCTION_ARGS)
 		tuplestore_puttuple(store, ((Found *) lfirst(lc))->tuple);
 	}
 	return (Datum) 0;
+}
+
+/*
+ * What matches in all topics that the user may read. A notice names the others,
+ * but those that hold other roles' commands. What was dropped since is passed
+ * by.
+ */
+static List *
+collect_all(const Search *query, TupleDesc desc)
+{
+	List	   *found = NIL;
+	StringInfoData left_out;
+	int			nleft_out = 0;
+	ListCell   *lc;
+
+	initStringInfo(&left_out);
+	foreach(lc, cqrs_registry_topic_list())
+	{
+		CqrsTopic  *topic = (CqrsTopic *) lfirst(lc);
+
+		if (cqrs_topic_allows(topic, ACL_SELECT))
+		{
+			if (cqrs_topic_keep(topic))
+				found = collect(topic, query, desc, found);
+		}
+		else if (topic->runner == NULL &&
+				 SearchSysCacheExists1(RELOID, ObjectIdGetDatum(topic->view)))
+			appendStringInfo(&left_out, "%s\"%s\"",
+							 nleft_out++ > 0 ? ", " : "", topic->name);
+	}
+	if (nleft_out > 0)
+		ereport(NOTICE,
+				(errmsg_plural("topic %s is left out",
+							   "topics %s are left out", nleft_out,
+							   left_out.data),
+				 errhint("The privilege needed is SELECT on a topic's view in schema \"%s\".",
+						 CQRS_TOPIC_SCHEMA)));
+	list_sort(found, compare_found);
+	return found;
 }
 
 /*
@@ -219,7 +262,7 @@ collect(CqrsTopic *topic, const Search *query, TupleDesc desc, List *found)
 								 CurrentMemoryContext);
 	if (query->status == STATUS_DEAD)
 		return collect_dead(topic, query, &consumers, desc, found, positions);
-	if (consumers.n == 0 || query->status == STATUS_PRODUCED ||
+	if (consumers.n == 0 || query->status == STATUS_DELIVERED ||
 		query->status == STATUS_ALL)
 		bounds[nbounds++] = cqrs_snapshot_empty();
 	else
@@ -357,7 +400,7 @@ collect_parked(CqrsTopic *topic, const Search *query,
 			while (n < query->limit &&
 				   cqrs_parked_events_next(&scan, &event, &attempts))
 			{
-				StatusFilter status = attempts > 0 ? STATUS_NOT_PRODUCED :
+				StatusFilter status = attempts > 0 ? STATUS_RETRYING :
 				STATUS_NEW;
 				bool		known;
 
@@ -424,11 +467,12 @@ add_found(List *found, const CqrsEvent *event, int window,
 	item->position = event->position;
 	if (desc != NULL)
 	{
-		Datum		values[CQRS_EVENT_COLUMNS];
-		bool		nulls[CQRS_EVENT_COLUMNS];
+		Datum		values[EVENTS_COLUMNS];
+		bool		nulls[EVENTS_COLUMNS] = {0};
 
-		cqrs_event_deform(event, status_names[status], attempts, values,
-						  nulls);
+		cqrs_event_show(event, values, nulls);
+		values[EVENTS_STATUS] = CStringGetTextDatum(status_names[status]);
+		values[EVENTS_ATTEMPTS] = Int32GetDatum(attempts);
 		item->tuple = heap_form_tuple(desc, values, nulls);
 	}
 	return lappend(found, item);
@@ -439,7 +483,7 @@ wanted(const Search *query, const CqrsEvent *event, StatusFilter status)
 {
 	if (query->status == STATUS_UNDELIVERED)
 	{
-		if (status != STATUS_NEW && status != STATUS_NOT_PRODUCED)
+		if (status != STATUS_NEW && status != STATUS_RETRYING)
 			return false;
 	}
 	else if (query->status != STATUS_ALL && query->status != status)
@@ -495,8 +539,8 @@ event_status(const CqrsEvent *event, const Consumers *consumers,
 		}
 	}
 	if (!delivered)
-		return *attempts > 0 && !dead ? STATUS_NOT_PRODUCED : STATUS_NEW;
-	return dead ? STATUS_DEAD : STATUS_PRODUCED;
+		return *attempts > 0 && !dead ? STATUS_RETRYING : STATUS_NEW;
+	return dead ? STATUS_DEAD : STATUS_DELIVERED;
 }
 
 /*

@@ -116,7 +116,7 @@ enqueue(FunctionCallInfo fcinfo, const CqrsCommand *command, Datum payload)
 	cqrs_event_id_generate(event.emitted_at, command_id);
 	event.event_id = UUIDPGetDatum(command_id);
 	event.event_name = CStringGetTextDatum(command->name);
-	event.key = fcinfo->args[2];
+	event.key = cqrs_key_arg(fcinfo, 2, "command", command->name);
 	event.payload.value = payload;
 	event.headers.isnull = true;
 	event.headers = cqrs_context_headers(event.headers);
@@ -224,7 +224,7 @@ Datum
 cqrs_run_command(PG_FUNCTION_ARGS)
 {
 	CqrsContext *delivery = cqrs_context_innermost;
-	const CqrsEvent *event = delivery ? delivery->command : NULL;
+	const CqrsEvent *event = delivery && delivery->runs_command ? delivery->event : NULL;
 	CqrsDispatch dispatch;
 	CqrsCommand *command;
 	Jsonb	   *payload;
@@ -247,7 +247,8 @@ cqrs_run_command(PG_FUNCTION_ARGS)
 	cqrs_dispatch_init(&dispatch, command, JsonbPGetDatum(payload), JSONBOID);
 	dispatch.context.has_id = true;
 	dispatch.context.id = delivery->id;
-	dispatch.context.attempt = delivery->attempt;
+	dispatch.context.event = event;
+	dispatch.context.attempts = delivery->attempts;
 
 	/* Without headers, its delivery would be the cause. */
 	dispatch.context.headers = delivery->headers;

@@ -128,8 +128,7 @@ static ErrorData *call_apart(Batch *batch, const CqrsEvent *event,
 							 const CqrsParked *parked, int attempts);
 static void call(Batch *batch, const CqrsEvent *event,
 				 const CqrsParked *parked, int attempts);
-static NullableDatum argument(const Batch *batch, const CqrsEvent *event,
-							  int attempts);
+static NullableDatum argument(const Batch *batch, const CqrsEvent *event);
 static Datum convert(const CqrsEvent *event, Oid argtype);
 static void call_limited(Batch *batch, NullableDatum arg);
 static void end_event(Batch *batch, int level, int subtransactions,
@@ -589,15 +588,15 @@ call(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 	if (parked != NULL)
 		cqrs_parked_done(parked, &batch->relay.cursor);
 	MemoryContextSwitchTo(batch->per_event);
-	arg = argument(batch, event, attempts);
+	arg = argument(batch, event);
 	cqrs_context_init(&context, "event",
 					  TextDatumGetCString(event->event_name));
 	context.has_id = true;
 	context.id = *DatumGetUUIDP(event->event_id);
 	context.headers = event->headers;
-	context.attempt = attempts + 1;
-	if (batch->relay.subscription->runs_commands)
-		context.command = event;
+	context.event = event;
+	context.attempts = attempts + 1;
+	context.runs_command = batch->relay.subscription->runs_commands;
 	cqrs_context_innermost = &context;
 	call_limited(batch, arg);
 	MemoryContextSwitchTo(oldcontext);
@@ -608,16 +607,14 @@ call(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
  * its payload, which is NULL of a tombstone.
  */
 static NullableDatum
-argument(const Batch *batch, const CqrsEvent *event, int attempts)
+argument(const Batch *batch, const CqrsEvent *event)
 {
 	Oid			argtype = batch->relay.subscription->handler.argtype;
 	NullableDatum arg = event->payload;
 
 	if (batch->desc != NULL)
 	{
-		arg.value = cqrs_event_form(event,
-									attempts > 0 ? "not_produced" : "new",
-									attempts, batch->desc);
+		arg.value = cqrs_event_form(event, batch->desc);
 		arg.isnull = false;
 	}
 	else if (!arg.isnull)

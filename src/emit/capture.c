@@ -128,6 +128,7 @@ static Datum form_envelope(Capture *capture, const char *op,
 static TupleDesc envelope_desc(Capture *capture, TupleTableSlot *old_row,
 							   TupleTableSlot *new_row);
 static void emit(Capture *capture, const char *key, NullableDatum payload);
+static void error_callback(void *arg);
 
 PG_FUNCTION_INFO_V1(cqrs_emit_trigger);
 
@@ -140,6 +141,7 @@ cqrs_emit_trigger(PG_FUNCTION_ARGS)
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
 	CqrsEventType *event_type;
 	Capture    *capture;
+	ErrorContextCallback errcallback;
 
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		ereport(ERROR,
@@ -147,6 +149,12 @@ cqrs_emit_trigger(PG_FUNCTION_ARGS)
 				 errmsg("function \"cqrs_emit_trigger\" was not called by trigger manager")));
 	check_trigger(trigdata);
 	cqrs_require_writable("cqrs_emit_trigger()");
+
+	/* Whoever changes the table need not know that it is captured. */
+	errcallback.callback = error_callback;
+	errcallback.arg = trigdata;
+	errcallback.previous = error_context_stack;
+	error_context_stack = &errcallback;
 	event_type = cqrs_event_type_get(trigdata->tg_trigger->tgargs[0]);
 	cqrs_emit_require(event_type);
 	capture = get_capture(fcinfo, event_type);
@@ -162,6 +170,7 @@ cqrs_emit_trigger(PG_FUNCTION_ARGS)
 		capture_row(capture, trigdata);
 	if (event_type->handlers != NULL)
 		cqrs_dispatch_events();
+	error_context_stack = errcallback.previous;
 	return PointerGetDatum(NULL);
 }
 
@@ -441,6 +450,7 @@ capture_statement(Capture *capture, const TriggerData *trigdata)
 	if (old_rows.count > 0 || new_rows.count > 0)
 	{
 		capture->emitter = cqrs_emitter_begin(capture->event_type,
+											  capture->event_type->topic,
 											  capture->event_name);
 		if (capture->state_transfer)
 		{
@@ -694,4 +704,15 @@ emit(Capture *capture, const char *key, NullableDatum payload)
 	else
 		cqrs_emit_event(capture->event_type, capture->event_name, key_datum,
 						payload);
+}
+
+static void
+error_callback(void *arg)
+{
+	const TriggerData *trigdata = (const TriggerData *) arg;
+
+	errcontext("emitting event \"%s\" by trigger \"%s\" for table \"%s\"",
+			   trigdata->tg_trigger->tgargs[0],
+			   trigdata->tg_trigger->tgname,
+			   RelationGetRelationName(trigdata->tg_relation));
 }

@@ -32,6 +32,7 @@
 #include "commands/sequence.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -42,6 +43,7 @@
 #include "base/event_id.h"
 #include "emit/emit.h"
 #include "extension/catalog.h"
+#include "log/header.h"
 #include "log/position.h"
 #include "log/segment.h"
 #include "log/segment_index.h"
@@ -76,10 +78,19 @@ typedef struct Writer
 	int32		topic_id;
 } Writer;
 
+/* The elements of an array; no values: there is no array. */
+typedef struct Elements
+{
+	Datum	   *values;
+	bool	   *nulls;
+	int			n;
+} Elements;
+
 /* Events of one type on their way to a segment. */
 struct CqrsEmitter
 {
 	CqrsEventType *event_type;
+	const CqrsTopic *topic;		/* NULL: none */
 	Datum		event_name;
 	Writer		writer;			/* from here on: only if there is a topic */
 	MemoryContext context;		/* where all of this is */
@@ -91,9 +102,17 @@ struct CqrsEmitter
 	Size		bytes;			/* of their payloads */
 };
 
-static void check_payload(CqrsEventType *event_type, Datum payload);
-static inline void init_event(CqrsEvent *event,
-							  const CqrsEventType *event_type,
+static const CqrsTopic *topic_arg(FunctionCallInfo fcinfo, int argno,
+								  const CqrsEventType *event_type);
+static void get_elements(FunctionCallInfo fcinfo, int argno, Oid type,
+						 Elements *elements);
+static void get_matching(FunctionCallInfo fcinfo, int argno, Oid type,
+						 const char *what, const char *event_name,
+						 int npayloads, Elements *elements);
+static inline NullableDatum element(const Elements *elements, int i);
+static ArrayType *make_ids(int n);
+static void check_payload(CqrsEventType *event_type, NullableDatum payload);
+static inline void init_event(CqrsEvent *event, const CqrsTopic *topic,
 							  pg_uuid_t *event_id, Datum event_name,
 							  NullableDatum key, NullableDatum payload);
 static inline void emit(CqrsEmitter *emitter, CqrsEventType *event_type,
@@ -115,115 +134,111 @@ cqrs_emit(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
 	CqrsEventType *event_type;
-	CqrsEvent	event = {0};
-	pg_uuid_t  *event_id;
+	CqrsEvent	event;
 
 	cqrs_require_writable("cqrs_emit()");
 	event_type = cqrs_event_type_get(name);
-	event.topic = event_type->topic;
-	if (!PG_ARGISNULL(4))
-		event.topic = cqrs_topic_get(text_to_cstring(PG_GETARG_TEXT_PP(4)));
-	if (event.topic != NULL)
-		cqrs_topic_require(event.topic, ACL_INSERT);
-	if (!PG_ARGISNULL(1))
-		check_payload(event_type, PG_GETARG_DATUM(1));
-	if (!PG_ARGISNULL(3) && !JB_ROOT_IS_OBJECT(PG_GETARG_JSONB_P(3)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("headers of event \"%s\" are not a JSON object",
-						name)));
-
-	event.emitted_at = GetCurrentTimestamp();
-	if (PG_ARGISNULL(5))
-	{
-		event_id = palloc(sizeof(pg_uuid_t));
-		cqrs_event_id_generate(event.emitted_at, event_id);
-	}
-	else
-		event_id = PG_GETARG_UUID_P(5);
-
-	event.event_id = UUIDPGetDatum(event_id);
+	event.topic = topic_arg(fcinfo, 4, event_type);
 	event.event_name = PG_GETARG_DATUM(0);
 	event.payload = fcinfo->args[1];
-	event.key = fcinfo->args[2];
+	event.key = cqrs_key_arg(fcinfo, 2, "event", name);
 	event.headers = fcinfo->args[3];
-	emit(NULL, event_type, &event);
+	cqrs_emit_given(event_type, &event, fcinfo->args[5]);
 	if (event_type->handlers != NULL)
 		cqrs_dispatch_events();
-	PG_RETURN_UUID_P(event_id);
+	PG_RETURN_DATUM(event.event_id);
 }
 
 /*
- * cqrs_emit_many(event_name, payloads, keys)
+ * cqrs_emit_many(event_name, payloads, keys, headers, topic, event_ids)
  */
 Datum
 cqrs_emit_many(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
 	CqrsEventType *event_type;
-	ArrayType  *array;
-	Datum	   *payloads;
-	bool	   *payload_nulls;
-	int			npayloads;
-	Datum	   *keys = NULL;
-	bool	   *key_nulls = NULL;
-	int			nkeys;
+	const CqrsTopic *topic;
+	Elements	payloads;
+	Elements	keys;
+	Elements	headers;
+	Elements	given_ids;
 	CqrsEmitter *emitter;
+	ArrayType  *result;
+	pg_uuid_t  *event_id;
 	int			i;
 
 	cqrs_require_writable("cqrs_emit_many()");
 	event_type = cqrs_event_type_get(name);
-	cqrs_emit_require(event_type);
+	topic = topic_arg(fcinfo, 4, event_type);
 	cqrs_arg_required(fcinfo, 1, "payloads", "event", name);
-
-	array = PG_GETARG_ARRAYTYPE_P(1);
-	deconstruct_array(array, JSONBOID, -1, false, TYPALIGN_INT,
-					  &payloads, &payload_nulls, &npayloads);
-	if (ARR_NDIM(array) > 1)
+	get_elements(fcinfo, 1, JSONBOID, &payloads);
+	if (ARR_NDIM(PG_GETARG_ARRAYTYPE_P(1)) > 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
 				 errmsg("payloads of event \"%s\" are not a one-dimensional array",
 						name)));
-	if (!PG_ARGISNULL(2))
-	{
-		array = PG_GETARG_ARRAYTYPE_P(2);
-		deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT,
-						  &keys, &key_nulls, &nkeys);
-		if (ARR_NDIM(array) > 1 || nkeys != npayloads)
-			ereport(ERROR,
-					(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
-					 errmsg("keys of event \"%s\" do not match its payloads",
-							name),
-					 errdetail("There are %d payloads and %d keys.",
-							   npayloads, nkeys)));
-	}
-	if (npayloads == 0)
-		PG_RETURN_INT64(0);
+	get_matching(fcinfo, 2, TEXTOID, "keys", name, payloads.n, &keys);
+	get_matching(fcinfo, 3, JSONBOID, "headers", name, payloads.n, &headers);
+	get_matching(fcinfo, 5, UUIDOID, "event_ids", name, payloads.n,
+				 &given_ids);
 
-	emitter = cqrs_emitter_begin(event_type, PG_GETARG_DATUM(0));
-	for (i = 0; i < npayloads; i++)
+	result = make_ids(payloads.n);
+	if (payloads.n == 0)
+		PG_RETURN_ARRAYTYPE_P(result);
+	event_id = (pg_uuid_t *) ARR_DATA_PTR(result);
+	emitter = cqrs_emitter_begin(event_type, topic, PG_GETARG_DATUM(0));
+	for (i = 0; i < payloads.n; i++, event_id++)
 	{
-		NullableDatum key = {.isnull = true};
-		NullableDatum payload = {.isnull = true};
+		CqrsEvent	event;
+		NullableDatum given_id = element(&given_ids, i);
 
-		if (!payload_nulls[i])
+		CHECK_FOR_INTERRUPTS();
+		init_event(&event, topic, event_id, emitter->event_name,
+				   element(&keys, i), element(&payloads, i));
+		if (!given_id.isnull)
+			*event_id = *DatumGetUUIDP(given_id.value);
+		check_payload(event_type, event.payload);
+		if (headers.values != NULL)
 		{
-			check_payload(event_type, payloads[i]);
-			payload.isnull = false;
-			payload.value = payloads[i];
+			event.headers = element(&headers, i);
+			cqrs_headers_check(event.headers, name);
 		}
-		if (keys != NULL && !key_nulls[i])
-		{
-			key.isnull = false;
-			key.value = keys[i];
-		}
-		cqrs_emitter_add(emitter, key, payload);
+		emit(emitter, event_type, &event);
 	}
 	cqrs_emitter_end(emitter);
 	if (event_type->handlers != NULL)
 		cqrs_dispatch_events();
+	PG_RETURN_ARRAYTYPE_P(result);
+}
 
-	PG_RETURN_INT64(npayloads);
+/*
+ * Emit one event as somebody gives it: topic, which may be NULL, name, key,
+ * payload, headers, and its id, or NULL for a new one. The rest of the event is
+ * filled in; its headers are good until something else is emitted. The caller
+ * has checked that the transaction may write (cqrs_require_writable) and that
+ * the user may emit it, and has the handlers called when it is done
+ * (cqrs_dispatch_events).
+ *
+ * Raises 22023 for headers that cannot be, what payload.c says for a payload
+ * that does not fit, and what cqrs_emit_event() raises.
+ */
+void
+cqrs_emit_given(CqrsEventType *event_type, CqrsEvent *event,
+				NullableDatum event_id)
+{
+	check_payload(event_type, event->payload);
+	cqrs_headers_check(event->headers, event_type->name);
+	event->position = 0;
+	event->emitted_at = GetCurrentTimestamp();
+	event->event_id = event_id.value;
+	if (event_id.isnull)
+	{
+		pg_uuid_t  *new_id = palloc(sizeof(pg_uuid_t));
+
+		cqrs_event_id_generate(event->emitted_at, new_id);
+		event->event_id = UUIDPGetDatum(new_id);
+	}
+	emit(NULL, event_type, event);
 }
 
 /*
@@ -254,32 +269,35 @@ cqrs_emit_event(CqrsEventType *event_type, Datum event_name,
 	CqrsEvent	event;
 	pg_uuid_t	event_id;
 
-	init_event(&event, event_type, &event_id, event_name, key, payload);
+	init_event(&event, event_type->topic, &event_id, event_name, key, payload);
 	emit(NULL, event_type, &event);
 }
 
 /*
- * Emit many events of one type like this: begin, add each, end. They are
- * written in the order in which they were added, some of them only by
- * cqrs_emitter_end(). On an error, the transaction's abort cleans up.
+ * Emit many events of one type, to this topic (NULL: to none), like this: begin,
+ * add each, end. They are written in the order in which they were added, some of
+ * them only by cqrs_emitter_end(). On an error, the transaction's abort cleans
+ * up.
  *
  * The emitter is in the current memory context. event_name must live as long;
  * keys and payloads are copied.
  */
 CqrsEmitter *
-cqrs_emitter_begin(CqrsEventType *event_type, Datum event_name)
+cqrs_emitter_begin(CqrsEventType *event_type, const CqrsTopic *topic,
+				   Datum event_name)
 {
 	CqrsEmitter *emitter = palloc0(sizeof(CqrsEmitter));
 
 	emitter->event_type = event_type;
+	emitter->topic = topic;
 	emitter->event_name = event_name;
-	if (event_type->topic == NULL)
+	if (topic == NULL)
 		return emitter;
 	emitter->context = CurrentMemoryContext;
 	emitter->scratch = AllocSetContextCreate(CurrentMemoryContext,
 											 "cqrs emitter",
 											 ALLOCSET_DEFAULT_SIZES);
-	writer_open(&emitter->writer, event_type->topic);
+	writer_open(&emitter->writer, topic);
 	emitter->bistate = GetBulkInsertState();
 	return emitter;
 }
@@ -288,14 +306,13 @@ void
 cqrs_emitter_add(CqrsEmitter *emitter, NullableDatum key,
 				 NullableDatum payload)
 {
-	CqrsEventType *event_type = emitter->event_type;
 	CqrsEvent	event;
 	pg_uuid_t	event_id;
 
 	CHECK_FOR_INTERRUPTS();
-	init_event(&event, event_type, &event_id, emitter->event_name, key,
+	init_event(&event, emitter->topic, &event_id, emitter->event_name, key,
 			   payload);
-	emit(emitter, event_type, &event);
+	emit(emitter, emitter->event_type, &event);
 }
 
 void
@@ -303,7 +320,7 @@ cqrs_emitter_end(CqrsEmitter *emitter)
 {
 	int			i;
 
-	if (emitter->event_type->topic != NULL)
+	if (emitter->topic != NULL)
 	{
 		if (emitter->used > 0)
 			insert_many(emitter);
@@ -341,13 +358,103 @@ cqrs_event_write(CqrsEvent *event)
 }
 
 /*
+ * The topic that an argument names, or the event type's, or NULL: none. The user
+ * may emit to it.
+ */
+static const CqrsTopic *
+topic_arg(FunctionCallInfo fcinfo, int argno, const CqrsEventType *event_type)
+{
+	const CqrsTopic *topic = event_type->topic;
+
+	if (!PG_ARGISNULL(argno))
+		topic = cqrs_topic_get(text_to_cstring(PG_GETARG_TEXT_PP(argno)));
+	if (topic != NULL)
+		cqrs_topic_require(topic, ACL_INSERT);
+	return topic;
+}
+
+/*
+ * The elements of an argument that is an array of that type.
+ */
+static void
+get_elements(FunctionCallInfo fcinfo, int argno, Oid type, Elements *elements)
+{
+	int16		length;
+	bool		by_value;
+	char		align;
+
+	get_typlenbyvalalign(type, &length, &by_value, &align);
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(argno), type, length, by_value,
+					  align, &elements->values, &elements->nulls,
+					  &elements->n);
+}
+
+/*
+ * The same of one that has an element for each payload, or is NULL. Raises 2202E
+ * if it has not.
+ */
+static void
+get_matching(FunctionCallInfo fcinfo, int argno, Oid type, const char *what,
+			 const char *event_name, int npayloads, Elements *elements)
+{
+	elements->values = NULL;
+	if (PG_ARGISNULL(argno))
+		return;
+	get_elements(fcinfo, argno, type, elements);
+	if (ARR_NDIM(PG_GETARG_ARRAYTYPE_P(argno)) > 1 || elements->n != npayloads)
+		ereport(ERROR,
+				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
+				 errmsg("%s of event \"%s\" do not match its payloads", what,
+						event_name),
+				 errdetail("There are %d payloads and %d %s.", npayloads,
+						   elements->n, what)));
+}
+
+static inline NullableDatum
+element(const Elements *elements, int i)
+{
+	NullableDatum result = {.isnull = true};
+
+	if (elements->values != NULL && !elements->nulls[i])
+	{
+		result.value = elements->values[i];
+		result.isnull = false;
+	}
+	return result;
+}
+
+/*
+ * An array of n ids, to be filled in.
+ */
+static ArrayType *
+make_ids(int n)
+{
+	Size		size = ARR_OVERHEAD_NONULLS(1) + n * sizeof(pg_uuid_t);
+	ArrayType  *result;
+
+	if (n == 0)
+		return construct_empty_array(UUIDOID);
+	result = palloc(size);
+	SET_VARSIZE(result, size);
+	result->ndim = 1;
+	result->dataoffset = 0;
+	result->elemtype = UUIDOID;
+	ARR_DIMS(result)[0] = n;
+	ARR_LBOUND(result)[0] = 1;
+	return result;
+}
+
+/*
  * Does the payload fit the event type? If not, raises what payload.c does.
  */
 static void
-check_payload(CqrsEventType *event_type, Datum payload)
+check_payload(CqrsEventType *event_type, NullableDatum payload)
 {
-	Jsonb	   *object = DatumGetJsonbP(payload);
+	Jsonb	   *object;
 
+	if (payload.isnull)
+		return;
+	object = DatumGetJsonbP(payload.value);
 	cqrs_payload_check_object(object, "event", event_type->name);
 	if (event_type->payload_type != JSONBOID)
 	{
@@ -361,11 +468,10 @@ check_payload(CqrsEventType *event_type, Datum payload)
  * Make an event without headers of its own, and with a new id.
  */
 static inline void
-init_event(CqrsEvent *event, const CqrsEventType *event_type,
-		   pg_uuid_t *event_id, Datum event_name, NullableDatum key,
-		   NullableDatum payload)
+init_event(CqrsEvent *event, const CqrsTopic *topic, pg_uuid_t *event_id,
+		   Datum event_name, NullableDatum key, NullableDatum payload)
 {
-	event->topic = event_type->topic;
+	event->topic = topic;
 	event->position = 0;
 	event->emitted_at = GetCurrentTimestamp();
 	cqrs_event_id_generate(event->emitted_at, event_id);
@@ -441,16 +547,16 @@ fill_slot(Writer *writer, TupleTableSlot *slot, CqrsEvent *event)
 	CQRS_DEBUG_POINT("emit_after_nextval");
 	values[CQRS_SEG_POSITION - 1] = Int64GetDatum(event->position);
 	values[CQRS_SEG_XID - 1] = FullTransactionIdGetDatum(writer->xid);
-	values[CQRS_SEG_EMITTED_AT - 1] = TimestampTzGetDatum(event->emitted_at);
 	values[CQRS_SEG_EVENT_ID - 1] = event->event_id;
+	values[CQRS_SEG_EMITTED_AT - 1] = TimestampTzGetDatum(event->emitted_at);
 	values[CQRS_SEG_NATIVE - 1] = BoolGetDatum(true);
 	values[CQRS_SEG_EVENT_NAME - 1] = event->event_name;
 	values[CQRS_SEG_KEY - 1] = event->key.value;
 	nulls[CQRS_SEG_KEY - 1] = event->key.isnull;
-	values[CQRS_SEG_HEADERS - 1] = event->headers.value;
-	nulls[CQRS_SEG_HEADERS - 1] = event->headers.isnull;
 	values[CQRS_SEG_PAYLOAD - 1] = event->payload.value;
 	nulls[CQRS_SEG_PAYLOAD - 1] = event->payload.isnull;
+	values[CQRS_SEG_HEADERS - 1] = event->headers.value;
+	nulls[CQRS_SEG_HEADERS - 1] = event->headers.isnull;
 	ExecStoreVirtualTuple(slot);
 }
 

@@ -13,10 +13,13 @@
 typedef struct CqrsEmitter CqrsEmitter;
 
 extern void cqrs_emit_require(const CqrsEventType *event_type);
+extern void cqrs_emit_given(CqrsEventType *event_type, CqrsEvent *event,
+							NullableDatum event_id);
 extern void cqrs_emit_event(CqrsEventType *event_type, Datum event_name,
 							NullableDatum key, NullableDatum payload);
 extern void cqrs_event_write(CqrsEvent *event);
 extern CqrsEmitter *cqrs_emitter_begin(CqrsEventType *event_type,
+									   const CqrsTopic *topic,
 									   Datum event_name);
 extern void cqrs_emitter_add(CqrsEmitter *emitter, NullableDatum key,
 							 NullableDatum payload);

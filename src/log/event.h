@@ -14,17 +14,19 @@
 
 #include "registry/entry.h"
 
-/* Columns of type cqrs_event. */
-#define CQRS_EVENT_COLUMNS	10
-
-/* Columns of an event in cqrs.retry and cqrs.dead_letter, in a row. */
-#define CQRS_STORED_COLUMNS	7
+/*
+ * Columns of an event, in a row and in this order wherever they are: position,
+ * event_id, event_name, topic, key, payload, headers, emitted_at. These are all
+ * of type cqrs_event, and the first of cqrs_received, cqrs_events() and
+ * cqrs_dead_letters(). In cqrs.retry and cqrs.dead_letter, the topic is its id.
+ */
+#define CQRS_EVENT_COLUMNS	8
 
 /* Where its values point is up to the function that made it. */
 typedef struct CqrsEvent
 {
-	const CqrsTopic *topic;		/* NULL: it is in no topic, ... */
-	int64		position;		/* ... and has no position */
+	const CqrsTopic *topic;		/* NULL: it is in none */
+	int64		position;		/* 0: it has none */
 	FullTransactionId xid;
 	TimestampTz emitted_at;
 	Datum		event_id;
@@ -34,17 +36,16 @@ typedef struct CqrsEvent
 	NullableDatum payload;
 } CqrsEvent;
 
+extern NullableDatum cqrs_key_arg(FunctionCallInfo fcinfo, int argno,
+								  const char *kind, const char *name);
 extern int	cqrs_key_partition(NullableDatum key, int partitions);
 extern void cqrs_event_store(const CqrsEvent *event, Datum *values,
 							 bool *nulls);
-extern void cqrs_event_load(CqrsEvent *event, int64 position,
-							const Datum *values, const bool *nulls);
+extern void cqrs_event_load(CqrsEvent *event, const Datum *values,
+							const bool *nulls);
 extern void cqrs_event_show(const CqrsEvent *event, Datum *values,
 							bool *nulls);
-extern void cqrs_event_deform(const CqrsEvent *event, const char *status,
-							  int attempts, Datum *values, bool *nulls);
-extern Datum cqrs_event_form(const CqrsEvent *event, const char *status,
-							 int attempts, TupleDesc desc);
+extern Datum cqrs_event_form(const CqrsEvent *event, TupleDesc desc);
 extern bool cqrs_event_is_type(Oid typid);
 
 #endif							/* CQRS_EVENT_H */

@@ -14,16 +14,19 @@
 
 #include "registry/entry.h"
 
-/* Columns of a segment; cqrs_create_topic() makes them. */
+/*
+ * Columns of a segment; cqrs_create_topic() makes them. They are in the order
+ * of an event's, but what has always the same length comes first.
+ */
 #define CQRS_SEG_POSITION	1
 #define CQRS_SEG_XID		2
-#define CQRS_SEG_EMITTED_AT	3
-#define CQRS_SEG_EVENT_ID	4
+#define CQRS_SEG_EVENT_ID	3
+#define CQRS_SEG_EMITTED_AT	4
 #define CQRS_SEG_NATIVE		5
 #define CQRS_SEG_EVENT_NAME	6
 #define CQRS_SEG_KEY		7
-#define CQRS_SEG_HEADERS	8
-#define CQRS_SEG_PAYLOAD	9
+#define CQRS_SEG_PAYLOAD	8
+#define CQRS_SEG_HEADERS	9
 #define CQRS_SEG_COLUMNS	9
 
 typedef enum CqrsSegmentState

@@ -5,11 +5,11 @@
  *
  * A topic is a row of cqrs.topic, CQRS_SEGMENTS tables of equal shape in
  * schema cqrs, and a view of all of them in schema cqrs_topics, which is what
- * privileges are granted on. All belong to the extension's owner; whoever
- * creates a topic gets the view's privileges with grant option, and nobody
- * else gets any: those that ALTER DEFAULT PRIVILEGES gave are taken back.
- * Nothing but a role's commands goes into their topic, whatever is granted on
- * it.
+ * privileges are granted on; a trigger of it emits what is inserted there
+ * (insert.c). All belong to the extension's owner; whoever creates a topic gets
+ * the view's privileges with grant option, and nobody else gets any: those that
+ * ALTER DEFAULT PRIVILEGES gave are taken back. Nothing but a role's commands
+ * goes into their topic, whatever is granted on it.
  *
  * The tables are not members of the extension, or a dump would skip them.
  * Being in schemas that are members, they still keep DROP EXTENSION from
@@ -202,13 +202,13 @@ cqrs_topic_create(const char *name, Interval *retention, Oid creator,
 		cqrs_admin_ddl("CREATE TABLE cqrs.topic_%d_%d ("
 					   "position bigint NOT NULL,"
 					   "xid xid8 NOT NULL,"
-					   "emitted_at timestamptz NOT NULL,"
 					   "event_id uuid NOT NULL,"
+					   "emitted_at timestamptz NOT NULL,"
 					   "native boolean NOT NULL GENERATED ALWAYS AS (false) STORED,"
 					   "event_name text NOT NULL,"
 					   "key text,"
-					   "headers jsonb,"
-					   "payload jsonb"
+					   "payload jsonb,"
+					   "headers jsonb"
 					   ") WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false)",
 					   topic_id, i);
 		cqrs_admin_ddl("CREATE INDEX topic_%d_%d_xid ON cqrs.topic_%d_%d (xid, position)",
@@ -216,13 +216,19 @@ cqrs_topic_create(const char *name, Interval *retention, Oid creator,
 		cqrs_privileges_withdraw(psprintf("cqrs.topic_%d_%d", topic_id, i));
 		cqrs_guard_table(psprintf("cqrs.topic_%d_%d", topic_id, i));
 		appendStringInfo(&view,
-						 "%sSELECT position, event_id, event_name, key, payload, headers, emitted_at FROM cqrs.topic_%d_%d",
+						 "%sSELECT position, event_id, event_name, key, payload, headers, emitted_at,"
+						 " cqrs.occurred_at(headers) AS occurred_at FROM cqrs.topic_%d_%d",
 						 i > 0 ? " UNION ALL " : "", topic_id, i);
 	}
+
+	/* insert.c knows its columns. */
 	cqrs_admin_ddl("CREATE VIEW %s.%s AS %s", CQRS_TOPIC_SCHEMA,
 				   quote_identifier(name), view.data);
 	cqrs_privileges_withdraw(quote_qualified_identifier(CQRS_TOPIC_SCHEMA,
 														name));
+	cqrs_admin_ddl("CREATE TRIGGER emit INSTEAD OF INSERT ON %s.%s"
+				   " FOR EACH ROW EXECUTE FUNCTION cqrs.insert_event()",
+				   CQRS_TOPIC_SCHEMA, quote_identifier(name));
 	if (creator != GetUserId() || !may_emit)
 		cqrs_admin_ddl("GRANT %s ON %s.%s TO %s WITH GRANT OPTION",
 					   may_emit ? "SELECT, INSERT" : "SELECT",

@@ -29,10 +29,12 @@
 #include "utils/timestamp.h"
 
 #include "base/event_id.h"
+#include "log/event.h"
+#include "log/header.h"
 #include "mediator/context.h"
 
 /* Columns of type cqrs_context. */
-#define CONTEXT_COLUMNS	8
+#define CONTEXT_COLUMNS	10
 
 /*
  * The headers that were made last. Later ones of the same form differ only in
@@ -56,7 +58,6 @@ static const char *correlation_id(CqrsContext *context, char *buffer);
 static const char *causation_id(CqrsContext *context, char *buffer);
 static char *header(const CqrsContext *context, const char *name);
 static void make_headers(const char *correlation, bool has_causation);
-static char *find_value(Jsonb *object, const char *key, int *len);
 
 PG_FUNCTION_INFO_V1(cqrs_context);
 
@@ -67,6 +68,7 @@ Datum
 cqrs_context(PG_FUNCTION_ARGS)
 {
 	CqrsContext *context = cqrs_context_innermost;
+	const CqrsEvent *event;
 	char		buffer[CQRS_UUID_TEXT_LEN + 1];
 	const char *text;
 	char	   *traceparent;
@@ -80,24 +82,31 @@ cqrs_context(PG_FUNCTION_ARGS)
 		desc->natts != CONTEXT_COLUMNS)
 		elog(ERROR, "unexpected result type");
 	desc = BlessTupleDesc(desc);
+	event = context->event;
 
 	values[0] = CStringGetTextDatum(context->kind);
 	values[1] = CStringGetTextDatum(context->name);
 	values[2] = UUIDPGetDatum(cqrs_context_id(context));
-	values[3] = CStringGetTextDatum(correlation_id(context, buffer));
+	nulls[3] = event == NULL || event->topic == NULL;
+	if (!nulls[3])
+		values[3] = CStringGetTextDatum(event->topic->name);
+	nulls[4] = event == NULL || event->key.isnull;
+	if (!nulls[4])
+		values[4] = event->key.value;
+	values[5] = CStringGetTextDatum(correlation_id(context, buffer));
 	text = causation_id(context, buffer);
-	nulls[4] = text == NULL;
+	nulls[6] = text == NULL;
 
 	if (text !=NULL)
-		values[4] = CStringGetTextDatum(text);
-	values[5] = Int32GetDatum(context->attempt);
+		values[6] = CStringGetTextDatum(text);
+	values[7] = Int32GetDatum(context->attempts);
 	traceparent = header(context, "traceparent");
 	if (traceparent == NULL && cqrs_traceparent[0] != '\0')
 		traceparent = cqrs_traceparent;
-	nulls[6] = traceparent == NULL;
+	nulls[8] = traceparent == NULL;
 	if (traceparent != NULL)
-		values[6] = CStringGetTextDatum(traceparent);
-	values[7] = CStringGetTextDatum(GetUserNameFromId(context->caller, false));
+		values[8] = CStringGetTextDatum(traceparent);
+	values[9] = CStringGetTextDatum(GetUserNameFromId(context->caller, false));
 	return HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
 }
 
@@ -201,7 +210,8 @@ header(const CqrsContext *context, const char *name)
 
 	if (context->headers.isnull)
 		return NULL;
-	value = find_value(DatumGetJsonbP(context->headers.value), name, &len);
+	value = cqrs_header_string(DatumGetJsonbP(context->headers.value), name,
+							   &len);
 	return value != NULL ? pnstrdup(value, len) : NULL;
 }
 
@@ -235,29 +245,9 @@ make_headers(const char *correlation, bool has_causation)
 	made.object = MemoryContextAlloc(TopMemoryContext, VARSIZE(object));
 	memcpy(made.object, object, VARSIZE(object));
 	strlcpy(made.traceparent, cqrs_traceparent, sizeof(made.traceparent));
-	made.correlation = find_value(made.object, "correlation_id",
-								  &made.correlation_len);
-	made.causation = find_value(made.object, "causation_id", &len);
+	made.correlation = cqrs_header_string(made.object, "correlation_id",
+										  &made.correlation_len);
+	made.causation = cqrs_header_string(made.object, "causation_id", &len);
 	pfree(object);
 	pfree(text.data);
-}
-
-/*
- * Where in an object the string under a key is, and its length; NULL and 0 if
- * there is none. Headers come from tables, and what a restore or a superuser
- * put there need not be an object.
- */
-static char *
-find_value(Jsonb *object, const char *key, int *len)
-{
-	JsonbValue	value;
-
-	*len = 0;
-	if (!JB_ROOT_IS_OBJECT(object) ||
-		getKeyJsonValueFromContainer(&object->root, key, strlen(key),
-									 &value) == NULL ||
-		value.type !=jbvString)
-		return NULL;
-	*len = value.val.string.len;
-	return value.val.string.val;
 }

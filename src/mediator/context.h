@@ -24,10 +24,11 @@ typedef struct CqrsContext
 	bool		has_id;			/* a dispatch gets one when it is asked for */
 	pg_uuid_t	id;
 	NullableDatum headers;		/* of an event */
-	int			attempt;
+	const struct CqrsEvent *event;	/* also the enqueued command that is
+									 * executed; NULL: none */
+	bool		runs_command;	/* the delivery of an enqueued command */
+	int			attempts;		/* this one included */
 	Oid			caller;
-	const struct CqrsEvent *command;	/* the enqueued command that is being
-										 * delivered; NULL: none */
 } CqrsContext;
 
 /* The innermost one, or NULL. */
@@ -55,9 +56,10 @@ cqrs_context_init(CqrsContext *context, const char *kind, const char *name)
 	context->name = name;
 	context->has_id = false;
 	context->headers.isnull = true;
-	context->attempt = 1;
+	context->event = NULL;
+	context->runs_command = false;
+	context->attempts = 1;
 	context->caller = GetUserId();
-	context->command = NULL;
 }
 
 /*

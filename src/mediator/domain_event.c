@@ -314,6 +314,7 @@ call_handlers(const DomainEvent *event)
 	context.has_id = true;
 	context.id = event->event_id;
 	context.headers = event->event.headers;
+	context.event = &event->event;
 	cqrs_context_push(&context);
 	for (handler = event->type->handlers; handler != NULL;
 		 handler = handler->next)
@@ -377,7 +378,7 @@ argument(const DomainEvent *event, CqrsEventHandler *handler)
 		return arg;
 	}
 	desc = lookup_rowtype_tupdesc(argtype, -1);
-	arg.value = cqrs_event_form(&event->event, "new", 0, desc);
+	arg.value = cqrs_event_form(&event->event, desc);
 	arg.isnull = false;
 	ReleaseTupleDesc(desc);
 	return arg;

@@ -152,17 +152,17 @@ cqrs_dry_run_emitted(const CqrsEvent *event)
 	CqrsDryRun *run = cqrs_dry_run_innermost;
 	CqrsEvent	shown = *event;
 	Datum		values[CQRS_EVENT_COLUMNS];
-	bool		nulls[CQRS_EVENT_COLUMNS];
+	bool		nulls[CQRS_EVENT_COLUMNS] = {0};
 	HeapTuple	tuple;
 	MemoryContext oldcontext;
 
 	/* Hide the contents from those who may not read them. */
 	if (!may_read(run, event))
 		shown.key.isnull = shown.payload.isnull = shown.headers.isnull = true;
-	cqrs_event_deform(&shown, "new", 0, values, nulls);
 
-	/* It has no position: another event may get the one that was drawn. */
-	nulls[0] = true;
+	/* It has none: another event may get the one that was drawn. */
+	shown.position = 0;
+	cqrs_event_show(&shown, values, nulls);
 	tuple = heap_form_tuple(run->event_desc, values, nulls);
 
 	oldcontext = MemoryContextSwitchTo(run->context);

@@ -600,7 +600,6 @@ put_event(CqrsReceive *receive, Batch *batch, const CqrsEvent *event,
 	bool		nulls[RECEIVED_COLUMNS] = {0};
 
 	cqrs_event_show(event, values, nulls);
-	values[7] = TimestampTzGetDatum(event->emitted_at);
 	values[8] = Int32GetDatum(attempts);
 	values[9] = Int32GetDatum(batch->relay.cursor.partition);
 	values[10] = UUIDPGetDatum(&batch->receipt);

@@ -41,11 +41,10 @@ enum
 {
 	RETRY_SUBSCRIPTION_ID = 1,
 	RETRY_PARTITION,
-	RETRY_POSITION,
 	RETRY_LANE,
-	RETRY_EVENT,				/* topic, ... */
+	RETRY_POSITION,				/* of the event; ... */
 	RETRY_EVENT_ID,				/* ... this, and the rest of it */
-	RETRY_ATTEMPTS = RETRY_EVENT + CQRS_STORED_COLUMNS,
+	RETRY_ATTEMPTS = RETRY_POSITION + CQRS_EVENT_COLUMNS,
 	RETRY_RECEIPT,
 	RETRY_FAILED_AT,
 	RETRY_RETRY_AT,
@@ -266,9 +265,9 @@ cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event, int attempts,
 
 	values[RETRY_SUBSCRIPTION_ID - 1] = Int32GetDatum(cursor->subscription_id);
 	values[RETRY_PARTITION - 1] = Int32GetDatum(cursor->partition);
-	values[RETRY_POSITION - 1] = Int64GetDatum(event->position);
 	values[RETRY_LANE - 1] = Int64GetDatum((int64) lane);
-	cqrs_event_store(event, &values[RETRY_EVENT - 1], &nulls[RETRY_EVENT - 1]);
+	cqrs_event_store(event, &values[RETRY_POSITION - 1],
+					 &nulls[RETRY_POSITION - 1]);
 	values[RETRY_ATTEMPTS - 1] = Int32GetDatum(attempts);
 	values[RETRY_RECEIPT - 1] = UUIDPGetDatum(receipt);
 	nulls[RETRY_RECEIPT - 1] = receipt == NULL;
@@ -677,7 +676,7 @@ read_event(CqrsScan *scan, HeapTuple tuple, CqrsEvent *event,
 	bool		nulls[RETRY_COLUMNS];
 
 	heap_deform_tuple(tuple, RelationGetDescr(scan->rel), values, nulls);
-	cqrs_event_load(event, DatumGetInt64(values[RETRY_POSITION - 1]),
-					&values[RETRY_EVENT - 1], &nulls[RETRY_EVENT - 1]);
+	cqrs_event_load(event, &values[RETRY_POSITION - 1],
+					&nulls[RETRY_POSITION - 1]);
 	*attempts = DatumGetInt32(values[RETRY_ATTEMPTS - 1]);
 }

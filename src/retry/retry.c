@@ -230,9 +230,8 @@ bury(const CqrsParked *parked, CqrsCursor *cursor, const CqrsFault *fault)
 
 		values[CQRS_DEAD_SUBSCRIPTION_ID - 1] =
 			Int32GetDatum(cursor->subscription_id);
-		values[CQRS_DEAD_POSITION - 1] = Int64GetDatum(event.position);
-		cqrs_event_store(&event, &values[CQRS_DEAD_EVENT - 1],
-						 &nulls[CQRS_DEAD_EVENT - 1]);
+		cqrs_event_store(&event, &values[CQRS_DEAD_POSITION - 1],
+						 &nulls[CQRS_DEAD_POSITION - 1]);
 		values[CQRS_DEAD_ATTEMPTS - 1] = Int32GetDatum(parked->attempts);
 		values[CQRS_DEAD_DIED_AT - 1] =
 			TimestampTzGetDatum(GetCurrentTimestamp());

@@ -39,9 +39,8 @@ extern void cqrs_parked_done(const CqrsParked *parked, CqrsCursor *cursor);
 enum
 {
 	CQRS_DEAD_SUBSCRIPTION_ID = 1,
-	CQRS_DEAD_POSITION,
-	CQRS_DEAD_EVENT,			/* and the rest of it */
-	CQRS_DEAD_ATTEMPTS = CQRS_DEAD_EVENT + CQRS_STORED_COLUMNS,
+	CQRS_DEAD_POSITION,			/* of the event, and the rest of it */
+	CQRS_DEAD_ATTEMPTS = CQRS_DEAD_POSITION + CQRS_EVENT_COLUMNS,
 	CQRS_DEAD_DIED_AT,
 	CQRS_DEAD_SQLSTATE,
 	CQRS_DEAD_MESSAGE,

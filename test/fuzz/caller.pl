@@ -33,7 +33,8 @@ my %known = map { /^(\S+?)(?:=(\d+))?$/ ? ($1 => $2 // 3) : () } qw(
   cqrs_register_middleware=1 cqrs_unregister_middleware=2 cqrs_subscribe cqrs_alter_subscription cqrs_unsubscribe=1
   cqrs_pause=1 cqrs_resume=2 cqrs_seek=2 cqrs_retry cqrs_redrive cqrs_discard cqrs_discard_all cqrs_tick cqrs_drain=6 cqrs_enqueue_scheduled
   cqrs_adopt=1 cqrs_grant_admin=1 cqrs_revoke_admin=1 cqrs_maintain=1 cqrs_health=1 cqrs_diagram=1 run_command announce
-  registry_changed=1 refuse_write=1 withdraw_privileges=0 breaker_state usable library_version background broken_tables find_function diagram_label no_diagram flowchart sequence_diagram topic_progress subscription_progress subscription_owner worker_status cursor_holders key_partition);
+  registry_changed=1 refuse_write=1 withdraw_privileges=0 breaker_state usable library_version background broken_tables find_function diagram_label no_diagram flowchart sequence_diagram topic_progress subscription_progress subscription_owner worker_status cursor_holders key_partition
+  insert_event=1 occurred_at);
 
 # What an error may say though it has the code of an internal one: the server's
 # own answers to who changes the same thing at the same time.
@@ -78,7 +79,7 @@ my @hostile = (
 	'', ' ', "x'; DROP TABLE x; --", '"', '\\', "a\nb", 'ä' x 40, 'x' x 63, 'x' x 64, 'x' x 5000, '%s%n', '{}', 'NULL', 'pg_temp.f', "\x{1}",
 	'commands_of_postgres', 'cqrs.topic', 'public', '..', '0', '-1', 'latest', 'earliest', 'now', 'happened');
 my @json = (
-	'{}', '{"n": 1}', '{"n": null}', '[]', '[1, "correlation_id"]', '"x"', '1', 'null', 'true', '{"correlation_id": 7}',
+	'{}', '{"n": 1}', '{"n": null}', '[]', '[1, "correlation_id"]', '"x"', '1', 'null', 'true', '{"correlation_id": 7}', '{"correlation_id": "x", "occurred_at": "2024-12-31T23:59:60.1234567-23:59"}', '{"occurred_at": "2024-02-30T00:00:00Z"}',
 	'["AA\u008fAAA\u0001", "xxxxxxxxxxxxco", "rrelation_idzzzz"]', '{"correlation_id": "a\nb", "traceparent": ["x"]}',
 	'{"a": {"a": {"a": [[[[[[[[]]]]]]]]}}}', '{"n": 1e131071}', '{"n": "x"}', '{"N": 1}', '{"": ""}', '{"n": 1, "m": [1, [2]]}',
 	'{"items": [{"n": 1}, {"n": "y"}, null]}');
@@ -111,6 +112,7 @@ sub argument
 	return 'ARRAY[' . join(', ', map { argument('text', $name =~ /^handlers$/ ? 'handler' : '') } 1 .. int rand 4) . ']::text[]' if $type eq 'text[]';
 	return pick('ARRAY[]', 'ARRAY[NULL]', 'ARRAY[gen_random_uuid()]', '(SELECT array_agg(event_id) FROM cqrs_dead_letters)',
 		'(SELECT array_agg(event_id) FROM cqrs_retries)', '(SELECT array_agg(event_id) FROM cqrs_topics.a)') . '::uuid[]' if $type eq 'uuid[]';
+	return argument(pick('text', 'text', 'integer', 'bigint', 'uuid', 'jsonb', 'interval', 'boolean', 'text[]'), $name) if $type eq 'anycompatible';
 	return pick("'jsonb'", "'thing'", "'int'", '0', '4294967295::oid', "'things'", "'cqrs_event'", "'dom'") . '::regtype' if $type eq 'regtype';
 	return quote(pick('0', '1 day', '1 hour', '-1 s', '1 ms', '178000000 years', '10 s', '300 ms')) . '::interval' if $type eq 'interval';
 	return pick('now()', "'infinity'", "'-infinity'", "'2000-01-01'", "now() + '100 ms'", "now() + '1 year'") . '::timestamptz' if $type eq 'timestamp with time zone';
@@ -149,6 +151,18 @@ sub call
 	  join(', ', @arguments), pick(1, 3, 1000);
 }
 
+# insert_event(): a statement
+sub insert_event
+{
+	my %columns = (event_name => 'text', key => 'text', payload => 'jsonb', headers => 'jsonb', event_id => 'uuid', occurred_at => 'timestamp with time zone',
+		position => 'bigint', emitted_at => 'timestamp with time zone');
+	my @given = ('event_name', grep { rand() < 0.5 } qw(key payload headers event_id occurred_at));
+
+	push @given, pick(qw(position emitted_at)) if rand() < 0.05;
+	return sprintf 'INSERT INTO cqrs_topics.%s (%s) VALUES %s RETURNING *', pick(qw(a b commands_of_fuzz_app)), join(', ', @given),
+	  join(', ', map { '(' . join(', ', map { argument($columns{$_}, $_) } @given) . ')' } 1 .. 1 + int rand 3);
+}
+
 # statements(FUNCTIONS): of a session
 sub statements
 {
@@ -166,7 +180,7 @@ sub statements
 		  . ";\n" if $roll > 0.48 && $roll < 0.5;
 		$sql .= pick('SELECT * FROM cqrs_subscription_status', 'SELECT * FROM cqrs_topic_status', 'SELECT * FROM cqrs_worker_status', 'SELECT * FROM cqrs_dead_letters', 'SELECT * FROM cqrs_retries',
 			'SELECT * FROM cqrs_topics.a LIMIT 3',
-			'SELECT * FROM cqrs_subscriptions.a', "INSERT INTO captured VALUES (1, 'x')", 'UPDATE captured SET t = t || t', 'DELETE FROM captured', 'TRUNCATE captured') . ";\n"
+			insert_event(), insert_event(), 'SELECT * FROM cqrs_subscriptions.a', "INSERT INTO captured VALUES (1, 'x')", 'UPDATE captured SET t = t || t', 'DELETE FROM captured', 'TRUNCATE captured') . ";\n"
 		  if $roll > 0.44 && $roll < 0.48;
 		$sql .= call(pick(@all)) . "\n";
 	}

@@ -159,7 +159,7 @@ sub history_of
 	{
 		my %queries = (
 			'emitted' => "SELECT * FROM truth WHERE tag = '$tag'",
-			'in the topic' => "SELECT position, status, emitted_at, event_id, topic FROM cqrs_events(status => 'all', batch_size => 1000000) WHERE payload->>'tag' = '$tag'",
+			'in the topic' => "SELECT position, status, emitted_at, event_id, topic FROM cqrs_events(status => 'all', max_events => 1000000) WHERE payload->>'tag' = '$tag'",
 			'arrived' => "SELECT * FROM arrived WHERE tag = '$tag' ORDER BY seq",
 			'neighbours' => "SELECT a.* FROM arrived a JOIN truth t ON t.tag = '$tag' AND a.topic = t.topic AND a.key IS NOT DISTINCT FROM t.key
 				AND a.at BETWEEN t.at - interval '1 s' AND t.at + interval '3 s' WHERE a.subscription LIKE '$subscription%' ORDER BY a.seq LIMIT 20",

@@ -137,11 +137,11 @@ sub wait_delivered
 			$told = time;
 			note("$what: not yet delivered:\n" . $node->safe_psql('postgres', q(SELECT subscription, state, partitions, next_partitions, lag_events, retrying, waiting, retry_at - now(), held_by_pid, error
 				FROM cqrs_subscription_status WHERE coalesce(lag_events + retrying + waiting > 0, true) OR next_partitions IS NOT NULL))
-				. $node->safe_psql('postgres', 'SELECT command_id, command_name, run_at - now() FROM cqrs_scheduled_commands'));
+				. $node->safe_psql('postgres', 'SELECT command_id, command_name, state, run_at - now() FROM cqrs_enqueued_commands'));
 		}
 		# The lag is not known as long as a topic's table is locked.
 		if ($node->safe_psql('postgres', q(SELECT bool_and(coalesce(lag_events + retrying + waiting = 0, false)) AND count(next_partitions) = 0
-			AND (SELECT count(*) = 0 FROM cqrs_scheduled_commands) FROM cqrs_subscription_status)) eq 't')
+			AND (SELECT count(*) = 0 FROM cqrs_enqueued_commands) FROM cqrs_subscription_status)) eq 't')
 		{
 			note(sprintf '%s: all delivered after %.1f s', $what, time - $begun);
 			return ();

@@ -160,7 +160,7 @@ END $$;
 
 CREATE FUNCTION fail_perhaps(consumer text, payload jsonb) RETURNS void LANGUAGE plpgsql SET search_path = public AS $$
 BEGIN
-	IF consumer IN ('flaky', 'spread', 'single') AND fails_first(payload) AND (cqrs_context()).attempt = 1 THEN
+	IF consumer IN ('flaky', 'spread', 'single') AND fails_first(payload) AND (cqrs_context()).attempts = 1 THEN
 		RAISE EXCEPTION 'not at the first attempt';
 	ELSIF consumer = 'poisoned' AND is_poison((payload->>'tag')::uuid) AND NOT EXISTS (SELECT FROM cure) THEN
 		RAISE EXCEPTION 'poison';

@@ -81,7 +81,7 @@ BEGIN
 			IF random() < %2$s THEN
 				RAISE EXCEPTION ''not now'';
 			END IF;
-			PERFORM note(%1$L, event.attempts, event.emitted_at);
+			PERFORM note(%1$L, (public.cqrs_context()).attempts, event.emitted_at);
 		END $f$', consumer, fails);
 	RETURN format('on_%s(cqrs_event)', consumer);
 END $$;

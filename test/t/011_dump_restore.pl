@@ -156,11 +156,14 @@ for my $name (qw(low high))
 	for my $query ("SELECT event_name, topic, payload_type FROM cqrs.event_type JOIN cqrs.topic USING (topic_id) ORDER BY 1",
 		'SELECT command_name, kind, handlers FROM cqrs.command ORDER BY 1',
 		'SELECT subscription, topics, kind, handler, owner FROM cqrs_subscription_status ORDER BY 1',
-		"SELECT relname, relowner::regrole, relacl FROM pg_class WHERE relnamespace = 'cqrs_topics'::regnamespace ORDER BY 1")
+		"SELECT relname, relowner::regrole, relacl FROM pg_class WHERE relnamespace = 'cqrs_topics'::regnamespace ORDER BY 1",
+		'SELECT tgrelid::regclass, pg_get_triggerdef(oid) FROM pg_trigger WHERE tgfoid = \'cqrs.insert_event()\'::regprocedure ORDER BY tgrelid::regclass::text')
 	{
 		is($node->safe_psql('app', $query), $source->safe_psql('app', $query), "$name: $query");
 	}
 	isnt($node->psql('app', "SET ROLE reader; SELECT cqrs_emit('added', '{}')"), 0, "$name: a reader cannot emit");
+	is($node->safe_psql('app', "BEGIN; SET ROLE app; INSERT INTO cqrs_topics.items (event_name, key) VALUES ('added', 1) RETURNING key, position > 0; ROLLBACK"),
+		'1|t', "$name: an INSERT emits");
 	isnt($node->psql('app', "SELECT cqrs_emit('added', '{\"n\": \"x\"}')"), 0, "$name: payloads are checked");
 
 	# What was sent with a key is not handled again.
@@ -193,7 +196,7 @@ for my $name (qw(low high))
 	$nothing->('restarted');
 	is(receive($node, 'app', 'late outside', 10), '8', "$name: those made here get what is emitted here");
 	is($node->safe_psql('app', "SELECT string_agg(subscription, ', ' ORDER BY subscription) FROM cqrs_subscription_status WHERE state = 'restored'"), 'behind, early outside, outside, recorder, spread', "$name: as their status says");
-	is($node->safe_psql('app', "SELECT payload->>'n', status FROM cqrs_events('items')"), "2|not_produced\n8|new", "$name: and the outbox shows");
+	is($node->safe_psql('app', "SELECT payload->>'n', status FROM cqrs_events('items')"), "2|retrying\n8|new", "$name: and the outbox shows");
 	like(error_of($node, 'app', "SELECT cqrs_drop_topic('notes', true) FROM cqrs.event_type WHERE false; SELECT cqrs_unregister_event('noted'); SELECT cqrs_drop_topic('notes')"),
 		qr/topic "notes" holds undelivered events/, "$name: what waits is not dropped unless forced");
 	isnt($node->psql('app', 'SET ROLE app; SELECT cqrs_adopt()'), 0, "$name: not everybody may adopt");

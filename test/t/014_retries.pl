@@ -29,7 +29,7 @@ $node->safe_psql('postgres', q(
 	DECLARE
 		todo text := (SELECT what FROM does WHERE n = event.payload->>'n');
 	BEGIN
-		INSERT INTO recorded (key, payload, attempts) VALUES (event.key, event.payload, event.attempts);
+		INSERT INTO recorded (key, payload, attempts) VALUES (event.key, event.payload, (cqrs_context()).attempts);
 		IF todo IS NOT NULL THEN
 			PERFORM nextval('calls');
 			IF todo = 'raise' THEN RAISE EXCEPTION 'cannot do %', event.payload->>'n';

@@ -196,6 +196,21 @@ is_message($raw{'805a'},
 		headers => metadata('805a', topic => 'bestellungen/größe 1', event_name => '"größe" geändert')
 	}, 'raw: names');
 
+# What happened elsewhere says when. The message's own timestamp stays that of the
+# emission: a broker may expire messages by it.
+sql("INSERT INTO cqrs_topics.orders (event_name, payload, event_id, occurred_at)
+	VALUES ('order_placed', '{}', '01890a5d-ac96-774b-bcce-b302099a805b', '2024-12-31 23:00:00.5+01')");
+(undef, $microseconds{'805b'}) = when('805b');
+my $occurred_at = $time{'805b'} = '2024-12-31T22:00:00.500000+00:00';
+is_message({ received('cqrs', 5) }->{'805b'},
+	{ message_id => '805b', headers => { occurred_at => $occurred_at }, body => envelope('{}', '805b', 'order_placed', 'orders') },
+	'cqrs: when it happened');
+is_message({ received('cloudevents', 5) }->{'805b'},
+	{ message_id => '805b', body => '{}', headers => attributes('805b', occurred_at => $occurred_at) }, 'cloudevents: when it happened');
+is_message({ received('raw', 5) }->{'805b'},
+	{ message_id => '805b', body => '{}', headers => metadata('805b', occurred_at => $occurred_at) }, 'raw: when it happened');
+received('named', 4);
+
 my %hellos = map { $_->{client} => $_->{token} } @{ $peer->tell('hellos') };
 is_deeply(\%hellos,
 	{ 'postgres/cqrs' => 'a "secret"', 'postgres/cloudevents' => 'a "secret"', 'postgres/raw' => 'a "secret"', 'postgres/named' => undef },
@@ -203,8 +218,8 @@ is_deeply(\%hellos,
 
 sql("SELECT cqrs_alter_subscription('cqrs', format => 'raw')");
 sql(q(SELECT cqrs_emit('order_placed', '{"n": 1}')));
-$peer->wait_messages('postgres/cqrs', 5);
-is(($peer->messages('postgres/cqrs'))[4]{message}{body}, '{"n":1}', 'the format can be changed');
+$peer->wait_messages('postgres/cqrs', 6);
+is(($peer->messages('postgres/cqrs'))[5]{message}{body}, '{"n":1}', 'the format can be changed');
 sql("SELECT cqrs_unsubscribe(s) FROM unnest(ARRAY['cqrs', 'cloudevents', 'raw', 'named']) s");
 
 # ----------------------------------------------------------------------

@@ -142,7 +142,7 @@ done('a lost connection');
 my %seen;
 is(join(' ', grep { !$seen{$_}++ } split / /, numbers()), '1 2 3 4 5 6 7 8 9', 'nothing is lost, the order is kept');
 cmp_ok(scalar(split / /, numbers()), '<=', 9 + 5, 'and no more than the window comes twice');
-is(query($node, "SELECT count(*) FROM cqrs_events('orders', status => 'produced') WHERE attempts > 0"), '0', 'nothing has counted as an attempt');
+is(query($node, "SELECT count(*) FROM cqrs_events('orders', status => 'delivered') WHERE attempts > 0"), '0', 'nothing has counted as an attempt');
 
 # Not answered.
 begin('silent', q(delivery_timeout => '200 ms'));

@@ -94,7 +94,7 @@ $open->query('ROLLBACK');
 my $id = enqueue(4);
 done(4, 'the next one is executed');
 is_not_done(3, 'one that was rolled back is not');
-is(query($node, 'SELECT (context).id, (context).attempt, (context).causation_id IS NULL, (context).caller FROM done WHERE n = 4'),
+is(query($node, 'SELECT (context).id, (context).attempts, (context).causation_id IS NULL, (context).caller FROM done WHERE n = 4'),
 	"$id|1|t|app", 'its context is that of who enqueued it');
 
 # At its time.
@@ -142,7 +142,7 @@ is(query($node, "SET ROLE app; SELECT cqrs_redrive('commands_of_app', ARRAY[even
 done(40, 'it is executed after all');
 done(44, 'so is the one that was still tried');
 done(45, 'and what waited for it');
-is(query($node, 'SELECT (context).attempt > 1 FROM done WHERE n = 44'), 't', 'in a later attempt');
+is(query($node, 'SELECT (context).attempts > 1 FROM done WHERE n = 44'), 't', 'in a later attempt');
 
 # No more than the role may.
 query($node, "SET ROLE app; SELECT cqrs_alter_subscription('commands_of_app', max_attempts => 1)");
@@ -299,7 +299,7 @@ $old->quit;
 # adopted. Its time may come before the dump is made: so nothing is executed
 # until then.
 query($node, "DELETE FROM cqrs.scheduled_command WHERE payload = '{\"n\": 0}'");
-query($node, "SET ROLE app; SELECT cqrs_cancel_command(command_id) FROM cqrs_scheduled_commands");
+query($node, "SET ROLE app; SELECT cqrs_cancel_command(command_id) FROM cqrs_enqueued_commands");
 reconfigure($node, 'cqrs_outbox.deliver = off');
 $at = query($node, "SELECT clock_timestamp() + interval '1 s'");
 $id = enqueue(110, "run_at => '$at'", 'postgres');

@@ -29,7 +29,7 @@ query($node, q(
 			todo := NULL;
 		END IF;
 		todo := right(todo, 5);
-		IF (cqrs_context()).attempt > 1 THEN
+		IF (cqrs_context()).attempts > 1 THEN
 			INSERT INTO handled (key) VALUES ('not at once: ' || e.key);
 		END IF;
 		IF todo = ' disk' THEN

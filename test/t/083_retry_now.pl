@@ -26,7 +26,7 @@ $node->safe_psql('postgres', q(
 		IF code IS NOT NULL THEN
 			RAISE EXCEPTION 'no' USING ERRCODE = code;
 		END IF;
-		INSERT INTO handled (key, attempts) VALUES (event.key, (cqrs_context()).attempt);
+		INSERT INTO handled (key, attempts) VALUES (event.key, (cqrs_context()).attempts);
 	END $$;
 	SELECT cqrs_subscribe('things', ARRAY['things'], 'on_thing(cqrs_event)', retry_delay => '1 day', max_retry_delay => '1 day');
 ));
@@ -80,7 +80,7 @@ query("INSERT INTO error VALUES ('a', 'P0001')");
 query("SELECT cqrs_emit('happened', '{}', 'a')");
 wait_for('attempts = 1 FROM cqrs_retries', 'one fails');
 query(q(CREATE FUNCTION mended(event cqrs_event) RETURNS void LANGUAGE sql SET search_path = public AS
-	'INSERT INTO handled (key, attempts) VALUES (event.key, (cqrs_context()).attempt)'));
+	'INSERT INTO handled (key, attempts) VALUES (event.key, (cqrs_context()).attempts)'));
 query("SELECT cqrs_alter_subscription('things', 'mended(cqrs_event)')");
 wait_for('count(*) = 1 FROM handled', 'another handler is tried at once');
 is(handled(), 'a2', '... with its attempts');

@@ -12,7 +12,7 @@
 #
 # Other blocks, for a shell, another program, or a broker, are not run.
 #
-# Needs plpython3u, and psycopg, which CQRS_MANUAL comes with.
+# Needs plpython3u, and psycopg.
 
 use strict;
 use warnings;
