@@ -27,11 +27,11 @@ OBJS_mediator = breaker.o command.o context.o dispatch.o dispatch_stack.o \
 OBJS_broker = link.o message.o server.o
 OBJS_emit = capture.o emit.o insert.o
 OBJS_retry = blame.o failure.o lane.o parked.o retry.o
-OBJS_subscription = epoch.o receipt.o subscribe.o subscription.o
+OBJS_subscription = epoch.o receipt.o search_path.o settings.o subscription.o
 OBJS_delivery = attempt.o broker_entry.o drain.o handler_timeout.o relay.o session.o \
 	target_broker.o target_handler.o underway.o
 OBJS_pull = pull.o pull_ack.o pull_batch.o pull_wait.o
-OBJS_control = adopt.o dead_letter.o drop_topic.o events.o operation.o
+OBJS_control = adopt.o dead_letter.o drop_topic.o events.o operation.o subscribe.o
 OBJS_deferred = command_queue.o enqueue.o release.o
 OBJS_monitor = breaker_status.o diagram.o health.o subscription_status.o \
 	topic_status.o worker_status.o
@@ -50,7 +50,7 @@ EXTENSION = cqrs_outbox
 DATA_built = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/include/cqrs_broker.h src/include/cqrs_hooks.h
 
-REGRESS = meeting registered command query chain stream fallback breaker middleware idempotency dry_run emit insert domain_event context nesting prepared capture subscription payload_handler own_subscription retry deferred pull partitions kept retention diagram health privileges owners grants matrix trust lookup adopt extension
+REGRESS = meeting registered command query chain stream fallback breaker middleware idempotency dry_run emit insert domain_event context nesting prepared capture subscription payload_handler own_subscription search_path retry deferred pull partitions kept retention diagram health privileges owners grants matrix trust lookup adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

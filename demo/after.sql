@@ -7,4 +7,4 @@ SELECT count(*) AS undelivered FROM cqrs_events();
 SELECT topic, status, count(*) FROM cqrs_events(status => 'all') GROUP BY topic, status ORDER BY topic;
 
 -- Who did it.
-SELECT kind, database, state FROM cqrs_worker_status();
+SELECT kind, database, state FROM cqrs_worker_status;

@@ -6,12 +6,14 @@ SELECT cqrs_register_event('b', 'topic_b');
 SELECT cqrs_subscribe('s', ARRAY['topic_a']);
 SELECT cqrs_subscribe('t', ARRAY['topic_a']);
 SELECT cqrs_subscribe('partitioned', ARRAY['topic_a'], partitions => 4);
+SELECT cqrs_subscribe('failed', ARRAY['topic_a'], retry_delay => '1 day', max_retry_delay => '1 day');
 SELECT cardinality(cqrs_emit_many('a', ARRAY['{"n": 1}', '{"n": 2}', '{"n": 3}']::jsonb[], ARRAY['x', 'y', 'z']));
 SELECT cqrs_tick() > 0 AS ticked;
 BEGIN;
 SELECT payload FROM cqrs_receive('s', 2);
 SELECT cqrs_ack('s') IS NOT NULL AS acknowledged;
 COMMIT;
+SELECT cqrs_nack('failed', ARRAY[position]) FROM cqrs_receive('failed', 1);
 SELECT cqrs_emit('a', '{"n": 4}', key => 'x') IS NOT NULL AS emitted;
 
 -- in topics that were made here, nothing is adopted, whoever put it there
@@ -46,6 +48,10 @@ SELECT payload FROM cqrs_events('topic_a');
 SELECT cqrs_tick() > 0 AS ticked;
 SELECT * FROM cqrs_receive('s');
 SELECT cqrs_seek('s', now());
+-- what is to be tried has to wait: the cursor stays where it was
+SELECT cqrs_retry('failed'), (SELECT count(*) FROM cqrs_retries WHERE subscription = 'failed') AS parked;
+SELECT count(*) FILTER (WHERE native) AS moved FROM cqrs.cursor;
+SELECT max(seq) AS seq FROM cqrs.cursor WHERE subscription_id = 4;
 SELECT cqrs_unregister_event('a');
 SELECT cqrs_drop_topic('topic_a');
 SELECT cqrs_register_event('a', 'topic_a');

@@ -4,7 +4,7 @@ CREATE EXTENSION cqrs_outbox;
 CREATE ROLE regress_cqrs_app LOGIN;
 CREATE ROLE regress_cqrs_nologin;
 GRANT CREATE ON SCHEMA public TO regress_cqrs_app;
-GRANT EXECUTE ON FUNCTION cqrs_drain(text), cqrs_unsubscribe(text), cqrs_redrive(text, uuid),
+GRANT EXECUTE ON FUNCTION cqrs_drain(text), cqrs_unsubscribe(text, boolean),
 	cqrs_register_command(text, text, boolean) TO regress_cqrs_app;
 CREATE TYPE new_item AS (n int);
 CREATE TABLE item (seq serial, n int, role text DEFAULT current_user, context cqrs_context DEFAULT cqrs_context());

@@ -202,13 +202,13 @@ SET ROLE regress_cqrs_boss;
 SELECT cqrs_enqueue('Any', '{"secret": 1}', run_at => now() + interval '1 day') IS NOT NULL;
 RESET ROLE;
 REVOKE ALL ON ALL TABLES IN SCHEMA cqrs_topics FROM regress_cqrs_app;
-SELECT count(*) > 0 FROM cqrs_subscription_status WHERE last_error LIKE 'card%';
+SELECT count(*) > 0 FROM cqrs_subscription_status WHERE error LIKE 'card%';
 GRANT CREATE ON SCHEMA public TO regress_cqrs_app;
 SET ROLE regress_cqrs_app;
 CREATE FUNCTION leak(VARIADIC anyarray) RETURNS boolean LANGUAGE plpgsql COST 0.0000001 AS
 	$$BEGIN RAISE NOTICE 'leaked: %', $1; RETURN true; END$$;
 SELECT subscription FROM cqrs_subscription_status WHERE leak(subscription, handler, owner::text, state_reason);
-SELECT subscription FROM cqrs_subscription_status WHERE leak(last_error, subscription);
+SELECT subscription FROM cqrs_subscription_status WHERE leak(error, subscription);
 SELECT topic FROM cqrs_topic_status WHERE leak(topic);
 SELECT command_id FROM cqrs_enqueued_commands WHERE leak(command_name, owner::text, payload::text);
 RESET ROLE;

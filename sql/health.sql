@@ -93,8 +93,8 @@ INSERT INTO cqrs.dead_letter
 SELECT subscription_id, n, gen_random_uuid(), 'a', 1, NULL, '{}', NULL, now(), 1, now() - n * interval '1 s', 'XX000', 'died as ' || n
 FROM cqrs.subscription, generate_series(1, 10001) n WHERE subscription = 'pull';
 SELECT detail FROM cqrs_health() WHERE problem = 'dead_letters';
-SELECT dead, last_error FROM cqrs_subscription_status WHERE subscription = 'pull';
-SELECT cqrs_discard('pull');
+SELECT dead, error FROM cqrs_subscription_status WHERE subscription = 'pull';
+SELECT cqrs_discard_all('pull');
 SELECT * FROM pg_temp.problems();
 
 -- held by a transaction that was prepared
@@ -168,7 +168,7 @@ ALTER TABLE :table_a ADD CONSTRAINT added CHECK (position > 0);
 DROP VIEW cqrs_topics.topic_b;
 SET ROLE regress_cqrs_watcher;
 SELECT severity, problem, object, detail, hint FROM cqrs_health() WHERE object ~ '^topic';
-SELECT subscription, lag_events, lag_seconds, lag_bytes FROM cqrs_subscription_status ORDER BY 1;
+SELECT subscription, lag_events, lag, lag_bytes FROM cqrs_subscription_status ORDER BY 1;
 SELECT topic, events, bytes, held_by FROM cqrs_topic_status ORDER BY 1;
 RESET ROLE;
 ALTER TABLE :table_a DROP CONSTRAINT added;
@@ -228,7 +228,7 @@ SELECT cqrs_emit('e', jsonb_build_object('x', (SELECT string_agg(md5(n::text), '
 SELECT subscription, lag_events, lag_bytes BETWEEN 250000 AND 350000 AS as_toasted FROM cqrs_subscription_status ORDER BY 1;
 SELECT cqrs_seek('small', 'latest'), cqrs_seek('spread', 'latest');
 SELECT cardinality(cqrs_emit_many('e', array_agg(jsonb_build_object('n', n)), array_agg('key ' || n))) FROM generate_series(1, 9999) n;
-SELECT subscription, lag_events, lag_seconds > 0 AS lags FROM cqrs_subscription_status ORDER BY 1;
+SELECT subscription, lag_events, lag > '0' AS lags FROM cqrs_subscription_status ORDER BY 1;
 SELECT cardinality(cqrs_emit_many('e', array_agg(jsonb_build_object('n', n)), array_agg('key ' || n))) FROM generate_series(1, 30001) n;
 SELECT subscription, lag_events BETWEEN 38000 AND 42000 AS events,
 	   lag_bytes / lag_events BETWEEN 80 AND 160 AS bytes
@@ -253,7 +253,7 @@ BEGIN;
 SELECT count(*) FROM cqrs_receive('small', 50000);
 SELECT cqrs_ack('small') > 0 AS acknowledged;
 COMMIT;
-SELECT lag_events, lag_seconds > 0 AS lags, lag_bytes / lag_events BETWEEN 80 AND 160 AS bytes
+SELECT lag_events, lag > '0' AS lags, lag_bytes / lag_events BETWEEN 80 AND 160 AS bytes
 FROM cqrs_subscription_status WHERE subscription = 'small';
 SELECT pages('SELECT * FROM cqrs_subscription_status') < 1.5 * :status_pages AS status_flat;
 -- and where all are in one partition

@@ -42,6 +42,17 @@ SELECT cqrs_enqueue('Closed', '{"secret": 1}') IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Closed', '{"secret": 1}', run_at => '2100-01-01') IS NOT NULL AS scheduled;
 RESET ROLE;
 SELECT cqrs_create_command_queue('regress_cqrs_app');
+-- each subscription has a dead letter and an event that is to be retried
+SELECT count(cqrs_emit(topic, '{"failed": true}', topic || n)) FROM unnest('{open,secret}'::text[]) topic, generate_series(1, 2) n;
+SELECT cqrs_tick() > 0 AS ticked;
+CREATE FUNCTION fail(subscription text) RETURNS bigint[] LANGUAGE sql AS $$
+	SELECT array_agg(cqrs_nack(subscription, ARRAY[position], retry_after => '1 day', give_up => key LIKE '%2')) FROM cqrs_receive(subscription) $$;
+SET ROLE regress_cqrs_reader;
+SELECT fail('mine');
+SET ROLE regress_cqrs_boss;
+SELECT fail('secret');
+RESET ROLE;
+DROP FUNCTION fail;
 SELECT count(cqrs_emit(topic, '{"of": "boss"}', topic)) FROM unnest('{open,secret}'::text[]) topic;
 SELECT cqrs_tick() > 0 AS ticked;
 
@@ -120,7 +131,13 @@ INSERT INTO calls (call, tells) VALUES
 	('cqrs_ack(''mine'', ''{1}'', gen_random_uuid())', 'result'), ('cqrs_ack(''secret'', ''{1}'', gen_random_uuid())', 'result'),
 	('cqrs_nack(''mine'', ''{1}'', receipt => gen_random_uuid())', 'result'), ('cqrs_nack(''secret'', ''{1}'', receipt => gen_random_uuid())', 'result'),
 	('cqrs_renew(''mine'', gen_random_uuid(), ''1 h'')', 'result'), ('cqrs_renew(''secret'', gen_random_uuid(), ''1 h'')', 'result'),
-	('(SELECT count(*) FROM cqrs_dead_letters(''mine''))', 'result'), ('(SELECT count(*) FROM cqrs_dead_letters(''secret''))', 'result'),
+	('(SELECT count(*) FROM cqrs_dead_letters)', 'result'), ('(SELECT count(*) FROM cqrs_retries)', 'result'),
+	('cqrs_retry(''mine'')', 'result'), ('cqrs_retry(''secret'')', 'result'), ('cqrs_redrive(''mine'')', 'result'), ('cqrs_redrive(''secret'')', 'result'),
+	('cqrs_discard(''mine'', NULL)', 'result'), ('cqrs_discard(''secret'', NULL)', 'result'),
+	('cqrs_discard_all(''mine'')', 'result'), ('cqrs_discard_all(''secret'')', 'result'),
+	('cqrs_pause(''mine'')', 'result'), ('cqrs_pause(''secret'')', 'result'), ('cqrs_resume(''mine'')', 'result'), ('cqrs_resume(''secret'')', 'result'),
+	('cqrs_seek(''mine'', ''latest'')', 'result = '''''), ('cqrs_seek(''secret'', ''latest'')', 'result = '''''),
+	('cqrs_seek(''mine'', now())', 'result = '''''), ('cqrs_seek(''secret'', now())', 'result = '''''),
 	('cqrs_wait(''mine'', ''0'')', 'result IS NOT NULL'), ('cqrs_wait(''secret'', ''0'')', 'result IS NOT NULL'),
 	-- what the views call
 	('cqrs.occurred_at(''{}'')', 'result'),
@@ -135,8 +152,8 @@ INSERT INTO calls (call, tells) VALUES
 	('(SELECT array_agg(handlers[1]) FROM cqrs_commands)', 'result LIKE ''%closed%'''), ('(SELECT array_agg(topic) FROM cqrs_event_types)', 'result LIKE ''%secret%'''),
 	('(SELECT count(*) FROM cqrs_event_handlers)', 'result'), ('(SELECT count(*) FROM cqrs_fallbacks)', 'result'), ('(SELECT count(*) FROM cqrs_middleware)', 'result'),
 	-- watching
-	('(SELECT count(*) FROM cqrs_worker_status())', 'result IS NOT NULL'), ('(SELECT count(*) FROM cqrs_health())', 'result IS NOT NULL'),
-	('cqrs.library_version()', 'result IS NOT NULL'), ('(SELECT count(*) FROM cqrs.background())', 'result IS NOT NULL'),
+	('(SELECT count(*) FROM cqrs_worker_status)', 'result IS NOT NULL'), ('(SELECT count(*) FROM cqrs_health())', 'result IS NOT NULL'),
+	('(SELECT count(*) FROM cqrs.worker_status())', 'result IS NOT NULL'), ('cqrs.library_version()', 'result IS NOT NULL'), ('(SELECT count(*) FROM cqrs.background())', 'result IS NOT NULL'),
 	('(SELECT count(*) FROM cqrs.broken_tables(2))', 'result IS NOT NULL'),
 	('(SELECT count(*) FROM cqrs.find_function(''x'', NULL, false))', 'result IS NOT NULL'),
 	('cqrs.flowchart(NULL)', 'result LIKE ''%closed%'''), ('cqrs.sequence_diagram(''Closed'')', 'result LIKE ''%closed%'''),

@@ -73,7 +73,7 @@ CREATE FUNCTION count_member(event cqrs_event) RETURNS void LANGUAGE sql AS $$
 	ON CONFLICT (meeting_id) DO UPDATE SET members = meeting.members + 1
 $$;
 SELECT cqrs_subscribe('meetings', ARRAY['user_ecst_events'], 'count_member(cqrs_event)');
-SELECT subscription, topics, kind, handler, lag_events, lag_seconds > 0 AS lags FROM cqrs_subscription_status;
+SELECT subscription, topics, kind, handler, lag_events, lag > '0' AS lags FROM cqrs_subscription_status;
 SELECT cqrs_drain('meetings');
 SELECT * FROM meeting;
 SELECT cqrs_drain('meetings') AS again;
@@ -81,7 +81,7 @@ SELECT cqrs_drain('meetings') AS again;
 -- what is delivered is not returned again; the other topic's is
 SELECT topic, count(*) FROM cqrs_events() GROUP BY topic;
 SELECT topic, status, count(*) FROM cqrs_events(status => 'all') GROUP BY topic, status ORDER BY topic;
-SELECT lag_events, lag_seconds FROM cqrs_subscription_status;
+SELECT lag_events, lag FROM cqrs_subscription_status;
 
 DROP TABLE member, meeting;
 DROP FUNCTION count_member;

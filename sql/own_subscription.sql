@@ -23,7 +23,7 @@ SELECT count(cqrs_emit('happened', jsonb_build_object('n', i))) FROM generate_se
 INSERT INTO todo VALUES (2, $$SELECT cqrs_seek('s', 'earliest')$$);
 SELECT cqrs_drain('s');
 SELECT string_agg(n::text, ' ' ORDER BY seq) FROM got;
-SELECT payload, attempts, error FROM cqrs_dead_letters('s');
+SELECT payload, attempts, error FROM cqrs_dead_letters WHERE subscription = 's';
 
 -- to its end
 TRUNCATE got, todo;
@@ -39,7 +39,7 @@ SELECT cqrs_seek('s', 'earliest');
 SELECT cqrs_drain('s');
 SELECT cqrs_drain('s');
 SELECT string_agg(n::text, ' ' ORDER BY seq) FROM got;
-SELECT payload, attempts, error FROM cqrs_dead_letters('s');
+SELECT payload, attempts, error FROM cqrs_dead_letters WHERE subscription = 's';
 
 -- undone by an EXCEPTION block
 TRUNCATE got, todo;
@@ -116,14 +116,13 @@ SET client_min_messages = error;
 SELECT cqrs_drain('often');
 RESET client_min_messages;
 SELECT last_value < 3000 FROM calls;
-SELECT count(*) FROM cqrs_dead_letters('often');
+SELECT count(*) FROM cqrs_dead_letters WHERE subscription = 'often';
 
 -- one transaction for each event is the worker's; who has no handler has none
 SELECT cqrs_alter_subscription('often', transaction => 'event');
 SELECT transaction FROM cqrs.subscription WHERE subscription = 'often';
 SELECT cqrs_alter_subscription('often', transaction => 'none');
 SELECT cqrs_subscribe('pulled', ARRAY['counted'], transaction => 'event');
-SELECT cqrs_subscribe('pulled', ARRAY['counted'], transaction => NULL);
 SELECT cqrs_subscribe('pulled', ARRAY['counted']);
 SELECT cqrs_alter_subscription('pulled', transaction => 'batch');
 

@@ -66,7 +66,7 @@ SELECT count(*) AS astray FROM cqrs.cursor c WHERE next_retry_at IS DISTINCT FRO
 DELETE FROM broken WHERE key IN ('key 1', 'key 3');
 SELECT due_now();
 SELECT cqrs_drain('things');
-SELECT count(*) FROM cqrs_dead_letters('things');
+SELECT count(*) FROM cqrs_dead_letters WHERE subscription = 'things';
 SELECT * FROM orders;
 
 -- down: dead letters come from anywhere; cursors' rows are numbered on

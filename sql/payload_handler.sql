@@ -30,7 +30,7 @@ SELECT cqrs_unsubscribe('jsonb'), cqrs_unsubscribe('composite'), cqrs_unsubscrib
 CREATE DOMAIN positive AS int CHECK (VALUE > 0);
 CREATE TYPE counted AS (n positive);
 CREATE FUNCTION take_counted(counted) RETURNS void LANGUAGE sql AS $$INSERT INTO public.taken VALUES ('counted', $1.n)$$;
-SELECT cqrs_subscribe('counted', ARRAY['numbers'], 'take_counted', 'latest');
+SELECT cqrs_subscribe('counted', ARRAY['numbers'], 'take_counted', start => 'latest');
 SELECT cqrs_emit('lettered', '{"n": 0}') IS NOT NULL, cqrs_emit('lettered', '{"n": 3}', 'x') IS NOT NULL;
 SELECT cqrs_tick() > 0 AS ticked;
 SET client_min_messages = error;
@@ -44,7 +44,7 @@ BEGIN
 	PERFORM public.cqrs_unsubscribe('seeks');
 	INSERT INTO public.taken VALUES ('seeks', p::text);
 END $$;
-SELECT cqrs_subscribe('seeks', ARRAY['numbers'], 'take_and_seek', 'latest');
+SELECT cqrs_subscribe('seeks', ARRAY['numbers'], 'take_and_seek', start => 'latest');
 SELECT cqrs_emit('lettered', jsonb_build_object('n', repeat('x', 100000))) IS NOT NULL;
 SELECT cqrs_tick() > 0 AS ticked;
 SELECT cqrs_drain('seeks');

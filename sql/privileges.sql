@@ -38,7 +38,7 @@ SELECT cqrs_subscribe('s', ARRAY['topic_a']);
 SELECT cqrs_unsubscribe('s');
 SELECT cqrs_tick();
 SELECT cqrs_drain('s');
-SELECT cqrs_worker_status();
+SELECT * FROM cqrs_worker_status;
 SELECT * FROM cqrs_subscription_status;
 
 -- just one command

@@ -49,7 +49,7 @@ SELECT cqrs_ack('pull') AS again;
 SELECT received('pull');
 COMMIT;
 SELECT payload->>'n' AS n, status, attempts FROM cqrs_events('things');
-SELECT retrying, waiting, dead, last_error_sqlstate, last_error, retry_at > now() AS later FROM cqrs_subscription_status;
+SELECT retrying, waiting, dead, error_sqlstate, error, retry_at > now() AS later FROM cqrs_subscription_status;
 
 -- now it is time; what failed before holds its key until it is settled
 SELECT due_now();
@@ -64,13 +64,13 @@ BEGIN;
 SELECT received('pull');
 SELECT cqrs_nack('pull', positions_of(2));
 COMMIT;
-SELECT payload, attempts, sqlstate, error FROM cqrs_dead_letters('pull');
+SELECT payload, attempts, error_sqlstate, error FROM cqrs_dead_letters WHERE subscription = 'pull';
 BEGIN;
 SELECT received('pull');
 SELECT cqrs_nack('pull', positions_of(5), 'hopeless', give_up => true);
 SELECT cqrs_ack('pull');
 COMMIT;
-SELECT payload, attempts, error FROM cqrs_dead_letters('pull');
+SELECT payload, attempts, error FROM cqrs_dead_letters WHERE subscription = 'pull';
 SELECT received('pull');
 SELECT cqrs_redrive('pull');
 BEGIN;
@@ -239,9 +239,9 @@ SELECT expire();
 SELECT received('pull', lease => '1 min');
 SELECT expire();
 SELECT received('pull', lease => '1 min');
-SELECT payload, attempts, sqlstate, error FROM cqrs_dead_letters('pull');
+SELECT payload, attempts, error_sqlstate, error FROM cqrs_dead_letters WHERE subscription = 'pull';
 SELECT cqrs_ack('pull', positions_of(64), receipt());
-SELECT cqrs_discard('pull');
+SELECT cqrs_discard_all('pull');
 
 -- one that was handed out alone may fail like others: its attempt was counted
 SELECT emit_pull('a', 65), emit_pull('a', 66);
@@ -372,7 +372,7 @@ SELECT payload, attempts FROM cqrs_receive('sought');
 -- an outbox as a consumer outside has it: of three events one is done, one is tried
 -- again and given up, and the other is not held up by that
 SELECT cqrs_register_event('placed', 'outbox');
-SELECT cqrs_subscribe('outbox', ARRAY['outbox'], retry_delay => '0');
+SELECT cqrs_subscribe('outbox', ARRAY['outbox'], max_attempts => 5, retry_delay => '0');
 SELECT count(cqrs_emit('placed', jsonb_build_object('n', n), key => n::text)) FROM generate_series(1, 3) n;
 SELECT cqrs_tick() > 0 AS ticked;
 SELECT event_name, payload, status FROM cqrs_events('outbox', 3);
@@ -395,7 +395,7 @@ BEGIN
 	END LOOP;
 END $$;
 SELECT count(*) FROM cqrs_events('outbox');
-SELECT payload, attempts, error FROM cqrs_dead_letters('outbox');
+SELECT payload, attempts, error FROM cqrs_dead_letters WHERE subscription = 'outbox';
 
 -- far more settled ahead of the cursor than its row keeps: what is not is parked
 SELECT cqrs_register_event('many', 'many');

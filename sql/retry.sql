@@ -21,7 +21,7 @@ BEGIN
 	END LOOP;
 END $$;
 CREATE VIEW progress AS
-	SELECT state, lag_events, retrying, waiting, dead, last_error_sqlstate, last_error FROM cqrs_subscription_status;
+	SELECT state, lag_events, retrying, waiting, dead, error_sqlstate, error FROM cqrs_subscription_status;
 CREATE VIEW outbox AS
 	SELECT key, payload->>'n' AS n, status, attempts FROM cqrs_events('things');
 
@@ -52,15 +52,15 @@ SELECT * FROM progress;
 SELECT * FROM outbox;
 SELECT key, payload->>'n' AS n, status, attempts FROM cqrs_events('things', status => 'dead');
 SELECT key, payload->>'n' AS n, status, attempts FROM cqrs_events('things', status => 'all') WHERE (payload->>'n')::integer > 8;
-SELECT event_name, topic, key, payload, attempts, sqlstate, error FROM cqrs_dead_letters('things');
-SELECT position, died_at >= emitted_at AS died FROM cqrs_dead_letters('things') ORDER BY 1;
+SELECT event_name, topic, key, payload, attempts, error_sqlstate, error FROM cqrs_dead_letters WHERE subscription = 'things' ORDER BY position;
+SELECT position, died_at >= emitted_at AS died FROM cqrs_dead_letters WHERE subscription = 'things' ORDER BY 1;
 
 -- tried anew: all, or one
 DELETE FROM broken;
 TRUNCATE handled RESTART IDENTITY;
-SELECT event_id FROM cqrs_dead_letters('things') ORDER BY position DESC LIMIT 1 \gset
-SELECT cqrs_redrive('things', :'event_id');
-SELECT cqrs_redrive('things', '01890a5d-ac96-774b-bcce-b302099a8057');
+SELECT event_id FROM cqrs_dead_letters WHERE subscription = 'things' ORDER BY position DESC LIMIT 1 \gset
+SELECT cqrs_redrive('things', ARRAY[:'event_id']::uuid[]);
+SELECT cqrs_redrive('things', ARRAY['01890a5d-ac96-774b-bcce-b302099a8057']::uuid[]);
 SELECT cqrs_redrive('things');
 SELECT cqrs_redrive('things');
 SELECT * FROM outbox;
@@ -78,8 +78,8 @@ SELECT cqrs_drain('things') > 0 AS delivered;
 SELECT retrying, dead FROM progress;
 DELETE FROM broken;
 TRUNCATE handled RESTART IDENTITY;
-SELECT event_id FROM cqrs_dead_letters('things') ORDER BY position LIMIT 1 \gset
-SELECT cqrs_redrive('things', :'event_id');
+SELECT event_id FROM cqrs_dead_letters WHERE subscription = 'things' ORDER BY position LIMIT 1 \gset
+SELECT cqrs_redrive('things', ARRAY[:'event_id']::uuid[]);
 SELECT cqrs_redrive('things');
 SELECT * FROM outbox;
 SELECT cqrs_drain('things') AS delivered;
@@ -105,14 +105,17 @@ INSERT INTO broken VALUES (14), (15);
 SELECT cqrs_alter_subscription('things', max_attempts => 1);
 SELECT emit_retry('a', '{14, 15, 16}');
 SELECT cqrs_drain('things') AS delivered;
-SELECT event_id FROM cqrs_dead_letters('things') ORDER BY position LIMIT 1 \gset
-SELECT cqrs_discard('things', :'event_id');
-SELECT payload FROM cqrs_dead_letters('things');
+SELECT event_id FROM cqrs_dead_letters WHERE subscription = 'things' ORDER BY position LIMIT 1 \gset
+-- nobody discards all by a variable that was never set
+SELECT cqrs_discard('things', NULL), cqrs_discard('things', '{}'), cqrs_redrive('things', '{}'), cqrs_retry('things', '{}');
+SELECT cqrs_discard('things', ARRAY[NULL]::uuid[]);
+SELECT cqrs_discard('things', ARRAY[:'event_id', '01890a5d-ac96-774b-bcce-b302099a8057', :'event_id']::uuid[]);
+SELECT payload FROM cqrs_dead_letters WHERE subscription = 'things' ORDER BY position;
 SELECT cqrs_drop_topic('things', cascade => false);
 SELECT cqrs_unregister_event('happened');
 SELECT cqrs_drop_topic('things');
-SELECT cqrs_discard('things');
-SELECT cqrs_discard('things', '01890a5d-ac96-774b-bcce-b302099a8057');
+SELECT cqrs_discard_all('things');
+SELECT cqrs_discard('things', ARRAY['01890a5d-ac96-774b-bcce-b302099a8057']::uuid[]);
 SELECT cqrs_register_event('happened', 'things');
 
 -- for ever
@@ -123,6 +126,32 @@ SELECT attempts >= 7 AS many FROM outbox;
 DELETE FROM broken;
 SELECT cqrs_drain('things') AS delivered;
 SELECT * FROM outbox;
+
+-- what failed waits for its time, what comes behind it for it; unless somebody
+-- wants it tried at once: all, or one
+INSERT INTO broken VALUES (30), (32);
+TRUNCATE handled RESTART IDENTITY;
+SELECT cqrs_alter_subscription('things', max_attempts => 3, retry_delay => '1 hour', max_retry_delay => '1 hour');
+SELECT emit_retry('a', '{30, 31}'), emit_retry('b', '{32, 33}');
+SELECT cqrs_drain('things') AS delivered;
+CREATE VIEW waiting AS
+SELECT r.event_name, r.topic, r.key, r.payload, r.headers, r.emitted_at <= now() AS emitted, r.attempts, r.error, r.error_sqlstate,
+	   r.error_at >= r.emitted_at AS failed, r.retry_at > r.error_at + interval '30 min' AS later, e.payload AS waits_for
+FROM cqrs_retries r LEFT JOIN cqrs_events('things') e ON e.event_id = r.waits_for
+WHERE r.subscription = 'things' ORDER BY r.position;
+SELECT * FROM waiting;
+DELETE FROM broken;
+SELECT cqrs_drain('things') AS delivered;
+SELECT cqrs_retry('things', (SELECT array_agg(event_id) FROM cqrs_retries WHERE payload->>'n' IN ('31', '32'))) AS retried;
+SELECT cqrs_drain('things') AS delivered;
+SELECT * FROM waiting;
+SELECT cqrs_retry('things') AS retried;
+SELECT cqrs_retry('things') AS retried;
+SELECT cqrs_drain('things') AS delivered;
+SELECT * FROM waiting;
+SELECT key, n, attempts FROM handled ORDER BY seq;
+DROP VIEW waiting;
+SELECT cqrs_alter_subscription('things', retry_delay => '0');
 
 -- a deferred constraint fails when the transaction ends: no one event did it
 CREATE TABLE once (n integer UNIQUE DEFERRABLE INITIALLY DEFERRED);
@@ -197,26 +226,38 @@ DROP FUNCTION on_busy(cqrs_event);
 
 -- privileges
 CREATE ROLE regress_cqrs_nobody;
-GRANT EXECUTE ON FUNCTION cqrs_redrive, cqrs_discard, cqrs_alter_subscription TO regress_cqrs_nobody;
+GRANT EXECUTE ON FUNCTION cqrs_alter_subscription TO regress_cqrs_nobody;
+SELECT cqrs_alter_subscription('things', max_attempts => 2, retry_delay => '1 hour');
+SELECT cqrs_seek('things', 'latest');
+INSERT INTO broken VALUES (50), (51);
+SELECT cqrs_alter_subscription('things', max_attempts => 1);
+SELECT emit_retry('a', '{50}');
+SELECT cqrs_drain('things') AS delivered;
+SELECT cqrs_alter_subscription('things', max_attempts => 2);
+SELECT emit_retry('b', '{51}');
+SELECT cqrs_drain('things') AS delivered;
+SELECT (SELECT count(*) FROM cqrs_dead_letters) AS dead, (SELECT count(*) FROM cqrs_retries) AS retries;
 SET ROLE regress_cqrs_nobody;
-SELECT * FROM cqrs_dead_letters('things');
+SELECT (SELECT count(*) FROM cqrs_dead_letters) AS dead, (SELECT count(*) FROM cqrs_retries) AS retries;
 SELECT cqrs_redrive('things');
-SELECT cqrs_discard('things');
+SELECT cqrs_retry('things');
+SELECT cqrs_discard('things', NULL);
+SELECT cqrs_discard_all('things');
 SELECT cqrs_alter_subscription('things', max_attempts => 1);
 SELECT cqrs_nack('things', '{1}');
 SELECT cqrs_ack('things', '{1}');
 SELECT cqrs_renew('things', gen_random_uuid(), '1 s');
 RESET ROLE;
-SELECT cqrs_dead_letters('no such subscription');
+SELECT cqrs_discard_all('no such subscription');
 SELECT cqrs_redrive(NULL);
 SELECT cqrs_alter_subscription('things', max_attempts => -1);
 SELECT cqrs_alter_subscription('things', retry_delay => '-1 s');
-SELECT cqrs_subscribe('other', ARRAY['things'], max_retained_size => NULL);
-SELECT cqrs_subscribe('other', ARRAY['things'], handler_timeout => '-1 s');
+SELECT cqrs_subscribe('other', ARRAY['things'], max_retained_size => -1);
+SELECT cqrs_subscribe('other', ARRAY['things'], delivery_timeout => '-1 s');
 SELECT cqrs_unsubscribe('things');
 SELECT count(*) FROM cqrs.retry;
 SELECT count(*) FROM cqrs.dead_letter;
-REVOKE ALL ON FUNCTION cqrs_redrive, cqrs_discard, cqrs_alter_subscription FROM regress_cqrs_nobody;
+REVOKE ALL ON FUNCTION cqrs_alter_subscription FROM regress_cqrs_nobody;
 DROP ROLE regress_cqrs_nobody;
 DROP VIEW progress, outbox;
 DROP TABLE broken, handled;

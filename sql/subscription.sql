@@ -89,7 +89,7 @@ BEGIN
 	END IF;
 	INSERT INTO public.got (event_name, key, payload) VALUES (event.event_name, event.key, event.payload);
 END $$;
-SELECT cqrs_subscribe('handler', ARRAY['topic_a', 'topic_b', 'topic_a'], 'on_event(cqrs_event)', 'latest');
+SELECT cqrs_subscribe('handler', ARRAY['topic_a', 'topic_b', 'topic_a'], 'on_event(cqrs_event)', start => 'latest');
 SELECT cqrs_drain('handler');
 SELECT cqrs_emit('a', '{"n": 1}', 'k1') IS NOT NULL;
 SELECT cqrs_emit('b', '{"n": 2}', 'k2') IS NOT NULL;
@@ -115,7 +115,7 @@ SELECT subscription, lag_events, state FROM cqrs_subscription_status ORDER BY 1;
 
 -- more events than a batch
 SELECT cqrs_unsubscribe('handler');
-SELECT cqrs_subscribe('handler', ARRAY['topic_b'], 'on_event(cqrs_event)', 'latest');
+SELECT cqrs_subscribe('handler', ARRAY['topic_b'], 'on_event(cqrs_event)', start => 'latest');
 TRUNCATE got;
 SELECT cardinality(cqrs_emit_many('b', array_agg(jsonb_build_object('n', n) ORDER BY n))) FROM generate_series(1, 2500) n;
 SELECT cqrs_tick() > 0 AS ticked;
@@ -163,7 +163,7 @@ CREATE FUNCTION on_last(event cqrs_event) RETURNS void LANGUAGE plpgsql SET sear
 BEGIN
 	PERFORM cqrs_unsubscribe('once');
 END $$;
-SELECT cqrs_subscribe('once', ARRAY['topic_a'], 'on_last(cqrs_event)', 'latest');
+SELECT cqrs_subscribe('once', ARRAY['topic_a'], 'on_last(cqrs_event)', start => 'latest');
 SELECT cqrs_emit('a', '{}') IS NOT NULL;
 SELECT cqrs_tick() > 0 AS ticked;
 SELECT cqrs_drain('once');
@@ -180,7 +180,7 @@ CREATE FUNCTION sent_by_c(c numbered) RETURNS void LANGUAGE sql AS $$
 	INSERT INTO public.sent VALUES (c.n, 'c', cqrs_context())
 $$;
 SELECT cqrs_register_command('SentByC', 'sent_by_c');
-SELECT cqrs_subscribe('sql', ARRAY['topic_a'], 'on_sql(cqrs_event)', 'latest'), cqrs_subscribe('c', ARRAY['topic_a'], 'on_c', 'latest');
+SELECT cqrs_subscribe('sql', ARRAY['topic_a'], 'on_sql(cqrs_event)', start => 'latest'), cqrs_subscribe('c', ARRAY['topic_a'], 'on_c', start => 'latest');
 SELECT cardinality(cqrs_emit_many('a', ARRAY['{"n": 1}', '{"n": 2}']::jsonb[]));
 SELECT cqrs_tick() > 0 AS ticked;
 SELECT cqrs_drain('sql'), cqrs_drain('c');
@@ -207,7 +207,7 @@ SELECT count(*) < 70 AS few_cursors FROM cqrs.cursor JOIN cqrs.subscription USIN
 SELECT count(*) < 70 AS few_ticks FROM cqrs.tick;
 
 -- subscribing
-SELECT cqrs_subscribe('reader', ARRAY['topic_a']);
+SELECT cqrs_subscribe('reader', ARRAY['topic_a'], max_attempts => 3);
 \echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_subscribe(NULL, ARRAY['topic_a']);
 SELECT cqrs_subscribe('', ARRAY['topic_a']);
@@ -217,13 +217,71 @@ SELECT cqrs_subscribe('x', '{}');
 SELECT cqrs_subscribe('x', ARRAY[NULL]::text[]);
 SELECT cqrs_subscribe('x', ARRAY['no such topic']);
 SELECT cqrs_subscribe('x', ARRAY['topic_a'], start => 'yesterday');
-SELECT cqrs_subscribe('x', ARRAY['topic_a'], start => NULL);
 CREATE FUNCTION on_text(text) RETURNS void LANGUAGE sql AS '';
 SELECT cqrs_subscribe('x', ARRAY['topic_a'], 'on_text(text)');
 SELECT cqrs_subscribe('x', ARRAY['topic_a'], 'no_such_function(cqrs_event)');
 SELECT cqrs_subscribe('a "quoted"; it''s', ARRAY['topic_a']);
 SELECT cqrs_unsubscribe('a "quoted"; it''s');
+-- NULL is what is not given: as a default, and nothing to be altered
+SELECT cqrs_subscribe('x', ARRAY['topic_a'], NULL, start => NULL, partitions => NULL, max_attempts => NULL, retry_delay => NULL,
+	max_retry_delay => NULL, delivery_timeout => NULL, max_retained_size => NULL, max_retained_age => NULL, server => NULL,
+	format => NULL, strict_key_order => NULL, transaction => NULL);
+SELECT subscription, handler, server, format, strict_key_order, transaction, partitions, max_attempts, retry_delay, max_retry_delay,
+	   delivery_timeout, max_retained_size, max_retained_age
+FROM cqrs.subscription WHERE subscription = 'x' \gx
+SELECT cqrs_unsubscribe('x');
+SELECT cqrs_subscribe('x', ARRAY['topic_a'], max_attempts => 7);
+SELECT cqrs_alter_subscription('x', NULL, max_attempts => NULL, retry_delay => '2 s');
+SELECT max_attempts, retry_delay, max_retry_delay FROM cqrs.subscription WHERE subscription = 'x';
+SELECT cqrs_unsubscribe('x');
 
+-- twice is once; something else takes or_replace, and goes on where it is
+SELECT cqrs_subscribe('x', ARRAY['topic_b', 'topic_a'], 'on_event(cqrs_event)', start => 'LATEST', max_attempts => 2, retry_delay => '60 s');
+SELECT cqrs_subscribe('x', ARRAY['topic_a', 'topic_b', 'topic_a'], 'on_event(cqrs_event)', max_attempts => 2, retry_delay => '1 min'),
+	   cqrs_subscribe('x', ARRAY['topic_a', 'topic_b'], 'on_event(cqrs_event)', max_attempts => 2, retry_delay => '1 min', or_replace => true);
+SET search_path = pg_catalog, public;
+SELECT cqrs_subscribe('x', ARRAY['topic_a', 'topic_b'], 'on_event(cqrs_event)', max_attempts => 2, retry_delay => '1 min');
+RESET search_path;
+CREATE VIEW chosen AS
+SELECT handler, partitions, max_attempts, retry_delay, search_path, next_partitions,
+	   (SELECT max(seq) FROM cqrs.cursor c WHERE c.subscription_id = s.subscription_id) AS cursor
+FROM cqrs.subscription s WHERE subscription = 'x';
+SELECT * FROM chosen;
+\set VERBOSITY default
+SELECT cqrs_subscribe('x', ARRAY['topic_a', 'topic_b'], 'on_event(cqrs_event)');
+\set VERBOSITY terse
+SELECT cqrs_subscribe('x', ARRAY['topic_a', 'topic_b'], 'on_event(cqrs_event)', max_attempts => 2, retry_delay => '1 min', search_path => 'nowhere');
+SELECT cqrs_subscribe('x', ARRAY['topic_a', 'topic_b'], 'on_event(cqrs_event)', max_attempts => 2, retry_delay => '1 min', partitions => 2);
+SELECT cqrs_subscribe('x', ARRAY['topic_a'], 'on_event(cqrs_event)', max_attempts => 2, retry_delay => '1 min');
+SELECT * FROM chosen;
+SELECT cqrs_subscribe('x', ARRAY['topic_a', 'topic_b'], 'on_last(cqrs_event)', retry_delay => '5 s', start => 'earliest', partitions => 2,
+	search_path => 'nowhere', or_replace => true);
+SELECT * FROM chosen;
+SELECT cqrs_subscribe('x', ARRAY['topic_a', 'topic_b'], 'on_event(cqrs_event)', or_replace => true);
+SELECT * FROM chosen;
+-- what it is not to become
+SELECT cqrs_subscribe('x', ARRAY['topic_a'], 'on_event(cqrs_event)', or_replace => true);
+SELECT cqrs_subscribe('x', ARRAY['topic_a', 'topic_b'], or_replace => true);
+CREATE ROLE regress_cqrs_other LOGIN;
+CREATE ROLE regress_cqrs_member LOGIN IN ROLE regress_cqrs_other;
+GRANT SELECT ON cqrs_topics.topic_a, cqrs_topics.topic_b TO regress_cqrs_other;
+GRANT EXECUTE ON FUNCTION cqrs_subscribe, cqrs_unsubscribe TO regress_cqrs_other;
+SET ROLE regress_cqrs_other;
+SELECT cqrs_subscribe('x', ARRAY['topic_a', 'topic_b'], or_replace => true);
+SELECT cqrs_unsubscribe('x', if_exists => true);
+SELECT cqrs_subscribe('theirs', ARRAY['topic_a']);
+-- a member may ask for the same, but not own what it replaces
+SET ROLE regress_cqrs_member;
+SELECT cqrs_subscribe('theirs', ARRAY['topic_a']);
+SELECT cqrs_subscribe('theirs', ARRAY['topic_a'], max_attempts => 1, or_replace => true);
+SELECT cqrs_unsubscribe('theirs');
+RESET ROLE;
+SELECT cqrs_unsubscribe('x'), cqrs_unsubscribe('x', if_exists => true);
+SELECT cqrs_unsubscribe('x', if_exists => NULL);
+\set VERBOSITY default
+DROP VIEW chosen;
+DROP OWNED BY regress_cqrs_other, regress_cqrs_member;
+DROP ROLE regress_cqrs_other, regress_cqrs_member;
 -- the wrong kind, and what does not exist
 SELECT cqrs_receive('no such subscription');
 \echo :LAST_ERROR_SQLSTATE

@@ -21,6 +21,8 @@
 --                    another one of its topic and key
 -- transaction        for a handler: batch, one for the events of a batch; event,
 --                    one for each event
+-- search_path        for a handler: it is called with this, and pg_temp behind it,
+--                    unless it has a SET search_path; NULL without handler
 -- runs_commands      it gets the commands that its owner enqueued
 -- partitions         over how many cursors the events are spread, by key
 -- next_partitions    the number that this is being changed to;
@@ -33,7 +35,7 @@
 --                    0: for ever
 -- retry_delay        after the first failure; doubles with each further one
 -- max_retry_delay    ... up to this
--- handler_timeout    the longest that the handler may take for one event, or a
+-- delivery_timeout    the longest that the handler may take for one event, or a
 --                    broker confirm nothing; 0: no limit
 -- max_retained_size  suspended when it keeps more bytes of events than this
 --                    from being truncated; 0: no limit
@@ -43,6 +45,8 @@
 -- state_since        when it got into that state
 -- state_reason       why, in words
 -- missed_events      how many of its events were truncated while suspended
+-- retried_at         when cqrs_retry(), or another handler, last ended the wait of
+--                    an outage
 -- created_at         when it was created
 -- ----------------------------------------------------------------------
 CREATE SEQUENCE cqrs.subscription_id AS integer;
@@ -54,7 +58,8 @@ CREATE TABLE cqrs.subscription (
 	server				text,
 	format				text,
 	strict_key_order	boolean		NOT NULL,
-	transaction			text		NOT NULL DEFAULT 'batch',
+	transaction			text		NOT NULL,
+	search_path			text,
 	runs_commands		boolean		NOT NULL DEFAULT false,
 	partitions			integer		NOT NULL,
 	next_partitions		integer,
@@ -64,13 +69,14 @@ CREATE TABLE cqrs.subscription (
 	max_attempts		integer		NOT NULL,
 	retry_delay			interval	NOT NULL,
 	max_retry_delay		interval	NOT NULL,
-	handler_timeout		interval	NOT NULL,
+	delivery_timeout		interval	NOT NULL,
 	max_retained_size	bigint		NOT NULL,
 	max_retained_age	interval	NOT NULL,
 	state				text		NOT NULL DEFAULT 'active',
 	state_since			timestamptz	NOT NULL DEFAULT now(),
 	state_reason		text,
 	missed_events		bigint		NOT NULL DEFAULT 0,
+	retried_at			timestamptz,
 	created_at			timestamptz	NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE cqrs.subscription IS 'subscriptions';
@@ -111,11 +117,45 @@ LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'cqrs_key_partition_of'
 REVOKE ALL ON FUNCTION cqrs.key_partition(text, integer) FROM PUBLIC;
 COMMENT ON FUNCTION cqrs.key_partition(text, integer) IS 'partition of a key';
 
+-- The subscriptions, with all that was chosen for them: see cqrs.subscription and
+-- cqrs_subscribe(). Those that the reader may act for, as a member of the owner,
+-- receive from or see, or, as a member of pg_monitor, all.
+--   owner  NULL: nobody, and nothing is delivered
+CREATE VIEW @extschema@.cqrs_subscriptions WITH (security_barrier) AS
+SELECT s.subscription,
+	   ARRAY(SELECT t.topic
+			 FROM cqrs.subscription_topic st JOIN cqrs.topic t USING (topic_id)
+			 WHERE st.subscription_id = s.subscription_id
+			 ORDER BY t.topic) AS topics,
+	   s.handler,
+	   s.server,
+	   pg_get_userbyid(o.owner) AS owner,
+	   s.partitions,
+	   s.max_attempts,
+	   s.retry_delay,
+	   s.max_retry_delay,
+	   s.delivery_timeout,
+	   s.max_retained_size,
+	   s.max_retained_age,
+	   s.format,
+	   s.strict_key_order,
+	   s.transaction,
+	   s.search_path,
+	   s.created_at
+FROM cqrs.subscription s
+CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
+WHERE pg_has_role(current_user, o.owner, 'USAGE')
+   OR has_table_privilege(current_user, o.view, 'SELECT, UPDATE')
+   OR pg_has_role(current_user, 'pg_monitor', 'USAGE');
+GRANT SELECT ON @extschema@.cqrs_subscriptions TO PUBLIC;
+COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subscription';
+
 -- Subscribes to topics. The caller becomes the owner of the subscription, and
 -- of view cqrs_subscriptions.<subscription>, which shows its row of
 -- cqrs_subscription_status: whoever owns the view owns the subscription. ALTER
 -- VIEW ... OWNER TO and REASSIGN OWNED give it to another role, from the next
 -- batch on; DROP ROLE is refused. If the view is dropped, nothing is delivered.
+-- NULL for an argument means its default.
 --   subscription       name, 1 to 63 bytes
 --   topics             one or more topics
 --   handler            a function with one argument, called for each event in
@@ -125,39 +165,52 @@ COMMENT ON FUNCTION cqrs.key_partition(text, integer) IS 'partition of a key';
 --                      returns is ignored. Named as for
 --                      cqrs_register_command(). NULL without server: read with
 --                      cqrs_receive() and cqrs_ack()
---   start              'earliest': from the oldest event retained; if a topic
---                      was restored from a dump, nothing before cqrs_adopt();
---                      'latest': from what commits after this call
---   partitions         1 to 1000: by their keys, events are spread over this many
---                      cursors, which are delivered side by side; events
---                      without a key are in the first
---   max_attempts       how often an event is tried before it is a dead letter;
---                      0: for ever
---   retry_delay        after the first failure; doubles with each further one,
---                      and varies by a quarter
---   max_retry_delay    ... up to this
---   handler_timeout    the longest that the handler may take for one event when
---                      the worker calls it, or that a broker may confirm
---                      nothing; 0: no limit
---   max_retained_size  suspended when it keeps more bytes of events than this
---                      from being truncated; 0: no limit
---   max_retained_age   ... or events older than this; 0: no limit
 --   server             the foreign server of a broker, made with the wrapper of a
 --                      broker module; not together with a handler
+--   start              'earliest', the default: from the oldest event retained;
+--                      if a topic was restored from a dump, nothing before
+--                      cqrs_adopt();
+--                      'latest': from what commits after this call
+--   partitions         1 (the default) to 1000: by their keys, events are spread
+--                      over this many cursors, which are delivered side by side;
+--                      events without a key are in the first
+--   max_attempts       how often an event is tried before it is a dead letter;
+--                      0: for ever. Default 25, in a day and a half
+--   retry_delay        after the first failure; doubles with each further one,
+--                      and varies by a quarter. Default 1 s
+--   max_retry_delay    ... up to this. Default 3 h
+--   delivery_timeout   the longest that the handler may take for one event when
+--                      the worker calls it, or that a broker may confirm
+--                      nothing; 0: no limit. Default 1 min
+--   max_retained_size  suspended when it keeps more bytes of events than this
+--                      from being truncated; 0: no limit. Default 10 GB
+--   max_retained_age   ... or events older than this; 0, the default: no limit
 --   format             of the messages to it. 'cqrs', the default: the envelope
 --                      of python-cqrs in JSON; 'cloudevents': CloudEvents 1.0 in
 --                      binary mode; 'raw': the payload alone, the rest in
 --                      headers
---   transaction        'batch': the handler is called for up to 1000 events in a
---                      transaction, which it can see only by now() and
---                      the transaction's id; 'event': for each in one of its
---                      own, which is slower; see docs/subscriptions.md
 --   strict_key_order   never have two events of one topic and key (or of one
 --                      topic, without keys) on their way to the broker
 --                      together. Otherwise, if the broker rejects one, the next
 --                      ones of its key may have got there before it is tried
 --                      again
--- Errors: 42710 exists; 42P07 a relation of that name is in schema
+--   transaction        'batch', the default: the handler is called for up to 1000
+--                      events in a transaction, which it can see only by
+--                      now() and the transaction's id; 'event': for each in one
+--                      of its own, which is slower; see docs/subscriptions.md
+--   search_path        that the handler is called with, unless it has a SET
+--                      search_path; pg_temp comes last, and is not named.
+--                      Default: the setting of this session. A warning says so if
+--                      others may create in a schema of it
+--   or_replace         if there is a subscription of this name, with other
+--                      settings, change them, as cqrs_alter_subscription() does:
+--                      it stays where it is. start does not matter then
+-- Returns whether that made or changed anything: false if there is a
+-- subscription of this name, with the same topics and settings. search_path
+-- counts only if it is given.
+-- Errors: 42710 there is one of this name, with other settings; 42501 it belongs
+-- to somebody else; 55000 or_replace cannot change its topics, nor make
+-- something else of it; 42P07 a relation of that name is in schema
 -- cqrs_subscriptions; 42704 no such topic, or server; 42883, 42P13 handler;
 -- 42809 the server is not one of a broker; 55000 its module does not fit;
 -- 42501 no SELECT on a topic, no EXECUTE on the handler, no USAGE on the
@@ -169,20 +222,21 @@ COMMENT ON FUNCTION cqrs.key_partition(text, integer) IS 'partition of a key';
 -- transaction. Until then, nothing of its topics is truncated.
 -- Privileges: EXECUTE, not granted to PUBLIC, and the above.
 CREATE FUNCTION @extschema@.cqrs_subscribe(subscription text, topics text[], handler text DEFAULT NULL,
-	start text DEFAULT 'earliest', partitions integer DEFAULT 1, max_attempts integer DEFAULT 5,
-	retry_delay interval DEFAULT '200 ms', max_retry_delay interval DEFAULT '5 min',
-	handler_timeout interval DEFAULT '1 min', max_retained_size bigint DEFAULT 10737418240,
-	max_retained_age interval DEFAULT '0', server text DEFAULT NULL, format text DEFAULT NULL,
-	strict_key_order boolean DEFAULT false, transaction text DEFAULT 'batch') RETURNS void
+	server text DEFAULT NULL, start text DEFAULT NULL, partitions integer DEFAULT NULL, max_attempts integer DEFAULT NULL,
+	retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
+	delivery_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
+	max_retained_age interval DEFAULT NULL, format text DEFAULT NULL, strict_key_order boolean DEFAULT NULL,
+	transaction text DEFAULT NULL, search_path text DEFAULT NULL, or_replace boolean DEFAULT false) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, integer, integer,
-	interval, interval, interval, bigint, interval, text, text, boolean, text) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, integer, integer,
-	interval, interval, interval, bigint, interval, text, text, boolean, text) IS 'subscribes to topics';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, integer, integer,
+	interval, interval, interval, bigint, interval, text, boolean, text, text, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, integer, integer,
+	interval, interval, interval, bigint, interval, text, boolean, text, text, boolean) IS 'subscribes to topics';
 
 -- Changes settings of a subscription; NULL leaves one as it is. If its view was
 -- dropped, makes it again, and the caller becomes the owner.
---   handler  another handler, for a subscription that has one
+--   handler  another handler, for a subscription that has one. Events that
+--            failed with the former one are tried again now, as by cqrs_retry()
 --   server   another server, for a subscription that has one; it does not
 --            get what was sent to the first one
 --   partitions
@@ -193,49 +247,53 @@ COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, integer
 --            cqrs_subscription_status is not NULL. Another call changes the
 --            new number; with the present one, nothing is changed
 --   others   as in cqrs_subscribe()
+-- Returns whether that changed anything.
 -- Errors: 42704 does not exist; 42501 not its owner, or for the handler as in
 -- cqrs_subscribe(), as for the server; 55000 it has no handler, or no server;
 -- 22023 out of its range.
--- Locks: with partitions, those for moving its cursors, until the end of the
--- transaction; it waits for the batches being delivered.
+-- Locks: with partitions or a handler, those for moving its cursors, until the
+-- end of the transaction; it waits for the batches being delivered.
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner; to
 -- change the handler or the server, being the owner. If there is no owner,
 -- membership in the extension's.
 CREATE FUNCTION @extschema@.cqrs_alter_subscription(subscription text, handler text DEFAULT NULL,
-	max_attempts integer DEFAULT NULL, retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
-	handler_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
-	max_retained_age interval DEFAULT NULL, server text DEFAULT NULL, format text DEFAULT NULL,
-	strict_key_order boolean DEFAULT NULL, transaction text DEFAULT NULL, partitions integer DEFAULT NULL) RETURNS void
+	server text DEFAULT NULL, partitions integer DEFAULT NULL, max_attempts integer DEFAULT NULL,
+	retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
+	delivery_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
+	max_retained_age interval DEFAULT NULL, format text DEFAULT NULL, strict_key_order boolean DEFAULT NULL,
+	transaction text DEFAULT NULL, search_path text DEFAULT NULL) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_alter_subscription(text, text, integer, interval, interval, interval,
-	bigint, interval, text, text, boolean, text, integer) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, text, integer, interval, interval, interval,
-	bigint, interval, text, text, boolean, text, integer) IS 'changes settings of a subscription';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_alter_subscription(text, text, text, integer, integer, interval,
+	interval, interval, bigint, interval, text, boolean, text, text) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, text, text, integer, integer, interval,
+	interval, interval, bigint, interval, text, boolean, text, text) IS 'changes settings of a subscription';
 
 -- Removes a subscription, with what it has to retry and its dead letters; one
 -- that executes commands (see cqrs_enqueue()), with its topic, too. Waits for
 -- the batch being delivered, and for the emitters of such a topic; what is on
 -- its way to a broker may arrive.
--- Errors: 42704 does not exist; 42501 not its owner; 2BP01 something depends on
--- its view.
+--   if_exists  one that does not exist is no error
+-- Returns false if it does not exist. Errors: 42704 does not exist; 42501 not
+-- its owner; 2BP01 something depends on its view.
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner, or,
 -- if there is none, in the extension's.
-CREATE FUNCTION @extschema@.cqrs_unsubscribe(subscription text) RETURNS void
+CREATE FUNCTION @extschema@.cqrs_unsubscribe(subscription text, if_exists boolean DEFAULT false) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_unsubscribe(text) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_unsubscribe(text) IS 'removes a subscription';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_unsubscribe(text, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_unsubscribe(text, boolean) IS 'removes a subscription';
 
 -- Stops a subscription: nothing is delivered to it, and its events are kept,
 -- within max_retained_size and max_retained_age. Waits for the batch being
 -- delivered: once it returns, and until cqrs_resume(), no handler runs. What is
 -- on its way to a broker arrives, and is recorded. A suspended subscription
 -- stays suspended.
--- Errors: 42704 does not exist; 42501 not its owner.
+-- Returns false if it was stopped already. Errors: 42704 does not exist; 42501
+-- not its owner.
 -- Locks: those for moving its cursors, until the end of the transaction.
--- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
-CREATE FUNCTION @extschema@.cqrs_pause(subscription text) RETURNS void
+-- Privileges: membership in the owner.
+CREATE FUNCTION @extschema@.cqrs_pause(subscription text) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_pause(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_pause(text) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_pause(text) IS 'stops delivery to a subscription';
 
 -- Lets a subscription that was paused or suspended go on where it was. Returns
@@ -244,7 +302,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_pause(text) IS 'stops delivery to a subscri
 -- as cqrs_pause().
 CREATE FUNCTION @extschema@.cqrs_resume(subscription text) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_resume(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_resume(text) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_resume(text) IS 'has delivery to a subscription go on';
 
 -- Moves a subscription in the log, to replay or to skip. What it has to retry
@@ -259,24 +317,25 @@ COMMENT ON FUNCTION @extschema@.cqrs_resume(text) IS 'has delivery to a subscrip
 -- 25006 read-only transaction or standby.
 -- Locks: those for moving its cursors, until the end of the transaction; until
 -- then, nothing of its topics is truncated.
--- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
+-- Privileges: membership in the owner.
 CREATE FUNCTION @extschema@.cqrs_seek(subscription text, target text) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_seek(text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_seek(text, text) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_seek(text, text) IS 'moves a subscription in the log';
 
 CREATE FUNCTION @extschema@.cqrs_seek(subscription text, target timestamptz) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_seek_time';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_seek(text, timestamptz) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_seek(text, timestamptz) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_seek(text, timestamptz) IS 'moves a subscription to a time in the log';
 
--- Waits until a subscription has got, parked for a retry, or given up all that
--- was committed when this was called.
---   timeout  how long at most
--- Returns false on timeout. It does not wait for what the caller's own
--- transaction emitted.
+-- Waits until a subscription has got all that was committed when this was
+-- called, parked events, too.
+--   timeout  how long at most; NULL: 10 s
+-- Returns false on timeout, and at once if it gave up on an event up to then:
+-- if there is a dead letter, which a notice says. It does not wait for what the
+-- caller's own transaction emitted.
 -- Errors: 42704 does not exist; 42501 not its owner; 55000 cqrs_outbox is not
--- in shared_preload_libraries; 22004, 22023 timeout.
+-- in shared_preload_libraries; 22023 timeout.
 -- Privileges: membership in the owner.
 CREATE FUNCTION @extschema@.cqrs_wait(subscription text, timeout interval DEFAULT '10 s') RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
@@ -512,36 +571,113 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_renew(text, uuid, interval) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_renew(text, uuid, interval) IS 'prolongs the lease of received events';
 
--- The events that a subscription gave up on, by position. topic is NULL if it
--- was dropped; error is the last one's message.
--- Errors: 42704 does not exist; 42501 not its owner.
--- Privileges: membership in the subscription's owner.
-CREATE FUNCTION @extschema@.cqrs_dead_letters(subscription text, OUT "position" bigint, OUT event_id uuid,
-	OUT event_name text, OUT topic text, OUT key text, OUT payload jsonb, OUT headers jsonb, OUT emitted_at timestamptz,
-	OUT attempts integer, OUT died_at timestamptz, OUT sqlstate text, OUT error text) RETURNS SETOF record
-LANGUAGE C STABLE PARALLEL UNSAFE ROWS 100 AS 'MODULE_PATHNAME';
-GRANT EXECUTE ON FUNCTION @extschema@.cqrs_dead_letters(text) TO PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_dead_letters(text) IS 'events that a subscription gave up on';
+-- The events that subscriptions gave up on: of those subscriptions that the reader
+-- may act for, as a member of the owner, or, if there is none, of the
+-- extension's. ORDER BY position is the order in which they were emitted.
+--   position .. emitted_at
+--                   the event; topic is NULL if it was dropped
+--   attempts        how often it was tried, the last time included
+--   error           the last one's message
+--   error_sqlstate  its code
+--   died_at         when it was given up
+CREATE VIEW @extschema@.cqrs_dead_letters WITH (security_barrier) AS
+SELECT s.subscription,
+	   d.position,
+	   d.event_id,
+	   d.event_name,
+	   t.topic,
+	   d.key,
+	   d.payload,
+	   d.headers,
+	   d.emitted_at,
+	   d.attempts,
+	   d.message AS error,
+	   d.sqlstate AS error_sqlstate,
+	   d.died_at
+FROM cqrs.subscription s
+CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
+JOIN cqrs.dead_letter d USING (subscription_id)
+LEFT JOIN cqrs.topic t USING (topic_id)
+WHERE pg_has_role(current_user, coalesce(o.owner, (SELECT extowner FROM pg_extension WHERE extname = 'cqrs_outbox')), 'USAGE');
+GRANT SELECT ON @extschema@.cqrs_dead_letters TO PUBLIC;
+COMMENT ON VIEW @extschema@.cqrs_dead_letters IS 'events that subscriptions gave up on';
+
+-- The events that are parked: those that failed and will be tried again, later
+-- events of their topics and keys, which wait for them, and events that a client
+-- was handed and has not settled. Of the same subscriptions as above.
+--   position .. emitted_at
+--                   the event; topic is NULL if it was dropped
+--   attempts        how often it was tried, and that counted
+--   error, error_sqlstate, error_at
+--                   of the last time; NULL: it has not failed
+--   retry_at        not tried again before; NULL: it waits for another one
+--   waits_for       that one's id, or NULL
+CREATE VIEW @extschema@.cqrs_retries WITH (security_barrier) AS
+SELECT s.subscription,
+	   r.position,
+	   r.event_id,
+	   r.event_name,
+	   t.topic,
+	   r.key,
+	   r.payload,
+	   r.headers,
+	   r.emitted_at,
+	   r.attempts,
+	   r.message AS error,
+	   r.sqlstate AS error_sqlstate,
+	   r.failed_at AS error_at,
+	   CASE WHEN r.due_at IS NOT NULL THEN r.retry_at END AS retry_at,
+	   CASE WHEN r.due_at IS NULL
+			THEN (SELECT h.event_id FROM cqrs.retry h
+				  WHERE h.subscription_id = r.subscription_id AND h.partition = r.partition AND h.lane = r.lane
+				  ORDER BY h.position LIMIT 1) END AS waits_for
+FROM cqrs.subscription s
+CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
+JOIN cqrs.retry r USING (subscription_id)
+LEFT JOIN cqrs.topic t USING (topic_id)
+WHERE pg_has_role(current_user, coalesce(o.owner, (SELECT extowner FROM pg_extension WHERE extname = 'cqrs_outbox')), 'USAGE');
+GRANT SELECT ON @extschema@.cqrs_retries TO PUBLIC;
+COMMENT ON VIEW @extschema@.cqrs_retries IS 'events that are tried again, or wait for one that is';
+
+-- Has events that failed tried again now instead of at their retry_at, once the
+-- cause was removed. If the whole subscription waits, because of an outage, that
+-- is over, too. Attempts are counted on.
+--   event_ids  only these; NULL: all
+-- Returns how many were not due before. Errors: 42704 the subscription does not
+-- exist; 42501 not its owner; 22004 an id is NULL; 25006 read-only transaction
+-- or standby.
+-- Locks: those for moving its cursors, until the end of the transaction.
+-- Privileges: membership in the owner.
+CREATE FUNCTION @extschema@.cqrs_retry(subscription text, event_ids uuid[] DEFAULT NULL) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_retry(text, uuid[]) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_retry(text, uuid[]) IS 'has what failed tried again now';
 
 -- Has dead letters delivered after all, in order of their positions, with a
 -- full number of attempts. Later events of the same keys that were delivered
 -- meanwhile are not delivered again.
---   event_id  only this one; NULL: all
--- Returns how many. Errors: 42704 the subscription, or a dead letter of that
--- id, does not exist; 42501 not its owner; 55000 restored from a dump.
--- Locks: those for moving its cursors, until the end of the transaction.
--- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner.
-CREATE FUNCTION @extschema@.cqrs_redrive(subscription text, event_id uuid DEFAULT NULL) RETURNS bigint
+--   event_ids  only these; NULL: all
+-- Returns how many there were. Errors, locks, privileges: as cqrs_retry(); and
+-- 55000 restored from a dump.
+CREATE FUNCTION @extschema@.cqrs_redrive(subscription text, event_ids uuid[] DEFAULT NULL) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_redrive(text, uuid) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_redrive(text, uuid) IS 'has dead letters delivered after all';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_redrive(text, uuid[]) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_redrive(text, uuid[]) IS 'has dead letters delivered after all';
 
--- Deletes dead letters: this one, or all. Returns how many. Errors and
--- privileges: as cqrs_redrive().
-CREATE FUNCTION @extschema@.cqrs_discard(subscription text, event_id uuid DEFAULT NULL) RETURNS bigint
+-- Deletes these dead letters.
+--   event_ids  NULL: none
+-- Returns how many there were. Errors and privileges: as cqrs_retry().
+CREATE FUNCTION @extschema@.cqrs_discard(subscription text, event_ids uuid[]) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_discard(text, uuid) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_discard(text, uuid) IS 'deletes dead letters';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_discard(text, uuid[]) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_discard(text, uuid[]) IS 'deletes dead letters';
+
+-- Deletes all dead letters of a subscription. Returns how many there were.
+-- Errors and privileges: as cqrs_retry().
+CREATE FUNCTION @extschema@.cqrs_discard_all(subscription text) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_discard_all(text) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_discard_all(text) IS 'deletes all dead letters of a subscription';
 
 -- Makes the events of topics that were restored from a dump ordinary events of
 -- this cluster, and has the restored subscriptions go on: first with exactly

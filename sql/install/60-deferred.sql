@@ -40,31 +40,33 @@ ALTER TABLE cqrs.scheduled_command ENABLE ALWAYS TRIGGER refuse_write;
 -- both named commands_of_<role>, with a number behind that if need be. What
 -- the role enqueues goes through it. If only its topic is missing, that is
 -- created.
---   owner  the role; NULL: the current user
+--   owner        the role; NULL: the current user
+--   search_path  that its commands are executed with; NULL: that of this session.
+--                pg_temp comes last, and is not named
 -- Returns false if the role has one.
 -- Errors: 42704 no such role; 42501 the caller is not a member of it, or, before
--- PostgreSQL 17, it has no LOGIN, which the worker needs; 25006 read-only
--- transaction or standby.
+-- PostgreSQL 17, it has no LOGIN, which the worker needs; 22023 search_path;
+-- 25006 read-only transaction or standby.
 -- Locks: SHARE ROW EXCLUSIVE on cqrs.subscription and cqrs.topic until the end
 -- of the transaction.
 -- Privileges: membership in the role.
-CREATE FUNCTION @extschema@.cqrs_create_command_queue(owner text DEFAULT NULL) RETURNS boolean
+CREATE FUNCTION @extschema@.cqrs_create_command_queue(owner text DEFAULT NULL, search_path text DEFAULT NULL) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-GRANT EXECUTE ON FUNCTION @extschema@.cqrs_create_command_queue(text) TO PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_create_command_queue(text) IS 'creates a role''s queue of commands';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_create_command_queue(text, text) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_create_command_queue(text, text) IS 'creates a role''s queue of commands';
 
 -- Enqueues a command: once the transaction has committed, and not before
 -- run_at, the worker executes it, as cqrs_send() would, but in a transaction of
--- its own, as the role that enqueued it, with search_path pg_catalog. Its
--- answer is lost. In its handler, cqrs_context() has its command id as id, what
--- was being handled when it was enqueued as the cause, and the number of
--- attempts.
+-- its own, as the role that enqueued it, with the search_path of that role's
+-- queue. Its answer is lost. In its handler, cqrs_context() has its command id
+-- as id, what was being handled when it was enqueued as the cause, and the
+-- number of attempts.
 --
 -- The role has a command queue: see cqrs_create_command_queue(). A command is
 -- delivered like an event of the queue's topic, to its subscription. So one that
 -- fails is tried again, after the same delays, with the same number of attempts,
 -- and is a dead letter in the end; cqrs_alter_subscription(), cqrs_pause(),
--- cqrs_dead_letters(), cqrs_redrive(), cqrs_drain() and cqrs_wait() work on the
+-- cqrs_dead_letters, cqrs_retry(), cqrs_redrive(), cqrs_drain() and cqrs_wait() work on the
 -- subscription. It keeps its commands whatever their size, until cqrs_alter_subscription()
 -- gives it a limit. A role's commands are executed one after the other.
 -- cqrs_unsubscribe() drops the topic, too, with what is in it and what was

@@ -66,17 +66,18 @@ COMMENT ON VIEW @extschema@.cqrs_breaker_status IS 'circuit breakers';
 --   segments           how many are not empty
 --   held_by            what keeps the oldest segment but the current one from
 --                      being truncated, or NULL: nothing, or there is none:
---                      retention; restore (until cqrs_adopt());
---                      subscription "..."; lock of pid ...; lock of a
---                      prepared transaction; change of the topic or its
---                      subscriptions (it is underway)
+--                      retention; restore (until cqrs_adopt()); subscription;
+--                      lock; prepared_transaction; change (of the topic or its
+--                      subscriptions, which is under way); or unusable: a
+--                      table of the topic is locked, missing or altered
+--   held_by_name       of the subscription
 --   held_by_pid        process that has the lock; NULL otherwise, and for a
 --                      prepared transaction
 --   held_since         retention: since another segment is the current one;
 --                      subscription: since its cursor last moved
 CREATE FUNCTION cqrs.topic_progress(topic_id integer,
 	OUT events bigint, OUT bytes bigint, OUT oldest_emitted_at timestamptz, OUT segments integer,
-	OUT held_by text, OUT held_by_pid integer, OUT held_since timestamptz)
+	OUT held_by text, OUT held_by_name text, OUT held_by_pid integer, OUT held_since timestamptz)
 LANGUAGE C STABLE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_topic_progress';
 GRANT EXECUTE ON FUNCTION cqrs.topic_progress(integer) TO PUBLIC;
 COMMENT ON FUNCTION cqrs.topic_progress(integer) IS 'what a topic keeps, and why';
@@ -93,6 +94,7 @@ SELECT t.topic,
 	   t.current_segment,
 	   t.retention,
 	   p.held_by,
+	   p.held_by_name,
 	   p.held_by_pid,
 	   coalesce(p.held_since, a.xact_start) AS held_since
 FROM cqrs.topic t
@@ -109,17 +111,18 @@ COMMENT ON VIEW @extschema@.cqrs_topic_status IS 'size of each topic, and what k
 --                    an upper bound (with several partitions, an estimate of
 --                    one). NULL, as are the next two, if they cannot be
 --                    counted: a topic's table was altered or is locked
---   lag_seconds      age of the oldest of them, in seconds; 0 if there is
---                    none. An upper bound while much of a large window was
+--   lag              age of the oldest of them; 0 if there is none. An upper bound while much of a large window was
 --                    delivered
 --   lag_bytes        their size on disk, estimated from those looked at
---   events_a_second  the rate at which they were delivered lately
+--   events_per_second
+--                    the rate at which they were delivered lately
 --   pid              of a process that delivers, or NULL
---   state            idle, delivering, waiting to retry, no worker, paused,
---                    suspended, restored, or copied
+--   state            idle; delivering; waiting: only for another attempt, or for
+--                    an outage to end; no_worker: there are events, and no
+--                    worker; paused; suspended; restored; copied
 CREATE FUNCTION cqrs.subscription_progress(subscription_id integer,
-	OUT lag_events bigint, OUT lag_seconds double precision, OUT lag_bytes bigint,
-	OUT events_a_second double precision, OUT pid integer, OUT state text)
+	OUT lag_events bigint, OUT lag interval, OUT lag_bytes bigint,
+	OUT events_per_second double precision, OUT pid integer, OUT state text)
 LANGUAGE C STABLE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_subscription_progress';
 GRANT EXECUTE ON FUNCTION cqrs.subscription_progress(integer) TO PUBLIC;
 COMMENT ON FUNCTION cqrs.subscription_progress(integer) IS 'progress of a subscription';
@@ -171,10 +174,13 @@ COMMENT ON VIEW cqrs.cursor_holder IS 'who has the locks of cursors';
 --   waiting   parked events that have not failed: they wait for one
 --             that has, or were handed out and are not settled
 --   dead      dead letters; of these three, 10,000 means as many or more
---   last_error ..
---             of what failed last, an event or the whole subscription
---             (then last_error_position is NULL); of more than 10,000 events
---             that are tried again, so many are looked at
+--   state     as in cqrs.subscription_progress(); or held: idle, because somebody
+--             has the lock of a cursor; or broken: a cursor is missing
+--   error ..  of what failed, and was not delivered since: the whole
+--             subscription (then error_position is NULL), or else the event
+--             that failed last; of more than 10,000 events that are tried
+--             again, so many are looked at. NULL: nothing is wrong, and there is
+--             no dead letter
 CREATE VIEW @extschema@.cqrs_subscription_status WITH (security_barrier) AS
 SELECT s.subscription,
 	   ARRAY(SELECT t.topic
@@ -188,14 +194,15 @@ SELECT s.subscription,
 	   pg_get_userbyid(o.owner) AS owner,
 	   s.partitions,
 	   s.next_partitions,
-	   p.state,
+	   CASE WHEN p.state IN ('idle', 'waiting', 'no_worker') AND (h.pid IS NOT NULL OR h.since IS NOT NULL) THEN 'held'
+			ELSE coalesce(p.state, 'broken') END AS state,
 	   s.state_since,
 	   s.state_reason,
 	   s.missed_events,
 	   p.lag_events,
-	   p.lag_seconds,
+	   p.lag,
 	   p.lag_bytes,
-	   p.events_a_second,
+	   p.events_per_second,
 	   p.pid,
 	   h.pid AS held_by_pid,
 	   h.since AS held_since,
@@ -204,10 +211,10 @@ SELECT s.subscription,
 	   (SELECT count(*)
 		FROM (SELECT FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id LIMIT 10000) d) AS dead,
 	   r.retry_at,
-	   e.failed_at AS last_error_at,
-	   e.position AS last_error_position,
-	   e.sqlstate AS last_error_sqlstate,
-	   e.message AS last_error
+	   e.message AS error,
+	   e.sqlstate AS error_sqlstate,
+	   e.failed_at AS error_at,
+	   e.position AS error_position
 FROM cqrs.subscription s
 CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
 CROSS JOIN LATERAL cqrs.subscription_progress(s.subscription_id) p
@@ -232,35 +239,48 @@ LEFT JOIN LATERAL (
 		  AND coalesce(h.since <= clock_timestamp() - interval '1 s', true)
 	ORDER BY h.since LIMIT 1) h ON true
 LEFT JOIN LATERAL (
-	SELECT failed_at, NULL::bigint AS position, sqlstate, message
-	FROM cqrs.failure f WHERE f.subscription_id = s.subscription_id
-	UNION ALL
-	(SELECT failed_at, position, sqlstate, message
-	 FROM cqrs.retry r WHERE r.subscription_id = s.subscription_id AND attempts > 0 LIMIT 10000)
-	UNION ALL
-	(SELECT died_at, position, sqlstate, message
-	 FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id
-	 ORDER BY d.subscription_id DESC, died_at DESC LIMIT 1)
-	ORDER BY 1 DESC LIMIT 1) e ON true
+	SELECT f.*
+	FROM (SELECT failed_at, NULL::bigint AS position, sqlstate, message
+		  FROM cqrs.failure f WHERE f.subscription_id = s.subscription_id
+		  UNION ALL
+		  (SELECT failed_at, position, sqlstate, message
+		   FROM cqrs.retry r WHERE r.subscription_id = s.subscription_id AND failed_at IS NOT NULL LIMIT 10000)
+		  UNION ALL
+		  (SELECT died_at, position, sqlstate, message
+		   FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id
+		   ORDER BY d.subscription_id DESC, died_at DESC LIMIT 1)) f
+	ORDER BY f.position IS NOT NULL, f.failed_at DESC LIMIT 1) e ON true
 WHERE pg_has_role(current_user, o.owner, 'USAGE')
    OR has_table_privilege(current_user, o.view, 'SELECT')
    OR pg_has_role(current_user, 'pg_monitor', 'USAGE');
 GRANT SELECT ON @extschema@.cqrs_subscription_status TO PUBLIC;
 COMMENT ON VIEW @extschema@.cqrs_subscription_status IS 'lag, errors and worker of each subscription';
 
+-- The processes of cqrs_outbox in the whole cluster; columns as below, but the
+-- subscription's id, which is of the worker's database.
+-- Errors: 55000 cqrs_outbox is not in shared_preload_libraries.
+-- Privileges: EXECUTE, granted to pg_monitor, not to PUBLIC.
+CREATE FUNCTION cqrs.worker_status(OUT kind text, OUT pid integer, OUT database name,
+	OUT subscription_id integer, OUT "partition" integer, OUT state text, OUT started_at timestamptz) RETURNS SETOF record
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'cqrs_worker_status';
+REVOKE ALL ON FUNCTION cqrs.worker_status() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION cqrs.worker_status() TO pg_monitor;
+COMMENT ON FUNCTION cqrs.worker_status() IS 'processes of cqrs_outbox';
+
 -- The processes of cqrs_outbox in the whole cluster.
 --   kind          launcher, manager (one a database) or worker
 --   pid           process id
 --   database      NULL for the launcher
---   subscription_id, partition
---                 what a worker serves
---   state         starting, idle, delivering or stopping
+--   subscription, partition
+--                 what a worker serves; subscription is NULL if it is in another
+--                 database, or gone
+--   state         starting, running, idle, delivering or stopping
 --   started_at    when it started
 -- Errors: 55000 cqrs_outbox is not in shared_preload_libraries.
--- Privileges: EXECUTE, granted to pg_monitor, not to PUBLIC.
-CREATE FUNCTION @extschema@.cqrs_worker_status(OUT kind text, OUT pid integer, OUT database name,
-	OUT subscription_id integer, OUT "partition" integer, OUT state text, OUT started_at timestamptz) RETURNS SETOF record
-LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_worker_status() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION @extschema@.cqrs_worker_status() TO pg_monitor;
-COMMENT ON FUNCTION @extschema@.cqrs_worker_status() IS 'processes of cqrs_outbox';
+-- Privileges: SELECT, granted to pg_monitor, not to PUBLIC.
+CREATE VIEW @extschema@.cqrs_worker_status WITH (security_barrier) AS
+SELECT w.kind, w.pid, w.database, s.subscription, w.partition, w.state, w.started_at
+FROM cqrs.worker_status() w
+LEFT JOIN cqrs.subscription s ON s.subscription_id = w.subscription_id AND w.database = current_database();
+GRANT SELECT ON @extschema@.cqrs_worker_status TO pg_monitor;
+COMMENT ON VIEW @extschema@.cqrs_worker_status IS 'processes of cqrs_outbox';

@@ -143,7 +143,7 @@ CROSS JOIN LATERAL (
 	UNION ALL
 	SELECT 'warning', 'workers_busy', d.object,
 		   format('Subscriptions wait for a worker since %s: all %s are in use.', b.waiting_since, b.max_workers),
-		   'See cqrs_worker_status(). Raise cqrs_outbox.max_workers and restart the server.',
+		   'See cqrs_worker_status. Raise cqrs_outbox.max_workers and restart the server.',
 		   clock_timestamp() - b.waiting_since
 	WHERE b.waiting_since IS NOT NULL AND NOT b.no_worker AND b.state = 'running' AND b.delivers
 	UNION ALL
@@ -218,7 +218,8 @@ LEFT JOIN pg_stat_activity a ON a.pid = b.pid
 UNION ALL
 -- space is not freed
 SELECT 'notice', 'truncation_held', format('topic "%s"', t.topic),
-	   format('A segment that nobody needs any more cannot be truncated: %s.', p.held_by),
+	   format('A segment that nobody needs any more cannot be truncated: %s has a lock on it.',
+			  CASE WHEN p.held_by = 'lock' THEN format('process %s', p.held_by_pid) ELSE 'a prepared transaction' END),
 	   CASE WHEN p.held_by_pid IS NULL THEN 'See pg_prepared_xacts; COMMIT PREPARED or ROLLBACK PREPARED.'
 			ELSE format('Let the transaction of process %1$s end, or pg_terminate_backend(%1$s).', p.held_by_pid) END,
 	   clock_timestamp() - coalesce(a.xact_start, (SELECT min(prepared) FROM pg_prepared_xacts
@@ -226,7 +227,7 @@ SELECT 'notice', 'truncation_held', format('topic "%s"', t.topic),
 FROM cqrs.topic t
 CROSS JOIN LATERAL cqrs.topic_progress(t.topic_id) p
 LEFT JOIN pg_stat_activity a ON a.pid = p.held_by_pid
-WHERE p.held_by LIKE 'lock of %';
+WHERE p.held_by IN ('lock', 'prepared_transaction');
 COMMENT ON VIEW cqrs.topic_problem IS 'what may be wrong with topics';
 
 -- Do the registered functions and types exist?
@@ -425,7 +426,8 @@ CROSS JOIN LATERAL (
 		   CASE WHEN s.handler IS NOT NULL AND left(f.sqlstate, 2) NOT IN ('08', '53', '57', '58', 'XX')
 				THEN 'handler_failing' ELSE 'failing' END,
 		   format('It failed %s times in a row, and is tried again at %s: %s', f.failures, f.retry_at, f.message),
-		   'It is tried again by itself; remove the cause of the error.', NULL, NULL
+		   format('SELECT cqrs_retry(%L); -- once the cause is removed; otherwise, it is tried again by itself%s', s.subscription,
+				  '. Its search_path: ' || s.search_path), NULL, NULL
 	FROM (SELECT * FROM cqrs.failure f
 		  WHERE f.subscription_id = s.subscription_id
 		  ORDER BY f.failed_at DESC LIMIT 1) f
@@ -434,17 +436,17 @@ CROSS JOIN LATERAL (
 	-- or is late
 	SELECT 'warning', 'late',
 		   format('%s events wait, the first since %s.', p.lag_events,
-				  date_trunc('second', clock_timestamp() - make_interval(secs => p.lag_seconds))),
+				  date_trunc('second', clock_timestamp() - p.lag)),
 		   CASE WHEN s.server IS NOT NULL THEN 'See its row in cqrs_subscription_status: its worker, and what the broker said last.'
 				WHEN s.handler IS NULL THEN 'See whether its clients receive and acknowledge.'
 				ELSE 'See its row in cqrs_subscription_status: whether its handler is at work, or waits.' END,
-		   make_interval(secs => p.lag_seconds), NULL
+		   p.lag, NULL
 	WHERE s.state = 'active' AND p.lag_events > 0
 	UNION ALL
 	SELECT 'warning', 'retrying',
 		   format('%s events%s failed and are tried again, the first emitted at %s, the last with: %s',
 				  r.events, CASE r.events WHEN 10000 THEN ' or more' END, r.emitted_at, r.message),
-		   'Remove the cause of the error; after max_attempts, they are dead letters.',
+		   format('SELECT cqrs_retry(%L); -- once the cause is removed; after max_attempts, they are dead letters', s.subscription),
 		   clock_timestamp() - r.emitted_at, NULL
 	FROM (SELECT count(*) AS events, min(emitted_at) AS emitted_at,
 				 (array_agg(message ORDER BY failed_at DESC))[1] AS message
@@ -454,7 +456,7 @@ CROSS JOIN LATERAL (
 	UNION ALL
 	SELECT 'warning', 'dead_letters',
 		   format('It gave up on %s events%s.', d.events, CASE d.events WHEN 10000 THEN ' or more' END),
-		   format('SELECT * FROM cqrs_dead_letters(%1$L); -- then cqrs_redrive(%1$L) or cqrs_discard(%1$L)',
+		   format('SELECT * FROM cqrs_dead_letters WHERE subscription = %1$L; -- then cqrs_redrive(%1$L) or cqrs_discard_all(%1$L)',
 				  s.subscription), NULL, NULL
 	FROM (SELECT count(*) AS events
 		  FROM (SELECT FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id LIMIT 10000) d) d
@@ -494,7 +496,7 @@ CROSS JOIN LATERAL (
 		   format(' has had the lock of partition %s since %s.', h.partition, h.since),
 		   CASE WHEN h.pid IS NULL THEN format('COMMIT PREPARED %L; -- or ROLLBACK PREPARED', h.gid)
 				WHEN h.is_worker
-				THEN format('SELECT pg_blocking_pids(%s); -- whom its handler waits for; handler_timeout limits it', h.pid)
+				THEN format('SELECT pg_blocking_pids(%s); -- whom its handler waits for; delivery_timeout limits it', h.pid)
 				ELSE format('SELECT pg_terminate_backend(%s); -- unless the client ends its transaction', h.pid) END,
 		   NULL, clock_timestamp() - h.since
 	FROM cqrs.cursor_holder h

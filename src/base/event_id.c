@@ -22,7 +22,9 @@
 
 #include <uuid/uuid.h>
 
+#include "catalog/pg_type.h"
 #include "port/pg_bswap.h"
+#include "utils/array.h"
 
 #include "base/event_id.h"
 
@@ -45,6 +47,7 @@ static int64 last_ms = 0;
 static uint64 counter_high = 0;
 static uint64 counter_low = 0;
 
+static int	compare_ids(const void *a, const void *b);
 static void counter_randomize(void);
 static void counter_increment(void);
 
@@ -97,6 +100,49 @@ cqrs_uuid_text(const pg_uuid_t *uuid, char *text)
 	}
 	*next = '\0';
 	return text;
+}
+
+/*
+ * The ids that an argument, a uuid[], names; NULL if it is NULL. Raises 22004 if
+ * an element is.
+ */
+CqrsEventIds *
+cqrs_event_ids_arg(FunctionCallInfo fcinfo, int argno)
+{
+	CqrsEventIds *ids;
+	Datum	   *values;
+	bool	   *nulls;
+	int			i;
+
+	if (PG_ARGISNULL(argno))
+		return NULL;
+	ids = palloc(sizeof(CqrsEventIds));
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(argno), UUIDOID, UUID_LEN, false,
+					  TYPALIGN_CHAR, &values, &nulls, &ids->n);
+	ids->ids = palloc(sizeof(pg_uuid_t) * Max(ids->n, 1));
+	for (i = 0; i < ids->n; i++)
+	{
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("event ids must not contain null")));
+		ids->ids[i] = *DatumGetUUIDP(values[i]);
+	}
+	qsort(ids->ids, ids->n, sizeof(pg_uuid_t), compare_ids);
+	return ids;
+}
+
+bool
+cqrs_event_ids_contain(const CqrsEventIds *ids, const pg_uuid_t *id)
+{
+	return bsearch(id, ids->ids, ids->n, sizeof(pg_uuid_t),
+				   compare_ids) != NULL;
+}
+
+static int
+compare_ids(const void *a, const void *b)
+{
+	return memcmp(a, b, UUID_LEN);
 }
 
 static void

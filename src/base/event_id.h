@@ -8,6 +8,7 @@
 #ifndef CQRS_EVENT_ID_H
 #define CQRS_EVENT_ID_H
 
+#include "fmgr.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
@@ -16,5 +17,16 @@
 
 extern void cqrs_event_id_generate(TimestampTz now, pg_uuid_t *result);
 extern char *cqrs_uuid_text(const pg_uuid_t *uuid, char *text);
+
+/* Some ids, in order. */
+typedef struct CqrsEventIds
+{
+	int			n;
+	pg_uuid_t  *ids;
+} CqrsEventIds;
+
+extern CqrsEventIds *cqrs_event_ids_arg(FunctionCallInfo fcinfo, int argno);
+extern bool cqrs_event_ids_contain(const CqrsEventIds *ids,
+								   const pg_uuid_t *id);
 
 #endif							/* CQRS_EVENT_ID_H */

@@ -1,16 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * dead_letter.c
- *	  Events that a subscription gave up on: shown, tried anew, discarded.
- *	  retry.c puts them there.
+ *	  Events that a subscription gave up on: tried anew, discarded. retry.c puts
+ *	  them there; view cqrs_dead_letters shows them.
  *
  *-------------------------------------------------------------------------
  */
 #include "base/cqrs_outbox.h"
 
 #include "access/xact.h"
-#include "utils/snapmgr.h"
-#include "utils/tuplestore.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
@@ -22,9 +20,6 @@
 #include "retry/retry.h"
 #include "shared/clock.h"
 #include "subscription/subscription.h"
-
-/* Columns of what cqrs_dead_letters() returns. */
-#define RESULT_COLUMNS	12
 
 /* A walk over a subscription's dead letters, by position. */
 struct CqrsDeadLetterScan
@@ -39,60 +34,26 @@ struct CqrsDeadLetterScan
 
 static CqrsDeadLetterScan *begin_scan(int32 subscription_id, int64 position,
 									  Snapshot snapshot, LOCKMODE lockmode);
-static CqrsSubscription *letters_subscription(FunctionCallInfo fcinfo);
-static int64 remove_letters(FunctionCallInfo fcinfo,
-							CqrsSubscription *subscription,
-							CqrsCursor *cursors);
+static int64 remove_letters(CqrsSubscription *subscription,
+							const CqrsEventIds *ids, CqrsCursor *cursors);
 
-PG_FUNCTION_INFO_V1(cqrs_dead_letters);
 PG_FUNCTION_INFO_V1(cqrs_redrive);
 PG_FUNCTION_INFO_V1(cqrs_discard);
+PG_FUNCTION_INFO_V1(cqrs_discard_all);
 
 /*
- * cqrs_dead_letters(subscription)
- */
-Datum
-cqrs_dead_letters(PG_FUNCTION_ARGS)
-{
-	CqrsSubscription *subscription = letters_subscription(fcinfo);
-	Tuplestorestate *store;
-	TupleDesc	desc;
-	CqrsDeadLetterScan *scan;
-	CqrsEvent	event;
-	int			attempts;
-
-	store = cqrs_srf_begin(fcinfo, &desc);
-	scan = cqrs_dead_letter_begin(subscription->subscription_id,
-								  GetActiveSnapshot());
-	while (cqrs_dead_letter_next(scan, &event, &attempts))
-	{
-		Datum		values[RESULT_COLUMNS];
-		bool		nulls[RESULT_COLUMNS] = {0};
-
-		cqrs_event_show(&event, values, nulls);
-		values[8] = Int32GetDatum(attempts);
-		values[9] = scan->values[CQRS_DEAD_DIED_AT - 1];
-		values[10] = scan->values[CQRS_DEAD_SQLSTATE - 1];
-		values[11] = scan->values[CQRS_DEAD_MESSAGE - 1];
-		tuplestore_putvalues(store, desc, values, nulls);
-	}
-	cqrs_dead_letter_end(scan);
-	return (Datum) 0;
-}
-
-/*
- * cqrs_redrive(subscription, event_id)
+ * cqrs_redrive(subscription, event_ids)
  */
 Datum
 cqrs_redrive(PG_FUNCTION_ARGS)
 {
-	CqrsSubscription *subscription;
+	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo,
+														   "cqrs_redrive()");
+	CqrsEventIds *ids = cqrs_event_ids_arg(fcinfo, 1);
 	CqrsCursor *cursors;
 	int64		n;
 	int			i;
 
-	cqrs_require_writable("cqrs_redrive()");
-	subscription = letters_subscription(fcinfo);
 	subscription = cqrs_subscription_lock_all(subscription);
 	cqrs_underway_settle(subscription->subscription_id);
 	cursors = cqrs_cursor_read_all(subscription->subscription_id,
@@ -103,7 +64,7 @@ cqrs_redrive(PG_FUNCTION_ARGS)
 		cqrs_parked_open(&cursors[i]);
 	}
 
-	n = remove_letters(fcinfo, subscription, cursors);
+	n = remove_letters(subscription, ids, cursors);
 	for (i = 0; n > 0 && i < subscription->partitions; i++)
 		cqrs_cursor_append(&cursors[i]);
 	if (n > 0)
@@ -112,16 +73,31 @@ cqrs_redrive(PG_FUNCTION_ARGS)
 }
 
 /*
- * cqrs_discard(subscription, event_id)
+ * cqrs_discard(subscription, event_ids)
  */
 Datum
 cqrs_discard(PG_FUNCTION_ARGS)
 {
-	CqrsSubscription *subscription;
+	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo,
+														   "cqrs_discard()");
+	CqrsEventIds *ids = cqrs_event_ids_arg(fcinfo, 1);
 
-	cqrs_require_writable("cqrs_discard()");
-	subscription = letters_subscription(fcinfo);
-	PG_RETURN_INT64(remove_letters(fcinfo, subscription, NULL));
+	/* A variable that was never set must not delete what there is. */
+	if (ids == NULL)
+		PG_RETURN_INT64(0);
+	PG_RETURN_INT64(remove_letters(subscription, ids, NULL));
+}
+
+/*
+ * cqrs_discard_all(subscription)
+ */
+Datum
+cqrs_discard_all(PG_FUNCTION_ARGS)
+{
+	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo,
+														   "cqrs_discard_all()");
+
+	PG_RETURN_INT64(remove_letters(subscription, NULL, NULL));
 }
 
 CqrsDeadLetterScan *
@@ -196,35 +172,17 @@ begin_scan(int32 subscription_id, int64 position, Snapshot snapshot,
 }
 
 /*
- * The subscription that the first argument names; the current user must own
- * it.
- */
-static CqrsSubscription *
-letters_subscription(FunctionCallInfo fcinfo)
-{
-	CqrsSubscription *subscription;
-
-	subscription = cqrs_subscription_get(cqrs_name_arg(fcinfo, 0,
-													   "subscription"));
-	cqrs_subscription_require_owner(subscription);
-	return subscription;
-}
-
-/*
- * Remove the subscription's dead letters, or the one whose event id is the
- * second argument, and return how many there were. If cursors, one for each
- * partition, are given, park them there, to be delivered in order of position.
- * Raises 42704 if there is none with that event id.
+ * Remove the subscription's dead letters with these ids (NULL: all), and return
+ * how many there were. If cursors, one for each partition, are given, park them
+ * there, to be delivered in order of position.
  */
 static int64
-remove_letters(FunctionCallInfo fcinfo, CqrsSubscription *subscription,
+remove_letters(CqrsSubscription *subscription, const CqrsEventIds *ids,
 			   CqrsCursor *cursors)
 {
-	pg_uuid_t  *event_id = PG_ARGISNULL(1) ? NULL : PG_GETARG_UUID_P(1);
 	TimestampTz now = cqrs_wall_now();
 	CqrsDeadLetterScan *scan;
 	CqrsEvent	event;
-	char		id[CQRS_UUID_TEXT_LEN + 1];
 	int			attempts;
 	int64		n = 0;
 
@@ -232,25 +190,21 @@ remove_letters(FunctionCallInfo fcinfo, CqrsSubscription *subscription,
 					  RowExclusiveLock);
 	while (cqrs_dead_letter_next(scan, &event, &attempts))
 	{
-		if (event_id != NULL &&
-			memcmp(DatumGetUUIDP(event.event_id), event_id, UUID_LEN) != 0)
+		if (ids != NULL &&
+			!cqrs_event_ids_contain(ids, DatumGetUUIDP(event.event_id)))
 			continue;
-		if (cursors != NULL && event.topic != NULL &&
-			!cqrs_parked_redrive(&cursors[cqrs_key_partition(event.key,
-															 subscription->partitions)],
-								 &event, now))
+
+		/* What cannot be delivered stays: its topic was dropped. */
+		if (cursors != NULL &&
+			(event.topic == NULL ||
+			 !cqrs_parked_redrive(&cursors[cqrs_key_partition(event.key,
+															  subscription->partitions)],
+								  &event, now)))
 			continue;
 		cqrs_scan_delete(&scan->scan, scan->row);
 		n++;
 	}
 	cqrs_dead_letter_end(scan);
 	CommandCounterIncrement();
-
-	if (n == 0 && event_id != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("subscription \"%s\" has no dead letter %s",
-						subscription->name,
-						cqrs_uuid_text(event_id, id))));
 	return n;
 }

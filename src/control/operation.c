@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * operation.c
- *	  Operating subscriptions: pause, resume, seek, wait.
+ *	  Operating subscriptions: pause, resume, seek, retry, wait.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,13 +14,17 @@
 #include "utils/wait_event.h"
 
 #include "base/interval.h"
+#include "control/dead_letter.h"
+#include "control/operation.h"
 #include "delivery/underway.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
+#include "log/position.h"
 #include "log/tick.h"
 #include "log/window_scan.h"
 #include "registry/registry.h"
+#include "retry/failure.h"
 #include "retry/parked.h"
 #include "shared/clock.h"
 #include "shared/shmem.h"
@@ -30,19 +34,28 @@
 /* How often cqrs_wait() looks by itself, in milliseconds. */
 #define WAIT_POLL	100
 
-static int64 set_state(const CqrsSubscription *subscription,
-					   const char *state, const char *reason);
+/* ... and for how long, unless it is told, in milliseconds. */
+#define WAIT_TIMEOUT	10000
+
+static bool set_state(const CqrsSubscription *subscription,
+					  const char *state, const char *reason, int64 *missed);
 static void seek(CqrsSubscription *subscription, bool latest,
 				 const TimestampTz *time);
 static void start_since(CqrsCursor *cursor, const CqrsSubscription *subscription,
 						TimestampTz time);
 static bool has_reached(const CqrsSubscription *subscription,
-						const CqrsSnapshot *target);
+						const CqrsSnapshot *target, int64 last,
+						Snapshot snapshot);
+static bool is_parked(const CqrsCursor *cursor, int64 last,
+					  Snapshot snapshot);
+static bool has_given_up(int32 subscription_id, int64 last,
+						 Snapshot snapshot);
 
 PG_FUNCTION_INFO_V1(cqrs_pause);
 PG_FUNCTION_INFO_V1(cqrs_resume);
 PG_FUNCTION_INFO_V1(cqrs_seek);
 PG_FUNCTION_INFO_V1(cqrs_seek_time);
+PG_FUNCTION_INFO_V1(cqrs_retry);
 PG_FUNCTION_INFO_V1(cqrs_wait);
 
 /*
@@ -52,6 +65,7 @@ Datum
 cqrs_pause(PG_FUNCTION_ARGS)
 {
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_pause()");
+	int64		missed;
 
 	/* It is stopped already, and what it misses must stay known. */
 	if (subscription->state == CQRS_SUBSCRIPTION_SUSPENDED)
@@ -60,13 +74,13 @@ cqrs_pause(PG_FUNCTION_ARGS)
 				(errmsg("subscription \"%s\" is suspended",
 						subscription->name),
 				 errhint("Use cqrs_resume() first to have its events kept.")));
-		PG_RETURN_VOID();
+		PG_RETURN_BOOL(false);
 	}
 
 	/* Once we have the locks, no batch is under way. */
 	subscription = cqrs_subscription_lock_all(subscription);
-	(void) set_state(subscription, "paused", "by cqrs_pause()");
-	PG_RETURN_VOID();
+	PG_RETURN_BOOL(set_state(subscription, "paused", "by cqrs_pause()",
+							 &missed));
 }
 
 /*
@@ -76,8 +90,9 @@ Datum
 cqrs_resume(PG_FUNCTION_ARGS)
 {
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_resume()");
-	int64		missed = set_state(subscription, "active", "");
+	int64		missed;
 
+	(void) set_state(subscription, "active", "", &missed);
 	cqrs_subscription_wake(subscription);
 	if (missed > 0)
 		ereport(WARNING,
@@ -98,9 +113,9 @@ cqrs_seek(PG_FUNCTION_ARGS)
 
 	cqrs_arg_required(fcinfo, 1, "target of cqrs_seek()", NULL, NULL);
 	target = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	if (strcmp(target, "earliest") == 0)
+	if (pg_strcasecmp(target, "earliest") == 0)
 		seek(subscription, false, NULL);
-	else if (strcmp(target, "latest") == 0)
+	else if (pg_strcasecmp(target, "latest") == 0)
 		seek(subscription, true, NULL);
 	else
 	{
@@ -131,6 +146,18 @@ cqrs_seek_time(PG_FUNCTION_ARGS)
 }
 
 /*
+ * cqrs_retry(subscription, event_ids)
+ */
+Datum
+cqrs_retry(PG_FUNCTION_ARGS)
+{
+	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_retry()");
+
+	PG_RETURN_INT64(cqrs_subscription_try_now(subscription,
+											  cqrs_event_ids_arg(fcinfo, 1)));
+}
+
+/*
  * cqrs_wait(subscription, timeout)
  */
 Datum
@@ -143,11 +170,13 @@ cqrs_wait(PG_FUNCTION_ARGS)
 	TimestampTz now = cqrs_steady_now();
 	TimestampTz deadline;
 	CqrsSnapshot *target;
+	int64		last;
+	bool		given_up = false;
 	bool		reached = false;
 
 	cqrs_subscription_require_owner(subscription);
-	cqrs_arg_required(fcinfo, 1, "timeout", NULL, NULL);
-	deadline = cqrs_time_plus(now, PG_GETARG_DATUM(1));
+	deadline = PG_ARGISNULL(1) ? TimestampTzPlusMilliseconds(now, WAIT_TIMEOUT) :
+		cqrs_time_plus(now, PG_GETARG_DATUM(1));
 	if (deadline < now)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -161,14 +190,21 @@ cqrs_wait(PG_FUNCTION_ARGS)
 				 errhint("Its handler must not call cqrs_wait() for it.")));
 
 	target = cqrs_snapshot_take();
+	last = cqrs_last_position();
 	ConditionVariablePrepareToSleep(&cqrs_shared->delivered);
 	for (;;)
 	{
+		Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+
 		/* If it was dropped while we waited, there is nothing more to get. */
 		subscription = cqrs_registry_subscription_by_id(subscription_id);
-		reached = subscription == NULL || has_reached(subscription, target);
+		reached = subscription == NULL ||
+			has_reached(subscription, target, last, snapshot);
+		given_up = subscription != NULL &&
+			has_given_up(subscription_id, last, snapshot);
+		UnregisterSnapshot(snapshot);
 		now = cqrs_steady_now();
-		if (reached || now >= deadline)
+		if (reached || given_up || now >= deadline)
 			break;
 
 		/* Clients that pull do not wake us: look now and then. */
@@ -179,33 +215,85 @@ cqrs_wait(PG_FUNCTION_ARGS)
 														   "CqrsOutboxWait"));
 	}
 	ConditionVariableCancelSleep();
-	PG_RETURN_BOOL(reached);
+	if (given_up)
+		ereport(NOTICE,
+				(errmsg("subscription \"%s\" has dead letters", name),
+				 errhint("See cqrs_dead_letters; then use cqrs_redrive(), cqrs_discard() or cqrs_discard_all().")));
+	PG_RETURN_BOOL(reached && !given_up);
 }
 
 /*
- * Set the state, and return how many events it missed in the old one. From
- * suspended, it can only become active.
+ * Let what failed be tried now: the parked events (all, or those with these ids),
+ * and the whole subscription, if it waits. Returns how many events were not due
+ * before.
+ *
+ * The manager knows until when a cursor waits, and does not look into the table:
+ * a new retried_at shows it that the wait is over.
  */
-static int64
+int64
+cqrs_subscription_try_now(CqrsSubscription *subscription,
+						  const CqrsEventIds *ids)
+{
+	TimestampTz now = cqrs_wall_now();
+	Snapshot	snapshot;
+	bool		failing = false;
+	int64		total = 0;
+	int			i;
+
+	subscription = cqrs_subscription_lock_all(subscription);
+	cqrs_underway_settle(subscription->subscription_id);
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	for (i = 0; i < subscription->partitions; i++)
+	{
+		CqrsCursor	cursor;
+		int64		n;
+
+		/* A restored one must stay as it is, for cqrs_adopt(). */
+		if (!cqrs_cursor_read(subscription->subscription_id, i, snapshot,
+							  &cursor) ||
+			!cursor.native)
+			continue;
+		cqrs_parked_open(&cursor);
+		n = cqrs_parked_try_now(&cursor, now, ids);
+		if (n > 0)
+			cqrs_cursor_append(&cursor);
+		total += n;
+		failing |= cqrs_failure_try_now(subscription->subscription_id, i);
+	}
+	UnregisterSnapshot(snapshot);
+	if (failing)
+		cqrs_admin_run("UPDATE cqrs.subscription SET retried_at = pg_catalog.clock_timestamp()"
+					   " WHERE subscription_id = $1",
+					   1, CQRS_INT4(subscription->subscription_id));
+	if (failing || total > 0)
+		cqrs_subscription_wake(subscription);
+	return total;
+}
+
+/*
+ * Set the state; *missed gets how many events were missed in the old one. Returns
+ * false if it is in that state. From suspended, it can only become active.
+ */
+static bool
 set_state(const CqrsSubscription *subscription, const char *state,
-		  const char *reason)
+		  const char *reason, int64 *missed)
 {
 	CqrsAdmin	admin;
-	int64		missed = 0;
+	bool		changed;
 
 	cqrs_admin_begin(&admin);
-	if (cqrs_admin_execute("UPDATE cqrs.subscription n"
-						   " SET state = $2, state_since = pg_catalog.now(), state_reason = nullif($3, ''), missed_events = 0"
-						   " FROM (SELECT subscription_id, missed_events FROM cqrs.subscription"
-						   "       WHERE subscription_id = $1 FOR UPDATE) o"
-						   " WHERE n.subscription_id = o.subscription_id AND n.state <> $2"
-						   " AND (n.state <> 'suspended' OR $2 = 'active')"
-						   " RETURNING o.missed_events",
-						   3, CQRS_INT4(subscription->subscription_id),
-						   CQRS_TEXT(state), CQRS_TEXT(reason)) > 0)
-		missed = DatumGetInt64(cqrs_admin_result());
+	changed = cqrs_admin_execute("UPDATE cqrs.subscription n"
+								 " SET state = $2, state_since = pg_catalog.now(), state_reason = nullif($3, ''), missed_events = 0"
+								 " FROM (SELECT subscription_id, missed_events FROM cqrs.subscription"
+								 "       WHERE subscription_id = $1 FOR UPDATE) o"
+								 " WHERE n.subscription_id = o.subscription_id AND n.state <> $2"
+								 " AND (n.state <> 'suspended' OR $2 = 'active')"
+								 " RETURNING o.missed_events",
+								 3, CQRS_INT4(subscription->subscription_id),
+								 CQRS_TEXT(state), CQRS_TEXT(reason)) > 0;
+	*missed = changed ? DatumGetInt64(cqrs_admin_result()) : 0;
 	cqrs_admin_end(&admin);
-	return missed;
+	return changed;
 }
 
 /*
@@ -277,13 +365,15 @@ start_since(CqrsCursor *cursor, const CqrsSubscription *subscription,
 }
 
 /*
- * Has the subscription got all events that this snapshot shows? While its
- * cursors are being replaced, that cannot be told.
+ * Has the subscription got all events that this snapshot shows? What is parked up
+ * to the last position that was drawn by then it has not; there may be events
+ * among those that committed later. While its cursors are being replaced, that
+ * cannot be told.
  */
 static bool
-has_reached(const CqrsSubscription *subscription, const CqrsSnapshot *target)
+has_reached(const CqrsSubscription *subscription, const CqrsSnapshot *target,
+			int64 last, Snapshot snapshot)
 {
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	int			partitions = cqrs_cursor_partitions(subscription->subscription_id,
 													snapshot);
 	bool		reached = partitions == 0 ||
@@ -298,11 +388,49 @@ has_reached(const CqrsSubscription *subscription, const CqrsSnapshot *target)
 		if (!cqrs_cursor_read(subscription->subscription_id, i, snapshot,
 							  &cursor))
 			break;
+		reached = !is_parked(&cursor, last, snapshot);
 		for (j = 0; reached && j < subscription->ntopics; j++)
 			reached = !cqrs_window_has_events(subscription->topics[j],
 											  cursor.snapshot, target,
 											  snapshot);
 	}
-	UnregisterSnapshot(snapshot);
 	return reached;
+}
+
+/*
+ * Is an event parked up to this position?
+ */
+static bool
+is_parked(const CqrsCursor *cursor, int64 last, Snapshot snapshot)
+{
+	CqrsScan	scan;
+	CqrsEvent	event;
+	int			attempts;
+	bool		found;
+
+	if (cursor->next_retry_at == 0)
+		return false;
+	cqrs_parked_events_begin(&scan, cursor, 0, snapshot);
+	found = cqrs_parked_events_next(&scan, &event, &attempts) &&
+		event.position <= last;
+	cqrs_scan_end(&scan, NoLock);
+	return found;
+}
+
+/*
+ * Was an event given up, up to this position?
+ */
+static bool
+has_given_up(int32 subscription_id, int64 last, Snapshot snapshot)
+{
+	CqrsDeadLetterScan *scan = cqrs_dead_letter_begin(subscription_id,
+													  snapshot);
+	CqrsEvent	event;
+	int			attempts;
+	bool		found;
+
+	found = cqrs_dead_letter_next(scan, &event, &attempts) &&
+		event.position <= last;
+	cqrs_dead_letter_end(scan);
+	return found;
 }

@@ -33,26 +33,32 @@
 #include "registry/owner.h"
 #include "registry/registry.h"
 #include "shared/announce.h"
+#include "subscription/search_path.h"
+#include "subscription/settings.h"
 #include "subscription/subscription.h"
 
 static Oid	owner_arg(FunctionCallInfo fcinfo);
 static bool has_queue(Oid owner);
-static void make_queue(Oid owner);
-static int32 make_subscription(const char *name);
+static void make_queue(Oid owner, const char *path);
+static int32 make_subscription(const char *name, const char *path);
 static char *free_name(Oid owner);
 
 PG_FUNCTION_INFO_V1(cqrs_create_command_queue);
 
 /*
- * cqrs_create_command_queue(owner)
+ * cqrs_create_command_queue(owner, search_path)
  */
 Datum
 cqrs_create_command_queue(PG_FUNCTION_ARGS)
 {
 	Oid			owner;
+	char	   *path;
 
 	cqrs_require_writable("cqrs_create_command_queue()");
 	owner = owner_arg(fcinfo);
+	path = PG_ARGISNULL(1) ? cqrs_search_path_now() :
+		text_to_cstring(PG_GETARG_TEXT_PP(1));
+	cqrs_search_path_check(path);
 	if (has_queue(owner))
 		PG_RETURN_BOOL(false);
 	cqrs_admin_run("LOCK TABLE cqrs.subscription, cqrs.topic IN SHARE ROW EXCLUSIVE MODE", 0);
@@ -60,7 +66,7 @@ cqrs_create_command_queue(PG_FUNCTION_ARGS)
 	/* Another backend may have made it while we waited. */
 	if (has_queue(owner))
 		PG_RETURN_BOOL(false);
-	make_queue(owner);
+	make_queue(owner, path);
 	PG_RETURN_BOOL(true);
 }
 
@@ -97,7 +103,7 @@ has_queue(Oid owner)
  * are locked.
  */
 static void
-make_queue(Oid owner)
+make_queue(Oid owner, const char *path)
 {
 	CqrsSubscription *existing = cqrs_registry_command_subscription(owner);
 	char	   *name = free_name(owner);
@@ -115,7 +121,7 @@ make_queue(Oid owner)
 		(void) cqrs_subscription_add_topic(existing->subscription_id, topic_id);
 		return;
 	}
-	subscription_id = make_subscription(name);
+	subscription_id = make_subscription(name, path);
 	cqrs_owner_make_view(name, owner);
 	cqrs_subscription_start(subscription_id, list_make1_int(topic_id), 1,
 							false);
@@ -126,27 +132,31 @@ make_queue(Oid owner)
  * it, it would lose commands.
  */
 static int32
-make_subscription(const char *name)
+make_subscription(const char *name, const char *path)
 {
+	CqrsSettings settings;
 	CqrsAdmin	admin;
+	char	   *handler;
 	int32		subscription_id;
 
+	cqrs_settings_none(&settings);
+	cqrs_setting_set(&settings, CQRS_SETTING_MAX_RETAINED_SIZE,
+					 Int64GetDatum(0));
+	cqrs_setting_set(&settings, CQRS_SETTING_SEARCH_PATH,
+					 CStringGetTextDatum(path));
+	cqrs_settings_complete(&settings);
 	cqrs_admin_begin(&admin);
-	if (cqrs_admin_execute("INSERT INTO cqrs.subscription (subscription, handler, strict_key_order, runs_commands,"
-						   " partitions, max_attempts, retry_delay, max_retry_delay, handler_timeout,"
-						   " max_retained_size, max_retained_age)"
-						   " SELECT $1, p.oid::regprocedure::text, false, true,"
-						   " 1, 5, '200 ms', '5 min', '1 min',"
-						   " 0, '0'"
-						   " FROM pg_extension e"
+	if (cqrs_admin_execute("SELECT p.oid::regprocedure::text FROM pg_extension e"
 						   " JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid"
 						   "  AND d.classid = 'pg_proc'::regclass AND d.deptype = 'e'"
 						   " JOIN pg_proc p ON p.oid = d.objid"
-						   " WHERE e.extname = 'cqrs_outbox' AND p.pronamespace = 'cqrs'::regnamespace AND p.proname = 'run_command'"
-						   " RETURNING subscription_id",
-						   1, CQRS_TEXT(name)) != 1)
+						   " WHERE e.extname = 'cqrs_outbox' AND p.pronamespace = 'cqrs'::regnamespace AND p.proname = 'run_command'",
+						   0) != 1)
 		elog(ERROR, "could not find function run_command");
-	subscription_id = DatumGetInt32(cqrs_admin_result());
+	handler = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	cqrs_setting_set(&settings, CQRS_SETTING_HANDLER,
+					 CStringGetTextDatum(handler));
+	subscription_id = cqrs_settings_insert(&settings, name, true);
 	cqrs_admin_end(&admin);
 	return subscription_id;
 }

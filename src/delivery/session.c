@@ -65,6 +65,9 @@ static object_access_hook_type prev_object_access_hook = NULL;
 /* The event did something that only ends with its transaction. */
 static bool alone = false;
 
+/* The session's search_path from the next transaction on; NULL: no other. */
+static char *next_search_path = NULL;
+
 static bool has_portals(void);
 static void object_access(ObjectAccessType access, Oid classId, Oid objectId,
 						  int subId, void *arg);
@@ -173,6 +176,20 @@ cqrs_session_subtransactions(void)
 }
 
 /*
+ * In a worker: the handlers that are called now have this search_path. From the
+ * next transaction on it is the session's own. While a setting is another than
+ * the session's, the server looks through all of them at the end of each event,
+ * which would take a tenth of a short handler's time.
+ */
+void
+cqrs_session_keep_search_path(const char *path)
+{
+	if (next_search_path != NULL)
+		pfree(next_search_path);
+	next_search_path = MemoryContextStrdup(TopMemoryContext, path);
+}
+
+/*
  * In a worker, after the end of a transaction in which handlers were called,
  * whether it committed or not.
  */
@@ -182,6 +199,12 @@ cqrs_session_after_transaction(void)
 	Assert(!IsTransactionState());
 	DropAllPreparedStatements();
 	LockReleaseSession(USER_LOCKMETHOD);
+	if (next_search_path != NULL)
+	{
+		cqrs_set_config("search_path", next_search_path, GUC_ACTION_SET);
+		pfree(next_search_path);
+		next_search_path = NULL;
+	}
 
 	/* Until the next transaction begins, the flags are the last one's. */
 	if ((MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE) == 0)

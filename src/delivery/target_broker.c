@@ -142,7 +142,7 @@ cqrs_target_broker_prepare(CqrsSubscription *subscription, int partition,
 	broker.server_name = pstrdup(subscription->server);
 	broker.subscription_name = pstrdup(subscription->name);
 	broker.entries.strict = subscription->strict_key_order;
-	broker.timeout = subscription->handler_timeout;
+	broker.timeout = subscription->delivery_timeout;
 	broker.unproven = broker.new_first = failed_before != 0;
 	broker.failing = failed_before == ERRCODE_FDW_ERROR;
 	broker.evidence_context = AllocSetContextCreate(context,
@@ -350,7 +350,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 		return;
 	}
 	subscription = relay.subscription;
-	broker.timeout = subscription->handler_timeout;
+	broker.timeout = subscription->delivery_timeout;
 	broker.hold = subscription->state != CQRS_SUBSCRIPTION_ACTIVE;
 	read &= !broker.hold;
 	if (broker.entries.strict != subscription->strict_key_order ||

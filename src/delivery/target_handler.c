@@ -36,6 +36,7 @@
 #include "base/cqrs_outbox.h"
 
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -86,6 +87,8 @@ typedef struct Batch
 	DeliveryContext where;
 	bool		found;			/* the handler was, as it is now */
 	TupleDesc	desc;			/* of its argument, if that is a cqrs_event */
+	int			guc_level;		/* has the handler's search_path; 0: the
+								 * session has it */
 	MemoryContext context;
 	MemoryContext per_event;
 	bool		in_worker;
@@ -226,6 +229,8 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 		ReleaseTupleDesc(batch.desc);
 	cqrs_relay_end(relay);
 	MemoryContextDelete(batch.per_event);
+	if (batch.guc_level != 0)
+		AtEOXact_GUC(false, batch.guc_level);
 	set_commit(&batch);
 	error_context_stack = errcallback.previous;
 }
@@ -281,6 +286,15 @@ find_handler(Batch *batch)
 
 	if (batch->found)
 		return;
+	if (batch->guc_level == 0 &&
+		strcmp(namespace_search_path, subscription->search_path) != 0)
+	{
+		batch->guc_level = NewGUCNestLevel();
+		cqrs_set_config("search_path", subscription->search_path,
+						GUC_ACTION_SAVE);
+		if (batch->in_worker)
+			cqrs_session_keep_search_path(subscription->search_path);
+	}
 	cqrs_handler_check(&subscription->handler, "subscription",
 					   subscription->name);
 
@@ -649,12 +663,12 @@ call_limited(Batch *batch, NullableDatum arg)
 {
 	CqrsSubscription *subscription = batch->relay.subscription;
 	bool		limited = batch->in_worker &&
-	subscription->handler_timeout > 0;
+	subscription->delivery_timeout > 0;
 	int			commit = synchronous_commit;
 	bool		isnull;
 
 	if (limited)
-		cqrs_handler_timeout_begin(subscription->handler_timeout);
+		cqrs_handler_timeout_begin(subscription->delivery_timeout);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	(void) cqrs_handler_call_nullable(&subscription->handler, arg, &isnull);
 	PopActiveSnapshot();
@@ -937,7 +951,7 @@ delivery_error_callback(void *arg)
 
 	if ((cqrs_handler_timed_out() && geterrcode() == ERRCODE_QUERY_CANCELED) ||
 		(cqrs_handler_is_overdue() && geterrcode() == ERRCODE_ADMIN_SHUTDOWN))
-		errmsg("handler of subscription \"%s\" took longer than its handler_timeout",
+		errmsg("handler of subscription \"%s\" took longer than its delivery_timeout",
 			   context->subscription->name);
 	if (context->event != NULL)
 		errcontext("delivering position " INT64_FORMAT " of topic \"%s\" to subscription \"%s\"",

@@ -198,7 +198,31 @@ find_hold(const CqrsTopic *topic, int segment, List *subscriptions,
 }
 
 /*
- * A hold in words, for a view; NULL if there is none.
+ * A hold in a word, for a view; NULL if there is none.
+ */
+const char *
+cqrs_hold_word(const CqrsHold *hold)
+{
+	switch (hold->holder)
+	{
+		case CQRS_HELD_BY_NOTHING:
+			return NULL;
+		case CQRS_HELD_BY_RETENTION:
+			return "retention";
+		case CQRS_HELD_BY_RESTORE:
+			return "restore";
+		case CQRS_HELD_BY_SUBSCRIPTION:
+			return "subscription";
+		case CQRS_HELD_BY_LOCK:
+			return hold->pid == 0 ? "prepared_transaction" : "lock";
+		case CQRS_HELD_BY_CHANGE:
+			return "change";
+	}
+	return NULL;
+}
+
+/*
+ * A hold in words; NULL if there is none.
  */
 char *
 cqrs_hold_describe(const CqrsHold *hold)

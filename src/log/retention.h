@@ -42,6 +42,7 @@ extern void cqrs_segment_hold(const CqrsTopic *topic, int segment,
 							  TimestampTz now, CqrsHold *hold);
 extern void cqrs_retention_hold(const CqrsTopic *topic, int segment,
 								TimestampTz now, CqrsHold *hold);
+extern const char *cqrs_hold_word(const CqrsHold *hold);
 extern char *cqrs_hold_describe(const CqrsHold *hold);
 
 extern CqrsMissed *cqrs_missed_count(const CqrsTopic *topic, int segment);

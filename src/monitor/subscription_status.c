@@ -38,9 +38,9 @@
 enum
 {
 	PROGRESS_LAG_EVENTS,
-	PROGRESS_LAG_SECONDS,
+	PROGRESS_LAG,
 	PROGRESS_LAG_BYTES,
-	PROGRESS_EVENTS_A_SECOND,
+	PROGRESS_EVENTS_PER_SECOND,
 	PROGRESS_PID,
 	PROGRESS_STATE,
 	PROGRESS_COLUMNS
@@ -63,7 +63,7 @@ static void add_lag(CqrsSubscription *subscription, const CqrsCursor *cursor,
 static void put_holder(Tuplestorestate *store, TupleDesc desc,
 					   int32 subscription_id, int partition);
 static const char *state_of(const CqrsSubscription *subscription,
-							int *pid);
+							bool lags, bool parked, int *pid);
 static const char *worker_of(int32 subscription_id, int *pid);
 
 PG_FUNCTION_INFO_V1(cqrs_subscription_progress);
@@ -86,6 +86,7 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 	int			locked;
 	bool		countable;
 	bool		restored = false;
+	bool		parked = false;
 	int			pid = 0;
 	const char *state;
 	int			partitions;
@@ -107,6 +108,7 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 							  &cursor))
 			break;
 		restored |= !cursor.native;
+		parked |= cursor.next_retry_at != 0;
 		if (cursor.native && countable)
 			add_lag(subscription, &cursor, partitions, GetActiveSnapshot(), &lag);
 		rate += cqrs_cursor_rate(&cursor, GetActiveSnapshot());
@@ -116,19 +118,19 @@ cqrs_subscription_progress(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 
 	state = cqrs_registry_is_copy() ? "copied" :
-		restored ? "restored" : state_of(subscription, &pid);
+		restored ? "restored" :
+		state_of(subscription, lag.events > 0 || !countable, parked, &pid);
 	values[PROGRESS_LAG_EVENTS] = Int64GetDatum(lag.events);
-	values[PROGRESS_LAG_SECONDS] =
-		Float8GetDatum((now - lag.oldest) / (double) USECS_PER_SEC);
+	values[PROGRESS_LAG] =
+		DirectFunctionCall2(timestamp_mi, TimestampTzGetDatum(now),
+							TimestampTzGetDatum(lag.oldest));
 	values[PROGRESS_LAG_BYTES] = Int64GetDatum(lag.bytes);
-	nulls[PROGRESS_LAG_EVENTS] = nulls[PROGRESS_LAG_SECONDS] =
+	nulls[PROGRESS_LAG_EVENTS] = nulls[PROGRESS_LAG] =
 		nulls[PROGRESS_LAG_BYTES] = !countable;
-	values[PROGRESS_EVENTS_A_SECOND] = Float8GetDatum(rate);
+	values[PROGRESS_EVENTS_PER_SECOND] = Float8GetDatum(rate);
 	values[PROGRESS_PID] = Int32GetDatum(pid);
 	nulls[PROGRESS_PID] = pid == 0;
-	nulls[PROGRESS_STATE] = state == NULL;
-	if (state != NULL)
-		values[PROGRESS_STATE] = CStringGetTextDatum(state);
+	values[PROGRESS_STATE] = CStringGetTextDatum(state);
 	return cqrs_row(fcinfo, values, nulls);
 }
 
@@ -309,12 +311,15 @@ put_holder(Tuplestorestate *store, TupleDesc desc, int32 subscription_id,
 }
 
 /*
- * A subscription's state, in a word; NULL: it is pulled, and has no special
- * state. *pid gets its worker's pid.
+ * The state of a subscription, in a word: of its workers, if it has any; or of
+ * what it waits for. *pid gets that of a worker, if there is one.
  */
 static const char *
-state_of(const CqrsSubscription *subscription, int *pid)
+state_of(const CqrsSubscription *subscription, bool lags, bool parked,
+		 int *pid)
 {
+	const char *state = NULL;
+
 	switch (subscription->state)
 	{
 		case CQRS_SUBSCRIPTION_PAUSED:
@@ -324,18 +329,25 @@ state_of(const CqrsSubscription *subscription, int *pid)
 		case CQRS_SUBSCRIPTION_ACTIVE:
 			break;
 	}
-	return cqrs_subscription_is_pulled(subscription) ? NULL :
-		worker_of(subscription->subscription_id, pid);
+	if (!cqrs_subscription_is_pulled(subscription))
+	{
+		state = worker_of(subscription->subscription_id, pid);
+		if (state == NULL && lags)
+			return "no_worker";
+	}
+	if (state != NULL)
+		return state;
+	return parked && !lags ? "waiting" : "idle";
 }
 
 /*
  * The state of a subscription's workers, and the pid of one, if there is any:
- * preferably of one that delivers.
+ * preferably of one that delivers. NULL: there is none.
  */
 static const char *
 worker_of(int32 subscription_id, int *pid)
 {
-	const char *state = "no worker";
+	const char *state = NULL;
 	TimestampTz now = cqrs_steady_now();
 	int			i;
 
@@ -352,7 +364,7 @@ worker_of(int32 subscription_id, int *pid)
 			continue;
 		*pid = worker->pid;
 		state = worker->failed_until > now || worker->retry_at > now ?
-			"waiting to retry" : "idle";
+			"waiting" : "idle";
 		if (worker->state != CQRS_WORKER_IDLE)
 		{
 			state = "delivering";

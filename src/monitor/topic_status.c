@@ -32,6 +32,7 @@ enum
 	PROGRESS_OLDEST_EMITTED_AT,
 	PROGRESS_SEGMENTS,
 	PROGRESS_HELD_BY,
+	PROGRESS_HELD_BY_NAME,
 	PROGRESS_HELD_BY_PID,
 	PROGRESS_HELD_SINCE,
 	PROGRESS_COLUMNS
@@ -74,7 +75,7 @@ cqrs_topic_progress(PG_FUNCTION_ARGS)
 		memset(nulls, true, sizeof(nulls));
 		nulls[PROGRESS_HELD_BY] = false;
 		values[PROGRESS_HELD_BY] =
-			CStringGetTextDatum("a table that is locked, missing or altered");
+			CStringGetTextDatum("unusable");
 		return cqrs_row(fcinfo, values, nulls);
 	}
 
@@ -109,7 +110,10 @@ cqrs_topic_progress(PG_FUNCTION_ARGS)
 	nulls[PROGRESS_HELD_BY] = hold.holder == CQRS_HELD_BY_NOTHING;
 	if (hold.holder != CQRS_HELD_BY_NOTHING)
 		values[PROGRESS_HELD_BY] =
-			CStringGetTextDatum(cqrs_hold_describe(&hold));
+			CStringGetTextDatum(cqrs_hold_word(&hold));
+	nulls[PROGRESS_HELD_BY_NAME] = hold.holder != CQRS_HELD_BY_SUBSCRIPTION;
+	if (hold.holder == CQRS_HELD_BY_SUBSCRIPTION)
+		values[PROGRESS_HELD_BY_NAME] = CStringGetTextDatum(hold.subscription);
 	values[PROGRESS_HELD_BY_PID] = Int32GetDatum(hold.pid);
 	nulls[PROGRESS_HELD_BY_PID] = hold.pid == 0;
 	values[PROGRESS_HELD_SINCE] = TimestampTzGetDatum(hold.since);

@@ -203,7 +203,7 @@ cqrs_handler_job_blame_overdue(void)
 		cqrs_subscription_lock(subscription, job->partition, false))
 	{
 		error.sqlerrcode = ERRCODE_QUERY_CANCELED;
-		error.message = psprintf("handler of subscription \"%s\" took longer than its handler_timeout, and would not be canceled",
+		error.message = psprintf("handler of subscription \"%s\" took longer than its delivery_timeout, and would not be canceled",
 								 subscription->name);
 		blamed = cqrs_target_failed(subscription, job->partition,
 									job->delivery.position, &error,

@@ -73,6 +73,7 @@ typedef struct Scheduled
 	bool		unfinished;		/* its worker left something to do */
 	TimestampTz retry_at;		/* a parked event may be tried then; 0: none */
 	TimestampTz failed_until;	/* nothing can be done before */
+	TimestampTz retried_at;		/* the subscription's */
 	int			failures;		/* of its workers, in a row */
 	int			careful;		/* see worker.c */
 	bool		listed;			/* in due_list */
@@ -397,6 +398,7 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 		{
 			memset(scheduled, 0, sizeof(Scheduled));
 			scheduled->key = key;
+			scheduled->retried_at = subscription->retried_at;
 			scheduled->unfinished = true;
 
 			/*
@@ -407,10 +409,12 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 				scheduled->careful = CQRS_BATCH_EVENTS;
 		}
 		scheduled->generation = generation;
-		if (scheduled->owner != subscription->owner)
+		if (scheduled->owner != subscription->owner ||
+			scheduled->retried_at != subscription->retried_at)
 		{
-			/* What kept the former owner from it need not keep this one. */
+			/* What kept it from delivering need not keep it now. */
 			scheduled->owner = subscription->owner;
+			scheduled->retried_at = subscription->retried_at;
 			scheduled->unfinished = true;
 			scheduled->failed_until = 0;
 			make_due(scheduled);
@@ -586,7 +590,11 @@ note_results(CqrsDatabaseSlot *slot, TimestampTz now)
 		}
 		scheduled->unfinished = worker->unfinished;
 		scheduled->retry_at = worker->retry_at;
-		scheduled->failed_until = worker->failed_until;
+
+		/* It may have failed before somebody wanted it tried again. */
+		scheduled->failed_until =
+			worker->retried_at == scheduled->retried_at ?
+			worker->failed_until : 0;
 		scheduled->careful = worker->careful;
 		if (scheduled->retry_at != 0)
 			make_due(scheduled);
@@ -767,6 +775,7 @@ assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
 	dlist_delete(&scheduled->node);
 	dlist_push_tail(&due_list, &scheduled->node);
 	worker->wanted_look = scheduled->due_look;
+	worker->retried_at = scheduled->retried_at;
 	worker->careful = scheduled->careful;
 	worker->request++;
 	if (worker->latch != NULL)

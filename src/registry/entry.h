@@ -113,16 +113,18 @@ typedef struct CqrsSubscription
 	int			max_attempts;
 	int64		retry_delay;
 	int64		max_retry_delay;
-	int64		handler_timeout;
+	int64		delivery_timeout;
 	int64		max_retained_size;
 	int64		max_retained_age;
 	CqrsSubscriptionState state;
+	TimestampTz retried_at;		/* differs each time */
 	bool		has_handler;
 	CqrsHandler handler;		/* only with has_handler */
 	char	   *server;			/* stands for the broker; NULL: none */
 	char	   *format;			/* only with server */
 	bool		strict_key_order;	/* only with server */
 	bool		event_transactions; /* a handler gets one for each event */
+	char	   *search_path;	/* of a handler; see search_path.c */
 	bool		runs_commands;	/* it runs its owner's commands; see enqueue.c */
 	int			ntopics;
 	CqrsTopic **topics;			/* may be none, after cqrs_drop_topic() */

@@ -96,6 +96,7 @@ enum
 	SUBSCRIPTION_FORMAT,
 	SUBSCRIPTION_STRICT_KEY_ORDER,
 	SUBSCRIPTION_TRANSACTION,
+	SUBSCRIPTION_SEARCH_PATH,
 	SUBSCRIPTION_RUNS_COMMANDS,
 	SUBSCRIPTION_PARTITIONS,
 	SUBSCRIPTION_NEXT_PARTITIONS,
@@ -105,10 +106,14 @@ enum
 	SUBSCRIPTION_MAX_ATTEMPTS,
 	SUBSCRIPTION_RETRY_DELAY,
 	SUBSCRIPTION_MAX_RETRY_DELAY,
-	SUBSCRIPTION_HANDLER_TIMEOUT,
+	SUBSCRIPTION_DELIVERY_TIMEOUT,
 	SUBSCRIPTION_MAX_RETAINED_SIZE,
 	SUBSCRIPTION_MAX_RETAINED_AGE,
-	SUBSCRIPTION_STATE
+	SUBSCRIPTION_STATE,
+	SUBSCRIPTION_STATE_SINCE,
+	SUBSCRIPTION_STATE_REASON,
+	SUBSCRIPTION_MISSED_EVENTS,
+	SUBSCRIPTION_RETRIED_AT
 };
 
 /* Columns of cqrs.identity. */
@@ -137,6 +142,7 @@ static void add_subscription_topic(CqrsRegistryCopy *copy, Datum *values,
 								   bool *nulls);
 static void init_handler(CqrsRegistryCopy *copy, CqrsHandler *handler,
 						 Datum signature, Datum owner);
+static char *search_path(const char *stored);
 static void find_command_owners(CqrsRegistryCopy *copy);
 
 /*
@@ -455,6 +461,9 @@ add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 	subscription->event_transactions =
 		strcmp(TextDatumGetCString(values[SUBSCRIPTION_TRANSACTION - 1]),
 			   "event") == 0;
+	subscription->search_path =
+		search_path(nulls[SUBSCRIPTION_SEARCH_PATH - 1] ? "" :
+					TextDatumGetCString(values[SUBSCRIPTION_SEARCH_PATH - 1]));
 	subscription->runs_commands =
 		DatumGetBool(values[SUBSCRIPTION_RUNS_COMMANDS - 1]);
 	subscription->owner = cqrs_owner_find(subscription->name,
@@ -477,8 +486,8 @@ add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 		cqrs_milliseconds(values[SUBSCRIPTION_RETRY_DELAY - 1]);
 	subscription->max_retry_delay =
 		cqrs_milliseconds(values[SUBSCRIPTION_MAX_RETRY_DELAY - 1]);
-	subscription->handler_timeout =
-		cqrs_milliseconds(values[SUBSCRIPTION_HANDLER_TIMEOUT - 1]);
+	subscription->delivery_timeout =
+		cqrs_milliseconds(values[SUBSCRIPTION_DELIVERY_TIMEOUT - 1]);
 	subscription->max_retained_size =
 		DatumGetInt64(values[SUBSCRIPTION_MAX_RETAINED_SIZE - 1]);
 	subscription->max_retained_age =
@@ -487,10 +496,21 @@ add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 		strcmp(state, "paused") == 0 ? CQRS_SUBSCRIPTION_PAUSED :
 		strcmp(state, "suspended") == 0 ? CQRS_SUBSCRIPTION_SUSPENDED :
 		CQRS_SUBSCRIPTION_ACTIVE;
+	subscription->retried_at = nulls[SUBSCRIPTION_RETRIED_AT - 1] ? 0 :
+		DatumGetTimestampTz(values[SUBSCRIPTION_RETRIED_AT - 1]);
 	subscription->ntopics = 0;
 	subscription->topics = NULL;
 	remember_by_id(copy->subscriptions_by_id, subscription->subscription_id,
 				   subscription);
+}
+
+/*
+ * The one that is set: where pg_temp is not named, it would come first.
+ */
+static char *
+search_path(const char *stored)
+{
+	return psprintf("%s%spg_temp", stored, stored[0] != '\0' ? ", " : "");
 }
 
 static void

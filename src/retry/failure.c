@@ -131,6 +131,35 @@ cqrs_failure_count(int32 subscription_id, int32 partition)
 }
 
 /*
+ * If delivery failed, let it be tried again now. Returns whether it had failed.
+ * The caller holds the cursor's lock.
+ */
+bool
+cqrs_failure_try_now(int32 subscription_id, int32 partition)
+{
+	CqrsScan	scan;
+	HeapTuple	row = find(&scan, subscription_id, partition, RowExclusiveLock);
+
+	if (row != NULL)
+	{
+		TupleDesc	desc = RelationGetDescr(scan.rel);
+		Datum		values[FAILURE_COLUMNS];
+		bool		nulls[FAILURE_COLUMNS] = {0};
+		bool		replace[FAILURE_COLUMNS] = {0};
+
+		values[FAILURE_RETRY_AT - 1] = cqrs_row_column(row, FAILURE_FAILED_AT,
+													   desc);
+		replace[FAILURE_RETRY_AT - 1] = true;
+		CatalogTupleUpdate(scan.rel, &row->t_self,
+						   heap_modify_tuple(row, desc, values, nulls,
+											 replace));
+	}
+	cqrs_scan_end(&scan, NoLock);
+	CommandCounterIncrement();
+	return row != NULL;
+}
+
+/*
  * Delivery works: forget the failure. The caller holds the cursor's lock.
  */
 void

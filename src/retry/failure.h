@@ -26,6 +26,7 @@ extern TimestampTz cqrs_failure_record(int32 subscription_id, int32 partition,
 extern TimestampTz cqrs_failure_retry_at(int32 subscription_id,
 										 int32 partition, int *sqlerrcode);
 extern int32 cqrs_failure_count(int32 subscription_id, int32 partition);
+extern bool cqrs_failure_try_now(int32 subscription_id, int32 partition);
 extern void cqrs_failure_clear(int32 subscription_id, int32 partition);
 
 #endif							/* CQRS_FAILURE_H */

@@ -332,6 +332,54 @@ cqrs_parked_set_receipt(CqrsCursor *cursor, const CqrsParked *parked)
 }
 
 /*
+ * Make the events that failed due now: all, or those with these ids. Returns how
+ * many were not due before. An event that waits for another one of its lane still
+ * does.
+ */
+int64
+cqrs_parked_try_now(CqrsCursor *cursor, TimestampTz now,
+					const CqrsEventIds *ids)
+{
+	CqrsScan	scan;
+	ScanKeyData keys[2];
+	HeapTuple	tuple;
+	int64		n = 0;
+
+	if (cursor->next_retry_at == 0)
+		return 0;
+	begin_scan(&scan, CQRS_REL_RETRY_PKEY, NULL, ForwardScanDirection,
+			   init_keys(keys, cursor), keys);
+	while ((tuple = cqrs_scan_next(&scan)) != NULL)
+	{
+		Datum		values[RETRY_COLUMNS];
+		bool		nulls[RETRY_COLUMNS] = {0};
+		bool		replace[RETRY_COLUMNS] = {0};
+		CqrsParked	parked;
+
+		CHECK_FOR_INTERRUPTS();
+		read_row(&scan, tuple, &parked);
+		if (parked.retry_at <= now ||
+			(ids != NULL && !cqrs_event_ids_contain(ids, &parked.event_id)))
+			continue;
+		values[RETRY_RETRY_AT - 1] = TimestampTzGetDatum(now);
+		replace[RETRY_RETRY_AT - 1] = true;
+		values[RETRY_DUE_AT - 1] = TimestampTzGetDatum(now);
+		replace[RETRY_DUE_AT - 1] = parked.head;
+
+		/* If the walk meets the new row, it passes it by as due. */
+		CatalogTupleUpdate(scan.rel, &tuple->t_self,
+						   heap_modify_tuple(tuple, RelationGetDescr(scan.rel),
+											 values, nulls, replace));
+		if (parked.head)
+			lower_next_retry(cursor, now);
+		n++;
+	}
+	cqrs_scan_end(&scan, NoLock);
+	CommandCounterIncrement();
+	return n;
+}
+
+/*
  * Remove a parked event, so that the next of its lane may be tried.
  */
 void

@@ -11,6 +11,7 @@
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
+#include "base/event_id.h"
 #include "extension/row.h"
 #include "log/cursor.h"
 #include "log/event.h"
@@ -68,6 +69,8 @@ extern void cqrs_parked_update(CqrsCursor *cursor, const CqrsParked *parked,
 							   const CqrsFault *fault);
 extern void cqrs_parked_set_receipt(CqrsCursor *cursor,
 									const CqrsParked *parked);
+extern int64 cqrs_parked_try_now(CqrsCursor *cursor, TimestampTz now,
+								 const CqrsEventIds *ids);
 extern void cqrs_parked_delete(CqrsCursor *cursor, const CqrsParked *parked);
 extern void cqrs_parked_discard_all(CqrsCursor *cursor);
 

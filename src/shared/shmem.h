@@ -167,6 +167,7 @@ typedef struct CqrsWorkerSlot
 	int32		partition;
 	uint64		request;
 	int64		wanted_look;	/* deliver what the manager saw in that look */
+	TimestampTz retried_at;		/* the subscription's, as the manager knew it */
 
 	/* What became of that. */
 	uint64		served;

@@ -27,13 +27,13 @@ my $dir = POSIX::getcwd();
 my %known = map { /^(\S+?)(?:=(\d+))?$/ ? ($1 => $2 // 3) : () } qw(
   cqrs_send=12 cqrs_send_once=6 cqrs_dry_run=6 cqrs_stream=4 cqrs_next cqrs_query=6 cqrs_proceed cqrs_log_dispatch cqrs_context
   cqrs_emit=12 cqrs_emit_many=6 cqrs_emit_trigger=1 cqrs_events cqrs_wait=1 cqrs_receive=6 cqrs_ack=6 cqrs_nack=6 cqrs_renew=4
-  cqrs_dead_letters cqrs_enqueue=8 cqrs_create_command_queue=2 cqrs_cancel_command cqrs_create_topic cqrs_alter_topic cqrs_drop_topic=1
+  cqrs_enqueue=8 cqrs_create_command_queue=2 cqrs_cancel_command cqrs_create_topic cqrs_alter_topic cqrs_drop_topic=1
   cqrs_register_event cqrs_unregister_event=1 cqrs_register_event_handler cqrs_unregister_event_handler=1
   cqrs_register_command cqrs_register_query cqrs_unregister_command=1 cqrs_unregister_query=1 cqrs_register_fallback cqrs_unregister_fallback=1
   cqrs_register_middleware=1 cqrs_unregister_middleware=2 cqrs_subscribe cqrs_alter_subscription cqrs_unsubscribe=1
-  cqrs_pause=1 cqrs_resume=2 cqrs_seek=2 cqrs_redrive cqrs_discard cqrs_tick cqrs_drain=6 cqrs_enqueue_scheduled
-  cqrs_adopt=1 cqrs_grant_admin=1 cqrs_revoke_admin=1 cqrs_maintain=1 cqrs_worker_status=1 cqrs_health=1 cqrs_diagram=1 run_command announce
-  registry_changed=1 refuse_write=1 withdraw_privileges=0 breaker_state usable library_version background broken_tables find_function diagram_label no_diagram flowchart sequence_diagram topic_progress subscription_progress subscription_owner cursor_holders key_partition
+  cqrs_pause=1 cqrs_resume=2 cqrs_seek=2 cqrs_retry cqrs_redrive cqrs_discard cqrs_discard_all cqrs_tick cqrs_drain=6 cqrs_enqueue_scheduled
+  cqrs_adopt=1 cqrs_grant_admin=1 cqrs_revoke_admin=1 cqrs_maintain=1 cqrs_health=1 cqrs_diagram=1 run_command announce
+  registry_changed=1 refuse_write=1 withdraw_privileges=0 breaker_state usable library_version background broken_tables find_function diagram_label no_diagram flowchart sequence_diagram topic_progress subscription_progress subscription_owner worker_status cursor_holders key_partition
   insert_event=1 occurred_at);
 
 # What an error may say though it has the code of an internal one: the server's
@@ -110,7 +110,8 @@ sub argument
 	return "jsonb_build_object('n', repeat('x', " . pick(10, 3000, 100000) . '))' if $type eq 'jsonb';
 	return 'ARRAY[' . join(', ', map { argument('jsonb', '') } 1 .. int rand 5) . ']::jsonb[]' if $type eq 'jsonb[]';
 	return 'ARRAY[' . join(', ', map { argument('text', $name =~ /^handlers$/ ? 'handler' : '') } 1 .. int rand 4) . ']::text[]' if $type eq 'text[]';
-	return 'ARRAY[' . join(', ', map { argument('uuid', '') } 1 .. int rand 4) . ']::uuid[]' if $type eq 'uuid[]';
+	return pick('ARRAY[]', 'ARRAY[NULL]', 'ARRAY[gen_random_uuid()]', '(SELECT array_agg(event_id) FROM cqrs_dead_letters)',
+		'(SELECT array_agg(event_id) FROM cqrs_retries)', '(SELECT array_agg(event_id) FROM cqrs_topics.a)') . '::uuid[]' if $type eq 'uuid[]';
 	return argument(pick('text', 'text', 'integer', 'bigint', 'uuid', 'jsonb', 'interval', 'boolean', 'text[]'), $name) if $type eq 'anycompatible';
 	return pick("'jsonb'", "'thing'", "'int'", '0', '4294967295::oid', "'things'", "'cqrs_event'", "'dom'") . '::regtype' if $type eq 'regtype';
 	return quote(pick('0', '1 day', '1 hour', '-1 s', '1 ms', '178000000 years', '10 s', '300 ms')) . '::interval' if $type eq 'interval';
@@ -177,7 +178,8 @@ sub statements
 		$sql .= pick('COMMIT', 'ROLLBACK', 'COMMIT', 'SAVEPOINT s', 'ROLLBACK TO s', 'RELEASE s') . ";\n" if $roll > 0.85;
 		$sql .= 'SET cqrs_outbox.' . pick('max_command_depth = 2', 'max_event_depth = 1', "correlation_id = 'x'", "correlation_id = E'a\\nb'", "traceparent = 'x'")
 		  . ";\n" if $roll > 0.48 && $roll < 0.5;
-		$sql .= pick('SELECT * FROM cqrs_subscription_status', 'SELECT * FROM cqrs_topic_status', 'SELECT * FROM cqrs_topics.a LIMIT 3',
+		$sql .= pick('SELECT * FROM cqrs_subscription_status', 'SELECT * FROM cqrs_topic_status', 'SELECT * FROM cqrs_worker_status', 'SELECT * FROM cqrs_dead_letters', 'SELECT * FROM cqrs_retries',
+			'SELECT * FROM cqrs_topics.a LIMIT 3',
 			insert_event(), insert_event(), 'SELECT * FROM cqrs_subscriptions.a', "INSERT INTO captured VALUES (1, 'x')", 'UPDATE captured SET t = t || t', 'DELETE FROM captured', 'TRUNCATE captured') . ";\n"
 		  if $roll > 0.44 && $roll < 0.48;
 		$sql .= call(pick(@all)) . "\n";

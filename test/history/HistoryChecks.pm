@@ -65,7 +65,7 @@ sub differences
 	my ($node, $subscription, $topics, $dead) = @_;
 	my $arrived = "(SELECT * FROM arrived WHERE subscription = '$subscription') a";
 	my $truth = "(SELECT * FROM truth WHERE topic = ANY('{$topics}')) t";
-	my $given_up = $dead ? "SELECT (payload->>'tag')::uuid FROM cqrs_dead_letters('$subscription')" : 'SELECT NULL::uuid WHERE false';
+	my $given_up = $dead ? "SELECT (payload->>'tag')::uuid FROM cqrs_dead_letters WHERE subscription = '$subscription'" : 'SELECT NULL::uuid WHERE false';
 	my $ordered = $subscription =~ /^(?:poisoned|puller|sharers|leased)$/ ? 'NOT is_poison(tag)' : 'true';
 
 	return find($node, $subscription,

@@ -60,7 +60,7 @@ sub alter
 	my ($session) = @_;
 
 	did($session, 'alter', pick(
-		"SELECT cqrs_alter_subscription('paused', handler_timeout => '30 s')",
+		"SELECT cqrs_alter_subscription('paused', delivery_timeout => '30 s')",
 		"SELECT cqrs_alter_subscription('paused', handler => handle('paused'))",
 		"SELECT cqrs_alter_subscription('flaky', retry_delay => '10 ms')",
 		"SELECT cqrs_alter_topic('payments', '1 s')",
@@ -82,7 +82,17 @@ sub redrive
 	my ($session) = @_;
 
 	did($session, 'redrive', pick((map { "SELECT cqrs_redrive('$_')" } qw(poisoned puller sharers leased)),
-		"SELECT cqrs_redrive('poisoned', (SELECT event_id FROM cqrs_dead_letters('poisoned') ORDER BY random() LIMIT 1))"));
+		"SELECT cqrs_redrive('poisoned', (SELECT array_agg(event_id) FROM (SELECT event_id FROM cqrs_dead_letters WHERE subscription = 'poisoned' ORDER BY random() LIMIT 1) one))"));
+}
+
+# What waits for another attempt is tried at once: all, or some.
+sub retry
+{
+	my ($session) = @_;
+	my $subscription = pick(qw(flaky poisoned single spread puller sharers leased));
+
+	did($session, 'retry', pick("SELECT cqrs_retry('$subscription')",
+		"SELECT cqrs_retry('$subscription', (SELECT array_agg(event_id) FROM cqrs_retries WHERE subscription = '$subscription' AND random() < 0.5))"));
 }
 
 # A subscription comes, its other topics go, one by one, while it is delivered
@@ -169,7 +179,7 @@ sub movers
 	return (
 		seeker => loop(600, \&seek_somewhere),
 		resizer => loop(500, \&repartition),
-		steerer => loop(400, \&pause_and_resume, \&alter, \&redrive),
+		steerer => loop(400, \&pause_and_resume, \&alter, \&redrive, \&retry),
 		passer => loop(100, \&topics_come_and_go),
 		maintainer => loop(150, \&maintain),
 		signaller => loop(800, \&signal_somebody),

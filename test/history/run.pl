@@ -135,7 +135,7 @@ sub wait_delivered
 		if (time > $told + 5)
 		{
 			$told = time;
-			note("$what: not yet delivered:\n" . $node->safe_psql('postgres', q(SELECT subscription, state, partitions, next_partitions, lag_events, retrying, waiting, retry_at - now(), held_by_pid, last_error
+			note("$what: not yet delivered:\n" . $node->safe_psql('postgres', q(SELECT subscription, state, partitions, next_partitions, lag_events, retrying, waiting, retry_at - now(), held_by_pid, error
 				FROM cqrs_subscription_status WHERE coalesce(lag_events + retrying + waiting > 0, true) OR next_partitions IS NOT NULL))
 				. $node->safe_psql('postgres', 'SELECT command_id, command_name, state, run_at - now() FROM cqrs_enqueued_commands'));
 		}
@@ -149,7 +149,7 @@ sub wait_delivered
 		usleep(100_000);
 	}
 	diag("$what: not everything is delivered (seed $seed)\n"
-		  . $node->safe_psql('postgres', 'SELECT subscription, state, state_since, partitions, next_partitions, lag_events, retrying, waiting, dead, retry_at, held_by_pid, last_error FROM cqrs_subscription_status ORDER BY 1')
+		  . $node->safe_psql('postgres', 'SELECT subscription, state, state_since, partitions, next_partitions, lag_events, retrying, waiting, dead, retry_at, held_by_pid, error FROM cqrs_subscription_status ORDER BY 1')
 		  . "\n" . $node->safe_psql('postgres', "SELECT pid, backend_type, application_name, state, wait_event, query FROM pg_stat_activity WHERE backend_type <> 'autovacuum launcher'")
 		  . "\n" . $node->safe_psql('postgres', 'SELECT * FROM cqrs_health()'));
 	return { what => 'not delivered', subscription => $what, tags => [], count => 1 };

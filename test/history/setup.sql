@@ -249,9 +249,9 @@ $$;
 
 SELECT cqrs_subscribe(s, ARRAY['orders', 'payments'], handle(s))
 FROM unnest(ARRAY['recorder', 'paused', 'drained']) s;
-SELECT cqrs_subscribe('single', ARRAY['orders', 'payments'], handle('single'), retry_delay => '20 ms', transaction => 'event'),
-	   cqrs_subscribe('flaky', ARRAY['orders', 'payments'], handle('flaky'), retry_delay => '20 ms'),
-	   cqrs_subscribe('spread', ARRAY['orders', 'payments'], handle('spread'), partitions => 3, retry_delay => '20 ms'),
+SELECT cqrs_subscribe('single', ARRAY['orders', 'payments'], handle('single'), max_attempts => 5, retry_delay => '20 ms', transaction => 'event'),
+	   cqrs_subscribe('flaky', ARRAY['orders', 'payments'], handle('flaky'), max_attempts => 5, retry_delay => '20 ms'),
+	   cqrs_subscribe('spread', ARRAY['orders', 'payments'], handle('spread'), partitions => 3, max_attempts => 5, retry_delay => '20 ms'),
 	   cqrs_subscribe('poisoned', ARRAY['orders', 'payments'], handle('poisoned'), max_attempts => 2, retry_delay => '20 ms');
 SELECT cqrs_subscribe(s, ARRAY['orders', 'payments'], max_attempts => 0) FROM unnest(ARRAY['puller', 'filed']) s;
 SELECT cqrs_subscribe('sharers', ARRAY['orders', 'payments'], partitions => 2, max_attempts => 0);

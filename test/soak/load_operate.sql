@@ -10,4 +10,4 @@ SELECT cqrs_drop_topic('passing', cascade => true);
 SELECT cqrs_redrive('flaky');
 SELECT cqrs_pause('spread');
 SELECT cqrs_resume('spread');
-SELECT cqrs_discard('flaky'), cqrs_discard('puller'), cqrs_discard('commands_of_postgres'), cqrs_discard('commands_of_app');
+SELECT cqrs_discard_all('flaky'), cqrs_discard_all('puller'), cqrs_discard_all('commands_of_postgres'), cqrs_discard_all('commands_of_app');

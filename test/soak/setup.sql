@@ -88,9 +88,9 @@ END $$;
 
 SELECT cqrs_subscribe('recorder', ARRAY['orders', 'payments'], handle('recorder', 0)),
 	   cqrs_subscribe('single', ARRAY['orders'], handle('single', 0), transaction => 'event'),
-	   cqrs_subscribe('spread', ARRAY['orders', 'payments'], handle('spread', 0.002), partitions => 2, retry_delay => '50 ms'),
+	   cqrs_subscribe('spread', ARRAY['orders', 'payments'], handle('spread', 0.002), partitions => 2, max_attempts => 5, retry_delay => '50 ms'),
 	   cqrs_subscribe('flaky', ARRAY['orders', 'payments'], handle('flaky', 0.03), retry_delay => '50 ms', max_attempts => 2),
-	   cqrs_subscribe('puller', ARRAY['orders', 'payments'], retry_delay => '50 ms'),
+	   cqrs_subscribe('puller', ARRAY['orders', 'payments'], max_attempts => 5, retry_delay => '50 ms'),
 	   cqrs_subscribe('sharers', ARRAY['payments'], partitions => 2);
 
 -- Their topics keep nothing.

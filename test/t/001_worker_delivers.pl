@@ -32,9 +32,9 @@ $node->safe_psql('later', 'CREATE EXTENSION cqrs_outbox');
 ok(wait_managers($node, 'later', 'one', 'two'), 'DROP EXTENSION ends the manager; a later database has one');
 $node->restart;
 ok(wait_managers($node, 'later', 'one', 'two'), 'all are back after a restart');
-is($node->safe_psql('one', "SELECT string_agg(concat_ws('/', kind, database, state), ' ' ORDER BY kind, database) FROM cqrs_worker_status()"),
+is($node->safe_psql('one', "SELECT string_agg(concat_ws('/', kind, database, state), ' ' ORDER BY kind, database) FROM cqrs_worker_status"),
 	'launcher/running manager/later/running manager/one/running manager/two/running',
-	'and cqrs_worker_status() shows them');
+	'and cqrs_worker_status shows them');
 
 # Delivery.
 set_up_recording($node, 'one');

@@ -67,10 +67,10 @@ $node->safe_psql('postgres', "SELECT pg_cancel_backend($pid)");
 ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"), 'the event is tried again by itself');
 $pid = in_handler($node, 'postgres');
 $node->safe_psql('postgres', "SELECT pg_cancel_backend($pid)");
-ok($node->poll_query_until('postgres', "SELECT last_error_sqlstate = '57014' FROM cqrs_subscription_status"), 'a cancelled handler has failed');
+ok($node->poll_query_until('postgres', "SELECT error_sqlstate = '57014' FROM cqrs_subscription_status"), 'a cancelled handler has failed');
 $holder->quit;
 delivered('handler cancelled');
-is($node->safe_psql('postgres', 'SELECT last_error, state FROM cqrs_subscription_status'), '|idle', 'and the failure is over');
+is($node->safe_psql('postgres', 'SELECT error, state FROM cqrs_subscription_status'), '|idle', 'and the failure is over');
 
 # Managers: while the worker is in a handler, which goes on.
 $holder = hold_handlers($node, 'postgres');

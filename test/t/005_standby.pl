@@ -35,7 +35,7 @@ is($standby->safe_psql('postgres', "SELECT string_agg(payload->>'n', ' ' ORDER B
 	join(' ', 1 .. 10), 'cqrs_events() shows the outbox');
 is($standby->safe_psql('postgres', "SELECT lag_events FROM cqrs_subscription_status ORDER BY subscription"),
 	"10\n5", 'and the status how far it is');
-is($standby->safe_psql('postgres', 'SELECT count(*) FROM cqrs_worker_status()'), '0', 'no process of ours is registered');
+is($standby->safe_psql('postgres', 'SELECT count(*) FROM cqrs_worker_status'), '0', 'no process of ours is registered');
 is($standby->safe_psql('postgres', 'SELECT * FROM cqrs_health()'), '', 'which is no problem');
 is($standby->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'cqrs%'"), '0', 'nor runs');
 

@@ -18,9 +18,9 @@ $node->start;
 set_up_recording($node, 'postgres');
 $node->safe_psql('postgres', "SELECT cqrs_subscribe('puller', ARRAY['things'])");
 
-like(error_of($node, 'postgres', 'SELECT * FROM cqrs_worker_status()'), qr/ERROR:  55000: .*cqrs_outbox is not preloaded.*shared_preload_libraries/s, 'cqrs_worker_status() says why there are none');
+like(error_of($node, 'postgres', 'SELECT * FROM cqrs_worker_status'), qr/ERROR:  55000: .*cqrs_outbox is not preloaded.*shared_preload_libraries/s, 'cqrs_worker_status says why there are none');
 is($node->safe_psql('postgres', 'SELECT subscription, kind, state, pid FROM cqrs_subscription_status ORDER BY 1'),
-	"puller|pull||\nrecorder|handler|no worker|", 'the subscription has no worker');
+	"puller|pull|idle|\nrecorder|handler|idle|", 'subscriptions have nothing to do');
 
 # Settings of the processes can be seen, but a session has none of its own.
 reconfigure($node, "cqrs_outbox.max_workers = 7");
@@ -29,6 +29,7 @@ like(error_of($node, 'postgres', "LOAD 'cqrs_outbox'; $_"), qr/cannot be changed
   for 'SET cqrs_outbox.max_workers = 8', 'SET cqrs_outbox.deliver = off';
 
 emit_numbers($node, 'postgres', 1);
+is($node->safe_psql('postgres', 'SELECT subscription, state FROM cqrs_subscription_status ORDER BY 1'), "puller|idle\nrecorder|no_worker", 'one would need a worker');
 $node->safe_psql('postgres', "BEGIN; SELECT cqrs_emit('happened', '{\"n\": 2}'); PREPARE TRANSACTION 'two'");
 is($node->safe_psql('postgres', "SELECT count(*) FROM cqrs_receive('puller')"), '0', 'nothing is received before a tick');
 like($node->safe_psql('postgres', 'SELECT cqrs_tick()'), qr/^\d+$/, 'which is made by hand');

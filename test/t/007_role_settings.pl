@@ -87,7 +87,7 @@ $node->restart;
 wait_managers($node, 'postgres');
 emit_numbers($node, 'postgres', 1);
 ok($node->poll_query_until('postgres', 'SELECT count(*) = 2 FROM recorded'), 'settings of roles and database do not stop the worker');
-my $expected = 'lock_timeout=0 row_security=on search_path=pg_catalog statement_timeout=0 transaction_isolation=read committed transaction_read_only=off';
+my $expected = 'lock_timeout=0 row_security=on search_path=public, pg_temp statement_timeout=0 transaction_isolation=read committed transaction_read_only=off';
 is($node->safe_psql('postgres', 'SELECT who, settings FROM recorded ORDER BY who'),
 	"alice as alice|$expected\nbob as bob|$expected", "a handler runs as the owner, and the worker's settings are its own");
 
@@ -113,15 +113,15 @@ as_role('alice', q(
 		END IF;
 		INSERT INTO recorded (n, who) VALUES ((event.payload->>'n')::int, format('attempt %s', (cqrs_context()).attempts));
 	END $$;
-	SELECT cqrs_subscribe('alice_fails', ARRAY['failures'], 'alice_fails(cqrs_event)', max_attempts => 0);
+	SELECT cqrs_subscribe('alice_fails', ARRAY['failures'], 'alice_fails(cqrs_event)', max_attempts => 0, retry_delay => '200 ms');
 ));
 $node->safe_psql('postgres', 'TRUNCATE recorded; INSERT INTO broken VALUES (true)');
 my $offset = -s $node->logfile;
 $node->safe_psql('postgres', "SELECT cqrs_emit_many('failed', ARRAY(SELECT jsonb_build_object('n', n) FROM generate_series(11, 13) n))");
 ok($node->poll_query_until('postgres', "SELECT max(attempts) >= 2 FROM cqrs_events('failures')"),
 	'a handler that fails is called again');
-is($node->safe_psql('postgres', "SELECT last_error, last_error_sqlstate, state, lag_events, retry_at > last_error_at, last_error_position = (SELECT position FROM cqrs_events('failures') WHERE payload->>'n' = '12') FROM cqrs_subscription_status WHERE subscription = 'alice_fails'"),
-	'cannot do 12|P0042|waiting to retry|0|t|t', 'the status shows the error');
+is($node->safe_psql('postgres', "SELECT error, error_sqlstate, state, lag_events, retry_at > error_at, error_position = (SELECT position FROM cqrs_events('failures') WHERE payload->>'n' = '12') FROM cqrs_subscription_status WHERE subscription = 'alice_fails'"),
+	'cannot do 12|P0042|waiting|0|t|t', 'the status shows the error');
 is($node->safe_psql('postgres', "SELECT string_agg(payload->>'n' || ' ' || status, ', ' ORDER BY position) FROM cqrs_events('failures')"),
 	'12 retrying, 13 new', 'so does the outbox');
 my $position = $node->safe_psql('postgres', "SELECT position FROM cqrs_events('failures', status => 'retrying')");
@@ -134,7 +134,7 @@ $node->safe_psql('postgres', 'DELETE FROM recorded WHERE n = 5; TRUNCATE broken'
 ok($node->poll_query_until('postgres', 'SELECT count(*) = 3 FROM recorded'), 'once it works, delivery goes on');
 like($node->safe_psql('postgres', "SELECT string_agg(n || ' ' || who, ', ' ORDER BY seq) FROM recorded"),
 	qr/^11 attempt 1, 12 attempt ([3-9]|\d\d+), 13 attempt 1$/, 'in order, and the handler knows that it failed before');
-is($node->safe_psql('postgres', "SELECT last_error, retrying, waiting, state, lag_events FROM cqrs_subscription_status WHERE subscription = 'alice_fails'"),
+is($node->safe_psql('postgres', "SELECT error, retrying, waiting, state, lag_events FROM cqrs_subscription_status WHERE subscription = 'alice_fails'"),
 	'|0|0|idle|0', 'the error is over');
 
 # What a handler sets for its session is over when it has been called.
@@ -148,7 +148,7 @@ as_role('alice', q(
 	END $$;
 	SELECT cqrs_unsubscribe('alice_sub');
 	SELECT cqrs_unsubscribe('alice_fails');
-	SELECT cqrs_subscribe('alice_leaves', ARRAY['things'], 'alice_leaves(cqrs_event)', 'latest');
+	SELECT cqrs_subscribe('alice_leaves', ARRAY['things'], 'alice_leaves(cqrs_event)', start => 'latest');
 ));
 $node->safe_psql('postgres', 'TRUNCATE recorded');
 for my $n (21 .. 23)
@@ -157,7 +157,7 @@ for my $n (21 .. 23)
 	ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM recorded WHERE n = $n AND settings IS NOT NULL AND who = 'alice'"),
 		"event $n finds the session as it was");
 }
-is($node->safe_psql('postgres', "SELECT string_agg(DISTINCT settings, ' ') FROM recorded WHERE who = 'alice'"), 'pg_catalog', 'with its settings');
+is($node->safe_psql('postgres', "SELECT string_agg(DISTINCT settings, ' ') FROM recorded WHERE who = 'alice'"), 'public, pg_temp', 'with its settings');
 $node->stop;
 
 done_testing();

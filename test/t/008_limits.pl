@@ -68,7 +68,7 @@ for my $n (7 .. 10)
 	emit_numbers($node, 'two', $n);
 	ok($node->poll_query_until('two', "SELECT max(tick_id) > $tick FROM cqrs.tick"), 'the manager still ticks') if $n == 7;
 }
-is($node->safe_psql('two', "SELECT lag_events, state FROM cqrs_subscription_status WHERE subscription = 'recorder'"), '5|no worker', 'and events wait');
+is($node->safe_psql('two', "SELECT lag_events, state FROM cqrs_subscription_status WHERE subscription = 'recorder'"), '5|no_worker', 'and events wait');
 unlike(slurp_file($node->logfile, $offset), $full, 'which is said once');
 
 # Nor a manager.
@@ -98,8 +98,8 @@ ok(wait_managers($node, 'two'), 'and those that are left');
 $node->safe_psql('two', 'CREATE ROLE alice LOGIN; GRANT ALL ON SCHEMA public TO alice; GRANT EXECUTE ON FUNCTION cqrs_subscribe TO alice; GRANT SELECT ON cqrs_topics.things TO alice; GRANT ALL ON recorded, recorded_seq_seq TO alice');
 for my $n (1 .. 3)
 {
-	$node->safe_psql('two', "SELECT cqrs_subscribe('more $n', ARRAY['things'], 'record_event(cqrs_event)', 'latest')");
-	$node->safe_psql('two', "SELECT cqrs_subscribe('alice $n', ARRAY['things'], 'record_event(cqrs_event)', 'latest')", extra_params => [ '-U', 'alice' ]);
+	$node->safe_psql('two', "SELECT cqrs_subscribe('more $n', ARRAY['things'], 'record_event(cqrs_event)', start => 'latest')");
+	$node->safe_psql('two', "SELECT cqrs_subscribe('alice $n', ARRAY['things'], 'record_event(cqrs_event)', start => 'latest')", extra_params => [ '-U', 'alice' ]);
 }
 $node->safe_psql('two', 'TRUNCATE recorded');
 emit_numbers($node, 'two', 1 .. 100);

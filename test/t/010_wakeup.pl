@@ -45,7 +45,7 @@ $node->safe_psql('postgres', q(
 	CREATE FUNCTION follow(event cqrs_event) RETURNS void LANGUAGE sql SET search_path = public AS $$
 		SELECT cqrs_emit('followed', event.payload)
 	$$;
-	SELECT cqrs_subscribe('follower', ARRAY['things'], 'follow(cqrs_event)', 'latest');
+	SELECT cqrs_subscribe('follower', ARRAY['things'], 'follow(cqrs_event)', start => 'latest');
 	SELECT cqrs_subscribe('followers', ARRAY['followers'], 'record_event(cqrs_event)');
 	TRUNCATE recorded));
 emit_numbers($node, 'postgres', 1);

@@ -29,7 +29,7 @@ sub stop_delivery
 
 	reconfigure($node, 'cqrs_outbox.deliver = off');
 	# A worker that was at it is done.
-	$node->poll_query_until('postgres', "SELECT count(*) = 0 FROM cqrs_worker_status() WHERE state = 'delivering'");
+	$node->poll_query_until('postgres', "SELECT count(*) = 0 FROM cqrs_worker_status WHERE state = 'delivering'");
 }
 
 sub add
@@ -96,7 +96,7 @@ $source->safe_psql('app', q(
 		RETURN command.n;
 	END $$;
 	SELECT cqrs_subscribe('recorder', ARRAY['items'], 'record(cqrs_event)');
-	SELECT cqrs_subscribe('spread', ARRAY['items'], 'record_spread(cqrs_event)', partitions => 3, max_attempts => 0, max_retry_delay => '1 ms');
+	SELECT cqrs_subscribe('spread', ARRAY['items'], 'record_spread(cqrs_event)', partitions => 3, max_attempts => 0, retry_delay => '1 ms', max_retry_delay => '1 ms');
 	SELECT cqrs_subscribe('outside', ARRAY['items', 'notes']);
 	SELECT cqrs_subscribe('behind', ARRAY['items', 'notes']);
 	RESET ROLE;
@@ -257,7 +257,7 @@ append_to_file("$dir.first", $list =~ s/^\Q$cursors\E$//mr);
 append_to_file("$dir.then", $cursors);
 $high->command_ok([ 'pg_restore', '-e', '-j2', '-L', "$dir.first", '-d', $high->connstr('again'), $dir ], 'restored in parallel');
 add($high, 'again', 13);
-ok($high->poll_query_until('again', "SELECT count(*) > 0 FROM cqrs_worker_status() WHERE kind = 'worker' AND database = 'again'"), 'the worker is faster');
+ok($high->poll_query_until('again', "SELECT count(*) > 0 FROM cqrs_worker_status WHERE kind = 'worker' AND database = 'again'"), 'the worker is faster');
 $high->command_ok([ 'pg_restore', '-e', '-L', "$dir.then", '-d', $high->connstr('again'), $dir ], 'restored the rest');
 is($high->safe_psql('again', 'SELECT count(*) FROM cqrs.failure'), '0', 'which is no failure');
 $high->safe_psql('again', 'SELECT * FROM cqrs_adopt()');

@@ -50,7 +50,7 @@ $node->safe_psql('postgres', q(
 		END IF;
 	END $$;
 	SELECT cqrs_subscribe('things', ARRAY['things'], 'on_thing(cqrs_event)',
-		max_attempts => 3, retry_delay => '10 ms', handler_timeout => '200 ms');
+		max_attempts => 3, retry_delay => '10 ms', delivery_timeout => '200 ms');
 ));
 
 # emit(KEY, N...): one after the other.
@@ -86,7 +86,7 @@ sub calls
 	return $node->safe_psql('postgres', "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM calls");
 }
 
-sub dead { return take_dead($node, 'things', q(payload->>'n', attempts, sqlstate, error)); }
+sub dead { return take_dead($node, 'things', q(payload->>'n', attempts, error_sqlstate, error)); }
 
 # An error.
 does(2, 'raise');
@@ -95,7 +95,7 @@ $node->safe_psql('postgres', q(
 	SELECT cqrs_emit('happened', jsonb_build_object('n', n), key => CASE n WHEN 4 THEN 'b' ELSE 'a' END) FROM generate_series(1, 4) n));
 ok(wait_status($node, 'postgres', 'things', '0/0/0/1'), 'an event that always fails is given up');
 is(those(), 'a1 b4 a3', 'the events of its key waited for that, another did not');
-is($node->safe_psql('postgres', "SELECT attempts, sqlstate, error FROM cqrs_dead_letters('things')"), '3|P0001|cannot do 2', 'after three attempts');
+is($node->safe_psql('postgres', "SELECT attempts, error_sqlstate, error FROM cqrs_dead_letters WHERE subscription = 'things'"), '3|P0001|cannot do 2', 'after three attempts');
 my $log = slurp_file($node->logfile, $offset);
 is(scalar(() = $log =~ /ERROR:  cannot do 2/g), 3, 'each is in the log, once');
 is(scalar(() = $log =~ /CONTEXT:.*\n\tdelivering position 2 of topic "things" to subscription "things"/g), 3,
@@ -123,13 +123,13 @@ does(7, 'hang');
 emit('a', 7);
 emit('b', 8);
 ok(wait_status($node, 'postgres', 'things', '0/0/0/1'), 'a handler that hangs is canceled, and fails');
-is(dead(), '7/3/57014/handler of subscription "things" took longer than its handler_timeout', 'after its attempts');
+is(dead(), '7/3/57014/handler of subscription "things" took longer than its delivery_timeout', 'after its attempts');
 is(those(), 'b8', 'another key goes on');
 does(9, 'hang for ever');
 emit('a', 9);
 ok(wait_status($node, 'postgres', 'things', '0/0/0/1'), 'also one that does not let itself be canceled');
 is(those(), '', 'what it did is rolled back');
-$node->safe_psql('postgres', "SELECT cqrs_discard('things')");
+$node->safe_psql('postgres', "SELECT cqrs_discard_all('things')");
 $locker->quit;
 
 # A deferred constraint fails at the commit of the batch.
@@ -171,7 +171,7 @@ $node->safe_psql('postgres', "TRUNCATE does; INSERT INTO does SELECT n, 'disk fu
 emit('a', 30, 31);
 emit($_->[0], $_->[1]) for [ b => 32 ], [ c => 33 ], [ d => 34 ], [ e => 35 ];
 ok($node->poll_query_until('postgres', "SELECT max(failures) > 2 FROM cqrs.failure"), 'an outage is tried again and again');
-is($node->safe_psql('postgres', "SELECT concat_ws('/', retrying, dead, last_error_sqlstate, last_error_position) FROM cqrs_subscription_status"),
+is($node->safe_psql('postgres', "SELECT concat_ws('/', retrying, dead, error_sqlstate, error_position) FROM cqrs_subscription_status"),
 	'0/0/53100', 'and counts as no attempt');
 $node->safe_psql('postgres', 'TRUNCATE does');
 ok(wait_status($node, 'postgres', 'things', '0/0/0/0'), 'until it is over');
@@ -180,7 +180,7 @@ is($node->safe_psql('postgres', 'SELECT count(*) FROM cqrs.failure'), '0', 'and 
 
 $node->safe_psql('postgres', 'ALTER FUNCTION on_thing(cqrs_event) RENAME TO on_nothing');
 emit('a', 22);
-ok($node->poll_query_until('postgres', "SELECT last_error_sqlstate = '42883' AND retrying = 0 FROM cqrs_subscription_status"),
+ok($node->poll_query_until('postgres', "SELECT error_sqlstate = '42883' AND retrying = 0 FROM cqrs_subscription_status"),
 	'nor does a handler that is not there');
 $node->safe_psql('postgres', 'ALTER FUNCTION on_nothing(cqrs_event) RENAME TO on_thing');
 ok(wait_status($node, 'postgres', 'things', '0/0/0/0'), 'until it is');

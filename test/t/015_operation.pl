@@ -127,5 +127,28 @@ emit($one, 8);
 ok(wait_until(sub { $listener->query('SELECT pg_sleep(0.1)') =~ /Asynchronous notification "things"/ }), 'who listens is notified');
 is($node->safe_psql('postgres', "SELECT payload->>'n' FROM cqrs_receive('pull')"), '8', 'and can receive');
 
+# What failed, and is tried again, has not been got; nor what was given up.
+$node->safe_psql('postgres', q(
+	CREATE TABLE broken (n integer);
+	INSERT INTO broken VALUES (1);
+	CREATE FUNCTION fails(event cqrs_event) RETURNS void LANGUAGE plpgsql AS $$
+	BEGIN
+		IF EXISTS (SELECT FROM broken WHERE n = (event.payload->>'n')::integer) THEN RAISE 'broken'; END IF;
+	END $$;
+	SELECT cqrs_subscribe('fails', ARRAY['things'], 'fails', start => 'latest', max_attempts => 2, retry_delay => '1 h')));
+emit('a', 1);
+ok(wait_status($node, 'postgres', 'fails', '0/1/0/0'), 'an event failed');
+is($node->safe_psql('postgres', "SELECT cqrs_wait('fails', '10 ms')"), 'f', '... and is waited for');
+$waiter->begin("SELECT cqrs_wait('fails', '60 s')");
+ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE query ~ '60 s' AND wait_event_type = 'Extension'"),
+	'somebody waits for it');
+emit('b', 2);
+$node->safe_psql('postgres', "SELECT cqrs_retry('fails')");
+like($waiter->finish, qr/NOTICE:  subscription "fails" has dead letters.*^f$/ms, '... and is told that it was given up');
+my ($code, $out, $err) = $node->psql('postgres', "SELECT cqrs_wait('fails', '60 s')");
+is($out, 'f', 'whoever comes later, too');
+$node->safe_psql('postgres', "TRUNCATE broken; SELECT cqrs_redrive('fails')");
+is($node->safe_psql('postgres', "SELECT cqrs_wait('fails', '60 s')"), 't', 'delivered after all');
+
 $node->stop;
 done_testing();

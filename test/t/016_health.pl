@@ -83,11 +83,11 @@ ok($node->poll_query_until('postgres',
 is(of('late', 'count(*)', "max_lag => '0', max_hold => '0'"), '1', 'it is late');
 
 # Both workers are in use; a third subscription waits.
-$node->safe_psql('postgres', "SELECT cqrs_subscribe('second', ARRAY['things'], 'record_event(cqrs_event)', 'latest'); SELECT cqrs_subscribe('third', ARRAY['things'], 'record_event(cqrs_event)', 'latest')");
+$node->safe_psql('postgres', "SELECT cqrs_subscribe('second', ARRAY['things'], 'record_event(cqrs_event)', start => 'latest'); SELECT cqrs_subscribe('third', ARRAY['things'], 'record_event(cqrs_event)', start => 'latest')");
 emit_numbers($node, 'postgres', 1);
 ok($node->poll_query_until('postgres', q(SELECT count(*) FILTER (WHERE problem = 'handler_slow') = 2 AND count(*) FILTER (WHERE problem = 'workers_busy' AND object = 'database "postgres"') = 1 FROM cqrs_health(max_hold => '0'))),
 	'workers that are busy while others wait');
-is($node->safe_psql('postgres', "SELECT count(*) FROM cqrs_subscription_status WHERE held_by_pid IS NULL AND state = 'no worker'"), '1',
+is($node->safe_psql('postgres', "SELECT count(*) FROM cqrs_subscription_status WHERE held_by_pid IS NULL AND state = 'no_worker'"), '1',
 	'who waits is held by nobody');
 $locker->query('SELECT pg_advisory_unlock(1)');
 ok(wait_recorded($node, 'postgres', 5), 'once they go on');
@@ -100,7 +100,7 @@ $node->safe_psql('postgres', q(CREATE TABLE names (name text);
 	CREATE FUNCTION rename_session(event cqrs_event) RETURNS void LANGUAGE sql SET search_path = public AS $$
 		INSERT INTO names VALUES (current_setting('application_name'));
 		SELECT set_config('application_name', 'mine', false) $$;
-	SELECT cqrs_subscribe('renames', ARRAY['things'], 'rename_session(cqrs_event)', 'latest')));
+	SELECT cqrs_subscribe('renames', ARRAY['things'], 'rename_session(cqrs_event)', start => 'latest')));
 for my $n (1 .. 2)
 {
 	emit_numbers($node, 'postgres', 1);

@@ -26,7 +26,7 @@ $old->safe_psql('app', q(
 		VALUES (current_setting('cluster_name'), event.key, (event.payload->>'n')::integer, event.position);
 	END $$;
 	SELECT cqrs_register_event('happened', 'things');
-	SELECT cqrs_subscribe('things', ARRAY['things'], 'on_thing(cqrs_event)', max_attempts => 0);
+	SELECT cqrs_subscribe('things', ARRAY['things'], 'on_thing(cqrs_event)', max_attempts => 0, retry_delay => '200 ms');
 ));
 is($old->safe_psql('app', 'SHOW cluster_name'), 'old', 'the servers have names');
 

@@ -136,7 +136,7 @@ $node->safe_psql('postgres', q(
 	SELECT cqrs_emit('user_joined_ecst', '{"n": 2}', '1', '{"CC": "elsewhere"}');
 	SELECT cqrs_emit('user_joined_ecst', '{"n": 3}', '1')));
 ok(wait_status($node, 'postgres', 'raws', '0/0/0/2'), 'messages that RabbitMQ cannot take are refused');
-is($node->safe_psql('postgres', "SELECT attempts, error FROM cqrs_dead_letters('raws') ORDER BY position"),
+is($node->safe_psql('postgres', "SELECT attempts, error FROM cqrs_dead_letters WHERE subscription = 'raws' ORDER BY position"),
 	"1|the message's routing key has 304 bytes; RabbitMQ allows 255\n1|the event has a header \"CC\", by which RabbitMQ would route it",
 	'after one attempt, and for a reason');
 is(join(' ', map { $_->{body} } $broker->messages('by_key')), '{"n":3}', 'later ones, of the same key too, are delivered');
@@ -152,14 +152,14 @@ $node->safe_psql('postgres', q(
 	SELECT cqrs_emit('user_joined_notification', jsonb_build_object('text', repeat('x', 2000)), '1');
 	SELECT cqrs_emit('user_joined_notification', '{"n": 4}', '1')));
 ok(wait_status($node, 'postgres', 'to-rabbit', '0/0/0/2'), 'a message too large for the broker is not tried for ever');
-like($node->safe_psql('postgres', "SELECT error FROM cqrs_dead_letters('to-rabbit') WHERE event_name = 'user_joined_notification'"),
+like($node->safe_psql('postgres', "SELECT error FROM cqrs_dead_letters WHERE subscription = 'to-rabbit' AND event_name = 'user_joined_notification'"),
 	qr/^RabbitMQ at 127\.0\.0\.1:\d+ did not take the message: PRECONDITION_FAILED - message size \d+ is larger than configured max size 1000$/,
 	'and the broker says why');
 like(($broker->messages('user_notification_events'))[-1]{body}, qr/^\{"payload":\{"n":4\}/, 'what comes after it is delivered');
 
 # Nobody sees the password.
 my $seen = slurp_file($node->logfile) . $node->safe_psql('postgres',
-	'SELECT s, h FROM cqrs_subscription_status s, cqrs_health() h; SELECT * FROM cqrs_dead_letters(\'raws\')');
+	'SELECT s, h FROM cqrs_subscription_status s, cqrs_health() h; SELECT * FROM cqrs_dead_letters WHERE subscription = \'raws\'');
 unlike($seen, qr/\Q$RabbitMQ::password\E/, 'the password is in no log, error or view');
 
 $node->stop('fast');

@@ -60,7 +60,7 @@ sub is_failing
 	my ($text, $name) = @_;
 
 	ok(wait_error($node, 'postgres', 'out', quotemeta $text), "$name: the status says so");
-	is($node->safe_psql('postgres', q(SELECT lag_events > 0, retrying, waiting, dead, last_error_position FROM cqrs_subscription_status)),
+	is($node->safe_psql('postgres', q(SELECT lag_events > 0, retrying, waiting, dead, error_position FROM cqrs_subscription_status)),
 		't|0|0|0|', "$name: no attempt is counted");
 	return;
 }
@@ -226,7 +226,7 @@ $broker->command('exchange keys direct', map { "bind elsewhere keys $_" } 0 .. 3
 server("ADD exchange 'keys', SET routing_key '{key}'");
 emit(5);
 ok(wait_status($node, 'postgres', 'out', '0/0/0/1'), 'no binding for one key: its event is given up');
-is($node->safe_psql('postgres', "SELECT key, attempts, sqlstate, error FROM cqrs_dead_letters('out')"),
+is($node->safe_psql('postgres', "SELECT key, attempts, error_sqlstate, error FROM cqrs_dead_letters WHERE subscription = 'out'"),
 	"4|3|HV000|no queue is bound to exchange \"keys\" for routing key \"4\" in vhost \"/\" of $at (NO_ROUTE)",
 	'no binding for one key: after its attempts, with the reason');
 $broker->command('bind elsewhere keys 4');

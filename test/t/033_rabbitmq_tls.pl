@@ -60,13 +60,13 @@ sub delivers
 sub refuses
 {
 	my ($name, $action, $undo, @texts) = @_;
-	my $like = join ' OR ', map { "last_error LIKE \$\$%$_%\$\$" } @texts;
+	my $like = join ' OR ', map { "error LIKE \$\$%$_%\$\$" } @texts;
 
 	$node->safe_psql('postgres', "ALTER SERVER events OPTIONS ($action)");
 	$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{}')");
 	$emitted++;
 	ok($node->poll_query_until('postgres', "SELECT $like FROM cqrs_subscription_status"), $name)
-	  or diag($node->safe_psql('postgres', 'SELECT last_error FROM cqrs_subscription_status'));
+	  or diag($node->safe_psql('postgres', 'SELECT error FROM cqrs_subscription_status'));
 	is($node->safe_psql('postgres', 'SELECT lag_events, retrying, dead FROM cqrs_subscription_status'), '1|0|0',
 		"$name: nothing is delivered, and nothing given up");
 	$node->safe_psql('postgres', "ALTER SERVER events OPTIONS ($undo)");

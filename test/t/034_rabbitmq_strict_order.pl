@@ -100,7 +100,7 @@ my @messages;
 my $rejected = 0;
 wait_until(sub {
 	push @messages, $broker->messages('small');
-	$rejected ||= $node->safe_psql('postgres', "SELECT last_error LIKE '%basic.nack%' FROM cqrs_subscription_status") eq 't';
+	$rejected ||= $node->safe_psql('postgres', "SELECT error LIKE '%basic.nack%' FROM cqrs_subscription_status") eq 't';
 	return @messages >= $keys * $each;
 });
 ok($rejected, 'a full queue rejects events');

@@ -85,7 +85,7 @@ ok(wait_error($node, 'postgres', 'things', "^could not connect to Kafka at $addr
 is(status('retrying, waiting, dead'), '0|0|0', 'no event is to blame');
 $cluster->up;
 delivered('once it is up, all is delivered');
-is(status('last_error'), '', 'and nothing is wrong');
+is(status('error'), '', 'and nothing is wrong');
 
 $cluster->down;
 emit(1000, 7);
@@ -97,8 +97,8 @@ $cluster->pause;
 emit(10, 7);
 my $offset = -s $node->logfile;
 $node->restart;
-ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM cqrs_worker_status() WHERE kind = 'worker'"), 'a worker waits for a cluster that does not answer')
-  or diag($node->safe_psql('postgres', 'SELECT * FROM cqrs_worker_status()'));
+ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM cqrs_worker_status WHERE kind = 'worker'"), 'a worker waits for a cluster that does not answer')
+  or diag($node->safe_psql('postgres', 'SELECT * FROM cqrs_worker_status'));
 my $started = time;
 $node->stop('fast');
 cmp_ok(time - $started, '<', 2, 'the server can be stopped meanwhile');
@@ -115,7 +115,7 @@ for my $error (qw(not_leader not_enough_replicas request_timed_out unknown_topic
 	emit(10, 10);
 	delivered("$error is not for long");
 }
-is(status('last_error'), '', 'nobody is told of that');
+is(status('error'), '', 'nobody is told of that');
 
 # Producers that a broker does not want any more.
 for my $error (qw(out_of_order_sequence invalid_producer_epoch producer_fenced cluster_authorization_failed))
@@ -182,7 +182,7 @@ $node->safe_psql('postgres', q(
 	SELECT cqrs_emit('vanished', '{}', 'k');
 	SELECT cqrs_emit('happened', '{}', 'l')));
 ok(wait_status($node, 'postgres', 'names', '0/0/0/2'), 'topics that cannot be, and that are not');
-like($node->safe_psql('postgres', "SELECT attempts, error FROM cqrs_dead_letters('names') ORDER BY position"),
+like($node->safe_psql('postgres', "SELECT attempts, error FROM cqrs_dead_letters WHERE subscription = 'names' ORDER BY position"),
 	qr/^2\|Kafka cannot have a topic "moved away": names have .*\n2\|Kafka topic "vanished" does not exist, and its cluster does not create it$/,
 	'both are named');
 is(scalar($cluster->records('happened')), 1, 'other topics get what is theirs');

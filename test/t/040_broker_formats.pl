@@ -276,7 +276,7 @@ sql(q(
 like(message('ascii/cqrs')->{body}, qr/^\{"payload":\{"n":"é"\}/, 'SQL_ASCII: what is UTF-8 is sent');
 is(scalar($peer->messages('ascii/cqrs')), 1, 'SQL_ASCII: what is not, is not');
 ok($node->poll_query_until('ascii',
-		"SELECT count(*) = 1 FROM cqrs_dead_letters('cqrs') WHERE sqlstate = '22021' AND error LIKE 'invalid byte sequence%'"),
+		"SELECT count(*) = 1 FROM cqrs_dead_letters WHERE subscription = 'cqrs' AND error_sqlstate = '22021' AND error LIKE 'invalid byte sequence%'"),
 	'SQL_ASCII: but a dead letter');
 
 $peer->stop;

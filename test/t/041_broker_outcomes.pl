@@ -80,7 +80,7 @@ wait_until(sub { numbers('b') eq '2 4' && numbers('c') eq '5' && numbers('a') =~
 is(numbers('b') . ', ' . numbers('c'), '2 4, 5', 'other keys go on behind a rejected event');
 like(numbers('a'), qr/^1( 1)+$/, 'its own key waits, and it is tried again');
 ok(wait_status($node, 'postgres', $name, '0/1/1/0'), 'the status shows both');
-is(status('last_error, last_error_sqlstate, kind'), 'this shelf is being repaired|HV000|broker', 'and says why');
+is(status('error, error_sqlstate, kind'), 'this shelf is being repaired|HV000|broker', 'and says why');
 $peer->tell('rule_off');
 wait_until(sub { numbers('a') =~ /3$/ }, 'its key goes on');
 like(numbers('a'), qr/^1( 1)+ 3$/, 'once it is confirmed, its key goes on');
@@ -92,7 +92,7 @@ $peer->tell('rule', '-no shelf', of(1));
 emit(qw(a b a));
 ok(wait_status($node, 'postgres', $name, '0/0/0/1'), 'attempts used up: a dead letter');
 is(numbers('a'), '1 1 1 3', 'after all attempts, its key goes on');
-is(query($node, "SELECT payload, attempts, sqlstate, error FROM cqrs_dead_letters('given_up')"), '{"n": 1}|3|HV000|no shelf',
+is(query($node, "SELECT payload, attempts, error_sqlstate, error FROM cqrs_dead_letters WHERE subscription = 'given_up'"), '{"n": 1}|3|HV000|no shelf',
 	'the dead letter says why');
 $peer->tell('rule_off');
 query($node, "SELECT cqrs_redrive('given_up')");
@@ -105,7 +105,7 @@ $peer->tell('rule', '!too large', of(1));
 emit(qw(a b a));
 ok(wait_status($node, 'postgres', $name, '0/0/0/1'), 'refused: a dead letter');
 wait_numbers('1 3', 'a', 'at once, and the others go on');
-is(query($node, "SELECT payload, attempts, error FROM cqrs_dead_letters('refused')"), '{"n": 1}|1|too large', 'which says why');
+is(query($node, "SELECT payload, attempts, error FROM cqrs_dead_letters WHERE subscription = 'refused'"), '{"n": 1}|1|too large', 'which says why');
 
 # Without strict_key_order, what was on its way arrives, and later ones wait.
 begin('pipelined', 'max_attempts => 10000');
@@ -127,7 +127,7 @@ $peer->tell('rule', '-', of(3));
 emit(qw(a b c d));
 ok(wait_status($node, 'postgres', $name, '0/0/0/3'), 'long, empty and unprintable reasons');
 wait_numbers('1 2 3 4 1 2 3', undef, 'and the others go on: then the three, that might have been an outage, once more');
-is($node->psql('postgres', "SELECT convert_from(convert_to(error, 'UTF8'), 'UTF8') FROM cqrs_dead_letters('reasons')"), 0,
+is($node->psql('postgres', "SELECT convert_from(convert_to(error, 'UTF8'), 'UTF8') FROM cqrs_dead_letters WHERE subscription = 'reasons'"), 0,
 	'are valid text in the end, wherever they were cut');
 
 # ----------------------------------------------------------------------
@@ -145,11 +145,11 @@ cmp_ok(scalar(split / /, numbers()), '<=', 9 + 5, 'and no more than the window c
 is(query($node, "SELECT count(*) FROM cqrs_events('orders', status => 'delivered') WHERE attempts > 0"), '0', 'nothing has counted as an attempt');
 
 # Not answered.
-begin('silent', q(handler_timeout => '200 ms'));
+begin('silent', q(delivery_timeout => '200 ms'));
 $peer->tell('rule', 'silence', of(2));
 emit(qw(a b));
 ok(wait_error($node, 'postgres', $name, 'has confirmed nothing for 200 ms'), 'a broker that does not answer');
-is(status('last_error_position IS NULL AND retrying = 0 AND dead = 0'), 't', 'is at fault, not the event');
+is(status('error_position IS NULL AND retrying = 0 AND dead = 0'), 't', 'is at fault, not the event');
 $peer->tell('rule_off');
 done('one that answers again');
 
@@ -159,7 +159,7 @@ wait_until(sub { grep { $_->{client} eq 'postgres/down' } @{ $peer->tell('hellos
 $peer->stop;
 emit(qw(a b a));
 ok(wait_error($node, 'postgres', $name, "^could not connect to 127.0.0.1:$port: Connection refused\$"), 'a broker that is down');
-is(status('last_error_position IS NULL AND retrying = 0 AND dead = 0'), 't', 'is at fault, not the event');
+is(status('error_position IS NULL AND retrying = 0 AND dead = 0'), 't', 'is at fault, not the event');
 $peer->start;
 wait_numbers('1 2 3', undef, 'one that comes up again');
 done('one that comes up again');

@@ -209,7 +209,7 @@ like(error_of($node, 'postgres', "CREATE USER MAPPING FOR PUBLIC SERVER peer OPT
 query($node, q(
 	CREATE ROLE app LOGIN;
 	GRANT EXECUTE ON FUNCTION
-		cqrs_subscribe(text, text[], text, text, integer, integer, interval, interval, interval, bigint, interval, text, text, boolean, text)
+		cqrs_subscribe
 		TO app;
 	GRANT SELECT ON cqrs_topics.orders TO app;
 ));
@@ -288,7 +288,7 @@ for my $where (qw(startup publish poll shutdown))
 	# subscribe(): and wait until it is stuck, or will be
 	my $subscribe = sub {
 		query($node, q(SELECT cqrs_subscribe('stuck', ARRAY['orders'], server => 'stuck', start => 'latest',
-			retry_delay => '10 ms', max_retry_delay => '20 ms', handler_timeout => '1 h')));
+			retry_delay => '10 ms', max_retry_delay => '20 ms', delivery_timeout => '1 h')));
 		emit();
 		ok($node->poll_query_until('postgres',
 				"SELECT pid IS NOT NULL AND (lag_events = 0) = ('$where' = 'shutdown') FROM cqrs_subscription_status WHERE subscription = 'stuck'"),
@@ -300,7 +300,7 @@ for my $where (qw(startup publish poll shutdown))
 	cmp_ok(seconds(sub { query($node, "SELECT cqrs_resume('stuck')") }), '<', 2, "stuck in $where: resuming");
 	cmp_ok(seconds(sub { query($node, "SELECT cqrs_unsubscribe('stuck')") }), '<', 2, "stuck in $where: unsubscribing");
 	ok($node->poll_query_until('postgres',
-			"SELECT count(*) = 0 FROM cqrs_worker_status() WHERE state = 'delivering' AND subscription_id NOT IN (SELECT subscription_id FROM cqrs.subscription)"),
+			"SELECT count(*) = 0 FROM cqrs_worker_status WHERE state = 'delivering' AND subscription IS NULL"),
 		"stuck in $where: the worker lets go");
 
 	$subscribe->();
@@ -312,11 +312,11 @@ for my $where (qw(startup publish poll shutdown))
 }
 unlike(slurp_file($node->logfile), qr/terminated by signal|PANIC/, 'nothing crashed');
 
-# One that does not answer for the subscription's handler_timeout is given up.
+# One that does not answer for the subscription's delivery_timeout is given up.
 query($node, q(
 	DROP SERVER stuck; CREATE SERVER stuck FOREIGN DATA WRAPPER stuck OPTIONS (stuck 'publish');
 	SELECT cqrs_subscribe('stuck', ARRAY['orders'], server => 'stuck', start => 'latest',
-		retry_delay => '10 ms', max_retry_delay => '20 ms', handler_timeout => '100 ms');
+		retry_delay => '10 ms', max_retry_delay => '20 ms', delivery_timeout => '100 ms');
 ));
 emit();
 ok(wait_error($node, 'postgres', 'stuck', '^Stuck of server "stuck" has confirmed nothing for 100 ms'), 'a module is given as long as a handler');

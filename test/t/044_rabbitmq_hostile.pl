@@ -77,8 +77,8 @@ for my $case (@hostile)
 
 	$peer->answer($answer, $tune);
 	$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{}')");
-	ok($node->poll_query_until('postgres', "SELECT last_error ~ '$error' FROM cqrs_subscription_status"), "$name: the status says so")
-	  or diag($node->safe_psql('postgres', 'SELECT last_error FROM cqrs_subscription_status'));
+	ok($node->poll_query_until('postgres', "SELECT error ~ '$error' FROM cqrs_subscription_status"), "$name: the status says so")
+	  or diag($node->safe_psql('postgres', 'SELECT error FROM cqrs_subscription_status'));
 	$peer->answer(undef);
 	ok(wait_status($node, 'postgres', 'out', '0/0/0/0'), "$name: everything is delivered afterwards");
 }

@@ -53,13 +53,13 @@ wait_dead(0, 0, 'a small event is delivered');
 # 2 kB of payload, as it is stored; 900 MB of text.
 emit(q(jsonb_build_object('a', (SELECT jsonb_agg('1e131071'::jsonb) FROM generate_series(1, 7000)))), 'NULL');
 wait_dead(1, 1, 'numbers that are long as text');
-is($node->safe_psql('postgres', q(SELECT DISTINCT attempts, error FROM cqrs_dead_letters('raw'))),
+is($node->safe_psql('postgres', q(SELECT DISTINCT attempts, error FROM cqrs_dead_letters WHERE subscription = 'raw')),
 	'1|the message has more bytes than option "max_message_size" of the server allows', 'after one attempt, and for a reason');
 for my $subscription (qw(cqrs raw cloudevents by_default))
 {
 	my $peak = $node->safe_psql('postgres', qq(
 		SELECT substring(pg_read_file(format('/proc/%s/status', pid)) FROM 'VmHWM:\\s*(\\d+)')::int / 1024
-		FROM cqrs_worker_status() JOIN cqrs.subscription USING (subscription_id) WHERE subscription = '$subscription'));
+		FROM cqrs_worker_status WHERE subscription = '$subscription'));
 
 	ok($peak && $peak < 300, "the worker of $subscription has used little memory: $peak MB");
 }
@@ -75,8 +75,7 @@ emit(q('{"n": 2}'), 'NULL');
 wait_dead(4, 1, 'others are delivered');
 ok((grep { $_->{message}{body} =~ /"n":2/ } $peer->messages("postgres/$_")), "... to $_") for qw(cqrs raw cloudevents by_default);
 $node->safe_psql('postgres', q(ALTER SERVER peer OPTIONS (SET max_message_size '1000000')));
-$node->safe_psql('postgres', q(SELECT cqrs_redrive(subscription, event_id) FROM unnest('{cqrs,raw,cloudevents}'::text[]) subscription,
-	cqrs_dead_letters(subscription)));
+$node->safe_psql('postgres', q(SELECT cqrs_redrive(subscription) FROM unnest('{cqrs,raw,cloudevents}'::text[]) subscription));
 wait_dead(1, 1, 'with another limit, what is redriven is delivered');
 
 like(error_of($node, 'postgres', q(ALTER SERVER peer OPTIONS (SET max_message_size '536870913'))), qr/ERROR:.*max_message_size/, 'there is a limit of limits');

@@ -76,7 +76,7 @@ for my $subscription (qw(things strict))
 
 # With fewer, connections end.
 $node->safe_psql('postgres', "SELECT cqrs_alter_subscription(s, partitions => 1) FROM unnest(ARRAY['things', 'strict']) s");
-ok($node->poll_query_until('postgres', 'SELECT count(*) = 2 AND max(partition) = 0 FROM cqrs_worker_status() WHERE subscription_id IS NOT NULL'), 'one connection each is left');
+ok($node->poll_query_until('postgres', 'SELECT count(*) = 2 AND max(partition) = 0 FROM cqrs_worker_status WHERE subscription IS NOT NULL'), 'one connection each is left');
 note("$changed changes, of which $open were seen under way");
 
 $node->stop('fast');

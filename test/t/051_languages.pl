@@ -271,7 +271,7 @@ if n == 2:
 ok($node->poll_query_until('postgres',
 		"SELECT lag_events = 0 AND dead = 1 FROM cqrs_subscription_status WHERE subscription = 'deliveries'"), 'a subscription');
 is(query($node, q(SELECT string_agg(what, ', ' ORDER BY seq) FROM delivered)), 'a 1, c 3', 'what the worker has it handle');
-like(query($node, q(SELECT payload, sqlstate, error FROM cqrs_dead_letters('deliveries'))), qr/^{"n": 2}\|38000\|KeyError: 'delivery'/, 'and what failed');
+like(query($node, q(SELECT payload, error_sqlstate, error FROM cqrs_dead_letters WHERE subscription = 'deliveries')), qr/^{"n": 2}\|38000\|KeyError: 'delivery'/, 'and what failed');
 
 $node->stop;
 done_testing();

@@ -25,7 +25,7 @@ $node->safe_psql('postgres', q(
 	GRANT SELECT, INSERT ON done TO app;
 	GRANT USAGE ON SEQUENCE done_seq_seq TO app;
 	GRANT SELECT ON broken TO app;
-	GRANT EXECUTE ON FUNCTION cqrs_alter_subscription, cqrs_redrive, cqrs_pause, cqrs_resume TO app;
+	GRANT EXECUTE ON FUNCTION cqrs_alter_subscription TO app;
 	-- waits for who has advisory lock 1
 	CREATE FUNCTION do_it(c jsonb) RETURNS void LANGUAGE plpgsql SET search_path = public AS $$
 	BEGIN
@@ -131,14 +131,14 @@ enqueue(43);
 done(42, 'one that fails holds up no other key');
 done(43, 'nor one without a key');
 done(41, 'the next one of its key comes when it is given up');
-is(query($node, "SET ROLE app; SELECT event_name, key, payload, attempts, sqlstate, error FROM cqrs_dead_letters('commands_of_app')"),
+is(query($node, "SET ROLE app; SELECT event_name, key, payload, attempts, error_sqlstate, error FROM cqrs_dead_letters WHERE subscription = 'commands_of_app'"),
 	'Do|k|{"n": 40}|3|P0001|40 is broken', 'after its attempts');
 query($node, "SET ROLE app; SELECT cqrs_alter_subscription('commands_of_app', max_attempts => 0)");
 enqueue(44, "'l'");
 enqueue(45, "'l'");
 ok($node->poll_query_until('postgres', "SELECT count(*) = 2 FROM cqrs.retry WHERE key = 'l'"), 'another one fails, and one waits for it');
 query($node, 'TRUNCATE broken');
-is(query($node, "SET ROLE app; SELECT cqrs_redrive('commands_of_app', event_id) > 0 FROM cqrs_dead_letters('commands_of_app') WHERE payload->>'n' = '40'"), 't', 'redriven');
+is(query($node, "SET ROLE app; SELECT cqrs_redrive('commands_of_app', ARRAY[event_id]) > 0 FROM cqrs_dead_letters WHERE subscription = 'commands_of_app' AND payload->>'n' = '40'"), 't', 'redriven');
 done(40, 'it is executed after all');
 done(44, 'so is the one that was still tried');
 done(45, 'and what waited for it');

@@ -378,7 +378,7 @@ sub act
 # Which events were given up?
 sub dead
 {
-	my $out = $main->query("SELECT payload->>'n' FROM cqrs_dead_letters('$subscription')");
+	my $out = $main->query("SELECT payload->>'n' FROM cqrs_dead_letters WHERE subscription = '$subscription'");
 
 	$_->{dead} = 0 for values %events;
 	$events{$_}{dead} = 1 for split /\n/, $out;

@@ -1,4 +1,4 @@
-# handler_timeout ends a handler, also one that catches being cancelled; and a
+# delivery_timeout ends a handler, also one that catches being cancelled; and a
 # cancel by anybody else is not taken for the timeout.
 
 use strict;
@@ -39,11 +39,11 @@ $node->safe_psql('postgres', q(
 		INSERT INTO seen VALUES ((e.payload->>'n')::int);
 	END $$;
 	SELECT cqrs_register_event('happened', 'things');
-	SELECT cqrs_subscribe('limited', ARRAY['things'], 'handle(cqrs_event)', handler_timeout => '300 ms',
+	SELECT cqrs_subscribe('limited', ARRAY['things'], 'handle(cqrs_event)', delivery_timeout => '300 ms',
 		max_attempts => 2, retry_delay => '10 ms');
 ));
 
-sub dead { return take_dead($node, 'limited', q(payload->>'n', attempts, sqlstate, error)); }
+sub dead { return take_dead($node, 'limited', q(payload->>'n', attempts, error_sqlstate, error)); }
 
 my $log_offset = -s $node->logfile;
 
@@ -57,7 +57,7 @@ $node->safe_psql('postgres', q(
 ));
 ok($node->poll_query_until('postgres', q(SELECT dead = 3 AND lag_events = 0 FROM cqrs_subscription_status WHERE subscription = 'limited')),
 	'handlers that take too long end');
-my $message = 'handler of subscription "limited" took longer than its handler_timeout';
+my $message = 'handler of subscription "limited" took longer than its delivery_timeout';
 is(dead(), "2/2/57014/$message, and would not be canceled 4/2/57014/$message 5/2/57014/$message",
 	'... as many attempts as they have, and no more');
 is($node->safe_psql('postgres', q(SELECT string_agg(n::text, ' ' ORDER BY n) FROM seen)), '1 3 6', '... and no other event is to blame');
@@ -69,14 +69,14 @@ like($ends, qr/^[23]$/, 'the process ended at each attempt, and says why');
 unlike($log, qr/PANIC|was terminated by signal|all server processes terminated/, '... no other process did');
 
 # After one timeout, another's cancel is none, be there a timeout or not.
-$node->safe_psql('postgres', q(SELECT cqrs_alter_subscription('limited', handler_timeout => '0')));
+$node->safe_psql('postgres', q(SELECT cqrs_alter_subscription('limited', delivery_timeout => '0')));
 for my $timeout ('0', '1 min')
 {
-	$node->safe_psql('postgres', "SELECT cqrs_alter_subscription('limited', handler_timeout => '300 ms')");
+	$node->safe_psql('postgres', "SELECT cqrs_alter_subscription('limited', delivery_timeout => '300 ms')");
 	$node->safe_psql('postgres', q(SELECT cqrs_emit('happened', '{"n": 7, "do": "sleep"}', key => '7')));
 	ok($node->poll_query_until('postgres', q(SELECT dead = 1 AND lag_events = 0 FROM cqrs_subscription_status WHERE subscription = 'limited')),
 		'one more timeout');
-	$node->safe_psql('postgres', "SELECT cqrs_discard('limited'); SELECT cqrs_alter_subscription('limited', handler_timeout => '$timeout')");
+	$node->safe_psql('postgres', "SELECT cqrs_discard_all('limited'); SELECT cqrs_alter_subscription('limited', delivery_timeout => '$timeout')");
 	my $holder = hold_handlers($node, 'postgres');
 	$node->safe_psql('postgres', q(SELECT cqrs_emit('happened', '{"n": 8, "do": "lock"}', key => '8')));
 	my $worker = in_handler($node, 'postgres');

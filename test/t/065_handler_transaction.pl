@@ -43,7 +43,7 @@ sub deliver
 		SELECT count(cqrs_emit('$name', jsonb_build_object('n', i), key => i::text)) FROM generate_series(1, $events) i;
 		SELECT cqrs_subscribe('$name', ARRAY['$name'], '$name(cqrs_event)', max_attempts => 1$options);
 	));
-	is($node->safe_psql('postgres', "SELECT cqrs_wait('$name', '3 min')"), 't', "$name is delivered");
+	ok($node->poll_query_until('postgres', "SELECT lag_events + retrying + waiting = 0 FROM cqrs_subscription_status WHERE subscription = '$name'"), "$name is delivered");
 	return $name;
 }
 

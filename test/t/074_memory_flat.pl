@@ -25,7 +25,7 @@ $node->safe_psql('postgres', q(
 	BEGIN
 		IF random() < 0.2 THEN RAISE EXCEPTION 'sometimes'; END IF;
 	END $$;
-	SELECT cqrs_subscribe('failing', ARRAY['failing'], 'fail_sometimes(cqrs_event)', retry_delay => '1 ms', max_retry_delay => '1 ms');
+	SELECT cqrs_subscribe('failing', ARRAY['failing'], 'fail_sometimes(cqrs_event)', max_attempts => 5, retry_delay => '1 ms', max_retry_delay => '1 ms');
 	CREATE FUNCTION nothing(c jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT c';
 	SELECT cqrs_register_command('Nothing', 'nothing(jsonb)');
 	SELECT cqrs_create_command_queue();

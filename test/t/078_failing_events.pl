@@ -107,7 +107,7 @@ query($node, q(
 emit('each', "SELECT n, CASE WHEN n % 2 = 0 THEN 'good' ELSE 'bad' END || n AS key FROM generate_series(1, 400) n");
 ok(wait_status($node, 'postgres', 'each', '0/0/0/200'), 'a transaction for each event: what fails is given up');
 is(query($node, "SELECT count(*), count(DISTINCT n) FROM handled WHERE key LIKE 'good%'"), '200|200', '... all others are delivered');
-is(query($node, "SELECT count(*) FROM cqrs_dead_letters('each') WHERE attempts = 2"), 200, '... after its attempts');
+is(query($node, "SELECT count(*) FROM cqrs_dead_letters WHERE subscription = 'each' AND attempts = 2"), 200, '... after its attempts');
 
 # ----------------------------------------------------------------------
 # A client

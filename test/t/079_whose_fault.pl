@@ -57,7 +57,7 @@ sub emit { emit_keys($node, 'happened', @_); }
 # handled(): which keys, each once
 sub handled { return query($node, 'WITH h AS (DELETE FROM handled RETURNING *) SELECT string_agg(key, \' \' ORDER BY key) FROM h'); }
 
-sub dead { return take_dead($node, 's', 'key, attempts, sqlstate'); }
+sub dead { return take_dead($node, 's', 'key, attempts, error_sqlstate'); }
 
 sub attempts { return query($node, 'SELECT coalesce(max(attempts), 0) FROM cqrs.retry'); }
 
@@ -85,7 +85,7 @@ does('bad%' => '53200');
 emit((map { "bad$_" } 1 .. 7), 'good');
 ok(wait_status($node, 'postgres', 's', '0/0/0/7'), 'several that are at fault, before all others');
 is(handled(), 'good', '... do not keep others from being delivered');
-query($node, "SELECT cqrs_discard('s')");
+query($node, "SELECT cqrs_discard_all('s')");
 
 # All meet it.
 does('%' => '53100');
@@ -116,7 +116,7 @@ is(attempts(), 0, '... and nothing of it is an attempt');
 emit('after');
 ok(wait_status($node, 'postgres', 's', '0/0/0/1'), '... what passes after it is');
 is(handled(), 'after before', '... each is delivered once');
-query($node, "SELECT cqrs_discard('s')");
+query($node, "SELECT cqrs_discard_all('s')");
 
 # A deadlock, a serialization failure, a lock that is not to be had: again, at once.
 for my $state ('40001', '40P01', '55P03')
@@ -149,7 +149,7 @@ does('few' => '23502');
 ok(wait_status($node, 'postgres', 's', '0/0/0/1'), '... once it is not, delivered');
 is(handled(), 'readonly', '... each to its fate');
 unlike(slurp_file($node->logfile), qr/unexpected state/, '... by a worker that lived through it');
-query($node, "SELECT cqrs_discard('s')");
+query($node, "SELECT cqrs_discard_all('s')");
 
 # The handler knows: it is no event's fault. After a crash, when each attempt is
 # counted before it begins, nothing counts that may be nobody's fault, either.
@@ -209,7 +209,7 @@ does('run%' => '23502');
 emit((map { "run$_" } 1 .. 3000), 'behind');
 ok(wait_status($node, 'postgres', 's', '0/0/0/3000'), 'a long run of bad events is no broken handler');
 is(handled(), 'behind', '... the one behind it is delivered');
-query($node, "SELECT cqrs_discard('s')");
+query($node, "SELECT cqrs_discard_all('s')");
 
 # With fewer, an error is what it says.
 does('few%' => '23502');

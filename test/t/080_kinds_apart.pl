@@ -133,7 +133,7 @@ sub end_workers
 	$node->safe_psql('postgres', "SELECT count(pg_terminate_backend(pid, 60000)) FROM pg_stat_activity WHERE backend_type LIKE 'cqrs_outbox%' AND $where");
 }
 
-my $has_failed = q(SELECT last_error IS NOT NULL FROM cqrs_subscription_status WHERE subscription = );
+my $has_failed = q(SELECT error IS NOT NULL FROM cqrs_subscription_status WHERE subscription = );
 my $is_delivering = q(SELECT count(*) > 0 FROM cqrs_subscription_status WHERE state = 'delivering' AND subscription = );
 
 # What is in trouble, and how; what brings it about; what tells that it is so,

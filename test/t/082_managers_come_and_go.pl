@@ -121,7 +121,7 @@ $node->safe_psql($dbname, q(
 	BEGIN
 		IF to_regclass('repaired') IS NULL THEN RAISE EXCEPTION 'not yet'; END IF;
 	END $$;
-	SELECT cqrs_subscribe('failing', ARRAY['things'], 'fail(cqrs_event)', 'latest', retry_delay => '6 s')));
+	SELECT cqrs_subscribe('failing', ARRAY['things'], 'fail(cqrs_event)', start => 'latest', retry_delay => '6 s')));
 rests('a subscription is made');
 emit($dbname);
 ok($node->poll_query_until($dbname, "SELECT retrying = 1 FROM cqrs_subscription_status WHERE subscription = 'failing'"), 'an event fails');

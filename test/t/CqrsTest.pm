@@ -358,8 +358,8 @@ sub wait_error
 	my ($node, $dbname, $subscription, $pattern) = @_;
 
 	return 1 if $node->poll_query_until($dbname,
-		"SELECT last_error ~ \$pattern\$$pattern\$pattern\$ FROM cqrs_subscription_status WHERE subscription = '$subscription'");
-	diag($node->safe_psql($dbname, "SELECT last_error FROM cqrs_subscription_status WHERE subscription = '$subscription'"));
+		"SELECT error ~ \$pattern\$$pattern\$pattern\$ FROM cqrs_subscription_status WHERE subscription = '$subscription'");
+	diag($node->safe_psql($dbname, "SELECT error FROM cqrs_subscription_status WHERE subscription = '$subscription'"));
 	return 0;
 }
 
@@ -368,9 +368,9 @@ sub wait_error
 sub take_dead
 {
 	my ($node, $subscription, $columns) = @_;
-	my $dead = query($node, "SELECT string_agg(concat_ws('/', $columns), ' ' ORDER BY position) FROM cqrs_dead_letters('$subscription')");
+	my $dead = query($node, "SELECT string_agg(concat_ws('/', $columns), ' ' ORDER BY position) FROM cqrs_dead_letters WHERE subscription = '$subscription'");
 
-	query($node, "SELECT cqrs_discard('$subscription')");
+	query($node, "SELECT cqrs_discard_all('$subscription')");
 	return $dead;
 }
 

@@ -1,0 +1,607 @@
+/*-------------------------------------------------------------------------
+ *
+ * subscribe.c
+ *	  Subscriptions made, changed and removed.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "catalog/pg_type.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+
+#include "broker/message.h"
+#include "broker/server.h"
+#include "control/operation.h"
+#include "extension/admin.h"
+#include "extension/catalog.h"
+#include "log/cursor.h"
+#include "log/topic.h"
+#include "log/topic_drop.h"
+#include "registry/lookup.h"
+#include "registry/owner.h"
+#include "registry/payload.h"
+#include "registry/registry.h"
+#include "subscription/epoch.h"
+#include "subscription/search_path.h"
+#include "subscription/settings.h"
+#include "subscription/subscription.h"
+
+static void make(const CqrsSettings *settings, const char *name,
+				 List *topics, bool latest);
+static bool replace(CqrsSettings *settings, const char *name, List *topics,
+					bool path_given, bool or_replace);
+static bool change(const CqrsSettings *settings,
+				   CqrsSubscription *subscription);
+static bool own_if_nobody_does(CqrsSubscription **subscription);
+static void remove_subscription(CqrsSubscription *subscription);
+static Oid	set_handler(CqrsSettings *settings, const char *name,
+						List *topics);
+static char *check_handler(const char *subscription, text *handler,
+						   List *topics, Oid *funcid);
+static bool takes(const void *arg, Oid argtype);
+static void warn_of_payloads(const CqrsFunction *function, List *topics);
+static List *topic_ids(const CqrsSubscription *subscription);
+static void check_broker(CqrsSettings *settings, const char *name,
+						 const CqrsSubscription *old);
+static void check_transaction(const CqrsSettings *settings, const char *name,
+							  const CqrsSubscription *old);
+static void set_search_path(CqrsSettings *settings, const char *name,
+							const CqrsSubscription *old, Oid handler);
+static List *check_topics(const char *subscription, ArrayType *array);
+static bool parse_start(const char *subscription, const char *start);
+
+/* Where cqrs_subscribe() has the settings, ... */
+static const int subscribe_args[CQRS_SETTINGS] = {
+	[CQRS_SETTING_HANDLER] = 2,
+	[CQRS_SETTING_SERVER] = 3,
+	[CQRS_SETTING_PARTITIONS] = 5,
+	[CQRS_SETTING_MAX_ATTEMPTS] = 6,
+	[CQRS_SETTING_RETRY_DELAY] = 7,
+	[CQRS_SETTING_MAX_RETRY_DELAY] = 8,
+	[CQRS_SETTING_DELIVERY_TIMEOUT] = 9,
+	[CQRS_SETTING_MAX_RETAINED_SIZE] = 10,
+	[CQRS_SETTING_MAX_RETAINED_AGE] = 11,
+	[CQRS_SETTING_FORMAT] = 12,
+	[CQRS_SETTING_STRICT_KEY_ORDER] = 13,
+	[CQRS_SETTING_TRANSACTION] = 14,
+	[CQRS_SETTING_SEARCH_PATH] = 15,
+};
+
+#define SUBSCRIBE_START			4
+#define SUBSCRIBE_OR_REPLACE	16
+
+/* ... and cqrs_alter_subscription(). */
+static const int alter_args[CQRS_SETTINGS] = {
+	[CQRS_SETTING_HANDLER] = 1,
+	[CQRS_SETTING_SERVER] = 2,
+	[CQRS_SETTING_PARTITIONS] = 3,
+	[CQRS_SETTING_MAX_ATTEMPTS] = 4,
+	[CQRS_SETTING_RETRY_DELAY] = 5,
+	[CQRS_SETTING_MAX_RETRY_DELAY] = 6,
+	[CQRS_SETTING_DELIVERY_TIMEOUT] = 7,
+	[CQRS_SETTING_MAX_RETAINED_SIZE] = 8,
+	[CQRS_SETTING_MAX_RETAINED_AGE] = 9,
+	[CQRS_SETTING_FORMAT] = 10,
+	[CQRS_SETTING_STRICT_KEY_ORDER] = 11,
+	[CQRS_SETTING_TRANSACTION] = 12,
+	[CQRS_SETTING_SEARCH_PATH] = 13,
+};
+
+PG_FUNCTION_INFO_V1(cqrs_subscribe);
+PG_FUNCTION_INFO_V1(cqrs_unsubscribe);
+PG_FUNCTION_INFO_V1(cqrs_alter_subscription);
+
+/*
+ * cqrs_subscribe(subscription, topics, handler, server, start, ...)
+ */
+Datum
+cqrs_subscribe(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
+	bool		or_replace = !PG_ARGISNULL(SUBSCRIBE_OR_REPLACE) &&
+	PG_GETARG_BOOL(SUBSCRIBE_OR_REPLACE);
+	bool		path_given = !PG_ARGISNULL(subscribe_args[CQRS_SETTING_SEARCH_PATH]);
+	CqrsSettings settings;
+	bool		latest;
+	Oid			handler;
+	List	   *topics;
+
+	cqrs_require_writable("cqrs_subscribe()");
+	cqrs_name_check("subscription", name);
+	topics = check_topics(name, PG_ARGISNULL(1) ? NULL :
+						  PG_GETARG_ARRAYTYPE_P(1));
+	latest = parse_start(name, PG_ARGISNULL(SUBSCRIBE_START) ? "earliest" :
+						 text_to_cstring(PG_GETARG_TEXT_PP(SUBSCRIBE_START)));
+	cqrs_settings_read(&settings, fcinfo, subscribe_args);
+	cqrs_settings_complete(&settings);
+	cqrs_epoch_check_partitions(name, DatumGetInt32(settings.values[CQRS_SETTING_PARTITIONS].value));
+	handler = set_handler(&settings, name, topics);
+	cqrs_settings_check(&settings, name);
+	check_broker(&settings, name, NULL);
+	check_transaction(&settings, name, NULL);
+	set_search_path(&settings, name, NULL, handler);
+	if (cqrs_setting_is_given(&settings, CQRS_SETTING_HANDLER) &&
+		cqrs_setting_is_given(&settings, CQRS_SETTING_SERVER))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" cannot have both a handler and a server",
+						name),
+				 errhint("Make two subscriptions.")));
+
+	/* Somebody else may make it while we wait for the table. */
+	if (cqrs_registry_subscription(name) == NULL)
+		cqrs_admin_run("LOCK TABLE cqrs.subscription IN SHARE ROW EXCLUSIVE MODE", 0);
+	if (cqrs_registry_subscription(name) != NULL)
+		PG_RETURN_BOOL(replace(&settings, name, topics, path_given,
+							   or_replace));
+	make(&settings, name, topics, latest);
+	PG_RETURN_BOOL(true);
+}
+
+/*
+ * cqrs_unsubscribe(subscription, if_exists)
+ */
+Datum
+cqrs_unsubscribe(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
+	CqrsSubscription *subscription;
+
+	cqrs_require_writable("cqrs_unsubscribe()");
+	if (!PG_ARGISNULL(1) && PG_GETARG_BOOL(1) &&
+		cqrs_registry_subscription(name) == NULL)
+		PG_RETURN_BOOL(false);
+	subscription = cqrs_subscription_get(name);
+	cqrs_subscription_require_owner(subscription);
+	remove_subscription(subscription);
+	PG_RETURN_BOOL(true);
+}
+
+/*
+ * cqrs_alter_subscription(subscription, handler, server, ...)
+ */
+Datum
+cqrs_alter_subscription(PG_FUNCTION_ARGS)
+{
+	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo,
+														   "cqrs_alter_subscription()");
+	const char *name = subscription->name;
+	CqrsSettings settings;
+	Oid			handler = InvalidOid;
+	bool		changed = own_if_nobody_does(&subscription);
+
+	cqrs_settings_read(&settings, fcinfo, alter_args);
+	if (cqrs_setting_is_given(&settings, CQRS_SETTING_HANDLER))
+	{
+		/* A handler runs with the owner's privileges, not a member's. */
+		if (GetUserId() != subscription->owner)
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("must be owner of subscription \"%s\" to change its handler",
+							name)));
+		if (!subscription->has_handler)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("subscription \"%s\" has no handler", name),
+					 errhint("Make another subscription for the handler.")));
+		handler = set_handler(&settings, name, topic_ids(subscription));
+	}
+	cqrs_settings_check(&settings, name);
+	check_broker(&settings, name, subscription);
+	check_transaction(&settings, name, subscription);
+	set_search_path(&settings, name, subscription, handler);
+	changed |= change(&settings, subscription);
+	PG_RETURN_BOOL(changed);
+}
+
+/*
+ * Make a subscription that is not there yet. The table is locked.
+ */
+static void
+make(const CqrsSettings *settings, const char *name, List *topics,
+	 bool latest)
+{
+	CqrsAdmin	admin;
+	int32		subscription_id;
+
+	cqrs_admin_begin(&admin);
+	subscription_id = cqrs_settings_insert(settings, name, false);
+	cqrs_admin_end(&admin);
+	cqrs_owner_make_view(name, GetUserId());
+	cqrs_subscription_start(subscription_id, topics,
+							DatumGetInt32(settings->values[CQRS_SETTING_PARTITIONS].value),
+							latest);
+}
+
+/*
+ * A subscription of this name is there: if it is like this, do nothing, and return
+ * false; if not, change it, if that is wanted. It keeps its cursors. The
+ * search_path counts if it is given, not if it is only the session's. Raises
+ * 42501, 42710 or 55000.
+ */
+static bool
+replace(CqrsSettings *settings, const char *name, List *topics,
+		bool path_given, bool or_replace)
+{
+	CqrsSubscription *old = cqrs_subscription_get(name);
+	NullableDatum path = settings->values[CQRS_SETTING_SEARCH_PATH];
+	bool		same_topics = list_length(topics) == old->ntopics;
+	bool		changed;
+	int			i;
+
+	cqrs_subscription_require_owner(old);
+	for (i = 0; i < old->ntopics; i++)
+		same_topics &= list_member_int(topics, old->topics[i]->topic_id);
+	if (!path_given)
+		settings->values[CQRS_SETTING_SEARCH_PATH].isnull = true;
+	changed = cqrs_settings_differ(settings, old->subscription_id, true);
+	if (!changed && same_topics)
+		return own_if_nobody_does(&old);
+	if (!or_replace)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("subscription \"%s\" already exists, and is another one",
+						name),
+				 errdetail("See cqrs_subscriptions."),
+				 errhint("Use or_replace => true to change it.")));
+	if (!same_topics || old->runs_commands ||
+		old->has_handler != cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER) ||
+		(old->server != NULL) != cqrs_setting_is_given(settings, CQRS_SETTING_SERVER))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("subscription \"%s\" cannot be replaced by one of other topics or of another kind",
+						name),
+				 errhint("Use cqrs_unsubscribe() first, or make another subscription.")));
+	(void) own_if_nobody_does(&old);
+	if (GetUserId() != old->owner)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be owner of subscription \"%s\" to replace it",
+						name)));
+	settings->values[CQRS_SETTING_SEARCH_PATH] = path;
+	(void) change(settings, old);
+	return true;
+}
+
+/*
+ * Change those settings that are given. Returns whether that changed anything.
+ */
+static bool
+change(const CqrsSettings *settings, CqrsSubscription *subscription)
+{
+	int32		subscription_id = subscription->subscription_id;
+	CqrsAdmin	admin;
+
+	if (!cqrs_settings_differ(settings, subscription_id, false))
+		return false;
+	if (cqrs_setting_is_given(settings, CQRS_SETTING_PARTITIONS))
+		cqrs_epoch_open(subscription,
+						DatumGetInt32(settings->values[CQRS_SETTING_PARTITIONS].value));
+	cqrs_admin_begin(&admin);
+	cqrs_settings_update(settings, subscription_id);
+	cqrs_admin_end(&admin);
+
+	/* What the handler before could not do need not wait for its time. */
+	if (cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER))
+		(void) cqrs_subscription_try_now(subscription, NULL);
+	cqrs_subscription_wake(subscription);
+	return true;
+}
+
+/*
+ * Whoever may change a subscription that has no owner becomes the owner. Returns
+ * whether there was none.
+ */
+static bool
+own_if_nobody_does(CqrsSubscription **subscription)
+{
+	char	   *name = (*subscription)->name;
+
+	if (OidIsValid((*subscription)->view))
+		return false;
+	cqrs_owner_make_view(name, GetUserId());
+	*subscription = cqrs_subscription_get(name);
+	return true;
+}
+
+/*
+ * Remove a subscription, and all that it has.
+ */
+static void
+remove_subscription(CqrsSubscription *subscription)
+{
+	int32		subscription_id = subscription->subscription_id;
+	char	   *name = subscription->name;
+	CqrsAdmin	admin;
+	static const char *const tables[] = {
+		"subscription_topic", "failure", "retry", "dead_letter", "subscription"
+	};
+	int			i;
+
+	(void) cqrs_subscription_lock_all(subscription);
+
+	/*
+	 * Its topic goes with it. Lock the tables in the same order as enqueuing
+	 * does.
+	 */
+	if (subscription->runs_commands)
+	{
+		cqrs_admin_run("LOCK TABLE cqrs.subscription IN ROW EXCLUSIVE MODE", 0);
+		for (i = 0; i < subscription->ntopics; i++)
+			cqrs_topic_drop(cqrs_topic_lock_to_drop(subscription->topics[i]->name));
+	}
+	cqrs_admin_begin(&admin);
+	for (i = 0; i < lengthof(tables); i++)
+		cqrs_admin_execute(psprintf("DELETE FROM cqrs.%s WHERE subscription_id = $1",
+									tables[i]),
+						   1, CQRS_INT4(subscription_id));
+	cqrs_admin_end(&admin);
+	cqrs_owner_drop_view(name);
+	cqrs_cursor_delete_all(subscription_id);
+}
+
+/*
+ * The handler among the settings, if it is given: as it is registered. Returns
+ * the function, or InvalidOid.
+ */
+static Oid
+set_handler(CqrsSettings *settings, const char *name, List *topics)
+{
+	NullableDatum *handler = &settings->values[CQRS_SETTING_HANDLER];
+	Oid			funcid;
+
+	if (handler->isnull)
+		return InvalidOid;
+	handler->value =
+		CStringGetTextDatum(check_handler(name, DatumGetTextPP(handler->value),
+										  topics, &funcid));
+	return funcid;
+}
+
+/*
+ * Find the function that is to be the handler, which may be the current user's, of
+ * a subscription to these topics. Returns the text it is registered by. Raises
+ * what cqrs_function_look_up() does, and 42501.
+ */
+static char *
+check_handler(const char *subscription, text *handler, List *topics,
+			  Oid *funcid)
+{
+	CqrsPlace	place = {
+		.what = "a handler of a subscription",
+		.wanted = "The handler of a subscription has one argument, cqrs_event, jsonb or the composite type of payloads, and returns void or one value.",
+		.takes = takes
+	};
+	CqrsFunction function;
+
+	cqrs_function_look_up(text_to_cstring(handler), &place, &function);
+	cqrs_subscription_check_handler_owner(subscription, GetUserId(),
+										  function.signature, function.owner);
+	cqrs_subscription_require_login(subscription, GetUserId());
+	warn_of_payloads(&function, topics);
+	*funcid = function.funcid;
+	return function.signature;
+}
+
+/*
+ * May a handler have an argument of this type: an event, or its payload?
+ */
+static bool
+takes(const void *arg, Oid argtype)
+{
+	return argtype == JSONBOID ||
+		(cqrs_payload_type_is_composite(argtype) &&
+		 !cqrs_type_is(argtype, "cqrs_request"));
+}
+
+/*
+ * Warn if an event is registered on these topics, now, whose payloads are of
+ * another composite type than the one that the handler takes.
+ */
+static void
+warn_of_payloads(const CqrsFunction *function, List *topics)
+{
+	HASH_SEQ_STATUS status;
+	CqrsEventType *event_type;
+	CqrsEventType *odd = NULL;
+
+	if (function->argtype == JSONBOID || cqrs_event_is_type(function->argtype))
+		return;
+	cqrs_registry_event_types(&status);
+	while ((event_type = hash_seq_search(&status)) != NULL)
+		if (event_type->topic != NULL &&
+			list_member_int(topics, event_type->topic->topic_id) &&
+			event_type->payload_type != JSONBOID &&
+			event_type->payload_type != function->argtype &&
+			(odd == NULL || strcmp(event_type->name, odd->name) < 0))
+			odd = event_type;
+
+	if (odd != NULL)
+		ereport(WARNING,
+				(errmsg("handler %s does not take payloads of event \"%s\"",
+						function->signature, odd->name),
+				 errdetail("They are of type %s.",
+						   format_type_extended(odd->payload_type, -1,
+												FORMAT_TYPE_ALLOW_INVALID)),
+				 errhint("An event whose payload does not convert becomes a dead letter at once. A handler may take jsonb, or cqrs_event.")));
+}
+
+static List *
+topic_ids(const CqrsSubscription *subscription)
+{
+	List	   *ids = NIL;
+	int			i;
+
+	for (i = 0; i < subscription->ntopics; i++)
+		ids = lappend_int(ids, subscription->topics[i]->topic_id);
+	return ids;
+}
+
+/*
+ * Check server, format and strict_key_order of a new subscription, or of a change
+ * to an old one. Raises what cqrs_broker_server() does, and 22023, 42501 or 55000.
+ */
+static void
+check_broker(CqrsSettings *settings, const char *name,
+			 const CqrsSubscription *old)
+{
+	NullableDatum server = settings->values[CQRS_SETTING_SERVER];
+	NullableDatum format = settings->values[CQRS_SETTING_FORMAT];
+	NullableDatum strict = settings->values[CQRS_SETTING_STRICT_KEY_ORDER];
+	bool		has_server = !server.isnull || (old && old->server);
+	CqrsFormat	parsed;
+
+	if (old != NULL && old->server == NULL &&
+		!(server.isnull && format.isnull && strict.isnull))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("subscription \"%s\" has no server", name),
+				 errhint("Make another subscription for the server.")));
+	if (!has_server &&
+		(!format.isnull || (!strict.isnull && DatumGetBool(strict.value))))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" has no server", name),
+				 errdetail("The format of messages and strict_key_order are for what goes to a broker.")));
+	if (!format.isnull &&
+		!cqrs_format_parse(TextDatumGetCString(format.value), &parsed))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" cannot have format \"%s\"",
+						name, TextDatumGetCString(format.value)),
+				 errhint("Valid values are \"cqrs\", \"cloudevents\" and \"raw\".")));
+	if (server.isnull)
+		return;
+
+	/* The broker gets what the owner may read. */
+	if (old != NULL && GetUserId() != old->owner)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be owner of subscription \"%s\" to change its server",
+						name)));
+	cqrs_subscription_require_login(name, GetUserId());
+	(void) cqrs_broker_server(TextDatumGetCString(server.value), name,
+							  GetUserId());
+	if (old == NULL && format.isnull)
+		cqrs_setting_set(settings, CQRS_SETTING_FORMAT,
+						 CStringGetTextDatum(cqrs_format_name(CQRS_FORMAT_CQRS)));
+}
+
+/*
+ * Check transaction of a new subscription, or of a change to an old one. Raises
+ * 22023 or 55000.
+ */
+static void
+check_transaction(const CqrsSettings *settings, const char *name,
+				  const CqrsSubscription *old)
+{
+	char	   *transaction;
+	bool		has_handler = old != NULL ? old->has_handler :
+	cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER);
+
+	if (!cqrs_setting_is_given(settings, CQRS_SETTING_TRANSACTION))
+		return;
+	transaction =
+		TextDatumGetCString(settings->values[CQRS_SETTING_TRANSACTION].value);
+	if (strcmp(transaction, "batch") != 0 && strcmp(transaction, "event") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" cannot have transaction \"%s\"",
+						name, transaction),
+				 errhint("Valid values are \"batch\" and \"event\".")));
+	if (!has_handler && (old != NULL || strcmp(transaction, "event") == 0))
+		ereport(ERROR,
+				(errcode(old != NULL ? ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
+						 ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" has no handler", name),
+				 errdetail("The transaction is for what a handler does.")));
+}
+
+/*
+ * Check search_path of a new subscription, or of a change to an old one. Not
+ * given, a new one's is that of the session. Raises 22023 or 55000.
+ */
+static void
+set_search_path(CqrsSettings *settings, const char *name,
+				const CqrsSubscription *old, Oid handler)
+{
+	bool		given = cqrs_setting_is_given(settings,
+											  CQRS_SETTING_SEARCH_PATH);
+	bool		has_handler = old != NULL ? old->has_handler :
+	OidIsValid(handler);
+	char	   *path;
+
+	if (given && !has_handler)
+		ereport(ERROR,
+				(errcode(old != NULL ? ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
+						 ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" has no handler", name),
+				 errdetail("The search_path is for what a handler calls.")));
+	if (given)
+		path = TextDatumGetCString(settings->values[CQRS_SETTING_SEARCH_PATH].value);
+	else if (!OidIsValid(handler))
+		return;
+	else
+		path = old != NULL ? old->search_path : cqrs_search_path_now();
+	if (given || old == NULL)
+	{
+		cqrs_search_path_check(path);
+		cqrs_setting_set(settings, CQRS_SETTING_SEARCH_PATH,
+						 CStringGetTextDatum(path));
+	}
+	cqrs_search_path_warn(name, old != NULL ? old->owner : GetUserId(), path,
+						  handler);
+}
+
+/*
+ * The ids of the topics to subscribe to. Raises 22023 if there are none,
+ * 42704, or 42501.
+ */
+static List *
+check_topics(const char *subscription, ArrayType *array)
+{
+	List	   *ids = NIL;
+	Datum	   *names = NULL;
+	bool	   *nulls = NULL;
+	int			nnames = 0;
+	int			i;
+
+	if (array != NULL)
+		deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT,
+						  &names, &nulls, &nnames);
+	if (nnames == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" has no topics", subscription),
+				 errhint("Name at least one topic.")));
+	for (i = 0; i < nnames; i++)
+	{
+		CqrsTopic  *topic;
+
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("topic name must not be null")));
+		topic = cqrs_topic_get(TextDatumGetCString(names[i]));
+		cqrs_topic_require(topic, ACL_SELECT);
+		ids = list_append_unique_int(ids, topic->topic_id);
+	}
+	return ids;
+}
+
+static bool
+parse_start(const char *subscription, const char *start)
+{
+	if (pg_strcasecmp(start, "latest") == 0)
+		return true;
+	if (pg_strcasecmp(start, "earliest") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" cannot start at \"%s\"",
+						subscription, start),
+				 errhint("Valid values are \"earliest\" and \"latest\".")));
+	return false;
+}
