@@ -74,7 +74,7 @@ CREATE FUNCTION note(consumer text, attempts int, emitted_at timestamptz) RETURN
 $$;
 
 -- handle(CONSUMER, FAILS): makes its handler. Returns what to register.
-CREATE FUNCTION handle(consumer text, fails float8) RETURNS regprocedure LANGUAGE plpgsql AS $$
+CREATE FUNCTION handle(consumer text, fails float8) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
 	EXECUTE format('CREATE FUNCTION on_%1$s(event cqrs_event) RETURNS void LANGUAGE plpgsql SET search_path = public AS $f$
 		BEGIN
