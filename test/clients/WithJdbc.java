@@ -66,8 +66,10 @@ public class WithJdbc {
 		run("event", "SELECT cqrs_register_event(?, ?)", "joined", "meetings");
 		for (int i = 0; i < 2; i++)
 			run("command", "SELECT cqrs_register_command(?, ?, ?)", "Join", "join_meeting", null);
+		Object handlers = connection.createArrayOf("text", new String[] {"join_meeting", "pass_on"});
+		run("chain", "SELECT cqrs_register_command(?, ?)", "Chain", handlers);
 		run("subscribe", "SELECT FROM cqrs_subscribe(?, ?, ?, retry_delay => ?)",
-			"handled", topics, "ignore", new PGInterval("1 s"));
+			"handled", topics, "ignore", new PGInterval("1 second"));
 		run("subscribe", "SELECT FROM cqrs_subscribe(?, ?, ?)", "pulled", topics, null);
 
 		for (int i = 0; i < 2; i++)
@@ -90,12 +92,11 @@ public class WithJdbc {
 
 		connection.setAutoCommit(false);
 		long acknowledged = 0;
-		while (true) {
+		while (acknowledged < 10) {
 			List<Object[]> batch = run("receive", "SELECT event_name, key, payload, headers, position, receipt"
 				+ " FROM cqrs_receive(?, ?)", "pulled", 100);
-			if (batch.isEmpty())
-				break;
-			acknowledged += acknowledge(batch);
+			if (!batch.isEmpty())
+				acknowledged += acknowledge(batch);
 			connection.commit();
 		}
 		connection.setAutoCommit(true);

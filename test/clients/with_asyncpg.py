@@ -32,6 +32,7 @@ async def main():
     await run("event", "SELECT cqrs_register_event($1, $2)", "joined", "meetings")
     for _ in range(2):
         await run("command", "SELECT cqrs_register_command($1, $2, $3)", "Join", "join_meeting", None)
+    await run("chain", "SELECT cqrs_register_command($1, $2::text[])", "Chain", ["join_meeting", "pass_on"])
     await run("subscribe", "SELECT FROM cqrs_subscribe($1, $2, $3, retry_delay => $4)",
               "handled", ["meetings"], "ignore", datetime.timedelta(seconds=1))
     await run("subscribe", "SELECT FROM cqrs_subscribe($1, $2, $3)", "pulled", ["meetings"], None)
@@ -53,14 +54,13 @@ async def main():
     await run("insert", insert, "joined", "text", None, json.dumps({"tenant": "a"}), event_id)
 
     acknowledged = 0
-    while True:
+    while acknowledged < 10:
         async with connection.transaction():
             batch = await run("receive", "SELECT event_name, key, payload, headers, position, receipt"
                               " FROM cqrs_receive($1, $2)", "pulled", 100)
-            if not batch:
-                break
-            acknowledged += await connection.fetchval("SELECT cqrs_ack($1, $2, $3)", "pulled",
-                                                      [row["position"] for row in batch], batch[0]["receipt"])
+            if batch:
+                acknowledged += await connection.fetchval("SELECT cqrs_ack($1, $2, $3)", "pulled",
+                                                          [row["position"] for row in batch], batch[0]["receipt"])
     print("acknowledged", acknowledged, sep=" | ")
     await run("receive", "SELECT position FROM cqrs_receive($1, $2)", "pulled", None)
 

@@ -27,6 +27,7 @@ async function main() {
 	await run('event', 'SELECT cqrs_register_event($1, $2)', 'joined', 'meetings');
 	for (let i = 0; i < 2; i++)
 		await run('command', 'SELECT cqrs_register_command($1, $2, $3)', 'Join', 'join_meeting', null);
+	await run('chain', 'SELECT cqrs_register_command($1, $2::text[])', 'Chain', ['join_meeting', 'pass_on']);
 	await run('subscribe', 'SELECT FROM cqrs_subscribe($1, $2, $3, retry_delay => $4)',
 		'handled', ['meetings'], 'ignore', '1 s');
 	await run('subscribe', 'SELECT FROM cqrs_subscribe($1, $2, $3)', 'pulled', ['meetings'], null);
@@ -45,10 +46,10 @@ async function main() {
 		await run('insert', insert, 'joined', key, { n: 3 }, null, null);
 	await run('insert', insert, 'joined', 'text', null, { tenant: 'a' }, eventId);
 
-	let batch, acknowledged = 0;
-	do {
+	let acknowledged = 0;
+	while (acknowledged < 10) {
 		await client.query('BEGIN');
-		batch = await run('receive', 'SELECT event_name, key, payload, headers, position, receipt' +
+		const batch = await run('receive', 'SELECT event_name, key, payload, headers, position, receipt' +
 			' FROM cqrs_receive($1, $2)', 'pulled', 100);
 		if (batch.length > 0) {
 			const { rows } = await client.query('SELECT cqrs_ack($1, $2, $3)',
@@ -56,7 +57,7 @@ async function main() {
 			acknowledged += Number(rows[0].cqrs_ack);
 		}
 		await client.query('COMMIT');
-	} while (batch.length > 0);
+	}
 	console.log(['acknowledged', acknowledged].join(' | '));
 	await run('receive', 'SELECT position FROM cqrs_receive($1, $2)', 'pulled', null);
 

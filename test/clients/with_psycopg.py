@@ -29,6 +29,7 @@ def run(label, sql, *arguments):
 run("event", "SELECT cqrs_register_event(%s, %s)", "joined", "meetings")
 for _ in range(2):
     run("command", "SELECT cqrs_register_command(%s, %s, %s)", "Join", "join_meeting", None)
+run("chain", "SELECT cqrs_register_command(%s, %s::text[])", "Chain", ["join_meeting", "pass_on"])
 run("subscribe", "SELECT FROM cqrs_subscribe(%s, %s, %s, retry_delay => %s)",
     "handled", ["meetings"], "ignore", datetime.timedelta(seconds=1))
 run("subscribe", "SELECT FROM cqrs_subscribe(%s, %s, %s)", "pulled", ["meetings"], None)
@@ -50,14 +51,13 @@ for key in "text", 17, meeting, None:
 run("insert", insert, "joined", "text", None, Jsonb({"tenant": "a"}), event_id)
 
 acknowledged = 0
-while True:
+while acknowledged < 10:
     with connection.transaction():
         batch = run("receive", "SELECT event_name, key, payload, headers, position, receipt FROM cqrs_receive(%s, %s)",
                     "pulled", 100)
-        if not batch:
-            break
-        acknowledged += connection.execute("SELECT cqrs_ack(%s, %s, %s)",
-                                           ("pulled", [row[4] for row in batch], batch[0][5])).fetchone()[0]
+        if batch:
+            acknowledged += connection.execute("SELECT cqrs_ack(%s, %s, %s)",
+                                               ("pulled", [row[4] for row in batch], batch[0][5])).fetchone()[0]
 print("acknowledged", acknowledged, sep=" | ")
 run("receive", "SELECT position FROM cqrs_receive(%s, %s)", "pulled", None)
 

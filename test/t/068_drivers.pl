@@ -24,6 +24,7 @@ my $expected = <<'E';
 event | true
 command | true
 command | false
+chain | true
 subscribe
 subscribe
 send | {"n": 1, "joined": true}
@@ -72,6 +73,7 @@ for my $driver (sort keys %programs)
 	$node->safe_psql($driver, q(
 		CREATE EXTENSION cqrs_outbox;
 		CREATE FUNCTION join_meeting(command jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT command || '{"joined": true}'$$;
+		CREATE FUNCTION pass_on(command jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT cqrs_next()';
 		CREATE FUNCTION ignore(event cqrs_event) RETURNS void LANGUAGE sql AS '';
 		SELECT cqrs_create_command_queue(), cqrs_pause('commands_of_' || current_user);
 	));
@@ -80,6 +82,8 @@ for my $driver (sort keys %programs)
 		IPC::Run::timer($PostgreSQL::Test::Utils::timeout_default));
 	$output =~ s/\b(?!00000000)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b/<id>/g;
 	is($output, $expected, $driver);
+	is($node->safe_psql($driver, "SELECT retry_delay FROM cqrs.subscription WHERE subscription = 'handled'"),
+		'00:00:01', "$driver: an interval");
 }
 
 $node->stop;
