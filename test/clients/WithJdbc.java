@@ -68,9 +68,10 @@ public class WithJdbc {
 			run("command", "SELECT cqrs_register_command(?, ?, ?)", "Join", "join_meeting", null);
 		Object handlers = connection.createArrayOf("text", new String[] {"join_meeting", "pass_on"});
 		run("chain", "SELECT cqrs_register_command(?, ?)", "Chain", handlers);
-		run("subscribe", "SELECT FROM cqrs_subscribe(?, ?, ?, retry_delay => ?)",
+		run("subscribe", "SELECT cqrs_subscribe(?, ?, ?, retry_delay => ?)",
 			"handled", topics, "ignore", new PGInterval("1 second"));
-		run("subscribe", "SELECT FROM cqrs_subscribe(?, ?, ?)", "pulled", topics, null);
+		run("subscribe", "SELECT cqrs_subscribe(?, ?, ?, ?, ?, ?, ?)",
+			"pulled", topics, null, null, null, null, null);
 
 		for (int i = 0; i < 2; i++)
 			run("send", "SELECT cqrs_send(?, ?, ?)", "Join", new Json("{\"n\": 1}"), "once");

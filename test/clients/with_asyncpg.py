@@ -33,9 +33,10 @@ async def main():
     for _ in range(2):
         await run("command", "SELECT cqrs_register_command($1, $2, $3)", "Join", "join_meeting", None)
     await run("chain", "SELECT cqrs_register_command($1, $2::text[])", "Chain", ["join_meeting", "pass_on"])
-    await run("subscribe", "SELECT FROM cqrs_subscribe($1, $2, $3, retry_delay => $4)",
+    await run("subscribe", "SELECT cqrs_subscribe($1, $2, $3, retry_delay => $4)",
               "handled", ["meetings"], "ignore", datetime.timedelta(seconds=1))
-    await run("subscribe", "SELECT FROM cqrs_subscribe($1, $2, $3)", "pulled", ["meetings"], None)
+    await run("subscribe", "SELECT cqrs_subscribe($1, $2, $3, $4, $5, $6, $7)",
+              "pulled", ["meetings"], None, None, None, None, None)
 
     for payload, key in (json.dumps({"n": 1}), "once"), (json.dumps({"n": 1}), "once"), (None, None):
         await run("send", "SELECT cqrs_send($1, $2, $3)", "Join", payload, key)

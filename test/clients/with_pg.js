@@ -28,9 +28,10 @@ async function main() {
 	for (let i = 0; i < 2; i++)
 		await run('command', 'SELECT cqrs_register_command($1, $2, $3)', 'Join', 'join_meeting', null);
 	await run('chain', 'SELECT cqrs_register_command($1, $2::text[])', 'Chain', ['join_meeting', 'pass_on']);
-	await run('subscribe', 'SELECT FROM cqrs_subscribe($1, $2, $3, retry_delay => $4)',
+	await run('subscribe', 'SELECT cqrs_subscribe($1, $2, $3, retry_delay => $4)',
 		'handled', ['meetings'], 'ignore', '1 s');
-	await run('subscribe', 'SELECT FROM cqrs_subscribe($1, $2, $3)', 'pulled', ['meetings'], null);
+	await run('subscribe', 'SELECT cqrs_subscribe($1, $2, $3, $4, $5, $6, $7)',
+		'pulled', ['meetings'], null, null, null, null, null);
 
 	for (const [payload, key] of [[{ n: 1 }, 'once'], [{ n: 1 }, 'once'], [null, null]])
 		await run('send', 'SELECT cqrs_send($1, $2, $3)', 'Join', payload, key);

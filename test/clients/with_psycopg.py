@@ -30,9 +30,10 @@ run("event", "SELECT cqrs_register_event(%s, %s)", "joined", "meetings")
 for _ in range(2):
     run("command", "SELECT cqrs_register_command(%s, %s, %s)", "Join", "join_meeting", None)
 run("chain", "SELECT cqrs_register_command(%s, %s::text[])", "Chain", ["join_meeting", "pass_on"])
-run("subscribe", "SELECT FROM cqrs_subscribe(%s, %s, %s, retry_delay => %s)",
+run("subscribe", "SELECT cqrs_subscribe(%s, %s, %s, retry_delay => %s)",
     "handled", ["meetings"], "ignore", datetime.timedelta(seconds=1))
-run("subscribe", "SELECT FROM cqrs_subscribe(%s, %s, %s)", "pulled", ["meetings"], None)
+run("subscribe", "SELECT cqrs_subscribe(%s, %s, %s, %s, %s, %s, %s)",
+    "pulled", ["meetings"], None, None, None, None, None)
 
 for payload, key in (Jsonb({"n": 1}), "once"), (Jsonb({"n": 1}), "once"), (None, None):
     run("send", "SELECT cqrs_send(%s, %s, %s)", "Join", payload, key)

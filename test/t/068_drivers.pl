@@ -25,8 +25,8 @@ event | true
 command | true
 command | false
 chain | true
-subscribe
-subscribe
+subscribe | true
+subscribe | true
 send | {"n": 1, "joined": true}
 send | {"n": 1, "joined": true}
 send | {"joined": true}
