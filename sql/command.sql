@@ -26,6 +26,7 @@ SELECT cqrs_send('JoinMeeting', '{"user_id": "1", "meeting_id": 5}');
 SELECT cqrs_send('JoinMeeting', '{"user_id": 1, "meeting_id": "5"}');
 SELECT cqrs_send('JoinMeeting', '{"user_id": null}');
 SELECT cqrs_send('JoinMeeting');
+SELECT cqrs_send('JoinMeeting', NULL, NULL);
 SELECT cqrs_send(ROW('1', 5)::join_meeting);
 SELECT cqrs_send(j) FROM (VALUES ('a', 1), ('b', 2)) v(u, m), LATERAL (SELECT (u, m)::join_meeting AS j) r;
 SELECT cqrs_send('JoinMeeting', '{"user_id": "1", "meeting_id": "one"}');
@@ -68,7 +69,6 @@ SELECT cqrs_unregister_command(NULL);
 SELECT cqrs_send('NoSuchCommand');
 \echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_send(NULL);
-SELECT cqrs_send('int', NULL);
 SELECT cqrs_send('int', '[1, 2]');
 SELECT cqrs_send('int', '"text"');
 SELECT cqrs_send('int', 'null');

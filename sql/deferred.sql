@@ -216,6 +216,11 @@ SELECT cqrs_enqueue('Add', '{"n": 16}', 'k', run_at => now() + interval '1 hour'
 SELECT command_name, owner, key, payload, state, run_at > now() AS later, now() - enqueued_at < interval '1 day' AS enqueued
 FROM cqrs_enqueued_commands ORDER BY (payload->>'n')::int;
 SELECT cqrs_cancel_command(:'later'), cqrs_drain('commands_of_regress_cqrs_app');
+-- NULL is what is not given
+BEGIN;
+SELECT cqrs_enqueue('Add', NULL, NULL, NULL, NULL, NULL) AS id \gset
+SELECT payload, key, state FROM cqrs_enqueued_commands WHERE command_id = :'id';
+ROLLBACK;
 RESET ROLE;
 SELECT key, event_name, attempts, message FROM cqrs.retry WHERE key = 'a' ORDER BY position;
 
@@ -226,7 +231,6 @@ SELECT cqrs_enqueue(NULL);
 SELECT cqrs_enqueue('Read');
 \echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_enqueue('List');
-SELECT cqrs_enqueue('Add', NULL);
 SELECT cqrs_enqueue('Add', '[1]');
 \echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_enqueue('Add', '{"n": "many"}');

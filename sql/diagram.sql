@@ -50,7 +50,7 @@ SELECT cqrs_diagram('sequence');
 \echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_diagram('pie');
 \echo :LAST_ERROR_SQLSTATE
-SELECT cqrs_diagram(NULL);
+SELECT cqrs_diagram(NULL) = cqrs_diagram() AS the_default;
 
 -- the order is that of the names
 CREATE TABLE before AS SELECT cqrs_diagram() AS diagram;

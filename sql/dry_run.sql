@@ -40,6 +40,7 @@ SELECT * FROM state();
 CREATE FUNCTION nothing(c jsonb) RETURNS void LANGUAGE sql AS '';
 SELECT cqrs_register_command('Nothing', 'nothing(jsonb)');
 SELECT * FROM cqrs_dry_run('Nothing');
+SELECT * FROM cqrs_dry_run('Nothing', NULL);
 -- many in one statement; others that it is in go on
 SELECT count(*), count(DISTINCT answer), sum(cardinality(events))
 FROM generate_series(2, 200) n, cqrs_dry_run('Place', jsonb_build_object('id', n));
@@ -150,7 +151,6 @@ SELECT cqrs_unregister_event_handler('shipped', 'refuse(jsonb)');
 SELECT answer, brief(events) FROM cqrs_dry_run('Place', '{"id": 6}');
 SELECT cqrs_dry_run('Unknown');
 SELECT cqrs_dry_run(NULL);
-SELECT cqrs_dry_run('Place', NULL);
 SELECT cqrs_dry_run('Place', '[]');
 CREATE FUNCTION rows(c jsonb) RETURNS SETOF int LANGUAGE sql AS 'SELECT 1';
 SELECT cqrs_register_command('Rows', 'rows(jsonb)'), cqrs_register_query('Nothing?', 'nothing(jsonb)');

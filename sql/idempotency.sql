@@ -54,6 +54,8 @@ WHERE outcome(format('cqrs_send(''Echo'', %L, ''equal'')', other)) <> 'OB002';
 SELECT * FROM cqrs_send_once('Echo', '{"n": 1}', 'told');
 SELECT * FROM cqrs_send_once('Echo', '{"n": 1}', 'told');
 SELECT * FROM cqrs_send('Echo', '{"n": 1}', 'told');
+SELECT * FROM cqrs_send_once('Echo', NULL, 'empty');
+SELECT * FROM cqrs_send_once('Echo', '{}', 'empty');
 SELECT cqrs_send_once('Echo', '{"n": 1}', NULL);
 \echo :LAST_ERROR_SQLSTATE
 -- without a key, each is one

@@ -22,11 +22,10 @@ SELECT cqrs_register_query('Kind', 'jsonb_typeof(jsonb)');
 SELECT cqrs_register_query('Null', 'answer_null(jsonb)');
 SELECT cqrs_query('CountNotes');
 SELECT cqrs_query('GetNote', '{"n": 2}');
-SELECT cqrs_query('Kind', '{"n": 2}');
+SELECT cqrs_query('Kind', '{"n": 2}'), cqrs_query('Kind', NULL) AS of_none;
 SELECT cqrs_query('Null') IS NULL AS is_null;
 SELECT cqrs_query('GetNote', '{"m": 2}');
 SELECT cqrs_query('CountNotes', '[]');
-SELECT cqrs_query('CountNotes', NULL);
 SELECT cqrs_query('NoSuchQuery');
 SELECT cqrs_query(NULL);
 

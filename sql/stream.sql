@@ -39,6 +39,7 @@ SELECT cqrs_stream('Table', '{"rows": 2}');
 SELECT cqrs_stream('Composite');
 SELECT * FROM cqrs_stream('Composite');
 SELECT cqrs_stream('Record');
+SELECT cqrs_stream('Record', NULL);
 SELECT cqrs_stream('None');
 SELECT cqrs_stream('Sql', '{"rows": 0}');
 SELECT cqrs_stream('Keys', '{"a": 1, "b": 2}');
@@ -64,7 +65,6 @@ SELECT cqrs_send(ROW(1)::wanted);
 SELECT cqrs_stream('NoSuchStream');
 \echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_stream(NULL);
-SELECT cqrs_stream('Sql', NULL);
 SELECT cqrs_stream('Sql', '[]');
 SELECT cqrs_stream('Table', '{"row": 1}');
 SELECT cqrs_register_command('x', ARRAY['one(jsonb)', 'sql_rows(jsonb)']);

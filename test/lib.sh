@@ -82,6 +82,24 @@ install_brokers()
 	export CQRS_CONSUMERS=$scratch/consumers
 }
 
+# install_clients: applications, with the drivers they need, in $CQRS_CLIENTS. Java
+# may come from elsewhere, as Node.
+install_clients()
+{
+	local packages=(python3-pip)
+
+	command -v mvn >/dev/null || packages+=(maven)
+	command -v javac >/dev/null || packages+=(default-jdk-headless)
+	install_missing "${packages[@]}"
+	install_node_folder clients
+	export CQRS_CLIENTS=$scratch/clients
+	(cd "$CQRS_CLIENTS" &&
+		/usr/bin/python3 -m pip install --no-cache-dir --no-compile --target python -r requirements.txt &&
+		mvn -B -Dmaven.repo.local="$scratch/maven" dependency:copy-dependencies) >"$scratch/clients.log" 2>&1 ||
+		{ cat "$scratch/clients.log"; die "could not install what test/clients needs"; }
+	rm -rf "$scratch/maven"
+}
+
 # install_mermaid: what draws diagrams, $CQRS_MERMAID -i FILE -o PICTURE, in
 # Debian's browser
 install_mermaid()

@@ -101,7 +101,8 @@ COMMENT ON FUNCTION @extschema@.cqrs_unregister_query(text, boolean) IS 'removes
 -- returns its answer (void and SQL NULL: NULL). Each handler of a chain gets the
 -- payload converted to its own argument; if none answers, the answer is NULL.
 --   command_name  a registered command
---   payload       JSON object; converted when the handler takes a composite
+--   payload       JSON object, NULL: {}; converted when the handler takes a
+--                 composite
 --   idempotency_key
 --                 NULL: none; 1 to 255 bytes, chosen by the caller anew for each
 --                 command, and repeated with it: a command that was

@@ -75,7 +75,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_create_command_queue(text, text) IS 'create
 -- or not at all, unless the extension's owner says otherwise, by GRANT SELECT
 -- ON the topic TO the owner WITH GRANT OPTION.
 --   command_name  a registered command
---   payload       JSON object; must fit the handlers, as of now
+--   payload       JSON object, NULL: {}; must fit the handlers, as of now
 --   key           while a command waits to be tried again, later ones of its key wait
 --                 behind it; NULL: none waits for another, and its event has its
 --                 command id as key. Of the types that cqrs_emit() takes

@@ -263,23 +263,24 @@ COMMENT ON FUNCTION cqrs.sequence_diagram(text) IS 'how a command is handled, as
 
 -- A picture of what is registered, as Mermaid text (https://mermaid.js.org).
 -- Equal registries give equal texts.
---   kind  'flowchart': middleware, from the outermost to the innermost; commands,
---         queries and streams, their handlers (a chain's are numbered), and
---         fallbacks (dotted, with the errors that they are called after);
---         events, their handlers, and their topics; subscriptions, and where
---         they deliver to. Arrows to and from topics, where delivery is after
---         the commit, are thick. Which events a handler emits is not registered.
+--   kind  NULL or 'flowchart': middleware, from the outermost to the innermost;
+--         commands, queries and streams, their handlers (a chain's are
+--         numbered), and fallbacks (dotted, with the errors that they are
+--         called after); events, their handlers, and their topics;
+--         subscriptions, and where they deliver to. Arrows to and from topics,
+--         where delivery is after the commit, are thick. Which events a
+--         handler emits is not registered.
 --         'sequence': how one command, query or stream is handled
 --   name  flowchart: only what leads to or from the command, query, stream,
 --         event, topic, subscription or server of this name; NULL: all.
 --         sequence: the command, query or stream
--- Errors: 22023 another kind; 22004 no kind, or no name for a sequence; 42704
--- nothing has that name; 42883 no command, query or stream has.
+-- Errors: 22023 another kind; 22004 no name for a sequence; 42704 nothing has
+-- that name; 42883 no command, query or stream has.
 -- Privileges: EXECUTE, granted to pg_monitor, not to PUBLIC.
 CREATE FUNCTION @extschema@.cqrs_diagram(kind text DEFAULT 'flowchart', name text DEFAULT NULL) RETURNS text
 LANGUAGE sql STABLE PARALLEL UNSAFE
 BEGIN ATOMIC
-	SELECT coalesce(CASE cqrs_diagram.kind
+	SELECT coalesce(CASE coalesce(cqrs_diagram.kind, 'flowchart')
 						WHEN 'flowchart' THEN cqrs.flowchart(cqrs_diagram.name)
 						WHEN 'sequence' THEN cqrs.sequence_diagram(cqrs_diagram.name) END,
 					cqrs.no_diagram(cqrs_diagram.kind, cqrs_diagram.name));

@@ -322,8 +322,8 @@ cqrs_command_get(const char *name, CqrsCommandKind kind)
 }
 
 /*
- * The second argument, a JSON object that is not toasted. Raises 22004 or
- * 22023.
+ * The second argument, a JSON object that is not toasted; {} if it is not
+ * given. Raises 22023.
  */
 Datum
 cqrs_command_payload_arg(FunctionCallInfo fcinfo, CqrsCommand *command)
@@ -332,12 +332,7 @@ cqrs_command_payload_arg(FunctionCallInfo fcinfo, CqrsCommand *command)
 	Jsonb	   *payload;
 
 	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("payload of %s \"%s\" must not be null", kind_name,
-						command->name),
-				 errhint("A %s without values has the payload {}.",
-						 kind_name)));
+		return DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
 	payload = PG_GETARG_JSONB_P(1);
 	cqrs_payload_check_object(payload, kind_name, command->name);
 	return JsonbPGetDatum(payload);

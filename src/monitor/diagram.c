@@ -78,14 +78,10 @@ is_word_char(char c)
 Datum
 cqrs_no_diagram(PG_FUNCTION_ARGS)
 {
-	char	   *kind = NULL;
+	char	   *kind = PG_ARGISNULL(0) ? "flowchart" :
+	text_to_cstring(PG_GETARG_TEXT_PP(0));
 	char	   *name = NULL;
 
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("kind of diagram must not be null")));
-	kind = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	if (!PG_ARGISNULL(1))
 		name = text_to_cstring(PG_GETARG_TEXT_PP(1));
 
