@@ -66,10 +66,13 @@ unmount_devices()
 }
 
 # copy_checkout ROOT: $top as it is, to be built there; and the certificates that
-# npm needs here, if it needs any
+# this machine has besides its distribution's, which npm, pip and Maven may need
 copy_checkout()
 {
 	[ -z "${NODE_EXTRA_CA_CERTS:-}" ] || cp "$NODE_EXTRA_CA_CERTS" "$1/etc/npm_certificates"
+	mkdir -p "$1/usr/local/share/ca-certificates"
+	find /usr/local/share/ca-certificates -name '*.crt' -exec cp {} "$1/usr/local/share/ca-certificates/" \;
+	[ ! -x "$1/usr/sbin/update-ca-certificates" ] || chroot "$1" update-ca-certificates >/dev/null 2>&1
 	rm -rf "$1/cqrs_outbox"
 	mkdir "$1/cqrs_outbox"
 	(cd "$top" && tar -c --exclude=.git --exclude='*.o' --exclude='*.so' .) | tar -x -C "$1/cqrs_outbox"
