@@ -1,7 +1,8 @@
 """What python-cqrs expects of an outbox, of the repository in docs/python-cqrs.md.
 
 Tells of each test whether it is ok. The driver is the argument, the database $DATABASE_URL, and the repository the
-module topics_repository. Each test has topics of its own, with subscriptions that try again at once.
+module topics_repository. Each test has topics of its own, with subscriptions that try again at once, as often as
+python-cqrs does.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from topics_repository import TopicsRepository
 
-ATTEMPTS = 5        # of python-cqrs, and of a subscription by default
+ATTEMPTS = 5        # of python-cqrs
 
 
 class Joined(pydantic.BaseModel):
@@ -75,7 +76,8 @@ class Outbox:
         self.topics = [f"topic_{next(self.numbers)}" for _ in range(count)]
         for topic in self.topics:
             await self.run("SELECT cqrs_create_topic(:topic)", topic=topic)
-            await self.run("SELECT cqrs_subscribe(:topic, ARRAY[:topic], retry_delay => '0')", topic=topic)
+            await self.run("SELECT cqrs_subscribe(:topic, ARRAY[:topic], max_attempts => :n, retry_delay => '0')",
+                           topic=topic, n=ATTEMPTS)
 
     async def run(self, sql, **arguments):
         """The rows of a statement in a transaction of its own."""
@@ -101,8 +103,8 @@ class Outbox:
         return [event.event_id for event in events]
 
     async def dead_letters(self):
-        return await self.run("SELECT event_id, attempts, error FROM cqrs_dead_letters(:topic) ORDER BY position",
-                              topic=self.topics[0])
+        return await self.run("SELECT event_id, attempts, error FROM cqrs_dead_letters WHERE subscription = :topic"
+                              " ORDER BY position", topic=self.topics[0])
 
 
 def ids(outboxed):

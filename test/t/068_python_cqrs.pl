@@ -44,7 +44,8 @@ foreach my $version (qw(4 5))
 		{
 			is($result, 'ok', "python-cqrs $version, $driver: " . $name =~ tr/_/ /r);
 		}
-		like($output, qr/^done$/m, "... and that was all") or diag($output);
+		like($output, qr/^done$/m, '... and that was all');
+		diag($output) if $output =~ /^not ok/m || $output !~ /^done$/m;
 	}
 }
 
