@@ -131,6 +131,28 @@ install_languages()
 		install_missing postgresql-plpython3-VERSION
 }
 
+# install_python_cqrs: both major versions of python-cqrs, what they need, and the
+# program that tries them, in $CQRS_PYTHON_CQRS
+install_python_cqrs()
+{
+	local folder=$scratch/python_cqrs
+
+	install_missing python3-pip
+	cp -r "$top/test/python_cqrs" "$folder"
+	pip_install "$folder/both" -r "$folder/requirements.txt"
+	pip_install "$folder/4" --no-deps python-cqrs==4.15.1
+	pip_install "$folder/5" --no-deps python-cqrs==5.3.0
+	own "$folder"
+	export CQRS_PYTHON_CQRS=$folder
+}
+
+# pip_install FOLDER ARGUMENTS...
+pip_install()
+{
+	/usr/bin/python3 -m pip install --no-cache-dir --target "$@" >"$scratch/pip.log" 2>&1 ||
+		{ cat "$scratch/pip.log"; die "could not install what test/python_cqrs needs"; }
+}
+
 # install_manual: README.md and docs/ in $CQRS_MANUAL
 install_manual()
 {

@@ -492,7 +492,11 @@ COMMENT ON TYPE @extschema@.cqrs_received IS 'an event, as cqrs_receive() hands 
 -- The next events of one partition of a subscription without a handler: those
 -- that failed, or were not settled, and are due, then new ones; none that has
 -- to wait for another one of its topic and key. All that was committed before
--- the call is found. NULL for an argument means its default.
+-- the call is found, with two exceptions, which find it later: what the worker
+-- has yet to announce is waited for 100 ms, or a second if it has to be started,
+-- but not if there is something else to return, or if earlier events of this
+-- transaction or lease are not settled; and a REPEATABLE READ transaction finds
+-- what was announced when it began. NULL for an argument means its default.
 --   max_events  the most events, at least 1; a batch may be shorter although
 --               more are waiting, also to stay within 16 MB
 --   wait        how long to wait if there is nothing, at most a minute
