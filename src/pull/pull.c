@@ -169,7 +169,7 @@ attempt(CqrsReceive *receive, bool last)
 	cqrs_subscription_require_active(subscription);
 	receive->locked = receive->busy = false;
 	receive->wake_at = 0;
-	receive->tick_id = 0;
+	receive->tick_id = PG_INT64_MAX;
 	if (receive->partition != ANY_PARTITION)
 	{
 		check_partition(receive, subscription);

@@ -47,7 +47,8 @@ typedef struct CqrsReceive
 	bool		busy;			/* ... namely a topic's table */
 	bool		wrote;			/* a cursor moved, with nothing handed out */
 	TimestampTz wake_at;		/* a lease ends, or an event is due; 0: no */
-	int64		tick_id;		/* of the newest tick seen */
+	int64		tick_id;		/* each partition was looked at with a tick as
+								 * new as this */
 } CqrsReceive;
 
 /* pull.c */

@@ -136,8 +136,8 @@ cqrs_pull_batch(CqrsReceive *receive, CqrsSubscription *subscription, int partit
 			break;
 		}
 		cqrs_cursor_require_native(&batch.relay.cursor, subscription->name);
-		receive->tick_id = batch.relay.has_tick ?
-			batch.relay.tick.tick_id : 0;
+		receive->tick_id = Min(receive->tick_id, batch.relay.has_tick ?
+							   batch.relay.tick.tick_id : 0);
 		outcome = try_batch(receive, &batch, last, force, &together);
 		force |= batch.relay.skipped;
 		cqrs_relay_end(&batch.relay);

@@ -31,6 +31,32 @@ for my $n (1 .. 50)
 	$found++ if $answer =~ /^got\|$n$/m;
 }
 is($found, 50, 'what was committed is received');
+# A tick may come while a client looks through the partitions. Ticks come at any
+# time, so some of these events are committed right before one.
+$node->safe_psql('postgres', q(
+	CREATE PROCEDURE emit_and_receive(INOUT missed int) LANGUAGE plpgsql AS $$
+	DECLARE
+		positions bigint[];
+		receipts uuid[];
+	BEGIN
+		missed := 0;
+		FOR i IN 1 .. 500 LOOP
+			PERFORM cqrs_emit('happened', '{}', key => 'k');
+			COMMIT;
+			LOOP
+				SELECT array_agg(position), array_agg(receipt) INTO positions, receipts FROM cqrs_receive('spread', lease => '1 min');
+				COMMIT;
+				EXIT WHEN positions IS NOT NULL;
+				missed := missed + 1;
+			END LOOP;
+			PERFORM cqrs_ack('spread', positions, receipts[1]);
+			COMMIT;
+			PERFORM pg_sleep(random() * 0.008);
+		END LOOP;
+	END $$));
+$node->safe_psql('postgres', "SELECT cqrs_seek('spread', 'latest')");
+is($node->safe_psql('postgres', 'CALL emit_and_receive(NULL)'), '0', 'in whichever of several partitions it is');
+$node->safe_psql('postgres', "SELECT cqrs_seek('pull', 'latest')");
 $node->safe_psql('postgres', "BEGIN; SELECT cqrs_emit('happened', '{\"n\": 51}'); PREPARE TRANSACTION 'p'");
 $node->safe_psql('postgres', "COMMIT PREPARED 'p'");
 like($session->query("BEGIN; SELECT payload->>'n' FROM cqrs_receive('pull'); SELECT cqrs_ack('pull'); COMMIT"), qr/^51$/m, 'what was prepared, too, which nobody announces');
