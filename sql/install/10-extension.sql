@@ -73,9 +73,9 @@ REVOKE ALL ON FUNCTION cqrs.withdraw_privileges() FROM PUBLIC;
 COMMENT ON FUNCTION cqrs.withdraw_privileges() IS 'withdraws every privilege on the extension''s objects';
 
 -- Grants a role what configures and maintains: EXECUTE on each function of the
--- extension that is not granted to everybody. Subscriptions and topics still
--- belong to whoever made them. After an update of the extension that brings new
--- functions, call it again.
+-- extension that neither everybody nor pg_monitor has. Subscriptions and topics
+-- still belong to whoever made them. After an update of the extension that brings
+-- new functions, call it again.
 -- Returns how many were granted that had not been before.
 -- Errors: 42704 no such role; 22004; 25006 read-only transaction or standby.
 -- Privileges: EXECUTE, not granted to PUBLIC, nor by this.

@@ -400,7 +400,7 @@ CROSS JOIN LATERAL (
 	SELECT 'error' AS severity, 'suspended' AS problem,
 		   format('It is suspended since %s, %s; it has missed %s events.',
 				  s.state_since, s.state_reason, s.missed_events) AS detail,
-		   format('SELECT cqrs_resume(%L); -- behind what it missed; see max_retained_size, max_retained_age',
+		   format('SELECT cqrs_resume(%1$L); -- behind what it missed; if it is over its limit still, first cqrs_alter_subscription(%1$L, max_retained_size => ..., max_retained_age => ...)',
 				  s.subscription) AS hint,
 		   NULL::interval AS lag, NULL::interval AS held
 	WHERE s.state = 'suspended'
@@ -456,7 +456,7 @@ CROSS JOIN LATERAL (
 	UNION ALL
 	SELECT 'warning', 'dead_letters',
 		   format('It gave up on %s events%s.', d.events, CASE d.events WHEN 10000 THEN ' or more' END),
-		   format('SELECT * FROM cqrs_dead_letters WHERE subscription = %1$L; -- then cqrs_redrive(%1$L) or cqrs_discard_all(%1$L)',
+		   format('SELECT * FROM cqrs_dead_letters WHERE subscription = %1$L; -- then cqrs_redrive(%1$L), cqrs_discard(%1$L, ARRAY[event_id]) or cqrs_discard_all(%1$L)',
 				  s.subscription), NULL, NULL
 	FROM (SELECT count(*) AS events
 		  FROM (SELECT FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id LIMIT 10000) d) d

@@ -155,14 +155,17 @@ change_admin(FunctionCallInfo fcinfo, const char *statement, bool granted)
 	if (role == cqrs_extension_owner())
 		return 0;
 
-	/* What PUBLIC has needs no grant; granting stays the owner's. */
+	/*
+	 * What PUBLIC has needs no grant, and pg_monitor's takes being its
+	 * member; granting stays the owner's.
+	 */
 	cqrs_admin_begin(&admin);
 	n = cqrs_admin_execute("SELECT p.oid::regprocedure::text FROM pg_extension e"
 						   " JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid"
 						   "  AND d.classid = 'pg_proc'::regclass AND d.deptype = 'e'"
 						   " JOIN pg_proc p ON p.oid = d.objid AND p.pronamespace = e.extnamespace"
 						   " WHERE e.extname = 'cqrs_outbox' AND p.proname NOT IN ('cqrs_grant_admin', 'cqrs_revoke_admin')"
-						   "  AND NOT EXISTS (SELECT FROM aclexplode(p.proacl) WHERE grantee = 0)"
+						   "  AND NOT EXISTS (SELECT FROM aclexplode(p.proacl) WHERE grantee IN (0, 'pg_monitor'::regrole))"
 						   "  AND $2 = EXISTS (SELECT FROM aclexplode(p.proacl) WHERE grantee = $1 AND grantor = p.proowner)"
 						   " ORDER BY 1",
 						   2, CQRS_ARG(OIDOID, ObjectIdGetDatum(role)),

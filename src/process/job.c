@@ -60,7 +60,7 @@ cqrs_job_run(CqrsJobFunction function, CqrsJob *job)
 		if (subscription != NULL && job->partition < subscription->partitions)
 		{
 			job->phase = CQRS_JOB_AT_WORK;
-			if (!job->shown)
+			if (job->what[0] == '\0')
 				show(subscription, job);
 			done = function(subscription, job);
 			PopActiveSnapshot();
@@ -141,13 +141,10 @@ is_told(const CqrsJob *job, const ErrorData *error, bool timed_out)
 static void
 show(const CqrsSubscription *subscription, CqrsJob *job)
 {
-	char		activity[NAMEDATALEN + 64];
-
-	snprintf(activity, sizeof(activity),
+	snprintf(job->what, sizeof(job->what),
 			 "delivering subscription \"%s\" partition %d",
 			 subscription->name, job->partition);
-	pgstat_report_activity(STATE_RUNNING, activity);
-	job->shown = true;
+	pgstat_report_activity(STATE_RUNNING, job->what);
 }
 
 /*
@@ -245,7 +242,8 @@ cqrs_job_must_wait(CqrsJob *job)
 			 job->delivery.lone ?
 			 errmsg("an event fails, and there is no other to tell by whose fault that is") :
 			 errmsg("events fail, and none is to blame"),
-			 errdetail_internal("%s", job->delivery.message)));
+			 errdetail_internal("%s", job->delivery.message),
+			 errcontext("%s", job->what)));
 
 	/* What comes next shows whose fault it is. */
 	if (job->delivery.lone)

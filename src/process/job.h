@@ -37,7 +37,8 @@ typedef struct CqrsJob
 	/* What is known since the job began. */
 	bool		first;			/* nothing was done yet */
 	bool		finish;			/* begin nothing new */
-	bool		shown;			/* in pg_stat_activity */
+	char		what[NAMEDATALEN + 64]; /* as pg_stat_activity shows it;
+										 * empty: not yet */
 	bool		cleared;		/* the last failure was forgotten */
 	int			careful;		/* how many events are to be announced */
 	int			one_by_one;		/* how many are to be delivered alone */

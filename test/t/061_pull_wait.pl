@@ -41,7 +41,7 @@ $node->safe_psql('postgres', q(
 	BEGIN
 		missed := 0;
 		FOR i IN 1 .. 500 LOOP
-			PERFORM cqrs_emit('happened', '{}', key => 'k');
+			PERFORM cqrs_emit('happened', '{}', key => i::text);
 			COMMIT;
 			LOOP
 				SELECT array_agg(position), array_agg(receipt) INTO positions, receipts FROM cqrs_receive('spread', lease => '1 min');
