@@ -250,13 +250,16 @@ wait_for_events(CqrsReceive *receive)
 	TimestampTz tick_until = TimestampTzPlusMilliseconds(now, LONGEST_TICK);
 	bool		for_tick = cqrs_deliver && !IsolationUsesXactSnapshot();
 	bool		asked = false;
-	int64		known_tick = receive->tick_id;
+	int64		known_tick;
 	CqrsSnapshot *target;
 	bool		found = false;
 
 	if (cqrs_shared == NULL || (receive->wait == 0 && !for_tick))
 		return false;
 	target = cqrs_snapshot_take();
+
+	/* If no partition could be looked at, no tick was seen. */
+	known_tick = receive->tick_id == PG_INT64_MAX ? 0 : receive->tick_id;
 	if (receive->wait > 0)
 		receive->seen = palloc0(sizeof(CqrsSeen) * CQRS_MAX_PARTITIONS);
 	while (!found)
