@@ -32,7 +32,7 @@ typedef struct Lane
 {
 	uint64		lane;			/* hash key */
 	int			nsent;			/* on their way; only with one_by_lane */
-	int			nfailed;		/* rejected, and not recorded */
+	bool		failed;			/* one was rejected; what follows is not sent */
 } Lane;
 
 /* A message is being formed. If that fails, this many are formed carefully. */
@@ -43,6 +43,8 @@ static CqrsBrokerEntry *copy_event(const CqrsEvent *event);
 static void form_message(CqrsBrokerEntries *entries, CqrsBrokerEntry *entry,
 						 const CqrsEvent *event);
 static Lane *lane_of(CqrsBrokerEntries *entries, uint64 lane);
+static void fail_lane(CqrsBrokerEntries *entries, uint64 lane);
+static void forget_failed_lanes(CqrsBrokerEntries *entries);
 static void drop_lane(CqrsBrokerEntries *entries, Lane *lane);
 static bool one_by_lane(const CqrsBrokerEntries *entries);
 static dlist_node *node_after(CqrsBrokerEntries *entries, dlist_node *node);
@@ -125,8 +127,7 @@ cqrs_broker_entry_add(CqrsBrokerEntries *entries, CqrsBrokerBatch *batch,
 		entries->nread++;
 	else
 	{
-		lane_of(entries, entry->lane)->nfailed++;
-		entries->nfailed++;
+		fail_lane(entries, entry->lane);
 		entries->nout++;
 	}
 	entries->nbytes += entry->message.message.body_size;
@@ -234,14 +235,6 @@ void
 cqrs_broker_entry_forget(CqrsBrokerEntries *entries, CqrsBrokerEntry *entry)
 {
 	Assert(entry->state >= CQRS_ENTRY_CONFIRMED);
-	if (entry->state == CQRS_ENTRY_REJECTED || entry->state == CQRS_ENTRY_REFUSED)
-	{
-		Lane	   *lane = lane_of(entries, entry->lane);
-
-		lane->nfailed--;
-		drop_lane(entries, lane);
-		entries->nfailed--;
-	}
 	if (entry->state != CQRS_ENTRY_WAITS)
 		entries->nout--;
 	free(entry->message.error);
@@ -252,6 +245,8 @@ cqrs_broker_entry_forget(CqrsBrokerEntries *entries, CqrsBrokerEntry *entry)
 	entries->nbytes -= entry->message.message.body_size;
 	if (--entry->batch->nentries == 0)
 		cqrs_broker_batch_free(entry->batch);
+	if (entries->nentries == 0)
+		forget_failed_lanes(entries);
 }
 
 /*
@@ -285,8 +280,40 @@ lane_of(CqrsBrokerEntries *entries, uint64 lane)
 
 	entry = hash_search(entries->lanes, &lane, HASH_ENTER, &found);
 	if (!found)
-		entry->nsent = entry->nfailed = 0;
+	{
+		entry->nsent = 0;
+		entry->failed = false;
+	}
 	return entry;
+}
+
+/*
+ * An event of this lane was rejected. That counts until nothing is left of what
+ * was read before, even if the event is recorded: later ones of its lane may be
+ * among that.
+ */
+static void
+fail_lane(CqrsBrokerEntries *entries, uint64 lane)
+{
+	lane_of(entries, lane)->failed = true;
+	entries->failed = true;
+}
+
+/*
+ * There are no entries. What is read from now on is known to wait if it has to.
+ */
+static void
+forget_failed_lanes(CqrsBrokerEntries *entries)
+{
+	HASH_SEQ_STATUS status;
+	Lane	   *lane;
+
+	if (!entries->failed)
+		return;
+	hash_seq_init(&status, entries->lanes);
+	while ((lane = hash_seq_search(&status)) != NULL)
+		hash_search(entries->lanes, &lane->lane, HASH_REMOVE, NULL);
+	entries->failed = false;
 }
 
 /*
@@ -295,7 +322,7 @@ lane_of(CqrsBrokerEntries *entries, uint64 lane)
 static void
 drop_lane(CqrsBrokerEntries *entries, Lane *lane)
 {
-	if (lane->nsent == 0 && lane->nfailed == 0)
+	if (lane->nsent == 0 && !lane->failed)
 		hash_search(entries->lanes, &lane->lane, HASH_REMOVE, NULL);
 }
 
@@ -350,10 +377,7 @@ cqrs_broker_entries_take(CqrsBrokerEntries *entries)
 			CQRS_ENTRY_REJECTED;
 		entries->nsent--;
 		if (entry->state != CQRS_ENTRY_CONFIRMED)
-		{
-			lane_of(entries, entry->lane)->nfailed++;
-			entries->nfailed++;
-		}
+			fail_lane(entries, entry->lane);
 		if (one_by_lane(entries))
 		{
 			Lane	   *lane = lane_of(entries, entry->lane);
@@ -384,11 +408,11 @@ cqrs_broker_entries_send(CqrsBrokerEntries *entries, int most)
 		node = node_after(entries, node);
 		if (entry->state != CQRS_ENTRY_READ)
 			continue;
-		if (one_by_lane(entries) || entries->nfailed > 0)
+		if (one_by_lane(entries) || entries->failed)
 		{
 			Lane	   *lane = lane_of(entries, entry->lane);
 
-			if (lane->nfailed > 0)
+			if (lane->failed)
 			{
 				entry->state = CQRS_ENTRY_WAITS;
 				entries->nread--;

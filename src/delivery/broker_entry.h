@@ -62,11 +62,11 @@ typedef struct CqrsBrokerEntries
 	dlist_head	list;
 	dlist_node *unsent;			/* the first to be sent; NULL: none */
 	HTAB	   *lanes;
+	bool		failed;			/* events of some lanes were rejected */
 	int			nentries;
 	int			nread;			/* ... to be sent */
 	int			nsent;			/* ... on their way */
 	int			nout;			/* ... that were sent, on their way or not */
-	int			nfailed;		/* ... rejected */
 	int64		nbytes;
 } CqrsBrokerEntries;
 
