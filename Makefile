@@ -50,7 +50,7 @@ EXTENSION = cqrs_outbox
 DATA_built = sql/cqrs_outbox--1.0.sql
 HEADERS_cqrs_outbox = src/include/cqrs_broker.h src/include/cqrs_hooks.h
 
-REGRESS = meeting registered command query chain stream fallback breaker middleware idempotency dry_run emit insert domain_event context nesting prepared capture subscription payload_handler own_subscription search_path retry deferred pull partitions kept retention diagram health privileges owners grants matrix trust lookup adopt extension
+REGRESS = meeting registered command query chain stream fallback breaker middleware idempotency dry_run emit insert domain_event context nesting prepared capture subscription payload_handler own_subscription search_path retry deferred pull partitions ordering kept retention diagram health privileges owners grants matrix trust lookup adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

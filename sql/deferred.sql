@@ -60,7 +60,7 @@ BEGIN;
 SELECT cqrs_enqueue('Add', '{"n": 1}') AS id \gset
 SELECT cqrs_drain('commands_of_regress_cqrs_app');
 COMMIT;
-SELECT event_name, event_id = :'id' AS same_id, key = :'id' AS own_key, payload, headers, status
+SELECT event_name, event_id = :'id' AS same_id, key IS NULL AS no_key, payload, headers, status
 FROM cqrs_events('commands_of_regress_cqrs_app');
 SELECT cqrs_drain('commands_of_regress_cqrs_app');
 SELECT n, role, (context).kind, (context).name, (context).id = :'id' AS same_id,

@@ -39,7 +39,7 @@ CREATE ROLE regress_cqrs_partitions;
 GRANT EXECUTE ON FUNCTION cqrs_alter_subscription TO regress_cqrs_partitions;
 SET ROLE regress_cqrs_partitions;
 SELECT cqrs_alter_subscription('things', partitions => 2);
-SELECT cqrs.key_partition('a', 2);
+SELECT cqrs.event_partition(1, gen_random_uuid(), 'a', false, 2);
 RESET ROLE;
 DROP OWNED BY regress_cqrs_partitions;
 DROP ROLE regress_cqrs_partitions;
@@ -59,7 +59,7 @@ SELECT cqrs_drain('things');
 SELECT * FROM numbers();
 SELECT * FROM orders;
 -- of the broken keys, what comes behind waits where it is now
-SELECT count(*), count(*) FILTER (WHERE partition <> cqrs.key_partition(key, 8)) AS astray FROM cqrs.retry;
+SELECT count(*), count(*) FILTER (WHERE partition <> cqrs.event_partition(topic_id, event_id, key, false, 8)) AS astray FROM cqrs.retry;
 SELECT count(*) AS astray FROM cqrs.cursor c WHERE next_retry_at IS DISTINCT FROM
 	(SELECT min(due_at) FROM cqrs.retry r WHERE r.subscription_id = c.subscription_id AND r.partition = c.partition)
 	AND seq = (SELECT max(seq) FROM cqrs.cursor l WHERE l.subscription_id = c.subscription_id AND l.partition = c.partition);
@@ -79,7 +79,7 @@ SELECT count(*) AS numbered_anew FROM cqrs.cursor WHERE seq <= :highest;
 DELETE FROM broken;
 SELECT emit_all(20, 6);
 SELECT cqrs_redrive('things');
-SELECT count(*), count(*) FILTER (WHERE partition <> cqrs.key_partition(key, 3)) AS astray FROM cqrs.retry;
+SELECT count(*), count(*) FILTER (WHERE partition <> cqrs.event_partition(topic_id, event_id, key, false, 3)) AS astray FROM cqrs.retry;
 SELECT cqrs_drain('things');
 SELECT * FROM orders;
 SELECT key, string_agg(n::text, ' ' ORDER BY id) AS ns FROM handled GROUP BY key HAVING string_agg(n::text, ' ' ORDER BY id) <> '1 2 3 4 5 6' ORDER BY key;

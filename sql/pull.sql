@@ -277,7 +277,7 @@ SELECT received('pull');
 SELECT cqrs_ack('pull');
 COMMIT;
 
--- partitions: each key is in one, and what has no key in the first
+-- partitions: each key is in one
 SELECT cqrs_subscribe('spread', ARRAY['things'], start => 'latest', partitions => 3, retry_delay => '0');
 SELECT cardinality(cqrs_emit_many('happened', array_agg(jsonb_build_object('n', i) ORDER BY i), array_agg('k' || i % 20 ORDER BY i)))
 	FROM generate_series(101, 160) i;
@@ -289,7 +289,7 @@ INSERT INTO spread (part, key, n)
 	SELECT r.partition, key, (payload->>'n')::integer FROM generate_series(0, 2) part, cqrs_receive('spread', 1000, partition => part) r;
 SELECT count(*), count(DISTINCT n), count(DISTINCT part) FROM spread;
 SELECT key FROM spread GROUP BY key HAVING count(DISTINCT part) > 1;
-SELECT part FROM spread WHERE key IS NULL;
+SELECT count(*) FROM spread WHERE key IS NULL;
 SELECT key FROM (SELECT key, n, lag(n) OVER (PARTITION BY key ORDER BY seq) AS before FROM spread) s WHERE n < before;
 -- whichever they are of
 SELECT cqrs_ack('spread', positions_of(101, 102, 103, 104, 105));

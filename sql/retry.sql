@@ -157,7 +157,7 @@ SELECT cqrs_alter_subscription('things', retry_delay => '0');
 CREATE TABLE once (n integer UNIQUE DEFERRABLE INITIALLY DEFERRED);
 CREATE FUNCTION on_once(event cqrs_event) RETURNS void LANGUAGE sql SET search_path = public AS $$
 	INSERT INTO once VALUES ((event.payload->>'n')::integer) $$;
-SELECT cqrs_alter_subscription('things', 'on_once(cqrs_event)', max_attempts => 2);
+SELECT cqrs_alter_subscription('things', handler => 'on_once(cqrs_event)', max_attempts => 2);
 SELECT emit_retry('a', '{1, 1, 2}');
 SELECT cqrs_drain('things') AS delivered;
 
@@ -165,7 +165,7 @@ SELECT cqrs_drain('things') AS delivered;
 DROP TABLE once;
 CREATE FUNCTION on_nothing(event cqrs_event) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE division_by_zero; END $$;
 SELECT cqrs_seek('things', 'latest');
-SELECT cqrs_alter_subscription('things', 'on_nothing(cqrs_event)', max_attempts => 2, retry_delay => '1 hour');
+SELECT cqrs_alter_subscription('things', handler => 'on_nothing(cqrs_event)', max_attempts => 2, retry_delay => '1 hour');
 SELECT cardinality(cqrs_emit_many('happened', array_agg('{}'::jsonb), array_agg(i::text))) FROM generate_series(1, 999) i;
 SET client_min_messages = error;
 SELECT cqrs_drain('things') AS delivered;
@@ -181,14 +181,14 @@ SELECT cqrs_drain('things') AS delivered;
 RESET client_min_messages;
 SELECT state, lag_events, retrying, waiting, dead FROM cqrs_subscription_status;
 SELECT status, count(*) FROM cqrs_events('things', 2000) GROUP BY 1 ORDER BY 1;
-SELECT cqrs_alter_subscription('things', 'on_thing(cqrs_event)');
+SELECT cqrs_alter_subscription('things', handler => 'on_thing(cqrs_event)');
 SELECT cqrs_seek('things', 'latest');
 SELECT state, lag_events, retrying, waiting, dead FROM cqrs_subscription_status;
 
 -- no event's fault
 TRUNCATE handled RESTART IDENTITY;
 CREATE FUNCTION on_outage(event cqrs_event) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE disk_full; END $$;
-SELECT cqrs_alter_subscription('things', 'on_outage(cqrs_event)');
+SELECT cqrs_alter_subscription('things', handler => 'on_outage(cqrs_event)');
 SELECT emit_retry('a', '{17}');
 SELECT cqrs_drain('things') AS delivered;
 \echo :LAST_ERROR_SQLSTATE
@@ -196,7 +196,7 @@ DROP FUNCTION on_outage(cqrs_event);
 SELECT cqrs_drain('things') AS delivered;
 \echo :LAST_ERROR_SQLSTATE
 SELECT * FROM outbox;
-SELECT cqrs_alter_subscription('things', 'on_thing(cqrs_event)');
+SELECT cqrs_alter_subscription('things', handler => 'on_thing(cqrs_event)');
 SELECT cqrs_drain('things') AS delivered;
 
 -- what may be over at once
@@ -209,7 +209,7 @@ BEGIN
 	INSERT INTO handled (n) VALUES ((cqrs_context()).attempts);
 END $$;
 TRUNCATE handled RESTART IDENTITY;
-SELECT cqrs_alter_subscription('things', 'on_busy(cqrs_event)');
+SELECT cqrs_alter_subscription('things', handler => 'on_busy(cqrs_event)');
 SELECT emit_retry('a', '{18}');
 SELECT cqrs_drain('things') AS delivered;
 SELECT n AS attempts FROM handled;
@@ -221,7 +221,7 @@ SELECT emit_retry('a', '{19}');
 SELECT cqrs_drain('things') AS delivered;
 SELECT attempts, sqlstate FROM cqrs.retry;
 SELECT cqrs_seek('things', 'latest');
-SELECT cqrs_alter_subscription('things', 'on_thing(cqrs_event)');
+SELECT cqrs_alter_subscription('things', handler => 'on_thing(cqrs_event)');
 DROP FUNCTION on_busy(cqrs_event);
 
 -- privileges

@@ -27,14 +27,14 @@ BEGIN
 	INSERT INTO got (what) VALUES (app.describe(event));
 	SET search_path = other;
 END $$;
-SELECT cqrs_alter_subscription('bare', 'app.sets(cqrs_event)');
+SELECT cqrs_alter_subscription('bare', handler => 'app.sets(cqrs_event)');
 SELECT emit(2), emit(3);
 SELECT cqrs_drain('bare');
 SHOW search_path;
 -- the function's own SET wins
 CREATE FUNCTION app.own(event cqrs_event) RETURNS void LANGUAGE plpgsql SET search_path = other, public AS $$
 BEGIN INSERT INTO got (what) VALUES (app.describe(event)); END $$;
-SELECT cqrs_alter_subscription('bare', 'app.own(cqrs_event)');
+SELECT cqrs_alter_subscription('bare', handler => 'app.own(cqrs_event)');
 SELECT emit(4);
 SELECT cqrs_drain('bare');
 SELECT what FROM app.got ORDER BY seq;
@@ -90,8 +90,8 @@ SET ROLE regress_cqrs_owner;
 SELECT cqrs_alter_subscription('trusts', search_path => 'public, app');
 SELECT cqrs_alter_subscription('trusts', search_path => 'other');
 SELECT cqrs_alter_subscription('trusts', search_path => '"$user"');
-SELECT cqrs_alter_subscription('trusts', 'app.own(cqrs_event)', search_path => 'other');
-SELECT cqrs_alter_subscription('trusts', 'app.definer(cqrs_event)', search_path => 'public');
+SELECT cqrs_alter_subscription('trusts', handler => 'app.own(cqrs_event)', search_path => 'other');
+SELECT cqrs_alter_subscription('trusts', handler => 'app.definer(cqrs_event)', search_path => 'public');
 RESET ROLE;
 -- who may use it sees it
 SET ROLE regress_cqrs_member;

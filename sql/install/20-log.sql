@@ -255,6 +255,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_tick() IS 'records a snapshot, up to which 
 -- native          true if we wrote it; false in a row that was restored from
 --                 a dump, and in one that starts at 'earliest' of restored
 --                 topics: nothing is delivered before cqrs_adopt()
+-- by_topic        an event waits for others of its topic, not only of its key
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.cursor (
 	subscription_id	integer		NOT NULL,
@@ -278,6 +279,7 @@ CREATE TABLE cqrs.cursor (
 	last_position	bigint		NOT NULL,
 	moved_at		timestamptz	NOT NULL,
 	native			boolean		GENERATED ALWAYS AS (false) STORED,
+	by_topic		boolean		NOT NULL,
 	PRIMARY KEY (subscription_id, partition, seq)
 );
 COMMENT ON TABLE cqrs.cursor IS 'cursors of subscriptions, newest row by seq';

@@ -18,16 +18,19 @@
 -- format             of the messages to the broker: cqrs, cloudevents or raw;
 --                    NULL without server
 -- strict_key_order   no event is on its way to the broker together with
---                    another one of its topic and key
+--                    another one that it may have to wait for
 -- transaction        for a handler: batch, one for the events of a batch; event,
 --                    one for each event
 -- search_path        for a handler: it is called with this, and pg_temp behind it,
 --                    unless it has a SET search_path; NULL without handler
 -- runs_commands      it gets the commands that its owner enqueued
 -- partitions         over how many cursors the events are spread, by key
+-- ordering           key: an event waits for others of its topic and key; topic:
+--                    for others of its topic
 -- next_partitions    the number that this is being changed to;
---                    NULL otherwise, as are the next three
--- epoch_tick         the present partitions are for what was visible in this
+--                    NULL if neither it nor the ordering is, as are the next four
+-- next_ordering      likewise
+-- epoch_tick         the present ones are for what was visible in this
 --                    tick, which need not be recorded ...
 -- epoch_snapshot     ... which is what this snapshot shows
 -- epoch_since        when the change was asked for
@@ -62,7 +65,9 @@ CREATE TABLE cqrs.subscription (
 	search_path			text,
 	runs_commands		boolean		NOT NULL DEFAULT false,
 	partitions			integer		NOT NULL,
+	ordering			text		NOT NULL,
 	next_partitions		integer,
+	next_ordering		text,
 	epoch_tick			bigint,
 	epoch_snapshot		pg_snapshot,
 	epoch_since			timestamptz,
@@ -111,11 +116,18 @@ LANGUAGE C STABLE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_subscriptio
 GRANT EXECUTE ON FUNCTION cqrs.subscription_owner(integer) TO PUBLIC;
 COMMENT ON FUNCTION cqrs.subscription_owner(integer) IS 'owner of a subscription';
 
--- Which of the given number of partitions the events of a key are in.
-CREATE FUNCTION cqrs.key_partition(key text, partitions integer) RETURNS integer
-LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'cqrs_key_partition_of';
-REVOKE ALL ON FUNCTION cqrs.key_partition(text, integer) FROM PUBLIC;
-COMMENT ON FUNCTION cqrs.key_partition(text, integer) IS 'partition of a key';
+-- The lane of an event: by its topic, or by topic and key; see log/event.c.
+CREATE FUNCTION cqrs.event_lane(topic_id integer, event_id uuid, key text, by_topic boolean) RETURNS bigint
+LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'cqrs_event_lane_of';
+REVOKE ALL ON FUNCTION cqrs.event_lane(integer, uuid, text, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION cqrs.event_lane(integer, uuid, text, boolean) IS 'what an event waits for: a hash';
+
+-- Which of the given number of partitions an event is in.
+CREATE FUNCTION cqrs.event_partition(topic_id integer, event_id uuid, key text, by_topic boolean, partitions integer)
+RETURNS integer
+LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'cqrs_event_partition_of';
+REVOKE ALL ON FUNCTION cqrs.event_partition(integer, uuid, text, boolean, integer) FROM PUBLIC;
+COMMENT ON FUNCTION cqrs.event_partition(integer, uuid, text, boolean, integer) IS 'partition of an event';
 
 -- The subscriptions, with all that was chosen for them: see cqrs.subscription and
 -- cqrs_subscribe(). Those that the reader may act for, as a member of the owner,
@@ -131,6 +143,7 @@ SELECT s.subscription,
 	   s.server,
 	   pg_get_userbyid(o.owner) AS owner,
 	   s.partitions,
+	   s.ordering,
 	   s.max_attempts,
 	   s.retry_delay,
 	   s.max_retry_delay,
@@ -173,7 +186,13 @@ COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subs
 --                      'latest': from what commits after this call
 --   partitions         1 (the default) to 1000: by their keys, events are spread
 --                      over this many cursors, which are delivered side by side;
---                      events without a key are in the first
+--                      events without a key by their ids, and all of a topic are
+--                      in one if that is the ordering
+--   ordering           what comes in order, and waits for an event that failed:
+--                      'key', the default: later events of its topic and key;
+--                      nothing waits for an event without a key, nor overtakes it
+--                      in its partition unless that fails. 'topic': all later
+--                      events of its topic
 --   max_attempts       how often an event is tried before it is a dead letter;
 --                      0: for ever. Default 25, in a day and a half
 --   retry_delay        after the first failure; doubles with each further one,
@@ -189,8 +208,8 @@ COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subs
 --                      of python-cqrs in JSON; 'cloudevents': CloudEvents 1.0 in
 --                      binary mode; 'raw': the payload alone, the rest in
 --                      headers
---   strict_key_order   never have two events of one topic and key (or of one
---                      topic, without keys) on their way to the broker
+--   strict_key_order   never have two events of one topic and key (or, if that is
+--                      the ordering, of one topic) on their way to the broker
 --                      together. Otherwise, if the broker rejects one, the next
 --                      ones of its key may have got there before it is tried
 --                      again
@@ -202,15 +221,14 @@ COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subs
 --                      search_path; pg_temp comes last, and is not named.
 --                      Default: the setting of this session. A warning says so if
 --                      others may create in a schema of it
---   or_replace         if there is a subscription of this name, with other
---                      settings, change them, as cqrs_alter_subscription() does:
+--   or_replace         if there is a subscription of this name, with other topics
+--                      or settings, change them, as cqrs_alter_subscription() does:
 --                      it stays where it is. start does not matter then
 -- Returns whether that made or changed anything: false if there is a
 -- subscription of this name, with the same topics and settings. search_path
 -- counts only if it is given.
 -- Errors: 42710 there is one of this name, with other settings; 42501 it belongs
--- to somebody else; 55000 or_replace cannot change its topics, nor make
--- something else of it; 42P07 a relation of that name is in schema
+-- to somebody else; 55000 or_replace cannot make something else of it; 42P07 a relation of that name is in schema
 -- cqrs_subscriptions; 42704 no such topic, or server; 42883, 42P13 handler;
 -- 42809 the server is not one of a broker; 55000 its module does not fit;
 -- 42501 no SELECT on a topic, no EXECUTE on the handler, no USAGE on the
@@ -222,15 +240,15 @@ COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subs
 -- transaction. Until then, nothing of its topics is truncated.
 -- Privileges: EXECUTE, not granted to PUBLIC, and the above.
 CREATE FUNCTION @extschema@.cqrs_subscribe(subscription text, topics text[], handler text DEFAULT NULL,
-	server text DEFAULT NULL, start text DEFAULT NULL, partitions integer DEFAULT NULL, max_attempts integer DEFAULT NULL,
-	retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
+	server text DEFAULT NULL, start text DEFAULT NULL, partitions integer DEFAULT NULL, ordering text DEFAULT NULL,
+	max_attempts integer DEFAULT NULL, retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
 	delivery_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, format text DEFAULT NULL, strict_key_order boolean DEFAULT NULL,
 	transaction text DEFAULT NULL, search_path text DEFAULT NULL, or_replace boolean DEFAULT false) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, integer, integer,
+REVOKE ALL ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, integer, text, integer,
 	interval, interval, interval, bigint, interval, text, boolean, text, text, boolean) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, integer, integer,
+COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, integer, text, integer,
 	interval, interval, interval, bigint, interval, text, boolean, text, text, boolean) IS 'subscribes to topics';
 
 -- Changes settings of a subscription; NULL leaves one as it is. If its view was
@@ -239,33 +257,37 @@ COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, i
 --            failed with the former one are tried again now, as by cqrs_retry()
 --   server   another server, for a subscription that has one; it does not
 --            get what was sent to the first one
---   partitions
---            the new number, which counts later: what was committed before is
---            delivered in the old partitions, and only when all of that is, and
+--   topics   all that it is to read. Those that are new are read from where it
+--            is: of what was committed before this, it may get what it has not
+--            come to yet. Nothing is delivered any more of those that are not
+--            named, however old; their dead letters stay
+--   partitions, ordering
+--            these count later: what was committed before is delivered in the
+--            old partitions and order, and only when all of that is, and
 --            nothing is handed out under a lease, the new ones begin. So each
 --            key stays in order. Until then, next_partitions in
---            cqrs_subscription_status is not NULL. Another call changes the
---            new number; with the present one, nothing is changed
+--            cqrs_subscription_status is not NULL. Another call changes what
+--            is to come; with what there is, nothing is changed
 --   others   as in cqrs_subscribe()
 -- Returns whether that changed anything.
 -- Errors: 42704 does not exist; 42501 not its owner, or for the handler as in
 -- cqrs_subscribe(), as for the server; 55000 it has no handler, or no server;
 -- 22023 out of its range.
--- Locks: with partitions or a handler, those for moving its cursors, until the
+-- Locks: with topics, partitions, ordering or a handler, those for moving its cursors, until the
 -- end of the transaction; it waits for the batches being delivered.
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner; to
--- change the handler or the server, being the owner. If there is no owner,
+-- change the topics, the handler or the server, being the owner. If there is no owner,
 -- membership in the extension's.
-CREATE FUNCTION @extschema@.cqrs_alter_subscription(subscription text, handler text DEFAULT NULL,
-	server text DEFAULT NULL, partitions integer DEFAULT NULL, max_attempts integer DEFAULT NULL,
+CREATE FUNCTION @extschema@.cqrs_alter_subscription(subscription text, topics text[] DEFAULT NULL, handler text DEFAULT NULL,
+	server text DEFAULT NULL, partitions integer DEFAULT NULL, ordering text DEFAULT NULL, max_attempts integer DEFAULT NULL,
 	retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
 	delivery_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, format text DEFAULT NULL, strict_key_order boolean DEFAULT NULL,
 	transaction text DEFAULT NULL, search_path text DEFAULT NULL) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_alter_subscription(text, text, text, integer, integer, interval,
+REVOKE ALL ON FUNCTION @extschema@.cqrs_alter_subscription(text, text[], text, text, integer, text, integer, interval,
 	interval, interval, bigint, interval, text, boolean, text, text) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, text, text, integer, integer, interval,
+COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, text[], text, text, integer, text, integer, interval,
 	interval, interval, bigint, interval, text, boolean, text, text) IS 'changes settings of a subscription';
 
 -- Removes a subscription, with what it has to retry and its dead letters; one
@@ -348,7 +370,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_wait(text, interval) IS 'waits until a subs
 --
 -- subscription_id, partition
 --                  of which cursor
--- lane             hash of topic and key: events of a lane wait for each other
+-- lane             hash of topic and key, or of the topic: events of a lane wait for each other
 -- position .. emitted_at
 --                  the event, whole
 -- attempts         how many attempts counted; 0: it waits for an

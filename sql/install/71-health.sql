@@ -462,15 +462,15 @@ CROSS JOIN LATERAL (
 		  FROM (SELECT FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id LIMIT 10000) d) d
 	WHERE d.events > 0
 	UNION ALL
-	-- or does not get its new number of partitions
+	-- or does not get its new number of partitions, or its new ordering
 	SELECT 'warning', 'partitions_changing',
-		   format('Since %s it is to have %s partitions instead of %s; it waits for partition %s: %s', s.epoch_since,
-				  s.next_partitions, s.partitions, w.partition,
+		   format('Since %s it is to have %s partitions, ordering by %s, instead of %s, by %s; it waits for partition %s: %s', s.epoch_since,
+				  s.next_partitions, s.next_ordering, s.partitions, s.ordering, w.partition,
 				  CASE WHEN w.partition IS NULL THEN 'their locks, or those of its topics, are not free.'
 					   WHEN w.leased_until > clock_timestamp() THEN format('a client has what is before that until %s.', w.leased_until)
 					   ELSE 'not all is delivered that was committed before.' END),
 		   CASE WHEN s.state <> 'active' THEN format('SELECT cqrs_resume(%L);', s.subscription)
-				ELSE format('SELECT cqrs_alter_subscription(%L, partitions => %s); -- to keep those that it has', s.subscription, s.partitions) END,
+				ELSE format('SELECT cqrs_alter_subscription(%L, partitions => %s, ordering => %L); -- to keep those that it has', s.subscription, s.partitions, s.ordering) END,
 		   NULL, clock_timestamp() - s.epoch_since
 	FROM (SELECT) one
 	LEFT JOIN LATERAL (

@@ -98,6 +98,7 @@ typedef struct Restored
 {
 	CqrsSubscription *subscription;
 	Delivered  *partitions;
+	bool		by_topic;		/* ordering of its events */
 	int64		undelivered;	/* how many events wait for it */
 } Restored;
 
@@ -368,6 +369,7 @@ read_cursors(Restored *restored, Snapshot snapshot)
 							subscription->name),
 					 errdetail("The restore is not complete."),
 					 errhint("Restore all of the dump, or remove the subscription with cqrs_unsubscribe().")));
+		restored->by_topic = cursor.by_topic;
 		delivered->restored = !cursor.native;
 		if (!delivered->restored)
 			continue;
@@ -495,7 +497,10 @@ label_of(Adoption *adoption, const CqrsTopic *topic, TupleTableSlot *slot)
 
 		if (!cqrs_subscription_reads(restored->subscription, topic))
 			continue;
-		partition = cqrs_key_partition(key, restored->subscription->partitions);
+		partition = cqrs_event_partition(topic->topic_id,
+										 slot->tts_values[CQRS_SEG_EVENT_ID - 1],
+										 key, restored->by_topic,
+										 restored->subscription->partitions);
 		if (was_delivered(&restored->partitions[partition], xid, position))
 			delivered = bms_add_member(delivered, i);
 		else

@@ -197,8 +197,11 @@ remove_letters(CqrsSubscription *subscription, const CqrsEventIds *ids,
 		/* What cannot be delivered stays: its topic was dropped. */
 		if (cursors != NULL &&
 			(event.topic == NULL ||
-			 !cqrs_parked_redrive(&cursors[cqrs_key_partition(event.key,
-															  subscription->partitions)],
+			 !cqrs_parked_redrive(&cursors[cqrs_event_partition(event.topic->topic_id,
+																event.event_id,
+																event.key,
+																cursors[0].by_topic,
+																subscription->partitions)],
 								  &event, now)))
 			continue;
 		cqrs_scan_delete(&scan->scan, scan->row);

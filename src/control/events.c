@@ -513,8 +513,11 @@ event_status(const CqrsEvent *event, const Consumers *consumers,
 		CqrsEvent	parked;
 		int			n;
 
-		cursor = &consumer->cursors[cqrs_key_partition(event->key,
-													   consumer->partitions)];
+		cursor = &consumer->cursors[cqrs_event_partition(event->topic->topic_id,
+														 event->event_id,
+														 event->key,
+														 consumer->cursors[0].by_topic,
+														 consumer->partitions)];
 		if (!cqrs_snapshot_shows(cursor->snapshot, event->xid) &&
 			(cursor->until_tick == 0 ||
 			 (event->position > cursor->position &&

@@ -33,8 +33,9 @@ static void make(const CqrsSettings *settings, const char *name,
 				 List *topics, bool latest);
 static bool replace(CqrsSettings *settings, const char *name, List *topics,
 					bool path_given, bool or_replace);
-static bool change(const CqrsSettings *settings,
+static bool change(const CqrsSettings *settings, List *topics,
 				   CqrsSubscription *subscription);
+static bool has_topics(const CqrsSubscription *subscription, List *topics);
 static bool own_if_nobody_does(CqrsSubscription **subscription);
 static void remove_subscription(CqrsSubscription *subscription);
 static Oid	set_handler(CqrsSettings *settings, const char *name,
@@ -46,6 +47,8 @@ static void warn_of_payloads(const CqrsFunction *function, List *topics);
 static List *topic_ids(const CqrsSubscription *subscription);
 static void check_broker(CqrsSettings *settings, const char *name,
 						 const CqrsSubscription *old);
+static void check_ordering(const CqrsSettings *settings, const char *name);
+static bool by_topic(const CqrsSettings *settings);
 static void check_transaction(const CqrsSettings *settings, const char *name,
 							  const CqrsSubscription *old);
 static void set_search_path(CqrsSettings *settings, const char *name,
@@ -58,6 +61,28 @@ static const int subscribe_args[CQRS_SETTINGS] = {
 	[CQRS_SETTING_HANDLER] = 2,
 	[CQRS_SETTING_SERVER] = 3,
 	[CQRS_SETTING_PARTITIONS] = 5,
+	[CQRS_SETTING_ORDERING] = 6,
+	[CQRS_SETTING_MAX_ATTEMPTS] = 7,
+	[CQRS_SETTING_RETRY_DELAY] = 8,
+	[CQRS_SETTING_MAX_RETRY_DELAY] = 9,
+	[CQRS_SETTING_DELIVERY_TIMEOUT] = 10,
+	[CQRS_SETTING_MAX_RETAINED_SIZE] = 11,
+	[CQRS_SETTING_MAX_RETAINED_AGE] = 12,
+	[CQRS_SETTING_FORMAT] = 13,
+	[CQRS_SETTING_STRICT_KEY_ORDER] = 14,
+	[CQRS_SETTING_TRANSACTION] = 15,
+	[CQRS_SETTING_SEARCH_PATH] = 16,
+};
+
+#define SUBSCRIBE_START			4
+#define SUBSCRIBE_OR_REPLACE	17
+
+/* ... and cqrs_alter_subscription(). */
+static const int alter_args[CQRS_SETTINGS] = {
+	[CQRS_SETTING_HANDLER] = 2,
+	[CQRS_SETTING_SERVER] = 3,
+	[CQRS_SETTING_PARTITIONS] = 4,
+	[CQRS_SETTING_ORDERING] = 5,
 	[CQRS_SETTING_MAX_ATTEMPTS] = 6,
 	[CQRS_SETTING_RETRY_DELAY] = 7,
 	[CQRS_SETTING_MAX_RETRY_DELAY] = 8,
@@ -68,26 +93,6 @@ static const int subscribe_args[CQRS_SETTINGS] = {
 	[CQRS_SETTING_STRICT_KEY_ORDER] = 13,
 	[CQRS_SETTING_TRANSACTION] = 14,
 	[CQRS_SETTING_SEARCH_PATH] = 15,
-};
-
-#define SUBSCRIBE_START			4
-#define SUBSCRIBE_OR_REPLACE	16
-
-/* ... and cqrs_alter_subscription(). */
-static const int alter_args[CQRS_SETTINGS] = {
-	[CQRS_SETTING_HANDLER] = 1,
-	[CQRS_SETTING_SERVER] = 2,
-	[CQRS_SETTING_PARTITIONS] = 3,
-	[CQRS_SETTING_MAX_ATTEMPTS] = 4,
-	[CQRS_SETTING_RETRY_DELAY] = 5,
-	[CQRS_SETTING_MAX_RETRY_DELAY] = 6,
-	[CQRS_SETTING_DELIVERY_TIMEOUT] = 7,
-	[CQRS_SETTING_MAX_RETAINED_SIZE] = 8,
-	[CQRS_SETTING_MAX_RETAINED_AGE] = 9,
-	[CQRS_SETTING_FORMAT] = 10,
-	[CQRS_SETTING_STRICT_KEY_ORDER] = 11,
-	[CQRS_SETTING_TRANSACTION] = 12,
-	[CQRS_SETTING_SEARCH_PATH] = 13,
 };
 
 PG_FUNCTION_INFO_V1(cqrs_subscribe);
@@ -121,6 +126,7 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	handler = set_handler(&settings, name, topics);
 	cqrs_settings_check(&settings, name);
 	check_broker(&settings, name, NULL);
+	check_ordering(&settings, name);
 	check_transaction(&settings, name, NULL);
 	set_search_path(&settings, name, NULL, handler);
 	if (cqrs_setting_is_given(&settings, CQRS_SETTING_HANDLER) &&
@@ -161,7 +167,7 @@ cqrs_unsubscribe(PG_FUNCTION_ARGS)
 }
 
 /*
- * cqrs_alter_subscription(subscription, handler, server, ...)
+ * cqrs_alter_subscription(subscription, topics, handler, server, ...)
  */
 Datum
 cqrs_alter_subscription(PG_FUNCTION_ARGS)
@@ -171,9 +177,12 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 	const char *name = subscription->name;
 	CqrsSettings settings;
 	Oid			handler = InvalidOid;
+	List	   *topics = topic_ids(subscription);
 	bool		changed = own_if_nobody_does(&subscription);
 
 	cqrs_settings_read(&settings, fcinfo, alter_args);
+	if (!PG_ARGISNULL(1))
+		topics = check_topics(name, PG_GETARG_ARRAYTYPE_P(1));
 	if (cqrs_setting_is_given(&settings, CQRS_SETTING_HANDLER))
 	{
 		/* A handler runs with the owner's privileges, not a member's. */
@@ -187,13 +196,14 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("subscription \"%s\" has no handler", name),
 					 errhint("Make another subscription for the handler.")));
-		handler = set_handler(&settings, name, topic_ids(subscription));
+		handler = set_handler(&settings, name, topics);
 	}
 	cqrs_settings_check(&settings, name);
 	check_broker(&settings, name, subscription);
+	check_ordering(&settings, name);
 	check_transaction(&settings, name, subscription);
 	set_search_path(&settings, name, subscription, handler);
-	changed |= change(&settings, subscription);
+	changed |= change(&settings, topics, subscription);
 	PG_RETURN_BOOL(changed);
 }
 
@@ -213,7 +223,7 @@ make(const CqrsSettings *settings, const char *name, List *topics,
 	cqrs_owner_make_view(name, GetUserId());
 	cqrs_subscription_start(subscription_id, topics,
 							DatumGetInt32(settings->values[CQRS_SETTING_PARTITIONS].value),
-							latest);
+							by_topic(settings), latest);
 }
 
 /*
@@ -228,17 +238,13 @@ replace(CqrsSettings *settings, const char *name, List *topics,
 {
 	CqrsSubscription *old = cqrs_subscription_get(name);
 	NullableDatum path = settings->values[CQRS_SETTING_SEARCH_PATH];
-	bool		same_topics = list_length(topics) == old->ntopics;
 	bool		changed;
-	int			i;
 
 	cqrs_subscription_require_owner(old);
-	for (i = 0; i < old->ntopics; i++)
-		same_topics &= list_member_int(topics, old->topics[i]->topic_id);
 	if (!path_given)
 		settings->values[CQRS_SETTING_SEARCH_PATH].isnull = true;
 	changed = cqrs_settings_differ(settings, old->subscription_id, true);
-	if (!changed && same_topics)
+	if (!changed && has_topics(old, topics))
 		return own_if_nobody_does(&old);
 	if (!or_replace)
 		ereport(ERROR,
@@ -247,12 +253,12 @@ replace(CqrsSettings *settings, const char *name, List *topics,
 						name),
 				 errdetail("See cqrs_subscriptions."),
 				 errhint("Use or_replace => true to change it.")));
-	if (!same_topics || old->runs_commands ||
+	if (old->runs_commands ||
 		old->has_handler != cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER) ||
 		(old->server != NULL) != cqrs_setting_is_given(settings, CQRS_SETTING_SERVER))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("subscription \"%s\" cannot be replaced by one of other topics or of another kind",
+				 errmsg("subscription \"%s\" cannot be replaced by one of another kind",
 						name),
 				 errhint("Use cqrs_unsubscribe() first, or make another subscription.")));
 	(void) own_if_nobody_does(&old);
@@ -262,24 +268,49 @@ replace(CqrsSettings *settings, const char *name, List *topics,
 				 errmsg("must be owner of subscription \"%s\" to replace it",
 						name)));
 	settings->values[CQRS_SETTING_SEARCH_PATH] = path;
-	(void) change(settings, old);
+	(void) change(settings, topics, old);
 	return true;
 }
 
 /*
- * Change those settings that are given. Returns whether that changed anything.
+ * Change those settings that are given, and which topics it reads. Returns whether
+ * that changed anything. Raises 42501 or 55000.
  */
 static bool
-change(const CqrsSettings *settings, CqrsSubscription *subscription)
+change(const CqrsSettings *settings, List *topics,
+	   CqrsSubscription *subscription)
 {
 	int32		subscription_id = subscription->subscription_id;
+	bool		same_topics = has_topics(subscription, topics);
+	int			partitions;
+	bool		ordering;
 	CqrsAdmin	admin;
 
-	if (!cqrs_settings_differ(settings, subscription_id, false))
+	if (same_topics && !cqrs_settings_differ(settings, subscription_id, false))
 		return false;
-	if (cqrs_setting_is_given(settings, CQRS_SETTING_PARTITIONS))
-		cqrs_epoch_open(subscription,
-						DatumGetInt32(settings->values[CQRS_SETTING_PARTITIONS].value));
+	if (!same_topics)
+	{
+		/* The owner gets what the owner may read. */
+		if (GetUserId() != subscription->owner)
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("must be owner of subscription \"%s\" to change its topics",
+							subscription->name)));
+		if (subscription->runs_commands)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("subscription \"%s\" is a command queue",
+							subscription->name),
+					 errdetail("It has a topic of its own.")));
+		cqrs_subscription_set_topics(subscription, topics);
+	}
+	partitions = DatumGetInt32(settings->values[CQRS_SETTING_PARTITIONS].value);
+	ordering = by_topic(settings);
+	cqrs_epoch_open(subscription,
+					cqrs_setting_is_given(settings, CQRS_SETTING_PARTITIONS) ?
+					&partitions : NULL,
+					cqrs_setting_is_given(settings, CQRS_SETTING_ORDERING) ?
+					&ordering : NULL);
 	cqrs_admin_begin(&admin);
 	cqrs_settings_update(settings, subscription_id);
 	cqrs_admin_end(&admin);
@@ -289,6 +320,20 @@ change(const CqrsSettings *settings, CqrsSubscription *subscription)
 		(void) cqrs_subscription_try_now(subscription, NULL);
 	cqrs_subscription_wake(subscription);
 	return true;
+}
+
+/*
+ * Does it read just these topics?
+ */
+static bool
+has_topics(const CqrsSubscription *subscription, List *topics)
+{
+	int			i;
+
+	for (i = 0; i < subscription->ntopics; i++)
+		if (!list_member_int(topics, subscription->topics[i]->topic_id))
+			return false;
+	return list_length(topics) == subscription->ntopics;
 }
 
 /*
@@ -488,6 +533,33 @@ check_broker(CqrsSettings *settings, const char *name,
 	if (old == NULL && format.isnull)
 		cqrs_setting_set(settings, CQRS_SETTING_FORMAT,
 						 CStringGetTextDatum(cqrs_format_name(CQRS_FORMAT_CQRS)));
+}
+
+/*
+ * Raises 22023.
+ */
+static void
+check_ordering(const CqrsSettings *settings, const char *name)
+{
+	NullableDatum ordering = settings->values[CQRS_SETTING_ORDERING];
+
+	if (!ordering.isnull &&
+		strcmp(TextDatumGetCString(ordering.value), "key") != 0 &&
+		strcmp(TextDatumGetCString(ordering.value), "topic") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" cannot have ordering \"%s\"",
+						name, TextDatumGetCString(ordering.value)),
+				 errhint("Valid values are \"key\" and \"topic\".")));
+}
+
+static bool
+by_topic(const CqrsSettings *settings)
+{
+	NullableDatum ordering = settings->values[CQRS_SETTING_ORDERING];
+
+	return !ordering.isnull &&
+		strcmp(TextDatumGetCString(ordering.value), "topic") == 0;
 }
 
 /*

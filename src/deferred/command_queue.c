@@ -124,7 +124,7 @@ make_queue(Oid owner, const char *path)
 	subscription_id = make_subscription(name, path);
 	cqrs_owner_make_view(name, owner);
 	cqrs_subscription_start(subscription_id, list_make1_int(topic_id), 1,
-							false);
+							false, false);
 }
 
 /*

@@ -122,7 +122,7 @@ enqueue(FunctionCallInfo fcinfo, const CqrsCommand *command, Datum payload)
 	event.headers = cqrs_context_headers(event.headers);
 
 	if (PG_ARGISNULL(3) || is_due(PG_GETARG_TIMESTAMPTZ(3), command->name))
-		cqrs_command_write(&event);
+		cqrs_event_write(&event);
 	else
 		schedule(&event, PG_GETARG_TIMESTAMPTZ(3));
 	return command_id;
@@ -261,26 +261,6 @@ cqrs_run_command(PG_FUNCTION_ARGS)
 
 	(void) cqrs_dispatch_run(&dispatch, &isnull);
 	PG_RETURN_VOID();
-}
-
-/*
- * Write a command to its role's topic; raises what cqrs_event_write() does. A
- * command without a key gets one of its own, as events without a key wait for
- * one another.
- */
-void
-cqrs_command_write(CqrsEvent *command)
-{
-	if (command->key.isnull)
-	{
-		char		id[CQRS_UUID_TEXT_LEN + 1];
-
-		command->key.isnull = false;
-		command->key.value =
-			CStringGetTextDatum(cqrs_uuid_text(DatumGetUUIDP(command->event_id),
-											   id));
-	}
-	cqrs_event_write(command);
 }
 
 /*

@@ -8,8 +8,6 @@
 #ifndef CQRS_ENQUEUE_H
 #define CQRS_ENQUEUE_H
 
-#include "log/event.h"
-
 /* Columns of cqrs.scheduled_command. */
 enum
 {
@@ -23,7 +21,5 @@ enum
 	CQRS_SCHEDULED_ENQUEUED_AT,
 	CQRS_SCHEDULED_COLUMNS = CQRS_SCHEDULED_ENQUEUED_AT
 };
-
-extern void cqrs_command_write(CqrsEvent *command);
 
 #endif							/* CQRS_ENQUEUE_H */

@@ -64,6 +64,7 @@
 
 #include "deferred/enqueue.h"
 #include "deferred/release.h"
+#include "emit/emit.h"
 #include "extension/catalog.h"
 #include "registry/registry.h"
 #include "shared/announce.h"
@@ -490,7 +491,7 @@ release(ReleaseBatch *batch)
 	event.headers.isnull = nulls[CQRS_SCHEDULED_HEADERS - 1];
 	event.payload.value = values[CQRS_SCHEDULED_PAYLOAD - 1];
 	oldcontext = MemoryContextSwitchTo(batch->per_command);
-	cqrs_command_write(&event);
+	cqrs_event_write(&event);
 	MemoryContextSwitchTo(oldcontext);
 	MemoryContextReset(batch->per_command);
 

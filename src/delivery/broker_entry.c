@@ -105,7 +105,7 @@ cqrs_broker_batch_free(CqrsBrokerBatch *batch)
 
 CqrsBrokerEntry *
 cqrs_broker_entry_add(CqrsBrokerEntries *entries, CqrsBrokerBatch *batch,
-					  const CqrsEvent *event)
+					  const CqrsEvent *event, bool by_topic)
 {
 	MemoryContext oldcontext = MemoryContextSwitchTo(batch->context);
 	CqrsBrokerEntry *entry = copy_event(event);
@@ -113,7 +113,7 @@ cqrs_broker_entry_add(CqrsBrokerEntries *entries, CqrsBrokerBatch *batch,
 	entry->message.link = entries->link;
 	entry->state = CQRS_ENTRY_READ;
 	entry->batch = batch;
-	entry->lane = cqrs_event_lane(event);
+	entry->lane = cqrs_event_lane(event, by_topic);
 	entry->topic_id = event->topic->topic_id;
 	form_message(entries, entry, event);
 	MemoryContextSwitchTo(oldcontext);

@@ -77,7 +77,8 @@ extern CqrsBrokerBatch *cqrs_broker_batch(CqrsBrokerEntries *entries);
 extern void cqrs_broker_batch_free(CqrsBrokerBatch *batch);
 extern CqrsBrokerEntry *cqrs_broker_entry_add(CqrsBrokerEntries *entries,
 											  CqrsBrokerBatch *batch,
-											  const CqrsEvent *event);
+											  const CqrsEvent *event,
+											  bool by_topic);
 extern void cqrs_broker_entry_forget(CqrsBrokerEntries *entries,
 									 CqrsBrokerEntry *entry);
 extern void cqrs_broker_entries_forget(CqrsBrokerEntries *entries);

@@ -300,7 +300,8 @@ cqrs_relay_next(CqrsRelay *relay, int max_events, CqrsEvent *event)
 				else
 				{
 					park_behind(relay, event);
-					cqrs_lane_add(&relay->lanes, cqrs_event_lane(event),
+					cqrs_lane_add(&relay->lanes,
+								  cqrs_event_lane(event, cursor->by_topic),
 								  event->position);
 					relay->has_parked = true;
 					add_bytes(relay, event);
@@ -337,7 +338,9 @@ what_to_do(CqrsRelay *relay, const CqrsEvent *event)
 	const CqrsCursor *cursor = &relay->cursor;
 	CqrsLaneState state;
 
-	if (cqrs_key_partition(event->key, relay->subscription->partitions) !=
+	if (cqrs_event_partition(event->topic->topic_id, event->event_id, event->key,
+							 cursor->by_topic,
+							 relay->subscription->partitions) !=
 		cursor->partition)
 		return PASS_BY;
 	if (cqrs_cursor_has_passed(cursor, event->position))

@@ -678,7 +678,8 @@ read_new(CqrsRelay *relay)
 	cqrs_relay_read_ahead(relay);
 	while (cqrs_relay_next(relay, most, &event))
 	{
-		CqrsBrokerEntry *entry = cqrs_broker_entry_add(&broker.entries, batch, &event);
+		CqrsBrokerEntry *entry = cqrs_broker_entry_add(&broker.entries, batch, &event,
+													   relay->cursor.by_topic);
 
 		if (!relay->blocked || entry->state != CQRS_ENTRY_READ)
 			continue;
@@ -731,7 +732,8 @@ read_parked(CqrsRelay *relay, int64 announced,
 		{
 			CqrsBrokerEntry *entry;
 
-			entry = cqrs_broker_entry_add(&broker.entries, batch, &event);
+			entry = cqrs_broker_entry_add(&broker.entries, batch, &event,
+										  cursor->by_topic);
 			entry->announced = announced != 0;
 		}
 		else

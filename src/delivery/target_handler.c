@@ -781,7 +781,8 @@ record_failure(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 			elog(ERROR, "topic %d, which is being delivered, is gone",
 				 event->topic->topic_id);
 		cqrs_park_unproven(&relay->cursor, &failed, &fault);
-		cqrs_lane_forget(&relay->lanes, cqrs_event_lane(&failed));
+		cqrs_lane_forget(&relay->lanes, cqrs_event_lane(&failed,
+														relay->cursor.by_topic));
 		relay->nevents--;
 		relay->nothers++;
 	}

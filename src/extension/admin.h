@@ -27,6 +27,7 @@ extern void cqrs_admin_end(CqrsAdmin *admin);
 #define CQRS_ARG(type, datum)	CQRS_NULLABLE(type, datum, false)
 #define CQRS_INT4(value)	CQRS_ARG(INT4OID, Int32GetDatum(value))
 #define CQRS_INT8(value)	CQRS_ARG(INT8OID, Int64GetDatum(value))
+#define CQRS_BOOL(value)	CQRS_ARG(BOOLOID, BoolGetDatum(value))
 #define CQRS_TEXT(string)	CQRS_ARG(TEXTOID, CStringGetTextDatum(string))
 
 /* To be called in between; nargs parameters follow. */

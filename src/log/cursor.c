@@ -55,7 +55,8 @@ enum
 	CURSOR_LAST_POSITION,
 	CURSOR_MOVED_AT,
 	CURSOR_NATIVE,
-	CURSOR_COLUMNS = CURSOR_NATIVE
+	CURSOR_BY_TOPIC,
+	CURSOR_COLUMNS = CURSOR_BY_TOPIC
 };
 
 /* Once in this many moves, the rows behind are deleted. */
@@ -130,6 +131,7 @@ cqrs_cursor_read_restored(int32 subscription_id, int32 partition,
 	{
 		cursor->seq = DatumGetInt64(values[CURSOR_SEQ - 1]);
 		cursor->native = DatumGetBool(values[CURSOR_NATIVE - 1]);
+		cursor->by_topic = DatumGetBool(values[CURSOR_BY_TOPIC - 1]);
 		cursor->tick_id = DatumGetInt64(values[CURSOR_TICK_ID - 1]);
 		cursor->snapshot =
 			cqrs_snapshot_from_datum(values[CURSOR_SNAPSHOT - 1]);
@@ -326,6 +328,7 @@ cqrs_cursor_append(CqrsCursor *cursor)
 	cursor->moved_at = cqrs_wall_now();
 	values[CURSOR_MOVED_AT - 1] = TimestampTzGetDatum(cursor->moved_at);
 	values[CURSOR_NATIVE - 1] = BoolGetDatum(cursor->native);
+	values[CURSOR_BY_TOPIC - 1] = BoolGetDatum(cursor->by_topic);
 
 	cqrs_row_insert(CQRS_REL_CURSOR, values, nulls);
 

@@ -50,6 +50,7 @@ typedef struct CqrsCursor
 	int64		last_position;	/* see cqrs.cursor */
 	TimestampTz moved_at;
 	bool		native;			/* false: restored, and not adopted */
+	bool		by_topic;		/* ordering of the subscription's events */
 } CqrsCursor;
 
 extern bool cqrs_cursor_read(int32 subscription_id, int32 partition,

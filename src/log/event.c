@@ -15,6 +15,7 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
+#include "utils/uuid.h"
 
 #include "extension/catalog.h"
 #include "log/event.h"
@@ -82,18 +83,47 @@ as_text(PGFunction output, Datum value)
 }
 
 /*
- * Which of the partitions the events of a key are in: by the hash of the key
- * alone, so that they stay together whatever their topics. Without a key, the
- * first one.
+ * The lane of an event: those of one lane are delivered in order, and wait for
+ * each other. With by_topic, that is its topic; otherwise its topic and key or,
+ * without a key, it alone. A hash stands for it.
+ */
+uint64
+cqrs_event_lane(const CqrsEvent *event, bool by_topic)
+{
+	int32		topic_id = event->topic->topic_id;
+	text	   *key;
+	uint64		lane;
+
+	if (by_topic)
+		return hash_bytes_uint32_extended(topic_id, 1);
+	if (event->key.isnull)
+		return hash_bytes_extended(DatumGetUUIDP(event->event_id)->data,
+								   UUID_LEN, topic_id);
+	key = DatumGetTextPP(event->key.value);
+	lane = hash_bytes_extended((unsigned char *) VARDATA_ANY(key),
+							   VARSIZE_ANY_EXHDR(key), topic_id);
+	if ((Pointer) key != DatumGetPointer(event->key.value))
+		pfree(key);
+	return lane;
+}
+
+/*
+ * Which of the partitions an event is in. All of a lane are in one; and those of a
+ * key are, whatever their topics, unless by_topic.
  */
 int
-cqrs_key_partition(NullableDatum key, int partitions)
+cqrs_event_partition(int32 topic_id, Datum event_id, NullableDatum key,
+					 bool by_topic, int partitions)
 {
 	text	   *value;
 	uint32		hash;
 
-	if (partitions == 1 || key.isnull)
+	if (partitions == 1)
 		return 0;
+	if (by_topic)
+		return hash_bytes_uint32(topic_id) % partitions;
+	if (key.isnull)
+		return hash_bytes(DatumGetUUIDP(event_id)->data, UUID_LEN) % partitions;
 	value = DatumGetTextPP(key.value);
 	hash = hash_bytes((unsigned char *) VARDATA_ANY(value),
 					  VARSIZE_ANY_EXHDR(value));

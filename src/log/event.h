@@ -38,7 +38,10 @@ typedef struct CqrsEvent
 
 extern NullableDatum cqrs_key_arg(FunctionCallInfo fcinfo, int argno,
 								  const char *kind, const char *name);
-extern int	cqrs_key_partition(NullableDatum key, int partitions);
+extern uint64 cqrs_event_lane(const CqrsEvent *event, bool by_topic);
+extern int	cqrs_event_partition(int32 topic_id, Datum event_id,
+								 NullableDatum key, bool by_topic,
+								 int partitions);
 extern void cqrs_event_store(const CqrsEvent *event, Datum *values,
 							 bool *nulls);
 extern void cqrs_event_load(CqrsEvent *event, const Datum *values,

@@ -343,8 +343,8 @@ record_missed(CqrsMissed *missed, const CqrsTopic *topic,
 		if (cursor.native)
 			part->events += cqrs_window_segment_count(topic, missed->segment,
 													  missed->upper, NULL, 0,
+													  &cursor,
 													  part->subscription->partitions,
-													  part->partition,
 													  snapshot);
 	}
 	if (now.nparts == 0)
@@ -474,14 +474,14 @@ count_events(const CqrsTopic *topic, int segment, const MissedPartition *part,
 	{
 		events = cqrs_window_segment_count(topic, segment, lower,
 										   cursor->until_snapshot,
-										   cursor->position,
+										   cursor->position, cursor,
 										   part->subscription->partitions,
-										   part->partition, snapshot);
+										   snapshot);
 		lower = cursor->until_snapshot;
 	}
 	return events + cqrs_window_segment_count(topic, segment, lower, upper, 0,
-											  part->subscription->partitions,
-											  part->partition, snapshot);
+											  cursor, part->subscription->partitions,
+											  snapshot);
 }
 
 /*

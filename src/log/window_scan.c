@@ -31,8 +31,9 @@ typedef struct Counting
 {
 	int64		after_position;
 	TimestampTz after_time;		/* when the last one up to there was emitted */
+	int32		topic_id;
+	const CqrsCursor *cursor;
 	int			partitions;
-	int			partition;
 	CqrsCount  *count;
 } Counting;
 
@@ -79,7 +80,7 @@ cqrs_window_has_events(const CqrsTopic *topic, const CqrsSnapshot *lower,
 
 /*
  * Count the events of the topic that are in this window after a position, and
- * in one of the partitions. They are added to *count.
+ * in the cursor's partition, of so many. They are added to *count.
  *
  * The rows up to the position have to be looked at, too. If the limit is
  * reached, the events that were not looked at are no older than the last of
@@ -88,10 +89,10 @@ cqrs_window_has_events(const CqrsTopic *topic, const CqrsSnapshot *lower,
 void
 cqrs_window_count(const CqrsTopic *topic, const CqrsSnapshot *lower,
 				  const CqrsSnapshot *upper, int64 after_position,
-				  int partitions, int partition, Snapshot snapshot,
+				  const CqrsCursor *cursor, int partitions, Snapshot snapshot,
 				  CqrsCount *count)
 {
-	Counting	counting = {after_position, 0, partitions, partition, count};
+	Counting	counting = {after_position, 0, topic->topic_id, cursor, partitions, count};
 
 	if (count->limit > 0)
 		scan_topic(topic, lower, upper, snapshot, count_row, &counting);
@@ -159,16 +160,17 @@ cqrs_window_segment_has_events(const CqrsTopic *topic, int segment,
 
 /*
  * How many events are in the window (lower, upper] after a position, in one
- * segment of the topic and one of the partitions. No lock is left on it.
+ * segment of the topic and the cursor's partition, of so many. No lock is left on it.
  */
 int64
 cqrs_window_segment_count(const CqrsTopic *topic, int segment,
 						  const CqrsSnapshot *lower,
 						  const CqrsSnapshot *upper, int64 after_position,
-						  int partitions, int partition, Snapshot snapshot)
+						  const CqrsCursor *cursor, int partitions,
+						  Snapshot snapshot)
 {
 	CqrsCount	count = {.limit = PG_INT64_MAX,.oldest = DT_NOEND};
-	Counting	counting = {after_position, 0, partitions, partition, &count};
+	Counting	counting = {after_position, 0, topic->topic_id, cursor, partitions, &count};
 	Relation	rel = cqrs_segment_open(topic, segment, AccessShareLock);
 
 	scan_window(rel, lower, upper, snapshot, count_row, &counting);
@@ -284,8 +286,12 @@ count_row(void *arg, HeapTuple tuple, TupleDesc desc, FullTransactionId xid)
 	if (DatumGetInt64(heap_getattr(tuple, CQRS_SEG_POSITION, desc, &isnull)) <=
 		counting->after_position)
 		counting->after_time = Max(counting->after_time, emitted_at);
-	else if (cqrs_key_partition(key, counting->partitions) !=
-			 counting->partition)
+	else if (cqrs_event_partition(counting->topic_id,
+								  heap_getattr(tuple, CQRS_SEG_EVENT_ID, desc,
+											   &isnull),
+								  key, counting->cursor->by_topic,
+								  counting->partitions) !=
+			 counting->cursor->partition)
 		count->others++;
 	else
 	{

@@ -12,6 +12,7 @@
 #include "utils/timestamp.h"
 
 #include "base/snapshot.h"
+#include "log/cursor.h"
 #include "registry/entry.h"
 
 /* What cqrs_window_count() adds up, window by window. */
@@ -35,8 +36,8 @@ extern bool cqrs_window_has_events(const CqrsTopic *topic,
 extern void cqrs_window_count(const CqrsTopic *topic,
 							  const CqrsSnapshot *lower,
 							  const CqrsSnapshot *upper,
-							  int64 after_position, int partitions,
-							  int partition, Snapshot snapshot,
+							  int64 after_position, const CqrsCursor *cursor,
+							  int partitions, Snapshot snapshot,
 							  CqrsCount *count);
 
 extern CqrsSnapshot *cqrs_window_since(int ntopics, CqrsTopic *const *topics,
@@ -51,7 +52,8 @@ extern bool cqrs_window_segment_has_events(const CqrsTopic *topic,
 extern int64 cqrs_window_segment_count(const CqrsTopic *topic, int segment,
 									   const CqrsSnapshot *lower,
 									   const CqrsSnapshot *upper,
-									   int64 after_position, int partitions,
-									   int partition, Snapshot snapshot);
+									   int64 after_position,
+									   const CqrsCursor *cursor, int partitions,
+									   Snapshot snapshot);
 
 #endif							/* CQRS_WINDOW_SCAN_H */

@@ -249,12 +249,11 @@ add_lag(CqrsSubscription *subscription, const CqrsCursor *cursor,
 		{
 			cqrs_window_count(subscription->topics[i], lower,
 							  cursor->until_snapshot, cursor->position,
-							  partitions, cursor->partition, snapshot,
-							  &count);
+							  cursor, partitions, snapshot, &count);
 			lower = cursor->until_snapshot;
 		}
-		cqrs_window_count(subscription->topics[i], lower, NULL, 0, partitions,
-						  cursor->partition, snapshot, &count);
+		cqrs_window_count(subscription->topics[i], lower, NULL, 0, cursor,
+						  partitions, snapshot, &count);
 	}
 	lag->oldest = count.oldest;
 	if (count.limit == 0)

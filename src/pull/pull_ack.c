@@ -477,7 +477,7 @@ fail_new(Handed *handed, const int64 *positions, int npositions,
 		Open	   *open = &opens[nopens++];
 
 		open->position = event.position;
-		open->lane = cqrs_event_lane(&event);
+		open->lane = cqrs_event_lane(&event, cursor->by_topic);
 		open->failed = cqrs_positions_contain(positions, npositions, event.position);
 	}
 

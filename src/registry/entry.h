@@ -106,8 +106,10 @@ typedef struct CqrsSubscription
 	Oid			owner;			/* InvalidOid: see owner.c */
 	Oid			view;			/* InvalidOid: somebody dropped it */
 	int			partitions;
+	bool		by_topic;		/* ordering: by topic, not by key */
 	int			next_partitions;	/* the number that is being changed to; 0:
-									 * none */
+									 * no epoch is open */
+	bool		next_by_topic;	/* the ordering, likewise */
 	int64		epoch_tick;		/* with next_partitions; see epoch.c */
 	struct CqrsSnapshot *epoch_snapshot;
 	int			max_attempts;

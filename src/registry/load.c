@@ -99,7 +99,9 @@ enum
 	SUBSCRIPTION_SEARCH_PATH,
 	SUBSCRIPTION_RUNS_COMMANDS,
 	SUBSCRIPTION_PARTITIONS,
+	SUBSCRIPTION_ORDERING,
 	SUBSCRIPTION_NEXT_PARTITIONS,
+	SUBSCRIPTION_NEXT_ORDERING,
 	SUBSCRIPTION_EPOCH_TICK,
 	SUBSCRIPTION_EPOCH_SNAPSHOT,
 	SUBSCRIPTION_EPOCH_SINCE,
@@ -138,6 +140,7 @@ static void add_command(CqrsRegistryCopy *copy, Datum *values, bool *nulls);
 static void add_middleware(CqrsRegistryCopy *copy, Datum *values, bool *nulls);
 static void add_subscription(CqrsRegistryCopy *copy, Datum *values,
 							 bool *nulls);
+static bool is_by_topic(Datum ordering);
 static void add_subscription_topic(CqrsRegistryCopy *copy, Datum *values,
 								   bool *nulls);
 static void init_handler(CqrsRegistryCopy *copy, CqrsHandler *handler,
@@ -470,11 +473,14 @@ add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 										  &subscription->view);
 	subscription->partitions =
 		DatumGetInt32(values[SUBSCRIPTION_PARTITIONS - 1]);
+	subscription->by_topic = is_by_topic(values[SUBSCRIPTION_ORDERING - 1]);
 	subscription->next_partitions = 0;
 	if (!nulls[SUBSCRIPTION_NEXT_PARTITIONS - 1])
 	{
 		subscription->next_partitions =
 			DatumGetInt32(values[SUBSCRIPTION_NEXT_PARTITIONS - 1]);
+		subscription->next_by_topic =
+			is_by_topic(values[SUBSCRIPTION_NEXT_ORDERING - 1]);
 		subscription->epoch_tick =
 			DatumGetInt64(values[SUBSCRIPTION_EPOCH_TICK - 1]);
 		subscription->epoch_snapshot =
@@ -502,6 +508,12 @@ add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 	subscription->topics = NULL;
 	remember_by_id(copy->subscriptions_by_id, subscription->subscription_id,
 				   subscription);
+}
+
+static bool
+is_by_topic(Datum ordering)
+{
+	return strcmp(TextDatumGetCString(ordering), "topic") == 0;
 }
 
 /*

@@ -37,7 +37,7 @@ cqrs_lane_state(CqrsLanes *lanes, const CqrsCursor *cursor,
 
 	if (cursor->next_retry_at == 0)
 		return CQRS_LANE_OPEN;
-	lane = cqrs_event_lane(event);
+	lane = cqrs_event_lane(event, cursor->by_topic);
 	entry = find_lane(lanes, lane, &found);
 	if (!found)
 		entry->last = cqrs_parked_lane_last(cursor, lane);

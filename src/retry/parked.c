@@ -3,7 +3,7 @@
  * parked.c
  *	  The rows of cqrs.retry, and how they are found.
  *
- * A lane is a hash of topic and key. The parked event of a lane with the
+ * See cqrs_event_lane() for what a lane is. The parked event of a lane with the
  * lowest position is its head: only that may be tried, and so only it has a
  * due_at. The index on due_at finds what is due, the index on the lane what is
  * parked of it. Nothing is kept in memory: to find a row among a million costs
@@ -26,7 +26,6 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
-#include "common/hashfn.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
@@ -44,6 +43,8 @@ enum
 	RETRY_LANE,
 	RETRY_POSITION,				/* of the event; ... */
 	RETRY_EVENT_ID,				/* ... this, and the rest of it */
+	RETRY_EVENT_NAME,
+	RETRY_TOPIC_ID,
 	RETRY_ATTEMPTS = RETRY_POSITION + CQRS_EVENT_COLUMNS,
 	RETRY_RECEIPT,
 	RETRY_FAILED_AT,
@@ -54,7 +55,6 @@ enum
 	RETRY_COLUMNS = RETRY_MESSAGE
 };
 
-static uint64 lane_of(int32 topic_id, NullableDatum key);
 static bool lane_first(const CqrsCursor *cursor, uint64 lane,
 					   int64 position, ScanDirection direction,
 					   CqrsParked *parked);
@@ -75,12 +75,6 @@ static void read_row(CqrsScan *scan, HeapTuple tuple,
 					 CqrsParked *parked);
 static void read_event(CqrsScan *scan, HeapTuple tuple,
 					   CqrsEvent *event, int *attempts);
-
-uint64
-cqrs_event_lane(const CqrsEvent *event)
-{
-	return lane_of(event->topic->topic_id, event->key);
-}
 
 /*
  * The cursor was read, to be moved. If the clock was set back since it last
@@ -243,7 +237,7 @@ cqrs_parked_insert(CqrsCursor *cursor, const CqrsEvent *event, int attempts,
 {
 	Datum		values[RETRY_COLUMNS];
 	bool		nulls[RETRY_COLUMNS] = {0};
-	uint64		lane = cqrs_event_lane(event);
+	uint64		lane = cqrs_event_lane(event, cursor->by_topic);
 	CqrsParked other;
 	bool		head = true;
 
@@ -433,6 +427,45 @@ cqrs_parked_discard_all(CqrsCursor *cursor)
 }
 
 /*
+ * Remove what is parked of a topic.
+ */
+void
+cqrs_parked_discard_topic(CqrsCursor *cursor, int32 topic_id)
+{
+	CqrsScan	scan;
+	ScanKeyData keys[2];
+	HeapTuple	tuple;
+	CqrsParked	parked;
+	List	   *positions = NIL;
+	ListCell   *lc;
+
+	if (cursor->next_retry_at == 0)
+		return;
+
+	/* Collect them first: the walk must not meet what it changes. */
+	begin_scan(&scan, CQRS_REL_RETRY_PKEY, NULL, ForwardScanDirection,
+			   init_keys(keys, cursor), keys);
+	while ((tuple = cqrs_scan_next(&scan)) != NULL)
+	{
+		int32		topic = DatumGetInt32(cqrs_row_column(tuple, RETRY_TOPIC_ID,
+														  RelationGetDescr(scan.rel)));
+
+		CHECK_FOR_INTERRUPTS();
+		if (topic != topic_id)
+			continue;
+		read_row(&scan, tuple, &parked);
+		positions = lappend(positions, memcpy(palloc(sizeof(int64)),
+											  &parked.position, sizeof(int64)));
+	}
+	cqrs_scan_end(&scan, NoLock);
+	foreach(lc, positions)
+		if (cqrs_parked_find(cursor, *(int64 *) lfirst(lc), &parked))
+		cqrs_parked_delete(cursor, &parked);
+	list_free_deep(positions);
+	cqrs_parked_close(cursor);
+}
+
+/*
  * Read a whole parked event, in the current memory context, and how often it
  * was tried. Returns false if the snapshot does not show it, or its topic is
  * gone.
@@ -481,22 +514,6 @@ cqrs_parked_events_next(CqrsScan *scan, CqrsEvent *event, int *attempts)
 		return false;
 	read_event(scan, tuple, event, attempts);
 	return true;
-}
-
-static uint64
-lane_of(int32 topic_id, NullableDatum key)
-{
-	text	   *value;
-	uint64		lane;
-
-	if (key.isnull)
-		return hash_bytes_uint32_extended(topic_id, 1);
-	value = DatumGetTextPP(key.value);
-	lane = hash_bytes_extended((unsigned char *) VARDATA_ANY(value),
-							   VARSIZE_ANY_EXHDR(value), topic_id);
-	if ((Pointer) value != DatumGetPointer(key.value))
-		pfree(value);
-	return lane;
 }
 
 /*

@@ -41,7 +41,6 @@ typedef struct CqrsParked
 	TimestampTz retry_at;
 } CqrsParked;
 
-extern uint64 cqrs_event_lane(const CqrsEvent *event);
 
 /*
  * To be called under the cursor's lock; they see all that was done under it.
@@ -73,6 +72,7 @@ extern int64 cqrs_parked_try_now(CqrsCursor *cursor, TimestampTz now,
 								 const CqrsEventIds *ids);
 extern void cqrs_parked_delete(CqrsCursor *cursor, const CqrsParked *parked);
 extern void cqrs_parked_discard_all(CqrsCursor *cursor);
+extern void cqrs_parked_discard_topic(CqrsCursor *cursor, int32 topic_id);
 
 /*
  * These read what a snapshot shows; NULL: as above. Walks end with

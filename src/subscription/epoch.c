@@ -1,17 +1,18 @@
 /*-------------------------------------------------------------------------
  *
  * epoch.c
- *	  Changes of how many partitions a subscription has, while it is delivered.
+ *	  Changes of how many partitions a subscription has, or of its ordering,
+ *	  while it is delivered.
  *
- * Which partition an event is in depends on how many there are. So there must
- * be one place in the log, the same for all cursors, up to which the old
- * number counts and behind which the new one does: a snapshot, E. What it
- * shows belongs to the old epoch.
+ * Which partition an event is in depends on how many there are, and on the
+ * ordering; so does its lane on that. So there must be one place in the log, the
+ * same for all cursors, up to which the old ones count and behind which the new
+ * ones do: a snapshot, E. What it shows belongs to the old epoch.
  *
  * Protocol
  *
  * 1. Opening: under the locks of all cursors, E is taken, and written to the
- *	  subscription's row together with the new number. No cursor is beyond E:
+ *	  subscription's row together with what is new. No cursor is beyond E:
  *	  whoever moved one had its lock, and took the snapshots, before.
  * 2. While it is open, no window goes beyond E (cqrs_epoch_limit): the old
  *	  cursors come to E, and stay there. A cursor's arrival there is written
@@ -20,8 +21,10 @@
  *	  transaction that has all their locks replaces them by the new ones, which
  *	  start at E, and moves what is parked to the new cursors. A lane is parked
  *	  as a whole, in one partition before and in one afterwards: so its order
- *	  is kept. Dead letters belong to no partition.
+ *	  is kept. With another ordering, what is parked is in other lanes: what
+ *	  follows in such a lane waits for all of it. Dead letters belong to no partition.
  * 4. Whoever moves a cursor looks up the number of partitions under its lock,
+ *	  and finds the ordering in the cursor,
  *	  and can be sure of it as long as the lock is held. A partition that is gone
  *	  has no cursor, so there is nothing to move. Code that looks without locks
  *	  counts the cursors that its snapshot shows (cqrs_cursor_partitions).
@@ -29,8 +32,8 @@
  *	  remembered seq never matches another cursor, however often partitions
  *	  come and go.
  *
- * A further change while an epoch is open only changes the new number; if that
- * is the present one, the change ends: the old cursors just go on. A seek moves
+ * A further change while an epoch is open only changes what is new; if that is
+ * what there is, the change ends: the old cursors just go on. A seek moves
  * all cursors in any case, and so need not wait until they are at E.
  *
  * Who closes: the manager or, where there is none, cqrs_drain(), or a
@@ -49,6 +52,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "storage/lmgr.h"
+#include "utils/builtins.h"
 #include "utils/snapmgr.h"
 
 #include "base/debug_point.h"
@@ -73,21 +77,43 @@ static void replace_cursors(const CqrsSubscription *subscription,
 static void move_parked(const CqrsSubscription *subscription,
 						CqrsCursor *cursors);
 
-PG_FUNCTION_INFO_V1(cqrs_key_partition_of);
+PG_FUNCTION_INFO_V1(cqrs_event_lane_of);
+PG_FUNCTION_INFO_V1(cqrs_event_partition_of);
 
 /*
- * cqrs.key_partition(key, partitions)
+ * cqrs.event_lane(topic_id, event_id, key, by_topic)
  */
 Datum
-cqrs_key_partition_of(PG_FUNCTION_ARGS)
+cqrs_event_lane_of(PG_FUNCTION_ARGS)
 {
-	int			partitions = PG_ARGISNULL(1) ? 0 : PG_GETARG_INT32(1);
+	CqrsTopic	topic;
+	CqrsEvent	event = {.topic = &topic};
 
-	if (partitions < 1)
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1) || PG_ARGISNULL(3))
+		PG_RETURN_NULL();
+	topic.topic_id = PG_GETARG_INT32(0);
+	event.event_id = PG_GETARG_DATUM(1);
+	event.key = fcinfo->args[2];
+	PG_RETURN_INT64((int64) cqrs_event_lane(&event, PG_GETARG_BOOL(3)));
+}
+
+/*
+ * cqrs.event_partition(topic_id, event_id, key, by_topic, partitions)
+ */
+Datum
+cqrs_event_partition_of(PG_FUNCTION_ARGS)
+{
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1) || PG_ARGISNULL(3) ||
+		PG_ARGISNULL(4))
+		PG_RETURN_NULL();
+	if (PG_GETARG_INT32(4) < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("partitions must be at least 1")));
-	PG_RETURN_INT32(cqrs_key_partition(fcinfo->args[0], partitions));
+	PG_RETURN_INT32(cqrs_event_partition(PG_GETARG_INT32(0),
+										 PG_GETARG_DATUM(1), fcinfo->args[2],
+										 PG_GETARG_BOOL(3),
+										 PG_GETARG_INT32(4)));
 }
 
 /*
@@ -105,27 +131,39 @@ cqrs_epoch_check_partitions(const char *subscription, int partitions)
 }
 
 /*
- * Begin to change the number of the subscription's partitions. Waits for the
- * batches being delivered; the caller then wakes whoever delivers. Raises
- * 22023.
+ * Begin to change the number of the subscription's partitions, or its ordering;
+ * NULL leaves it as it is, or is to be. Waits for the batches being delivered; the
+ * caller then wakes whoever delivers. Raises 22023.
  */
 void
-cqrs_epoch_open(CqrsSubscription *subscription, int partitions)
+cqrs_epoch_open(CqrsSubscription *subscription, const int *partitions,
+				const bool *by_topic)
 {
+	int			next_partitions;
+	bool		next_by_topic;
+	bool		open;
 	bool		back;
 	CqrsSnapshot *snapshot;
 	int64		tick_id;
 
-	cqrs_epoch_check_partitions(subscription->name, partitions);
-	if (partitions == subscription->partitions &&
-		subscription->next_partitions == 0)
+	if (partitions != NULL)
+		cqrs_epoch_check_partitions(subscription->name, *partitions);
+	if (subscription->next_partitions == 0 &&
+		(partitions == NULL || *partitions == subscription->partitions) &&
+		(by_topic == NULL || *by_topic == subscription->by_topic))
 		return;
 
 	subscription = cqrs_subscription_lock_all(subscription);
-	back = partitions == subscription->partitions;
+	open = subscription->next_partitions != 0;
+	next_partitions = partitions != NULL ? *partitions :
+		open ? subscription->next_partitions : subscription->partitions;
+	next_by_topic = by_topic != NULL ? *by_topic :
+		open ? subscription->next_by_topic : subscription->by_topic;
+	back = next_partitions == subscription->partitions &&
+		next_by_topic == subscription->by_topic;
 	tick_id = subscription->epoch_tick;
 	snapshot = subscription->epoch_snapshot;
-	if (!back && subscription->next_partitions == 0)
+	if (!back && !open)
 	{
 		/* The order matters: see tick.c. */
 		snapshot = cqrs_snapshot_take();
@@ -133,11 +171,12 @@ cqrs_epoch_open(CqrsSubscription *subscription, int partitions)
 	}
 	CQRS_DEBUG_POINT("epoch_open");
 	(void) cqrs_admin_run("UPDATE cqrs.subscription"
-						  " SET next_partitions = $2, epoch_tick = $3, epoch_snapshot = $4,"
+						  " SET next_partitions = $2, next_ordering = $3, epoch_tick = $4, epoch_snapshot = $5,"
 						  " epoch_since = CASE WHEN $2 IS NOT NULL THEN coalesce(epoch_since, pg_catalog.clock_timestamp()) END"
 						  " WHERE subscription_id = $1",
-						  4, CQRS_INT4(subscription->subscription_id),
-						  CQRS_NULLABLE(INT4OID, Int32GetDatum(partitions), back),
+						  5, CQRS_INT4(subscription->subscription_id),
+						  CQRS_NULLABLE(INT4OID, Int32GetDatum(next_partitions), back),
+						  CQRS_NULLABLE(TEXTOID, CStringGetTextDatum(next_by_topic ? "topic" : "key"), back),
 						  CQRS_NULLABLE(INT8OID, Int64GetDatum(tick_id), back),
 						  CQRS_NULLABLE(PG_SNAPSHOTOID, PointerGetDatum(snapshot), back));
 }
@@ -356,6 +395,7 @@ replace_cursors(const CqrsSubscription *subscription, const CqrsCursor *old)
 	first.subscription_id = subscription->subscription_id;
 	first.tick_id = subscription->epoch_tick;
 	first.snapshot = subscription->epoch_snapshot;
+	first.by_topic = subscription->next_by_topic;
 	for (i = 0; i < subscription->partitions; i++)
 	{
 		first.seq = Max(first.seq, old[i].seq);
@@ -375,6 +415,7 @@ replace_cursors(const CqrsSubscription *subscription, const CqrsCursor *old)
 							  CQRS_INT4(subscription->next_partitions));
 	(void) cqrs_admin_execute("UPDATE cqrs.subscription"
 							  " SET partitions = $2, next_partitions = NULL,"
+							  " ordering = next_ordering, next_ordering = NULL,"
 							  " epoch_tick = NULL, epoch_snapshot = NULL, epoch_since = NULL"
 							  " WHERE subscription_id = $1",
 							  2, CQRS_INT4(subscription->subscription_id),
@@ -387,7 +428,8 @@ replace_cursors(const CqrsSubscription *subscription, const CqrsCursor *old)
 }
 
 /*
- * Move what is parked to the new cursors. It is not handed out any more.
+ * Move what is parked to the new cursors, and to new lanes if the ordering is
+ * another. It is not handed out any more.
  */
 static void
 move_parked(const CqrsSubscription *subscription, CqrsCursor *cursors)
@@ -395,11 +437,24 @@ move_parked(const CqrsSubscription *subscription, CqrsCursor *cursors)
 	bool		isnull;
 	uint64		i;
 
-	(void) cqrs_admin_execute("UPDATE cqrs.retry SET partition = cqrs.key_partition(key, $2), receipt = NULL"
+	(void) cqrs_admin_execute("UPDATE cqrs.retry"
+							  " SET partition = cqrs.event_partition(topic_id, event_id, key, $2, $3), receipt = NULL"
 							  " WHERE subscription_id = $1"
-							  " AND (partition <> cqrs.key_partition(key, $2) OR receipt IS NOT NULL)",
-							  2, CQRS_INT4(subscription->subscription_id),
+							  " AND (partition <> cqrs.event_partition(topic_id, event_id, key, $2, $3) OR receipt IS NOT NULL)",
+							  3, CQRS_INT4(subscription->subscription_id),
+							  CQRS_BOOL(subscription->next_by_topic),
 							  CQRS_INT4(subscription->next_partitions));
+	if (subscription->next_by_topic != subscription->by_topic)
+		(void) cqrs_admin_execute("UPDATE cqrs.retry r SET lane = n.lane, due_at = CASE"
+								  " WHEN n.head AND r.failed_at IS NULL THEN least(r.retry_at, pg_catalog.clock_timestamp())"
+								  " WHEN n.head THEN r.retry_at END"
+								  " FROM (SELECT partition, position, lane,"
+								  " pg_catalog.row_number() OVER (PARTITION BY lane ORDER BY position) = 1 AS head"
+								  " FROM (SELECT partition, position, cqrs.event_lane(topic_id, event_id, key, $2) AS lane"
+								  " FROM cqrs.retry WHERE subscription_id = $1) e) n"
+								  " WHERE r.subscription_id = $1 AND r.partition = n.partition AND r.position = n.position",
+								  2, CQRS_INT4(subscription->subscription_id),
+								  CQRS_BOOL(subscription->next_by_topic));
 	(void) cqrs_admin_execute("SELECT partition, pg_catalog.min(due_at) FROM cqrs.retry"
 							  " WHERE subscription_id = $1 AND due_at IS NOT NULL GROUP BY partition",
 							  1, CQRS_INT4(subscription->subscription_id));

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * epoch.h
- *	  Changes of how many partitions a subscription has.
+ *	  Changes of how many partitions a subscription has, or of its ordering.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,7 +13,8 @@
 
 extern void cqrs_epoch_check_partitions(const char *subscription,
 										int partitions);
-extern void cqrs_epoch_open(CqrsSubscription *subscription, int partitions);
+extern void cqrs_epoch_open(CqrsSubscription *subscription,
+							const int *partitions, const bool *by_topic);
 extern bool cqrs_epoch_limit(const CqrsSubscription *subscription,
 							 CqrsTick *tick);
 extern bool cqrs_epoch_close(int32 subscription_id);

@@ -30,6 +30,7 @@ static const struct
 	[CQRS_SETTING_HANDLER] = {"handler", TEXTOID, NULL},
 	[CQRS_SETTING_SERVER] = {"server", TEXTOID, NULL},
 	[CQRS_SETTING_PARTITIONS] = {"partitions", INT4OID, "1"},
+	[CQRS_SETTING_ORDERING] = {"ordering", TEXTOID, "key"},
 
 	/* In all, that is a day and a half: longer than a night, or a Sunday. */
 	[CQRS_SETTING_MAX_ATTEMPTS] = {"max_attempts", INT4OID, "25"},
@@ -46,6 +47,7 @@ static const struct
 	[CQRS_SETTING_SEARCH_PATH] = {"search_path", TEXTOID, NULL},
 };
 
+static bool is_by_epoch(CqrsSetting setting);
 static void parameters(const CqrsSettings *settings, Oid *types,
 					   Datum *values, char *nulls);
 
@@ -199,8 +201,9 @@ cqrs_settings_differ(const CqrsSettings *settings, int32 subscription_id,
 	initStringInfo(&differences);
 	for (i = 0; i < CQRS_SETTINGS; i++)
 	{
-		const char *name = i == CQRS_SETTING_PARTITIONS ?
-		"coalesce(next_partitions, partitions)" : table[i].name;
+		const char *name = is_by_epoch(i) ?
+		psprintf("coalesce(next_%s, %s)", table[i].name, table[i].name) :
+		table[i].name;
 
 		if (all && i != CQRS_SETTING_SEARCH_PATH)
 			appendStringInfo(&differences, "%s%s IS DISTINCT FROM $%d",
@@ -222,7 +225,7 @@ cqrs_settings_differ(const CqrsSettings *settings, int32 subscription_id,
 }
 
 /*
- * Change those that are given. Its partitions change by themselves: see epoch.c.
+ * Change those that are given, but not those that begin with an epoch.
  */
 void
 cqrs_settings_update(const CqrsSettings *settings, int32 subscription_id)
@@ -235,7 +238,7 @@ cqrs_settings_update(const CqrsSettings *settings, int32 subscription_id)
 
 	initStringInfo(&changes);
 	for (i = 0; i < CQRS_SETTINGS; i++)
-		if (i != CQRS_SETTING_PARTITIONS)
+		if (!is_by_epoch(i))
 			appendStringInfo(&changes, "%s%s = coalesce($%d, %s)",
 							 i > 0 ? ", " : "", table[i].name, i + 2,
 							 table[i].name);
@@ -246,6 +249,16 @@ cqrs_settings_update(const CqrsSettings *settings, int32 subscription_id)
 	cqrs_admin_execute_args(psprintf("UPDATE cqrs.subscription SET %s WHERE subscription_id = $1",
 									 changes.data),
 							CQRS_SETTINGS + 1, types, values, nulls);
+}
+
+/*
+ * Does it change only when an epoch ends? See epoch.c.
+ */
+static bool
+is_by_epoch(CqrsSetting setting)
+{
+	return setting == CQRS_SETTING_PARTITIONS ||
+		setting == CQRS_SETTING_ORDERING;
 }
 
 static void

@@ -122,7 +122,7 @@ is($node->safe_psql('postgres', 'SELECT (SELECT count(*) FROM cqrs.cursor) + (SE
 done();
 $node->safe_psql('postgres', q(
 	CREATE FUNCTION other(e cqrs_event) RETURNS void LANGUAGE sql AS 'INSERT INTO public.got (n) VALUES (10 * (e.payload->>''n'')::int)'));
-is(got(q(SELECT cqrs_alter_subscription('s', 'other(cqrs_event)'))), '1 2 30 40', 'the next event gets the new handler');
+is(got(q(SELECT cqrs_alter_subscription('s', handler => 'other(cqrs_event)'))), '1 2 30 40', 'the next event gets the new handler');
 done();
 
 # A parked event, behind which others wait.

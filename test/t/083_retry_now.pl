@@ -81,17 +81,17 @@ query("SELECT cqrs_emit('happened', '{}', 'a')");
 wait_for('attempts = 1 FROM cqrs_retries', 'one fails');
 query(q(CREATE FUNCTION mended(event cqrs_event) RETURNS void LANGUAGE sql SET search_path = public AS
 	'INSERT INTO handled (key, attempts) VALUES (event.key, (cqrs_context()).attempts)'));
-query("SELECT cqrs_alter_subscription('things', 'mended(cqrs_event)')");
+query("SELECT cqrs_alter_subscription('things', handler => 'mended(cqrs_event)')");
 wait_for('count(*) = 1 FROM handled', 'another handler is tried at once');
 is(handled(), 'a2', '... with its attempts');
-query("SELECT cqrs_alter_subscription('things', 'on_thing(cqrs_event)')");
+query("SELECT cqrs_alter_subscription('things', handler => 'on_thing(cqrs_event)')");
 query("INSERT INTO error VALUES ('all', '53100')");
 query("SELECT cqrs_emit('happened', '{}', key) FROM unnest('{b,c,d}'::text[]) key");
 wait_for('count(*) = 1 FROM cqrs.failure', 'an outage');
 query('UPDATE cqrs.failure SET failures = 20');
 wait_for(q(count(*) = 1 FROM cqrs.failure WHERE failures > 20 AND retry_at > clock_timestamp() + '30 s'), '... that lasts');
 $retry_at = query(q(SELECT retry_at FROM cqrs.failure));
-query("SELECT cqrs_alter_subscription('things', 'mended(cqrs_event)')");
+query("SELECT cqrs_alter_subscription('things', handler => 'mended(cqrs_event)')");
 wait_for('count(*) = 3 FROM handled', 'another handler is tried at once');
 is(query("SELECT clock_timestamp() < '$retry_at'"), 't', '... and not when the one before would be');
 
