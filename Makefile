@@ -47,7 +47,8 @@ endif
 OBJS = $(foreach room,$(ROOMS),$(OBJS_$(room):%=src/$(room)/%)) src/module.o
 
 EXTENSION = cqrs_outbox
-DATA_built = sql/cqrs_outbox--1.0.sql
+EXTVERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" $(dir $(firstword $(MAKEFILE_LIST)))cqrs_outbox.control)
+DATA_built = sql/cqrs_outbox--$(EXTVERSION).sql
 HEADERS_cqrs_outbox = src/include/cqrs_broker.h src/include/cqrs_hooks.h
 
 REGRESS = meeting registered command query chain stream fallback breaker middleware idempotency dry_run emit insert domain_event context nesting prepared capture subscription payload_handler own_subscription search_path retry deferred pull partitions ordering kept retention diagram health privileges owners grants matrix trust lookup adopt extension

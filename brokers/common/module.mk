@@ -11,7 +11,7 @@ CORE := $(COMMON)../../src/include
 
 MODULE_big = cqrs_outbox_$(MODULE)
 EXTENSION = cqrs_outbox_$(MODULE)
-DATA = cqrs_outbox_$(MODULE)--1.0.sql
+DATA = $(wildcard $(EXTENSION)--*.sql)
 OBJS += broker_client.o broker_validator.o
 
 ifneq ($(LIBRARY),)

@@ -35,7 +35,7 @@ typedef struct ExampleOption
 	int			max;
 } ExampleOption;
 
-/* cqrs_outbox_example--1.0.sql says what each of them means. */
+/* The script of the extension says what each of them means. */
 static const ExampleOption known_options[] = {
 	{"host", ForeignServerRelationId},
 	{"port", ForeignServerRelationId, 1, 65535},

@@ -24,7 +24,7 @@ extern PGDLLEXPORT const CqrsBrokerModule *cqrs_broker_module(void);
 static bool check_seconds(const char *value, char *error);
 static bool check_frame_max(const char *value, char *error);
 
-/* cqrs_outbox_rabbitmq--1.0.sql says what each of them means. */
+/* The script of the extension says what each of them means. */
 static const BrokerOptionDef options[] = {
 	{"host", ForeignServerRelationId, false, rabbitmq_hosts_check},
 	{"port", ForeignServerRelationId, false, rabbitmq_port_check},

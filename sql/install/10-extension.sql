@@ -1,4 +1,4 @@
-/* cqrs_outbox 1.0 */
+/* cqrs_outbox */
 
 -- complain if script is sourced in psql, rather than via CREATE EXTENSION
 \echo Use "CREATE EXTENSION cqrs_outbox" to load this file. \quit

@@ -24,7 +24,7 @@ extern TimestampTz cqrs_debug_wall_clock(void);
 #define CQRS_EXTENSION		"cqrs_outbox"
 
 /* Of the library and the SQL script; the control file has it, too. */
-#define CQRS_VERSION		"1.0"
+#define CQRS_VERSION		"0.9"
 
 #define CQRS_SCHEMA			"cqrs"	/* tables of our own */
 #define CQRS_TOPIC_SCHEMA	"cqrs_topics"	/* the topics' views */

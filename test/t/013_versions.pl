@@ -24,7 +24,7 @@ for my $dir (values %dir)
 }
 my $extension = "$root$dir{sharedir}/extension";
 my ($current) = slurp_file("$extension/cqrs_outbox.control") =~ /default_version = '(.*)'/;
-my $older = '0.9';
+my $older = '0.8';
 my $newer = '1000.0';
 
 # Versions that this library knows nothing of. What they change is to come and

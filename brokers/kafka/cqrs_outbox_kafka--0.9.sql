@@ -1,4 +1,4 @@
-/* cqrs_outbox_kafka 1.0 */
+/* cqrs_outbox_kafka */
 
 -- complain if script is sourced in psql, rather than via CREATE EXTENSION
 \echo Use "CREATE EXTENSION cqrs_outbox_kafka" to load this file. \quit

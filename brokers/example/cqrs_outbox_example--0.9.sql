@@ -1,4 +1,4 @@
-/* cqrs_outbox_example 1.0 */
+/* cqrs_outbox_example */
 
 -- complain if script is sourced in psql, rather than via CREATE EXTENSION
 \echo Use "CREATE EXTENSION cqrs_outbox_example" to load this file. \quit
