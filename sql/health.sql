@@ -148,8 +148,8 @@ SELECT * FROM pg_temp.problems();
 -- what was restored
 SELECT subscription_id, seq FROM cqrs.subscription JOIN cqrs.cursor USING (subscription_id)
 WHERE subscription = 'pull' ORDER BY seq DESC LIMIT 1 \gset
-INSERT INTO cqrs.cursor (subscription_id, partition, seq, tick_id, snapshot, received_all, expired, delivered, last_position, moved_at)
-SELECT subscription_id, partition, seq + 1, tick_id, snapshot, received_all, expired, delivered, last_position, moved_at
+INSERT INTO cqrs.cursor (subscription_id, partition, seq, tick_id, snapshot, received_all, expired, delivered, last_position, moved_at, by_topic)
+SELECT subscription_id, partition, seq + 1, tick_id, snapshot, received_all, expired, delivered, last_position, moved_at, by_topic
 FROM cqrs.cursor WHERE subscription_id = :subscription_id AND seq = :seq;
 SELECT * FROM pg_temp.problems();
 SELECT cqrs_seek('pull', 'latest');
@@ -258,7 +258,7 @@ FROM cqrs_subscription_status WHERE subscription = 'small';
 SELECT pages('SELECT * FROM cqrs_subscription_status') < 1.5 * :status_pages AS status_flat;
 -- and where all are in one partition
 SELECT cqrs_seek('spread', 'latest');
-SELECT cardinality(cqrs_emit_many('e', array_agg(jsonb_build_object('n', n)))) FROM generate_series(1, 100000) n;
+SELECT cardinality(cqrs_emit_many('e', array_agg(jsonb_build_object('n', n)), array_agg('a key'::text))) FROM generate_series(1, 100000) n;
 SELECT lag_events FROM cqrs_subscription_status WHERE subscription = 'spread';
 SELECT pages('SELECT * FROM cqrs_subscription_status') < 1.5 * :status_pages AS status_flat;
 

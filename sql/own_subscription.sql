@@ -17,7 +17,7 @@ BEGIN
 END $$;
 SELECT cqrs_register_event('happened', 'things');
 SELECT cqrs_subscribe('s', ARRAY['things'], 'handle(cqrs_event)', max_attempts => 1);
-SELECT count(cqrs_emit('happened', jsonb_build_object('n', i))) FROM generate_series(0, 4) i;
+SELECT count(cqrs_emit('happened', jsonb_build_object('n', i), key => 'k')) FROM generate_series(0, 4) i;
 
 -- to its own start: what is dead dies again
 INSERT INTO todo VALUES (2, $$SELECT cqrs_seek('s', 'earliest')$$);

@@ -50,7 +50,7 @@ SELECT problem, object, detail FROM problems();
 ALTER FUNCTION handle OWNER TO regress_cqrs_bob;
 SET ROLE regress_cqrs_bob;
 SELECT cqrs_drain('it''s "hers"');
-SELECT cqrs_alter_subscription('it''s "hers"', 'handle(cqrs_event)');
+SELECT cqrs_alter_subscription('it''s "hers"', handler => 'handle(cqrs_event)');
 SELECT owner FROM cqrs_subscription_status WHERE subscription LIKE 'it%';
 RESET ROLE;
 -- rolled back, it is as before

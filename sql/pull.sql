@@ -297,7 +297,7 @@ SELECT cqrs_nack('spread', positions_of(161), 'no', '0');
 SELECT cqrs_ack('spread');
 COMMIT;
 BEGIN;
-SELECT payload, attempts, partition FROM cqrs_receive('spread');
+SELECT payload, attempts FROM cqrs_receive('spread');
 SELECT cqrs_ack('spread');
 COMMIT;
 SELECT lag_events FROM cqrs_subscription_status WHERE subscription = 'spread';

@@ -192,8 +192,8 @@ SELECT format('topic_%s_%s', topic_id, current_segment) AS segment FROM cqrs.top
 INSERT INTO cqrs.:segment (position, xid, emitted_at, event_id, event_name)
 VALUES (1, '3', now(), gen_random_uuid(), 'e');
 CREATE TEMP TABLE saved AS SELECT * FROM cqrs.cursor ORDER BY seq DESC LIMIT 1;
-INSERT INTO cqrs.cursor (subscription_id, partition, seq, tick_id, snapshot, received_all, expired, delivered, last_position, moved_at)
-SELECT subscription_id, partition, seq + 1, tick_id, snapshot, received_all, expired, delivered, last_position, moved_at FROM saved;
+INSERT INTO cqrs.cursor (subscription_id, partition, seq, tick_id, snapshot, received_all, expired, delivered, last_position, moved_at, by_topic)
+SELECT subscription_id, partition, seq + 1, tick_id, snapshot, received_all, expired, delivered, last_position, moved_at, by_topic FROM saved;
 SELECT action, detail FROM cqrs_maintain();
 SELECT cqrs_seek('reader', 'latest');
 SELECT action, detail FROM cqrs_maintain();
