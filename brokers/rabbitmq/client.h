@@ -102,16 +102,20 @@ typedef struct RabbitClient
 /* client.c */
 extern const CqrsBrokerModule rabbitmq_module;
 
-/* connect.c */
-extern bool rabbitmq_hosts_check(const char *value, char *error);
-extern bool rabbitmq_port_check(const char *value, char *error);
-extern bool rabbitmq_connect(RabbitClient *client, char *error);
-extern void rabbitmq_disconnect(RabbitClient *client);
+/* failure.c */
+extern unsigned rabbitmq_first_host(void);
 extern void rabbitmq_mark_lost(RabbitClient *client);
 extern bool rabbitmq_lost(RabbitClient *client, int status, char *error);
 extern bool rabbitmq_replied(RabbitClient *client, amqp_rpc_reply_t reply,
 							 char *error);
 extern void rabbitmq_text(amqp_bytes_t bytes, char *buffer);
+extern const char *rabbitmq_socket_error(int code);
+
+/* connect.c */
+extern bool rabbitmq_hosts_check(const char *value, char *error);
+extern bool rabbitmq_port_check(const char *value, char *error);
+extern bool rabbitmq_connect(RabbitClient *client, char *error);
+extern void rabbitmq_disconnect(RabbitClient *client);
 
 /* login.c */
 extern bool rabbitmq_log_in(RabbitClient *client, char *error);

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * connect.c
- *	  To RabbitMQ and away from it, and why it did not work.
+ *	  To RabbitMQ and away from it, and why it cannot be reached.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,14 +23,6 @@
 /* Time to say goodbye; less than the core waits for shutdown(). */
 #define CLOSE_TIMEOUT_US	250000
 
-/*
- * The host that is tried first. It moves on when a connection was lost; else a
- * host that accepts connections and nothing else would always be tried. Shared
- * by the connections of a process, whose threads change it at will: any value
- * is right.
- */
-static unsigned first_host = 0;
-
 static const char *next_host(const char *list, char *host, int *port);
 static bool connect_host(RabbitClient *client, const char *host, int port,
 						 char *error);
@@ -38,7 +30,6 @@ static bool open_socket(RabbitClient *client, const char *host, int port,
 						char *error);
 static bool open_channel(RabbitClient *client, char *error);
 static void why_unreachable(const char *host, int port, char *reason);
-static const char *socket_error(int code);
 
 /*
  * Check of option host: "host", "host:port" or "[IPv6 address]:port", several
@@ -80,7 +71,7 @@ rabbitmq_connect(RabbitClient *client, char *error)
 	bool		tls = broker_option_bool(client->connection, "tls", false);
 	int			default_port = broker_option_int(client->connection, "port",
 												 tls ? PORT_TLS : PORT);
-	unsigned	first = __atomic_load_n(&first_host, __ATOMIC_RELAXED);
+	unsigned	first = rabbitmq_first_host();
 	unsigned	count = 0;
 	unsigned	i;
 	const char *rest;
@@ -139,74 +130,6 @@ rabbitmq_disconnect(RabbitClient *client)
 	}
 	amqp_destroy_connection(client->amqp);
 	client->amqp = NULL;
-}
-
-/*
- * The connection is lost: the next one may be to another host.
- */
-void
-rabbitmq_mark_lost(RabbitClient *client)
-{
-	if (!client->lost)
-		__atomic_fetch_add(&first_host, 1, __ATOMIC_RELAXED);
-	client->lost = true;
-}
-
-/*
- * The connection is lost, as a status of the library says: set error to why.
- * Returns false.
- */
-bool
-rabbitmq_lost(RabbitClient *client, int status, char *error)
-{
-	int			code = errno;
-
-	rabbitmq_mark_lost(client);
-
-	switch (status)
-	{
-		case AMQP_STATUS_CONNECTION_CLOSED:
-		case AMQP_STATUS_SOCKET_CLOSED:
-			return broker_error(error,
-								"RabbitMQ at %s ended the connection without saying why",
-								client->peer);
-		case AMQP_STATUS_SOCKET_ERROR:
-			return broker_error(error, "the connection to RabbitMQ at %s broke: %s",
-								client->peer, socket_error(code));
-		case AMQP_STATUS_SSL_ERROR:
-			return broker_error(error, "the connection to RabbitMQ at %s broke: %s",
-								client->peer, rabbitmq_tls_reason());
-		case AMQP_STATUS_HEARTBEAT_TIMEOUT:
-			return broker_error(error,
-								"RabbitMQ at %s does not answer: nothing came for %d seconds, twice the heartbeat",
-								client->peer,
-								2 * amqp_get_heartbeat(client->amqp));
-		case AMQP_STATUS_BAD_AMQP_DATA:
-		case AMQP_STATUS_UNKNOWN_CLASS:
-		case AMQP_STATUS_UNKNOWN_METHOD:
-		case AMQP_STATUS_WRONG_METHOD:
-			return broker_error(error, "what answers at %s does not speak AMQP 0-9-1",
-								client->peer);
-		default:
-			return broker_error(error, "the connection to RabbitMQ at %s failed: %s",
-								client->peer, amqp_error_string2(status));
-	}
-}
-
-/*
- * Copy what the broker says, at most 255 bytes, to buffer, an array of
- * RABBITMQ_TEXT_SIZE bytes.
- */
-void
-rabbitmq_text(amqp_bytes_t bytes, char *buffer)
-{
-	size_t		length = bytes.len;
-
-	if (length > RABBITMQ_TEXT_SIZE - 1)
-		length = RABBITMQ_TEXT_SIZE - 1;
-	if (length > 0)
-		memcpy(buffer, bytes.bytes, length);
-	buffer[length] = '\0';
 }
 
 /*
@@ -348,36 +271,6 @@ open_channel(RabbitClient *client, char *error)
 }
 
 /*
- * Set error to what the broker replied instead of what was asked for. Returns
- * false.
- */
-bool
-rabbitmq_replied(RabbitClient *client, amqp_rpc_reply_t reply, char *error)
-{
-	char		reply_text[RABBITMQ_TEXT_SIZE] = "";
-
-	if (reply.reply_type == AMQP_RESPONSE_LIBRARY_EXCEPTION)
-	{
-		if (reply.library_error == AMQP_STATUS_TIMEOUT)
-			return broker_error(error,
-								"RabbitMQ at %s accepts connections, but did not answer within %d seconds",
-								client->peer, client->connect_timeout);
-		return rabbitmq_lost(client, reply.library_error, error);
-	}
-
-	if (reply.reply_type == AMQP_RESPONSE_SERVER_EXCEPTION &&
-		reply.reply.id == AMQP_CONNECTION_CLOSE_METHOD)
-		rabbitmq_text(((amqp_connection_close_t *) reply.reply.decoded)->reply_text,
-					  reply_text);
-	if (reply.reply_type == AMQP_RESPONSE_SERVER_EXCEPTION &&
-		reply.reply.id == AMQP_CHANNEL_CLOSE_METHOD)
-		rabbitmq_text(((amqp_channel_close_t *) reply.reply.decoded)->reply_text,
-					  reply_text);
-	return broker_error(error, "RabbitMQ at %s refused to open a channel: %s",
-						client->peer, reply_text);
-}
-
-/*
  * Why could the library not connect? It does not say, so look again, with the
  * same calls. Sets reason, an array of RABBITMQ_TEXT_SIZE bytes.
  *
@@ -413,7 +306,7 @@ why_unreachable(const char *host, int port, char *reason)
 			setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO,
 					   &timeout, sizeof(timeout)) != 0 ||
 			connect(fd, address->ai_addr, address->ai_addrlen) != 0)
-			why = socket_error(errno);
+			why = rabbitmq_socket_error(errno);
 		else
 			why = "it was not reachable";	/* and is again */
 		if (fd >= 0)
@@ -421,35 +314,4 @@ why_unreachable(const char *host, int port, char *reason)
 	}
 	freeaddrinfo(addresses);
 	snprintf(reason, RABBITMQ_TEXT_SIZE, "%s", why);
-}
-
-/*
- * What a call to a socket failed with.
- */
-static const char *
-socket_error(int code)
-{
-	switch (code)
-	{
-		case ECONNREFUSED:
-			return "connection refused; nothing listens there";
-		case ECONNRESET:
-		case EPIPE:
-			return "the other side reset it";
-		case ETIMEDOUT:
-		case EINPROGRESS:
-			return "the network does not answer";
-		case EHOSTUNREACH:
-		case ENETUNREACH:
-		case ENETDOWN:
-			return "no route to the host";
-		case EACCES:
-		case EPERM:
-			return "a firewall does not permit it";
-		case EMFILE:
-		case ENFILE:
-			return "too many open files";
-		default:
-			return "an error of the network";
-	}
 }

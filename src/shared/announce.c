@@ -176,8 +176,15 @@ at_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level,
 
 			if (tell_prepared)
 				cqrs_database_prepared(my_database);
+
+			/*
+			 * Write only what is not there yet: others read it. If it is, the
+			 * manager takes it later, and then sees our commit.
+			 */
+			pg_memory_barrier();
 			for (i = 0; tell_manager && i < CQRS_TOPIC_WORDS; i++)
-				if (emitted_topics.words[i] != 0)
+				if ((pg_atomic_read_u64(&my_database->dirty[i]) &
+					 emitted_topics.words[i]) != emitted_topics.words[i])
 					(void) pg_atomic_fetch_or_u64(&my_database->dirty[i],
 												  emitted_topics.words[i]);
 			if (cqrs_shmem_lower_next_run_at(my_database, tell_run_at) ||

@@ -20,8 +20,10 @@
  *	  it.
  *
  * A jump is noticed by whoever asks for the time first; a manager does so
- * about each poll_interval. Without shared memory there is no process of ours
- * to notice it: then the wall clock counts.
+ * about each poll_interval. As long as the clock only drifts, nobody takes the
+ * mutex, since each command with an idempotency key asks for the time, too.
+ * Without shared memory there is no process of ours to notice a jump: then the
+ * wall clock counts.
  *
  *-------------------------------------------------------------------------
  */
@@ -33,6 +35,9 @@
 
 /* How far the wall clock may jump ahead and be believed at once. */
 #define LONGEST_STEP	USECS_PER_MINUTE
+
+/* How far it may drift before that is written down. */
+#define LONGEST_DRIFT	USECS_PER_SEC
 
 /* How long a clock that jumps further is not believed. */
 #define LONGEST_DOUBT	USECS_PER_MINUTE
@@ -68,8 +73,8 @@ cqrs_clock_attach(CqrsClock *clock, bool found)
 		return;
 	SpinLockInit(&clock->mutex);
 	clock->steady_base = GetCurrentTimestamp() - machine_now();
-	clock->offset = 0;
-	clock->jumped_at = 0;
+	pg_atomic_init_u64(&clock->offset, 0);
+	pg_atomic_init_u64(&clock->jumped_at, 0);
 #ifdef CQRS_DEBUG_POINTS
 	clock->debug_ahead = clock->debug_passed = 0;
 #endif
@@ -172,13 +177,10 @@ cqrs_sooner(long wait, TimestampTz now, TimestampTz then)
 bool
 cqrs_clock_jumped(TimestampTz *until)
 {
-	CqrsClock  *clock = shared_clock;
 	TimestampTz jumped_at;
 
 	(void) believed_offset(cqrs_steady_now());
-	SpinLockAcquire(&clock->mutex);
-	jumped_at = clock->jumped_at;
-	SpinLockRelease(&clock->mutex);
+	jumped_at = (TimestampTz) pg_atomic_read_u64(&shared_clock->jumped_at);
 	*until = jumped_at + LONGEST_DOUBT;
 	return jumped_at != 0;
 }
@@ -204,18 +206,26 @@ believed_offset(TimestampTz steady)
 {
 	CqrsClock  *clock = shared_clock;
 	int64		offset = GetCurrentTimestamp() - steady;
+	int64		drift = offset - (int64) pg_atomic_read_u64(&clock->offset);
+	TimestampTz jumped_at = (TimestampTz) pg_atomic_read_u64(&clock->jumped_at);
+
+	if (drift >= -LONGEST_DRIFT && drift <= LONGEST_DRIFT && jumped_at == 0)
+		return offset;
 
 	SpinLockAcquire(&clock->mutex);
-	if (offset - clock->offset <= LONGEST_STEP)
-		clock->jumped_at = 0;
-	else if (clock->jumped_at == 0)
-		clock->jumped_at = steady;
-	if (clock->jumped_at == 0 || steady - clock->jumped_at >= LONGEST_DOUBT)
+	drift = offset - (int64) pg_atomic_read_u64(&clock->offset);
+	jumped_at = (TimestampTz) pg_atomic_read_u64(&clock->jumped_at);
+	if (drift <= LONGEST_STEP)
+		jumped_at = 0;
+	else if (jumped_at == 0)
+		jumped_at = steady;
+	if (jumped_at == 0 || steady - jumped_at >= LONGEST_DOUBT)
 	{
-		clock->offset = offset;
-		clock->jumped_at = 0;
+		pg_atomic_write_u64(&clock->offset, (uint64) offset);
+		jumped_at = 0;
 	}
-	offset = clock->offset;
+	pg_atomic_write_u64(&clock->jumped_at, (uint64) jumped_at);
+	offset = (int64) pg_atomic_read_u64(&clock->offset);
 	SpinLockRelease(&clock->mutex);
 	return offset;
 }

@@ -8,6 +8,7 @@
 #ifndef CQRS_CLOCK_H
 #define CQRS_CLOCK_H
 
+#include "port/atomics.h"
 #include "storage/spin.h"
 #include "utils/timestamp.h"
 
@@ -16,8 +17,9 @@ typedef struct CqrsClock
 {
 	slock_t		mutex;
 	int64		steady_base;	/* steady time less the machine's */
-	int64		offset;			/* wall clock less steady time, as believed */
-	TimestampTz jumped_at;		/* steady; since when the wall clock is ahead;
+	/* Changed with the mutex, and read without it. */
+	pg_atomic_uint64 offset;	/* wall clock less steady time, as believed */
+	pg_atomic_uint64 jumped_at; /* steady; since when the wall clock is ahead;
 								 * 0: it is not */
 #ifdef CQRS_DEBUG_POINTS
 	int64		debug_ahead;	/* wall clock less the machine's */

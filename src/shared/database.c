@@ -178,7 +178,9 @@ cqrs_database_prepared(CqrsDatabaseSlot *slot)
 void
 cqrs_shmem_wake(CqrsDatabaseSlot *slot)
 {
-	pg_atomic_write_u32(&slot->pending, 1);
+	pg_memory_barrier();
+	if (pg_atomic_read_u32(&slot->pending) == 0)
+		pg_atomic_write_u32(&slot->pending, 1);
 	pg_memory_barrier();
 	if (pg_atomic_read_u32(&slot->asleep) != 0 &&
 		pg_atomic_exchange_u32(&slot->asleep, 0) != 0)

@@ -66,8 +66,14 @@ proctype emitter(byte me)
 		pending = 1;
 		dirty = dirty | (1 << topic_of(xid));
 #else
-		dirty = dirty | (1 << topic_of(xid));
-		pending = 1;
+		if
+		:: (dirty & (1 << topic_of(xid))) == 0 -> dirty = dirty | (1 << topic_of(xid))
+		:: else
+		fi;
+		if
+		:: !pending -> pending = 1
+		:: else
+		fi;
 #endif
 		if
 		:: asleep ->
