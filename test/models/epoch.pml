@@ -1,16 +1,19 @@
 /*
- * epoch.pml: the partitions of a subscription change while it is delivered, see
- * src/subscription/epoch.c and src/delivery/relay.c.
+ * epoch.pml: the partitions of a subscription, and its ordering, change while it is
+ * delivered, see src/subscription/epoch.c and src/delivery/relay.c.
  *
- * Events of two keys become visible one after the other. With one partition,
- * both keys are in it; with two, each has its own. Two movers deliver: each
- * chooses a partition that has something, and by the time that it has the
- * lock that partition may be gone. A delivery may fail: then the event is
- * parked, and what follows of its key behind it. Somebody changes the number of
- * partitions, also back while the change is open; somebody closes.
+ * Events of two keys become visible one after the other. With one partition, or by
+ * topic, both keys are in it; with two, by key, each has its own. Two movers
+ * deliver: each chooses a partition that has something, and by the time that it
+ * has the lock that partition may be gone. A delivery may fail: then the event is
+ * parked, and what follows of its lane, its key or its topic, behind it. Somebody
+ * changes the number of partitions, or the ordering, also back while the change
+ * is open; somebody closes.
  *
- * What must hold: each event is delivered once, each key in order, and in the
- * end everything is, and the change done. No cursor is moved that is not there.
+ * What must hold: each event is delivered once, each key in order; by topic, each
+ * event behind all that come before it, also those that had been parked by key; in
+ * the end everything is delivered, and the change done. No cursor is moved that is
+ * not there.
  *
  * Leases, seeks and late commits are not in here.
  */
@@ -20,6 +23,7 @@
 /* broken: BROKEN_CLOSE the new cursors begin while an old one is behind */
 /* broken: BROKEN_LOCKS whoever changes the number locks only the cursors that there were before he waited */
 /* broken: BROKEN_PARKED what is parked stays where it was */
+/* broken: BROKEN_LANES what is parked stays in the lanes of the former ordering */
 /* broken: BROKEN_REGISTRY how many partitions there are is read before the lock is had */
 
 #ifdef DEEP
@@ -33,29 +37,35 @@
 #endif
 #define NOBODY	9
 #define KEY(event)			((event) & 1)
-#define PARTITION(key, n)	((n) == 1 -> 0 : (key))
+#define PARTITION(key, n, topic)	((n) == 1 || (topic) -> 0 : (key))
+#define LANE(key, topic)	((topic) -> 2 : (key))
+#define BELOW(event)		((1 << (event)) - 1)
 
 /* What is committed. A snapshot is how many events it shows. */
 byte visible = 0;
 byte partitions = 1;
+bool by_topic = false;		/* in the cursors */
+byte topic_since = EVENTS;	/* it is, from this event on */
 byte next_partitions = 0;	/* 0: no epoch is open */
+bool next_by_topic;
 byte epoch_end;
 byte cursor[2];				/* all that this snapshot shows is delivered */
-byte parked_at[2];			/* of each key, in which partition ... */
-byte parked_to[2];			/* ... up to which event; 0: nothing is parked */
+byte parked;				/* events, ... */
+byte parked_at[EVENTS];		/* ... in which partition ... */
+byte lane[EVENTS];			/* ... and lane */
+byte delivered;				/* events */
 
 byte holder[2] = NOBODY;	/* the cursors' locks */
-byte expected[2];			/* of each key, the event that comes next */
 byte failures = 0;
 bool emitted = false;
 
 #define LIMIT	(next_partitions != 0 -> epoch_end : EVENTS)
-#define HAS_PARKED(p)	((parked_to[0] != 0 && parked_at[0] == (p)) || (parked_to[1] != 0 && parked_at[1] == (p)))
+#define IS_PARKED(e, p)	((parked & (1 << (e))) != 0 && parked_at[e] == (p))
 #ifdef BROKEN_LIMIT
-#define HAS_WORK(p)	((p) < partitions && (cursor[p] < visible || HAS_PARKED(p)))
+#define HAS_WORK(p)	((p) < partitions && (cursor[p] < visible || parked != 0))
 #define ARRIVED(p)	(cursor[p] >= epoch_end)
 #else
-#define HAS_WORK(p)	((p) < partitions && ((cursor[p] < visible && cursor[p] < LIMIT) || HAS_PARKED(p)))
+#define HAS_WORK(p)	((p) < partitions && ((cursor[p] < visible && cursor[p] < LIMIT) || parked != 0))
 #ifdef BROKEN_CLOSE
 #define ARRIVED(p)	true
 #else
@@ -64,10 +74,37 @@ bool emitted = false;
 #endif
 #define ALL_ARRIVED	(ARRIVED(0) && (partitions == 1 || ARRIVED(1)))
 
+#ifdef DEEP
+#define OF_KEY(key)	((key) -> 42 : 21)
+#else
+#define OF_KEY(key)	((key) -> 10 : 5)
+#endif
+
 inline deliver(event)
 {
-	assert(event == expected[KEY(event)]);
-	expected[KEY(event)] = expected[KEY(event)] + 2
+	assert((delivered & (1 << event)) == 0);
+	assert((BELOW(event) & OF_KEY(KEY(event)) & ~delivered) == 0);
+	assert(!by_topic || event < topic_since || (BELOW(event) & ~delivered) == 0);
+	delivered = delivered | (1 << event)
+}
+
+inline park(event)
+{
+	parked = parked | (1 << event);
+	parked_at[event] = p;
+	lane[event] = LANE(KEY(event), by_topic)
+}
+
+/* Is something parked in the lane, of events below? */
+inline look_up(in_lane, below)
+{
+	waits = false;
+	k = 0;
+	do
+	:: k < below -> waits = waits || (IS_PARKED(k, p) && lane[k] == in_lane); k++
+	:: k >= below -> break
+	od;
+	k = 0
 }
 
 /*
@@ -77,42 +114,42 @@ inline deliver(event)
 inline batch()
 {
 	/* What is parked, if it is tried now. */
-	k = 0;
+	event = 0;
 	do
-	:: k < 2 && parked_to[k] != 0 && parked_at[k] == p ->
-		do
-		:: expected[k] < parked_to[k] -> deliver(expected[k])
-		:: expected[k] >= parked_to[k] -> parked_to[k] = 0; break
-		:: cursor[p] < upto -> break	/* not yet due */
-		od;
-		k++
-	:: k < 2 && !(parked_to[k] != 0 && parked_at[k] == p) -> k++
-	:: k == 2 -> break
+	:: event < EVENTS && IS_PARKED(event, p) ->
+		look_up(lane[event], event);
+		if
+		:: !waits -> deliver(event); parked = parked & ~(1 << event)
+		:: waits
+		:: cursor[p] < upto		/* not yet due */
+		fi;
+		event++
+	:: event < EVENTS && !IS_PARKED(event, p) -> event++
+	:: event == EVENTS -> break
 	od;
 	do
 	:: cursor[p] < upto ->
 		event = cursor[p];
 		cursor[p] = cursor[p] + 1;
-		k = KEY(event);
 		if
-		:: PARTITION(k, n) != p
-		:: PARTITION(k, n) == p && parked_to[k] != 0 && parked_at[k] == p -> parked_to[k] = event + 2
-		:: PARTITION(k, n) == p && !(parked_to[k] != 0 && parked_at[k] == p) ->
+		:: PARTITION(KEY(event), n, by_topic) != p
+		:: else ->
+			look_up(LANE(KEY(event), by_topic), event);
 			if
-			:: deliver(event)
-			:: failures < FAILURES ->
-				assert(parked_to[k] == 0);
-				failures++; parked_at[k] = p; parked_to[k] = event + 2
+			:: waits -> park(event)
+			:: !waits -> deliver(event)
+			:: !waits && failures < FAILURES -> failures++; park(event)
 			fi
 		fi
 	:: cursor[p] >= upto -> break
 	od;
-	k = 0; event = 0
+	event = 0; waits = false
 }
 
 proctype Mover(byte me)
 {
 	byte p, n, k, event, limit, upto;
+	bool waits;
 
 end:
 	do
@@ -156,7 +193,8 @@ end:
  */
 proctype Changer(byte me)
 {
-	byte changes = 0, to, i, mine;
+	byte changes = 0, to, i;
+	bool topic;
 #ifdef BROKEN_OPEN
 	byte snapshot;
 #endif
@@ -171,6 +209,10 @@ proctype Changer(byte me)
 			if
 			:: to = 1
 			:: to = 2
+			fi;
+			if
+			:: topic = false
+			:: topic = true
 			fi;
 #ifdef BROKEN_OPEN
 			snapshot = visible;
@@ -191,10 +233,13 @@ proctype Changer(byte me)
 		od;
 		atomic {
 			if
-			:: to == partitions -> next_partitions = 0; epoch_end = 0
-			:: to != partitions && next_partitions != 0 -> next_partitions = to
-			:: to != partitions && next_partitions == 0 ->
+			:: to == partitions && topic == by_topic -> next_partitions = 0; next_by_topic = false; epoch_end = 0
+			:: !(to == partitions && topic == by_topic) && next_partitions != 0 ->
 				next_partitions = to;
+				next_by_topic = topic
+			:: !(to == partitions && topic == by_topic) && next_partitions == 0 ->
+				next_partitions = to;
+				next_by_topic = topic;
 #ifdef BROKEN_OPEN
 				epoch_end = snapshot
 #else
@@ -235,17 +280,27 @@ end:
 			if
 			:: i == n && n == partitions && next_partitions != 0 && ALL_ARRIVED ->
 				partitions = next_partitions;
+				topic_since = (by_topic && next_by_topic -> topic_since : epoch_end);
+				by_topic = next_by_topic;
 				cursor[0] = epoch_end;
 				cursor[1] = (partitions == 2 -> epoch_end : 0);
-				next_partitions = 0; epoch_end = 0;
+				next_partitions = 0; next_by_topic = false; epoch_end = 0;
 				k = 0;
 				do
-				:: k < 2 ->
+				:: k < EVENTS ->
+					if
+					:: (parked & (1 << k)) != 0 ->
 #ifndef BROKEN_PARKED
-					parked_at[k] = (parked_to[k] != 0 -> PARTITION(k, partitions) : 0);
+						parked_at[k] = PARTITION(KEY(k), partitions, by_topic);
 #endif
+#ifndef BROKEN_LANES
+						lane[k] = LANE(KEY(k), by_topic);
+#endif
+						skip
+					:: else
+					fi;
 					k++
-				:: k == 2 -> break
+				:: k == EVENTS -> break
 				od;
 				k = 0
 			:: else
@@ -270,11 +325,10 @@ proctype Emitter()
 
 init {
 	atomic {
-		expected[0] = 0; expected[1] = 1;
 		run Mover(0); run Mover(1); run Changer(2); run Closer(3); run Emitter()
 	}
 	/* Nobody has anything to do any more. */
 	timeout ->
-	assert(emitted && expected[0] >= EVENTS && expected[1] >= EVENTS);
+	assert(emitted && delivered == (1 << EVENTS) - 1);
 	assert(next_partitions == 0)
 }
