@@ -67,14 +67,16 @@ sub alter
 		"SELECT cqrs_alter_topic('payments', '0')"));
 }
 
-# How many partitions a subscription has, of any kind but those that come and go.
+# How many partitions a subscription has, and now and then its ordering, of any kind
+# but those that come and go.
 sub repartition
 {
 	my ($session) = @_;
 	my ($subscription) = split /\n/, $session->query(
 		"SELECT subscription FROM cqrs_subscription_status WHERE subscription NOT LIKE 'passing%' ORDER BY random() LIMIT 1");
 
-	did($session, 'partitions', sprintf "SELECT cqrs_alter_subscription('$subscription', partitions => %d)", pick(1, 1, 2, 3, 5));
+	did($session, 'partitions', sprintf "SELECT cqrs_alter_subscription('$subscription', partitions => %d, ordering => %s)",
+		pick(1, 1, 2, 3, 5), pick('NULL', 'NULL', "'key'", "'topic'"));
 }
 
 sub redrive
