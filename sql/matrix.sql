@@ -25,7 +25,7 @@ GRANT EXECUTE ON FUNCTION open, tells, streams TO regress_cqrs_app;
 SELECT cqrs_register_event('open', 'open'), cqrs_register_event('secret', 'secret');
 SELECT cqrs_register_command('Open', 'open(jsonb)'), cqrs_register_command('Closed', 'closed(jsonb)'),
 	cqrs_register_command('Tells', 'tells(jsonb)'), cqrs_register_command('ClosedOf', 'closed_of(closed_type)'),
-	cqrs_register_command('Chain', ARRAY['open(jsonb)', 'closed(jsonb)']),
+	cqrs_register_chain('Chain', ARRAY['open(jsonb)', 'closed(jsonb)']),
 	cqrs_register_command('Streams', 'streams(jsonb)'), cqrs_register_command('StreamsClosed', 'streams_closed(jsonb)'),
 	cqrs_register_query('AskOpen', 'open(jsonb)'), cqrs_register_query('AskClosed', 'closed(jsonb)');
 GRANT SELECT, INSERT ON cqrs_topics.open TO regress_cqrs_app;
@@ -120,7 +120,7 @@ INSERT INTO calls (call, tells) VALUES
 	('cqrs_emit(''open'', ''{}'')', 'result IS NOT NULL'), ('cqrs_emit(''secret'', ''{}'')', 'result IS NOT NULL'),
 	('cqrs_emit(''open'', ''{}'', topic => ''secret'')', 'result IS NOT NULL'),
 	('cqrs_emit(''open'', ''{}'', topic => ''commands_of_regress_cqrs_boss'')', 'result IS NOT NULL'),
-	('cqrs_emit_many(''open'', ''{}'')', 'result'), ('cqrs_emit_many(''secret'', ARRAY[''{}'']::jsonb[])', 'result'),
+	('cqrs_emit_many(''open'', ''{}'')', 'result'), ('cqrs_envelope(NULL)', 'result'), ('cqrs_emit_many(''secret'', ARRAY[''{}'']::jsonb[])', 'result'),
 	('(SELECT array_agg(payload) FROM cqrs_events(''open''))', 'result'), ('(SELECT array_agg(payload) FROM cqrs_events(''secret''))', 'result'),
 	('(SELECT array_agg(topic) FROM cqrs_events(status => ''all''))', 'result'),
 	('(SELECT array_agg(payload) FROM cqrs_topics.open)', 'result'), ('(SELECT array_agg(payload) FROM cqrs_topics.secret)', 'result'),
@@ -132,7 +132,8 @@ INSERT INTO calls (call, tells) VALUES
 	('cqrs_nack(''mine'', ''{1}'', receipt => gen_random_uuid())', 'result'), ('cqrs_nack(''secret'', ''{1}'', receipt => gen_random_uuid())', 'result'),
 	('cqrs_renew(''mine'', gen_random_uuid(), ''1 h'')', 'result'), ('cqrs_renew(''secret'', gen_random_uuid(), ''1 h'')', 'result'),
 	('(SELECT count(*) FROM cqrs_dead_letters)', 'result'), ('(SELECT count(*) FROM cqrs_retries)', 'result'),
-	('cqrs_retry(''mine'')', 'result'), ('cqrs_retry(''secret'')', 'result'), ('cqrs_redrive(''mine'')', 'result'), ('cqrs_redrive(''secret'')', 'result'),
+	('cqrs_retry(''mine'', ''{}'')', 'result'), ('cqrs_retry(''secret'', ''{}'')', 'result'), ('cqrs_redrive(''mine'', ''{}'')', 'result'), ('cqrs_redrive(''secret'', ''{}'')', 'result'),
+	('cqrs_retry_all(''mine'')', 'result'), ('cqrs_retry_all(''secret'')', 'result'), ('cqrs_redrive_all(''mine'')', 'result'), ('cqrs_redrive_all(''secret'')', 'result'),
 	('cqrs_discard(''mine'', NULL)', 'result'), ('cqrs_discard(''secret'', NULL)', 'result'),
 	('cqrs_discard_all(''mine'')', 'result'), ('cqrs_discard_all(''secret'')', 'result'),
 	('cqrs_pause(''mine'')', 'result'), ('cqrs_pause(''secret'')', 'result'), ('cqrs_resume(''mine'')', 'result'), ('cqrs_resume(''secret'')', 'result'),

@@ -119,7 +119,8 @@ COMMENT ON VIEW @extschema@.cqrs_topic_status IS 'size of each topic, and what k
 --   pid              of a process that delivers, or NULL
 --   state            idle; delivering; waiting: only for another attempt, or for
 --                    an outage to end; no_worker: there are events, and no
---                    worker; paused; suspended; restored; copied
+--                    worker; pending: there are events, which no client has
+--                    settled; paused; suspended; restored; copied
 CREATE FUNCTION cqrs.subscription_progress(subscription_id integer,
 	OUT lag_events bigint, OUT lag interval, OUT lag_bytes bigint,
 	OUT events_per_second double precision, OUT pid integer, OUT state text)
@@ -174,7 +175,9 @@ COMMENT ON VIEW cqrs.cursor_holder IS 'who has the locks of cursors';
 --   waiting   parked events that have not failed: they wait for one
 --             that has, or were handed out and are not settled
 --   dead      dead letters; of these three, 10,000 means as many or more
---   state     as in cqrs.subscription_progress(); or held: idle, because somebody
+--   retry_at  when the first of these that failed is due or, if the whole
+--             subscription failed, when it is tried again
+--   state     as in cqrs.subscription_progress(); or held: none of it, because somebody
 --             has the lock of a cursor; or broken: a cursor is missing
 --   error ..  of what failed, and was not delivered since: the whole
 --             subscription (then error_position is NULL), or else the event
@@ -194,7 +197,7 @@ SELECT s.subscription,
 	   pg_get_userbyid(o.owner) AS owner,
 	   s.partitions,
 	   s.next_partitions,
-	   CASE WHEN p.state IN ('idle', 'waiting', 'no_worker') AND (h.pid IS NOT NULL OR h.since IS NOT NULL) THEN 'held'
+	   CASE WHEN p.state IN ('idle', 'waiting', 'no_worker', 'pending') AND (h.pid IS NOT NULL OR h.since IS NOT NULL) THEN 'held'
 			ELSE coalesce(p.state, 'broken') END AS state,
 	   s.state_since,
 	   s.state_reason,
@@ -225,13 +228,14 @@ CROSS JOIN LATERAL (
 		   (SELECT count(*)
 			FROM (SELECT FROM cqrs.retry r
 				  WHERE r.subscription_id = s.subscription_id AND attempts = 0 LIMIT 10000) r) AS waiting,
-		   (SELECT min(r.due_at)
+		   (SELECT min(coalesce(f.retry_at, r.due_at))
 			FROM generate_series(0, s.partitions - 1) part
-			CROSS JOIN LATERAL (
+			LEFT JOIN cqrs.failure f ON f.subscription_id = s.subscription_id AND f.partition = part
+			LEFT JOIN LATERAL (
 				SELECT due_at FROM cqrs.retry r
 				WHERE r.subscription_id = s.subscription_id AND r.partition = part
 					  AND due_at IS NOT NULL AND attempts > 0
-				ORDER BY due_at LIMIT 1) r) AS retry_at) r
+				ORDER BY due_at LIMIT 1) r ON true) AS retry_at) r
 LEFT JOIN LATERAL (
 	SELECT h.pid, h.since
 	FROM cqrs.cursor_holder h

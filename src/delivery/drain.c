@@ -23,6 +23,7 @@
 #include "mediator/context.h"
 #include "registry/registry.h"
 #include "retry/blame.h"
+#include "retry/failure.h"
 #include "shared/clock.h"
 #include "subscription/epoch.h"
 #include "subscription/subscription.h"
@@ -66,14 +67,7 @@ cqrs_drain(PG_FUNCTION_ARGS)
 	if (!OidIsValid(subscription->owner))
 		cqrs_subscription_require_owner(subscription);
 	else if (GetUserId() != subscription->owner)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be owner of subscription \"%s\" to drain it",
-						name),
-				 errdetail("Its handler runs with the privileges of who drains it."),
-				 errhint("SET ROLE to %s.",
-						 quote_identifier(GetUserNameFromId(subscription->owner,
-															false)))));
+		cqrs_subscription_refuse_member(subscription, "to drain it");
 	cqrs_subscription_require_active(subscription);
 	if (cqrs_underway_is(subscription_id))
 		ereport(ERROR,
@@ -129,6 +123,8 @@ drain(int32 subscription_id, int partition)
 		if (error == NULL)
 		{
 			report_outage(subscription, &delivery);
+			if (cqrs_delivery_works(&delivery))
+				cqrs_failure_clear(subscription_id, partition);
 			total += delivery.nevents;
 			cqrs_pace_done(&pace, &delivery);
 			continue;
