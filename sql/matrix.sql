@@ -40,6 +40,7 @@ SELECT cqrs_subscribe('secret', ARRAY['secret']), cqrs_subscribe('secret_handled
 SELECT cqrs_create_command_queue();
 SELECT cqrs_enqueue('Closed', '{"secret": 1}') IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Closed', '{"secret": 1}', run_at => '2100-01-01') IS NOT NULL AS scheduled;
+SELECT cqrs_schedule('secret', '0 0 1 1 *', 'Closed', '{"secret": 1}');
 RESET ROLE;
 SELECT cqrs_create_command_queue('regress_cqrs_app');
 -- each subscription has a dead letter and an event that is to be retried
@@ -115,6 +116,9 @@ INSERT INTO calls (call, tells) VALUES
 	('cqrs_enqueue(''Chain'')', 'result IS NOT NULL'), ('cqrs_enqueue(''Open'', run_at => ''2100-01-01'')', 'result IS NOT NULL'),
 	('cqrs_create_command_queue(''regress_cqrs_boss'')', 'result'),
 	('cqrs_cancel_command((SELECT command_id FROM scheduled))', 'result'),
+	('cqrs_schedule(''new'', ''0 0 * * *'', ''Open'')', 'result'), ('cqrs_schedule(''secret'', ''0 1 * * *'', ''Open'', or_replace => true)', 'result'),
+	('cqrs_pause_schedule(''secret'')', 'result'), ('cqrs_resume_schedule(''secret'')', 'result IS NOT NULL'), ('cqrs_unschedule(''secret'')', 'result'),
+	('(SELECT array_agg(schedule) FROM cqrs_schedules)', 'result LIKE ''%secret%'''), ('(SELECT count(*) FROM cqrs_next_runs(''@daily''))', 'result'),
 	('cqrs.run_command(NULL)', 'result'),
 	-- events
 	('cqrs_emit(''open'', ''{}'')', 'result IS NOT NULL'), ('cqrs_emit(''secret'', ''{}'')', 'result IS NOT NULL'),
@@ -162,7 +166,7 @@ INSERT INTO calls (call, tells) VALUES
 	('(SELECT count(*) FROM cqrs.diagram_handler)', 'result IS NOT NULL'), ('(SELECT count(*) FROM cqrs.diagram_edge)', 'result IS NOT NULL'),
 	('cqrs_diagram()', 'result LIKE ''%closed%''');
 -- the id of a command that is boss's
-CREATE TABLE scheduled AS SELECT command_id FROM cqrs.scheduled_command;
+CREATE TABLE scheduled AS SELECT command_id FROM cqrs.scheduled_command WHERE schedule_id IS NULL;
 GRANT SELECT ON scheduled TO PUBLIC;
 CREATE FUNCTION called(role text, call text, tells text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE

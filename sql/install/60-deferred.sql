@@ -17,6 +17,7 @@
 -- headers       JSON object, or NULL: what its event's headers will say about what
 --               caused it
 -- enqueued_at   when it was enqueued
+-- schedule_id   of the schedule whose next run this is, or NULL
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.scheduled_command (
 	command_id		uuid		PRIMARY KEY,
@@ -26,11 +27,14 @@ CREATE TABLE cqrs.scheduled_command (
 	run_at			timestamptz	NOT NULL,
 	payload			jsonb		NOT NULL,
 	headers			jsonb,
-	enqueued_at		timestamptz	NOT NULL
+	enqueued_at		timestamptz	NOT NULL,
+	schedule_id		integer
 );
 CREATE INDEX scheduled_command_run_at ON cqrs.scheduled_command (run_at, command_id);
 COMMENT ON TABLE cqrs.scheduled_command IS 'commands that were enqueued for later';
 COMMENT ON INDEX cqrs.scheduled_command_run_at IS 'finds what is due';
+CREATE UNIQUE INDEX scheduled_command_schedule ON cqrs.scheduled_command (schedule_id) WHERE schedule_id IS NOT NULL;
+COMMENT ON INDEX cqrs.scheduled_command_schedule IS 'finds the next run of a schedule';
 SELECT pg_extension_config_dump('cqrs.scheduled_command', '');
 CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.scheduled_command
 	EXECUTE FUNCTION cqrs.refuse_write();
@@ -141,3 +145,123 @@ CREATE FUNCTION @extschema@.cqrs_enqueue_scheduled() RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_enqueue_scheduled() FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_enqueue_scheduled() IS 'puts commands whose time has come into the outbox, by hand';
+
+-- ----------------------------------------------------------------------
+-- cqrs.schedule: commands that are enqueued again and again. The next run of each
+-- is a row of cqrs.scheduled_command.
+--
+-- topic_id      the topic of the role that made it
+-- cron          when, as it was given
+-- time_zone     in which zone that is
+-- command_name  which command, with ...
+-- payload       ... this payload
+-- catch_up      what becomes of runs that were missed: none, one, all
+-- overlap       a run does not wait for the one before
+-- paused        it has no next run, until it is resumed
+-- created_at    when it was created
+-- ----------------------------------------------------------------------
+CREATE SEQUENCE cqrs.schedule_id AS integer;
+COMMENT ON SEQUENCE cqrs.schedule_id IS 'numbers schedules';
+CREATE TABLE cqrs.schedule (
+	schedule_id		integer		PRIMARY KEY DEFAULT nextval('cqrs.schedule_id'),
+	schedule		text		NOT NULL UNIQUE,
+	topic_id		integer		NOT NULL,
+	cron			text		NOT NULL,
+	time_zone		text		NOT NULL,
+	command_name	text		NOT NULL,
+	payload			jsonb		NOT NULL,
+	catch_up		text		NOT NULL,
+	overlap			boolean		NOT NULL,
+	paused			boolean		NOT NULL DEFAULT false,
+	created_at		timestamptz	NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE cqrs.schedule IS 'commands that are enqueued again and again';
+SELECT pg_extension_config_dump('cqrs.schedule_id', '');
+SELECT pg_extension_config_dump('cqrs.schedule', '');
+CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON cqrs.schedule
+	EXECUTE FUNCTION cqrs.refuse_write();
+ALTER TABLE cqrs.schedule ENABLE ALWAYS TRIGGER refuse_write;
+
+-- Has a command enqueued again and again, as by cqrs_enqueue() of the caller: its
+-- command queue executes it, as this role, with retries and dead letters. A run is
+-- enqueued once, whatever is killed. In its handler, cqrs_context() has the
+-- schedule's name as correlation id, and an id that follows from the schedule and
+-- the time that the run is for, which its event has as header occurred_at, too.
+--   schedule      name, 1 to 63 bytes
+--   cron          when: the five fields of crontab(5), minute (0 to 59), hour (0
+--                 to 23), day of the month (1 to 31), month (1 to 12, jan to dec) and
+--                 day of the week (0 to 7, sun to sat; 0 and 7 are Sunday), or
+--                 six, with the second (0 to 59) first. A field is a list, with
+--                 commas, of values, ranges (1-5) and * (all), each with a step
+--                 (*/15) or without. If both days are given, one of them is
+--                 enough. Or @yearly, @annually, @monthly, @weekly, @daily,
+--                 @midnight, @hourly. Where a clock is put forward, what it skips is
+--                 done at once after that; where it is put back, once. With * as
+--                 the hour, with a step or not, it goes on as if nothing was done to
+--                 the clock
+--   command_name  a registered command
+--   payload       JSON object, NULL: {}; must fit the handlers, as of now
+--   time_zone     in which zone the times are; NULL: UTC, whatever the session's is
+--   catch_up      when runs are late, as the server was down or the command queue's
+--                 topic locked: 'one', the default: of those that were missed, one
+--                 comes; 'all': each of them; 'none': none, that is none that is
+--                 more than a minute late
+--   overlap       false: a run waits for the one before; and while that waits to be
+--                 tried again, no further one is enqueued, unless catch_up is
+--                 'all'. Its key is the schedule's name. true: runs have no key
+--   or_replace    if there is a schedule of this name that is another, it becomes
+--                 this; a paused one stays paused
+-- Returns whether that changed anything: false if the same is there.
+-- Errors: 22023 cron, time_zone, catch_up, or a payload that is no object; 42710
+-- there is another one of this name; 42501 it is another role's; else as
+-- cqrs_enqueue(), OB001 the role has no command queue, among them; 22004, 42602,
+-- 42622 names.
+-- Locks: SHARE ROW EXCLUSIVE on cqrs.schedule, and that of the schedule, until the
+-- end of the transaction.
+-- Privileges: as for cqrs_enqueue(); to replace one, membership in the role that
+-- made it.
+CREATE FUNCTION @extschema@.cqrs_schedule(schedule text, cron text, command_name text, payload jsonb DEFAULT '{}',
+	time_zone text DEFAULT NULL, catch_up text DEFAULT 'one', overlap boolean DEFAULT false,
+	or_replace boolean DEFAULT false) RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_schedule(text, text, text, jsonb, text, text, boolean, boolean) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_schedule(text, text, text, jsonb, text, text, boolean, boolean) IS
+'has a command enqueued again and again';
+
+-- Removes a schedule. What it enqueued already stays.
+--   if_exists  one that does not exist is no error
+-- Returns false if it does not exist. Errors: 42704 does not exist; 42501 another
+-- role's. Locks: as cqrs_schedule().
+-- Privileges: membership in the role that made it.
+CREATE FUNCTION @extschema@.cqrs_unschedule(schedule text, if_exists boolean DEFAULT false) RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_unschedule(text, boolean) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_unschedule(text, boolean) IS 'removes a schedule';
+
+-- Has a schedule enqueue nothing, until cqrs_resume_schedule(). Runs that it would
+-- have had meanwhile are not made up for. Returns false if it was paused already.
+-- Errors, locks and privileges: as cqrs_unschedule().
+CREATE FUNCTION @extschema@.cqrs_pause_schedule(schedule text) RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_pause_schedule(text) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_pause_schedule(text) IS 'stops a schedule';
+
+-- Has a schedule go on, with the next run from now on; also one that has none
+-- because somebody removed what was scheduled. Returns false if it has one.
+-- Errors, locks and privileges: as cqrs_unschedule().
+CREATE FUNCTION @extschema@.cqrs_resume_schedule(schedule text) RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_resume_schedule(text) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_resume_schedule(text) IS 'has a schedule go on';
+
+-- The times that a cron expression means, to try it out.
+--   cron       as for cqrs_schedule()
+--   time_zone  likewise
+--   after      the first time is behind this; NULL: now
+--   max_runs   how many, 0 to 1000; NULL: 10
+-- Errors: 22023, 22004.
+CREATE FUNCTION @extschema@.cqrs_next_runs(cron text, time_zone text DEFAULT NULL, after timestamptz DEFAULT NULL,
+	max_runs integer DEFAULT 10) RETURNS SETOF timestamptz
+LANGUAGE C STABLE PARALLEL SAFE ROWS 10 AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_next_runs(text, text, timestamptz, integer) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_next_runs(text, text, timestamptz, integer) IS 'times that a cron expression means';

@@ -537,7 +537,7 @@ SELECT 'error', 'commands_late',
 	   format('%s commands whose time has come are not in the outbox, the first since %s%s.', c.commands, c.run_at,
 			  CASE WHEN c.owner IS NULL THEN ': nobody owns them' END),
 	   CASE WHEN c.owner IS NULL
-			THEN format('SELECT cqrs_cancel_command(command_id) FROM cqrs.scheduled_command WHERE topic_id = %s; -- or see owner_missing',
+			THEN format('SELECT cqrs_cancel_command(command_id) FROM cqrs.scheduled_command WHERE topic_id = %s AND schedule_id IS NULL; -- or see owner_missing',
 						c.topic_id)
 			ELSE 'See the server''s log, and who has locked the topic''s tables.' END,
 	   clock_timestamp() - c.run_at, NULL
@@ -549,6 +549,14 @@ FROM (SELECT d.topic_id, t.topic, o.owner, count(*) AS commands, min(d.run_at) A
 			ON st.topic_id = d.topic_id AND s.runs_commands
 	  LEFT JOIN LATERAL cqrs.subscription_owner(st.subscription_id) o ON true
 	  GROUP BY d.topic_id, t.topic, o.owner) c
+UNION ALL
+-- or will never be again
+SELECT 'error', 'schedule_stopped', format('schedule "%s"', d.schedule),
+	   format('It has no next run: either somebody removed that, or time zone "%s" is not known any more.', d.time_zone),
+	   format('SELECT cqrs_resume_schedule(%1$L); -- or cqrs_schedule() with another time zone, or cqrs_unschedule(%1$L)', d.schedule),
+	   NULL, NULL
+FROM cqrs.schedule d
+WHERE NOT d.paused AND NOT EXISTS (SELECT FROM cqrs.scheduled_command c WHERE c.schedule_id = d.schedule_id)
 UNION ALL
 -- a handler is not called
 SELECT 'warning', 'breaker_open', format('handler %s', b.handler),

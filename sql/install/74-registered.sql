@@ -92,7 +92,7 @@ UNION ALL
 SELECT e.event_id,
 	   e.event_name,
 	   q.owner,
-	   nullif(e.key, e.event_id::text),
+	   e.key,
 	   e.payload,
 	   CASE e.status WHEN 'retrying' THEN 'retrying' ELSE 'ready' END,
 	   e.emitted_at,
@@ -102,3 +102,31 @@ CROSS JOIN LATERAL @extschema@.cqrs_events(q.topic, 2147483647) e
 WHERE e.status IN ('new', 'retrying');
 GRANT SELECT ON @extschema@.cqrs_enqueued_commands TO PUBLIC;
 COMMENT ON VIEW @extschema@.cqrs_enqueued_commands IS 'commands that wait for their time, for their turn, or to be tried again';
+
+-- Schedules, of the roles that the reader is a member of; for members of pg_monitor,
+-- all.
+--   payload      NULL for who only watches
+--   owner        NULL: nobody, and nothing is enqueued
+--   state        active, paused, or stopped: it has no next run, though it is not
+--                paused; see schedule_stopped in cqrs_health()
+--   next_run_at  when the next run is
+CREATE VIEW @extschema@.cqrs_schedules WITH (security_barrier) AS
+SELECT d.schedule,
+	   d.cron,
+	   d.time_zone,
+	   d.command_name,
+	   CASE WHEN pg_has_role(current_user, o.owner, 'USAGE') THEN d.payload END AS payload,
+	   d.catch_up,
+	   d.overlap,
+	   pg_get_userbyid(o.owner) AS owner,
+	   CASE WHEN d.paused THEN 'paused' WHEN c.run_at IS NULL THEN 'stopped' ELSE 'active' END AS state,
+	   c.run_at AS next_run_at,
+	   d.created_at
+FROM cqrs.schedule d
+JOIN cqrs.subscription_topic st USING (topic_id)
+JOIN cqrs.subscription s ON s.subscription_id = st.subscription_id AND s.runs_commands
+CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
+LEFT JOIN cqrs.scheduled_command c USING (schedule_id)
+WHERE pg_has_role(current_user, o.owner, 'USAGE') OR pg_has_role(current_user, 'pg_monitor', 'USAGE');
+GRANT SELECT ON @extschema@.cqrs_schedules TO PUBLIC;
+COMMENT ON VIEW @extschema@.cqrs_schedules IS 'commands that are enqueued again and again';

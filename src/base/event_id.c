@@ -23,6 +23,7 @@
 #include <uuid/uuid.h>
 
 #include "catalog/pg_type.h"
+#include "common/hashfn.h"
 #include "port/pg_bswap.h"
 #include "utils/array.h"
 
@@ -78,6 +79,24 @@ cqrs_event_id_generate(TimestampTz now, pg_uuid_t *result)
 	words[0] = pg_hton64((uint64) last_ms << TIME_SHIFT | VERSION_7 |
 						 counter_high);
 	words[1] = pg_hton64(VARIANT_RFC | counter_low);
+	memcpy(result->data, words, UUID_LEN);
+}
+
+/*
+ * Make an id that follows from a time, from 1970 to 10889, and what it is the id
+ * of then: for the same, the same.
+ */
+void
+cqrs_event_id_derive(TimestampTz time, const char *what, pg_uuid_t *result)
+{
+	int64		unix_ms = (time + UNIX_EPOCH_OFFSET_USEC) / 1000;
+	uint64		words[2];
+
+	words[0] = hash_bytes_extended((const unsigned char *) what, strlen(what), 0);
+	words[1] = hash_bytes_extended((const unsigned char *) what, strlen(what), 1);
+	words[0] = pg_hton64((uint64) unix_ms << TIME_SHIFT | VERSION_7 |
+						 (words[0] & COUNTER_HIGH));
+	words[1] = pg_hton64(VARIANT_RFC | (words[1] & COUNTER_LOW));
 	memcpy(result->data, words, UUID_LEN);
 }
 

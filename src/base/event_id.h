@@ -16,6 +16,8 @@
 #define CQRS_UUID_TEXT_LEN	36
 
 extern void cqrs_event_id_generate(TimestampTz now, pg_uuid_t *result);
+extern void cqrs_event_id_derive(TimestampTz time, const char *what,
+								 pg_uuid_t *result);
 extern char *cqrs_uuid_text(const pg_uuid_t *uuid, char *text);
 
 /* Some ids, in order. */

@@ -54,7 +54,6 @@
 #define WINDOW_ENTRIES	(64 * 1024)
 
 static bool remove_scheduled(pg_uuid_t *command_id, TimestampTz *run_at);
-static bool is_command_of_user(int32 topic_id);
 static bool is_queue_of_user(const CqrsSubscription *queue);
 static bool find_scheduled(pg_uuid_t *command_id, Snapshot snapshot,
 						   ItemPointer tid, TimestampTz *run_at);
@@ -133,8 +132,8 @@ remove_scheduled(pg_uuid_t *command_id, TimestampTz *run_at)
  * Is the current user the owner of the commands for this topic, or a member of
  * that role?
  */
-static bool
-is_command_of_user(int32 topic_id)
+bool
+cqrs_command_is_own(int32 topic_id)
 {
 	CqrsTopic  *topic = cqrs_registry_topic_by_id(topic_id);
 
@@ -142,7 +141,8 @@ is_command_of_user(int32 topic_id)
 }
 
 /*
- * Find a scheduled command. Raises 42501 if it is not the user's.
+ * Find a scheduled command. Raises 42501 if it is not the user's, and 55000 if it
+ * is a schedule's.
  */
 static bool
 find_scheduled(pg_uuid_t *command_id, Snapshot snapshot, ItemPointer tid,
@@ -163,12 +163,18 @@ find_scheduled(pg_uuid_t *command_id, Snapshot snapshot, ItemPointer tid,
 	row = cqrs_scan_read(&scan, values, nulls);
 	if (row != NULL)
 	{
-		if (!is_command_of_user(DatumGetInt32(values[CQRS_SCHEDULED_TOPIC_ID - 1])))
+		if (!cqrs_command_is_own(DatumGetInt32(values[CQRS_SCHEDULED_TOPIC_ID - 1])))
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 					 errmsg("must be owner of command %s",
 							cqrs_uuid_text(command_id, id)),
 					 errhint("What it takes is membership in the role that enqueued it.")));
+		if (!nulls[CQRS_SCHEDULED_SCHEDULE_ID - 1])
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("command %s is the next run of a schedule",
+							cqrs_uuid_text(command_id, id)),
+					 errhint("Use cqrs_pause_schedule() or cqrs_unschedule().")));
 		*tid = row->t_self;
 		*run_at =
 			DatumGetTimestampTz(values[CQRS_SCHEDULED_RUN_AT - 1]);

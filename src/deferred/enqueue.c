@@ -58,9 +58,6 @@ static Datum answer_of_id(const pg_uuid_t *command_id);
 static Datum id_of_answer(Datum answer);
 static bool is_due(TimestampTz run_at, const char *command_name);
 static void check_options(FunctionCallInfo fcinfo, int arg);
-static void check_handlers(CqrsCommand *command, Datum payload);
-static const CqrsTopic *commands_topic(void);
-static void schedule(const CqrsEvent *event, TimestampTz run_at);
 
 PG_FUNCTION_INFO_V1(cqrs_enqueue);
 PG_FUNCTION_INFO_V1(cqrs_run_command);
@@ -84,7 +81,7 @@ cqrs_enqueue(PG_FUNCTION_ARGS)
 	command = cqrs_command_get(cqrs_name_arg(fcinfo, 0, "command"),
 							   CQRS_COMMAND);
 	payload = cqrs_command_payload_arg(fcinfo, command);
-	check_handlers(command, payload);
+	cqrs_enqueue_check(command, payload);
 	check_options(fcinfo, 5);
 	if (PG_ARGISNULL(4))
 		PG_RETURN_UUID_P(enqueue(fcinfo, command, payload));
@@ -106,7 +103,7 @@ enqueue(FunctionCallInfo fcinfo, const CqrsCommand *command, Datum payload)
 	pg_uuid_t  *command_id = palloc(sizeof(pg_uuid_t));
 	CqrsEvent	event = {0};
 
-	event.topic = commands_topic();
+	event.topic = cqrs_command_queue_topic();
 	event.emitted_at = GetCurrentTimestamp();
 	cqrs_event_id_generate(event.emitted_at, command_id);
 	event.event_id = UUIDPGetDatum(command_id);
@@ -119,7 +116,7 @@ enqueue(FunctionCallInfo fcinfo, const CqrsCommand *command, Datum payload)
 	if (PG_ARGISNULL(3) || is_due(PG_GETARG_TIMESTAMPTZ(3), command->name))
 		cqrs_event_write(&event);
 	else
-		schedule(&event, PG_GETARG_TIMESTAMPTZ(3));
+		cqrs_command_schedule(&event, PG_GETARG_TIMESTAMPTZ(3), 0);
 	return command_id;
 }
 
@@ -247,8 +244,8 @@ cqrs_run_command(PG_FUNCTION_ARGS)
  * handlers, and they take the payload. Raises 42883, 42501, and what payload.c
  * does.
  */
-static void
-check_handlers(CqrsCommand *command, Datum payload)
+void
+cqrs_enqueue_check(CqrsCommand *command, Datum payload)
 {
 	int			i;
 
@@ -267,8 +264,8 @@ check_handlers(CqrsCommand *command, Datum payload)
 /*
  * The topic of the current user's commands. Raises OB001 if there is none.
  */
-static const CqrsTopic *
-commands_topic(void)
+const CqrsTopic *
+cqrs_command_queue_topic(void)
 {
 	CqrsSubscription *queue = cqrs_registry_command_subscription(GetUserId());
 
@@ -282,10 +279,11 @@ commands_topic(void)
 }
 
 /*
- * Schedule a command of the current user.
+ * Schedule a command; it is a run of this schedule, unless that is 0.
  */
-static void
-schedule(const CqrsEvent *event, TimestampTz run_at)
+void
+cqrs_command_schedule(const CqrsEvent *event, TimestampTz run_at,
+					  int32 schedule_id)
 {
 	Datum		values[CQRS_SCHEDULED_COLUMNS];
 	bool		nulls[CQRS_SCHEDULED_COLUMNS] = {0};
@@ -302,6 +300,8 @@ schedule(const CqrsEvent *event, TimestampTz run_at)
 	nulls[CQRS_SCHEDULED_HEADERS - 1] = event->headers.isnull;
 	values[CQRS_SCHEDULED_ENQUEUED_AT - 1] =
 		TimestampTzGetDatum(event->emitted_at);
+	values[CQRS_SCHEDULED_SCHEDULE_ID - 1] = Int32GetDatum(schedule_id);
+	nulls[CQRS_SCHEDULED_SCHEDULE_ID - 1] = schedule_id == 0;
 
 	cqrs_row_insert(CQRS_REL_SCHEDULED_COMMAND, values, nulls);
 	cqrs_shmem_command_scheduled(run_at);

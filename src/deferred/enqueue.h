@@ -8,6 +8,9 @@
 #ifndef CQRS_ENQUEUE_H
 #define CQRS_ENQUEUE_H
 
+#include "log/event.h"
+#include "registry/entry.h"
+
 /* Columns of cqrs.scheduled_command. */
 enum
 {
@@ -19,7 +22,16 @@ enum
 	CQRS_SCHEDULED_PAYLOAD,
 	CQRS_SCHEDULED_HEADERS,
 	CQRS_SCHEDULED_ENQUEUED_AT,
-	CQRS_SCHEDULED_COLUMNS = CQRS_SCHEDULED_ENQUEUED_AT
+	CQRS_SCHEDULED_SCHEDULE_ID,
+	CQRS_SCHEDULED_COLUMNS = CQRS_SCHEDULED_SCHEDULE_ID
 };
+
+extern void cqrs_enqueue_check(CqrsCommand *command, Datum payload);
+extern const CqrsTopic *cqrs_command_queue_topic(void);
+extern void cqrs_command_schedule(const CqrsEvent *event, TimestampTz run_at,
+								  int32 schedule_id);
+
+/* cancel.c */
+extern bool cqrs_command_is_own(int32 topic_id);
 
 #endif							/* CQRS_ENQUEUE_H */

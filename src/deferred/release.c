@@ -33,7 +33,8 @@
  *
  * Locking
  *
- * We wait for nobody. A row that somebody has locked, say to cancel the
+ * We wait for nobody. A run of a schedule that is being changed is passed by, too,
+ * and looked at again a second later. A row that somebody has locked, say to cancel the
  * command, is passed by. Whoever cancels lowers next_run_at at the end of the
  * transaction, committed or not. The topic's segment is locked as by any
  * emitter, but only if that is possible at once; otherwise, the topic's
@@ -62,6 +63,7 @@
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
+#include "deferred/cron_schedule.h"
 #include "deferred/enqueue.h"
 #include "deferred/release.h"
 #include "emit/emit.h"
@@ -363,6 +365,8 @@ release_batch(Pass *tried, bool in_manager)
 	batch.max_commands = in_manager ? BATCH_COMMANDS : PG_INT64_MAX;
 	batch.deadline = !in_manager ? DT_NOEND :
 		TimestampTzPlusMilliseconds(cqrs_steady_now(), LONGEST_BATCH);
+	/* What this statement has done so far counts. */
+	CommandCounterIncrement();
 	batch.rel = table_open(cqrs_relation_oid(CQRS_REL_SCHEDULED_COMMAND),
 						   RowExclusiveLock);
 	batch.index = cqrs_index_open(batch.rel, CQRS_REL_SCHEDULED_COMMAND_RUN_AT,
@@ -451,7 +455,7 @@ release_range(ReleaseBatch *batch, int nkeys, ScanKey keys)
 
 /*
  * Release the command in the slot, if nobody else has it locked, and its topic
- * can be written to.
+ * can be written to. If it is a schedule's, its next run takes its place.
  */
 static void
 release(ReleaseBatch *batch)
@@ -463,18 +467,33 @@ release(ReleaseBatch *batch)
 	TM_FailureData failure;
 	bool	   *nulls;
 	Datum	   *values;
+	int32		schedule_id = 0;
+	CqrsDueRun	due = {.runs = true,.next = DT_NOEND};
 
+	oldcontext = MemoryContextSwitchTo(batch->per_command);
 	slot_getallattrs(slot);
 	values = slot->tts_values;
 	nulls = slot->tts_isnull;
 	current_topic = DatumGetInt32(values[CQRS_SCHEDULED_TOPIC_ID - 1]);
 	event.topic = find_topic(batch, current_topic, tried->run_at);
+	if (event.topic != NULL && !nulls[CQRS_SCHEDULED_SCHEDULE_ID - 1])
+	{
+		schedule_id = DatumGetInt32(values[CQRS_SCHEDULED_SCHEDULE_ID - 1]);
+		cqrs_due_run(schedule_id, tried->run_at, tried->now, &due);
+		if (due.locked)
+		{
+			tried->passed_from = Min(tried->passed_from, tried->run_at);
+			tried->locked = true;
+			event.topic = NULL;
+		}
+	}
 	if (event.topic == NULL ||
 		cqrs_table_delete(batch->rel, &slot->tts_tid,
 						  GetCurrentCommandId(true), batch->snapshot, false,
 						  &failure) != TM_Ok)
 	{
 		current_topic = 0;
+		MemoryContextSwitchTo(oldcontext);
 		return;
 	}
 
@@ -490,13 +509,19 @@ release(ReleaseBatch *batch)
 	event.headers.value = values[CQRS_SCHEDULED_HEADERS - 1];
 	event.headers.isnull = nulls[CQRS_SCHEDULED_HEADERS - 1];
 	event.payload.value = values[CQRS_SCHEDULED_PAYLOAD - 1];
-	oldcontext = MemoryContextSwitchTo(batch->per_command);
-	cqrs_event_write(&event);
+	if (due.runs)
+		cqrs_event_write(&event);
+	if (due.next != DT_NOEND)
+	{
+		event.event_id = UUIDPGetDatum(&due.next_id);
+		event.headers = due.next_headers;
+		cqrs_command_schedule(&event, due.next, schedule_id);
+	}
 	MemoryContextSwitchTo(oldcontext);
 	MemoryContextReset(batch->per_command);
 
 	current_topic = 0;
-	tried->released++;
+	tried->released += due.runs ? 1 : 0;
 	batch->max_commands--;
 
 	/* The manager knows itself whether it has committed. */

@@ -80,6 +80,7 @@ static const char *const relation_names[CQRS_RELATIONS] = {
 	[CQRS_REL_SCHEDULED_COMMAND] = "scheduled_command",
 	[CQRS_REL_SCHEDULED_COMMAND_PKEY] = "scheduled_command_pkey",
 	[CQRS_REL_SCHEDULED_COMMAND_RUN_AT] = "scheduled_command_run_at",
+	[CQRS_REL_SCHEDULE] = "schedule",
 	[CQRS_REL_IDEMPOTENCY_0] = "idempotency_0",
 	[CQRS_REL_IDEMPOTENCY_1] = "idempotency_1",
 	[CQRS_REL_IDEMPOTENCY_2] = "idempotency_2",
@@ -520,6 +521,7 @@ cqrs_srf_begin(FunctionCallInfo fcinfo, TupleDesc *tupdesc)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	MemoryContext oldcontext;
 	Tuplestorestate *store;
+	Oid			result_type;
 
 	if (rsinfo == NULL || !IsA(rsinfo, ReturnSetInfo) ||
 		(rsinfo->allowedModes & SFRM_Materialize) == 0)
@@ -528,9 +530,13 @@ cqrs_srf_begin(FunctionCallInfo fcinfo, TupleDesc *tupdesc)
 				 errmsg("set-valued function called in context that cannot accept a set")));
 
 	oldcontext = MemoryContextSwitchTo(rsinfo->econtext->ecxt_per_query_memory);
-	if (get_call_result_type(fcinfo, NULL, tupdesc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	*tupdesc = BlessTupleDesc(CreateTupleDescCopy(*tupdesc));
+	if (get_call_result_type(fcinfo, &result_type, tupdesc) == TYPEFUNC_COMPOSITE)
+		*tupdesc = BlessTupleDesc(CreateTupleDescCopy(*tupdesc));
+	else
+	{
+		*tupdesc = CreateTemplateTupleDesc(1);
+		TupleDescInitEntry(*tupdesc, 1, "value", result_type, -1, 0);
+	}
 	store = tuplestore_begin_heap((rsinfo->allowedModes & SFRM_Materialize_Random) != 0,
 								  false, work_mem);
 	rsinfo->returnMode = SFRM_Materialize;

@@ -85,6 +85,8 @@ cqrs_topic_drop(const CqrsTopic *topic)
 					   1, CQRS_INT4(topic->topic_id));
 	cqrs_admin_execute("DELETE FROM cqrs.scheduled_command WHERE topic_id = $1",
 					   1, CQRS_INT4(topic->topic_id));
+	cqrs_admin_execute("DELETE FROM cqrs.schedule WHERE topic_id = $1",
+					   1, CQRS_INT4(topic->topic_id));
 	cqrs_admin_execute("DELETE FROM cqrs.topic WHERE topic_id = $1",
 					   1, CQRS_INT4(topic->topic_id));
 	cqrs_admin_ddl("DROP VIEW IF EXISTS %s.%s", CQRS_TOPIC_SCHEMA,
