@@ -10,7 +10,7 @@ CREATE FUNCTION outbox(jsonb) RETURNS uuid LANGUAGE plpgsql AS $$BEGIN RETURN cq
 SELECT cqrs_register_command('Plain', 'plain(jsonb)'), cqrs_register_query('Ask', 'plain(jsonb)'),
 	   cqrs_register_command('Safe', 'safe(jsonb)'), cqrs_register_fallback('safe(jsonb)', 'plain(jsonb)'),
 	   cqrs_register_command('Fails', 'fails(jsonb)'), cqrs_register_fallback('fails(jsonb)', 'plain(jsonb)', max_failures => 0),
-	   cqrs_register_command('Chain', ARRAY['passes(jsonb)', 'plain(jsonb)']),
+	   cqrs_register_chain('Chain', ARRAY['passes(jsonb)', 'plain(jsonb)']),
 	   cqrs_register_event('heard'), cqrs_register_event_handler('heard', 'hears(jsonb)'),
 	   cqrs_register_command('Emits', 'emits(jsonb)'),
 	   cqrs_register_event('stored', 'stored'), cqrs_register_command('Outbox', 'outbox(jsonb)');

@@ -117,7 +117,7 @@ SELECT state, failures FROM cqrs_breaker_status WHERE handler LIKE '%again%';
 -- the same for a query, and in a chain, and each by itself
 CREATE FUNCTION ask(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT to_jsonb(1 / (c->>'by')::int)$$;
 SELECT cqrs_register_query('Ask', 'ask(jsonb)');
-SELECT cqrs_register_command('Chain', ARRAY['ask(jsonb)', 'steady(jsonb)']);
+SELECT cqrs_register_chain('Chain', ARRAY['ask(jsonb)', 'steady(jsonb)']);
 SELECT cqrs_register_fallback('ask(jsonb)', 'fails(jsonb)', excluded_sqlstates => '{}');
 SELECT cqrs_unregister_fallback('ask(jsonb)');
 SELECT cqrs_register_fallback('ask(jsonb)', 'steady(jsonb)', max_failures => 2, reset_after => '1 day');

@@ -31,7 +31,7 @@ BEGIN
 	END IF;
 	RETURN 'large';
 END $$;
-SELECT cqrs_register_command('Pay', ARRAY['small(jsonb)', 'medium(jsonb)', 'large(payment)']);
+SELECT cqrs_register_chain('Pay', ARRAY['small(jsonb)', 'medium(jsonb)', 'large(payment)']);
 SELECT command_name, kind, handlers FROM cqrs.command;
 -- what the handlers left behind of this dispatch
 CREATE FUNCTION dispatched(amount int, OUT answer text, OUT attempts text[], OUT events jsonb) LANGUAGE plpgsql AS $$
@@ -58,7 +58,7 @@ CREATE FUNCTION by_card(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT pay_by('
 CREATE FUNCTION by_transfer(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT pay_by('by_transfer', c)$$;
 CREATE FUNCTION by_cash(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT pay_by('by_cash', c)$$;
 CREATE FUNCTION by_default(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT pay_by('by_default', c)$$;
-SELECT cqrs_register_command('PayBy', ARRAY['by_card(jsonb)', 'by_transfer(jsonb)', 'by_cash(jsonb)', 'by_default(jsonb)']);
+SELECT cqrs_register_chain('PayBy', ARRAY['by_card(jsonb)', 'by_transfer(jsonb)', 'by_cash(jsonb)', 'by_default(jsonb)']);
 CREATE FUNCTION pay_by(means text, OUT answer jsonb, OUT card bigint, OUT transfer bigint, OUT cash bigint, OUT "default" bigint)
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -96,7 +96,7 @@ BEGIN
 	PERFORM 1 / (c->>'by')::int;
 	RETURN cqrs_next();
 END $$;
-SELECT cqrs_register_command('Picky', ARRAY['small(jsonb)', 'picky(jsonb)', 'medium(jsonb)']);
+SELECT cqrs_register_chain('Picky', ARRAY['small(jsonb)', 'picky(jsonb)', 'medium(jsonb)']);
 SELECT cqrs_send('Picky', '{"amount": 20, "by": 0}');
 \echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_send('Picky', '{"amount": 20, "by": 1}');
@@ -123,7 +123,7 @@ CREATE FUNCTION other_type(p money_payment) RETURNS text LANGUAGE sql AS $$
 	SELECT CASE WHEN p.amount = 7 THEN 'seven' ELSE cqrs_next()::text END
 $$;
 CREATE FUNCTION as_jsonb(c jsonb) RETURNS text LANGUAGE sql AS $$SELECT 'as jsonb ' || c::text$$;
-SELECT cqrs_register_command('Typed', ARRAY['nobody(payment)', 'other_type(money_payment)', 'as_jsonb(jsonb)']);
+SELECT cqrs_register_chain('Typed', ARRAY['nobody(payment)', 'other_type(money_payment)', 'as_jsonb(jsonb)']);
 SELECT cqrs_send(ROW(7)::payment);
 SELECT cqrs_send(ROW(8)::payment);
 SELECT cqrs_send(ROW(8)::money_payment);
@@ -138,7 +138,7 @@ BEGIN
 	PERFORM cqrs_next();
 	RETURN cqrs_send('Pay', c);
 END $$;
-SELECT cqrs_register_command('Outer', ARRAY['outer_next(jsonb)', 'outer_handler(jsonb)']);
+SELECT cqrs_register_chain('Outer', ARRAY['outer_next(jsonb)', 'outer_handler(jsonb)']);
 SELECT cqrs_send('Outer', '{"amount": 1000}');
 SELECT cqrs_send('Outer', '{"amount": 1}');
 -- passed on, whatever the handler does afterwards
@@ -151,7 +151,7 @@ BEGIN
 	END;
 	RETURN 'answer';
 END $$;
-SELECT cqrs_register_command('Caught', ARRAY['caught_next(jsonb)', 'as_jsonb(jsonb)']);
+SELECT cqrs_register_chain('Caught', ARRAY['caught_next(jsonb)', 'as_jsonb(jsonb)']);
 SELECT cqrs_send('Caught');
 
 -- only a handler of a chain can pass on
@@ -162,7 +162,7 @@ CREATE FUNCTION sends_alone(jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT cqrs_s
 CREATE FUNCTION ask_alone(jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT cqrs_query('AskAlone')$$;
 SELECT cqrs_register_command('Alone', 'alone(jsonb)');
 SELECT cqrs_register_query('AskAlone', 'alone(jsonb)');
-SELECT cqrs_register_command('SendsAlone', ARRAY['sends_alone(jsonb)', 'ask_alone(jsonb)']);
+SELECT cqrs_register_chain('SendsAlone', ARRAY['sends_alone(jsonb)', 'ask_alone(jsonb)']);
 SELECT cqrs_send('Alone');
 \echo :LAST_ERROR_SQLSTATE
 SELECT cqrs_query('AskAlone');
@@ -180,7 +180,7 @@ ALTER FUNCTION definer(jsonb) OWNER TO regress_cqrs_chain;
 CREATE FUNCTION invoker(jsonb) RETURNS text LANGUAGE sql AS $$
 	SELECT format('%s %s %s', current_user = session_user, current_setting('work_mem'), current_setting('cqrs.who'))
 $$;
-SELECT cqrs_register_command('Who', ARRAY['definer(jsonb)', 'invoker(jsonb)']);
+SELECT cqrs_register_chain('Who', ARRAY['definer(jsonb)', 'invoker(jsonb)']);
 SET work_mem = '3MB';
 SET cqrs.who = 'unchanged';
 SELECT cqrs_send('Who');
@@ -199,7 +199,7 @@ SELECT cqrs_query('Ask', '{"command": "Pay", "amount": 1}');
 SELECT cqrs_query('Ask', '{"command": "Caught"}');
 
 -- a handler in C
-SELECT cqrs_register_command('C', ARRAY['nobody(payment)', 'jsonb_typeof(jsonb)']);
+SELECT cqrs_register_chain('C', ARRAY['nobody(payment)', 'jsonb_typeof(jsonb)']);
 SELECT cqrs_send('C', '{"amount": 1}');
 
 -- nested in itself
@@ -210,14 +210,14 @@ BEGIN
 	END IF;
 	RETURN jsonb_build_array(c->'n', cqrs_send('Deeper', jsonb_build_object('n', (c->>'n')::int - 1)));
 END $$;
-SELECT cqrs_register_command('Deeper', ARRAY['deeper(jsonb)', 'as_jsonb(jsonb)']);
+SELECT cqrs_register_chain('Deeper', ARRAY['deeper(jsonb)', 'as_jsonb(jsonb)']);
 SELECT cqrs_send('Deeper', '{"n": 3}');
 
 -- and without end: an error through many subtransactions
 CREATE FUNCTION endless(jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT cqrs_send('Endless')$$;
 CREATE FUNCTION endless_plpgsql(jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$BEGIN RETURN cqrs_send('EndlessToo'); END$$;
-SELECT cqrs_register_command('Endless', ARRAY['endless(jsonb)', 'as_jsonb(jsonb)']);
-SELECT cqrs_register_command('EndlessToo', ARRAY['endless_plpgsql(jsonb)', 'as_jsonb(jsonb)']);
+SELECT cqrs_register_chain('Endless', ARRAY['endless(jsonb)', 'as_jsonb(jsonb)']);
+SELECT cqrs_register_chain('EndlessToo', ARRAY['endless_plpgsql(jsonb)', 'as_jsonb(jsonb)']);
 \set VERBOSITY terse
 SELECT cqrs_send('Endless');
 \echo :LAST_ERROR_SQLSTATE
@@ -232,7 +232,7 @@ BEGIN
 EXCEPTION WHEN OTHERS THEN
 	RETURN NULL;
 END $$;
-SELECT cqrs_register_command('Slow', ARRAY['slow(jsonb)', 'as_jsonb(jsonb)']);
+SELECT cqrs_register_chain('Slow', ARRAY['slow(jsonb)', 'as_jsonb(jsonb)']);
 SET statement_timeout = 10;
 SELECT cqrs_send('Slow');
 RESET statement_timeout;
@@ -246,7 +246,7 @@ EXCEPTION WHEN object_not_in_prerequisite_state THEN
 	RAISE WARNING '%', SQLERRM;
 END $$;
 CREATE FUNCTION drains(jsonb) RETURNS text LANGUAGE sql AS $$SELECT cqrs_drain('passing') || ' drained'$$;
-SELECT cqrs_register_event('passed', 'passed'), cqrs_register_command('Drains', ARRAY['drains(jsonb)', 'as_jsonb(jsonb)']);
+SELECT cqrs_register_event('passed', 'passed'), cqrs_register_chain('Drains', ARRAY['drains(jsonb)', 'as_jsonb(jsonb)']);
 SELECT cqrs_subscribe('passing', '{passed}', 'passes_too(cqrs_event)');
 SELECT cqrs_emit('passed', '{}') IS NOT NULL AS emitted;
 SELECT cqrs_send('Drains');
@@ -256,17 +256,17 @@ DROP FUNCTION passes_too;
 
 -- registering
 CREATE FUNCTION many(jsonb) RETURNS SETOF int LANGUAGE sql AS 'SELECT 1';
-SELECT cqrs_register_command('x', ARRAY['small(jsonb)', 'medium(jsonb)', 'small(jsonb)']);
+SELECT cqrs_register_chain('x', ARRAY['small(jsonb)', 'medium(jsonb)', 'small(jsonb)']);
 \echo :LAST_ERROR_SQLSTATE
-SELECT cqrs_register_command('x', ARRAY['small(jsonb)', NULL]);
-SELECT cqrs_register_command('x', NULL::text[]);
-SELECT cqrs_register_command('x', handlers => '{}');
+SELECT cqrs_register_chain('x', ARRAY['small(jsonb)', NULL]);
+SELECT cqrs_register_chain('x', NULL::text[]);
+SELECT cqrs_register_chain('x', handlers => '{}');
 \echo :LAST_ERROR_SQLSTATE
-SELECT cqrs_register_command('x', ARRAY[['small(jsonb)']]);
-SELECT cqrs_register_command('x', ARRAY['small(jsonb)', 'pg_sleep(float8)']);
-SELECT cqrs_register_command('x', ARRAY['small(jsonb)', 'many(jsonb)']);
-SELECT cqrs_register_command('x', ARRAY['small(jsonb)', 'not_there(jsonb)']);
-SELECT cqrs_register_command('x', '{small,large}'::text[]);
+SELECT cqrs_register_chain('x', ARRAY[['small(jsonb)']]);
+SELECT cqrs_register_chain('x', ARRAY['small(jsonb)', 'pg_sleep(float8)']);
+SELECT cqrs_register_chain('x', ARRAY['small(jsonb)', 'many(jsonb)']);
+SELECT cqrs_register_chain('x', ARRAY['small(jsonb)', 'not_there(jsonb)']);
+SELECT cqrs_register_chain('x', '{small,large}'::text[]);
 SELECT handlers FROM cqrs.command WHERE command_name = 'x';
 
 -- a handler that is gone: those before it still answer

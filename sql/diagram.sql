@@ -20,7 +20,7 @@ SELECT cqrs_register_event('user_joined', 'users'), cqrs_register_event('meeting
 	   cqrs_register_command('JoinMeeting', 'join_meeting(jsonb)'),
 	   cqrs_register_query('CountUsers', 'count_users(jsonb)'),
 	   cqrs_register_command('ListUsers', 'list_users(jsonb)'),
-	   cqrs_register_command('Pay', ARRAY['pay_by_card(jsonb)', 'pay_by_invoice(jsonb)']),
+	   cqrs_register_chain('Pay', ARRAY['pay_by_card(jsonb)', 'pay_by_invoice(jsonb)']),
 	   cqrs_register_fallback('pay_by_card(jsonb)', 'pay_later(jsonb)', '{08,57014}'),
 	   cqrs_register_fallback('greet(jsonb)', 'count_seats(jsonb)', max_failures => 0),
 	   cqrs_register_event_handler('user_joined', 'greet(jsonb)'),
@@ -56,7 +56,7 @@ SELECT cqrs_diagram(NULL) = cqrs_diagram() AS the_default;
 CREATE TABLE before AS SELECT cqrs_diagram() AS diagram;
 SELECT cqrs_unregister_command('Pay'), cqrs_unsubscribe('projection');
 SELECT cqrs_subscribe('projection', '{meetings,users}', 'project(cqrs_event)'),
-	   cqrs_register_command('Pay', ARRAY['pay_by_card(jsonb)', 'pay_by_invoice(jsonb)']);
+	   cqrs_register_chain('Pay', ARRAY['pay_by_card(jsonb)', 'pay_by_invoice(jsonb)']);
 SELECT diagram = cqrs_diagram() AS same FROM before;
 
 -- what just lies between is no way; and a fallback is shown where its handler is first

@@ -267,7 +267,7 @@ BEGIN
 	PERFORM cqrs_emit('b', '{"answered": true}'), say('answered');
 	RETURN NULL;
 END $$;
-SELECT cqrs_register_command('Chain', ARRAY['passes_on(jsonb)', 'answers(jsonb)']);
+SELECT cqrs_register_chain('Chain', ARRAY['passes_on(jsonb)', 'answers(jsonb)']);
 SELECT cqrs_send('Chain');
 SELECT logged();
 

@@ -120,8 +120,8 @@ END $$;
 CREATE FUNCTION passes_on(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT cqrs_emit('shipped', '{"n": 9}'); SELECT cqrs_next()$$;
 CREATE FUNCTION fails(c jsonb) RETURNS text LANGUAGE sql AS $$SELECT cqrs_emit('shipped', '{"n": 10}'); SELECT (1 / 0)::text$$;
 CREATE FUNCTION falls_back(c jsonb) RETURNS text LANGUAGE sql AS $$SELECT cqrs_emit('shipped', '{"n": 11}'); SELECT 'fallback'$$;
-SELECT cqrs_register_command('Try', 'tries(jsonb)'), cqrs_register_command('PassOn', ARRAY['passes_on(jsonb)', 'tries(jsonb)']),
-	   cqrs_register_command('Fail', ARRAY['passes_on(jsonb)', 'fails(jsonb)']),
+SELECT cqrs_register_command('Try', 'tries(jsonb)'), cqrs_register_chain('PassOn', ARRAY['passes_on(jsonb)', 'tries(jsonb)']),
+	   cqrs_register_chain('Fail', ARRAY['passes_on(jsonb)', 'fails(jsonb)']),
 	   cqrs_register_fallback('fails(jsonb)', 'falls_back(jsonb)', max_failures => 2, reset_after => '1 hour');
 SELECT c, answer, brief(events) FROM unnest(ARRAY['Try', 'PassOn', 'Fail']) c, cqrs_dry_run(c);
 
@@ -253,7 +253,7 @@ BEGIN
 	RETURN '"not reached"';
 END $$;
 SELECT cqrs_register_event_handler('ordered', 'on_ordered(cqrs_event)'), cqrs_register_event_handler('shipped', 'on_shipped(cqrs_event)'),
-	   cqrs_register_command('Nested', 'nested(jsonb)'), cqrs_register_command('Chain', ARRAY['chained(jsonb)', 'nothing(jsonb)']);
+	   cqrs_register_command('Nested', 'nested(jsonb)'), cqrs_register_chain('Chain', ARRAY['chained(jsonb)', 'nothing(jsonb)']);
 TRUNCATE log;
 SELECT cqrs_send('Place', '{"id": 10}');
 SELECT line FROM log ORDER BY n;

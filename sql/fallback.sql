@@ -183,7 +183,7 @@ BEGIN
 	INSERT INTO attempt (who) VALUES ('last');
 	RETURN '"last"';
 END $$;
-SELECT cqrs_register_command('Chain', ARRAY['first(jsonb)', 'last(jsonb)']);
+SELECT cqrs_register_chain('Chain', ARRAY['first(jsonb)', 'last(jsonb)']);
 SELECT cqrs_register_fallback('first(jsonb)', 'instead(jsonb)', max_failures => 0);
 SELECT payload, d.answer, d.attempts
 FROM unnest(ARRAY['{}', '{"pass": 1}', '{"fail": 1}', '{"pass": 1, "fail": 1}', '{"fail": 1, "pass_instead": 1}',

@@ -118,7 +118,7 @@ CREATE FUNCTION answer_large(jsonb) RETURNS text LANGUAGE sql AS $$
 	INSERT INTO item (n) VALUES (30);
 	SELECT string_agg(md5(i::text), '') FROM generate_series(1, 1000) i
 $$;
-SELECT cqrs_register_command('Large', ARRAY['pass_on(jsonb)', 'answer_large(jsonb)']);
+SELECT cqrs_register_chain('Large', ARRAY['pass_on(jsonb)', 'answer_large(jsonb)']);
 SELECT cqrs_send('Large', '{}', 'n') = cqrs_send('Large', '{}', 'n') AS same, length(cqrs_send('Large', '{}', 'n')::text);
 SELECT count(*) FROM item WHERE n = 30;
 

@@ -182,7 +182,7 @@ DECLARE
 BEGIN
 	FOREACH call IN ARRAY ARRAY[
 		$x$cqrs_register_command('Temp', 'pg_temp.handle(jsonb)')$x$,
-		$x$cqrs_register_command('Temp', ARRAY['cmd(jsonb)', 'pg_temp.handle(jsonb)'])$x$,
+		$x$cqrs_register_chain('Temp', ARRAY['cmd(jsonb)', 'pg_temp.handle(jsonb)'])$x$,
 		$x$cqrs_register_command('Temp', 'of_temp(pg_temp.t)')$x$,
 		$x$cqrs_register_command('Temp', 'to_temp(jsonb)')$x$,
 		$x$cqrs_register_query('Temp', 'pg_temp.handle(jsonb)')$x$,

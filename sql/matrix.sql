@@ -25,7 +25,7 @@ GRANT EXECUTE ON FUNCTION open, tells, streams TO regress_cqrs_app;
 SELECT cqrs_register_event('open', 'open'), cqrs_register_event('secret', 'secret');
 SELECT cqrs_register_command('Open', 'open(jsonb)'), cqrs_register_command('Closed', 'closed(jsonb)'),
 	cqrs_register_command('Tells', 'tells(jsonb)'), cqrs_register_command('ClosedOf', 'closed_of(closed_type)'),
-	cqrs_register_command('Chain', ARRAY['open(jsonb)', 'closed(jsonb)']),
+	cqrs_register_chain('Chain', ARRAY['open(jsonb)', 'closed(jsonb)']),
 	cqrs_register_command('Streams', 'streams(jsonb)'), cqrs_register_command('StreamsClosed', 'streams_closed(jsonb)'),
 	cqrs_register_query('AskOpen', 'open(jsonb)'), cqrs_register_query('AskClosed', 'closed(jsonb)');
 GRANT SELECT, INSERT ON cqrs_topics.open TO regress_cqrs_app;

@@ -239,7 +239,7 @@ BEGIN
 	RAISE 'failed';
 END $$;
 CREATE FUNCTION instead(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT say('instead'); SELECT '"instead"'::jsonb$$;
-SELECT cqrs_register_command('Chain', ARRAY['first(jsonb)', 'fails(jsonb)']);
+SELECT cqrs_register_chain('Chain', ARRAY['first(jsonb)', 'fails(jsonb)']);
 SELECT cqrs_register_fallback('fails(jsonb)', 'instead(jsonb)', max_failures => 0);
 SELECT cqrs_send('Chain');
 SELECT logged();

@@ -60,7 +60,7 @@ BEGIN
 	RAISE 'always' USING ERRCODE = '22012';
 END $$;
 SELECT cqrs_register_command('Plain', 'level(jsonb)'),
-	   cqrs_register_command('Chain', ARRAY['pass_on(jsonb)', 'level(jsonb)']),
+	   cqrs_register_chain('Chain', ARRAY['pass_on(jsonb)', 'level(jsonb)']),
 	   cqrs_register_command('Guarded', 'guarded(jsonb)'),
 	   cqrs_register_fallback('guarded(jsonb)', 'instead(jsonb)', '{08}'),
 	   cqrs_register_command('Instead', 'fails(jsonb)'),
@@ -190,7 +190,7 @@ CREATE FUNCTION pass_with_settings(c jsonb) RETURNS jsonb LANGUAGE sql SET work_
 $$;
 SELECT cqrs_register_command('Settings', 'settings(jsonb)'), cqrs_register_command('WithSettings', 'with_settings(jsonb)'),
 	   cqrs_register_command('AroundSettings', 'around_settings(jsonb)'),
-	   cqrs_register_command('PassSettings', ARRAY['pass_with_settings(jsonb)', 'settings(jsonb)']);
+	   cqrs_register_chain('PassSettings', ARRAY['pass_with_settings(jsonb)', 'settings(jsonb)']);
 SET DateStyle = 'ISO, MDY';
 SET work_mem = '3MB';
 BEGIN;
@@ -213,7 +213,7 @@ RESET work_mem;
 SELECT cqrs_unregister_event_handler('noted', 'on_noted_who(jsonb)'), cqrs_register_event_handler('noted', 'on_noted(jsonb)');
 CREATE FUNCTION leaf(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT note(c->>'line'); SELECT c->'line'$$;
 CREATE FUNCTION leaf_fails(c jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT note('fails'); SELECT to_jsonb(1 / length(c->>'none'))$$;
-SELECT cqrs_register_command('Leaf', ARRAY['pass_on(jsonb)', 'leaf_fails(jsonb)']),
+SELECT cqrs_register_chain('Leaf', ARRAY['pass_on(jsonb)', 'leaf_fails(jsonb)']),
 	   cqrs_register_fallback('leaf_fails(jsonb)', 'leaf(jsonb)', '{22}', max_failures => 0);
 CREATE FUNCTION send(line text, key text DEFAULT NULL) RETURNS jsonb LANGUAGE sql AS $$
 	SELECT cqrs_send('Leaf', jsonb_build_object('line', line, 'none', ''), key)

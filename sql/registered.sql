@@ -35,17 +35,17 @@ SELECT try(call) FROM unnest(ARRAY[
 	$$cqrs_register_command('C', 'handle')$$,
 	$$cqrs_register_command('C', 'public.handle')$$,
 	$$cqrs_register_command('C', 'handle(jsonb)')$$,
-	$$cqrs_register_command('C', ARRAY['handle'])$$,
+	$$cqrs_register_chain('C', ARRAY['handle'])$$,
 	$$cqrs_register_command('C', 'handle', or_replace => true)$$,
 	$$cqrs_register_command('C', 'handle', or_replace => NULL)$$,
 	$$cqrs_register_command('C', 'other')$$,
 	$$cqrs_register_command('C', 'other', or_replace => NULL)$$,
-	$$cqrs_register_command('C', ARRAY['handle', 'other'])$$,
+	$$cqrs_register_chain('C', ARRAY['handle', 'other'])$$,
 	$$cqrs_register_command('C', 'rows')$$,
 	$$cqrs_register_command('C', 'other', or_replace => true)$$,
-	$$cqrs_register_command('C', ARRAY['other', 'handle'], or_replace => true)$$,
-	$$cqrs_register_command('C', ARRAY['other', 'handle'])$$,
-	$$cqrs_register_command('C', ARRAY['handle', 'other'])$$,
+	$$cqrs_register_chain('C', ARRAY['other', 'handle'], or_replace => true)$$,
+	$$cqrs_register_chain('C', ARRAY['other', 'handle'])$$,
+	$$cqrs_register_chain('C', ARRAY['handle', 'other'])$$,
 	$$cqrs_register_command('C', 'rows', or_replace => true)$$,
 	$$cqrs_register_command('C', 'rows')$$,
 	-- queries share their names with commands, but misfit becomes the other
@@ -117,7 +117,7 @@ SELECT xmin::text = :'before' FROM cqrs.command WHERE command_name = 'C';
 -- ----------------------------------------------------------------------
 -- What the lists say, everybody may see; and it registers the same elsewhere
 -- ----------------------------------------------------------------------
-SELECT cqrs_register_command('Chain', ARRAY['handle', 'other']), cqrs_register_command('Odd', '"rows"');
+SELECT cqrs_register_chain('Chain', ARRAY['handle', 'other']), cqrs_register_command('Odd', '"rows"');
 CREATE ROLE regress_cqrs_nobody;
 SET ROLE regress_cqrs_nobody;
 \pset tuples_only off
@@ -128,7 +128,7 @@ SELECT * FROM cqrs_fallbacks;
 SELECT * FROM cqrs_middleware ORDER BY turn;
 \pset tuples_only on
 RESET ROLE;
-SELECT bool_or(CASE kind WHEN 'query' THEN cqrs_register_query(command_name, handlers[1]) ELSE cqrs_register_command(command_name, handlers) END)
+SELECT bool_or(CASE kind WHEN 'query' THEN cqrs_register_query(command_name, handlers[1]) ELSE cqrs_register_chain(command_name, handlers) END)
 FROM cqrs_commands WHERE kind <> 'stream';
 SELECT bool_or(cqrs_register_command(command_name, handlers[1])) FROM cqrs_commands WHERE kind = 'stream';
 SELECT bool_or(cqrs_register_event(event_name, topic, payload_type)) FROM cqrs_event_types;
@@ -214,14 +214,22 @@ SELECT try(call) FROM unnest(ARRAY[
 	$$cqrs_register_command('N', handlers[1]) FROM cqrs_commands WHERE command_name = 'N'$$,
 	-- whatever a driver gives
 	$$cqrs_register_command('N'::varchar, 'handle'::varchar, true)$$,
-	$$cqrs_register_command('N'::text, ARRAY['handle']::varchar[])$$,
+	$$cqrs_register_chain('N'::text, ARRAY['handle']::varchar[])$$,
 	$$cqrs_register_query('V', 'handle'::varchar(20))$$,
 	$$cqrs_register_command('N', 'handle(jsonb)'::regprocedure::text)$$,
 	$$cqrs_register_command('N', 'handle(jsonb)'::regprocedure)$$,
 	$$cqrs_register_event('e', 't'::varchar), cqrs_register_event_handler('e', 'handle'::varchar)$$,
+	$$cqrs_register_event('of_thing', 't'::varchar, 'thing'::varchar)$$,
+	$$cqrs_register_event('of_thing', 't', 'public.thing')$$,
+	$$cqrs_register_event('of_thing', 't', ' "public" . thing ')$$,
+	$$cqrs_register_event('of_thing', 't', 'pg_catalog.jsonb')$$,
+	$$cqrs_register_event('of_nothing', 't', 'nothing')$$,
+	$$cqrs_register_event('of_nothing', 't', 'nowhere.thing')$$,
+	$$cqrs_register_event('of_nothing', 't', 'thing[]')$$,
+	$$cqrs_register_event('of_nothing', 't', 'thing,')$$,
 	$$cqrs_register_fallback('handle'::varchar, 'other'::varchar)$$,
 	$$cqrs_register_middleware('around'::varchar), cqrs_unregister_middleware('around'::varchar)$$]) call;
-PREPARE register AS SELECT cqrs_register_command($1, $2), cqrs_register_command($1, $2::varchar), cqrs_register_command($1, ARRAY[$2]);
+PREPARE register AS SELECT cqrs_register_command($1, $2), cqrs_register_command($1, $2::varchar), cqrs_register_chain($1, ARRAY[$2]);
 EXECUTE register('N', 'handle');
 SELECT try(call) FROM unnest(ARRAY[
 	-- several, none, one that is none
@@ -248,6 +256,7 @@ SELECT try(call) FROM unnest(ARRAY[
 	$$cqrs_register_command('N', 'a.b.c.d', true)$$,
 	$$cqrs_register_command('N', 'handle(', true)$$,
 	$$cqrs_register_command('N', '{handle,other}', true)$$,
+	$$cqrs_register_chain('N', '{handle,two}', true)$$,
 	$$cqrs_register_query('N2', 'rows')$$,
 	$$cqrs_register_query('N2', 'two')$$,
 	-- other places take other types

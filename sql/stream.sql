@@ -67,7 +67,7 @@ SELECT cqrs_stream('NoSuchStream');
 SELECT cqrs_stream(NULL);
 SELECT cqrs_stream('Sql', '[]');
 SELECT cqrs_stream('Table', '{"row": 1}');
-SELECT cqrs_register_command('x', ARRAY['one(jsonb)', 'sql_rows(jsonb)']);
+SELECT cqrs_register_chain('x', ARRAY['one(jsonb)', 'sql_rows(jsonb)']);
 
 -- what was emitted for a row is in the outbox when the caller has it, and no
 -- more than that
@@ -116,7 +116,7 @@ BEGIN
 	RAISE NOTICE '%', result;
 	RETURN 'not the answer';
 END $$;
-SELECT cqrs_register_command('Reads', ARRAY['reads(jsonb)', 'one(jsonb)']);
+SELECT cqrs_register_chain('Reads', ARRAY['reads(jsonb)', 'one(jsonb)']);
 SELECT cqrs_send('Reads');
 BEGIN;
 DECLARE c CURSOR FOR SELECT cqrs_stream('Steps', '{"fail": 3}');

@@ -159,22 +159,23 @@ ALTER TABLE cqrs.event_type ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS TR
 --   topic         where its events go, unless cqrs_emit() says otherwise; NULL:
 --                 nowhere but to their handlers
 --   payload_type  jsonb: any JSON object; a composite type: an object with
---                 these keys and values that convert to their types
+--                 these keys and values that convert to their types. Named as
+--                 type or schema.type, in the search_path
 --   or_replace    an event type of that name that is there gets this topic and
 --                 payload type; it keeps its handlers
 -- Returns whether anything changed: not if it is registered so. A payload type that
 -- was dropped is the same as the one that is given.
 -- Errors: 42710 registered already with another topic or payload type; 42804
--- another kind of type; 42704 no such type; 42P13 one of its handlers does not take
+-- another kind of type; 42704 no such type; 42601 no name of a type; 42P13 one of its handlers does not take
 -- that type; 22004, 42602, 42622 names.
 -- Locks: SHARE ROW EXCLUSIVE on cqrs.event_type; those of cqrs_create_topic(), if
 -- the topic is not there.
 -- Privileges: EXECUTE, not granted to PUBLIC.
 CREATE FUNCTION @extschema@.cqrs_register_event(event_name text, topic text DEFAULT NULL,
-	payload_type regtype DEFAULT 'jsonb', or_replace boolean DEFAULT false) RETURNS boolean
+	payload_type text DEFAULT 'jsonb', or_replace boolean DEFAULT false) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_register_event(text, text, regtype, boolean) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_register_event(text, text, regtype, boolean) IS 'registers an event type';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_register_event(text, text, text, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_register_event(text, text, text, boolean) IS 'registers an event type';
 
 -- Removes an event type and its handlers; its events stay.
 --   if_exists  if there is none, that is no error

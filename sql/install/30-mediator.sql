@@ -60,15 +60,17 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_register_command(text, text, boolean) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_register_command(text, text, boolean) IS 'binds a command to its handler';
 
--- The same with several handlers, a chain: they are tried in their order, until
+-- Binds a command to a chain of handlers: they are tried in their order, until
 -- one does not call cqrs_next().
---   handlers  as of a handler above, but none returns a set
--- Errors: as above; 42710 the same handler twice; 22004, 2202E handlers.
-CREATE FUNCTION @extschema@.cqrs_register_command(command_name text, handlers text[], or_replace boolean DEFAULT false)
+--   handlers    as the handler of cqrs_register_command(), but none returns a set
+--   or_replace  another handler, or chain, takes the place of the one that is there
+-- Result, locks and privileges: as cqrs_register_command().
+-- Errors: as there; 42710 the same handler twice; 22004, 2202E handlers.
+CREATE FUNCTION @extschema@.cqrs_register_chain(command_name text, handlers text[], or_replace boolean DEFAULT false)
 RETURNS boolean
-LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_register_chain';
-REVOKE ALL ON FUNCTION @extschema@.cqrs_register_command(text, text[], boolean) FROM PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_register_command(text, text[], boolean) IS 'binds a command to a chain of handlers';
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+REVOKE ALL ON FUNCTION @extschema@.cqrs_register_chain(text, text[], boolean) FROM PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_register_chain(text, text[], boolean) IS 'binds a command to a chain of handlers';
 
 -- Binds a query to its handler.
 --   query_name  name, 1 to 63 bytes

@@ -23,11 +23,12 @@ COMMENT ON VIEW @extschema@.cqrs_commands IS 'registered commands and queries';
 
 -- Event types. Privileges: SELECT, granted to PUBLIC.
 --   topic         NULL: its events are for their handlers only
---   payload_type  jsonb or a composite type; a number: it was dropped
+--   payload_type  schema.type; a number: it was dropped
 CREATE VIEW @extschema@.cqrs_event_types AS
-SELECT e.event_name, t.topic, e.payload_type
+SELECT e.event_name, t.topic, CASE WHEN p.oid IS NULL THEN e.payload_type::oid::text ELSE format('%I.%I', n.nspname, p.typname) END AS payload_type
 FROM cqrs.event_type e
-LEFT JOIN cqrs.topic t USING (topic_id);
+LEFT JOIN cqrs.topic t USING (topic_id)
+LEFT JOIN (pg_type p JOIN pg_namespace n ON n.oid = p.typnamespace) ON p.oid = e.payload_type;
 GRANT SELECT ON @extschema@.cqrs_event_types TO PUBLIC;
 COMMENT ON VIEW @extschema@.cqrs_event_types IS 'registered event types';
 

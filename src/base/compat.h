@@ -17,6 +17,7 @@
 #include "catalog/pg_proc.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
+#include "parser/parse_type.h"
 #include "postmaster/bgworker.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
@@ -26,6 +27,10 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/regproc.h"
+
+#if PG_VERSION_NUM >= 160000
+#include "nodes/miscnodes.h"
+#endif
 
 #if PG_VERSION_NUM < 140000
 #error "cqrs_outbox needs PostgreSQL 14 or newer"
@@ -65,6 +70,23 @@ cqrs_qualified_name_list(const char *string)
 #else
 	return stringToQualifiedNameList(string);
 #endif
+}
+
+/* The same; a type that is not there is InvalidOid. */
+static inline Oid
+cqrs_type_of_name(const char *name)
+{
+	Oid			typid = InvalidOid;
+	int32		typmod;
+#if PG_VERSION_NUM >= 160000
+	ErrorSaveContext missing = {T_ErrorSaveContext};
+
+	if (!parseTypeString(name, &typid, &typmod, (Node *) &missing))
+		return InvalidOid;
+#else
+	parseTypeString(name, &typid, &typmod, true);
+#endif
+	return typid;
 }
 
 /* 17 added index_insert_cleanup(). */

@@ -93,7 +93,7 @@ cqrs_register_command(PG_FUNCTION_ARGS)
 }
 
 /*
- * cqrs_register_command(command_name, handlers, or_replace)
+ * cqrs_register_chain(command_name, handlers, or_replace)
  */
 Datum
 cqrs_register_chain(PG_FUNCTION_ARGS)
@@ -104,7 +104,7 @@ cqrs_register_chain(PG_FUNCTION_ARGS)
 	bool	   *nulls;
 	int			nhandlers;
 
-	cqrs_require_writable("cqrs_register_command()");
+	cqrs_require_writable("cqrs_register_chain()");
 	cqrs_name_check("command", name);
 	cqrs_arg_required(fcinfo, 1, "handlers", "command", name);
 	array = PG_GETARG_ARRAYTYPE_P(1);

@@ -14,7 +14,6 @@
 
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
-#include "utils/syscache.h"
 
 #include "extension/admin.h"
 #include "extension/catalog.h"
@@ -28,7 +27,7 @@
 #define LOCK_EVENT_TYPES \
 	"LOCK TABLE cqrs.event_type IN SHARE ROW EXCLUSIVE MODE"
 
-static void check_payload_type(const char *name, Oid payload_type);
+static Oid	payload_type_arg(FunctionCallInfo fcinfo, int n, const char *name);
 static void check_handlers(const char *name, Oid payload_type);
 static void set_place(CqrsPlace *place, const char *name,
 					  const Oid *payload_type);
@@ -56,13 +55,13 @@ cqrs_register_event(PG_FUNCTION_ARGS)
 		.replace = "UPDATE cqrs.event_type SET topic_id = $2, payload_type = $3, registered_at = now() WHERE event_name = $1"
 	};
 	char	   *name = cqrs_name_arg(fcinfo, 0, "event");
-	Oid			payload_type = PG_ARGISNULL(2) ? JSONBOID : PG_GETARG_OID(2);
+	Oid			payload_type;
 	bool		or_replace = cqrs_flag_arg(fcinfo, 3);
 	int32		topic_id = 0;
 
 	cqrs_require_writable("cqrs_register_event()");
 	cqrs_name_check("event", name);
-	check_payload_type(name, payload_type);
+	payload_type = payload_type_arg(fcinfo, 2, name);
 
 	cqrs_admin_run(LOCK_EVENT_TYPES, 0);
 	if (or_replace)
@@ -210,16 +209,26 @@ cqrs_event_type_check_handler(const CqrsEventType *event_type,
 }
 
 /*
- * Can an event have payloads of this type? Raises 42704 or 42804.
+ * The type that an argument names, for payloads of an event; jsonb if it is not
+ * given. Raises 42704 there is none in the search_path; 42804 it cannot be one of
+ * payloads; 42601 what is wrong with the name.
  */
-static void
-check_payload_type(const char *name, Oid payload_type)
+static Oid
+payload_type_arg(FunctionCallInfo fcinfo, int n, const char *name)
 {
-	if (!SearchSysCacheExists1(TYPEOID, ObjectIdGetDatum(payload_type)))
+	char	   *type_name;
+	Oid			payload_type;
+
+	if (PG_ARGISNULL(n))
+		return JSONBOID;
+	type_name = text_to_cstring(PG_GETARG_TEXT_PP(n));
+	payload_type = cqrs_type_of_name(type_name);
+	if (!OidIsValid(payload_type))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("payload type of event \"%s\" does not exist", name),
-				 errdetail("There is no type with OID %u.", payload_type)));
+				 errmsg("payload type \"%s\" of event \"%s\" does not exist",
+						type_name, name),
+				 errhint("It is looked for in the schemas of search_path. Name it with its schema if it is in another one.")));
 	if (payload_type != JSONBOID &&
 		!cqrs_payload_type_is_composite(payload_type))
 		ereport(ERROR,
@@ -233,6 +242,7 @@ check_payload_type(const char *name, Oid payload_type)
 				 errmsg("payload of event \"%s\" cannot be of type %s", name,
 						format_type_be(payload_type)),
 				 errdetail("The type is in a temporary schema.")));
+	return payload_type;
 }
 
 /*

@@ -64,10 +64,11 @@ public class WithJdbc {
 		Object topics = connection.createArrayOf("text", new String[] {"meetings"});
 
 		run("event", "SELECT cqrs_register_event(?, ?)", "joined", "meetings");
+		run("event", "SELECT cqrs_register_event(?, ?, ?)", "typed", null, "named");
 		for (int i = 0; i < 2; i++)
 			run("command", "SELECT cqrs_register_command(?, ?, ?)", "Join", "join_meeting", null);
 		Object handlers = connection.createArrayOf("text", new String[] {"join_meeting", "pass_on"});
-		run("chain", "SELECT cqrs_register_command(?, ?)", "Chain", handlers);
+		run("chain", "SELECT cqrs_register_chain(?, ?)", "Chain", handlers);
 		run("subscribe", "SELECT cqrs_subscribe(?, ?, ?, retry_delay => ?)",
 			"handled", topics, "ignore", new PGInterval("1 second"));
 		run("subscribe", "SELECT cqrs_subscribe(?, ?, ?, ?, ?, ?, ?)",

@@ -30,9 +30,10 @@ async def main():
     connection = await asyncpg.connect(os.environ["DATABASE_URL"])
 
     await run("event", "SELECT cqrs_register_event($1, $2)", "joined", "meetings")
+    await run("event", "SELECT cqrs_register_event($1, $2, $3)", "typed", None, "named")
     for _ in range(2):
         await run("command", "SELECT cqrs_register_command($1, $2, $3)", "Join", "join_meeting", None)
-    await run("chain", "SELECT cqrs_register_command($1, $2::text[])", "Chain", ["join_meeting", "pass_on"])
+    await run("chain", "SELECT cqrs_register_chain($1, $2)", "Chain", ["join_meeting", "pass_on"])
     await run("subscribe", "SELECT cqrs_subscribe($1, $2, $3, retry_delay => $4)",
               "handled", ["meetings"], "ignore", datetime.timedelta(seconds=1))
     await run("subscribe", "SELECT cqrs_subscribe($1, $2, $3, $4, $5, $6, $7)",

@@ -25,9 +25,10 @@ async function main() {
 	await client.connect();
 
 	await run('event', 'SELECT cqrs_register_event($1, $2)', 'joined', 'meetings');
+	await run('event', 'SELECT cqrs_register_event($1, $2, $3)', 'typed', null, 'named');
 	for (let i = 0; i < 2; i++)
 		await run('command', 'SELECT cqrs_register_command($1, $2, $3)', 'Join', 'join_meeting', null);
-	await run('chain', 'SELECT cqrs_register_command($1, $2::text[])', 'Chain', ['join_meeting', 'pass_on']);
+	await run('chain', 'SELECT cqrs_register_chain($1, $2)', 'Chain', ['join_meeting', 'pass_on']);
 	await run('subscribe', 'SELECT cqrs_subscribe($1, $2, $3, retry_delay => $4)',
 		'handled', ['meetings'], 'ignore', '1 s');
 	await run('subscribe', 'SELECT cqrs_subscribe($1, $2, $3, $4, $5, $6, $7)',

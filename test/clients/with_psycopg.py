@@ -27,9 +27,10 @@ def run(label, sql, *arguments):
 
 
 run("event", "SELECT cqrs_register_event(%s, %s)", "joined", "meetings")
+run("event", "SELECT cqrs_register_event(%s, %s, %s)", "typed", None, "named")
 for _ in range(2):
     run("command", "SELECT cqrs_register_command(%s, %s, %s)", "Join", "join_meeting", None)
-run("chain", "SELECT cqrs_register_command(%s, %s::text[])", "Chain", ["join_meeting", "pass_on"])
+run("chain", "SELECT cqrs_register_chain(%s, %s)", "Chain", ["join_meeting", "pass_on"])
 run("subscribe", "SELECT cqrs_subscribe(%s, %s, %s, retry_delay => %s)",
     "handled", ["meetings"], "ignore", datetime.timedelta(seconds=1))
 run("subscribe", "SELECT cqrs_subscribe(%s, %s, %s, %s, %s, %s, %s)",

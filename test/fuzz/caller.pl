@@ -29,7 +29,7 @@ my %known = map { /^(\S+?)(?:=(\d+))?$/ ? ($1 => $2 // 3) : () } qw(
   cqrs_emit=12 cqrs_emit_many=6 cqrs_emit_trigger=1 cqrs_events cqrs_wait=1 cqrs_receive=6 cqrs_ack=6 cqrs_nack=6 cqrs_renew=4
   cqrs_enqueue=8 cqrs_create_command_queue=2 cqrs_cancel_command cqrs_create_topic cqrs_alter_topic cqrs_drop_topic=1
   cqrs_register_event cqrs_unregister_event=1 cqrs_register_event_handler cqrs_unregister_event_handler=1
-  cqrs_register_command cqrs_register_query cqrs_unregister_command=1 cqrs_unregister_query=1 cqrs_register_fallback cqrs_unregister_fallback=1
+  cqrs_register_command cqrs_register_chain cqrs_register_query cqrs_unregister_command=1 cqrs_unregister_query=1 cqrs_register_fallback cqrs_unregister_fallback=1
   cqrs_register_middleware=1 cqrs_unregister_middleware=2 cqrs_subscribe cqrs_alter_subscription cqrs_unsubscribe=1
   cqrs_pause=1 cqrs_resume=2 cqrs_seek=2 cqrs_retry cqrs_redrive cqrs_discard cqrs_discard_all cqrs_tick cqrs_drain=6 cqrs_enqueue_scheduled
   cqrs_adopt=1 cqrs_grant_admin=1 cqrs_revoke_admin=1 cqrs_maintain=1 cqrs_health=1 cqrs_diagram=1 run_command announce
@@ -104,7 +104,7 @@ sub argument
 	return 'NULL' if rand() < 0.06;
 	return "'$1'" . "::$type" if $type =~ /^(?:text|name)$/ && $name eq 'start' && pick('earliest', 'latest', 'x') =~ /(.*)/;
 	return quote($name =~ /format/ ? pick('cqrs', 'raw', 'cloudevents', 'x') : $name =~ /server/ ? pick('peer', 'x') :
-		$name =~ /kind/ ? pick('flowchart', 'sequence', 'x') : $name =~ /^handler$|^fallback$/ ? function_name() : name()) . '::text'
+		$name eq 'payload_type' ? pick(qw(jsonb thing int 0 things cqrs_event dom thing[] public.thing nowhere.x)) : $name =~ /kind/ ? pick('flowchart', 'sequence', 'x') : $name =~ /^handler$|^fallback$/ ? function_name() : name()) . '::text'
 	  if $type eq 'text';
 	return quote(pick(@json)) . '::jsonb' if $type eq 'jsonb' && rand() < 0.95;
 	return "jsonb_build_object('n', repeat('x', " . pick(10, 3000, 100000) . '))' if $type eq 'jsonb';
@@ -113,7 +113,6 @@ sub argument
 	return pick('ARRAY[]', 'ARRAY[NULL]', 'ARRAY[gen_random_uuid()]', '(SELECT array_agg(event_id) FROM cqrs_dead_letters)',
 		'(SELECT array_agg(event_id) FROM cqrs_retries)', '(SELECT array_agg(event_id) FROM cqrs_topics.a)') . '::uuid[]' if $type eq 'uuid[]';
 	return argument(pick('text', 'text', 'integer', 'bigint', 'uuid', 'jsonb', 'interval', 'boolean', 'text[]'), $name) if $type eq 'anycompatible';
-	return pick("'jsonb'", "'thing'", "'int'", '0', '4294967295::oid', "'things'", "'cqrs_event'", "'dom'") . '::regtype' if $type eq 'regtype';
 	return quote(pick('0', '1 day', '1 hour', '-1 s', '1 ms', '178000000 years', '10 s', '300 ms')) . '::interval' if $type eq 'interval';
 	return pick('now()', "'infinity'", "'-infinity'", "'2000-01-01'", "now() + '100 ms'", "now() + '1 year'") . '::timestamptz' if $type eq 'timestamp with time zone';
 	return "(SELECT receipt FROM cqrs_receive('c', " . pick(1, 3) . pick('', ", lease => '1 s'") . ') LIMIT 1)' if $name eq 'receipt' && rand() < 0.7;
@@ -205,7 +204,7 @@ my $set_up = join "\n", map { "DO \$do\$ BEGIN $_; EXCEPTION WHEN OTHERS THEN NU
 	'CREATE FUNCTION f_overloaded(thing) RETURNS thing LANGUAGE sql AS $f$ SELECT $1 $f$',
 	'CREATE FUNCTION f_event(cqrs_event) RETURNS void LANGUAGE plpgsql AS $f$ BEGIN IF random() < 0.2 THEN RAISE EXCEPTION \'no\'; END IF; END $f$',
 	'CREATE FUNCTION f_middleware(cqrs_request) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER AS $f$ BEGIN RETURN cqrs_proceed(); EXCEPTION WHEN OTHERS THEN RETURN cqrs_proceed(); END $f$',
-	(map {; "PERFORM cqrs_create_topic('$_')", "PERFORM cqrs_register_event('$_', '$_')", "PERFORM cqrs_register_command('$_', ARRAY['f_emits(jsonb)', 'f_ok(jsonb)'])",
+	(map {; "PERFORM cqrs_create_topic('$_')", "PERFORM cqrs_register_event('$_', '$_')", "PERFORM cqrs_register_chain('$_', ARRAY['f_emits(jsonb)', 'f_ok(jsonb)'])",
 			"PERFORM cqrs_subscribe('$_', ARRAY['$_'], 'f_event(cqrs_event)', max_attempts => 2, retry_delay => '10 ms')",
 			"EXECUTE 'GRANT SELECT, INSERT ON cqrs_topics.$_ TO fuzz_app'" } qw(a b)),
 	"PERFORM cqrs_subscribe('c', ARRAY['a'])", "PERFORM cqrs_register_query('c', 'f_ok(jsonb)')",

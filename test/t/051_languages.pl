@@ -184,8 +184,8 @@ if order["id"] < 10:
     return '"pass_on"'
 return plpy.execute("SELECT cqrs_next() AS answer")[0]["answer"]
 	$$;
-	SELECT cqrs_register_command('Chain', ARRAY['pass_on(jsonb)', 'by_python(jsonb)']);
-	SELECT cqrs_register_command('ChainOfSql', ARRAY['pass_on(jsonb)', 'by_sql(jsonb)']);
+	SELECT cqrs_register_chain('Chain', ARRAY['pass_on(jsonb)', 'by_python(jsonb)']);
+	SELECT cqrs_register_chain('ChainOfSql', ARRAY['pass_on(jsonb)', 'by_sql(jsonb)']);
 	CREATE FUNCTION sql_fails(c jsonb) RETURNS jsonb LANGUAGE sql AS $$
 		SELECT place(1, 'sql_fails'); SELECT to_jsonb(1 / (c->>'by')::int)
 	$$;

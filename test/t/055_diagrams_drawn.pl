@@ -83,7 +83,7 @@ my $quoted = join(', ', map { "'" . s/'/''/gr . "'" } @names);
 $node->safe_psql('postgres', encode('UTF-8', qq(
 	CREATE FUNCTION handle(jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT \$1';
 	CREATE FUNCTION "end""];(x)#"(jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT \$1';
-	SELECT cqrs_register_command('c ' || name, ARRAY['handle(jsonb)', '"end""];(x)#"(jsonb)']),
+	SELECT cqrs_register_chain('c ' || name, ARRAY['handle(jsonb)', '"end""];(x)#"(jsonb)']),
 		   cqrs_register_event('e ' || name, 't'), cqrs_register_event(name)
 	FROM unnest(ARRAY[$quoted]) name;
 	SELECT cqrs_subscribe(name, '{t}') FROM unnest(ARRAY[$quoted]) name;

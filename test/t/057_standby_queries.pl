@@ -39,7 +39,7 @@ $primary->safe_psql('postgres', q(
 	SELECT cqrs_register_query('What', 'what(jsonb)');
 	SELECT cqrs_register_command('ListMembers', 'list_members(jsonb)');
 	SELECT cqrs_register_command('Reads', 'what(jsonb)');
-	SELECT cqrs_register_command('Chain', ARRAY['pass_on(jsonb)', 'what(jsonb)']);
+	SELECT cqrs_register_chain('Chain', ARRAY['pass_on(jsonb)', 'what(jsonb)']);
 	SELECT cqrs_register_query('Fails', 'fails(jsonb)');
 	SELECT cqrs_register_fallback('fails(jsonb)', 'count_members(jsonb)');
 	SELECT cqrs_register_query('Writes', 'writes(jsonb)');

@@ -22,6 +22,7 @@ my %programs = (
 # What each program prints. An id that the server made is "<id>".
 my $expected = <<'E';
 event | true
+event | true
 command | true
 command | false
 chain | true
@@ -72,6 +73,7 @@ for my $driver (sort keys %programs)
 	$node->safe_psql('postgres', "CREATE DATABASE $driver");
 	$node->safe_psql($driver, q(
 		CREATE EXTENSION cqrs_outbox;
+		CREATE TYPE named AS (name text);
 		CREATE FUNCTION join_meeting(command jsonb) RETURNS jsonb LANGUAGE sql AS $$SELECT command || '{"joined": true}'$$;
 		CREATE FUNCTION pass_on(command jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT cqrs_next()';
 		CREATE FUNCTION ignore(event cqrs_event) RETURNS void LANGUAGE sql AS '';
