@@ -32,7 +32,7 @@ OBJS_delivery = attempt.o broker_entry.o drain.o handler_timeout.o relay.o sessi
 	target_broker.o target_handler.o underway.o
 OBJS_pull = pull.o pull_ack.o pull_batch.o pull_wait.o
 OBJS_control = adopt.o dead_letter.o drop_topic.o events.o operation.o subscribe.o
-OBJS_deferred = command_queue.o enqueue.o release.o
+OBJS_deferred = cancel.o command_queue.o enqueue.o release.o
 OBJS_monitor = breaker_status.o diagram.o health.o subscription_status.o \
 	topic_status.o worker_status.o
 OBJS_process = broker_job.o epoch_close.o handler_job.o job.o launcher.o \

@@ -224,6 +224,62 @@ ROLLBACK;
 RESET ROLE;
 SELECT key, event_name, attempts, message FROM cqrs.retry WHERE key = 'a' ORDER BY position;
 
+-- cancelled wherever it waits: one that failed, one behind it, one that nobody has begun
+SET ROLE regress_cqrs_app;
+CREATE FUNCTION cancel(wanted int) RETURNS boolean LANGUAGE sql AS $$
+	SELECT cqrs_cancel_command(command_id) FROM cqrs_enqueued_commands WHERE payload->'n' = to_jsonb(wanted)
+$$;
+CREATE VIEW waiting AS SELECT payload->'n' AS n, state FROM cqrs_enqueued_commands ORDER BY payload->'n';
+SELECT cqrs_enqueue('Add', '{"n": 17}', 'a') IS NOT NULL, cqrs_enqueue('Add', '{"n": 18}', 'a') IS NOT NULL, cqrs_enqueue('Add', '{"n": 19}') IS NOT NULL,
+	   cqrs_enqueue('Add', '{"n": 20}') IS NOT NULL;
+SELECT * FROM waiting;
+BEGIN;
+SELECT cancel(-1), cancel(17), cancel(19);
+SELECT * FROM waiting;
+ROLLBACK;
+SELECT * FROM waiting;
+RESET ROLE;
+SELECT event_id AS failed FROM cqrs.retry WHERE payload->>'n' = '-1' \gset
+SET ROLE regress_cqrs_nologin;
+SELECT cqrs_cancel_command(:'failed');
+RESET ROLE;
+SELECT cqrs_cancel_command(event_id) FROM cqrs.retry WHERE payload->>'n' = '-2';
+SET ROLE regress_cqrs_app;
+SELECT cancel(-1), cancel(17), cancel(19);
+SELECT cqrs_cancel_command(cqrs_enqueue('Add', '{"n": 21}'));
+SELECT * FROM waiting;
+SELECT cqrs_drain('commands_of_regress_cqrs_app');
+SELECT n FROM item WHERE n BETWEEN 12 AND 21 ORDER BY seq;
+SELECT * FROM waiting;
+SELECT retrying, waiting, retry_at FROM cqrs_subscription_status WHERE subscription = 'commands_of_regress_cqrs_app';
+-- by a command of the same batch; itself it cannot cancel, nor when it is tried again
+CREATE TABLE cancels (by_id uuid, n int, cancelled boolean);
+CREATE FUNCTION cancel_next(c jsonb) RETURNS void LANGUAGE plpgsql SET search_path = public AS $$
+BEGIN
+	IF (cqrs_context()).attempts = (c->>'fails')::int THEN
+		RAISE 'once more';
+	END IF;
+	INSERT INTO cancels SELECT (cqrs_context()).id, (payload->>'n')::int, cqrs_cancel_command(command_id) FROM cqrs_enqueued_commands;
+	INSERT INTO cancels SELECT (cqrs_context()).id, NULL, cqrs_cancel_command((cqrs_context()).id);
+END $$;
+RESET ROLE;
+SELECT cqrs_register_command('CancelNext', 'cancel_next');
+SET ROLE regress_cqrs_app;
+SELECT cqrs_enqueue('CancelNext', '{}') IS NOT NULL, cqrs_enqueue('Add', '{"n": 21}') IS NOT NULL, cqrs_enqueue('Add', '{"n": 22}') IS NOT NULL;
+SELECT cqrs_drain('commands_of_regress_cqrs_app');
+SELECT cqrs_enqueue('CancelNext', '{"fails": 1}') IS NOT NULL;
+SET client_min_messages = error;
+SELECT cqrs_drain('commands_of_regress_cqrs_app');
+RESET client_min_messages;
+SELECT cqrs_enqueue('Add', '{"n": 23}') IS NOT NULL;
+SELECT cqrs_retry('commands_of_regress_cqrs_app'), cqrs_drain('commands_of_regress_cqrs_app');
+SELECT n, cancelled FROM cancels ORDER BY by_id, n;
+SELECT n FROM item WHERE n > 20 AND n < 100 ORDER BY seq;
+SELECT * FROM waiting;
+DROP VIEW waiting;
+DROP FUNCTION cancel;
+RESET ROLE;
+
 -- what cannot be enqueued
 SELECT cqrs_enqueue('NoSuchCommand');
 \echo :LAST_ERROR_SQLSTATE

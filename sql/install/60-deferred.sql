@@ -102,19 +102,22 @@ GRANT EXECUTE ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, anycompatible, t
 COMMENT ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, anycompatible, timestamptz, text, jsonb) IS
 'has a command executed after the commit, or later';
 
--- Cancels a command that was enqueued for later, and is not in the outbox yet.
--- Returns false if there is none of that id: its time has come, it was
--- cancelled already, or never was.
--- Errors: 42501 it belongs to another role; 22004; 25006 read-only transaction
--- or standby.
--- Locks: the command's row. Waits for whoever is cancelling it, or putting it
--- into the outbox.
+-- Cancels a command that waits: for its time, for its turn, or to be tried again.
+-- Returns false if none of that id does: it was executed, given up, or cancelled,
+-- it is what is being executed here, or never was.
+-- Errors: 42501 it waits for its time, and belongs to another role; 55000 commands
+-- were restored, and not adopted; 22004; 25006 read-only transaction or standby.
+-- Locks: of one that waits for its time, its row; of another one, the cursors of
+-- its role's queue, until the end of the transaction: nothing in it is executed
+-- meanwhile. Waits for whoever is cancelling it, putting it into the outbox, or
+-- executing commands of the queue, as long as that takes. What is in the queue is
+-- walked over.
 -- Privileges: membership in the role that enqueued it or, if nobody owns it any
--- more, in the extension's owner.
+-- more, in the extension's owner; without it, what is in a queue is not found.
 CREATE FUNCTION @extschema@.cqrs_cancel_command(command_id uuid) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_cancel_command(uuid) TO PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_cancel_command(uuid) IS 'cancels a command that was enqueued for later';
+COMMENT ON FUNCTION @extschema@.cqrs_cancel_command(uuid) IS 'cancels a command that waits';
 
 -- Handler of the subscriptions that execute commands: executes the enqueued
 -- command that is being delivered.

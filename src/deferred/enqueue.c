@@ -11,7 +11,7 @@
  * become dead letters, can be paused and redriven.
  *
  * A command for later waits in cqrs.scheduled_command until its time has come;
- * release.c has the rest.
+ * release.c has the rest. cancel.c takes one back.
  *
  * Topic and subscription are made beforehand: see command_queue.c. To enqueue
  * is only to write a row.
@@ -61,13 +61,8 @@ static void check_options(FunctionCallInfo fcinfo, int arg);
 static void check_handlers(CqrsCommand *command, Datum payload);
 static const CqrsTopic *commands_topic(void);
 static void schedule(const CqrsEvent *event, TimestampTz run_at);
-static bool remove_scheduled(pg_uuid_t *command_id, TimestampTz *run_at);
-static bool is_command_of_user(int32 topic_id);
-static bool find_scheduled(pg_uuid_t *command_id, Snapshot snapshot,
-						   ItemPointer tid, TimestampTz *run_at);
 
 PG_FUNCTION_INFO_V1(cqrs_enqueue);
-PG_FUNCTION_INFO_V1(cqrs_cancel_command);
 PG_FUNCTION_INFO_V1(cqrs_run_command);
 
 /*
@@ -195,22 +190,6 @@ check_options(FunctionCallInfo fcinfo, int arg)
 }
 
 /*
- * cqrs_cancel_command(command_id)
- */
-Datum
-cqrs_cancel_command(PG_FUNCTION_ARGS)
-{
-	TimestampTz run_at;
-
-	cqrs_require_writable("cqrs_cancel_command()");
-	cqrs_arg_required(fcinfo, 0, "command id", NULL, NULL);
-	if (!remove_scheduled(PG_GETARG_UUID_P(0), &run_at))
-		PG_RETURN_BOOL(false);
-	cqrs_shmem_command_removed(run_at);
-	PG_RETURN_BOOL(true);
-}
-
-/*
  * cqrs.run_command(event): handler of the subscriptions that run commands.
  *
  * It executes the command that is being delivered, whatever its argument is, and
@@ -326,89 +305,4 @@ schedule(const CqrsEvent *event, TimestampTz run_at)
 
 	cqrs_row_insert(CQRS_REL_SCHEDULED_COMMAND, values, nulls);
 	cqrs_shmem_command_scheduled(run_at);
-}
-
-/*
- * Remove a scheduled command; *run_at gets its time. Waits for a transaction
- * that is removing it, which may be rolled back. Returns false if there is no
- * such command; raises 42501 if it is not the user's.
- */
-static bool
-remove_scheduled(pg_uuid_t *command_id, TimestampTz *run_at)
-{
-	Relation	rel = table_open(cqrs_relation_oid(CQRS_REL_SCHEDULED_COMMAND),
-								 RowExclusiveLock);
-	TM_Result	result = TM_Updated;
-
-	/* What this statement has enqueued counts, too. */
-	CommandCounterIncrement();
-	while (result == TM_Updated)
-	{
-		Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-		TM_FailureData failure;
-		ItemPointerData tid;
-
-		result = TM_Deleted;
-		if (find_scheduled(command_id, snapshot, &tid, run_at))
-			result = cqrs_table_delete(rel, &tid, GetCurrentCommandId(true),
-									   snapshot, true, &failure);
-		UnregisterSnapshot(snapshot);
-	}
-	table_close(rel, NoLock);
-	if (result != TM_Ok && result != TM_Deleted)
-		elog(ERROR, "unexpected result of table_tuple_delete: %u", result);
-	CommandCounterIncrement();
-	return result == TM_Ok;
-}
-
-/*
- * Is the current user the owner of the commands for this topic, or a member of
- * that role? Commands without an owner belong to the extension's owner.
- */
-static bool
-is_command_of_user(int32 topic_id)
-{
-	CqrsTopic  *topic = cqrs_registry_topic_by_id(topic_id);
-	Oid			owner = InvalidOid;
-
-	if (topic != NULL && topic->runner != NULL)
-		owner = topic->runner->owner;
-	if (!OidIsValid(owner))
-		owner = cqrs_extension_owner();
-	return has_privs_of_role(GetUserId(), owner);
-}
-
-/*
- * Find a scheduled command. Raises 42501 if it is not the user's.
- */
-static bool
-find_scheduled(pg_uuid_t *command_id, Snapshot snapshot, ItemPointer tid,
-			   TimestampTz *run_at)
-{
-	CqrsScan	scan;
-	ScanKeyData key;
-	Datum		values[CQRS_SCHEDULED_COLUMNS];
-	bool		nulls[CQRS_SCHEDULED_COLUMNS];
-	char		id[CQRS_UUID_TEXT_LEN + 1];
-	HeapTuple	row;
-
-	ScanKeyInit(&key, CQRS_SCHEDULED_COMMAND_ID, BTEqualStrategyNumber,
-				F_UUID_EQ, UUIDPGetDatum(command_id));
-	cqrs_scan_begin(&scan, CQRS_REL_SCHEDULED_COMMAND,
-					CQRS_REL_SCHEDULED_COMMAND_PKEY, RowExclusiveLock,
-					snapshot, ForwardScanDirection, 1, &key);
-	row = cqrs_scan_read(&scan, values, nulls);
-	if (row != NULL)
-	{
-		if (!is_command_of_user(DatumGetInt32(values[CQRS_SCHEDULED_TOPIC_ID - 1])))
-			ereport(ERROR,
-					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("must be owner of command %s",
-							cqrs_uuid_text(command_id, id))));
-		*tid = row->t_self;
-		*run_at =
-			DatumGetTimestampTz(values[CQRS_SCHEDULED_RUN_AT - 1]);
-	}
-	cqrs_scan_end(&scan, NoLock);
-	return row != NULL;
 }

@@ -30,7 +30,8 @@
  *	  row that aborted has been vacuumed, there may even be another event in
  *	  its place. So a row is an event of the window only if its own position
  *	  and transaction id say so; else it is passed by. An event that commits in
- *	  the window keeps its row where the index says.
+ *	  the window keeps its row where the index says, unless it is deleted: a
+ *	  command that is cancelled (cancel.c).
  * 3. If a table was rewritten since the chunk was read, or truncated, the chunk
  *	  is read again.
  *
@@ -51,6 +52,7 @@
 #include "access/htup_details.h"
 #include "access/relation.h"
 #include "access/tableam.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/tuptable.h"
 #include "storage/bufmgr.h"
@@ -303,6 +305,22 @@ cqrs_window_unread(CqrsWindow *window, int64 after_position)
 	Assert(window->loaded && window->next > 0);
 	window->next--;
 	window->after_position = after_position;
+}
+
+/*
+ * Delete the event that was read last from its topic, for all who would read it.
+ * The caller has ROW EXCLUSIVE on the topic's tables, and sees to it that nobody
+ * else deletes it.
+ */
+void
+cqrs_window_delete(CqrsWindow *window)
+{
+	Entry	   *entry = &window->entries[window->next - 1];
+
+	Assert(window->loaded && window->next > 0);
+	simple_table_tuple_delete(window->sources[entry->source].rel, &entry->tid,
+							  window->snapshot);
+	CommandCounterIncrement();
 }
 
 /*

@@ -35,6 +35,7 @@ extern void cqrs_window_filter_name(CqrsWindow *window,
 									const char *event_name);
 extern bool cqrs_window_next(CqrsWindow *window, CqrsEvent *event);
 extern void cqrs_window_unread(CqrsWindow *window, int64 after_position);
+extern void cqrs_window_delete(CqrsWindow *window);
 extern bool cqrs_window_at_end(CqrsWindow *window);
 
 /* For window_scan.c. */

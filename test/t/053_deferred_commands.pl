@@ -162,6 +162,17 @@ is(query($node, "SELECT count(*) FROM cqrs.dead_letter WHERE event_name = 'Steal
 is(query($node, "SELECT string_agg(DISTINCT sqlstate, ' '), (SELECT count(*) FROM secret) FROM cqrs.dead_letter WHERE event_name = 'Steal'"), '42501|0', 'whatever they try');
 query($node, "SET ROLE app; SELECT cqrs_alter_subscription('commands_of_app', max_attempts => 5)");
 
+# Cancelled while it waits for the end of an outage: that is over then.
+query($node, q(
+	CREATE FUNCTION wait_for_it(c jsonb) RETURNS void LANGUAGE plpgsql AS $$BEGIN RAISE 'closed' USING ERRCODE = 'OB101'; END$$;
+	SELECT cqrs_register_command('Wait', 'wait_for_it')));
+$id = query($node, "SET ROLE app; SELECT cqrs_enqueue('Wait')");
+ok($node->poll_query_until('postgres', "SELECT error_sqlstate = 'OB101' FROM cqrs_subscription_status WHERE subscription = 'commands_of_app'"), 'a command waits');
+is(query($node, "SET ROLE app; SELECT cqrs_cancel_command('$id'), cqrs_cancel_command('$id')"), 't|f', 'it is cancelled, once');
+ok($node->poll_query_until('postgres', "SELECT state = 'idle' AND error <> 'closed' FROM cqrs_subscription_status WHERE subscription = 'commands_of_app'"), 'nothing waits any more');
+enqueue(46);
+done(46, 'what comes then is executed');
+
 # Killed in the middle.
 my $holder = hold_handlers($node, 'postgres');
 enqueue(50);
@@ -299,7 +310,7 @@ $old->quit;
 # adopted. Its time may come before the dump is made: so nothing is executed
 # until then.
 query($node, "DELETE FROM cqrs.scheduled_command WHERE payload = '{\"n\": 0}'");
-query($node, "SET ROLE app; SELECT cqrs_cancel_command(command_id) FROM cqrs_enqueued_commands");
+query($node, "SET ROLE app; SELECT cqrs_cancel_command(command_id) FROM cqrs_enqueued_commands WHERE state = 'scheduled'");
 reconfigure($node, 'cqrs_outbox.deliver = off');
 $at = query($node, "SELECT clock_timestamp() + interval '1 s'");
 $id = enqueue(110, "run_at => '$at'", 'postgres');
