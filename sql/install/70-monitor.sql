@@ -174,6 +174,8 @@ COMMENT ON VIEW cqrs.cursor_holder IS 'who has the locks of cursors';
 --   waiting   parked events that have not failed: they wait for one
 --             that has, or were handed out and are not settled
 --   dead      dead letters; of these three, 10,000 means as many or more
+--   retry_at  when the first of these that failed is due or, if the whole
+--             subscription failed, when it is tried again
 --   state     as in cqrs.subscription_progress(); or held: idle, because somebody
 --             has the lock of a cursor; or broken: a cursor is missing
 --   error ..  of what failed, and was not delivered since: the whole
@@ -225,13 +227,14 @@ CROSS JOIN LATERAL (
 		   (SELECT count(*)
 			FROM (SELECT FROM cqrs.retry r
 				  WHERE r.subscription_id = s.subscription_id AND attempts = 0 LIMIT 10000) r) AS waiting,
-		   (SELECT min(r.due_at)
+		   (SELECT min(coalesce(f.retry_at, r.due_at))
 			FROM generate_series(0, s.partitions - 1) part
-			CROSS JOIN LATERAL (
+			LEFT JOIN cqrs.failure f ON f.subscription_id = s.subscription_id AND f.partition = part
+			LEFT JOIN LATERAL (
 				SELECT due_at FROM cqrs.retry r
 				WHERE r.subscription_id = s.subscription_id AND r.partition = part
 					  AND due_at IS NOT NULL AND attempts > 0
-				ORDER BY due_at LIMIT 1) r) AS retry_at) r
+				ORDER BY due_at LIMIT 1) r ON true) AS retry_at) r
 LEFT JOIN LATERAL (
 	SELECT h.pid, h.since
 	FROM cqrs.cursor_holder h

@@ -33,6 +33,9 @@ static void make(const CqrsSettings *settings, const char *name,
 				 List *topics, bool latest);
 static bool replace(CqrsSettings *settings, const char *name, List *topics,
 					bool path_given, bool or_replace);
+static char *differences(const CqrsSettings *settings,
+						 const CqrsSubscription *old, List *topics,
+						 bool same_topics);
 static bool change(const CqrsSettings *settings, List *topics,
 				   CqrsSubscription *subscription);
 static bool has_topics(const CqrsSubscription *subscription, List *topics);
@@ -251,7 +254,8 @@ replace(CqrsSettings *settings, const char *name, List *topics,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("subscription \"%s\" already exists, and is another one",
 						name),
-				 errdetail("See cqrs_subscriptions."),
+				 errdetail_internal("%s", differences(settings, old, topics,
+													  same_topics)),
 				 errhint("Use or_replace => true to change it.")));
 	if (old->runs_commands ||
 		old->has_handler != cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER) ||
@@ -270,6 +274,45 @@ replace(CqrsSettings *settings, const char *name, List *topics,
 	settings->values[CQRS_SETTING_SEARCH_PATH] = path;
 	(void) change(settings, topics, old);
 	return true;
+}
+
+/*
+ * What a subscription is, and what it was to be, where that differs: a sentence a
+ * line.
+ */
+static char *
+differences(const CqrsSettings *settings, const CqrsSubscription *old,
+			List *topics, bool same_topics)
+{
+	StringInfoData lines;
+	ListCell   *lc;
+	int			i;
+
+	initStringInfo(&lines);
+	if (!same_topics)
+	{
+		appendStringInfoString(&lines, "Its topics are ");
+		for (i = 0; i < old->ntopics; i++)
+			appendStringInfo(&lines, "%s%s", i > 0 ? ", " : "",
+							 old->topics[i]->name);
+		if (old->ntopics == 0)
+			appendStringInfoString(&lines, "none");
+		foreach(lc, topics)
+		{
+			CqrsTopic  *topic = cqrs_registry_topic_by_id(lfirst_int(lc));
+
+			appendStringInfo(&lines, "%s%s", lc == list_head(topics) ?
+							 ", not " : ", ",
+							 topic == NULL ? "one that was dropped" : topic->name);
+		}
+		appendStringInfoString(&lines, ".\n");
+	}
+	appendStringInfoString(&lines,
+						   cqrs_settings_differences(settings,
+													 old->subscription_id));
+	if (lines.data[lines.len - 1] == '\n')
+		lines.data[lines.len - 1] = '\0';
+	return lines.data;
 }
 
 /*

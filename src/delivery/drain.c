@@ -23,6 +23,7 @@
 #include "mediator/context.h"
 #include "registry/registry.h"
 #include "retry/blame.h"
+#include "retry/failure.h"
 #include "shared/clock.h"
 #include "subscription/epoch.h"
 #include "subscription/subscription.h"
@@ -129,6 +130,8 @@ drain(int32 subscription_id, int partition)
 		if (error == NULL)
 		{
 			report_outage(subscription, &delivery);
+			if (cqrs_delivery_works(&delivery))
+				cqrs_failure_clear(subscription_id, partition);
 			total += delivery.nevents;
 			cqrs_pace_done(&pace, &delivery);
 			continue;

@@ -48,6 +48,18 @@ typedef struct CqrsPace
 	bool		new_first;		/* new ones before those that are parked */
 } CqrsPace;
 
+/*
+ * Does what became of a batch show that the subscription can be delivered? If
+ * something is parked, that there was nothing to do shows nothing.
+ */
+static inline bool
+cqrs_delivery_works(const CqrsDelivery *delivery)
+{
+	return delivery->outage == 0 &&
+		(delivery->nevents > 0 ||
+		 (delivery->nfailed == 0 && delivery->retry_at == 0));
+}
+
 extern void cqrs_pace_done(CqrsPace *pace, volatile CqrsDelivery *delivery);
 extern void cqrs_pace_failed(CqrsPace *pace, int nevents,
 							 const ErrorData *error);

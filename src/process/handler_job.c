@@ -135,10 +135,7 @@ deliver(CqrsSubscription *subscription, CqrsJob *job)
 						job->one_by_one > 0, job->announced, cqrs_wall_now(),
 						true, &job->delivery);
 
-	/* If something is parked, that there was nothing to do shows nothing. */
-	if (!job->cleared && job->delivery.outage == 0 &&
-		(job->delivery.nevents > 0 ||
-		 (job->delivery.nfailed == 0 && job->delivery.retry_at == 0)))
+	if (!job->cleared && cqrs_delivery_works(&job->delivery))
 	{
 		cqrs_failure_clear(job->subscription_id, job->partition);
 		job->cleared = true;

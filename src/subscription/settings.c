@@ -225,6 +225,52 @@ cqrs_settings_differ(const CqrsSettings *settings, int32 subscription_id,
 }
 
 /*
+ * In which a subscription differs, as cqrs_settings_differ() finds with all: a
+ * sentence a line, palloc'd; "" if in none.
+ */
+char *
+cqrs_settings_differences(const CqrsSettings *settings, int32 subscription_id)
+{
+	Oid			types[CQRS_SETTINGS + 1];
+	Datum		values[CQRS_SETTINGS + 1];
+	char		nulls[CQRS_SETTINGS + 1];
+	StringInfoData rows;
+	CqrsAdmin	admin;
+	MemoryContext context = CurrentMemoryContext;
+	char	   *lines;
+	int			i;
+
+	initStringInfo(&rows);
+	for (i = 0; i < CQRS_SETTINGS; i++)
+	{
+		const char *name = is_by_epoch(i) ?
+		psprintf("coalesce(next_%s, %s)", table[i].name, table[i].name) :
+		table[i].name;
+
+		appendStringInfo(&rows, "%s(%d, '%s', %s::pg_catalog.text, $%d::pg_catalog.text, %s IS DISTINCT FROM $%d%s)",
+						 i > 0 ? ", " : "", i, table[i].name, name, i + 2,
+						 name, i + 2,
+						 i == CQRS_SETTING_SEARCH_PATH ?
+						 psprintf(" AND $%d IS NOT NULL", i + 2) : "");
+	}
+	parameters(settings, types + 1, values + 1, nulls + 1);
+	types[0] = INT4OID;
+	values[0] = Int32GetDatum(subscription_id);
+	nulls[0] = ' ';
+	cqrs_admin_begin(&admin);
+	cqrs_admin_execute_args(psprintf("SELECT coalesce(pg_catalog.string_agg(pg_catalog.format('Its %%s is %%s, not %%s.', name,"
+									 " coalesce(old, 'none'), coalesce(new, 'none')), E'\n' ORDER BY n), '')"
+									 " FROM cqrs.subscription CROSS JOIN LATERAL (VALUES %s) v (n, name, old, new, differs)"
+									 " WHERE subscription_id = $1 AND differs",
+									 rows.data),
+							CQRS_SETTINGS + 1, types, values, nulls);
+	lines = MemoryContextStrdup(context,
+								TextDatumGetCString(cqrs_admin_result()));
+	cqrs_admin_end(&admin);
+	return lines;
+}
+
+/*
  * Change those that are given, but not those that begin with an epoch.
  */
 void

@@ -167,7 +167,7 @@ query($node, q(
 	CREATE FUNCTION wait_for_it(c jsonb) RETURNS void LANGUAGE plpgsql AS $$BEGIN RAISE 'closed' USING ERRCODE = 'OB101'; END$$;
 	SELECT cqrs_register_command('Wait', 'wait_for_it')));
 $id = query($node, "SET ROLE app; SELECT cqrs_enqueue('Wait')");
-ok($node->poll_query_until('postgres', "SELECT error_sqlstate = 'OB101' FROM cqrs_subscription_status WHERE subscription = 'commands_of_app'"), 'a command waits');
+ok($node->poll_query_until('postgres', "SELECT error_sqlstate = 'OB101' AND retry_at > error_at FROM cqrs_subscription_status WHERE subscription = 'commands_of_app'"), 'a command waits');
 is(query($node, "SET ROLE app; SELECT cqrs_cancel_command('$id'), cqrs_cancel_command('$id')"), 't|f', 'it is cancelled, once');
 ok($node->poll_query_until('postgres', "SELECT state = 'idle' AND error <> 'closed' FROM cqrs_subscription_status WHERE subscription = 'commands_of_app'"), 'nothing waits any more');
 enqueue(46);
