@@ -49,7 +49,7 @@ SELECT cqrs_tick() > 0 AS ticked;
 SELECT * FROM cqrs_receive('s');
 SELECT cqrs_seek('s', now());
 -- what is to be tried has to wait: the cursor stays where it was
-SELECT cqrs_retry('failed'), (SELECT count(*) FROM cqrs_retries WHERE subscription = 'failed') AS parked;
+SELECT cqrs_retry_all('failed'), (SELECT count(*) FROM cqrs_retries WHERE subscription = 'failed') AS parked;
 SELECT count(*) FILTER (WHERE native) AS moved FROM cqrs.cursor;
 SELECT max(seq) AS seq FROM cqrs.cursor WHERE subscription_id = 4;
 SELECT cqrs_unregister_event('a');

@@ -272,7 +272,7 @@ SET client_min_messages = error;
 SELECT cqrs_drain('commands_of_regress_cqrs_app');
 RESET client_min_messages;
 SELECT cqrs_enqueue('Add', '{"n": 23}') IS NOT NULL;
-SELECT cqrs_retry('commands_of_regress_cqrs_app'), cqrs_drain('commands_of_regress_cqrs_app');
+SELECT cqrs_retry_all('commands_of_regress_cqrs_app'), cqrs_drain('commands_of_regress_cqrs_app');
 SELECT n, cancelled FROM cancels ORDER BY by_id, n;
 SELECT n FROM item WHERE n > 20 AND n < 100 ORDER BY seq;
 SELECT * FROM waiting;

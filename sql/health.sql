@@ -81,7 +81,7 @@ SELECT * FROM pg_temp.problems(max_lag => '0');
 SELECT detail ~ '^1 events failed and are tried again, .*: no luck$' AS told FROM cqrs_health('0') WHERE problem = 'retrying';
 SELECT cqrs_nack('pull', ARRAY[position], 'no luck') FROM cqrs_receive('pull');
 SELECT * FROM pg_temp.problems(max_lag => '0');
-SELECT cqrs_redrive('pull');
+SELECT cqrs_redrive_all('pull');
 BEGIN;
 SELECT count(*) FROM cqrs_receive('pull');
 SELECT cqrs_ack('pull') > 0 AS acknowledged;

@@ -34,7 +34,7 @@ SELECT string_agg(n::text, ' ' ORDER BY seq) FROM got;
 
 -- what is dead, once more: from the next drain on
 TRUNCATE got, todo;
-INSERT INTO todo VALUES (2, $$SELECT cqrs_redrive('s')$$);
+INSERT INTO todo VALUES (2, $$SELECT cqrs_redrive_all('s')$$);
 SELECT cqrs_seek('s', 'earliest');
 SELECT cqrs_drain('s');
 SELECT cqrs_drain('s');

@@ -107,7 +107,7 @@ SELECT cqrs_renew('pulled', :'receipt', '0') IS NOT NULL AS given_back;
 -- ... and no more
 SELECT cqrs_pause('pulled');
 SELECT count(*) FROM cqrs_dead_letters;
-SELECT cqrs_redrive('pulled');
+SELECT cqrs_redrive_all('pulled');
 SELECT cqrs_unsubscribe('pulled');
 \set VERBOSITY sqlstate
 UPDATE cqrs_subscriptions.pulled SET state = 'x';

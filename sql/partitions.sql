@@ -78,7 +78,7 @@ SELECT * FROM numbers();
 SELECT count(*) AS numbered_anew FROM cqrs.cursor WHERE seq <= :highest;
 DELETE FROM broken;
 SELECT emit_all(20, 6);
-SELECT cqrs_redrive('things');
+SELECT cqrs_redrive_all('things');
 SELECT count(*), count(*) FILTER (WHERE partition <> cqrs.event_partition(topic_id, event_id, key, false, 3)) AS astray FROM cqrs.retry;
 SELECT cqrs_drain('things');
 SELECT * FROM orders;

@@ -22,7 +22,7 @@ CREATE TYPE other AS (x int);
 CREATE FUNCTION take_other(other) RETURNS void LANGUAGE sql AS '';
 SELECT cqrs_alter_subscription('composite', handler => 'take_other');
 SELECT cqrs_alter_subscription('composite', handler => 'take_jsonb');
-SELECT cqrs_redrive('composite');
+SELECT cqrs_redrive_all('composite');
 SELECT cqrs_drain('composite');
 SELECT payload FROM taken WHERE who = 'jsonb' ORDER BY payload COLLATE "C";
 SELECT cqrs_unsubscribe('jsonb'), cqrs_unsubscribe('composite'), cqrs_unsubscribe('strict');

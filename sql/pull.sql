@@ -72,7 +72,7 @@ SELECT cqrs_ack('pull');
 COMMIT;
 SELECT payload, attempts, error FROM cqrs_dead_letters WHERE subscription = 'pull';
 SELECT received('pull');
-SELECT cqrs_redrive('pull');
+SELECT cqrs_redrive_all('pull');
 BEGIN;
 SELECT received('pull');
 SELECT cqrs_ack('pull');

@@ -52,7 +52,7 @@ SELECT emit(7);
 SELECT cqrs_drain('chosen');
 SELECT error, error_sqlstate FROM cqrs_retries WHERE subscription = 'chosen';
 SELECT cqrs_alter_subscription('chosen', search_path => 'app');
-SELECT cqrs_retry('chosen');
+SELECT cqrs_retry_all('chosen');
 SELECT cqrs_drain('chosen');
 SELECT what FROM app.got ORDER BY seq;
 SELECT what FROM other.got ORDER BY seq;

@@ -254,7 +254,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, i
 -- Changes settings of a subscription; NULL leaves one as it is. If its view was
 -- dropped, makes it again, and the caller becomes the owner.
 --   handler  another handler, for a subscription that has one. Events that
---            failed with the former one are tried again now, as by cqrs_retry()
+--            failed with the former one are tried again now, as by cqrs_retry_all()
 --   server   another server, for a subscription that has one; it does not
 --            get what was sent to the first one
 --   topics   all that it is to read. Those that are new are read from where it
@@ -668,27 +668,39 @@ COMMENT ON VIEW @extschema@.cqrs_retries IS 'events that are tried again, or wai
 -- Has events that failed tried again now instead of at their retry_at, once the
 -- cause was removed. If the whole subscription waits, because of an outage, that
 -- is over, too. Attempts are counted on.
---   event_ids  only these; NULL: all
+--   event_ids  these; NULL: none, and nothing is done
 -- Returns how many were not due before. Errors: 42704 the subscription does not
 -- exist; 42501 not its owner; 22004 an id is NULL; 25006 read-only transaction
 -- or standby.
 -- Locks: those for moving its cursors, until the end of the transaction.
 -- Privileges: membership in the owner.
-CREATE FUNCTION @extschema@.cqrs_retry(subscription text, event_ids uuid[] DEFAULT NULL) RETURNS bigint
+CREATE FUNCTION @extschema@.cqrs_retry(subscription text, event_ids uuid[]) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_retry(text, uuid[]) TO PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_retry(text, uuid[]) IS 'has what failed tried again now';
+COMMENT ON FUNCTION @extschema@.cqrs_retry(text, uuid[]) IS 'has events that failed tried again now';
 
--- Has dead letters delivered after all, in order of their positions, with a
+-- The same of all events of a subscription that failed.
+CREATE FUNCTION @extschema@.cqrs_retry_all(subscription text) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_retry_all(text) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_retry_all(text) IS 'has all that failed tried again now';
+
+-- Has these dead letters delivered after all, in order of their positions, with a
 -- full number of attempts. Later events of the same keys that were delivered
 -- meanwhile are not delivered again.
---   event_ids  only these; NULL: all
+--   event_ids  NULL: none
 -- Returns how many there were. Errors, locks, privileges: as cqrs_retry(); and
 -- 55000 restored from a dump.
-CREATE FUNCTION @extschema@.cqrs_redrive(subscription text, event_ids uuid[] DEFAULT NULL) RETURNS bigint
+CREATE FUNCTION @extschema@.cqrs_redrive(subscription text, event_ids uuid[]) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_redrive(text, uuid[]) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_redrive(text, uuid[]) IS 'has dead letters delivered after all';
+
+-- The same of all dead letters of a subscription.
+CREATE FUNCTION @extschema@.cqrs_redrive_all(subscription text) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_redrive_all(text) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_redrive_all(text) IS 'has all dead letters of a subscription delivered after all';
 
 -- Deletes these dead letters.
 --   event_ids  NULL: none

@@ -426,7 +426,7 @@ CROSS JOIN LATERAL (
 		   CASE WHEN s.handler IS NOT NULL AND left(f.sqlstate, 2) NOT IN ('08', '53', '57', '58', 'XX')
 				THEN 'handler_failing' ELSE 'failing' END,
 		   format('It failed %s times in a row, and is tried again at %s: %s', f.failures, f.retry_at, f.message),
-		   format('SELECT cqrs_retry(%L); -- once the cause is removed; otherwise, it is tried again by itself%s', s.subscription,
+		   format('SELECT cqrs_retry_all(%L); -- once the cause is removed; otherwise, it is tried again by itself%s', s.subscription,
 				  '. Its search_path: ' || s.search_path), NULL, NULL
 	FROM (SELECT * FROM cqrs.failure f
 		  WHERE f.subscription_id = s.subscription_id
@@ -446,7 +446,7 @@ CROSS JOIN LATERAL (
 	SELECT 'warning', 'retrying',
 		   format('%s events%s failed and are tried again, the first emitted at %s, the last with: %s',
 				  r.events, CASE r.events WHEN 10000 THEN ' or more' END, r.emitted_at, r.message),
-		   format('SELECT cqrs_retry(%L); -- once the cause is removed; after max_attempts, they are dead letters', s.subscription),
+		   format('SELECT cqrs_retry_all(%L); -- once the cause is removed; after max_attempts, they are dead letters', s.subscription),
 		   clock_timestamp() - r.emitted_at, NULL
 	FROM (SELECT count(*) AS events, min(emitted_at) AS emitted_at,
 				 (array_agg(message ORDER BY failed_at DESC))[1] AS message
@@ -456,7 +456,7 @@ CROSS JOIN LATERAL (
 	UNION ALL
 	SELECT 'warning', 'dead_letters',
 		   format('It gave up on %s events%s.', d.events, CASE d.events WHEN 10000 THEN ' or more' END),
-		   format('SELECT * FROM cqrs_dead_letters WHERE subscription = %1$L; -- then cqrs_redrive(%1$L), cqrs_discard(%1$L, ARRAY[event_id]) or cqrs_discard_all(%1$L)',
+		   format('SELECT * FROM cqrs_dead_letters WHERE subscription = %1$L; -- then cqrs_redrive_all(%1$L), cqrs_discard(%1$L, ARRAY[event_id]) or cqrs_discard_all(%1$L)',
 				  s.subscription), NULL, NULL
 	FROM (SELECT count(*) AS events
 		  FROM (SELECT FROM cqrs.dead_letter d WHERE d.subscription_id = s.subscription_id LIMIT 10000) d) d

@@ -103,7 +103,7 @@ cqrs_uuid_text(const pg_uuid_t *uuid, char *text)
 }
 
 /*
- * The ids that an argument, a uuid[], names; NULL if it is NULL. Raises 22004 if
+ * The ids that an argument, a uuid[], names; none if it is NULL. Raises 22004 if
  * an element is.
  */
 CqrsEventIds *
@@ -114,9 +114,9 @@ cqrs_event_ids_arg(FunctionCallInfo fcinfo, int argno)
 	bool	   *nulls;
 	int			i;
 
+	ids = palloc0(sizeof(CqrsEventIds));
 	if (PG_ARGISNULL(argno))
-		return NULL;
-	ids = palloc(sizeof(CqrsEventIds));
+		return ids;
 	deconstruct_array(PG_GETARG_ARRAYTYPE_P(argno), UUIDOID, UUID_LEN, false,
 					  TYPALIGN_CHAR, &values, &nulls, &ids->n);
 	ids->ids = palloc(sizeof(pg_uuid_t) * Max(ids->n, 1));

@@ -34,10 +34,12 @@ struct CqrsDeadLetterScan
 
 static CqrsDeadLetterScan *begin_scan(int32 subscription_id, int64 position,
 									  Snapshot snapshot, LOCKMODE lockmode);
+static int64 redrive(CqrsSubscription *subscription, const CqrsEventIds *ids);
 static int64 remove_letters(CqrsSubscription *subscription,
 							const CqrsEventIds *ids, CqrsCursor *cursors);
 
 PG_FUNCTION_INFO_V1(cqrs_redrive);
+PG_FUNCTION_INFO_V1(cqrs_redrive_all);
 PG_FUNCTION_INFO_V1(cqrs_discard);
 PG_FUNCTION_INFO_V1(cqrs_discard_all);
 
@@ -49,7 +51,27 @@ cqrs_redrive(PG_FUNCTION_ARGS)
 {
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo,
 														   "cqrs_redrive()");
-	CqrsEventIds *ids = cqrs_event_ids_arg(fcinfo, 1);
+
+	PG_RETURN_INT64(redrive(subscription, cqrs_event_ids_arg(fcinfo, 1)));
+}
+
+/*
+ * cqrs_redrive_all(subscription)
+ */
+Datum
+cqrs_redrive_all(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(redrive(cqrs_subscription_own(fcinfo,
+												  "cqrs_redrive_all()"), NULL));
+}
+
+/*
+ * Have the subscription's dead letters with these ids (NULL: all) delivered after
+ * all, and return how many there were.
+ */
+static int64
+redrive(CqrsSubscription *subscription, const CqrsEventIds *ids)
+{
 	CqrsCursor *cursors;
 	int64		n;
 	int			i;
@@ -69,7 +91,7 @@ cqrs_redrive(PG_FUNCTION_ARGS)
 		cqrs_cursor_append(&cursors[i]);
 	if (n > 0)
 		cqrs_subscription_wake(subscription);
-	PG_RETURN_INT64(n);
+	return n;
 }
 
 /*
@@ -82,9 +104,6 @@ cqrs_discard(PG_FUNCTION_ARGS)
 														   "cqrs_discard()");
 	CqrsEventIds *ids = cqrs_event_ids_arg(fcinfo, 1);
 
-	/* A variable that was never set must not delete what there is. */
-	if (ids == NULL)
-		PG_RETURN_INT64(0);
 	PG_RETURN_INT64(remove_letters(subscription, ids, NULL));
 }
 

@@ -56,6 +56,7 @@ PG_FUNCTION_INFO_V1(cqrs_resume);
 PG_FUNCTION_INFO_V1(cqrs_seek);
 PG_FUNCTION_INFO_V1(cqrs_seek_time);
 PG_FUNCTION_INFO_V1(cqrs_retry);
+PG_FUNCTION_INFO_V1(cqrs_retry_all);
 PG_FUNCTION_INFO_V1(cqrs_wait);
 
 /*
@@ -152,9 +153,21 @@ Datum
 cqrs_retry(PG_FUNCTION_ARGS)
 {
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_retry()");
+	CqrsEventIds *ids = cqrs_event_ids_arg(fcinfo, 1);
 
-	PG_RETURN_INT64(cqrs_subscription_try_now(subscription,
-											  cqrs_event_ids_arg(fcinfo, 1)));
+	PG_RETURN_INT64(PG_ARGISNULL(1) ? 0 :
+					cqrs_subscription_try_now(subscription, ids));
+}
+
+/*
+ * cqrs_retry_all(subscription)
+ */
+Datum
+cqrs_retry_all(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(cqrs_subscription_try_now(cqrs_subscription_own(fcinfo,
+																	"cqrs_retry_all()"),
+											  NULL));
 }
 
 /*
@@ -218,7 +231,7 @@ cqrs_wait(PG_FUNCTION_ARGS)
 	if (given_up)
 		ereport(NOTICE,
 				(errmsg("subscription \"%s\" has dead letters", name),
-				 errhint("See cqrs_dead_letters; then use cqrs_redrive(), cqrs_discard() or cqrs_discard_all().")));
+				 errhint("See cqrs_dead_letters; then use cqrs_redrive_all(), cqrs_discard() or cqrs_discard_all().")));
 	PG_RETURN_BOOL(reached && !given_up);
 }
 

@@ -81,7 +81,7 @@ sub redrive
 {
 	my ($session) = @_;
 
-	did($session, 'redrive', pick((map { "SELECT cqrs_redrive('$_')" } qw(poisoned puller sharers leased)),
+	did($session, 'redrive', pick((map { "SELECT cqrs_redrive_all('$_')" } qw(poisoned puller sharers leased)),
 		"SELECT cqrs_redrive('poisoned', (SELECT array_agg(event_id) FROM (SELECT event_id FROM cqrs_dead_letters WHERE subscription = 'poisoned' ORDER BY random() LIMIT 1) one))"));
 }
 
@@ -91,7 +91,7 @@ sub retry
 	my ($session) = @_;
 	my $subscription = pick(qw(flaky poisoned single spread puller sharers leased));
 
-	did($session, 'retry', pick("SELECT cqrs_retry('$subscription')",
+	did($session, 'retry', pick("SELECT cqrs_retry_all('$subscription')",
 		"SELECT cqrs_retry('$subscription', (SELECT array_agg(event_id) FROM cqrs_retries WHERE subscription = '$subscription' AND random() < 0.5))"));
 }
 

@@ -187,7 +187,7 @@ sub compare
 	my @found = wait_delivered('load');
 
 	push @found, differences($node, $_, @topics, 1) for qw(poisoned puller sharers);
-	$node->safe_psql('postgres', "INSERT INTO cure VALUES (true); SELECT cqrs_redrive(s) FROM unnest('{poisoned, puller, sharers, leased}'::text[]) s");
+	$node->safe_psql('postgres', "INSERT INTO cure VALUES (true); SELECT cqrs_redrive_all(s) FROM unnest('{poisoned, puller, sharers, leased}'::text[]) s");
 	for my $target ("(SELECT min(at) + (max(at) - min(at)) / 2 FROM truth)::text", "'earliest'")
 	{
 		last if @found;

@@ -256,7 +256,7 @@ async def test_failed_too_often_batch_by_batch(outbox):
             await repository.commit()
         assert ids(await repository.get_many()) == added[1:]
     assert [dead.attempts for dead in await outbox.dead_letters()] == [ATTEMPTS]
-    await outbox.run("SELECT cqrs_redrive(:topic)", topic=outbox.topics[0])
+    await outbox.run("SELECT cqrs_redrive_all(:topic)", topic=outbox.topics[0])
     async with outbox.repository() as repository:
         assert set(ids(await repository.get_many())) == set(added)
 

@@ -7,7 +7,7 @@ SELECT cqrs_emit('paid', '{}', topic => 'passing');
 SELECT cqrs_wait('passing', '10 s');
 SELECT cqrs_unsubscribe('passing');
 SELECT cqrs_drop_topic('passing', cascade => true);
-SELECT cqrs_redrive('flaky');
+SELECT cqrs_redrive_all('flaky');
 SELECT cqrs_pause('spread');
 SELECT cqrs_resume('spread');
 SELECT cqrs_discard_all('flaky'), cqrs_discard_all('puller'), cqrs_discard_all('commands_of_postgres'), cqrs_discard_all('commands_of_app');

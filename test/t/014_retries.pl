@@ -103,7 +103,7 @@ is(scalar(() = $log =~ /CONTEXT:.*\n\tdelivering position 2 of topic "things" to
 
 # A retry that succeeds; a redrive.
 $node->safe_psql('postgres', 'TRUNCATE does');
-$node->safe_psql('postgres', "SELECT cqrs_redrive('things')");
+$node->safe_psql('postgres', "SELECT cqrs_redrive_all('things')");
 ok(wait_status($node, 'postgres', 'things', '0/0/0/0'), 'a dead letter is delivered after all');
 is(those(), 'a2', 'itself, and nothing else');
 $node->safe_psql('postgres', "SELECT cqrs_alter_subscription('things', max_attempts => 0)");
@@ -193,7 +193,7 @@ $node->safe_psql('postgres', q(
 	SELECT cqrs_emit_many('happened', array_agg(jsonb_build_object('n', i)), array_agg(i::text)) FROM generate_series(1000, 2099) i));
 ok(wait_status($node, 'postgres', 'things', '0/0/0/990'), 'a thousand failures are all given up');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM cqrs.retry'), '0', 'nothing is left behind');
-$node->safe_psql('postgres', "TRUNCATE does; SELECT cqrs_redrive('things')");
+$node->safe_psql('postgres', "TRUNCATE does; SELECT cqrs_redrive_all('things')");
 ok(wait_status($node, 'postgres', 'things', '0/0/0/0'), 'and all are delivered after all');
 is($node->safe_psql('postgres', "SELECT string_agg(key, ' ' ORDER BY key::int) FROM recorded"), join(' ', 1000 .. 2099), 'once');
 

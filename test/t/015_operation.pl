@@ -143,11 +143,11 @@ $waiter->begin("SELECT cqrs_wait('fails', '60 s')");
 ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE query ~ '60 s' AND wait_event_type = 'Extension'"),
 	'somebody waits for it');
 emit('b', 2);
-$node->safe_psql('postgres', "SELECT cqrs_retry('fails')");
+$node->safe_psql('postgres', "SELECT cqrs_retry_all('fails')");
 like($waiter->finish, qr/NOTICE:  subscription "fails" has dead letters.*^f$/ms, '... and is told that it was given up');
 my ($code, $out, $err) = $node->psql('postgres', "SELECT cqrs_wait('fails', '60 s')");
 is($out, 'f', 'whoever comes later, too');
-$node->safe_psql('postgres', "TRUNCATE broken; SELECT cqrs_redrive('fails')");
+$node->safe_psql('postgres', "TRUNCATE broken; SELECT cqrs_redrive_all('fails')");
 is($node->safe_psql('postgres', "SELECT cqrs_wait('fails', '60 s')"), 't', 'delivered after all');
 
 $node->stop;

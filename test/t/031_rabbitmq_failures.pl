@@ -230,7 +230,7 @@ is($node->safe_psql('postgres', "SELECT key, attempts, error_sqlstate, error FRO
 	"4|3|HV000|no queue is bound to exchange \"keys\" for routing key \"4\" in vhost \"/\" of $at (NO_ROUTE)",
 	'no binding for one key: after its attempts, with the reason');
 $broker->command('bind elsewhere keys 4');
-$node->safe_psql('postgres', "SELECT cqrs_redrive('out')");
+$node->safe_psql('postgres', "SELECT cqrs_redrive_all('out')");
 is_delivered('bound, dead letter redriven', 'elsewhere');
 server('DROP exchange');
 

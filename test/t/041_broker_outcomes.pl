@@ -95,7 +95,7 @@ is(numbers('a'), '1 1 1 3', 'after all attempts, its key goes on');
 is(query($node, "SELECT payload, attempts, error_sqlstate, error FROM cqrs_dead_letters WHERE subscription = 'given_up'"), '{"n": 1}|3|HV000|no shelf',
 	'the dead letter says why');
 $peer->tell('rule_off');
-query($node, "SELECT cqrs_redrive('given_up')");
+query($node, "SELECT cqrs_redrive_all('given_up')");
 wait_numbers('1 1 1 3 1', 'a', 'a dead letter can be redriven');
 done('after redriving');
 

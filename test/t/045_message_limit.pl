@@ -75,7 +75,7 @@ emit(q('{"n": 2}'), 'NULL');
 wait_dead(4, 1, 'others are delivered');
 ok((grep { $_->{message}{body} =~ /"n":2/ } $peer->messages("postgres/$_")), "... to $_") for qw(cqrs raw cloudevents by_default);
 $node->safe_psql('postgres', q(ALTER SERVER peer OPTIONS (SET max_message_size '1000000')));
-$node->safe_psql('postgres', q(SELECT cqrs_redrive(subscription) FROM unnest('{cqrs,raw,cloudevents}'::text[]) subscription));
+$node->safe_psql('postgres', q(SELECT cqrs_redrive_all(subscription) FROM unnest('{cqrs,raw,cloudevents}'::text[]) subscription));
 wait_dead(1, 1, 'with another limit, what is redriven is delivered');
 
 like(error_of($node, 'postgres', q(ALTER SERVER peer OPTIONS (SET max_message_size '536870913'))), qr/ERROR:.*max_message_size/, 'there is a limit of limits');

@@ -389,7 +389,7 @@ sub redrive
 	# One that was acknowledged since it died, the subscription having been moved,
 	# comes again all the same.
 	delete $acked{ $_->{n} } for grep { $_->{dead} } values %events;
-	my $out = $main->query("SELECT cqrs_redrive('$subscription')");
+	my $out = $main->query("SELECT cqrs_redrive_all('$subscription')");
 
 	push @$trace, "redriven $out";
 	dead();

@@ -91,7 +91,7 @@ for my $partitions (1, 3)
 	settle();
 	is($node->safe_psql('postgres', q(SELECT string_agg(n::text, ' ' ORDER BY seq) FROM got)), '1 2 5', '... goes on from there');
 	done();
-	is(got(q(SELECT cqrs_redrive('s')), $partitions), '1 2 3 4', 'redrive');
+	is(got(q(SELECT cqrs_redrive_all('s')), $partitions), '1 2 3 4', 'redrive');
 	is(status('dead, retrying, lag_events'), '1|0|0', '... had the dead letter tried once more');
 	done();
 }
