@@ -46,7 +46,7 @@ UPDATE cqrs.subscription SET state = 'suspended', state_reason = 'it keeps 2 GB'
 WHERE subscription = 'pull';
 SET ROLE regress_cqrs_watcher;
 SELECT * FROM pg_temp.problems();
-SELECT detail ~ 'since .*, it keeps 2 GB; it has missed 7 events' AS told FROM cqrs_health() WHERE problem = 'suspended';
+SELECT detail ~ 'since .*, it keeps 2 GB; events that it has missed: 7\.' AS told FROM cqrs_health() WHERE problem = 'suspended';
 RESET ROLE;
 SELECT cqrs_resume('pull');
 SELECT * FROM pg_temp.problems();
@@ -78,7 +78,7 @@ SELECT cqrs_drain('handled');
 RESET ROLE;
 SELECT * FROM pg_temp.problems();
 SELECT * FROM pg_temp.problems(max_lag => '0');
-SELECT detail ~ '^1 events failed and are tried again, .*: no luck$' AS told FROM cqrs_health('0') WHERE problem = 'retrying';
+SELECT detail ~ '^Events that failed and are tried again: 1, .*: no luck$' AS told FROM cqrs_health('0') WHERE problem = 'retrying';
 SELECT cqrs_nack('pull', ARRAY[position], 'no luck') FROM cqrs_receive('pull');
 SELECT * FROM pg_temp.problems(max_lag => '0');
 SELECT cqrs_redrive_all('pull');
@@ -233,7 +233,7 @@ SELECT cardinality(cqrs_emit_many('e', array_agg(jsonb_build_object('n', n)), ar
 SELECT subscription, lag_events BETWEEN 38000 AND 42000 AS events,
 	   lag_bytes / lag_events BETWEEN 80 AND 160 AS bytes
 FROM cqrs_subscription_status ORDER BY 1;
-SELECT problem, object, detail ~ '^[0-9]+ events wait, the first since ' AS told
+SELECT problem, object, detail ~ '^Events that wait: [0-9]+, the first since ' AS told
 FROM cqrs_health('0') WHERE problem = 'late' ORDER BY object;
 -- what that costs does not grow with it
 CREATE FUNCTION pages(query text) RETURNS integer LANGUAGE plpgsql AS $$

@@ -165,10 +165,17 @@ INSERT INTO meetings (event_name) VALUES ('joined');
 DROP TRIGGER emit ON meetings;
 INSERT INTO meetings (event_name) VALUES ('joined') RETURNING event_name;
 DROP VIEW meetings;
-CREATE TRIGGER other INSTEAD OF UPDATE OR DELETE ON cqrs_topics.meetings FOR EACH ROW EXECUTE FUNCTION cqrs.insert_event();
+CREATE ROLE regress_cqrs_writer;
+GRANT ALL ON cqrs_topics.meetings TO regress_cqrs_writer;
+SET ROLE regress_cqrs_writer;
+\set VERBOSITY default
 UPDATE cqrs_topics.meetings SET payload = '{}';
-DELETE FROM cqrs_topics.meetings;
-DROP TRIGGER other ON cqrs_topics.meetings;
+UPDATE cqrs_topics.meetings SET payload = '{}' WHERE false;
+DELETE FROM cqrs_topics.meetings WHERE false;
+\set VERBOSITY terse
+RESET ROLE;
+REVOKE ALL ON cqrs_topics.meetings FROM regress_cqrs_writer;
+DROP ROLE regress_cqrs_writer;
 CREATE TRIGGER emit_twice INSTEAD OF INSERT ON cqrs_topics.meetings FOR EACH ROW EXECUTE FUNCTION cqrs.insert_event();
 INSERT INTO cqrs_topics.meetings (event_name) VALUES ('joined');
 DROP TRIGGER emit_twice ON cqrs_topics.meetings;
@@ -184,6 +191,22 @@ INSERT INTO cqrs_topics.elsewhere (event_name) VALUES ('joined');
 SELECT severity, problem, object, detail, hint FROM cqrs_health() WHERE problem LIKE 'topic%';
 SELECT hint AS mend FROM cqrs_health() WHERE problem = 'topic_trigger_missing' \gset
 :mend
+INSERT INTO cqrs_topics.elsewhere (event_name) VALUES ('joined') RETURNING event_name;
+SELECT count(*) FROM cqrs_health() WHERE problem LIKE 'topic%';
+-- without the view, its events are kept
+SELECT count(*) FROM cqrs_topics.elsewhere \gset
+DROP VIEW cqrs_topics.elsewhere;
+SELECT severity, problem, object, detail, hint FROM cqrs_health() WHERE problem LIKE 'topic%';
+SELECT cqrs_emit('left', '{}');
+GRANT EXECUTE ON FUNCTION cqrs_alter_topic TO PUBLIC;
+CREATE ROLE regress_cqrs_writer;
+SET ROLE regress_cqrs_writer;
+SELECT cqrs_alter_topic('elsewhere');
+RESET ROLE;
+DROP ROLE regress_cqrs_writer;
+REVOKE EXECUTE ON FUNCTION cqrs_alter_topic FROM PUBLIC;
+SELECT cqrs_alter_topic('elsewhere'), cqrs_alter_topic('elsewhere');
+SELECT count(*) = :count AS kept FROM cqrs_topics.elsewhere;
 INSERT INTO cqrs_topics.elsewhere (event_name) VALUES ('joined') RETURNING event_name;
 SELECT count(*) FROM cqrs_health() WHERE problem LIKE 'topic%';
 DROP VIEW cqrs_topics.elsewhere;

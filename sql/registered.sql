@@ -253,6 +253,8 @@ SELECT try(call) FROM unnest(ARRAY[
 	$$cqrs_register_command('N', 'temporary', true)$$,
 	$$cqrs_register_command('N', '', true)$$,
 	$$cqrs_register_command('N', '"handle', true)$$,
+	$$cqrs_register_command('N', 'my handler', true)$$,
+	$$cqrs_register_command('N', 'Handle2', true)$$,
 	$$cqrs_register_command('N', 'a.b.c.d', true)$$,
 	$$cqrs_register_command('N', 'handle(', true)$$,
 	$$cqrs_register_command('N', '{handle,other}', true)$$,

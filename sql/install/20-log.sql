@@ -94,7 +94,9 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_create_topic(text, interval, boolean) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_create_topic(text, interval, boolean) IS 'creates a topic';
 
--- Changes a topic's settings; an argument that is NULL changes nothing.
+-- Changes a topic's settings; an argument that is NULL changes nothing. If
+-- somebody dropped the topic's view, the extension's owner has it made again by
+-- this; what was granted on it is lost.
 --   retention  how long events are kept after delivery, not negative
 -- Returns whether anything changed.
 -- Errors: 42704 does not exist; 22023 retention; 42501 neither its creator

@@ -67,6 +67,13 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_insert_event';
 REVOKE ALL ON FUNCTION cqrs.insert_event() FROM PUBLIC;
 COMMENT ON FUNCTION cqrs.insert_event() IS 'emits what is inserted into the view of a topic';
 
+-- Triggers of the views of topics for UPDATE and DELETE, INSTEAD OF them and
+-- BEFORE them: both are refused, with 42809.
+CREATE FUNCTION cqrs.refuse_change() RETURNS trigger
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_refuse_change';
+REVOKE ALL ON FUNCTION cqrs.refuse_change() FROM PUBLIC;
+COMMENT ON FUNCTION cqrs.refuse_change() IS 'refuses to change events';
+
 -- Change capture: a trigger function that emits the changes of a table, in
 -- the transaction that makes them. For AFTER triggers of tables, FOR EACH ROW
 -- or with transition tables FOR EACH STATEMENT (which costs less for many

@@ -353,16 +353,20 @@ COMMENT ON FUNCTION @extschema@.cqrs_seek(text, timestamptz) IS 'moves a subscri
 -- Waits until a subscription has got all that was committed when this was
 -- called, parked events, too.
 --   timeout  how long at most; NULL: 10 s
+--   since    of what is parked, or was given up, only events count that were
+--            emitted at that time or later; NULL: all
 -- Returns false on timeout, and at once if it gave up on an event up to then:
--- if there is a dead letter, which a notice says. It does not wait for what the
--- caller's own transaction emitted.
+-- if there is a dead letter, which a notice says; so does one of what takes
+-- somebody to do something: it is paused, or its handler does not exist. It does
+-- not wait for what the caller's own transaction emitted.
 -- Errors: 42704 does not exist; 42501 not its owner; 55000 cqrs_outbox is not
 -- in shared_preload_libraries; 22023 timeout.
 -- Privileges: membership in the owner.
-CREATE FUNCTION @extschema@.cqrs_wait(subscription text, timeout interval DEFAULT '10 s') RETURNS boolean
+CREATE FUNCTION @extschema@.cqrs_wait(subscription text, timeout interval DEFAULT '10 s', since timestamptz DEFAULT NULL)
+RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-GRANT EXECUTE ON FUNCTION @extschema@.cqrs_wait(text, interval) TO PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_wait(text, interval) IS 'waits until a subscription has got what is committed';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_wait(text, interval, timestamptz) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_wait(text, interval, timestamptz) IS 'waits until a subscription has got what is committed';
 
 -- ----------------------------------------------------------------------
 -- cqrs.retry: undelivered events that the cursor passes by: those that failed,

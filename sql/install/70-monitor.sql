@@ -119,7 +119,8 @@ COMMENT ON VIEW @extschema@.cqrs_topic_status IS 'size of each topic, and what k
 --   pid              of a process that delivers, or NULL
 --   state            idle; delivering; waiting: only for another attempt, or for
 --                    an outage to end; no_worker: there are events, and no
---                    worker; paused; suspended; restored; copied
+--                    worker; pending: there are events, which no client has
+--                    settled; paused; suspended; restored; copied
 CREATE FUNCTION cqrs.subscription_progress(subscription_id integer,
 	OUT lag_events bigint, OUT lag interval, OUT lag_bytes bigint,
 	OUT events_per_second double precision, OUT pid integer, OUT state text)
@@ -176,7 +177,7 @@ COMMENT ON VIEW cqrs.cursor_holder IS 'who has the locks of cursors';
 --   dead      dead letters; of these three, 10,000 means as many or more
 --   retry_at  when the first of these that failed is due or, if the whole
 --             subscription failed, when it is tried again
---   state     as in cqrs.subscription_progress(); or held: idle, because somebody
+--   state     as in cqrs.subscription_progress(); or held: none of it, because somebody
 --             has the lock of a cursor; or broken: a cursor is missing
 --   error ..  of what failed, and was not delivered since: the whole
 --             subscription (then error_position is NULL), or else the event
@@ -196,7 +197,7 @@ SELECT s.subscription,
 	   pg_get_userbyid(o.owner) AS owner,
 	   s.partitions,
 	   s.next_partitions,
-	   CASE WHEN p.state IN ('idle', 'waiting', 'no_worker') AND (h.pid IS NOT NULL OR h.since IS NOT NULL) THEN 'held'
+	   CASE WHEN p.state IN ('idle', 'waiting', 'no_worker', 'pending') AND (h.pid IS NOT NULL OR h.since IS NOT NULL) THEN 'held'
 			ELSE coalesce(p.state, 'broken') END AS state,
 	   s.state_since,
 	   s.state_reason,

@@ -186,7 +186,7 @@ WHERE NOT t.native
 UNION ALL
 SELECT 'error', 'topic_view_missing', format('topic "%s"', t.topic),
 	   format('View cqrs_topics.%I does not exist: nobody may emit or read.', t.topic),
-	   format('SELECT cqrs_drop_topic(%L, cascade => true); -- then create it again', t.topic), NULL
+	   format('SELECT cqrs_alter_topic(%1$L); -- makes it again, and keeps the events; then GRANT what it takes ON cqrs_topics.%1$I', t.topic), NULL
 FROM cqrs.topic t
 WHERE NOT EXISTS (SELECT FROM pg_class v
 				  WHERE v.relnamespace = 'cqrs_topics'::regnamespace AND v.relname = t.topic AND v.relkind = 'v')
@@ -398,7 +398,7 @@ CROSS JOIN LATERAL cqrs.subscription_progress(s.subscription_id) p
 CROSS JOIN LATERAL (
 	-- nothing is delivered, because somebody or something decided so
 	SELECT 'error' AS severity, 'suspended' AS problem,
-		   format('It is suspended since %s, %s; it has missed %s events.',
+		   format('It is suspended since %s, %s; events that it has missed: %s.',
 				  s.state_since, s.state_reason, s.missed_events) AS detail,
 		   format('SELECT cqrs_resume(%1$L); -- behind what it missed; if it is over its limit still, first cqrs_alter_subscription(%1$L, max_retained_size => ..., max_retained_age => ...)',
 				  s.subscription) AS hint,
@@ -435,7 +435,7 @@ CROSS JOIN LATERAL (
 	UNION ALL
 	-- or is late
 	SELECT 'warning', 'late',
-		   format('%s events wait, the first since %s.', p.lag_events,
+		   format('Events that wait: %s, the first since %s.', p.lag_events,
 				  date_trunc('second', clock_timestamp() - p.lag)),
 		   CASE WHEN s.server IS NOT NULL THEN 'See its row in cqrs_subscription_status: its worker, and what the broker said last.'
 				WHEN s.handler IS NULL THEN 'See whether its clients receive and acknowledge.'
@@ -444,7 +444,7 @@ CROSS JOIN LATERAL (
 	WHERE s.state = 'active' AND p.lag_events > 0
 	UNION ALL
 	SELECT 'warning', 'retrying',
-		   format('%s events%s failed and are tried again, the first emitted at %s, the last with: %s',
+		   format('Events that failed and are tried again: %s%s, the first emitted at %s, the last with: %s',
 				  r.events, CASE r.events WHEN 10000 THEN ' or more' END, r.emitted_at, r.message),
 		   format('SELECT cqrs_retry_all(%L); -- once the cause is removed; after max_attempts, they are dead letters', s.subscription),
 		   clock_timestamp() - r.emitted_at, NULL
@@ -455,7 +455,7 @@ CROSS JOIN LATERAL (
 	WHERE r.events > 0
 	UNION ALL
 	SELECT 'warning', 'dead_letters',
-		   format('It gave up on %s events%s.', d.events, CASE d.events WHEN 10000 THEN ' or more' END),
+		   format('Events that it gave up on: %s%s.', d.events, CASE d.events WHEN 10000 THEN ' or more' END),
 		   format('SELECT * FROM cqrs_dead_letters WHERE subscription = %1$L; -- then cqrs_redrive_all(%1$L), cqrs_discard(%1$L, ARRAY[event_id]) or cqrs_discard_all(%1$L)',
 				  s.subscription), NULL, NULL
 	FROM (SELECT count(*) AS events

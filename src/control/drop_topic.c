@@ -30,8 +30,13 @@ cqrs_drop_topic(PG_FUNCTION_ARGS)
 	CqrsTopic  *topic;
 
 	cqrs_require_writable("cqrs_drop_topic()");
-	if (cqrs_flag_arg(fcinfo, 2) && cqrs_registry_topic(name) == NULL)
-		PG_RETURN_BOOL(false);
+	if (cqrs_registry_topic(name) == NULL)
+	{
+		if (cqrs_flag_arg(fcinfo, 2))
+			PG_RETURN_BOOL(false);
+		cqrs_nothing_to_remove(psprintf("topic \"%s\" does not exist", name),
+							   "cqrs_topic_status");
+	}
 	cqrs_topic_require_control(cqrs_topic_get(name), "drop");
 
 	/* From here on nobody emits, so what is undelivered stays as it is. */

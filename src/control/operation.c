@@ -45,11 +45,12 @@ static void start_since(CqrsCursor *cursor, const CqrsSubscription *subscription
 						TimestampTz time);
 static bool has_reached(const CqrsSubscription *subscription,
 						const CqrsSnapshot *target, int64 last,
-						Snapshot snapshot);
-static bool is_parked(const CqrsCursor *cursor, int64 last,
+						TimestampTz since, Snapshot snapshot);
+static bool is_parked(const CqrsCursor *cursor, int64 last, TimestampTz since,
 					  Snapshot snapshot);
-static bool has_given_up(int32 subscription_id, int64 last,
+static bool has_given_up(int32 subscription_id, int64 last, TimestampTz since,
 						 Snapshot snapshot);
+static void tell_why(CqrsSubscription *subscription);
 
 PG_FUNCTION_INFO_V1(cqrs_pause);
 PG_FUNCTION_INFO_V1(cqrs_resume);
@@ -97,7 +98,7 @@ cqrs_resume(PG_FUNCTION_ARGS)
 	cqrs_subscription_wake(subscription);
 	if (missed > 0)
 		ereport(WARNING,
-				(errmsg("subscription \"%s\" missed " INT64_FORMAT " events",
+				(errmsg("events that subscription \"%s\" missed: " INT64_FORMAT,
 						subscription->name, missed),
 				 errdetail("They were truncated while it was suspended.")));
 	PG_RETURN_INT64(missed);
@@ -171,7 +172,7 @@ cqrs_retry_all(PG_FUNCTION_ARGS)
 }
 
 /*
- * cqrs_wait(subscription, timeout)
+ * cqrs_wait(subscription, timeout, since)
  */
 Datum
 cqrs_wait(PG_FUNCTION_ARGS)
@@ -184,6 +185,7 @@ cqrs_wait(PG_FUNCTION_ARGS)
 	TimestampTz deadline;
 	CqrsSnapshot *target;
 	int64		last;
+	TimestampTz since = PG_ARGISNULL(2) ? DT_NOBEGIN : PG_GETARG_TIMESTAMPTZ(2);
 	bool		given_up = false;
 	bool		reached = false;
 
@@ -212,9 +214,9 @@ cqrs_wait(PG_FUNCTION_ARGS)
 		/* If it was dropped while we waited, there is nothing more to get. */
 		subscription = cqrs_registry_subscription_by_id(subscription_id);
 		reached = subscription == NULL ||
-			has_reached(subscription, target, last, snapshot);
+			has_reached(subscription, target, last, since, snapshot);
 		given_up = subscription != NULL &&
-			has_given_up(subscription_id, last, snapshot);
+			has_given_up(subscription_id, last, since, snapshot);
 		UnregisterSnapshot(snapshot);
 		now = cqrs_steady_now();
 		if (reached || given_up || now >= deadline)
@@ -231,8 +233,54 @@ cqrs_wait(PG_FUNCTION_ARGS)
 	if (given_up)
 		ereport(NOTICE,
 				(errmsg("subscription \"%s\" has dead letters", name),
-				 errhint("See cqrs_dead_letters; then use cqrs_redrive_all(), cqrs_discard() or cqrs_discard_all().")));
+				 errhint("See cqrs_dead_letters; then use cqrs_redrive_all(), cqrs_discard() or cqrs_discard_all(). With since => ..., only what was emitted from then on counts.")));
+	else if (!reached)
+		tell_why(subscription);
 	PG_RETURN_BOOL(reached && !given_up);
+}
+
+/*
+ * A subscription has not got what was waited for. Say why, if it will not get it
+ * unless somebody does something.
+ */
+static void
+tell_why(CqrsSubscription *subscription)
+{
+	const char *name = subscription->name;
+	const char *detail = NULL;
+	const char *hint = "See cqrs_health().";
+	int			i;
+
+	if (subscription->state != CQRS_SUBSCRIPTION_ACTIVE)
+	{
+		detail = subscription->state == CQRS_SUBSCRIPTION_PAUSED ?
+			"It is paused." : "It is suspended.";
+		hint = "Use cqrs_resume().";
+	}
+	else if (cqrs_subscription_is_pulled(subscription))
+	{
+		detail = "It has neither a handler nor a server: clients have to receive and acknowledge.";
+		hint = "Use cqrs_receive().";
+	}
+	else if (!cqrs_deliver)
+	{
+		detail = "Nothing is delivered, as cqrs_outbox.deliver is off.";
+		hint = "Set it to on, and reload the server's configuration.";
+	}
+	else if (subscription->has_handler &&
+			 !cqrs_handler_find(&subscription->handler))
+	{
+		detail = psprintf("Its handler %s does not exist.",
+						  subscription->handler.signature);
+		hint = "Create it, or name another one with cqrs_alter_subscription().";
+	}
+	for (i = 0; detail == NULL && i < subscription->partitions; i++)
+		detail = cqrs_failure_message(subscription->subscription_id, i);
+	if (detail != NULL)
+		ereport(NOTICE,
+				(errmsg("subscription \"%s\" has not got everything", name),
+				 errdetail_internal("%s", detail),
+				 errhint("%s", hint)));
 }
 
 /*
@@ -385,7 +433,7 @@ start_since(CqrsCursor *cursor, const CqrsSubscription *subscription,
  */
 static bool
 has_reached(const CqrsSubscription *subscription, const CqrsSnapshot *target,
-			int64 last, Snapshot snapshot)
+			int64 last, TimestampTz since, Snapshot snapshot)
 {
 	int			partitions = cqrs_cursor_partitions(subscription->subscription_id,
 													snapshot);
@@ -401,7 +449,7 @@ has_reached(const CqrsSubscription *subscription, const CqrsSnapshot *target,
 		if (!cqrs_cursor_read(subscription->subscription_id, i, snapshot,
 							  &cursor))
 			break;
-		reached = !is_parked(&cursor, last, snapshot);
+		reached = !is_parked(&cursor, last, since, snapshot);
 		for (j = 0; reached && j < subscription->ntopics; j++)
 			reached = !cqrs_window_has_events(subscription->topics[j],
 											  cursor.snapshot, target,
@@ -411,39 +459,43 @@ has_reached(const CqrsSubscription *subscription, const CqrsSnapshot *target,
 }
 
 /*
- * Is an event parked up to this position?
+ * Is an event parked that was emitted since then, up to this position?
  */
 static bool
-is_parked(const CqrsCursor *cursor, int64 last, Snapshot snapshot)
+is_parked(const CqrsCursor *cursor, int64 last, TimestampTz since,
+		  Snapshot snapshot)
 {
 	CqrsScan	scan;
 	CqrsEvent	event;
 	int			attempts;
-	bool		found;
+	bool		found = false;
 
 	if (cursor->next_retry_at == 0)
 		return false;
 	cqrs_parked_events_begin(&scan, cursor, 0, snapshot);
-	found = cqrs_parked_events_next(&scan, &event, &attempts) &&
-		event.position <= last;
+	while (!found && cqrs_parked_events_next(&scan, &event, &attempts) &&
+		   event.position <= last)
+		found = event.emitted_at >= since;
 	cqrs_scan_end(&scan, NoLock);
 	return found;
 }
 
 /*
- * Was an event given up, up to this position?
+ * Was an event given up that was emitted since then, up to this position?
  */
 static bool
-has_given_up(int32 subscription_id, int64 last, Snapshot snapshot)
+has_given_up(int32 subscription_id, int64 last, TimestampTz since,
+			 Snapshot snapshot)
 {
 	CqrsDeadLetterScan *scan = cqrs_dead_letter_begin(subscription_id,
 													  snapshot);
 	CqrsEvent	event;
 	int			attempts;
-	bool		found;
+	bool		found = false;
 
-	found = cqrs_dead_letter_next(scan, &event, &attempts) &&
-		event.position <= last;
+	while (!found && cqrs_dead_letter_next(scan, &event, &attempts) &&
+		   event.position <= last)
+		found = event.emitted_at >= since;
 	cqrs_dead_letter_end(scan);
 	return found;
 }

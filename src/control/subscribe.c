@@ -41,10 +41,13 @@ static bool change(const CqrsSettings *settings, List *topics,
 static bool has_topics(const CqrsSubscription *subscription, List *topics);
 static bool own_if_nobody_does(CqrsSubscription **subscription);
 static void remove_subscription(CqrsSubscription *subscription);
-static Oid	set_handler(CqrsSettings *settings, const char *name,
-						List *topics);
-static char *check_handler(const char *subscription, text *handler,
-						   List *topics, Oid *funcid);
+static void set_handler(CqrsSettings *settings, const char *name,
+						CqrsFunction *function);
+static void check_handler(const char *subscription, text *handler,
+						  CqrsFunction *function);
+static void warn(const CqrsSettings *settings, const char *name,
+				 const CqrsSubscription *old, const CqrsFunction *function,
+				 List *topics);
 static bool takes(const void *arg, Oid argtype);
 static void warn_of_payloads(const CqrsFunction *function, List *topics);
 static List *topic_ids(const CqrsSubscription *subscription);
@@ -114,8 +117,9 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	bool		path_given = !PG_ARGISNULL(subscribe_args[CQRS_SETTING_SEARCH_PATH]);
 	CqrsSettings settings;
 	bool		latest;
-	Oid			handler;
+	CqrsFunction handler = {0};
 	List	   *topics;
+	CqrsSubscription *old;
 
 	cqrs_require_writable("cqrs_subscribe()");
 	cqrs_name_check("subscription", name);
@@ -126,12 +130,12 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	cqrs_settings_read(&settings, fcinfo, subscribe_args);
 	cqrs_settings_complete(&settings);
 	cqrs_epoch_check_partitions(name, DatumGetInt32(settings.values[CQRS_SETTING_PARTITIONS].value));
-	handler = set_handler(&settings, name, topics);
+	set_handler(&settings, name, &handler);
 	cqrs_settings_check(&settings, name);
 	check_broker(&settings, name, NULL);
 	check_ordering(&settings, name);
 	check_transaction(&settings, name, NULL);
-	set_search_path(&settings, name, NULL, handler);
+	set_search_path(&settings, name, NULL, handler.funcid);
 	if (cqrs_setting_is_given(&settings, CQRS_SETTING_HANDLER) &&
 		cqrs_setting_is_given(&settings, CQRS_SETTING_SERVER))
 		ereport(ERROR,
@@ -143,10 +147,12 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	/* Somebody else may make it while we wait for the table. */
 	if (cqrs_registry_subscription(name) == NULL)
 		cqrs_admin_run("LOCK TABLE cqrs.subscription IN SHARE ROW EXCLUSIVE MODE", 0);
-	if (cqrs_registry_subscription(name) != NULL)
-		PG_RETURN_BOOL(replace(&settings, name, topics, path_given,
-							   or_replace));
-	make(&settings, name, topics, latest);
+	old = cqrs_registry_subscription(name);
+	if (old == NULL)
+		make(&settings, name, topics, latest);
+	else if (!replace(&settings, name, topics, path_given, or_replace))
+		PG_RETURN_BOOL(false);
+	warn(&settings, name, old, &handler, topics);
 	PG_RETURN_BOOL(true);
 }
 
@@ -160,9 +166,13 @@ cqrs_unsubscribe(PG_FUNCTION_ARGS)
 	CqrsSubscription *subscription;
 
 	cqrs_require_writable("cqrs_unsubscribe()");
-	if (!PG_ARGISNULL(1) && PG_GETARG_BOOL(1) &&
-		cqrs_registry_subscription(name) == NULL)
-		PG_RETURN_BOOL(false);
+	if (cqrs_registry_subscription(name) == NULL)
+	{
+		if (cqrs_flag_arg(fcinfo, 1))
+			PG_RETURN_BOOL(false);
+		cqrs_nothing_to_remove(psprintf("subscription \"%s\" does not exist",
+										name), "cqrs_subscriptions");
+	}
 	subscription = cqrs_subscription_get(name);
 	cqrs_subscription_require_owner(subscription);
 	remove_subscription(subscription);
@@ -179,7 +189,7 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 														   "cqrs_alter_subscription()");
 	const char *name = subscription->name;
 	CqrsSettings settings;
-	Oid			handler = InvalidOid;
+	CqrsFunction handler = {0};
 	List	   *topics = topic_ids(subscription);
 	bool		changed = own_if_nobody_does(&subscription);
 
@@ -190,23 +200,25 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 	{
 		/* A handler runs with the owner's privileges, not a member's. */
 		if (GetUserId() != subscription->owner)
-			ereport(ERROR,
-					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("must be owner of subscription \"%s\" to change its handler",
-							name)));
+			cqrs_subscription_refuse_member(subscription,
+											"to change its handler");
 		if (!subscription->has_handler)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("subscription \"%s\" has no handler", name),
 					 errhint("Make another subscription for the handler.")));
-		handler = set_handler(&settings, name, topics);
+		set_handler(&settings, name, &handler);
 	}
 	cqrs_settings_check(&settings, name);
 	check_broker(&settings, name, subscription);
 	check_ordering(&settings, name);
 	check_transaction(&settings, name, subscription);
-	set_search_path(&settings, name, subscription, handler);
-	changed |= change(&settings, topics, subscription);
+	set_search_path(&settings, name, subscription, handler.funcid);
+	if (change(&settings, topics, subscription))
+	{
+		warn(&settings, name, subscription, &handler, topics);
+		changed = true;
+	}
 	PG_RETURN_BOOL(changed);
 }
 
@@ -267,10 +279,7 @@ replace(CqrsSettings *settings, const char *name, List *topics,
 				 errhint("Use cqrs_unsubscribe() first, or make another subscription.")));
 	(void) own_if_nobody_does(&old);
 	if (GetUserId() != old->owner)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be owner of subscription \"%s\" to replace it",
-						name)));
+		cqrs_subscription_refuse_member(old, "to replace it");
 	settings->values[CQRS_SETTING_SEARCH_PATH] = path;
 	(void) change(settings, topics, old);
 	return true;
@@ -335,10 +344,8 @@ change(const CqrsSettings *settings, List *topics,
 	{
 		/* The owner gets what the owner may read. */
 		if (GetUserId() != subscription->owner)
-			ereport(ERROR,
-					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("must be owner of subscription \"%s\" to change its topics",
-							subscription->name)));
+			cqrs_subscription_refuse_member(subscription,
+											"to change its topics");
 		if (subscription->runs_commands)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -432,46 +439,58 @@ remove_subscription(CqrsSubscription *subscription)
 }
 
 /*
- * The handler among the settings, if it is given: as it is registered. Returns
- * the function, or InvalidOid.
+ * The handler among the settings, if it is given: as it is registered. *function
+ * gets it.
  */
-static Oid
-set_handler(CqrsSettings *settings, const char *name, List *topics)
+static void
+set_handler(CqrsSettings *settings, const char *name, CqrsFunction *function)
 {
 	NullableDatum *handler = &settings->values[CQRS_SETTING_HANDLER];
-	Oid			funcid;
 
 	if (handler->isnull)
-		return InvalidOid;
-	handler->value =
-		CStringGetTextDatum(check_handler(name, DatumGetTextPP(handler->value),
-										  topics, &funcid));
-	return funcid;
+		return;
+	check_handler(name, DatumGetTextPP(handler->value), function);
+	handler->value = CStringGetTextDatum(function->signature);
 }
 
 /*
- * Find the function that is to be the handler, which may be the current user's, of
- * a subscription to these topics. Returns the text it is registered by. Raises
- * what cqrs_function_look_up() does, and 42501.
+ * Find the function that is to be the handler of a subscription, which may be the
+ * current user's. Raises what cqrs_function_look_up() does, and 42501.
  */
-static char *
-check_handler(const char *subscription, text *handler, List *topics,
-			  Oid *funcid)
+static void
+check_handler(const char *subscription, text *handler, CqrsFunction *function)
 {
 	CqrsPlace	place = {
 		.what = "a handler of a subscription",
 		.wanted = "The handler of a subscription has one argument, cqrs_event, jsonb or the composite type of payloads, and returns void or one value.",
 		.takes = takes
 	};
-	CqrsFunction function;
 
-	cqrs_function_look_up(text_to_cstring(handler), &place, &function);
+	cqrs_function_look_up(text_to_cstring(handler), &place, function);
 	cqrs_subscription_check_handler_owner(subscription, GetUserId(),
-										  function.signature, function.owner);
+										  function->signature, function->owner);
 	cqrs_subscription_require_login(subscription, GetUserId());
-	warn_of_payloads(&function, topics);
-	*funcid = function.funcid;
-	return function.signature;
+}
+
+/*
+ * What may be meant, but is dangerous. Not where nothing was changed: whoever runs
+ * a migration once more has read it.
+ */
+static void
+warn(const CqrsSettings *settings, const char *name,
+	 const CqrsSubscription *old, const CqrsFunction *function, List *topics)
+{
+	bool		has_function = OidIsValid(function->funcid);
+
+	if (has_function)
+		warn_of_payloads(function, topics);
+	if (cqrs_setting_is_given(settings, CQRS_SETTING_SEARCH_PATH))
+		cqrs_search_path_warn(name, old != NULL ? old->owner : GetUserId(),
+							  TextDatumGetCString(settings->values[CQRS_SETTING_SEARCH_PATH].value),
+							  function->funcid);
+	else if (has_function)
+		cqrs_search_path_warn(name, old->owner, old->search_path,
+							  function->funcid);
 }
 
 /*
@@ -566,10 +585,7 @@ check_broker(CqrsSettings *settings, const char *name,
 
 	/* The broker gets what the owner may read. */
 	if (old != NULL && GetUserId() != old->owner)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be owner of subscription \"%s\" to change its server",
-						name)));
+		cqrs_subscription_refuse_member(old, "to change its server");
 	cqrs_subscription_require_login(name, GetUserId());
 	(void) cqrs_broker_server(TextDatumGetCString(server.value), name,
 							  GetUserId());
@@ -657,18 +673,13 @@ set_search_path(CqrsSettings *settings, const char *name,
 				 errdetail("The search_path is for what a handler calls.")));
 	if (given)
 		path = TextDatumGetCString(settings->values[CQRS_SETTING_SEARCH_PATH].value);
-	else if (!OidIsValid(handler))
+	else if (old != NULL || !OidIsValid(handler))
 		return;
 	else
-		path = old != NULL ? old->search_path : cqrs_search_path_now();
-	if (given || old == NULL)
-	{
-		cqrs_search_path_check(path);
-		cqrs_setting_set(settings, CQRS_SETTING_SEARCH_PATH,
-						 CStringGetTextDatum(path));
-	}
-	cqrs_search_path_warn(name, old != NULL ? old->owner : GetUserId(), path,
-						  handler);
+		path = cqrs_search_path_now();
+	cqrs_search_path_check(path);
+	cqrs_setting_set(settings, CQRS_SETTING_SEARCH_PATH,
+					 CStringGetTextDatum(path));
 }
 
 /*

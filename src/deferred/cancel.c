@@ -167,7 +167,8 @@ find_scheduled(pg_uuid_t *command_id, Snapshot snapshot, ItemPointer tid,
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 					 errmsg("must be owner of command %s",
-							cqrs_uuid_text(command_id, id))));
+							cqrs_uuid_text(command_id, id)),
+					 errhint("What it takes is membership in the role that enqueued it.")));
 		*tid = row->t_self;
 		*run_at =
 			DatumGetTimestampTz(values[CQRS_SCHEDULED_RUN_AT - 1]);

@@ -67,14 +67,7 @@ cqrs_drain(PG_FUNCTION_ARGS)
 	if (!OidIsValid(subscription->owner))
 		cqrs_subscription_require_owner(subscription);
 	else if (GetUserId() != subscription->owner)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be owner of subscription \"%s\" to drain it",
-						name),
-				 errdetail("Its handler runs with the privileges of who drains it."),
-				 errhint("SET ROLE to %s.",
-						 quote_identifier(GetUserNameFromId(subscription->owner,
-															false)))));
+		cqrs_subscription_refuse_member(subscription, "to drain it");
 	cqrs_subscription_require_active(subscription);
 	if (cqrs_underway_is(subscription_id))
 		ereport(ERROR,

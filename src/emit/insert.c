@@ -58,6 +58,7 @@ static void refuse(const char *column, const char *event_name,
 				   const char *detail);
 
 PG_FUNCTION_INFO_V1(cqrs_insert_event);
+PG_FUNCTION_INFO_V1(cqrs_refuse_change);
 
 /*
  * cqrs.insert_event(): INSTEAD OF INSERT trigger of topics' views
@@ -115,6 +116,29 @@ cqrs_insert_event(PG_FUNCTION_ARGS)
 	if (event_type->handlers != NULL)
 		cqrs_dispatch_events();
 	return PointerGetDatum(tuple);
+}
+
+/*
+ * cqrs.refuse_change(): trigger of topics' views that refuses UPDATE and DELETE.
+ * One for each row, so that the server does not refuse them by itself, and one
+ * for each statement, which comes first, and does not ask whether there is a row.
+ */
+Datum
+cqrs_refuse_change(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"refuse_change\" was not called by trigger manager")));
+	ereport(ERROR,
+			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+			 errmsg("events of topic \"%s\" are never changed",
+					RelationGetRelationName(trigdata->tg_relation)),
+			 TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) ?
+			 errhint("They are removed once they are delivered and their retention is over: see cqrs_alter_topic().") :
+			 errhint("Emit another event that says what is true now.")));
 }
 
 /*

@@ -457,6 +457,20 @@ cqrs_name_arg(FunctionCallInfo fcinfo, int argno, const char *kind)
 }
 
 /*
+ * Raise 42704: what is to be removed is not there, as the message says. The view
+ * is that of what is there.
+ */
+void
+cqrs_nothing_to_remove(const char *message, const char *view)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg_internal("%s", message),
+			 errhint("View %s has what there is. With if_exists => true, this is no error.",
+					 view)));
+}
+
+/*
  * A boolean argument of a SQL function, which is false if it is not given.
  */
 bool

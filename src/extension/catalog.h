@@ -82,6 +82,8 @@ extern void cqrs_set_config(const char *name, const char *value,
 extern void cqrs_name_check(const char *kind, const char *name);
 extern char *cqrs_name_arg(FunctionCallInfo fcinfo, int argno,
 						   const char *kind);
+pg_noreturn extern void cqrs_nothing_to_remove(const char *message,
+											   const char *view);
 extern bool cqrs_flag_arg(FunctionCallInfo fcinfo, int argno);
 extern void cqrs_arg_required(FunctionCallInfo fcinfo, int argno,
 							  const char *argument, const char *kind,

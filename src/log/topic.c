@@ -53,6 +53,8 @@
 
 static Interval *default_retention(void);
 static bool set_retention(const CqrsTopic *topic, Interval *retention);
+static void make_view(int32 topic_id, const char *name);
+static bool mend_view(const CqrsTopic *topic);
 static bool has_retention(const CqrsTopic *topic, Interval *retention);
 static void check_retention(const char *name, Interval *retention);
 
@@ -98,14 +100,17 @@ cqrs_alter_topic(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "topic");
 	CqrsTopic  *topic;
+	bool		changed;
 
 	cqrs_require_writable("cqrs_alter_topic()");
 	topic = cqrs_topic_get(name);
 	cqrs_topic_require_control(topic, "alter");
-	if (PG_ARGISNULL(1))
-		PG_RETURN_BOOL(false);
-	check_retention(name, PG_GETARG_INTERVAL_P(1));
-	PG_RETURN_BOOL(set_retention(topic, PG_GETARG_INTERVAL_P(1)));
+	if (!PG_ARGISNULL(1))
+		check_retention(name, PG_GETARG_INTERVAL_P(1));
+	changed = mend_view(topic);
+	if (!PG_ARGISNULL(1))
+		changed |= set_retention(cqrs_topic_get(name), PG_GETARG_INTERVAL_P(1));
+	PG_RETURN_BOOL(changed);
 }
 
 /*
@@ -176,7 +181,6 @@ cqrs_topic_create(const char *name, Interval *retention, Oid creator,
 {
 	CqrsAdmin	admin;
 	int32		topic_id;
-	StringInfoData view;
 	int			i;
 
 	cqrs_name_check("topic", name);
@@ -195,7 +199,6 @@ cqrs_topic_create(const char *name, Interval *retention, Oid creator,
 	topic_id = DatumGetInt32(cqrs_admin_result());
 	cqrs_topic_set_native(topic_id);
 
-	initStringInfo(&view);
 	for (i = 0; i < CQRS_SEGMENTS; i++)
 	{
 		/* segment.c knows this shape. */
@@ -215,20 +218,8 @@ cqrs_topic_create(const char *name, Interval *retention, Oid creator,
 					   topic_id, i, topic_id, i);
 		cqrs_privileges_withdraw(psprintf("cqrs.topic_%d_%d", topic_id, i));
 		cqrs_guard_table(psprintf("cqrs.topic_%d_%d", topic_id, i));
-		appendStringInfo(&view,
-						 "%sSELECT position, event_id, event_name, key, payload, headers, emitted_at,"
-						 " cqrs.occurred_at(headers) AS occurred_at FROM cqrs.topic_%d_%d",
-						 i > 0 ? " UNION ALL " : "", topic_id, i);
 	}
-
-	/* insert.c knows its columns. */
-	cqrs_admin_ddl("CREATE VIEW %s.%s AS %s", CQRS_TOPIC_SCHEMA,
-				   quote_identifier(name), view.data);
-	cqrs_privileges_withdraw(quote_qualified_identifier(CQRS_TOPIC_SCHEMA,
-														name));
-	cqrs_admin_ddl("CREATE TRIGGER emit INSTEAD OF INSERT ON %s.%s"
-				   " FOR EACH ROW EXECUTE FUNCTION cqrs.insert_event()",
-				   CQRS_TOPIC_SCHEMA, quote_identifier(name));
+	make_view(topic_id, name);
 	if (creator != GetUserId() || !may_emit)
 		cqrs_admin_ddl("GRANT %s ON %s.%s TO %s WITH GRANT OPTION",
 					   may_emit ? "SELECT, INSERT" : "SELECT",
@@ -236,6 +227,62 @@ cqrs_topic_create(const char *name, Interval *retention, Oid creator,
 					   quote_identifier(GetUserNameFromId(creator, false)));
 	cqrs_admin_end(&admin);
 	return topic_id;
+}
+
+/*
+ * Make the view of a topic, and its triggers. Between cqrs_admin_begin() and
+ * cqrs_admin_end().
+ */
+static void
+make_view(int32 topic_id, const char *name)
+{
+	const char *view = quote_qualified_identifier(CQRS_TOPIC_SCHEMA, name);
+	StringInfoData query;
+	int			i;
+
+	/* insert.c knows its columns. */
+	initStringInfo(&query);
+	for (i = 0; i < CQRS_SEGMENTS; i++)
+		appendStringInfo(&query,
+						 "%sSELECT position, event_id, event_name, key, payload, headers, emitted_at,"
+						 " cqrs.occurred_at(headers) AS occurred_at FROM cqrs.topic_%d_%d",
+						 i > 0 ? " UNION ALL " : "", topic_id, i);
+	cqrs_admin_ddl("CREATE VIEW %s AS %s", view, query.data);
+	cqrs_privileges_withdraw(view);
+	cqrs_admin_ddl("CREATE TRIGGER emit INSTEAD OF INSERT ON %s"
+				   " FOR EACH ROW EXECUTE FUNCTION cqrs.insert_event()", view);
+	cqrs_admin_ddl("CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE ON %s"
+				   " FOR EACH STATEMENT EXECUTE FUNCTION cqrs.refuse_change()",
+				   view);
+	cqrs_admin_ddl("CREATE TRIGGER refuse_change_of_row INSTEAD OF UPDATE OR DELETE ON %s"
+				   " FOR EACH ROW EXECUTE FUNCTION cqrs.refuse_change()", view);
+}
+
+/*
+ * If somebody dropped the view of a topic, make it again; what was granted on it
+ * is lost. Returns whether it was missing. Raises 42501.
+ */
+static bool
+mend_view(const CqrsTopic *topic)
+{
+	CqrsAdmin	admin;
+
+	if (SearchSysCacheExists1(RELOID, ObjectIdGetDatum(topic->view)))
+		return false;
+	if (!has_privs_of_role(GetUserId(), cqrs_extension_owner()))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be owner of extension \"%s\" to make the view of topic \"%s\" again",
+						CQRS_EXTENSION, topic->name)));
+	cqrs_admin_begin(&admin);
+	cqrs_admin_ddl(LOCK_TOPICS);
+	make_view(topic->topic_id, topic->name);
+
+	/* Have all look for it. */
+	cqrs_admin_execute("UPDATE cqrs.topic SET retention = retention WHERE topic_id = $1",
+					   1, CQRS_INT4(topic->topic_id));
+	cqrs_admin_end(&admin);
+	return true;
 }
 
 /*
@@ -287,7 +334,7 @@ cqrs_topic_require(const CqrsTopic *topic, AclMode mode)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("view of topic \"%s\" does not exist", topic->name),
-				 errhint("Drop the topic with cqrs_drop_topic().")));
+				 errhint("The extension's owner makes it again with cqrs_alter_topic(). The events are kept.")));
 	if (topic->runner != NULL && mode == ACL_INSERT)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

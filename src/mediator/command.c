@@ -494,9 +494,8 @@ unregister(FunctionCallInfo fcinfo, CqrsCommandKind kind,
 	{
 		if (cqrs_flag_arg(fcinfo, 1))
 			return false;
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("%s \"%s\" is not registered", kind_name, name)));
+		cqrs_nothing_to_remove(psprintf("%s \"%s\" is not registered", kind_name,
+										name), "cqrs_commands");
 	}
 	if (is_query(command->kind) != is_query(kind))
 		ereport(ERROR,

@@ -90,9 +90,8 @@ cqrs_unregister_event(PG_FUNCTION_ARGS)
 	{
 		if (cqrs_flag_arg(fcinfo, 1))
 			PG_RETURN_BOOL(false);
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("event \"%s\" is not registered", name)));
+		cqrs_nothing_to_remove(psprintf("event \"%s\" is not registered", name),
+							   "cqrs_event_types");
 	}
 	cqrs_admin_run("DELETE FROM cqrs.event_handler WHERE event_name = $1",
 				   1, CQRS_TEXT(name));
@@ -155,8 +154,9 @@ cqrs_unregister_event_handler(PG_FUNCTION_ARGS)
 	handler = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	cqrs_admin_begin(&admin);
 	cqrs_admin_ddl(LOCK_EVENT_TYPES);
-	if (!if_exists)
-		(void) cqrs_event_type_get(name);
+	if (!if_exists && !cqrs_registry_has_event_type(name))
+		cqrs_nothing_to_remove(psprintf("event \"%s\" is not registered", name),
+							   "cqrs_event_types");
 	cqrs_admin_execute("SELECT handler FROM cqrs.event_handler WHERE event_name = $1",
 					   1, CQRS_TEXT(name));
 	signature = cqrs_function_choose(handler,
@@ -166,11 +166,9 @@ cqrs_unregister_event_handler(PG_FUNCTION_ARGS)
 		cqrs_admin_execute("DELETE FROM cqrs.event_handler WHERE event_name = $1 AND handler = $2",
 						   2, CQRS_TEXT(name), CQRS_TEXT(signature));
 	else if (!if_exists)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("function %s is not a handler of event \"%s\"",
-						handler, name),
-				 errhint("View cqrs_event_handlers has those that are.")));
+		cqrs_nothing_to_remove(psprintf("function %s is not a handler of event \"%s\"",
+										handler, name),
+							   "cqrs_event_handlers");
 	cqrs_admin_end(&admin);
 	PG_RETURN_BOOL(signature != NULL);
 }

@@ -143,10 +143,8 @@ cqrs_unregister_fallback(PG_FUNCTION_ARGS)
 		cqrs_admin_execute("DELETE FROM cqrs.fallback WHERE handler = $1",
 						   1, CQRS_TEXT(signature));
 	else if (!cqrs_flag_arg(fcinfo, 1))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("handler %s has no fallback", name),
-				 errhint("View cqrs_fallbacks has those that have one.")));
+		cqrs_nothing_to_remove(psprintf("handler %s has no fallback", name),
+							   "cqrs_fallbacks");
 	cqrs_admin_end(&admin);
 	PG_RETURN_BOOL(signature != NULL);
 }

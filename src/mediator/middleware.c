@@ -173,10 +173,8 @@ cqrs_unregister_middleware(PG_FUNCTION_ARGS)
 		cqrs_admin_execute("DELETE FROM cqrs.middleware WHERE handler = $1",
 						   1, CQRS_TEXT(signature));
 	else if (!cqrs_flag_arg(fcinfo, 1))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("function %s is not a middleware", name),
-				 errhint("View cqrs_middleware has those that are.")));
+		cqrs_nothing_to_remove(psprintf("function %s is not a middleware", name),
+							   "cqrs_middleware");
 	cqrs_admin_end(&admin);
 	PG_RETURN_BOOL(signature != NULL);
 }

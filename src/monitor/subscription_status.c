@@ -329,14 +329,13 @@ state_of(const CqrsSubscription *subscription, bool lags, bool parked,
 			break;
 	}
 	if (!cqrs_subscription_is_pulled(subscription))
-	{
 		state = worker_of(subscription->subscription_id, pid);
-		if (state == NULL && lags)
-			return "no_worker";
-	}
 	if (state != NULL)
 		return state;
-	return parked && !lags ? "waiting" : "idle";
+	if (lags)
+		return cqrs_subscription_is_pulled(subscription) ? "pending" :
+			"no_worker";
+	return parked ? "waiting" : "idle";
 }
 
 /*

@@ -16,6 +16,7 @@
 #include "base/cqrs_outbox.h"
 
 #include "access/xact.h"
+#include "utils/builtins.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -95,8 +96,20 @@ cqrs_pull_subscription(const char *name)
 {
 	CqrsSubscription *subscription = cqrs_subscription_get(name);
 
-	if (!cqrs_subscription_allows(subscription, ACL_UPDATE))
-		cqrs_subscription_require_owner(subscription);
+	if (!cqrs_subscription_allows(subscription, ACL_UPDATE) &&
+		!(OidIsValid(subscription->owner) &&
+		  has_privs_of_role(GetUserId(), subscription->owner)))
+	{
+		if (!OidIsValid(subscription->owner))
+			cqrs_subscription_require_owner(subscription);
+		else
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("permission denied for subscription \"%s\"", name),
+					 errhint("To receive and acknowledge takes membership in its owner, or GRANT UPDATE ON %s TO %s; and SELECT on its topics.",
+							 quote_qualified_identifier(CQRS_SUBSCRIPTION_SCHEMA, name),
+							 quote_identifier(GetUserNameFromId(GetUserId(), false)))));
+	}
 	if (subscription->has_handler)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -24,12 +24,15 @@
 #include "utils/builtins.h"
 #include "utils/regproc.h"
 #include "utils/syscache.h"
+#include "utils/varlena.h"
 
 #include "registry/handler.h"
 #include "registry/lookup.h"
 #include "registry/signature.h"
 
 static Oid	find_named(const char *name, const CqrsPlace *place);
+static List *split_name(const char *name);
+static bool is_folded(const char *name, List *names);
 static Oid	find_exact(const char *name);
 static char *wrong_with(Oid funcid, const CqrsPlace *place, bool argument);
 static char *wrong_argument(Form_pg_proc proc, const CqrsPlace *place);
@@ -118,7 +121,7 @@ cqrs_function_choose(const char *name, const char *what)
 static Oid
 find_named(const char *name, const CqrsPlace *place)
 {
-	List	   *names = cqrs_qualified_name_list(name);
+	List	   *names = split_name(name);
 	FuncCandidateList candidate;
 	List	   *fitting = NIL;
 	List	   *others = NIL;
@@ -159,9 +162,41 @@ find_named(const char *name, const CqrsPlace *place)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
 				 errmsg("function \"%s\" does not exist", name),
+				 is_folded(name, names) ?
+				 errhint("Capital letters are kept only within double quotes: '%s'.",
+						 quote_identifier(name)) :
 				 list_length(names) > 1 ? 0 :
 				 errhint("It is looked for in the schemas of search_path. Name it with its schema if it is in another one.")));
 	return found;
+}
+
+/*
+ * The parts of a name. Raises 42602 if it is none.
+ */
+static List *
+split_name(const char *name)
+{
+	List	   *parts;
+
+	if (!SplitIdentifierString(pstrdup(name), '.', &parts) || parts == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("invalid function name \"%s\"", name),
+				 errhint("Write name, schema.name or schema.name(type), and what is not only letters, digits and underscores within double quotes: '%s'.",
+						 quote_identifier(*name == '\0' || strchr(name, '"') ?
+										  "My Handler" : name))));
+	return cqrs_qualified_name_list(name);
+}
+
+/*
+ * Does a name of one part, without quotes, have capital letters?
+ */
+static bool
+is_folded(const char *name, List *names)
+{
+	return list_length(names) == 1 && strchr(name, '"') == NULL &&
+		strcmp(name, strVal(linitial(names))) != 0 &&
+		pg_strcasecmp(name, strVal(linitial(names))) == 0;
 }
 
 /*

@@ -116,6 +116,23 @@ cqrs_failure_retry_at(int32 subscription_id, int32 partition,
 	return retry_at;
 }
 
+/*
+ * Why the last delivery failed, palloc'd; NULL: it did not.
+ */
+char *
+cqrs_failure_message(int32 subscription_id, int32 partition)
+{
+	CqrsScan	scan;
+	HeapTuple	row = find(&scan, subscription_id, partition, AccessShareLock);
+	char	   *message = NULL;
+
+	if (row != NULL)
+		message = TextDatumGetCString(cqrs_row_column(row, FAILURE_MESSAGE,
+													  RelationGetDescr(scan.rel)));
+	cqrs_scan_end(&scan, AccessShareLock);
+	return message;
+}
+
 int32
 cqrs_failure_count(int32 subscription_id, int32 partition)
 {

@@ -25,6 +25,7 @@ extern TimestampTz cqrs_failure_record(int32 subscription_id, int32 partition,
 									   int first_delay);
 extern TimestampTz cqrs_failure_retry_at(int32 subscription_id,
 										 int32 partition, int *sqlerrcode);
+extern char *cqrs_failure_message(int32 subscription_id, int32 partition);
 extern int32 cqrs_failure_count(int32 subscription_id, int32 partition);
 extern bool cqrs_failure_try_now(int32 subscription_id, int32 partition);
 extern void cqrs_failure_clear(int32 subscription_id, int32 partition);

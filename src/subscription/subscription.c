@@ -15,6 +15,7 @@
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
+#include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
@@ -243,12 +244,36 @@ cqrs_subscription_require_owner(const CqrsSubscription *subscription)
 {
 	Oid			owner = subscription->owner;
 
-	if (!has_privs_of_role(GetUserId(), OidIsValid(owner) ? owner :
-						   cqrs_extension_owner()))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be owner of subscription \"%s\"",
-						subscription->name)));
+	if (has_privs_of_role(GetUserId(), OidIsValid(owner) ? owner :
+						  cqrs_extension_owner()))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("must be owner of subscription \"%s\"",
+					subscription->name),
+			 OidIsValid(owner) ?
+			 errhint("What it takes is membership in its owner: GRANT %s TO %s.",
+					 quote_identifier(GetUserNameFromId(owner, false)),
+					 quote_identifier(GetUserNameFromId(GetUserId(), false))) :
+			 errhint("Nobody owns it. The extension's owner may remove it, or own it by cqrs_alter_subscription().")));
+}
+
+/*
+ * The same for what only the owner may do, not a member. what is what, as in
+ * "to drain it".
+ */
+void
+cqrs_subscription_refuse_member(const CqrsSubscription *subscription,
+								const char *what)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("must be owner of subscription \"%s\" %s",
+					subscription->name, what),
+			 errdetail("What handles its events has the owner's privileges, not a member's."),
+			 errhint("SET ROLE %s.",
+					 quote_identifier(GetUserNameFromId(subscription->owner,
+														false)))));
 }
 
 /*

@@ -26,6 +26,8 @@ extern bool cqrs_subscription_lock(const CqrsSubscription *subscription,
 								   int partition, bool wait);
 extern CqrsSubscription *cqrs_subscription_lock_all(const CqrsSubscription *subscription);
 extern void cqrs_subscription_require_active(const CqrsSubscription *subscription);
+pg_noreturn extern void cqrs_subscription_refuse_member(const CqrsSubscription *subscription,
+														const char *what);
 extern void cqrs_subscription_require_owner(const CqrsSubscription *subscription);
 extern bool cqrs_subscription_allows(const CqrsSubscription *subscription,
 									 AclMode mode);

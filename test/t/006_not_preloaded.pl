@@ -29,7 +29,7 @@ like(error_of($node, 'postgres', "LOAD 'cqrs_outbox'; $_"), qr/cannot be changed
   for 'SET cqrs_outbox.max_workers = 8', 'SET cqrs_outbox.deliver = off';
 
 emit_numbers($node, 'postgres', 1);
-is($node->safe_psql('postgres', 'SELECT subscription, state FROM cqrs_subscription_status ORDER BY 1'), "puller|idle\nrecorder|no_worker", 'one would need a worker');
+is($node->safe_psql('postgres', 'SELECT subscription, state FROM cqrs_subscription_status ORDER BY 1'), "puller|pending\nrecorder|no_worker", 'one would need a worker');
 $node->safe_psql('postgres', "BEGIN; SELECT cqrs_emit('happened', '{\"n\": 2}'); PREPARE TRANSACTION 'two'");
 is($node->safe_psql('postgres', "SELECT count(*) FROM cqrs_receive('puller')"), '0', 'nothing is received before a tick');
 like($node->safe_psql('postgres', 'SELECT cqrs_tick()'), qr/^\d+$/, 'which is made by hand');

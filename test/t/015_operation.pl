@@ -147,8 +147,34 @@ $node->safe_psql('postgres', "SELECT cqrs_retry_all('fails')");
 like($waiter->finish, qr/NOTICE:  subscription "fails" has dead letters.*^f$/ms, '... and is told that it was given up');
 my ($code, $out, $err) = $node->psql('postgres', "SELECT cqrs_wait('fails', '60 s')");
 is($out, 'f', 'whoever comes later, too');
+my $now = $node->safe_psql('postgres', 'SELECT clock_timestamp()');
+emit('c', 3);
+is($node->safe_psql('postgres', "SELECT cqrs_wait('fails', '60 s', since => '$now')"), 't', 'unless he asks for what was emitted since');
+$node->safe_psql('postgres', 'INSERT INTO broken VALUES (4)');
+emit('d', 4);
+is($node->safe_psql('postgres', "SELECT cqrs_wait('fails', '100 ms', since => '$now')"), 'f', '... and that is not given up, either');
+ok(wait_status($node, 'postgres', 'fails', '0/1/0/1'), '... which it is not yet');
+is($node->safe_psql('postgres', "SELECT cqrs_wait('fails', '60 s', since => clock_timestamp())"), 't', 'what waits from before does not count, either');
 $node->safe_psql('postgres', "TRUNCATE broken; SELECT cqrs_redrive_all('fails')");
+$node->safe_psql('postgres', "SELECT cqrs_retry_all('fails')");
 is($node->safe_psql('postgres', "SELECT cqrs_wait('fails', '60 s')"), 't', 'delivered after all');
+
+# It says what will not end by itself.
+$node->safe_psql('postgres', q(
+	CREATE FUNCTION gone(event cqrs_event) RETURNS void LANGUAGE sql AS '';
+	SELECT cqrs_subscribe('gone', ARRAY['things'], 'gone', start => 'latest'), cqrs_subscribe('pulled', ARRAY['things'], start => 'latest');
+	DROP FUNCTION gone));
+emit('a', 5);
+for ([ 'gone', 'Its handler public.gone(public.cqrs_event) does not exist.' ], [ 'pulled', 'It has neither a handler nor a server' ],
+	[ 'gone', 'It is paused.', "SELECT cqrs_pause('gone')" ], [ 'gone', 'as cqrs_outbox.deliver is off', "SELECT cqrs_resume('gone')", 'deliver = off' ])
+{
+	my ($subscription, $detail, $sql, $setting) = @$_;
+
+	$node->safe_psql('postgres', $sql) if defined $sql;
+	reconfigure($node, "cqrs_outbox.$setting") if defined $setting;
+	($code, $out, $err) = $node->psql('postgres', "SELECT cqrs_wait('$subscription', '1 ms')");
+	like("$err$out", qr/NOTICE:  subscription "$subscription" has not got everything\nDETAIL:  .*\Q$detail\E.*f$/s, "it says: $detail");
+}
 
 $node->stop;
 done_testing();
