@@ -24,7 +24,7 @@ OBJS_log = cursor.o event.o header.o position.o retention.o rotation.o segment.o
 	segment_index.o tick.o topic.o topic_drop.o window.o window_scan.o
 OBJS_mediator = breaker.o command.o context.o dispatch.o dispatch_stack.o \
 	domain_event.o dry_run.o event_type.o fallback.o idempotency.o middleware.o stream.o
-OBJS_broker = link.o message.o server.o
+OBJS_broker = envelope.o link.o message.o server.o
 OBJS_emit = capture.o emit.o insert.o
 OBJS_retry = blame.o failure.o lane.o parked.o retry.o
 OBJS_subscription = epoch.o receipt.o search_path.o settings.o subscription.o
@@ -51,7 +51,7 @@ EXTVERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" $(dir $(firstw
 DATA_built = sql/cqrs_outbox--$(EXTVERSION).sql
 HEADERS_cqrs_outbox = src/include/cqrs_broker.h src/include/cqrs_hooks.h
 
-REGRESS = meeting registered command query chain stream fallback breaker middleware idempotency dry_run emit insert domain_event context nesting prepared capture subscription payload_handler own_subscription search_path retry deferred pull partitions ordering kept retention diagram health privileges owners grants matrix trust lookup adopt extension
+REGRESS = meeting registered command query chain stream fallback breaker middleware idempotency dry_run emit envelope insert domain_event context nesting prepared capture subscription payload_handler own_subscription search_path retry deferred pull partitions ordering kept retention diagram health privileges owners grants matrix trust lookup adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

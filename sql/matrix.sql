@@ -120,7 +120,7 @@ INSERT INTO calls (call, tells) VALUES
 	('cqrs_emit(''open'', ''{}'')', 'result IS NOT NULL'), ('cqrs_emit(''secret'', ''{}'')', 'result IS NOT NULL'),
 	('cqrs_emit(''open'', ''{}'', topic => ''secret'')', 'result IS NOT NULL'),
 	('cqrs_emit(''open'', ''{}'', topic => ''commands_of_regress_cqrs_boss'')', 'result IS NOT NULL'),
-	('cqrs_emit_many(''open'', ''{}'')', 'result'), ('cqrs_emit_many(''secret'', ARRAY[''{}'']::jsonb[])', 'result'),
+	('cqrs_emit_many(''open'', ''{}'')', 'result'), ('cqrs_envelope(NULL)', 'result'), ('cqrs_emit_many(''secret'', ARRAY[''{}'']::jsonb[])', 'result'),
 	('(SELECT array_agg(payload) FROM cqrs_events(''open''))', 'result'), ('(SELECT array_agg(payload) FROM cqrs_events(''secret''))', 'result'),
 	('(SELECT array_agg(topic) FROM cqrs_events(status => ''all''))', 'result'),
 	('(SELECT array_agg(payload) FROM cqrs_topics.open)', 'result'), ('(SELECT array_agg(payload) FROM cqrs_topics.secret)', 'result'),

@@ -74,6 +74,21 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_refuse_change';
 REVOKE ALL ON FUNCTION cqrs.refuse_change() FROM PUBLIC;
 COMMENT ON FUNCTION cqrs.refuse_change() IS 'refuses to change events';
 
+-- What a broker gets of an event in this format, the body of the message, for
+-- whoever sends it by himself. In UTF-8; event_id, event_name, topic and emitted_at
+-- are needed. Of formats cloudevents and raw, the rest is in headers of the
+-- message, which are not here. An event without payload is, as for RabbitMQ, an
+-- envelope whose payload is null, nothing, or null.
+--   event   NULL: so is the result
+--   format  cqrs, cloudevents or raw; NULL: cqrs
+-- Errors: 22023 format, or a payload or headers that are no object; 22004, 42602,
+-- 42622 what is needed; 22008 emitted at infinity; 54000 too large; 22P05 what is not in UTF-8.
+-- Privileges: EXECUTE, granted to PUBLIC.
+CREATE FUNCTION @extschema@.cqrs_envelope(event @extschema@.cqrs_event, format text DEFAULT 'cqrs') RETURNS bytea
+LANGUAGE C IMMUTABLE PARALLEL SAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_envelope(@extschema@.cqrs_event, text) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_envelope(@extschema@.cqrs_event, text) IS 'what a broker gets of an event';
+
 -- Change capture: a trigger function that emits the changes of a table, in
 -- the transaction that makes them. For AFTER triggers of tables, FOR EACH ROW
 -- or with transition tables FOR EACH STATEMENT (which costs less for many

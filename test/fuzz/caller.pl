@@ -31,7 +31,7 @@ my %known = map { /^(\S+?)(?:=(\d+))?$/ ? ($1 => $2 // 3) : () } qw(
   cqrs_register_event cqrs_unregister_event=1 cqrs_register_event_handler cqrs_unregister_event_handler=1
   cqrs_register_command cqrs_register_chain cqrs_register_query cqrs_unregister_command=1 cqrs_unregister_query=1 cqrs_register_fallback cqrs_unregister_fallback=1
   cqrs_register_middleware=1 cqrs_unregister_middleware=2 cqrs_subscribe cqrs_alter_subscription cqrs_unsubscribe=1
-  cqrs_pause=1 cqrs_resume=2 cqrs_seek=2 cqrs_retry cqrs_retry_all cqrs_redrive cqrs_redrive_all cqrs_discard cqrs_discard_all cqrs_tick cqrs_drain=6 cqrs_enqueue_scheduled
+  cqrs_pause=1 cqrs_resume=2 cqrs_seek=2 cqrs_envelope=3 cqrs_retry cqrs_retry_all cqrs_redrive cqrs_redrive_all cqrs_discard cqrs_discard_all cqrs_tick cqrs_drain=6 cqrs_enqueue_scheduled
   cqrs_adopt=1 cqrs_grant_admin=1 cqrs_revoke_admin=1 cqrs_maintain=1 cqrs_health=1 cqrs_diagram=1 run_command announce
   registry_changed=1 refuse_write=1 withdraw_privileges=0 breaker_state usable library_version background broken_tables find_function diagram_label no_diagram flowchart sequence_diagram topic_progress subscription_progress subscription_owner worker_status cursor_holders event_lane event_partition
   insert_event=1 occurred_at);
@@ -125,7 +125,8 @@ sub argument
 	return pick(0, 1, 5, 100, 100000, -1, 9223372036854775807, '(-9223372036854775808)') if $type eq 'bigint';
 	return "ROW(1)::thing" if $type eq 'record';
 	return "ROW('command', 'a', '{}')::cqrs_request" if $type eq 'cqrs_request';
-	return "(SELECT e FROM (SELECT NULL::cqrs_event) v (e))" if $type eq 'cqrs_event';
+	return pick('(SELECT e FROM (SELECT NULL::cqrs_event) v (e))', "ROW(1, gen_random_uuid(), 'a', 'b', NULL, '{}', '[1]', now())::cqrs_event",
+		"(SELECT ROW(position, event_id, event_name, 'a', key, payload, headers, emitted_at)::cqrs_event FROM cqrs_topics.a LIMIT 1)") if $type eq 'cqrs_event';
 	return 'NULL';
 }
 

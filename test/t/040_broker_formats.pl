@@ -137,6 +137,21 @@ is_message($cqrs{'805a'},
 		message_id => '805a', topic => 'bestellungen/größe 1', event_name => '"größe" geändert',
 		body => envelope('{"n":1}', '805a', '\"größe\" geändert', 'bestellungen/größe 1')
 	}, 'cqrs: names are escaped');
+
+# Who sends by himself gets the same.
+for my $format (qw(cqrs cloudevents raw))
+{
+	my %message = received($format);
+
+	for my $end (qw(8057 8058 805a))
+	{
+		my $body = sql(qq(SELECT convert_from(cqrs_envelope(ROW(position, event_id, event_name, topic, key, payload, headers, emitted_at)::cqrs_event, '$format'), 'UTF8')
+				FROM cqrs_events(status => 'all') WHERE event_id::text LIKE '%$end'));
+
+		utf8::decode($body);
+		is($body, $message{$end}{body}, "cqrs_envelope: $format $end");
+	}
+}
 like($peer->tell('received')->[0]{message}{message_id}, qr/^[0-9a-f]{8}-[0-9a-f]{4}-7/, 'ids are lower case');
 
 # attributes(END, MORE): of CloudEvents
