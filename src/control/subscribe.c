@@ -34,8 +34,7 @@ static void make(const CqrsSettings *settings, const char *name,
 static bool replace(CqrsSettings *settings, const char *name, List *topics,
 					bool path_given, bool or_replace);
 static char *differences(const CqrsSettings *settings,
-						 const CqrsSubscription *old, List *topics,
-						 bool same_topics);
+						 const CqrsSubscription *old, List *topics);
 static bool change(const CqrsSettings *settings, List *topics,
 				   CqrsSubscription *subscription);
 static bool has_topics(const CqrsSubscription *subscription, List *topics);
@@ -266,8 +265,7 @@ replace(CqrsSettings *settings, const char *name, List *topics,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("subscription \"%s\" already exists, and is another one",
 						name),
-				 errdetail_internal("%s", differences(settings, old, topics,
-													  same_topics)),
+				 errdetail_internal("%s", differences(settings, old, topics)),
 				 errhint("Use or_replace => true to change it.")));
 	if (old->runs_commands ||
 		old->has_handler != cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER) ||
@@ -291,14 +289,14 @@ replace(CqrsSettings *settings, const char *name, List *topics,
  */
 static char *
 differences(const CqrsSettings *settings, const CqrsSubscription *old,
-			List *topics, bool same_topics)
+			List *topics)
 {
 	StringInfoData lines;
 	ListCell   *lc;
 	int			i;
 
 	initStringInfo(&lines);
-	if (!same_topics)
+	if (!has_topics(old, topics))
 	{
 		appendStringInfoString(&lines, "Its topics are ");
 		for (i = 0; i < old->ntopics; i++)

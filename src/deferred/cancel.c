@@ -68,8 +68,8 @@ static bool find_ahead(const CqrsSubscription *queue,
 					   const CqrsCursor *cursor,
 					   const pg_uuid_t *command_id, Snapshot snapshot,
 					   bool remove);
-static bool find_in_window(const CqrsSubscription *queue, int partition,
-						   CqrsWindow *window, const pg_uuid_t *command_id,
+static bool find_in_window(const CqrsSubscription *queue,
+						   const CqrsCursor *cursor, CqrsWindow *window, const pg_uuid_t *command_id,
 						   Snapshot snapshot, bool remove);
 
 PG_FUNCTION_INFO_V1(cqrs_cancel_command);
@@ -314,7 +314,7 @@ find_ahead(const CqrsSubscription *queue, const CqrsCursor *cursor,
 
 	if (cursor->until_tick != 0)
 	{
-		if (find_in_window(queue, cursor->partition,
+		if (find_in_window(queue, cursor,
 						   cqrs_window_create(CurrentMemoryContext, lower,
 											  cursor->until_snapshot,
 											  cursor->position,
@@ -323,7 +323,7 @@ find_ahead(const CqrsSubscription *queue, const CqrsCursor *cursor,
 			return true;
 		lower = cursor->until_snapshot;
 	}
-	return find_in_window(queue, cursor->partition,
+	return find_in_window(queue, cursor,
 						  cqrs_window_create(CurrentMemoryContext, lower, NULL,
 											 0, WINDOW_ENTRIES),
 						  command_id, snapshot, remove);
@@ -333,7 +333,7 @@ find_ahead(const CqrsSubscription *queue, const CqrsCursor *cursor,
  * Is a command in this window, which is freed?
  */
 static bool
-find_in_window(const CqrsSubscription *queue, int partition,
+find_in_window(const CqrsSubscription *queue, const CqrsCursor *cursor,
 			   CqrsWindow *window, const pg_uuid_t *command_id,
 			   Snapshot snapshot, bool remove)
 {
@@ -350,7 +350,9 @@ find_in_window(const CqrsSubscription *queue, int partition,
 	while (!found && cqrs_window_next(window, &event))
 		found = memcmp(DatumGetUUIDP(event.event_id), command_id,
 					   UUID_LEN) == 0 &&
-			cqrs_key_partition(event.key, queue->partitions) == partition;
+			cqrs_event_partition(event.topic->topic_id, event.event_id,
+								 event.key, cursor->by_topic,
+								 queue->partitions) == cursor->partition;
 	if (found && remove)
 		cqrs_window_delete(window);
 	cqrs_window_detach(window);
