@@ -371,6 +371,33 @@ SELECT cqrs_drain(subscription) FROM cqrs_subscription_status;
 SELECT n FROM item WHERE n IN (24, 25);
 RESET ROLE;
 
+-- the queue is dropped, but not with what is in it
+SET ROLE regress_cqrs_app;
+\set VERBOSITY default
+SELECT cqrs_enqueue('Add', '{"n": 31}', run_at => now() + interval '1 hour') AS id \gset
+SELECT cqrs_drop_command_queue();
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_cancel_command(:'id');
+SELECT cqrs_enqueue('Add', '{"n": 31}') AS id \gset
+SELECT cqrs_drop_command_queue(cascade => NULL);
+SELECT cqrs_cancel_command(:'id');
+SELECT count(*) AS waiting FROM cqrs_enqueued_commands;
+SELECT cqrs_drop_command_queue('regress_cqrs_app');
+SELECT cqrs_drop_command_queue();
+SELECT cqrs_drop_command_queue(if_exists => true);
+SELECT cqrs_enqueue('Add', '{"n": 31}');
+SELECT cqrs_create_command_queue();
+SELECT cqrs_enqueue('Add', '{"n": 31}') IS NOT NULL, cqrs_enqueue('Add', '{"n": 31}', run_at => now() + interval '1 hour') IS NOT NULL;
+RESET ROLE;
+SET ROLE regress_cqrs_nologin;
+SELECT cqrs_drop_command_queue('regress_cqrs_app', cascade => true);
+RESET ROLE;
+SELECT cqrs_drop_command_queue('no_such_role');
+SELECT cqrs_drop_command_queue('regress_cqrs_app', cascade => true);
+SELECT count(*) FROM cqrs.scheduled_command;
+SELECT subscription FROM cqrs.subscription WHERE subscription ~ 'app';
+\set VERBOSITY terse
+
 -- a long name, in the middle of a character
 DO $$
 DECLARE

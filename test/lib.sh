@@ -146,11 +146,23 @@ install_python_cqrs()
 	export CQRS_PYTHON_CQRS=$folder
 }
 
+# install_orms: ORMs, and the programs that try them, in $CQRS_ORMS
+install_orms()
+{
+	local folder=$scratch/orms
+
+	install_missing python3-pip
+	cp -r "$top/test/orms" "$folder"
+	pip_install "$folder/python" -r "$folder/requirements.txt"
+	own "$folder"
+	export CQRS_ORMS=$folder
+}
+
 # pip_install FOLDER ARGUMENTS...
 pip_install()
 {
 	/usr/bin/python3 -m pip install --no-cache-dir --target "$@" >"$scratch/pip.log" 2>&1 ||
-		{ cat "$scratch/pip.log"; die "could not install what test/python_cqrs needs"; }
+		{ cat "$scratch/pip.log"; die "could not install what $1 needs"; }
 }
 
 # install_manual: README.md and docs/ in $CQRS_MANUAL

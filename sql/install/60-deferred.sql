@@ -59,6 +59,22 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_create_command_queue(text, text) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_create_command_queue(text, text) IS 'creates a role''s queue of commands';
 
+-- Drops a role's command queue: its topic, its subscription, and what was enqueued.
+--   owner      the role; NULL: the current user
+--   cascade    also if commands wait in it, or for their time, or are dead letters
+--   if_exists  if there is none, that is no error
+-- Returns whether there was one.
+-- Errors: 42704 no such role, or it has none; 42501 the caller is not a member of it;
+-- 55006 it holds commands; 25006 read-only transaction or standby.
+-- Locks: ACCESS EXCLUSIVE on its topic's tables and view; ROW EXCLUSIVE on
+-- cqrs.subscription; its cursors. Waits for commands that are being executed.
+-- Privileges: membership in the role.
+CREATE FUNCTION @extschema@.cqrs_drop_command_queue(owner text DEFAULT NULL, cascade boolean DEFAULT false, if_exists boolean DEFAULT false)
+RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_drop_command_queue(text, boolean, boolean) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_drop_command_queue(text, boolean, boolean) IS 'drops a role''s queue of commands';
+
 -- Enqueues a command: once the transaction has committed, and not before
 -- run_at, the worker executes it, as cqrs_send() would, but in a transaction of
 -- its own, as the role that enqueued it, with the search_path of that role's

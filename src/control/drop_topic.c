@@ -9,6 +9,7 @@
 
 #include "catalog/pg_type.h"
 
+#include "control/drop_topic.h"
 #include "control/events.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
@@ -65,14 +66,30 @@ refuse_in_use(CqrsTopic *topic)
 						topic->name, SPI_getvalue(SPI_tuptable->vals[0],
 												  SPI_tuptable->tupdesc, 1)),
 				 errhint("Use cqrs_unregister_event() first, or cascade => true.")));
-	if (!topic->native || cqrs_events_pending(topic) ||
-		cqrs_admin_execute("SELECT FROM cqrs.dead_letter WHERE topic_id = $1 LIMIT 1",
-						   1, CQRS_INT4(topic->topic_id)) > 0 ||
-		cqrs_admin_execute("SELECT FROM cqrs.scheduled_command WHERE topic_id = $1 LIMIT 1",
-						   1, CQRS_INT4(topic->topic_id)) > 0)
+	cqrs_admin_end(&admin);
+	if (cqrs_topic_holds_events(topic))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("topic \"%s\" holds undelivered events", topic->name),
 				 errhint("Have them delivered first, or use cascade => true.")));
+}
+
+/*
+ * Would events, or commands, be lost with this topic, which nobody emits to: that
+ * are not delivered, given up, or scheduled?
+ */
+bool
+cqrs_topic_holds_events(CqrsTopic *topic)
+{
+	CqrsAdmin	admin;
+	bool		holds;
+
+	cqrs_admin_begin(&admin);
+	holds = !topic->native || cqrs_events_pending(topic) ||
+		cqrs_admin_execute("SELECT FROM cqrs.dead_letter WHERE topic_id = $1 LIMIT 1",
+						   1, CQRS_INT4(topic->topic_id)) > 0 ||
+		cqrs_admin_execute("SELECT FROM cqrs.scheduled_command WHERE topic_id = $1 LIMIT 1",
+						   1, CQRS_INT4(topic->topic_id)) > 0;
 	cqrs_admin_end(&admin);
+	return holds;
 }

@@ -15,6 +15,7 @@
 #include "broker/message.h"
 #include "broker/server.h"
 #include "control/operation.h"
+#include "control/subscribe.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
@@ -39,7 +40,6 @@ static bool change(const CqrsSettings *settings, List *topics,
 				   CqrsSubscription *subscription);
 static bool has_topics(const CqrsSubscription *subscription, List *topics);
 static bool own_if_nobody_does(CqrsSubscription **subscription);
-static void remove_subscription(CqrsSubscription *subscription);
 static void set_handler(CqrsSettings *settings, const char *name,
 						CqrsFunction *function);
 static void check_handler(const char *subscription, text *handler,
@@ -174,7 +174,7 @@ cqrs_unsubscribe(PG_FUNCTION_ARGS)
 	}
 	subscription = cqrs_subscription_get(name);
 	cqrs_subscription_require_owner(subscription);
-	remove_subscription(subscription);
+	cqrs_subscription_remove(subscription);
 	PG_RETURN_BOOL(true);
 }
 
@@ -403,8 +403,8 @@ own_if_nobody_does(CqrsSubscription **subscription)
 /*
  * Remove a subscription, and all that it has.
  */
-static void
-remove_subscription(CqrsSubscription *subscription)
+void
+cqrs_subscription_remove(CqrsSubscription *subscription)
 {
 	int32		subscription_id = subscription->subscription_id;
 	char	   *name = subscription->name;

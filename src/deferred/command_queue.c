@@ -27,9 +27,12 @@
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
+#include "control/drop_topic.h"
+#include "control/subscribe.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/topic.h"
+#include "log/topic_drop.h"
 #include "registry/owner.h"
 #include "registry/registry.h"
 #include "shared/announce.h"
@@ -37,13 +40,15 @@
 #include "subscription/settings.h"
 #include "subscription/subscription.h"
 
-static Oid	owner_arg(FunctionCallInfo fcinfo);
+static Oid	owner_arg(FunctionCallInfo fcinfo, const char *verb);
+static void refuse_in_use(const CqrsSubscription *queue, Oid owner);
 static bool has_queue(Oid owner);
 static void make_queue(Oid owner, const char *path);
 static int32 make_subscription(const char *name, const char *path);
 static char *free_name(Oid owner);
 
 PG_FUNCTION_INFO_V1(cqrs_create_command_queue);
+PG_FUNCTION_INFO_V1(cqrs_drop_command_queue);
 
 /*
  * cqrs_create_command_queue(owner, search_path)
@@ -55,7 +60,7 @@ cqrs_create_command_queue(PG_FUNCTION_ARGS)
 	char	   *path;
 
 	cqrs_require_writable("cqrs_create_command_queue()");
-	owner = owner_arg(fcinfo);
+	owner = owner_arg(fcinfo, "create");
 	path = PG_ARGISNULL(1) ? cqrs_search_path_now() :
 		text_to_cstring(PG_GETARG_TEXT_PP(1));
 	cqrs_search_path_check(path);
@@ -71,11 +76,61 @@ cqrs_create_command_queue(PG_FUNCTION_ARGS)
 }
 
 /*
+ * cqrs_drop_command_queue(owner, cascade, if_exists)
+ */
+Datum
+cqrs_drop_command_queue(PG_FUNCTION_ARGS)
+{
+	Oid			owner;
+	CqrsSubscription *queue;
+
+	cqrs_require_writable("cqrs_drop_command_queue()");
+	owner = owner_arg(fcinfo, "drop");
+	queue = cqrs_registry_command_subscription(owner);
+	if (queue == NULL)
+	{
+		if (cqrs_flag_arg(fcinfo, 2))
+			PG_RETURN_BOOL(false);
+		cqrs_nothing_to_remove(psprintf("role \"%s\" has no command queue",
+										GetUserNameFromId(owner, false)),
+							   "cqrs_subscriptions");
+	}
+	queue = cqrs_subscription_lock_all(queue);
+	if (!cqrs_flag_arg(fcinfo, 1))
+		refuse_in_use(queue, owner);
+	cqrs_subscription_remove(queue);
+	PG_RETURN_BOOL(true);
+}
+
+/*
+ * Raises 55006 if commands would be lost with a queue. From here on, none is
+ * enqueued. The tables are locked in the order in which a queue is made.
+ */
+static void
+refuse_in_use(const CqrsSubscription *queue, Oid owner)
+{
+	bool		holds = false;
+	int			i;
+
+	cqrs_admin_run("LOCK TABLE cqrs.subscription IN ROW EXCLUSIVE MODE", 0);
+	for (i = 0; i < queue->ntopics; i++)
+		holds |= cqrs_topic_holds_events(cqrs_topic_lock_to_drop(queue->topics[i]->name));
+	if (holds)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("command queue of role \"%s\" holds commands",
+						GetUserNameFromId(owner, false)),
+				 errdetail("They wait, or were given up."),
+				 errhint("See cqrs_enqueued_commands and cqrs_dead_letters. Have them executed first, or use cascade => true.")));
+}
+
+/*
  * The role that the first argument names; NULL is the user. Raises 42704, or
- * 42501 if the user is not a member of it.
+ * 42501 if the user is not a member of it, and may not do to its queue what the
+ * verb says.
  */
 static Oid
-owner_arg(FunctionCallInfo fcinfo)
+owner_arg(FunctionCallInfo fcinfo, const char *verb)
 {
 	Oid			owner;
 
@@ -85,8 +140,8 @@ owner_arg(FunctionCallInfo fcinfo)
 	if (!has_privs_of_role(GetUserId(), owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be a member of role \"%s\" to create its command queue",
-						GetUserNameFromId(owner, true))));
+				 errmsg("must be a member of role \"%s\" to %s its command queue",
+						GetUserNameFromId(owner, true), verb)));
 	return owner;
 }
 

@@ -22,10 +22,12 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/regproc.h"
 #include "utils/syscache.h"
 #include "utils/varlena.h"
 
+#include "extension/catalog.h"
 #include "registry/handler.h"
 #include "registry/lookup.h"
 #include "registry/signature.h"
@@ -33,6 +35,11 @@
 static Oid	find_named(const char *name, const CqrsPlace *place);
 static List *split_name(const char *name);
 static bool is_folded(const char *name, List *names);
+static bool is_reserved(Oid argtype);
+static bool takes_reserved(Oid funcid);
+pg_noreturn static void refuse_reserved(const char *name,
+										const CqrsPlace *place,
+										const char *detail);
 static Oid	find_exact(const char *name);
 static char *wrong_with(Oid funcid, const CqrsPlace *place, bool argument);
 static char *wrong_argument(Form_pg_proc proc, const CqrsPlace *place);
@@ -62,6 +69,8 @@ cqrs_function_look_up(const char *name, const CqrsPlace *place,
 	wrong = wrong_with(funcid, place, true);
 	if (wrong == NULL)
 		wrong = wrong_with(funcid, place, false);
+	if (wrong != NULL && takes_reserved(funcid))
+		refuse_reserved(name, place, psprintf("It %s.", wrong));
 	if (wrong != NULL)
 		cqrs_function_refuse(format_procedure_qualified(funcid), place, wrong);
 	describe(funcid, function);
@@ -126,6 +135,7 @@ find_named(const char *name, const CqrsPlace *place)
 	List	   *fitting = NIL;
 	List	   *others = NIL;
 	Oid			found = InvalidOid;
+	bool		reserved = false;
 
 	candidate = FuncnameGetCandidates(names, -1, NIL, false, false, false,
 									  true);
@@ -133,6 +143,7 @@ find_named(const char *name, const CqrsPlace *place)
 	{
 		char	   *wrong = wrong_with(candidate->oid, place, true);
 
+		reserved |= wrong != NULL && takes_reserved(candidate->oid);
 		if (wrong != NULL)
 			others = lappend(others,
 							 psprintf("%s %s.",
@@ -152,6 +163,8 @@ find_named(const char *name, const CqrsPlace *place)
 				 errdetail_internal("Of that name, these can be %s:\n%s",
 									place->what, sorted_lines(fitting)),
 				 errhint("Name one of them, as it is there.")));
+	if (fitting == NIL && reserved)
+		refuse_reserved(name, place, sorted_lines(others));
 	if (fitting == NIL && others != NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
@@ -252,10 +265,58 @@ wrong_argument(Form_pg_proc proc, const CqrsPlace *place)
 		return pstrdup("does not have exactly one argument");
 	if (cqrs_function_is_temporary(proc))
 		return pstrdup("is in a temporary schema, or has a type of one");
+	if (is_reserved(proc->proargtypes.values[0]))
+		return psprintf("takes type %s, which is not supported yet",
+						format_type_be(proc->proargtypes.values[0]));
 	if (!place->takes(place->arg, proc->proargtypes.values[0]))
 		return psprintf("takes type %s",
 						format_type_be(proc->proargtypes.values[0]));
 	return NULL;
+}
+
+/*
+ * Is this an argument that a handler may have one day: many events, or what came
+ * from a broker?
+ */
+static bool
+is_reserved(Oid argtype)
+{
+	HeapTuple	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(argtype));
+	bool		reserved;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	reserved = strcmp(NameStr(((Form_pg_type) GETSTRUCT(tuple))->typname),
+					  "cqrs_message") == 0;
+	ReleaseSysCache(tuple);
+	return reserved || cqrs_type_is(get_element_type(argtype), "cqrs_event");
+}
+
+static bool
+takes_reserved(Oid funcid)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid));
+	bool		reserved = false;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		Form_pg_proc proc = (Form_pg_proc) GETSTRUCT(tuple);
+
+		reserved = proc->pronargs == 1 &&
+			is_reserved(proc->proargtypes.values[0]);
+		ReleaseSysCache(tuple);
+	}
+	return reserved;
+}
+
+static void
+refuse_reserved(const char *name, const CqrsPlace *place, const char *detail)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("function %s cannot be %s", name, place->what),
+			 errdetail_internal("%s", detail),
+			 errhint("%s", place->wanted)));
 }
 
 static char *

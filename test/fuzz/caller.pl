@@ -27,7 +27,7 @@ my $dir = POSIX::getcwd();
 my %known = map { /^(\S+?)(?:=(\d+))?$/ ? ($1 => $2 // 3) : () } qw(
   cqrs_send=12 cqrs_send_once=6 cqrs_dry_run=6 cqrs_stream=4 cqrs_next cqrs_query=6 cqrs_proceed cqrs_log_dispatch cqrs_context
   cqrs_emit=12 cqrs_emit_many=6 cqrs_emit_trigger=1 cqrs_events cqrs_wait=1 cqrs_receive=6 cqrs_ack=6 cqrs_nack=6 cqrs_renew=4
-  cqrs_enqueue=8 cqrs_create_command_queue=2 cqrs_cancel_command cqrs_schedule cqrs_unschedule=1 cqrs_pause_schedule=1 cqrs_resume_schedule cqrs_next_runs cqrs_create_topic cqrs_alter_topic cqrs_drop_topic=1
+  cqrs_enqueue=8 cqrs_create_command_queue=2 cqrs_drop_command_queue=1 cqrs_cancel_command cqrs_schedule cqrs_unschedule=1 cqrs_pause_schedule=1 cqrs_resume_schedule cqrs_next_runs cqrs_create_topic cqrs_alter_topic cqrs_drop_topic=1
   cqrs_register_event cqrs_unregister_event=1 cqrs_register_event_handler cqrs_unregister_event_handler=1
   cqrs_register_command cqrs_register_chain cqrs_register_query cqrs_unregister_command=1 cqrs_unregister_query=1 cqrs_register_fallback cqrs_unregister_fallback=1
   cqrs_register_middleware=1 cqrs_unregister_middleware=2 cqrs_subscribe cqrs_alter_subscription cqrs_unsubscribe=1

@@ -95,6 +95,13 @@ for my $name (sort keys %tables)
 	my ($there) = $text =~ /<!-- $name -->\n\n(.*?)\n<!-- end -->/s;
 	is($there, $table, "the table of $name is that of the catalog (CQRS_WRITE writes it)");
 }
+
+# What is said to be there now, where the interface before is told of, is there.
+my %there = map { $_ => 1 } split /\n/, $node->safe_psql('postgres', q(
+	SELECT proname FROM pg_proc WHERE proname ~ '^cqrs_' UNION SELECT relname FROM pg_class WHERE relname ~ '^cqrs_'));
+my @now = map { /^\|.*\|(.*?)\|$/ ? $1 : () } split /\n/, slurp_file($page =~ s/interface/changes/r);
+is_deeply([ grep { !$there{$_} } map { /\b(cqrs_\w+)/g } @now ], [], 'what has changed is what there is');
+cmp_ok(scalar(@now), '>', 40, '... all of it');
 if ($ENV{CQRS_WRITE})
 {
 	open my $file, '>', $ENV{CQRS_WRITE} or die "$ENV{CQRS_WRITE}: $!";
