@@ -153,6 +153,16 @@ pip_install()
 		{ cat "$scratch/pip.log"; die "could not install what test/python_cqrs needs"; }
 }
 
+# install_pgmq: the script that makes pgmq in a database, which is $CQRS_PGMQ. It is
+# SQL alone, and comes with the project's client for Python.
+install_pgmq()
+{
+	install_missing python3-pip
+	pip_install "$scratch/pgmq" --no-deps pgmq==1.1.4
+	own "$scratch/pgmq"
+	export CQRS_PGMQ=$scratch/pgmq/pgmq/sql/pgmq.sql
+}
+
 # install_manual: README.md and docs/ in $CQRS_MANUAL
 install_manual()
 {
