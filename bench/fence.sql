@@ -3,6 +3,7 @@
 -- peers.sql has the rest.
 \set QUIET on
 
+CREATE EXTENSION pgmq;
 SELECT pgmq.create('bench') \g /dev/null
 CREATE PROCEDURE consume_pgmq() LANGUAGE plpgsql AS $$
 BEGIN
