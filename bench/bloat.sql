@@ -40,3 +40,17 @@ LANGUAGE sql AS $$
 		   percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM handled_at - emitted_at)) * 1000
 	FROM sink WHERE handled_at >= since AND handled_at < since + seconds * interval '1 second'
 $$;
+
+-- For the chart: since a time, in steps of five seconds, what the median latency
+-- was, in milliseconds, and megabytes and dead rows of all tables together.
+CREATE FUNCTION latencies(since timestamptz) RETURNS TABLE (minute numeric, ms double precision)
+LANGUAGE sql AS $$
+	SELECT floor(extract(epoch FROM handled_at - since) / 5) / 12,
+		   percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM handled_at - emitted_at)) * 1000
+	FROM sink WHERE handled_at >= since GROUP BY 1
+$$;
+CREATE FUNCTION sizes(since timestamptz) RETURNS TABLE (minute numeric, megabytes numeric, dead numeric)
+LANGUAGE sql AS $$
+	SELECT extract(epoch FROM at - since) / 60, sum(bytes) / 1048576, sum(sample.dead)
+	FROM sample WHERE at >= since GROUP BY at
+$$;

@@ -97,3 +97,16 @@ report()
 {
 	printf '%-58s %10.2f %-7s %s\n' "$1" "$2" "$3" "${4:-}"
 }
+
+# draw NAME: a chart, bench/results/NAME.svg, with gnuplot; its commands are on the
+# input
+draw()
+{
+	mkdir -p "$top/bench/results"
+	{
+		echo "set terminal svg size 900,640 font 'sans-serif,11' background 'white'; set output '$top/bench/results/$1.svg'"
+		echo "set style data lines; set grid ytics lc rgb '#dddddd'; set border 3; set tics nomirror"
+		cat
+	} | gnuplot || die "could not draw $1"
+	echo "bench/results/$1.svg"
+}
