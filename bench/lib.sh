@@ -104,7 +104,7 @@ draw()
 {
 	mkdir -p "$top/bench/results"
 	{
-		echo "set terminal svg size 900,640 font 'sans-serif,11' background 'white'; set output '$top/bench/results/$1.svg'"
+		echo "set terminal svg noenhanced size 900,640 font 'sans-serif,11' background 'white'; set output '$top/bench/results/$1.svg'"
 		echo "set style data lines; set grid ytics lc rgb '#dddddd'; set border 3; set tics nomirror"
 		cat
 	} | gnuplot || die "could not draw $1"

@@ -167,9 +167,9 @@ if (!$known)
 	print "1 passed, 0 failed\n";
 	exit 0;
 }
-$not{own} = "compiled with $known->{compiler}" if $known->{compiler} ne $compiler;
+$not{own} = $known->{compiler} if $known->{compiler} ne $compiler;
 $not{server} = "PostgreSQL $known->{server}" if $known->{server} ne $server;
-print "# Not compared: $unit{$_}. The figures are of $not{$_}.\n" for sort keys %not;
+print "# Not compared: $unit{$_}; the figures were taken with $not{$_}.\n" for sort keys %not;
 for my $what (sort { $a cmp $b } keys %{ { %$counts, %{ $known->{counts} } } })
 {
 	for my $kind (grep { !$not{$_} } @kinds)
