@@ -23,7 +23,7 @@ CREATE PROCEDURE watch(schema name) LANGUAGE plpgsql AS $$
 BEGIN
 	LOOP
 		INSERT INTO sample
-		SELECT clock_timestamp(), relid::regclass, pg_total_relation_size(relid), n_dead_tup
+		SELECT now(), relid::regclass, pg_total_relation_size(relid), n_dead_tup
 		FROM pg_stat_user_tables WHERE schemaname = schema;
 		COMMIT;
 		PERFORM pg_sleep(5);
