@@ -63,19 +63,17 @@ query($node, q(
 	CREATE PROCEDURE consume_pgq(consumer text) LANGUAGE plpgsql AS $$
 	DECLARE
 		batch bigint;
-		e record;
+		retry boolean;
 	BEGIN
 		WHILE EXISTS (SELECT FROM pgq.get_consumer_info('orders', consumer)) LOOP
 			batch := pgq.next_batch('orders', consumer);
+			retry := NOT EXISTS (SELECT FROM stop WHERE what = 'retry');
 			COMMIT;
 			CONTINUE WHEN batch IS NULL;
-			FOR e IN SELECT * FROM pgq.get_batch_events(batch) LOOP
-				IF e.ev_id % 5 = 0 AND e.ev_retry IS NULL AND NOT EXISTS (SELECT FROM stop WHERE what = 'retry') THEN
-					PERFORM pgq.event_retry(batch, e.ev_id, 0);
-				ELSE
-					INSERT INTO handled VALUES (consumer, (e.ev_data::jsonb->>'order_id')::bigint, 'pgq');
-				END IF;
-			END LOOP;
+			PERFORM pgq.event_retry(batch, ev_id, 0) FROM pgq.get_batch_events(batch)
+			WHERE retry AND ev_id % 20 = 0 AND ev_retry IS NULL;
+			INSERT INTO handled SELECT consumer, (ev_data::jsonb->>'order_id')::bigint, 'pgq' FROM pgq.get_batch_events(batch)
+			WHERE NOT (retry AND ev_id % 20 = 0 AND ev_retry IS NULL);
 			PERFORM pgq.finish_batch(batch);
 			COMMIT;
 		END LOOP;
