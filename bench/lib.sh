@@ -37,6 +37,39 @@ wait_until()
 	query -c "CALL wait_until(\$\$$1\$\$)"
 }
 
+# background NAME SQL: in a session that ends with end_background, if not before
+background()
+{
+	PGAPPNAME=background as_user "$bindir/psql" -XAtq -c "$2" >"$scratch/$1.log" 2>&1 &
+}
+
+end_background()
+{
+	query -c "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'background'" >/dev/null
+}
+
+# start_pgqd: PgQ's ticker
+start_pgqd()
+{
+	cat >"$scratch/pgqd.ini" <<-INI
+		[pgqd]
+		logfile = $scratch/pgqd.log
+		pidfile = $scratch/pgqd.pid
+		base_connstr = host=$PGHOST port=$PGPORT user=$PGUSER
+		initial_database = postgres
+		database_list = postgres
+		maint_period = 2
+		ticker_period = 0.1
+	INI
+	own "$scratch"
+	as_user pgqd -q -d "$scratch/pgqd.ini"
+}
+
+stop_pgqd()
+{
+	as_user pgqd -q -s "$scratch/pgqd.ini" 2>/dev/null
+}
+
 # tps FILE SECONDS [OPTION...]: transactions a second, with pgbench's options
 tps()
 {
@@ -63,4 +96,17 @@ compute()
 report()
 {
 	printf '%-58s %10.2f %-7s %s\n' "$1" "$2" "$3" "${4:-}"
+}
+
+# draw NAME: a chart, bench/results/NAME.svg, with gnuplot; its commands are on the
+# input
+draw()
+{
+	mkdir -p "$top/bench/results"
+	{
+		echo "set terminal svg noenhanced size 900,640 font 'sans-serif,11' background 'white'; set output '$top/bench/results/$1.svg'"
+		echo "set style data lines; set grid ytics lc rgb '#dddddd'; set border 3; set tics nomirror"
+		cat
+	} | gnuplot || die "could not draw $1"
+	echo "bench/results/$1.svg"
 }

@@ -165,6 +165,19 @@ pip_install()
 		{ cat "$scratch/pip.log"; die "could not install what $1 needs"; }
 }
 
+# install_pgmq: into the server of $PG_CONFIG. It is SQL alone, which comes with the
+# project's client for Python.
+install_pgmq()
+{
+	local folder
+
+	install_missing python3-pip
+	pip_install "$scratch/pgmq" --no-deps pgmq==1.1.4
+	folder=$("$PG_CONFIG" --sharedir)/extension
+	cp "$scratch/pgmq/pgmq/sql/pgmq.sql" "$folder/pgmq--1.13.0.sql"
+	printf "%s\n" "default_version = '1.13.0'" "schema = 'pgmq'" "relocatable = false" >"$folder/pgmq.control"
+}
+
 # install_manual: README.md and docs/ in $CQRS_MANUAL
 install_manual()
 {

@@ -12,13 +12,14 @@
 #
 # Other blocks, for a shell, another program, or a broker, are not run.
 #
-# Needs plpython3u, and psycopg.
+# Needs plpython3u, psycopg, pgmq and PgQ.
 
 use strict;
 use warnings;
 
 use CqrsTest;
 use IPC::Run;
+use Manual;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -26,50 +27,6 @@ my $manual = $ENV{CQRS_MANUAL};
 my $node = new_server('manual');
 my $scratch = PostgreSQL::Test::Utils::tempdir;
 my $count = 0;
-
-# blocks(PAGE): its blocks with their tag, text, and the line that this begins on
-sub blocks
-{
-	my ($page) = @_;
-	my (@blocks, $block, $between);
-
-	open my $file, '<', "$manual/$page" or die "$page: $!";
-	while (my $line = <$file>)
-	{
-		if ($block)
-		{
-			if ($line =~ /^```\s*$/)
-			{
-				$block = undef;
-				$between = 0;
-			}
-			else
-			{
-				$block->{text} .= $line;
-			}
-		}
-		elsif ($line =~ /^```(\w*)\s*$/)
-		{
-			$block = { page => $page, tag => $1, line => $. + 1, text => '' };
-			# Is it the output of the one before?
-			if ($1 eq 'text' && @blocks && !$between && $blocks[-1]{tag} =~ /^(sql|python)$/)
-			{
-				$blocks[-1]{output} = $block;
-			}
-			else
-			{
-				push @blocks, $block;
-			}
-		}
-		elsif ($line =~ /\S/)
-		{
-			$between = 1;
-		}
-	}
-	close $file;
-	die "$page:$block->{line}: the block has no end" if $block;
-	return @blocks;
-}
 
 # ends_with(OUTPUT, TEXT): at a line's beginning; blanks at the end of lines do
 # not count
