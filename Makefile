@@ -6,6 +6,10 @@
 #   make test             run every test in temporary clusters
 #   make bench            measure against what a user would pick instead
 #   make indent           format the C source
+#   make deb              build Debian packages, in dist/
+#   make dist             write the archive for PGXN, in dist/
+#   make compile_commands.json
+#                         say how each file is compiled
 
 MODULE_big = cqrs_outbox
 
@@ -48,7 +52,9 @@ OBJS = $(foreach room,$(ROOMS),$(OBJS_$(room):%=src/$(room)/%)) src/module.o
 
 EXTENSION = cqrs_outbox
 EXTVERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" $(dir $(firstword $(MAKEFILE_LIST)))cqrs_outbox.control)
+DISTVERSION := $(shell sed -n 's/^   "version": "\(.*\)",/\1/p' $(dir $(firstword $(MAKEFILE_LIST)))META.json)
 DATA_built = sql/cqrs_outbox--$(EXTVERSION).sql
+DATA = $(patsubst $(srcdir)/%,%,$(wildcard $(srcdir)/sql/update/*.sql))
 HEADERS_cqrs_outbox = src/include/cqrs_broker.h src/include/cqrs_hooks.h
 
 REGRESS = meeting registered command query chain stream fallback breaker middleware idempotency dry_run emit envelope insert domain_event context nesting prepared capture subscription payload_handler own_subscription search_path retry deferred schedule pull partitions ordering kept retention diagram health privileges owners grants matrix trust lookup adopt extension
@@ -71,6 +77,17 @@ SHLIB_LINK = -luuid -pthread
 
 # The module is not worth inlining by the JIT compiler.
 override with_llvm = no
+
+# "make install prefix=FOLDER" makes FOLDER/share/extension and FOLDER/lib, for
+# extension_control_path and dynamic_library_path, and nothing else. By itself,
+# PGXS would do so only for servers that were configured with nothing but a prefix.
+ifneq ($(prefix),)
+override datadir := $(prefix)/share
+override pkglibdir := $(prefix)/lib
+override HEADERS_cqrs_outbox :=
+override prefix :=
+prefixed = prefix= datadir=$(datadir) pkglibdir=$(pkglibdir)
+endif
 
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
@@ -98,15 +115,16 @@ has_libraries = $(if $(1),$(shell pkg-config --exists $(1) 2>/dev/null && echo y
 BROKERS := $(strip $(foreach module,example kafka rabbitmq,\
 	$(if $(wildcard $(srcdir)/brokers/$(module)/Makefile),\
 	$(if $(call has_libraries,$(LIBRARIES_$(module))),$(module)))))
-BROKER_TARGETS = $(foreach target,all install clean,$(BROKERS:%=$(target)-%))
+BROKER_TARGETS = $(foreach target,all install uninstall clean,$(BROKERS:%=$(target)-%))
 
 all: $(BROKERS:%=all-%)
 install: $(BROKERS:%=install-%)
+uninstall: $(BROKERS:%=uninstall-%)
 clean: $(BROKERS:%=clean-%)
 
 .PHONY: $(BROKER_TARGETS)
 $(BROKER_TARGETS):
-	$(MAKE) -C $(srcdir)/brokers/$(word 2,$(subst -, ,$@)) $(word 1,$(subst -, ,$@))
+	$(MAKE) -C $(srcdir)/brokers/$(word 2,$(subst -, ,$@)) $(word 1,$(subst -, ,$@)) $(prefixed)
 
 # The script, of its parts. They say right behind each object what is granted on
 # it, which comes last here: what was granted by default is withdrawn before.
@@ -114,7 +132,7 @@ $(DATA_built): $(sort $(wildcard $(srcdir)/sql/install/*.sql))
 	mkdir -p $(@D)
 	{ grep -hv '^GRANT ' $^ && grep -h '^GRANT ' $^; } >$@.tmp && mv $@.tmp $@
 
-.PHONY: demo test bench indent
+.PHONY: demo test bench indent deb dist compile_commands.json
 
 demo:
 	$(srcdir)/demo/run
@@ -124,6 +142,27 @@ test:
 
 bench:
 	$(srcdir)/bench/run
+
+deb:
+	$(srcdir)/debian/build
+
+# What is committed; .gitattributes says what is left out.
+dist:
+	mkdir -p dist
+	git archive --format=zip --prefix=$(EXTENSION)-$(DISTVERSION)/ --output=dist/$(EXTENSION)-$(DISTVERSION).zip HEAD
+
+# For editors: what make would do to compile each file.
+define COMPILE_COMMANDS
+push @folders, $$1 if /Entering directory .(.*).$$/;
+pop @folders if /Leaving directory/;
+push @entries, sprintf '{"directory": "%s", "file": "%s", "command": "%s"}',
+	map { s/\n//r =~ s/["\\]/\\$$&/gr } $$folders[-1], $$1, $$_ if / -c -o \S+ (\S+\.c)$$/;
+END { print "[\n", join(",\n", @entries), "\n]\n" }
+endef
+export COMPILE_COMMANDS
+
+compile_commands.json:
+	@$(MAKE) -n -B -w all | perl -ne "$$COMPILE_COMMANDS" >$@.tmp && mv $@.tmp $@
 
 # As pgindent does it; typedefs.list names the types that the source uses.
 INDENT = pg_bsd_indent -bad -bap -bbb -bc -bl -cli1 -cp33 -cdb -nce -d0 -di12 -nfc1 \

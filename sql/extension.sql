@@ -56,6 +56,10 @@ WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
 	  AND obj_description(d.objid, d.classid::regclass::name) IS NULL
 	  AND NOT EXISTS (SELECT FROM pg_depend i WHERE i.classid = d.classid AND i.objid = d.objid AND i.deptype = 'i');
 
+-- privileges are copied by scripts that update the extension, and nobody else
+SELECT cqrs.copy_privileges('app.cqrs_grant_admin(text)', 'app.cqrs_revoke_admin(text)');
+\echo :LAST_ERROR_SQLSTATE
+
 -- it cannot go while topics exist
 \set VERBOSITY terse
 DROP EXTENSION cqrs_outbox;

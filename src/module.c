@@ -25,9 +25,7 @@
 CQRS_MODULE_MAGIC;
 
 static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
-#if CQRS_HAVE_SHMEM_REQUEST_HOOK
 static shmem_request_hook_type prev_shmem_request_hook = NULL;
-#endif
 
 void		_PG_init(void);
 
@@ -74,12 +72,8 @@ cqrs_announce(PG_FUNCTION_ARGS)
 static void
 ask_for_shared_memory(void)
 {
-#if CQRS_HAVE_SHMEM_REQUEST_HOOK
 	prev_shmem_request_hook = shmem_request_hook;
 	shmem_request_hook = shmem_request;
-#else
-	shmem_request();
-#endif
 	prev_shmem_startup_hook = shmem_startup_hook;
 	shmem_startup_hook = shmem_startup;
 }
@@ -87,10 +81,8 @@ ask_for_shared_memory(void)
 static void
 shmem_request(void)
 {
-#if CQRS_HAVE_SHMEM_REQUEST_HOOK
 	if (prev_shmem_request_hook)
 		prev_shmem_request_hook();
-#endif
 	cqrs_shmem_request();
 	cqrs_breaker_shmem_request();
 }

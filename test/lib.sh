@@ -251,6 +251,14 @@ build_and_install_from()
 	make -C "$folder" PG_CONFIG="$PG_CONFIG" "$@" install >"$log" 2>&1 || { cat "$log"; die "could not install"; }
 }
 
+# copy_sources FOLDER: as they are, without what was built
+copy_sources()
+{
+	mkdir "$1"
+	(cd "$top" && tar -c --exclude=./.git --exclude=./dist --exclude=./test/results --exclude='*.o' --exclude='*.so' --exclude='*.bc' .) |
+		tar -x -C "$1"
+}
+
 # Servers refuse to run as root.
 if [ "$(id -u)" = 0 ]; then
 	as_user() { (cd "$scratch" && runuser -u postgres -- "$@"); }

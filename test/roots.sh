@@ -17,6 +17,7 @@ need_debootstrap()
 suite_of()
 {
 	case $1 in
+		15) echo bookworm ;;
 		17) echo trixie ;;
 		18) echo forky ;;
 		19) echo experimental ;;

@@ -72,6 +72,16 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_withdraw_privile
 REVOKE ALL ON FUNCTION cqrs.withdraw_privileges() FROM PUBLIC;
 COMMENT ON FUNCTION cqrs.withdraw_privileges() IS 'withdraws every privilege on the extension''s objects';
 
+-- For scripts that update the extension: a function that takes another's place has
+-- what was granted on that one. Call it between CREATE and DROP; CREATE OR REPLACE
+-- keeps what is granted. What is granted so is no part of the extension: a dump has
+-- it.
+-- Errors: 55000 not in such a script; 42883 no such function.
+CREATE FUNCTION cqrs.copy_privileges(source regprocedure, target regprocedure) RETURNS void
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_copy_privileges';
+REVOKE ALL ON FUNCTION cqrs.copy_privileges(regprocedure, regprocedure) FROM PUBLIC;
+COMMENT ON FUNCTION cqrs.copy_privileges(regprocedure, regprocedure) IS 'grants on a function what is granted on another';
+
 -- Grants a role what configures and maintains: EXECUTE on each function of the
 -- extension that neither everybody nor pg_monitor has. Subscriptions and topics
 -- still belong to whoever made them. After an update of the extension that brings

@@ -7,6 +7,8 @@
  */
 #include "base/cqrs_outbox.h"
 
+#include "common/pg_prng.h"
+
 #include "base/backoff.h"
 
 /*
@@ -31,5 +33,5 @@ int64
 cqrs_backoff(int64 first, int64 longest, int failures)
 {
 	return (int64) (cqrs_backoff_exact(first, longest, failures) *
-					(0.75 + 0.5 * cqrs_random()));
+					(0.75 + 0.5 * pg_prng_double(&pg_global_prng_state)));
 }

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * compat.h
- *	  What differs between the server versions 14 to 19. No other file looks
+ *	  What differs between the server versions 15 to 19. No other file looks
  *	  at PG_VERSION_NUM; a wrapper has the newest server's signature.
  *
  *-------------------------------------------------------------------------
@@ -32,8 +32,8 @@
 #include "nodes/miscnodes.h"
 #endif
 
-#if PG_VERSION_NUM < 140000
-#error "cqrs_outbox needs PostgreSQL 14 or newer"
+#if PG_VERSION_NUM < 150000
+#error "cqrs_outbox needs PostgreSQL 15 or newer"
 #endif
 
 /* 16 merged the pg_<catalog>_aclcheck() and _ownercheck() functions. */
@@ -140,17 +140,6 @@ cqrs_index_beginscan(Relation rel, Relation index, Snapshot snapshot,
 #endif
 }
 
-/* 15 has contexts of this kind grow their blocks. */
-static inline MemoryContext
-cqrs_generation_context(MemoryContext parent, const char *name)
-{
-#if PG_VERSION_NUM >= 150000
-	return GenerationContextCreate(parent, name, 0, 8 * 1024, 1024 * 1024);
-#else
-	return GenerationContextCreate(parent, name, 256 * 1024);
-#endif
-}
-
 /* 18 has generated columns that are computed when they are read. */
 #ifdef ATTRIBUTE_GENERATED_VIRTUAL
 #define CQRS_ATTRIBUTE_IS_VIRTUAL(attribute) \
@@ -198,14 +187,6 @@ cqrs_vxid_pid(VirtualTransactionId vxid)
 	return proc ? proc->pid : 0;
 }
 
-/* 15 has a random number generator of its own; at least 0, less than 1. */
-#if PG_VERSION_NUM >= 150000
-#include "common/pg_prng.h"
-#define cqrs_random()	pg_prng_double(&pg_global_prng_state)
-#else
-#define cqrs_random()	((random() & 0xFFFF) / 65536.0)
-#endif
-
 /* 19 hands signal handlers a second argument. */
 #if PG_VERSION_NUM >= 190000
 #define CQRS_PASS_SIGNAL_ARGS	postgres_signal_arg, pg_siginfo
@@ -217,14 +198,6 @@ cqrs_vxid_pid(VirtualTransactionId vxid)
 #if PG_VERSION_NUM < 190000
 #define PG_SIG_IGN	SIG_IGN
 #endif
-
-/* 15 replaced EmitWarningsOnPlaceholders(). */
-#if PG_VERSION_NUM < 150000
-#define MarkGUCPrefixReserved(prefix) EmitWarningsOnPlaceholders(prefix)
-#endif
-
-/* 15 has extensions ask for shared memory in a hook. */
-#define CQRS_HAVE_SHMEM_REQUEST_HOOK	(PG_VERSION_NUM >= 150000)
 
 /* 17 lets a background worker connect as a role without LOGIN. */
 #ifdef BGWORKER_BYPASS_ROLELOGINCHECK

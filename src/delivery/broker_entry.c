@@ -88,8 +88,9 @@ cqrs_broker_entries_close(CqrsBrokerEntries *entries, int window)
 CqrsBrokerBatch *
 cqrs_broker_batch(CqrsBrokerEntries *entries)
 {
-	MemoryContext context = cqrs_generation_context(entries->context,
-													"cqrs broker batch");
+	MemoryContext context = GenerationContextCreate(entries->context,
+													"cqrs broker batch",
+													0, 8 * 1024, 1024 * 1024);
 	CqrsBrokerBatch *batch = MemoryContextAlloc(context, sizeof(CqrsBrokerBatch));
 
 	batch->context = context;

@@ -19,8 +19,15 @@
  */
 #include "base/cqrs_outbox.h"
 
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/dependency.h"
+#include "catalog/indexing.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
+#include "commands/extension.h"
 #include "commands/trigger.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -38,6 +45,7 @@ static void withdraw(void);
 
 PG_FUNCTION_INFO_V1(cqrs_refuse_write);
 PG_FUNCTION_INFO_V1(cqrs_withdraw_privileges);
+PG_FUNCTION_INFO_V1(cqrs_copy_privileges);
 PG_FUNCTION_INFO_V1(cqrs_grant_admin);
 PG_FUNCTION_INFO_V1(cqrs_revoke_admin);
 
@@ -100,7 +108,68 @@ cqrs_withdraw_privileges(PG_FUNCTION_ARGS)
 }
 
 /*
- * The same for a relation that was just made; its name is qualified, and
+ * cqrs.copy_privileges(source, target): what is granted on a function is granted
+ * on another, by the same grantors.
+ *
+ * An update script cannot do that by GRANT: what a script of the extension grants
+ * counts as the extension's own, and a dump would not have it.
+ */
+Datum
+cqrs_copy_privileges(PG_FUNCTION_ARGS)
+{
+	Oid			function[] = {PG_GETARG_OID(0), PG_GETARG_OID(1)};
+	HeapTuple	tuple[2];
+	Oid			owner[2];
+	Acl		   *acl[2];
+	Oid		   *members[2];
+	int			nmembers[2];
+	Relation	rel;
+	Datum		values[Natts_pg_proc] = {0};
+	bool		nulls[Natts_pg_proc] = {0};
+	bool		replace[Natts_pg_proc] = {0};
+	int			i;
+
+	if (!creating_extension)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("copy_privileges() can only be called by a script that updates an extension")));
+
+	rel = table_open(ProcedureRelationId, RowExclusiveLock);
+	for (i = 0; i < 2; i++)
+	{
+		Datum		value;
+		bool		isnull;
+
+		tuple[i] = SearchSysCacheCopy1(PROCOID, ObjectIdGetDatum(function[i]));
+		if (!HeapTupleIsValid(tuple[i]))
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_FUNCTION),
+					 errmsg("function with OID %u does not exist",
+							function[i])));
+		owner[i] = ((Form_pg_proc) GETSTRUCT(tuple[i]))->proowner;
+		value = heap_getattr(tuple[i], Anum_pg_proc_proacl,
+							 RelationGetDescr(rel), &isnull);
+		acl[i] = isnull ? acldefault(OBJECT_FUNCTION, owner[i]) :
+			DatumGetAclPCopy(value);
+	}
+	acl[0] = aclnewowner(acl[0], owner[0], owner[1]);
+	for (i = 0; i < 2; i++)
+		nmembers[i] = aclmembers(acl[i], &members[i]);
+
+	values[Anum_pg_proc_proacl - 1] = PointerGetDatum(acl[0]);
+	replace[Anum_pg_proc_proacl - 1] = true;
+	CatalogTupleUpdate(rel, &tuple[1]->t_self,
+					   heap_modify_tuple(tuple[1], RelationGetDescr(rel),
+										 values, nulls, replace));
+	updateAclDependencies(ProcedureRelationId, function[1], 0, owner[1],
+						  nmembers[1], members[1], nmembers[0], members[0]);
+	table_close(rel, RowExclusiveLock);
+	CommandCounterIncrement();
+	PG_RETURN_VOID();
+}
+
+/*
+ * Withdraw them from a relation that was just made; its name is qualified, and
  * quoted if need be. Call it between cqrs_admin_begin() and cqrs_admin_end().
  */
 void

@@ -33,7 +33,7 @@ my %known = map { /^(\S+?)(?:=(\d+))?$/ ? ($1 => $2 // 3) : () } qw(
   cqrs_register_middleware=1 cqrs_unregister_middleware=2 cqrs_subscribe cqrs_alter_subscription cqrs_unsubscribe=1
   cqrs_pause=1 cqrs_resume=2 cqrs_seek=2 cqrs_envelope=3 cqrs_retry cqrs_retry_all cqrs_redrive cqrs_redrive_all cqrs_discard cqrs_discard_all cqrs_tick cqrs_drain=6 cqrs_enqueue_scheduled
   cqrs_adopt=1 cqrs_grant_admin=1 cqrs_revoke_admin=1 cqrs_maintain=1 cqrs_health=1 cqrs_diagram=1 run_command announce
-  registry_changed=1 refuse_write=1 withdraw_privileges=0 breaker_state usable library_version background broken_tables find_function diagram_label no_diagram flowchart sequence_diagram topic_progress subscription_progress subscription_owner worker_status cursor_holders event_lane event_partition
+  registry_changed=1 refuse_write=1 withdraw_privileges=0 copy_privileges=1 breaker_state usable library_version background broken_tables find_function diagram_label no_diagram flowchart sequence_diagram topic_progress subscription_progress subscription_owner worker_status cursor_holders event_lane event_partition
   insert_event=1 occurred_at);
 
 # What an error may say though it has the code of an internal one: the server's
@@ -115,6 +115,7 @@ sub argument
 	return pick('ARRAY[]', 'ARRAY[NULL]', 'ARRAY[gen_random_uuid()]', '(SELECT array_agg(event_id) FROM cqrs_dead_letters)',
 		'(SELECT array_agg(event_id) FROM cqrs_retries)', '(SELECT array_agg(event_id) FROM cqrs_topics.a)') . '::uuid[]' if $type eq 'uuid[]';
 	return argument(pick('text', 'text', 'integer', 'bigint', 'uuid', 'jsonb', 'interval', 'boolean', 'text[]'), $name) if $type eq 'anycompatible';
+	return pick('0', '1242', '4294967295') . '::oid::regprocedure' if $type eq 'regprocedure';
 	return quote(pick('0', '1 day', '1 hour', '-1 s', '1 ms', '178000000 years', '10 s', '300 ms')) . '::interval' if $type eq 'interval';
 	return pick('now()', "'infinity'", "'-infinity'", "'2000-01-01'", "now() + '100 ms'", "now() + '1 year'") . '::timestamptz' if $type eq 'timestamp with time zone';
 	return "(SELECT receipt FROM cqrs_receive('c', " . pick(1, 3) . pick('', ", lease => '1 s'") . ') LIMIT 1)' if $name eq 'receipt' && rand() < 0.7;

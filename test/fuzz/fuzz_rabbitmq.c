@@ -7,7 +7,7 @@
  * is reported once at most, and nothing loops.
  *
  * fuzz: -Isrc/include -Ibrokers/common -Ibrokers/rabbitmq brokers/rabbitmq/publish.c
- * fuzz: brokers/rabbitmq/connect.c brokers/rabbitmq/login.c brokers/rabbitmq/tls.c
+ * fuzz: brokers/rabbitmq/failure.c brokers/rabbitmq/connect.c brokers/rabbitmq/login.c brokers/rabbitmq/tls.c
  * fuzz: brokers/common/broker_client.c -lrabbitmq -lssl -lcrypto -lpthread
  */
 #include <stdint.h>
