@@ -117,7 +117,7 @@ as_role('alice', q(
 ));
 $node->safe_psql('postgres', 'TRUNCATE recorded; INSERT INTO broken VALUES (true)');
 my $offset = -s $node->logfile;
-$node->safe_psql('postgres', "SELECT cqrs_emit_many('failed', ARRAY(SELECT jsonb_build_object('n', n) FROM generate_series(11, 13) n))");
+$node->safe_psql('postgres', "SELECT cqrs_emit_many('failed', array_agg(jsonb_build_object('n', n)), array_agg('number'::text)) FROM generate_series(11, 13) n");
 ok($node->poll_query_until('postgres', "SELECT max(attempts) >= 2 FROM cqrs_events('failures')"),
 	'a handler that fails is called again');
 is($node->safe_psql('postgres', "SELECT error, error_sqlstate, state, lag_events, retry_at > error_at, error_position = (SELECT position FROM cqrs_events('failures') WHERE payload->>'n' = '12') FROM cqrs_subscription_status WHERE subscription = 'alice_fails'"),

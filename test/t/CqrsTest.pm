@@ -239,15 +239,15 @@ sub set_up_recording
 	));
 }
 
-# emit_numbers(SERVER, DATABASE, N...): events "happened" with these "n", in one
-# statement.
+# emit_numbers(SERVER, DATABASE, N...): events "happened" with these "n" and one key,
+# in one statement.
 sub emit_numbers
 {
 	my ($node, $dbname, @n) = @_;
 	my $numbers = join ',', @n;
 
-	$node->safe_psql($dbname, @n == 1 ? "SELECT cqrs_emit('happened', '{\"n\": $numbers}')" :
-		"SELECT cqrs_emit_many('happened', ARRAY(SELECT jsonb_build_object('n', n) FROM unnest('{$numbers}'::int[]) n))");
+	$node->safe_psql($dbname, @n == 1 ? "SELECT cqrs_emit('happened', '{\"n\": $numbers}', key => 'number')" :
+		"SELECT cqrs_emit_many('happened', array_agg(jsonb_build_object('n', n)), array_agg('number'::text)) FROM unnest('{$numbers}'::int[]) n");
 }
 
 # wait_recorded(SERVER, DATABASE, COUNT): until so many events are recorded.
