@@ -34,7 +34,7 @@ my %known = map { /^(\S+?)(?:=(\d+))?$/ ? ($1 => $2 // 3) : () } qw(
   cqrs_pause=1 cqrs_resume=2 cqrs_seek=2 cqrs_envelope=3 cqrs_retry cqrs_retry_all cqrs_redrive cqrs_redrive_all cqrs_discard cqrs_discard_all cqrs_tick cqrs_drain=6 cqrs_enqueue_scheduled
   cqrs_adopt=1 cqrs_grant_admin=1 cqrs_revoke_admin=1 cqrs_maintain=1 cqrs_health=1 cqrs_diagram=1 run_command announce
   registry_changed=1 refuse_write=1 withdraw_privileges=0 copy_privileges=1 breaker_state usable library_version background broken_tables find_function diagram_label no_diagram flowchart sequence_diagram topic_progress subscription_progress subscription_owner worker_status cursor_holders event_lane event_partition
-  insert_event=1 occurred_at);
+  insert_event=1 refuse_change=1 occurred_at);
 
 # What an error may say though it has the code of an internal one: the server's
 # own answers to who changes the same thing at the same time.
