@@ -98,8 +98,8 @@ static uint64 parse_field(const char *expression, const Field *field,
 static const char *parse_value(const char *expression, const Field *field,
 							   const char *whole, const char *text,
 							   int *value);
-static void invalid(const char *expression, const Field *field,
-					const char *text) pg_attribute_noreturn();
+pg_noreturn static void invalid(const char *expression, const Field *field,
+								const char *text);
 static int64 find_local(const CqrsCron *cron, int64 from, int64 until);
 static bool is_day(const CqrsCron *cron, int month, int day, int weekday);
 static int	find_time(const CqrsCron *cron, int from);
