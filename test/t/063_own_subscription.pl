@@ -42,12 +42,12 @@ sub got
 		TRUNCATE got, todo;
 		SELECT cqrs_create_topic('things') WHERE NOT EXISTS (SELECT FROM cqrs_topic_status WHERE topic = 'things');
 		SELECT cqrs_subscribe('s', ARRAY['things'], 'handle(cqrs_event)', start => 'latest', max_attempts => 1, partitions => $partitions);
-		SELECT cqrs_emit('happened', '{"n": 0}');
+		SELECT cqrs_emit('happened', '{"n": 0}', key => 'number');
 	));
 	wait_status($node, 'postgres', 's', '0/0/0/1') or die 'no dead letter';
 	$node->safe_psql('postgres', qq(
 		INSERT INTO todo VALUES (2, \$todo\$$todo\$todo\$);
-		SELECT count(cqrs_emit('happened', jsonb_build_object('n', i))) FROM generate_series(1, 4) i;
+		SELECT count(cqrs_emit('happened', jsonb_build_object('n', i), key => 'number')) FROM generate_series(1, 4) i;
 	));
 	settle();
 	return $node->safe_psql('postgres', q(SELECT string_agg(n::text, ' ' ORDER BY seq) FROM got));
