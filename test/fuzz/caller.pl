@@ -37,8 +37,9 @@ my %known = map { /^(\S+?)(?:=(\d+))?$/ ? ($1 => $2 // 3) : () } qw(
   insert_event=1 refuse_change=1 occurred_at);
 
 # What an error may say though it has the code of an internal one: the server's
-# own answers to who changes the same thing at the same time.
-my $excused = qr/tuple concurrently (?:updated|deleted)/;
+# own answers to who changes the same thing at the same time, or names a type that
+# is just being dropped.
+my $excused = qr/tuple concurrently (?:updated|deleted)|cache lookup failed for type \d+ in LookupTypeNameExtended/;
 
 # Its answers to who uses a table or type that is just being dropped, which
 # nothing locks. Those of a function that server.conf has a backtrace logged of

@@ -27,11 +27,11 @@
 /* broken: BROKEN_REGISTRY how many partitions there are is read before the lock is had */
 
 #ifdef DEEP
-#define EVENTS	6
+#define EVENTS	4
 #define FAILURES	2
 #define CHANGES	3
 #else
-#define EVENTS	4
+#define EVENTS	3
 #define FAILURES	1
 #define CHANGES	2
 #endif
@@ -74,11 +74,7 @@ bool emitted = false;
 #endif
 #define ALL_ARRIVED	(ARRIVED(0) && (partitions == 1 || ARRIVED(1)))
 
-#ifdef DEEP
-#define OF_KEY(key)	((key) -> 42 : 21)
-#else
 #define OF_KEY(key)	((key) -> 10 : 5)
-#endif
 
 inline deliver(event)
 {
