@@ -242,14 +242,20 @@ held(2, '1 3 5 2 6 4', 'and the last');
 $peer->tell('release');
 done('one by one');
 
-begin('keyless', 'strict_key_order => true');
-$peer->tell('hold', 'postgres/keyless');
-query($node, q(SELECT cqrs_emit_many('order_placed', ARRAY['{"n": 1}', '{"n": 2}']::jsonb[])));
-$peer->wait_messages('postgres/other', 2);
-held(1, '1', 'without keys, one of a topic');
-$peer->tell('release');
-wait_numbers('1 2', undef, 'then the next');
-done('without keys');
+# Events without a key wait for nothing; by topic, all of a topic do.
+for (['keyless', "'key'", 2, '1 2'], ['by_topic', "'topic'", 1, '1'])
+{
+	my ($subscription, $ordering, $count, $first) = @$_;
+
+	begin($subscription, "strict_key_order => true, ordering => $ordering");
+	$peer->tell('hold', "postgres/$subscription");
+	query($node, q(SELECT cqrs_emit_many('order_placed', ARRAY['{"n": 1}', '{"n": 2}']::jsonb[])));
+	$peer->wait_messages('postgres/other', 2);
+	held($count, $first, "without keys, ordering by $ordering: what is on its way");
+	$peer->tell('release');
+	wait_numbers('1 2', undef, "without keys, ordering by $ordering: all");
+	done("without keys, ordering by $ordering");
+}
 
 $peer->stop;
 $node->stop;
