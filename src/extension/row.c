@@ -10,6 +10,7 @@
 #include "access/heapam.h"
 #include "access/table.h"
 #include "catalog/indexing.h"
+#include "nodes/execnodes.h"
 #include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
 
@@ -122,14 +123,29 @@ cqrs_row_column(HeapTuple row, AttrNumber column, TupleDesc desc)
 
 /*
  * Insert a row. The lock on the table stays; a later command sees the row.
+ *
+ * What inserts into indexes does not know partial ones. One of ours has the rows
+ * where its column is not NULL.
  */
 void
 cqrs_row_insert(CqrsRelation table, Datum *values, bool *nulls)
 {
 	Relation	rel = table_open(cqrs_relation_oid(table), RowExclusiveLock);
 	HeapTuple	row = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+	CatalogIndexState indexes = CatalogOpenIndexes(rel);
+	int			i;
 
-	CatalogTupleInsert(rel, row);
+	for (i = 0; i < indexes->ri_NumIndices; i++)
+	{
+		IndexInfo  *info = indexes->ri_IndexRelationInfo[i];
+
+		if (info->ii_Predicate == NIL)
+			continue;
+		info->ii_Predicate = NIL;
+		info->ii_ReadyForInserts = !nulls[info->ii_IndexAttrNumbers[0] - 1];
+	}
+	CatalogTupleInsertWithInfo(rel, row, indexes);
+	CatalogCloseIndexes(indexes);
 	heap_freetuple(row);
 	table_close(rel, NoLock);
 }
