@@ -154,8 +154,8 @@ cqrs_event_ids_arg(FunctionCallInfo fcinfo, int argno)
 bool
 cqrs_event_ids_contain(const CqrsEventIds *ids, const pg_uuid_t *id)
 {
-	return bsearch(id, ids->ids, ids->n, sizeof(pg_uuid_t),
-				   compare_ids) != NULL;
+	return ids->n > 0 &&
+		bsearch(id, ids->ids, ids->n, sizeof(pg_uuid_t), compare_ids) != NULL;
 }
 
 static int
