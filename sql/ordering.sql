@@ -143,6 +143,15 @@ SET ROLE regress_cqrs_ordering;
 SELECT cqrs_alter_subscription('mine', topics => ARRAY['others']);
 RESET ROLE;
 SELECT subscription, topics FROM cqrs_subscriptions ORDER BY 1;
+-- not of what was restored, and not adopted: what it has got is not known
+SELECT subscription_id, seq FROM cqrs.cursor JOIN cqrs.subscription USING (subscription_id) WHERE subscription = 'mine' ORDER BY seq DESC LIMIT 1 \gset
+INSERT INTO cqrs.cursor (subscription_id, partition, seq, tick_id, snapshot, received_all, expired, delivered, last_position, moved_at, by_topic)
+SELECT subscription_id, partition, seq + 1, tick_id, snapshot, received_all, expired, delivered, last_position, moved_at, by_topic
+FROM cqrs.cursor WHERE subscription_id = :subscription_id AND seq = :seq;
+SET ROLE regress_cqrs_ordering;
+SELECT cqrs_alter_subscription('mine', topics => ARRAY['things', 'others']);
+RESET ROLE;
+SELECT max(seq) - :seq AS rows FROM cqrs.cursor WHERE subscription_id = :subscription_id;
 -- not of a command queue
 SELECT cqrs_create_command_queue();
 SELECT subscription AS queue FROM cqrs.subscription WHERE runs_commands \gset

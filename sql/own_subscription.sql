@@ -127,6 +127,20 @@ SELECT cqrs_subscribe('pulled', ARRAY['counted']);
 SELECT cqrs_alter_subscription('pulled', transaction => 'batch');
 
 SELECT cqrs_unsubscribe(subscription) FROM cqrs_subscription_status;
+-- topics that it adds to itself: the event at hand is done, and comes once
+TRUNCATE got, todo;
+SELECT cqrs_register_event('other', 'others');
+SELECT cqrs_subscribe('widening', ARRAY['things'], 'handle', start => 'latest');
+INSERT INTO todo VALUES (2, $$SELECT cqrs_alter_subscription('widening', topics => ARRAY['things', 'others'])$$);
+SELECT count(cqrs_emit('happened', jsonb_build_object('n', i), key => 'k')) FROM generate_series(1, 4) i;
+SELECT cqrs_drain('widening');
+SELECT cqrs_emit('other', '{"n": 5}', key => 'k') IS NOT NULL AS emitted;
+SELECT cqrs_drain('widening');
+SELECT string_agg(n::text, ' ' ORDER BY seq) FROM got;
+SELECT count(*) FROM cqrs_retries;
+SELECT cqrs_unsubscribe('widening');
+SELECT cqrs_drop_topic('others', cascade => true);
+
 DROP FUNCTION handle(cqrs_event), set_all(cqrs_event), often(cqrs_event);
 DROP TABLE got, todo;
 DROP SEQUENCE calls;

@@ -220,7 +220,13 @@ UPDATE cqrs.schedule SET time_zone = 'Gone/Away' WHERE schedule = 'side';
 SELECT * FROM run('30 seconds');
 SELECT schedule, state FROM cqrs_schedules ORDER BY 1;
 SELECT detail FROM cqrs_health() WHERE problem = 'schedule_stopped';
--- they go with the queue
+-- they go with the queue, if they may; a paused one has nothing scheduled
+TRUNCATE cqrs.scheduled_command;
+SET client_min_messages = error;
+SELECT cqrs_pause_schedule(schedule) FROM cqrs_schedules;
+SELECT cqrs_seek('commands_of_regress_cqrs_app', 'latest');
+RESET client_min_messages;
+SELECT cqrs_drop_command_queue('regress_cqrs_app');
 SELECT cqrs_unsubscribe('commands_of_regress_cqrs_app');
 SELECT count(*) FROM cqrs.schedule;
 SELECT count(*) FROM cqrs.scheduled_command;

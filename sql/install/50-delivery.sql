@@ -271,13 +271,15 @@ COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, i
 --   others   as in cqrs_subscribe()
 -- Returns whether that changed anything.
 -- Errors: 42704 does not exist; 42501 not its owner, or for the handler as in
--- cqrs_subscribe(), as for the server; 55000 it has no handler, or no server;
+-- cqrs_subscribe(), as for the server; 55000 it has no handler, or no server, or
+-- topics are given, and it was restored and not adopted, or is a command queue;
 -- 22023 out of its range.
--- Locks: with topics, partitions, ordering or a handler, those for moving its cursors, until the
--- end of the transaction; it waits for the batches being delivered.
+-- Locks: with topics, partitions, ordering or a handler, those for moving its
+-- cursors, until the end of the transaction; it waits for the batches being
+-- delivered.
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner; to
--- change the topics, the handler or the server, being the owner. If there is no owner,
--- membership in the extension's.
+-- change the topics, the handler or the server, being the owner. If there is no
+-- owner, membership in the extension's.
 CREATE FUNCTION @extschema@.cqrs_alter_subscription(subscription text, topics text[] DEFAULT NULL, handler text DEFAULT NULL,
 	server text DEFAULT NULL, partitions integer DEFAULT NULL, ordering text DEFAULT NULL, max_attempts integer DEFAULT NULL,
 	retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,

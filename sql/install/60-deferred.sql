@@ -61,11 +61,12 @@ COMMENT ON FUNCTION @extschema@.cqrs_create_command_queue(text, text) IS 'create
 
 -- Drops a role's command queue: its topic, its subscription, and what was enqueued.
 --   owner      the role; NULL: the current user
---   cascade    also if commands wait in it, or for their time, or are dead letters
+--   cascade    also if commands wait in it, or for their time, or are dead letters,
+--              or if the role has schedules, paused ones, too
 --   if_exists  if there is none, that is no error
 -- Returns whether there was one.
 -- Errors: 42704 no such role, or it has none; 42501 the caller is not a member of it;
--- 55006 it holds commands; 25006 read-only transaction or standby.
+-- 55006 it holds commands, or has schedules; 25006 read-only transaction or standby.
 -- Locks: ACCESS EXCLUSIVE on its topic's tables and view; ROW EXCLUSIVE on
 -- cqrs.subscription; its cursors. Waits for commands that are being executed.
 -- Privileges: membership in the role.

@@ -75,8 +75,8 @@ refuse_in_use(CqrsTopic *topic)
 }
 
 /*
- * Would events, or commands, be lost with this topic, which nobody emits to: that
- * are not delivered, given up, or scheduled?
+ * Would events, commands or schedules be lost with this topic, which nobody emits
+ * to: what is not delivered, given up, or to come?
  */
 bool
 cqrs_topic_holds_events(CqrsTopic *topic)
@@ -89,6 +89,8 @@ cqrs_topic_holds_events(CqrsTopic *topic)
 		cqrs_admin_execute("SELECT FROM cqrs.dead_letter WHERE topic_id = $1 LIMIT 1",
 						   1, CQRS_INT4(topic->topic_id)) > 0 ||
 		cqrs_admin_execute("SELECT FROM cqrs.scheduled_command WHERE topic_id = $1 LIMIT 1",
+						   1, CQRS_INT4(topic->topic_id)) > 0 ||
+		cqrs_admin_execute("SELECT FROM cqrs.schedule WHERE topic_id = $1 LIMIT 1",
 						   1, CQRS_INT4(topic->topic_id)) > 0;
 	cqrs_admin_end(&admin);
 	return holds;

@@ -8,7 +8,6 @@
 #include "base/cqrs_outbox.h"
 
 #include "catalog/pg_type.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 
@@ -16,6 +15,7 @@
 #include "broker/server.h"
 #include "control/operation.h"
 #include "control/subscribe.h"
+#include "control/topics.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
@@ -38,7 +38,6 @@ static char *differences(const CqrsSettings *settings,
 						 const CqrsSubscription *old, List *topics);
 static bool change(const CqrsSettings *settings, List *topics,
 				   CqrsSubscription *subscription);
-static bool has_topics(const CqrsSubscription *subscription, List *topics);
 static bool own_if_nobody_does(CqrsSubscription **subscription);
 static void set_handler(CqrsSettings *settings, const char *name,
 						CqrsFunction *function);
@@ -49,7 +48,6 @@ static void warn(const CqrsSettings *settings, const char *name,
 				 List *topics);
 static bool takes(const void *arg, Oid argtype);
 static void warn_of_payloads(const CqrsFunction *function, List *topics);
-static List *topic_ids(const CqrsSubscription *subscription);
 static void check_broker(CqrsSettings *settings, const char *name,
 						 const CqrsSubscription *old);
 static void check_ordering(const CqrsSettings *settings, const char *name);
@@ -58,7 +56,6 @@ static void check_transaction(const CqrsSettings *settings, const char *name,
 							  const CqrsSubscription *old);
 static void set_search_path(CqrsSettings *settings, const char *name,
 							const CqrsSubscription *old, Oid handler);
-static List *check_topics(const char *subscription, ArrayType *array);
 static bool parse_start(const char *subscription, const char *start);
 
 /* Where cqrs_subscribe() has the settings, ... */
@@ -122,8 +119,8 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 
 	cqrs_require_writable("cqrs_subscribe()");
 	cqrs_name_check("subscription", name);
-	topics = check_topics(name, PG_ARGISNULL(1) ? NULL :
-						  PG_GETARG_ARRAYTYPE_P(1));
+	topics = cqrs_topics_check(name, PG_ARGISNULL(1) ? NULL :
+							   PG_GETARG_ARRAYTYPE_P(1));
 	latest = parse_start(name, PG_ARGISNULL(SUBSCRIBE_START) ? "earliest" :
 						 text_to_cstring(PG_GETARG_TEXT_PP(SUBSCRIBE_START)));
 	cqrs_settings_read(&settings, fcinfo, subscribe_args);
@@ -189,12 +186,12 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 	const char *name = subscription->name;
 	CqrsSettings settings;
 	CqrsFunction handler = {0};
-	List	   *topics = topic_ids(subscription);
+	List	   *topics = cqrs_topics_of(subscription);
 	bool		changed = own_if_nobody_does(&subscription);
 
 	cqrs_settings_read(&settings, fcinfo, alter_args);
 	if (!PG_ARGISNULL(1))
-		topics = check_topics(name, PG_GETARG_ARRAYTYPE_P(1));
+		topics = cqrs_topics_check(name, PG_GETARG_ARRAYTYPE_P(1));
 	if (cqrs_setting_is_given(&settings, CQRS_SETTING_HANDLER))
 	{
 		/* A handler runs with the owner's privileges, not a member's. */
@@ -258,7 +255,7 @@ replace(CqrsSettings *settings, const char *name, List *topics,
 	if (!path_given)
 		settings->values[CQRS_SETTING_SEARCH_PATH].isnull = true;
 	changed = cqrs_settings_differ(settings, old->subscription_id, true);
-	if (!changed && has_topics(old, topics))
+	if (!changed && cqrs_topics_are(old, topics))
 		return own_if_nobody_does(&old);
 	if (!or_replace)
 		ereport(ERROR,
@@ -296,7 +293,7 @@ differences(const CqrsSettings *settings, const CqrsSubscription *old,
 	int			i;
 
 	initStringInfo(&lines);
-	if (!has_topics(old, topics))
+	if (!cqrs_topics_are(old, topics))
 	{
 		appendStringInfoString(&lines, "Its topics are ");
 		for (i = 0; i < old->ntopics; i++)
@@ -331,7 +328,7 @@ change(const CqrsSettings *settings, List *topics,
 	   CqrsSubscription *subscription)
 {
 	int32		subscription_id = subscription->subscription_id;
-	bool		same_topics = has_topics(subscription, topics);
+	bool		same_topics = cqrs_topics_are(subscription, topics);
 	int			partitions;
 	bool		ordering;
 	CqrsAdmin	admin;
@@ -350,7 +347,7 @@ change(const CqrsSettings *settings, List *topics,
 					 errmsg("subscription \"%s\" is a command queue",
 							subscription->name),
 					 errdetail("It has a topic of its own.")));
-		cqrs_subscription_set_topics(subscription, topics);
+		cqrs_topics_set(subscription, topics);
 	}
 	partitions = DatumGetInt32(settings->values[CQRS_SETTING_PARTITIONS].value);
 	ordering = by_topic(settings);
@@ -368,20 +365,6 @@ change(const CqrsSettings *settings, List *topics,
 		(void) cqrs_subscription_try_now(subscription, NULL);
 	cqrs_subscription_wake(subscription);
 	return true;
-}
-
-/*
- * Does it read just these topics?
- */
-static bool
-has_topics(const CqrsSubscription *subscription, List *topics)
-{
-	int			i;
-
-	for (i = 0; i < subscription->ntopics; i++)
-		if (!list_member_int(topics, subscription->topics[i]->topic_id))
-			return false;
-	return list_length(topics) == subscription->ntopics;
 }
 
 /*
@@ -534,17 +517,6 @@ warn_of_payloads(const CqrsFunction *function, List *topics)
 				 errhint("An event whose payload does not convert becomes a dead letter at once. A handler may take jsonb, or cqrs_event.")));
 }
 
-static List *
-topic_ids(const CqrsSubscription *subscription)
-{
-	List	   *ids = NIL;
-	int			i;
-
-	for (i = 0; i < subscription->ntopics; i++)
-		ids = lappend_int(ids, subscription->topics[i]->topic_id);
-	return ids;
-}
-
 /*
  * Check server, format and strict_key_order of a new subscription, or of a change
  * to an old one. Raises what cqrs_broker_server() does, and 22023, 42501 or 55000.
@@ -678,42 +650,6 @@ set_search_path(CqrsSettings *settings, const char *name,
 	cqrs_search_path_check(path);
 	cqrs_setting_set(settings, CQRS_SETTING_SEARCH_PATH,
 					 CStringGetTextDatum(path));
-}
-
-/*
- * The ids of the topics to subscribe to. Raises 22023 if there are none,
- * 42704, or 42501.
- */
-static List *
-check_topics(const char *subscription, ArrayType *array)
-{
-	List	   *ids = NIL;
-	Datum	   *names = NULL;
-	bool	   *nulls = NULL;
-	int			nnames = 0;
-	int			i;
-
-	if (array != NULL)
-		deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT,
-						  &names, &nulls, &nnames);
-	if (nnames == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("subscription \"%s\" has no topics", subscription),
-				 errhint("Name at least one topic.")));
-	for (i = 0; i < nnames; i++)
-	{
-		CqrsTopic  *topic;
-
-		if (nulls[i])
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("topic name must not be null")));
-		topic = cqrs_topic_get(TextDatumGetCString(names[i]));
-		cqrs_topic_require(topic, ACL_SELECT);
-		ids = list_append_unique_int(ids, topic->topic_id);
-	}
-	return ids;
 }
 
 static bool

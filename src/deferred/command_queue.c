@@ -103,7 +103,7 @@ cqrs_drop_command_queue(PG_FUNCTION_ARGS)
 }
 
 /*
- * Raises 55006 if commands would be lost with a queue. From here on, none is
+ * Raises 55006 if commands or schedules would be lost with a queue. From here on, none is
  * enqueued. The tables are locked in the order in which a queue is made.
  */
 static void
@@ -120,8 +120,8 @@ refuse_in_use(const CqrsSubscription *queue, Oid owner)
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("command queue of role \"%s\" holds commands",
 						GetUserNameFromId(owner, false)),
-				 errdetail("They wait, or were given up."),
-				 errhint("See cqrs_enqueued_commands and cqrs_dead_letters. Have them executed first, or use cascade => true.")));
+				 errdetail("They wait, were given up, or are on a schedule."),
+				 errhint("See cqrs_enqueued_commands, cqrs_dead_letters and cqrs_schedules. Have them executed first, or use cascade => true.")));
 }
 
 /*

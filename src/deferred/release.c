@@ -33,12 +33,12 @@
  *
  * Locking
  *
- * We wait for nobody. A run of a schedule that is being changed is passed by, too,
- * and looked at again a second later. A row that somebody has locked, say to cancel the
+ * We wait for nobody. A row that somebody has locked, say to cancel the
  * command, is passed by. Whoever cancels lowers next_run_at at the end of the
  * transaction, committed or not. The topic's segment is locked as by any
  * emitter, but only if that is possible at once; otherwise, the topic's
- * commands are passed by, and looked at again a second later.
+ * commands are passed by, and looked at again a second later. So is a run of a
+ * schedule that is being changed.
  *
  * Failure
  *
@@ -365,6 +365,7 @@ release_batch(Pass *tried, bool in_manager)
 	batch.max_commands = in_manager ? BATCH_COMMANDS : PG_INT64_MAX;
 	batch.deadline = !in_manager ? DT_NOEND :
 		TimestampTzPlusMilliseconds(cqrs_steady_now(), LONGEST_BATCH);
+
 	/* What this statement has done so far counts. */
 	CommandCounterIncrement();
 	batch.rel = table_open(cqrs_relation_oid(CQRS_REL_SCHEDULED_COMMAND),

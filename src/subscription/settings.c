@@ -48,6 +48,7 @@ static const struct
 };
 
 static bool is_by_epoch(CqrsSetting setting);
+static const char *as_wanted(CqrsSetting setting);
 static void parameters(const CqrsSettings *settings, Oid *types,
 					   Datum *values, char *nulls);
 
@@ -201,9 +202,7 @@ cqrs_settings_differ(const CqrsSettings *settings, int32 subscription_id,
 	initStringInfo(&differences);
 	for (i = 0; i < CQRS_SETTINGS; i++)
 	{
-		const char *name = is_by_epoch(i) ?
-		psprintf("coalesce(next_%s, %s)", table[i].name, table[i].name) :
-		table[i].name;
+		const char *name = as_wanted(i);
 
 		if (all && i != CQRS_SETTING_SEARCH_PATH)
 			appendStringInfo(&differences, "%s%s IS DISTINCT FROM $%d",
@@ -243,9 +242,7 @@ cqrs_settings_differences(const CqrsSettings *settings, int32 subscription_id)
 	initStringInfo(&rows);
 	for (i = 0; i < CQRS_SETTINGS; i++)
 	{
-		const char *name = is_by_epoch(i) ?
-		psprintf("coalesce(next_%s, %s)", table[i].name, table[i].name) :
-		table[i].name;
+		const char *name = as_wanted(i);
 
 		appendStringInfo(&rows, "%s(%d, '%s', %s::pg_catalog.text, $%d::pg_catalog.text, %s IS DISTINCT FROM $%d%s)",
 						 i > 0 ? ", " : "", i, table[i].name, name, i + 2,
@@ -305,6 +302,18 @@ is_by_epoch(CqrsSetting setting)
 {
 	return setting == CQRS_SETTING_PARTITIONS ||
 		setting == CQRS_SETTING_ORDERING;
+}
+
+/*
+ * In SQL: its value, or the one that it is being changed to.
+ */
+static const char *
+as_wanted(CqrsSetting setting)
+{
+	const char *name = table[setting].name;
+
+	return is_by_epoch(setting) ?
+		psprintf("coalesce(next_%s, %s)", name, name) : name;
 }
 
 static void

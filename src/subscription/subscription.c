@@ -23,7 +23,6 @@
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "registry/registry.h"
-#include "retry/parked.h"
 #include "shared/announce.h"
 #include "subscription/subscription.h"
 
@@ -52,52 +51,6 @@ cqrs_subscription_start(int32 subscription_id, List *topics, int partitions,
 	}
 	foreach(lc, topics)
 		cqrs_shmem_emitted(lfirst_int(lc));
-}
-
-/*
- * Have a subscription read these topics, a list of ids, from where its cursors are,
- * and no others; what is parked of others is forgotten. Waits for the batches being
- * delivered: a window that ends after this began, and so may show what is committed
- * after it, is not open while a cursor's mover knows the former topics.
- */
-void
-cqrs_subscription_set_topics(const CqrsSubscription *subscription, List *topics)
-{
-	int32		subscription_id = subscription->subscription_id;
-	List	   *added = list_copy(topics);
-	CqrsCursor *cursors;
-	ListCell   *lc;
-	int			i;
-	int			j;
-
-	/* Topics are locked before cursors. */
-	for (i = 0; i < subscription->ntopics; i++)
-		added = list_delete_int(added, subscription->topics[i]->topic_id);
-	foreach(lc, added)
-		(void) cqrs_object_lock(CQRS_REL_TOPIC, lfirst_int(lc), 0, ShareLock,
-								true);
-	subscription = cqrs_subscription_lock_all(subscription);
-	cursors = cqrs_cursor_read_all(subscription_id, subscription->partitions);
-
-	for (i = 0; i < subscription->ntopics; i++)
-	{
-		int32		topic_id = subscription->topics[i]->topic_id;
-
-		added = list_delete_int(added, topic_id);
-		if (list_member_int(topics, topic_id))
-			continue;
-		(void) cqrs_admin_run("DELETE FROM cqrs.subscription_topic WHERE subscription_id = $1 AND topic_id = $2",
-							  2, CQRS_INT4(subscription_id), CQRS_INT4(topic_id));
-		for (j = 0; j < subscription->partitions; j++)
-			cqrs_parked_discard_topic(&cursors[j], topic_id);
-	}
-	foreach(lc, added)
-	{
-		(void) cqrs_subscription_add_topic(subscription_id, lfirst_int(lc));
-		cqrs_shmem_emitted(lfirst_int(lc));
-	}
-	for (i = 0; i < subscription->partitions; i++)
-		cqrs_cursor_append(&cursors[i]);
 }
 
 /*

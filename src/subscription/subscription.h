@@ -16,8 +16,6 @@
 extern void cqrs_subscription_start(int32 subscription_id, List *topics,
 									int partitions, bool by_topic,
 									bool latest);
-extern void cqrs_subscription_set_topics(const CqrsSubscription *subscription,
-										 List *topics);
 extern bool cqrs_subscription_add_topic(int32 subscription_id, int32 topic_id);
 extern CqrsSubscription *cqrs_subscription_own(FunctionCallInfo fcinfo,
 											   const char *function);
