@@ -16,7 +16,7 @@ MODULE_big = cqrs_outbox
 # The rooms of src/, the lowest first. A file includes what is in its own room or
 # in a lower one, which test/checks/run looks after.
 ROOMS = include base shared extension registry log mediator broker emit retry \
-	subscription delivery pull control deferred monitor process
+	subscription delivery pull control deferred saga monitor process
 
 OBJS_base = backoff.o event_id.o guc.o interval.o json.o rethrow.o rfc3339.o \
 	snapshot.o sqlstate.o
@@ -33,10 +33,12 @@ OBJS_emit = capture.o emit.o insert.o
 OBJS_retry = blame.o failure.o lane.o parked.o retry.o
 OBJS_subscription = epoch.o receipt.o search_path.o settings.o subscription.o
 OBJS_delivery = attempt.o broker_entry.o drain.o handler_timeout.o relay.o session.o \
-	target_broker.o target_handler.o underway.o
+	target_broker.o target_handler.o tell.o underway.o
 OBJS_pull = pull.o pull_ack.o pull_batch.o pull_wait.o
 OBJS_control = adopt.o dead_letter.o drop_topic.o events.o operation.o subscribe.o topics.o
 OBJS_deferred = cancel.o command_queue.o cron.o cron_schedule.o enqueue.o release.o
+OBJS_saga = definition.o entry.o machine.o message.o register.o router.o run.o saga_queue.o \
+	saga_wait.o start.o steer.o
 OBJS_monitor = breaker_status.o diagram.o health.o subscription_status.o \
 	topic_status.o worker_status.o
 OBJS_process = broker_job.o epoch_close.o handler_job.o job.o launcher.o \

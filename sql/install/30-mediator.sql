@@ -580,9 +580,10 @@ COMMENT ON FUNCTION @extschema@.cqrs_log_dispatch(@extschema@.cqrs_request) IS
 -- ----------------------------------------------------------------------
 -- cqrs_context: what is being handled
 --
--- kind            command, query, stream or event
--- name            its registered name
--- id              UUID v7: the event's id; of what was sent, one made for it
+-- kind            command, query, stream, event or step
+-- name            its registered name; of a step, saga.step
+-- id              UUID v7: the event's id; of what was sent, one made for it; of a
+--                 step, the saga's
 -- topic, key      of an event, or of an enqueued command; otherwise NULL
 -- correlation_id  the same for everything of one origin: the header of that name
 --                 of an event; of what was sent by a handler, the handler's;
@@ -597,6 +598,9 @@ COMMENT ON FUNCTION @extschema@.cqrs_log_dispatch(@extschema@.cqrs_request) IS
 -- caller          the role that sent it, or for which the event is handled: for a
 --                 subscription, its owner; in a SECURITY DEFINER function,
 --                 not the current user
+-- effect_key      in a step of a saga, a UUID that is the same whenever this step is
+--                 done, also after a failover or a restore, for what it causes
+--                 elsewhere, such as a header Idempotency-Key; else NULL
 -- ----------------------------------------------------------------------
 CREATE TYPE @extschema@.cqrs_context AS (
 	kind			text,
@@ -608,7 +612,8 @@ CREATE TYPE @extschema@.cqrs_context AS (
 	causation_id	text,
 	attempts		integer,
 	traceparent		text,
-	caller			text
+	caller			text,
+	effect_key		text
 );
 GRANT USAGE ON TYPE @extschema@.cqrs_context TO PUBLIC;
 COMMENT ON TYPE @extschema@.cqrs_context IS 'what is being handled';

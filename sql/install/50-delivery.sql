@@ -23,7 +23,9 @@
 --                    one for each event
 -- search_path        for a handler: it is called with this, and pg_temp behind it,
 --                    unless it has a SET search_path; NULL without handler
--- runs_commands      it gets the commands that its owner enqueued
+-- runs               what its owner has done by it: commands that were enqueued; sagas,
+--                    the steps of sagas; saga_events, what sagas wait for. NULL: none of
+--                    that
 -- partitions         over how many cursors the events are spread, by key
 -- ordering           key: an event waits for others of its topic and key; topic:
 --                    for others of its topic
@@ -63,7 +65,7 @@ CREATE TABLE cqrs.subscription (
 	strict_key_order	boolean		NOT NULL,
 	transaction			text		NOT NULL,
 	search_path			text,
-	runs_commands		boolean		NOT NULL DEFAULT false,
+	runs				text,
 	partitions			integer		NOT NULL,
 	ordering			text		NOT NULL,
 	next_partitions		integer,

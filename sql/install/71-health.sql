@@ -289,7 +289,7 @@ COMMENT ON VIEW cqrs.function_problem IS 'what may be wrong with what is registe
 -- privileges.
 CREATE VIEW cqrs.owner_problem WITH (security_barrier) AS
 WITH owned AS (
-	SELECT s.subscription_id, s.subscription, s.handler, s.server, s.runs_commands,
+	SELECT s.subscription_id, s.subscription, s.handler, s.server, s.runs,
 		   s.handler IS NULL AND s.server IS NULL AS is_pulled,
 		   o.owner
 	FROM cqrs.subscription s
@@ -331,7 +331,7 @@ FROM (
 				  r.topic, u.role, subscription)
 	FROM unowned u
 	JOIN reads r USING (subscription_id, subscription)
-	WHERE u.runs_commands AND u.role IS NOT NULL
+	WHERE u.runs IS NOT NULL AND u.role IS NOT NULL
 	UNION ALL
 	SELECT 'error', 'topic_privilege', subscription,
 		   format('Its owner, role "%s", may not read topic "%s".', pg_get_userbyid(owner), topic),
@@ -546,7 +546,7 @@ FROM (SELECT d.topic_id, t.topic, o.owner, count(*) AS commands, min(d.run_at) A
 			WHERE run_at <= clock_timestamp() ORDER BY run_at LIMIT 10000) d
 	  LEFT JOIN cqrs.topic t USING (topic_id)
 	  LEFT JOIN (cqrs.subscription_topic st JOIN cqrs.subscription s USING (subscription_id))
-			ON st.topic_id = d.topic_id AND s.runs_commands
+			ON st.topic_id = d.topic_id AND s.runs = 'commands'
 	  LEFT JOIN LATERAL cqrs.subscription_owner(st.subscription_id) o ON true
 	  GROUP BY d.topic_id, t.topic, o.owner) c
 UNION ALL

@@ -75,7 +75,7 @@ WITH queue AS MATERIALIZED (
 	JOIN cqrs.subscription_topic st USING (subscription_id)
 	JOIN cqrs.topic t USING (topic_id)
 	CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
-	WHERE s.runs_commands AND pg_has_role(current_user, o.owner, 'USAGE')
+	WHERE s.runs = 'commands' AND pg_has_role(current_user, o.owner, 'USAGE')
 )
 SELECT c.command_id,
 	   c.command_name,
@@ -124,7 +124,7 @@ SELECT d.schedule,
 	   d.created_at
 FROM cqrs.schedule d
 JOIN cqrs.subscription_topic st USING (topic_id)
-JOIN cqrs.subscription s ON s.subscription_id = st.subscription_id AND s.runs_commands
+JOIN cqrs.subscription s ON s.subscription_id = st.subscription_id AND s.runs = 'commands'
 CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
 LEFT JOIN cqrs.scheduled_command c USING (schedule_id)
 WHERE pg_has_role(current_user, o.owner, 'USAGE') OR pg_has_role(current_user, 'pg_monitor', 'USAGE');

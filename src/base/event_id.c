@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * event_id.c
- *	  Ids of events: UUIDs of version 7 (RFC 9562).
+ *	  Ids of events: UUIDs of version 7, or 8 (RFC 9562).
  *
  * An id is 48 bits of Unix time in milliseconds, the version (4 bits), and a
  * counter of 74 bits with the variant (2 bits) in its middle:
@@ -23,7 +23,9 @@
 #include <uuid/uuid.h>
 
 #include "catalog/pg_type.h"
+#include "common/cryptohash.h"
 #include "common/hashfn.h"
+#include "common/sha2.h"
 #include "port/pg_bswap.h"
 #include "utils/array.h"
 
@@ -101,6 +103,31 @@ cqrs_event_id_derive(TimestampTz time, const char *what, pg_uuid_t *result)
 }
 
 /*
+ * Make an id that follows from what it is the id of, without a time: a UUID of
+ * version 8, the beginning of a SHA-256. Raises 53200.
+ */
+void
+cqrs_event_id_from(const char *what, pg_uuid_t *result)
+{
+	uint8		hash[PG_SHA256_DIGEST_LENGTH];
+	pg_cryptohash_ctx *context = pg_cryptohash_create(PG_SHA256);
+	bool		done;
+
+	done = context != NULL && pg_cryptohash_init(context) >= 0 &&
+		pg_cryptohash_update(context, (const uint8 *) what, strlen(what)) >= 0 &&
+		pg_cryptohash_final(context, hash, sizeof(hash)) >= 0;
+	if (context != NULL)
+		pg_cryptohash_free(context);
+	if (!done)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("could not compute a SHA-256")));
+	memcpy(result->data, hash, UUID_LEN);
+	result->data[6] = (result->data[6] & 0x0F) | 0x80;
+	result->data[8] = (result->data[8] & 0x3F) | 0x80;
+}
+
+/*
  * A UUID as text, in a buffer that has room for it. Returns the buffer.
  */
 char *
@@ -119,6 +146,38 @@ cqrs_uuid_text(const pg_uuid_t *uuid, char *text)
 	}
 	*next = '\0';
 	return text;
+}
+
+/*
+ * A UUID as cqrs_uuid_text() writes it. Returns false if it is none.
+ */
+bool
+cqrs_uuid_read(const char *text, int len, pg_uuid_t *id)
+{
+	int			digits = 0;
+	int			i;
+
+	if (len != CQRS_UUID_TEXT_LEN)
+		return false;
+	memset(id, 0, sizeof(*id));
+	for (i = 0; i < len; i++)
+	{
+		char		c = text[i];
+		int			digit = c >= '0' && c <= '9' ? c - '0' :
+			c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+
+		if (i == 8 || i == 13 || i == 18 || i == 23)
+		{
+			if (c != '-')
+				return false;
+			continue;
+		}
+		if (digit < 0)
+			return false;
+		id->data[digits / 2] |= digits % 2 == 0 ? digit << 4 : digit;
+		digits++;
+	}
+	return true;
 }
 
 /*

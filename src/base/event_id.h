@@ -18,7 +18,9 @@
 extern void cqrs_event_id_generate(TimestampTz now, pg_uuid_t *result);
 extern void cqrs_event_id_derive(TimestampTz time, const char *what,
 								 pg_uuid_t *result);
+extern void cqrs_event_id_from(const char *what, pg_uuid_t *result);
 extern char *cqrs_uuid_text(const pg_uuid_t *uuid, char *text);
+extern bool cqrs_uuid_read(const char *text, int len, pg_uuid_t *id);
 
 /* Some ids, in order. */
 typedef struct CqrsEventIds

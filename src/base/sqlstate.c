@@ -13,7 +13,6 @@
 
 #include "base/sqlstate.h"
 
-static bool parse_sqlstate(const char *text, CqrsSqlstate *sqlstate);
 
 /*
  * Parse the elements of a text array; the result is palloc'd. argument names
@@ -41,7 +40,7 @@ cqrs_sqlstates_parse(Datum array, const char *argument, int *n)
 					 errmsg("elements of %s must not be null", argument)));
 		element = TextDatumGetCString(elements[i]);
 
-		if (!parse_sqlstate(element, &sqlstates[i]))
+		if (!cqrs_sqlstate_parse(element, &sqlstates[i]))
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("element \"%s\" of %s is no SQLSTATE", element,
@@ -71,14 +70,17 @@ cqrs_sqlstate_of_text(Datum value)
 	char	   *code = TextDatumGetCString(value);
 	CqrsSqlstate sqlstate;
 
-	if (!parse_sqlstate(code, &sqlstate))
+	if (!cqrs_sqlstate_parse(code, &sqlstate))
 		sqlstate.code = 0;
 	pfree(code);
 	return sqlstate.code;
 }
 
-static bool
-parse_sqlstate(const char *text, CqrsSqlstate *sqlstate)
+/*
+ * An error code, or a class, from its text form. Returns false if it is neither.
+ */
+bool
+cqrs_sqlstate_parse(const char *text, CqrsSqlstate *sqlstate)
 {
 	size_t		len = strlen(text);
 

@@ -17,6 +17,7 @@ typedef struct CqrsSqlstate
 
 extern CqrsSqlstate *cqrs_sqlstates_parse(Datum array, const char *argument,
 										  int *n);
+extern bool cqrs_sqlstate_parse(const char *text, CqrsSqlstate *sqlstate);
 extern int	cqrs_sqlstate_of_text(Datum value);
 extern bool cqrs_sqlstate_listed(const CqrsSqlstate *sqlstates, int n,
 								 int code);

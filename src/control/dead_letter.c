@@ -34,6 +34,7 @@ struct CqrsDeadLetterScan
 
 static CqrsDeadLetterScan *begin_scan(int32 subscription_id, int64 position,
 									  Snapshot snapshot, LOCKMODE lockmode);
+static int64 discard(CqrsSubscription *subscription, const CqrsEventIds *ids);
 static int64 redrive(CqrsSubscription *subscription, const CqrsEventIds *ids);
 static int64 remove_letters(CqrsSubscription *subscription,
 							const CqrsEventIds *ids, CqrsCursor *cursors);
@@ -104,7 +105,7 @@ cqrs_discard(PG_FUNCTION_ARGS)
 														   "cqrs_discard()");
 	CqrsEventIds *ids = cqrs_event_ids_arg(fcinfo, 1);
 
-	PG_RETURN_INT64(remove_letters(subscription, ids, NULL));
+	PG_RETURN_INT64(discard(subscription, ids));
 }
 
 /*
@@ -116,7 +117,21 @@ cqrs_discard_all(PG_FUNCTION_ARGS)
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo,
 														   "cqrs_discard_all()");
 
-	PG_RETURN_INT64(remove_letters(subscription, NULL, NULL));
+	PG_RETURN_INT64(discard(subscription, NULL));
+}
+
+/*
+ * Forget the subscription's dead letters with these ids (NULL: all), and return how
+ * many there were.
+ */
+static int64
+discard(CqrsSubscription *subscription, const CqrsEventIds *ids)
+{
+	int64		n = remove_letters(subscription, ids, NULL);
+
+	if (n > 0)
+		cqrs_subscription_lost_events(subscription);
+	return n;
 }
 
 CqrsDeadLetterScan *

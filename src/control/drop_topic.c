@@ -16,6 +16,7 @@
 #include "log/topic.h"
 #include "log/topic_drop.h"
 #include "registry/registry.h"
+#include "subscription/subscription.h"
 
 static void refuse_in_use(CqrsTopic *topic);
 
@@ -38,7 +39,11 @@ cqrs_drop_topic(PG_FUNCTION_ARGS)
 		cqrs_nothing_to_remove(psprintf("topic \"%s\" does not exist", name),
 							   "cqrs_topic_status");
 	}
-	cqrs_topic_require_control(cqrs_topic_get(name), "drop");
+	topic = cqrs_topic_get(name);
+	cqrs_topic_require_control(topic, "drop");
+	if (topic->runner != NULL)
+		cqrs_subscription_refuse_sagas(topic->runner,
+									   "Use cqrs_drop_saga_queue().");
 
 	/* From here on nobody emits, so what is undelivered stays as it is. */
 	topic = cqrs_topic_lock_to_drop(name);

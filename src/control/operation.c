@@ -96,6 +96,7 @@ cqrs_resume(PG_FUNCTION_ARGS)
 
 	(void) set_state(subscription, "active", "", &missed);
 	cqrs_subscription_wake(subscription);
+	cqrs_subscription_lost_events(subscription);
 	if (missed > 0)
 		ereport(WARNING,
 				(errmsg("events that subscription \"%s\" missed: " INT64_FORMAT,
@@ -369,6 +370,8 @@ seek(CqrsSubscription *subscription, bool latest, const TimestampTz *time)
 	bool		native = true;
 	int			i;
 
+	cqrs_subscription_refuse_sagas(subscription,
+								   "To have sagas go on whose events were lost, use cqrs_resume_sagas().");
 	/* Until the new place can be seen, nothing behind it is truncated. */
 	for (i = 0; i < subscription->ntopics; i++)
 		(void) cqrs_object_lock(CQRS_REL_TOPIC,

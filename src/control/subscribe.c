@@ -171,6 +171,8 @@ cqrs_unsubscribe(PG_FUNCTION_ARGS)
 	}
 	subscription = cqrs_subscription_get(name);
 	cqrs_subscription_require_owner(subscription);
+	cqrs_subscription_refuse_sagas(subscription,
+								   "Use cqrs_drop_saga_queue().");
 	cqrs_subscription_remove(subscription);
 	PG_RETURN_BOOL(true);
 }
@@ -229,7 +231,7 @@ make(const CqrsSettings *settings, const char *name, List *topics,
 	int32		subscription_id;
 
 	cqrs_admin_begin(&admin);
-	subscription_id = cqrs_settings_insert(settings, name, false);
+	subscription_id = cqrs_settings_insert(settings, name, NULL);
 	cqrs_admin_end(&admin);
 	cqrs_owner_make_view(name, GetUserId());
 	cqrs_subscription_start(subscription_id, topics,
@@ -264,7 +266,7 @@ replace(CqrsSettings *settings, const char *name, List *topics,
 						name),
 				 errdetail_internal("%s", differences(settings, old, topics)),
 				 errhint("Use or_replace => true to change it.")));
-	if (old->runs_commands ||
+	if (cqrs_subscription_is_queue(old) ||
 		old->has_handler != cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER) ||
 		(old->server != NULL) != cqrs_setting_is_given(settings, CQRS_SETTING_SERVER))
 		ereport(ERROR,
@@ -347,6 +349,8 @@ change(const CqrsSettings *settings, List *topics,
 					 errmsg("subscription \"%s\" is a command queue",
 							subscription->name),
 					 errdetail("It has a topic of its own.")));
+		cqrs_subscription_refuse_sagas(subscription,
+									   "Its topics are those that sagas need.");
 		cqrs_topics_set(subscription, topics);
 	}
 	partitions = DatumGetInt32(settings->values[CQRS_SETTING_PARTITIONS].value);
@@ -403,11 +407,12 @@ cqrs_subscription_remove(CqrsSubscription *subscription)
 	 * Its topic goes with it. Lock the tables in the same order as enqueuing
 	 * does.
 	 */
-	if (subscription->runs_commands)
+	if (cqrs_subscription_is_queue(subscription))
 	{
 		cqrs_admin_run("LOCK TABLE cqrs.subscription IN ROW EXCLUSIVE MODE", 0);
 		for (i = 0; i < subscription->ntopics; i++)
-			cqrs_topic_drop(cqrs_topic_lock_to_drop(subscription->topics[i]->name));
+			if (subscription->topics[i]->runner == subscription)
+				cqrs_topic_drop(cqrs_topic_lock_to_drop(subscription->topics[i]->name));
 	}
 	cqrs_admin_begin(&admin);
 	for (i = 0; i < lengthof(tables); i++)

@@ -29,6 +29,7 @@
 
 #include "control/drop_topic.h"
 #include "control/subscribe.h"
+#include "deferred/command_queue.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/topic.h"
@@ -40,12 +41,9 @@
 #include "subscription/settings.h"
 #include "subscription/subscription.h"
 
-static Oid	owner_arg(FunctionCallInfo fcinfo, const char *verb);
 static void refuse_in_use(const CqrsSubscription *queue, Oid owner);
 static bool has_queue(Oid owner);
 static void make_queue(Oid owner, const char *path);
-static int32 make_subscription(const char *name, const char *path);
-static char *free_name(Oid owner);
 
 PG_FUNCTION_INFO_V1(cqrs_create_command_queue);
 PG_FUNCTION_INFO_V1(cqrs_drop_command_queue);
@@ -60,7 +58,7 @@ cqrs_create_command_queue(PG_FUNCTION_ARGS)
 	char	   *path;
 
 	cqrs_require_writable("cqrs_create_command_queue()");
-	owner = owner_arg(fcinfo, "create");
+	owner = cqrs_queue_owner_arg(fcinfo, "create", "command queue");
 	path = PG_ARGISNULL(1) ? cqrs_search_path_now() :
 		text_to_cstring(PG_GETARG_TEXT_PP(1));
 	cqrs_search_path_check(path);
@@ -85,7 +83,7 @@ cqrs_drop_command_queue(PG_FUNCTION_ARGS)
 	CqrsSubscription *queue;
 
 	cqrs_require_writable("cqrs_drop_command_queue()");
-	owner = owner_arg(fcinfo, "drop");
+	owner = cqrs_queue_owner_arg(fcinfo, "drop", "command queue");
 	queue = cqrs_registry_command_subscription(owner);
 	if (queue == NULL)
 	{
@@ -126,11 +124,11 @@ refuse_in_use(const CqrsSubscription *queue, Oid owner)
 
 /*
  * The role that the first argument names; NULL is the user. Raises 42704, or
- * 42501 if the user is not a member of it, and may not do to its queue what the
- * verb says.
+ * 42501 if the user is not a member of it, and may not do to its queue, which is
+ * called what, what the verb says.
  */
-static Oid
-owner_arg(FunctionCallInfo fcinfo, const char *verb)
+Oid
+cqrs_queue_owner_arg(FunctionCallInfo fcinfo, const char *verb, const char *what)
 {
 	Oid			owner;
 
@@ -140,8 +138,8 @@ owner_arg(FunctionCallInfo fcinfo, const char *verb)
 	if (!has_privs_of_role(GetUserId(), owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be a member of role \"%s\" to %s its command queue",
-						GetUserNameFromId(owner, true), verb)));
+				 errmsg("must be a member of role \"%s\" to %s its %s",
+						GetUserNameFromId(owner, true), verb, what)));
 	return owner;
 }
 
@@ -161,7 +159,7 @@ static void
 make_queue(Oid owner, const char *path)
 {
 	CqrsSubscription *existing = cqrs_registry_command_subscription(owner);
-	char	   *name = free_name(owner);
+	char	   *name = cqrs_queue_free_name("commands", owner);
 	Interval	retention = {.day = 1};
 	int32		topic_id;
 	int32		subscription_id;
@@ -176,7 +174,8 @@ make_queue(Oid owner, const char *path)
 		(void) cqrs_subscription_add_topic(existing->subscription_id, topic_id);
 		return;
 	}
-	subscription_id = make_subscription(name, path);
+	subscription_id = cqrs_queue_make_subscription(name, "run_command", "commands",
+												   path, 1);
 	cqrs_owner_make_view(name, owner);
 	cqrs_subscription_start(subscription_id, list_make1_int(topic_id), 1,
 							false, false);
@@ -186,12 +185,13 @@ make_queue(Oid owner, const char *path)
  * Insert the subscription; returns its id. It has no limits: if they suspended
  * it, it would lose commands.
  */
-static int32
-make_subscription(const char *name, const char *path)
+int32
+cqrs_queue_make_subscription(const char *name, const char *handler,
+							 const char *runs, const char *path, int partitions)
 {
 	CqrsSettings settings;
 	CqrsAdmin	admin;
-	char	   *handler;
+	char	   *signature;
 	int32		subscription_id;
 
 	cqrs_settings_none(&settings);
@@ -205,25 +205,27 @@ make_subscription(const char *name, const char *path)
 						   " JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid"
 						   "  AND d.classid = 'pg_proc'::regclass AND d.deptype = 'e'"
 						   " JOIN pg_proc p ON p.oid = d.objid"
-						   " WHERE e.extname = 'cqrs_outbox' AND p.pronamespace = 'cqrs'::regnamespace AND p.proname = 'run_command'",
-						   0) != 1)
-		elog(ERROR, "could not find function run_command");
-	handler = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+						   " WHERE e.extname = 'cqrs_outbox' AND p.pronamespace = 'cqrs'::regnamespace AND p.proname = $1",
+						   1, CQRS_TEXT(handler)) != 1)
+		elog(ERROR, "could not find function %s", handler);
+	signature = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	cqrs_setting_set(&settings, CQRS_SETTING_HANDLER,
-					 CStringGetTextDatum(handler));
-	subscription_id = cqrs_settings_insert(&settings, name, true);
+					 CStringGetTextDatum(signature));
+	cqrs_setting_set(&settings, CQRS_SETTING_PARTITIONS,
+					 Int32GetDatum(partitions));
+	subscription_id = cqrs_settings_insert(&settings, name, runs);
 	cqrs_admin_end(&admin);
 	return subscription_id;
 }
 
 /*
- * A name made from the role's that neither a topic nor a subscription has,
+ * A name made from the role's, with what is before _of_, that neither a topic nor a subscription has,
  * palloc'd.
  */
-static char *
-free_name(Oid owner)
+char *
+cqrs_queue_free_name(const char *prefix, Oid owner)
 {
-	char	   *wanted = psprintf("commands_of_%s",
+	char	   *wanted = psprintf("%s_of_%s", prefix,
 								  GetUserNameFromId(owner, false));
 	Oid			topics = get_namespace_oid(CQRS_TOPIC_SCHEMA, false);
 	Oid			subscriptions = get_namespace_oid(CQRS_SUBSCRIPTION_SCHEMA,

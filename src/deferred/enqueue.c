@@ -105,7 +105,7 @@ enqueue(FunctionCallInfo fcinfo, const CqrsCommand *command, Datum payload)
 
 	event.topic = cqrs_command_queue_topic();
 	event.emitted_at = GetCurrentTimestamp();
-	cqrs_event_id_generate(event.emitted_at, command_id);
+	cqrs_context_new_id(event.emitted_at, command_id);
 	event.event_id = UUIDPGetDatum(command_id);
 	event.event_name = CStringGetTextDatum(command->name);
 	event.key = cqrs_key_arg(fcinfo, 2, "command", command->name);

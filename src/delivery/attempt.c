@@ -11,9 +11,14 @@
 
 #include "delivery/attempt.h"
 #include "delivery/relay.h"
+#include "delivery/tell.h"
 #include "retry/blame.h"
 #include "retry/retry.h"
 #include "shared/clock.h"
+
+static bool is_told(CqrsRelay *relay, const CqrsParked *parked,
+					const ErrorData *error);
+static bool is_given_up(CqrsRelay *relay, const CqrsParked *parked);
 
 /*
  * Record that the event at this position failed: a parked one, or the first
@@ -34,8 +39,9 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 	(void) cqrs_relay_begin(&relay, subscription, partition, true);
 	if (cqrs_parked_find(&relay.cursor, position, &parked))
 	{
-		cqrs_parked_failed(&parked, relay.subscription, &relay.cursor, &fault,
-						   counted);
+		if (!is_told(&relay, &parked, error))
+			cqrs_parked_failed(&parked, relay.subscription, &relay.cursor,
+							   &fault, counted);
 		cqrs_parked_close(&relay.cursor);
 		cqrs_cursor_append(&relay.cursor);
 		recorded = true;
@@ -44,11 +50,18 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 	{
 		if (cqrs_relay_next(&relay, 1, &event))
 		{
-			relay.nevents = 0;
+			bool		told = event.position == position &&
+				cqrs_tell_failure(relay.subscription, &event, error);
+
+			relay.nevents = told ? 1 : 0;
 			if (event.position == position)
 			{
-				cqrs_park(relay.subscription, &relay.cursor, &event, &fault);
-				relay.nothers++;
+				if (!told)
+				{
+					cqrs_park(relay.subscription, &relay.cursor, &event,
+							  &fault);
+					relay.nothers++;
+				}
 				recorded = true;
 			}
 			else
@@ -61,11 +74,46 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 
 		/* What was parked on the way there must not be read again. */
 		cqrs_parked_close(&relay.cursor);
-		if (relay.nothers > 0)
+		if (relay.nothers > 0 || relay.nevents > 0)
 			cqrs_relay_advance(&relay);
 	}
 	cqrs_relay_end(&relay);
 	return recorded;
+}
+
+/*
+ * Tell the handler that this parked event failed. If it deals with that, the event
+ * is no longer parked.
+ */
+static bool
+is_told(CqrsRelay *relay, const CqrsParked *parked, const ErrorData *error)
+{
+	CqrsEvent	event;
+	int			attempts;
+
+	if (!cqrs_parked_read(&relay->cursor, parked->position, NULL, &event,
+						  &attempts) ||
+		!cqrs_tell_failure(relay->subscription, &event, error))
+		return false;
+	cqrs_parked_done(parked, &relay->cursor);
+	return true;
+}
+
+/*
+ * Was this parked event tried so often, and ended the process each time, that it is
+ * to be given up? If the handler wants to do that itself, it is told.
+ */
+static bool
+is_given_up(CqrsRelay *relay, const CqrsParked *parked)
+{
+	ErrorData	error = {0};
+
+	if (!parked->killed || relay->subscription->max_attempts == 0 ||
+		parked->attempts < relay->subscription->max_attempts)
+		return false;
+	error.sqlerrcode = ERRCODE_CQRS_GIVE_UP;
+	error.message = "the server process ended while it was done";
+	return is_told(relay, parked, &error);
 }
 
 /*
@@ -86,7 +134,8 @@ cqrs_target_announce(CqrsSubscription *subscription, int partition,
 	while (position == 0 &&
 		   cqrs_parked_due(&relay.cursor, cqrs_wall_now(), &parked))
 	{
-		if (cqrs_parked_begin_attempt(&parked, relay.subscription,
+		if (!is_given_up(&relay, &parked) &&
+			cqrs_parked_begin_attempt(&parked, relay.subscription,
 									  &relay.cursor))
 			position = parked.position;
 		cqrs_parked_close(&relay.cursor);

@@ -21,6 +21,7 @@
 #define HANDLER_GRACE	1000
 
 static bool registered = false;
+static bool armed = false;
 static TimeoutId timeout_id;
 static TimeoutId grace_id;
 static volatile sig_atomic_t timed_out = false;
@@ -30,7 +31,8 @@ static void time_is_over(void);
 static void grace_is_over(void);
 
 /*
- * Limit the time of a call, in milliseconds.
+ * Limit the time of a call, in milliseconds. While it is limited, this sets another
+ * limit, from now on.
  */
 void
 cqrs_handler_timeout_begin(int64 timeout)
@@ -42,7 +44,14 @@ cqrs_handler_timeout_begin(int64 timeout)
 		registered = true;
 	}
 	timed_out = false;
+	armed = true;
 	enable_timeout_after(timeout_id, (int) Min(timeout, INT_MAX));
+}
+
+bool
+cqrs_handler_timeout_is_armed(void)
+{
+	return armed;
 }
 
 /*
@@ -51,6 +60,7 @@ cqrs_handler_timeout_begin(int64 timeout)
 void
 cqrs_handler_timeout_disarm(void)
 {
+	armed = false;
 	disable_timeout(timeout_id, false);
 	if (timed_out)
 		disable_timeout(grace_id, false);

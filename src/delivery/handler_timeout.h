@@ -9,6 +9,7 @@
 #define CQRS_HANDLER_TIMEOUT_H
 
 extern void cqrs_handler_timeout_begin(int64 timeout);
+extern bool cqrs_handler_timeout_is_armed(void);
 extern void cqrs_handler_timeout_disarm(void);
 extern bool cqrs_handler_timed_out(void);
 extern bool cqrs_handler_timeout_end(void);

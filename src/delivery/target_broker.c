@@ -562,7 +562,7 @@ convict(CqrsRelay *relay)
 	if (broker.evidence.pending == NIL)
 		return;
 	cqrs_evidence_convict(&broker.evidence, relay->subscription,
-						  &relay->cursor, &relay->lanes, LOG);
+						  &relay->cursor, &relay->lanes, NULL, LOG);
 	broker.failing = false;
 	forget_evidence();
 }

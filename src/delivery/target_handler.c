@@ -49,6 +49,7 @@
 #include "delivery/relay.h"
 #include "delivery/session.h"
 #include "delivery/target_handler.h"
+#include "delivery/tell.h"
 #include "delivery/underway.h"
 #include "extension/catalog.h"
 #include "mediator/context.h"
@@ -462,6 +463,7 @@ handle(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 		/* As this one was handled, those that failed before are at fault. */
 		cqrs_evidence_convict(&batch->evidence, batch->relay.subscription,
 							  &batch->relay.cursor, &batch->relay.lanes,
+							  cqrs_tell_failure,
 							  batch->in_worker ? LOG : WARNING);
 		batch->passed = true;
 		batch->clean = false;
@@ -556,6 +558,7 @@ call_apart(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 		batch->timed_out = timed_out &&
 			error->sqlerrcode == ERRCODE_QUERY_CANCELED;
 		if (batch->in_worker && batch->clean && !all &&
+			!batch->relay.subscription->runs_sagas &&
 			(batch->timed_out || cqrs_blame(error) == CQRS_BLAME_EVENT))
 			EmitErrorReport();
 		FlushErrorState();
@@ -597,6 +600,8 @@ call(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 	context.event = event;
 	context.attempts = attempts + 1;
 	context.runs_command = batch->relay.subscription->runs_commands;
+	context.runs_saga = batch->relay.subscription->runs_sagas;
+	context.routes_to_sagas = batch->relay.subscription->routes_to_sagas;
 	cqrs_context_innermost = &context;
 	call_limited(batch, arg);
 	MemoryContextSwitchTo(oldcontext);
@@ -674,7 +679,7 @@ call_limited(Batch *batch, NullableDatum arg)
 	PopActiveSnapshot();
 	if (batch->in_worker)
 		cqrs_session_fire_deferred();
-	if (limited)
+	if (limited || cqrs_handler_timeout_is_armed())
 	{
 		cqrs_handler_timeout_disarm();
 		CHECK_FOR_INTERRUPTS();
@@ -882,7 +887,7 @@ decide(Batch *batch)
 		cqrs_target_wait(batch->delivery, evidence, cursor);
 	else if (evidence->nsuspects == 0)
 		cqrs_evidence_convict(evidence, batch->relay.subscription, cursor,
-							  &batch->relay.lanes,
+							  &batch->relay.lanes, cqrs_tell_failure,
 							  batch->in_worker ? LOG : WARNING);
 }
 

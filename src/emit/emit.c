@@ -235,7 +235,7 @@ cqrs_emit_given(CqrsEventType *event_type, CqrsEvent *event,
 	{
 		pg_uuid_t  *new_id = palloc(sizeof(pg_uuid_t));
 
-		cqrs_event_id_generate(event->emitted_at, new_id);
+		cqrs_context_new_id(event->emitted_at, new_id);
 		event->event_id = UUIDPGetDatum(new_id);
 	}
 	emit(NULL, event_type, event);
@@ -474,7 +474,7 @@ init_event(CqrsEvent *event, const CqrsTopic *topic, pg_uuid_t *event_id,
 	event->topic = topic;
 	event->position = 0;
 	event->emitted_at = GetCurrentTimestamp();
-	cqrs_event_id_generate(event->emitted_at, event_id);
+	cqrs_context_new_id(event->emitted_at, event_id);
 	event->event_id = UUIDPGetDatum(event_id);
 	event->event_name = event_name;
 	event->key = key;

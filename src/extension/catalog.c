@@ -26,6 +26,7 @@
  *	  and anywhere among them:
  *	  (cqrs.idempotency_0, hash)
  *								EXCLUSIVE to send a command with that key
+ *	  (cqrs.saga, hash)			EXCLUSIVE to start a saga with that key
  *
  *-------------------------------------------------------------------------
  */
@@ -90,6 +91,22 @@ static const char *const relation_names[CQRS_RELATIONS] = {
 	[CQRS_REL_IDEMPOTENCY_0_STORED_AT] = "idempotency_0_stored_at",
 	[CQRS_REL_IDEMPOTENCY_1_STORED_AT] = "idempotency_1_stored_at",
 	[CQRS_REL_IDEMPOTENCY_2_STORED_AT] = "idempotency_2_stored_at",
+	[CQRS_REL_SAGA_DEFINITION] = "saga_definition",
+	[CQRS_REL_SAGA_DEFINITION_PKEY] = "saga_definition_pkey",
+	[CQRS_REL_SAGA] = "saga",
+	[CQRS_REL_SAGA_PKEY] = "saga_pkey",
+	[CQRS_REL_SAGA_ENTRY_0] = "saga_entry_0",
+	[CQRS_REL_SAGA_ENTRY_1] = "saga_entry_1",
+	[CQRS_REL_SAGA_ENTRY_2] = "saga_entry_2",
+	[CQRS_REL_SAGA_ENTRY_0_PKEY] = "saga_entry_0_pkey",
+	[CQRS_REL_SAGA_ENTRY_1_PKEY] = "saga_entry_1_pkey",
+	[CQRS_REL_SAGA_ENTRY_2_PKEY] = "saga_entry_2_pkey",
+	[CQRS_REL_SAGA_ENTRY_0_KEY] = "saga_entry_0_key",
+	[CQRS_REL_SAGA_ENTRY_1_KEY] = "saga_entry_1_key",
+	[CQRS_REL_SAGA_ENTRY_2_KEY] = "saga_entry_2_key",
+	[CQRS_REL_SAGA_ENTRY_0_ENDED_AT] = "saga_entry_0_ended_at",
+	[CQRS_REL_SAGA_ENTRY_1_ENDED_AT] = "saga_entry_1_ended_at",
+	[CQRS_REL_SAGA_ENTRY_2_ENDED_AT] = "saga_entry_2_ended_at",
 	[CQRS_REL_POSITION_SEQ] = "position",
 	[CQRS_REL_TICK_SEQ] = "tick_id",
 };

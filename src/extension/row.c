@@ -9,6 +9,8 @@
 
 #include "access/heapam.h"
 #include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
 #include "catalog/indexing.h"
 #include "nodes/execnodes.h"
 #include "utils/fmgroids.h"
@@ -95,6 +97,19 @@ void
 cqrs_scan_delete(CqrsScan *scan, HeapTuple row)
 {
 	simple_heap_delete(scan->rel, &row->t_self);
+}
+
+/*
+ * Delete a row of a walk with the latest snapshot, unless somebody else has it
+ * locked, or has deleted it. Returns whether it was.
+ */
+bool
+cqrs_scan_delete_if_free(CqrsScan *scan, HeapTuple row)
+{
+	TM_FailureData failure;
+
+	return cqrs_table_delete(scan->rel, &row->t_self, GetCurrentCommandId(true),
+							 scan->latest, false, &failure) == TM_Ok;
 }
 
 /*

@@ -35,6 +35,7 @@ extern void cqrs_scan_begin(CqrsScan *scan, CqrsRelation table,
 extern HeapTuple cqrs_scan_next(CqrsScan *scan);
 extern HeapTuple cqrs_scan_read(CqrsScan *scan, Datum *values, bool *nulls);
 extern void cqrs_scan_delete(CqrsScan *scan, HeapTuple row);
+extern bool cqrs_scan_delete_if_free(CqrsScan *scan, HeapTuple row);
 extern void cqrs_scan_end(CqrsScan *scan, LOCKMODE lockmode);
 extern Datum cqrs_row_column(HeapTuple row, AttrNumber column,
 							 TupleDesc desc);

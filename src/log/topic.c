@@ -296,7 +296,7 @@ cqrs_topic_allows(const CqrsTopic *topic, AclMode mode)
 
 /*
  * May this role do this with the topic? Nobody may emit to the topic of a
- * role's commands: whoever could would have the role execute them.
+ * role's commands, or sagas: whoever could would have the role execute them.
  */
 bool
 cqrs_topic_allows_role(const CqrsTopic *topic, AclMode mode, Oid role)
@@ -339,7 +339,9 @@ cqrs_topic_require(const CqrsTopic *topic, AclMode mode)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for topic \"%s\"", topic->name),
-				 errdetail("Nothing but cqrs_enqueue() writes to a topic of commands, whatever is granted.")));
+				 topic->runner->runs_commands ?
+				 errdetail("Nothing but cqrs_enqueue() writes to a topic of commands, whatever is granted.") :
+				 errdetail("Nothing but sagas writes to their topic, whatever is granted.")));
 	if (!cqrs_topic_allows(topic, mode))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

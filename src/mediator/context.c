@@ -34,7 +34,7 @@
 #include "mediator/context.h"
 
 /* Columns of type cqrs_context. */
-#define CONTEXT_COLUMNS	10
+#define CONTEXT_COLUMNS	11
 
 /*
  * The headers that were made last. Later ones of the same form differ only in
@@ -54,6 +54,7 @@ struct CqrsDryRun *cqrs_dry_run_innermost = NULL;
 
 static MadeHeaders made;
 
+static CqrsEffects *find_effects(void);
 static const char *correlation_id(CqrsContext *context, char *buffer);
 static const char *causation_id(CqrsContext *context, char *buffer);
 static char *header(const CqrsContext *context, const char *name);
@@ -72,6 +73,7 @@ cqrs_context(PG_FUNCTION_ARGS)
 	char		buffer[CQRS_UUID_TEXT_LEN + 1];
 	const char *text;
 	char	   *traceparent;
+	CqrsEffects *effects;
 	TupleDesc	desc;
 	Datum		values[CONTEXT_COLUMNS] = {0};
 	bool		nulls[CONTEXT_COLUMNS] = {0};
@@ -107,6 +109,15 @@ cqrs_context(PG_FUNCTION_ARGS)
 	if (traceparent != NULL)
 		values[8] = CStringGetTextDatum(traceparent);
 	values[9] = CStringGetTextDatum(GetUserNameFromId(context->caller, false));
+	effects = find_effects();
+	nulls[10] = effects == NULL;
+	if (effects != NULL)
+	{
+		pg_uuid_t	key;
+
+		cqrs_event_id_from(effects->key, &key);
+		values[10] = CStringGetTextDatum(cqrs_uuid_text(&key, buffer));
+	}
 	return HeapTupleGetDatum(heap_form_tuple(desc, values, nulls));
 }
 
@@ -122,6 +133,40 @@ cqrs_context_id(CqrsContext *context)
 		context->has_id = true;
 	}
 	return &context->id;
+}
+
+/*
+ * An id for what is made now: an event, or a command.
+ */
+void
+cqrs_context_new_id(TimestampTz now, pg_uuid_t *id)
+{
+	CqrsEffects *effects = cqrs_context_innermost == NULL ? NULL : find_effects();
+
+	if (effects == NULL)
+		cqrs_event_id_generate(now, id);
+	else
+	{
+		char	   *what = psprintf("%s/%d", effects->key, ++effects->n);
+
+		cqrs_event_id_from(what, id);
+		pfree(what);
+	}
+}
+
+/*
+ * What ids are to follow from, or NULL.
+ */
+static CqrsEffects *
+find_effects(void)
+{
+	CqrsContext *context;
+
+	for (context = cqrs_context_innermost; context != NULL;
+		 context = context->outer)
+		if (context->effects != NULL)
+			return context->effects;
+	return NULL;
 }
 
 /*

@@ -10,6 +10,7 @@
 #define CQRS_CONTEXT_H
 
 #include "miscadmin.h"
+#include "utils/timestamp.h"
 #include "utils/uuid.h"
 
 /*
@@ -27,9 +28,25 @@ typedef struct CqrsContext
 	const struct CqrsEvent *event;	/* also the enqueued command that is
 									 * executed; NULL: none */
 	bool		runs_command;	/* the delivery of an enqueued command */
+	bool		runs_saga;		/* ... of what has a saga go on */
+	bool		routes_to_sagas;	/* ... of what sagas may wait for */
+	const ErrorData *failure;	/* the handler failed with this error, and is
+								 * told; NULL: it is called */
+	bool		took_failure;	/* ... and has dealt with it */
 	int			attempts;		/* this one included */
+	struct CqrsEffects *effects;	/* ids follow from it; NULL: they are new */
 	Oid			caller;
 } CqrsContext;
+
+/*
+ * What is done again after a failover or a restore has the same ids as before: they
+ * follow from what does it, and from how many it made.
+ */
+typedef struct CqrsEffects
+{
+	const char *key;
+	int			n;				/* how many ids were made */
+} CqrsEffects;
 
 /* The innermost one, or NULL. */
 extern PGDLLIMPORT CqrsContext *cqrs_context_innermost;
@@ -42,6 +59,7 @@ extern struct CqrsDryRun *cqrs_dry_run_innermost;
 #define cqrs_dry_run_is_active() (cqrs_dry_run_innermost != NULL)
 
 extern const pg_uuid_t *cqrs_context_id(CqrsContext *context);
+extern void cqrs_context_new_id(TimestampTz now, pg_uuid_t *id);
 extern NullableDatum cqrs_context_headers(NullableDatum headers);
 
 /*
@@ -58,7 +76,12 @@ cqrs_context_init(CqrsContext *context, const char *kind, const char *name)
 	context->headers.isnull = true;
 	context->event = NULL;
 	context->runs_command = false;
+	context->runs_saga = false;
+	context->routes_to_sagas = false;
+	context->failure = NULL;
+	context->took_failure = false;
 	context->attempts = 1;
+	context->effects = NULL;
 	context->caller = GetUserId();
 }
 

@@ -21,8 +21,8 @@ typedef struct CqrsTopic
 	int			current_segment;
 	TimestampTz opened_at[CQRS_SEGMENTS];	/* 0: never */
 	bool		native;			/* false: restored, and not adopted */
-	struct CqrsSubscription *runner;	/* runs the commands in it, see
-										 * enqueue.c; NULL: it has none */
+	struct CqrsSubscription *runner;	/* does what is in it, commands or
+										 * steps of sagas; NULL: there is none */
 	Oid			view;			/* InvalidOid: somebody dropped it */
 	Oid			segments[CQRS_SEGMENTS];	/* likewise */
 } CqrsTopic;
@@ -127,7 +127,9 @@ typedef struct CqrsSubscription
 	bool		strict_key_order;	/* only with server */
 	bool		event_transactions; /* a handler gets one for each event */
 	char	   *search_path;	/* of a handler; see search_path.c */
-	bool		runs_commands;	/* it runs its owner's commands; see enqueue.c */
+	bool		runs_commands;	/* its owner's; see enqueue.c */
+	bool		runs_sagas;		/* their steps; see run.c */
+	bool		routes_to_sagas;	/* what they wait for; see router.c */
 	int			ntopics;
 	CqrsTopic **topics;			/* may be none, after cqrs_drop_topic() */
 } CqrsSubscription;
@@ -149,6 +151,11 @@ cqrs_command_function(CqrsCommandKind kind)
 	return kind == CQRS_COMMAND ? "cqrs_send()" :
 		kind == CQRS_QUERY ? "cqrs_query()" : "cqrs_stream()";
 }
+
+/* Is what it gets its owner's, to be done, and not events of others? */
+#define cqrs_subscription_is_queue(subscription) \
+	((subscription)->runs_commands || (subscription)->runs_sagas || \
+	 (subscription)->routes_to_sagas)
 
 /* Do clients pull it, as it has neither a handler nor a server? */
 #define cqrs_subscription_is_pulled(subscription) \

@@ -97,7 +97,7 @@ enum
 	SUBSCRIPTION_STRICT_KEY_ORDER,
 	SUBSCRIPTION_TRANSACTION,
 	SUBSCRIPTION_SEARCH_PATH,
-	SUBSCRIPTION_RUNS_COMMANDS,
+	SUBSCRIPTION_RUNS,
 	SUBSCRIPTION_PARTITIONS,
 	SUBSCRIPTION_ORDERING,
 	SUBSCRIPTION_NEXT_PARTITIONS,
@@ -169,6 +169,8 @@ cqrs_registry_load(CqrsRegistryCopy *copy, Snapshot snapshot)
 	copy->subscriptions_by_id = new_id_table("cqrs subscriptions by id");
 	copy->command_subscriptions =
 		new_id_table("cqrs subscriptions for commands");
+	copy->saga_subscriptions = new_id_table("cqrs subscriptions for sagas");
+	copy->saga_routers = new_id_table("cqrs subscriptions for events of sagas");
 
 	cqrs_owner_watch_nothing();
 	load_rows(copy, CQRS_REL_IDENTITY, snapshot, add_identity);
@@ -445,6 +447,7 @@ add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 {
 	CqrsSubscription *subscription;
 	char	   *state = TextDatumGetCString(values[SUBSCRIPTION_STATE - 1]);
+	char	   *runs;
 
 	subscription = hash_search(copy->subscriptions,
 							   TextDatumGetCString(values[SUBSCRIPTION_SUBSCRIPTION - 1]),
@@ -467,8 +470,11 @@ add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 	subscription->search_path =
 		search_path(nulls[SUBSCRIPTION_SEARCH_PATH - 1] ? "" :
 					TextDatumGetCString(values[SUBSCRIPTION_SEARCH_PATH - 1]));
-	subscription->runs_commands =
-		DatumGetBool(values[SUBSCRIPTION_RUNS_COMMANDS - 1]);
+	runs = nulls[SUBSCRIPTION_RUNS - 1] ? "" :
+		TextDatumGetCString(values[SUBSCRIPTION_RUNS - 1]);
+	subscription->runs_commands = strcmp(runs, "commands") == 0;
+	subscription->runs_sagas = strcmp(runs, "sagas") == 0;
+	subscription->routes_to_sagas = strcmp(runs, "saga_events") == 0;
 	subscription->owner = cqrs_owner_find(subscription->name,
 										  &subscription->view);
 	subscription->partitions =
@@ -542,13 +548,17 @@ add_subscription_topic(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 										sizeof(CqrsTopic *) *
 										(subscription->ntopics + 1));
 	subscription->topics[subscription->ntopics++] = topic;
-	if (subscription->runs_commands)
+
+	/* Of what sagas wait for, only the times are in a topic of its own. */
+	if (subscription->runs_commands || subscription->runs_sagas ||
+		(subscription->routes_to_sagas &&
+		 strcmp(subscription->name, topic->name) == 0))
 		topic->runner = subscription;
 }
 
 /*
- * A subscription that runs commands has an owner only if the commands are the
- * owner's, too. A role that was given several of them enqueues with the oldest.
+ * A subscription that runs its owner's commands or sagas has an owner only if these
+ * are the owner's, too. A role that was given several of them uses the oldest.
  */
 static void
 find_command_owners(CqrsRegistryCopy *copy)
@@ -559,21 +569,23 @@ find_command_owners(CqrsRegistryCopy *copy)
 	hash_seq_init(&status, copy->subscriptions);
 	while ((subscription = hash_seq_search(&status)) != NULL)
 	{
+		HTAB	   *table = subscription->runs_commands ? copy->command_subscriptions :
+			subscription->runs_sagas ? copy->saga_subscriptions : copy->saga_routers;
 		CqrsSubscription *other;
 		int			i;
 
-		if (!subscription->runs_commands)
+		if (!cqrs_subscription_is_queue(subscription))
 			continue;
 		for (i = 0; i < subscription->ntopics; i++)
-			if (!cqrs_owner_has_commands(subscription->topics[i]->name,
+			if (subscription->topics[i]->runner == subscription &&
+				!cqrs_owner_has_commands(subscription->topics[i]->name,
 										 subscription->owner))
 				subscription->owner = InvalidOid;
-		other = cqrs_registry_find_by_id(copy->command_subscriptions, (int32) subscription->owner);
+		other = cqrs_registry_find_by_id(table, (int32) subscription->owner);
 
 		if (OidIsValid(subscription->owner) &&
 			(other == NULL ||
 			 other->subscription_id > subscription->subscription_id))
-			remember_by_id(copy->command_subscriptions, (int32) subscription->owner,
-						   subscription);
+			remember_by_id(table, (int32) subscription->owner, subscription);
 	}
 }

@@ -28,6 +28,8 @@ typedef struct CqrsRegistryCopy
 
 	/* The subscriptions that run commands, by their owners. */
 	HTAB	   *command_subscriptions;
+	HTAB	   *saga_subscriptions;
+	HTAB	   *saga_routers;
 
 	CqrsMiddleware *middleware; /* the outermost, or NULL */
 

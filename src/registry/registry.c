@@ -259,6 +259,28 @@ cqrs_registry_command_subscription(Oid owner)
 }
 
 /*
+ * The subscription that runs this role's sagas.
+ */
+CqrsSubscription *
+cqrs_registry_saga_subscription(Oid owner)
+{
+	load_if_stale();
+	return hand_out(cqrs_registry_find_by_id(copy.saga_subscriptions,
+											 (int32) owner));
+}
+
+/*
+ * The subscription to what this role's sagas wait for.
+ */
+CqrsSubscription *
+cqrs_registry_saga_router(Oid owner)
+{
+	load_if_stale();
+	return hand_out(cqrs_registry_find_by_id(copy.saga_routers,
+											 (int32) owner));
+}
+
+/*
  * The topic, or 42704.
  */
 CqrsTopic *

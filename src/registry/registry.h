@@ -48,6 +48,8 @@ extern CqrsFallback *cqrs_registry_fallback(const char *signature);
 extern CqrsSubscription *cqrs_registry_subscription(const char *name);
 extern CqrsSubscription *cqrs_registry_subscription_by_id(int32 subscription_id);
 extern CqrsSubscription *cqrs_registry_command_subscription(Oid owner);
+extern CqrsSubscription *cqrs_registry_saga_subscription(Oid owner);
+extern CqrsSubscription *cqrs_registry_saga_router(Oid owner);
 
 /* These raise an error if there is none. */
 extern CqrsTopic *cqrs_topic_get(const char *name);

@@ -178,13 +178,14 @@ cqrs_evidence_enough(int failures)
 }
 
 /*
- * The events that failed are at fault: their attempts count. Reports those
- * errors that were not yet, at this level.
+ * The events that failed are at fault: their attempts count, unless their handler
+ * takes that on itself (tell; NULL: none does). Reports those errors that were not yet, at this level.
  */
 void
 cqrs_evidence_convict(CqrsEvidence *evidence,
-					  const CqrsSubscription *subscription,
-					  CqrsCursor *cursor, CqrsLanes *lanes, int elevel)
+					  CqrsSubscription *subscription,
+					  CqrsCursor *cursor, CqrsLanes *lanes, CqrsTell tell,
+					  int elevel)
 {
 	ListCell   *lc;
 
@@ -193,7 +194,19 @@ cqrs_evidence_convict(CqrsEvidence *evidence,
 		Pending    *pending = (Pending *) lfirst(lc);
 		CqrsFault	fault = cqrs_fault_of(pending->error);
 		CqrsParked	parked;
+		CqrsEvent	event;
+		int			attempts;
 
+		if (tell != NULL &&
+			cqrs_parked_find(cursor, pending->position, &parked) &&
+			cqrs_parked_read(cursor, pending->position, NULL, &event,
+							 &attempts) &&
+			tell(subscription, &event, pending->error))
+		{
+			cqrs_parked_done(&parked, cursor);
+			cqrs_lane_forget(lanes, parked.lane);
+			continue;
+		}
 		if (!pending->told)
 			ereport(elevel,
 					(errcode(pending->error->sqlerrcode),

@@ -47,6 +47,13 @@ typedef struct CqrsEvidence
 	ErrorData  *error;			/* of the last one */
 } CqrsEvidence;
 
+/*
+ * Tells the subscription's handler that an event failed. Returns whether it has dealt
+ * with that.
+ */
+typedef bool (*CqrsTell) (CqrsSubscription *subscription,
+						  const CqrsEvent *event, const ErrorData *error);
+
 extern CqrsBlame cqrs_blame(const ErrorData *error);
 extern bool cqrs_error_is_transient(const ErrorData *error);
 extern CqrsFault cqrs_fault_of(const ErrorData *error);
@@ -60,9 +67,9 @@ extern bool cqrs_evidence_has(const CqrsEvidence *evidence,
 extern bool cqrs_evidence_is_outage(const CqrsEvidence *evidence);
 extern int	cqrs_evidence_enough(int failures);
 extern void cqrs_evidence_convict(CqrsEvidence *evidence,
-								  const CqrsSubscription *subscription,
+								  CqrsSubscription *subscription,
 								  CqrsCursor *cursor, CqrsLanes *lanes,
-								  int elevel);
+								  CqrsTell tell, int elevel);
 extern void cqrs_evidence_put_off(CqrsEvidence *evidence,
 								  CqrsCursor *cursor, TimestampTz retry_at);
 

@@ -149,12 +149,13 @@ cqrs_settings_complete(CqrsSettings *settings)
 }
 
 /*
- * The row of a new subscription; returns its id. Between cqrs_admin_begin() and
+ * The row of a new subscription; returns its id. runs is NULL, or what table
+ * cqrs.subscription says. Between cqrs_admin_begin() and
  * cqrs_admin_end(), as the next one.
  */
 int32
 cqrs_settings_insert(const CqrsSettings *settings, const char *subscription,
-					 bool runs_commands)
+					 const char *runs)
 {
 	Oid			types[CQRS_SETTINGS + 2];
 	Datum		values[CQRS_SETTINGS + 2];
@@ -173,10 +174,11 @@ cqrs_settings_insert(const CqrsSettings *settings, const char *subscription,
 	parameters(settings, types + 2, values + 2, nulls + 2);
 	types[0] = TEXTOID;
 	values[0] = CStringGetTextDatum(subscription);
-	types[1] = BOOLOID;
-	values[1] = BoolGetDatum(runs_commands);
-	nulls[0] = nulls[1] = ' ';
-	cqrs_admin_execute_args(psprintf("INSERT INTO cqrs.subscription (subscription, runs_commands%s)"
+	types[1] = TEXTOID;
+	values[1] = runs == NULL ? (Datum) 0 : CStringGetTextDatum(runs);
+	nulls[0] = ' ';
+	nulls[1] = runs == NULL ? 'n' : ' ';
+	cqrs_admin_execute_args(psprintf("INSERT INTO cqrs.subscription (subscription, runs%s)"
 									 " VALUES ($1, $2%s) RETURNING subscription_id",
 									 names.data, numbers.data),
 							CQRS_SETTINGS + 2, types, values, nulls);

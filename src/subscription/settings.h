@@ -47,7 +47,7 @@ extern void cqrs_settings_check(const CqrsSettings *settings,
 extern void cqrs_settings_complete(CqrsSettings *settings);
 extern int32 cqrs_settings_insert(const CqrsSettings *settings,
 								  const char *subscription,
-								  bool runs_commands);
+								  const char *runs);
 extern char *cqrs_settings_differences(const CqrsSettings *settings,
 									   int32 subscription_id);
 extern bool cqrs_settings_differ(const CqrsSettings *settings,

@@ -131,6 +131,33 @@ cqrs_subscription_lock_all(const CqrsSubscription *subscription)
 }
 
 /*
+ * Raises 55000 if what the subscription gets are the steps of sagas, or what they wait
+ * for: nothing else may have them go on.
+ */
+void
+cqrs_subscription_refuse_sagas(const CqrsSubscription *subscription,
+							   const char *hint)
+{
+	if (subscription->runs_sagas || subscription->routes_to_sagas)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("subscription \"%s\" is for sagas", subscription->name),
+				 errhint("%s", hint)));
+}
+
+/*
+ * Events of the subscription may never be delivered. If they were to have sagas go
+ * on, see that these do.
+ */
+void
+cqrs_subscription_lost_events(const CqrsSubscription *subscription)
+{
+	if (subscription->runs_sagas || subscription->routes_to_sagas)
+		(void) cqrs_admin_run("SELECT cqrs.resume_sagas($1)",
+							  1, CQRS_INT4(subscription->subscription_id));
+}
+
+/*
  * Raises 55000 if the subscription is paused or suspended, or has no owner.
  */
 void

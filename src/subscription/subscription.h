@@ -23,6 +23,9 @@ extern void cqrs_subscription_wake(const CqrsSubscription *subscription);
 extern bool cqrs_subscription_lock(const CqrsSubscription *subscription,
 								   int partition, bool wait);
 extern CqrsSubscription *cqrs_subscription_lock_all(const CqrsSubscription *subscription);
+extern void cqrs_subscription_refuse_sagas(const CqrsSubscription *subscription,
+										   const char *hint);
+extern void cqrs_subscription_lost_events(const CqrsSubscription *subscription);
 extern void cqrs_subscription_require_active(const CqrsSubscription *subscription);
 pg_noreturn extern void cqrs_subscription_refuse_member(const CqrsSubscription *subscription,
 														const char *what);

@@ -1,0 +1,19 @@
+/*-------------------------------------------------------------------------
+ *
+ * router.h
+ *	  What sagas wait for, brought to them.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_SAGA_ROUTER_H
+#define CQRS_SAGA_ROUTER_H
+
+#include "saga/definition.h"
+
+extern const CqrsTopic *cqrs_saga_router_topic(const CqrsTopic *topic);
+extern void cqrs_saga_router_complete(CqrsSubscription *router);
+extern void cqrs_saga_routers_complete(void);
+extern void cqrs_saga_router_require(const CqrsSagaDefinition *definition,
+									 Oid owner);
+
+#endif							/* CQRS_SAGA_ROUTER_H */

@@ -1,0 +1,115 @@
+/*-------------------------------------------------------------------------
+ *
+ * saga_wait.c
+ *	  Waiting for the end of a saga.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "access/htup_details.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "storage/condition_variable.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/wait_event.h"
+
+#include "base/event_id.h"
+#include "base/interval.h"
+#include "deferred/enqueue.h"
+#include "extension/catalog.h"
+#include "registry/registry.h"
+#include "saga/machine.h"
+#include "shared/clock.h"
+#include "shared/shmem.h"
+
+/* How often it is looked by itself, in milliseconds. */
+#define WAIT_POLL	100
+
+/* For how long, unless it is told, in milliseconds. */
+#define WAIT_TIMEOUT	10000
+
+static bool look(const pg_uuid_t *saga_id, CqrsSagaRun *run);
+
+PG_FUNCTION_INFO_V1(cqrs_wait_saga);
+
+/*
+ * cqrs_wait_saga(saga_id, timeout)
+ */
+Datum
+cqrs_wait_saga(PG_FUNCTION_ARGS)
+{
+	static uint32 wait_event = 0;
+	TimestampTz now = cqrs_steady_now();
+	TimestampTz deadline;
+	CqrsSagaRun run;
+	TupleDesc	desc;
+	Datum		values[3];
+	bool		nulls[3];
+	bool		over;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
+		desc->natts != lengthof(values))
+		elog(ERROR, "unexpected result type");
+	cqrs_arg_required(fcinfo, 0, "saga id", NULL, NULL);
+	deadline = PG_ARGISNULL(1) ? TimestampTzPlusMilliseconds(now, WAIT_TIMEOUT) :
+		cqrs_time_plus(now, PG_GETARG_DATUM(1));
+	if (deadline < now)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("timeout must not be negative")));
+	cqrs_require_preloaded();
+	ConditionVariablePrepareToSleep(&cqrs_shared->delivered);
+	while (!(over = look(PG_GETARG_UUID_P(0), &run)))
+	{
+		now = cqrs_steady_now();
+		if (now >= deadline)
+			break;
+		(void) ConditionVariableTimedSleep(&cqrs_shared->delivered,
+										   Min(TimestampDifferenceMilliseconds(now, deadline) + 1,
+											   WAIT_POLL),
+										   CQRS_WAIT_EVENT(wait_event,
+														   "CqrsOutboxWait"));
+	}
+	ConditionVariableCancelSleep();
+	values[0] = CStringGetTextDatum(cqrs_saga_statuses[run.last.status]);
+	nulls[0] = false;
+	nulls[1] = !over;
+	values[1] = over ? cqrs_saga_state(&run) : (Datum) 0;
+	nulls[2] = run.last.error == NULL;
+	values[2] = nulls[2] ? (Datum) 0 : CStringGetTextDatum(run.last.error);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
+													  values, nulls)));
+}
+
+/*
+ * Is the saga over, or does it wait for a person? Raises 42704 if none of this id is
+ * kept, 42501 if it is another role's, and 55000 if this transaction has started it.
+ */
+static bool
+look(const pg_uuid_t *saga_id, CqrsSagaRun *run)
+{
+	char		id[CQRS_UUID_TEXT_LEN + 1];
+
+	if (!cqrs_saga_find_kept(saga_id, &run->saga, NULL) ||
+		!cqrs_saga_entry_newest(&run->saga, CQRS_SAGA_TRUNK, &run->last))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("saga %s does not exist", cqrs_uuid_text(saga_id, id)),
+				 errdetail("It never did, or was over so long ago that it is not kept.")));
+	if (!cqrs_command_is_own(run->saga.topic_id))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be owner of saga %s", cqrs_uuid_text(saga_id, id)),
+				 errhint("What it takes is membership in the role that started it.")));
+	if (run->saga.is_ours)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("saga %s was started by this transaction",
+						cqrs_uuid_text(saga_id, id)),
+				 errhint("It begins when the transaction has committed: commit first.")));
+	return cqrs_saga_is_over(run->last.status) ||
+		run->last.status == CQRS_SAGA_FAILED;
+}
