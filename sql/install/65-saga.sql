@@ -424,6 +424,23 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_wait_saga(uuid, interval) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_wait_saga(uuid, interval) IS 'waits for the end of a saga';
 
+-- What a saga would do, without effect: all its steps, one after the other, those within
+-- cqrs_parallel(), too; and then all compensations, in reverse; in one transaction,
+-- which is rolled back as by cqrs_dry_run().
+--   saga_name, payload
+--              as of cqrs_start_saga()
+-- Returns a row for each step and compensation, in order:
+--   action     done; undone; passed by: it would wait
+--   state      if it changed that
+--   events     what was emitted, as of cqrs_dry_run()
+-- Errors: as of cqrs_start_saga(), and what a step raises, in which case nothing is
+-- returned. Privileges: EXECUTE on its functions.
+CREATE FUNCTION @extschema@.cqrs_dry_run_saga(saga_name text, payload jsonb DEFAULT '{}')
+RETURNS TABLE (step_name text, action text, state jsonb, events @extschema@.cqrs_event[])
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_dry_run_saga(text, jsonb) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_dry_run_saga(text, jsonb) IS 'what a saga would do';
+
 -- Handlers of the subscriptions that run sagas, and bring them what they wait for.
 -- Errors: 55000 called by anything but the delivery.
 -- Privileges: EXECUTE is PUBLIC's, as every role's sagas go through these.

@@ -169,6 +169,12 @@ find_scheduled(pg_uuid_t *command_id, Snapshot snapshot, ItemPointer tid,
 					 errmsg("must be owner of command %s",
 							cqrs_uuid_text(command_id, id)),
 					 errhint("What it takes is membership in the role that enqueued it.")));
+		if (cqrs_registry_topic_by_id(DatumGetInt32(values[CQRS_SCHEDULED_TOPIC_ID - 1]))->runner->runs_commands == false)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("%s is no command, but the time of a saga",
+							cqrs_uuid_text(command_id, id)),
+					 errhint("Use cqrs_skip_step() or cqrs_cancel_saga().")));
 		if (!nulls[CQRS_SCHEDULED_SCHEDULE_ID - 1])
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -365,6 +365,37 @@ cqrs_saga_child_id(const CqrsSagaRun *run, int step, pg_uuid_t *child_id)
 }
 
 /*
+ * A state with an answer under a name.
+ */
+Datum
+cqrs_saga_merge(Datum state, const char *name, NullableDatum answer)
+{
+	JsonbParseState *parse = NULL;
+	JsonbValue	value = {.type = jbvString};
+	Jsonb	   *object;
+
+	pushJsonbValue(&parse, WJB_BEGIN_OBJECT, NULL);
+	value.val.string.val = unconstify(char *, name);
+	value.val.string.len = strlen(name);
+	pushJsonbValue(&parse, WJB_KEY, &value);
+	JsonbToJsonbValue(DatumGetJsonbP(answer.value), &value);
+	pushJsonbValue(&parse, WJB_VALUE, &value);
+	object = JsonbValueToJsonb(pushJsonbValue(&parse, WJB_END_OBJECT, NULL));
+	return DirectFunctionCall2(jsonb_concat, state, JsonbPGetDatum(object));
+}
+
+/*
+ * The same for an entry: without an answer, the state is as it was.
+ */
+static NullableDatum
+merged(Datum state, const char *name, NullableDatum answer)
+{
+	if (!answer.isnull)
+		answer.value = cqrs_saga_merge(state, name, answer);
+	return answer;
+}
+
+/*
  * Write the entry, and go on with a step.
  */
 static void
@@ -646,32 +677,6 @@ push_done(CqrsSagaEntry *entry, int what)
 		memcpy(done, entry->done, sizeof(int32) * entry->ndone);
 	done[entry->ndone++] = what;
 	entry->done = done;
-}
-
-/*
- * The state with an answer under a name; without an answer, as it was.
- */
-static NullableDatum
-merged(Datum state, const char *name, NullableDatum answer)
-{
-	JsonbParseState *parse = NULL;
-	JsonbValue	value = {.type = jbvString};
-	NullableDatum result = {.isnull = true};
-
-	if (answer.isnull)
-		return result;
-	pushJsonbValue(&parse, WJB_BEGIN_OBJECT, NULL);
-	value.val.string.val = unconstify(char *, name);
-	value.val.string.len = strlen(name);
-	pushJsonbValue(&parse, WJB_KEY, &value);
-	JsonbToJsonbValue(DatumGetJsonbP(answer.value), &value);
-	pushJsonbValue(&parse, WJB_VALUE, &value);
-	result.isnull = false;
-	result.value = JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&parse,
-																   WJB_END_OBJECT,
-																   NULL)));
-	result.value = DirectFunctionCall2(jsonb_concat, state, result.value);
-	return result;
 }
 
 /*

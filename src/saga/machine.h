@@ -38,6 +38,8 @@ extern void cqrs_saga_step_undone(CqrsSagaRun *run, CqrsSagaEntry *entry,
 extern void cqrs_saga_step_failed(CqrsSagaRun *run, CqrsSagaEntry *entry);
 extern void cqrs_saga_receive(CqrsSagaRun *run,
 							  const CqrsSagaMessage *message);
+extern Datum cqrs_saga_merge(Datum state, const char *name,
+							 NullableDatum answer);
 extern void cqrs_saga_child_id(const CqrsSagaRun *run, int step,
 							   pg_uuid_t *child_id);
 
