@@ -90,7 +90,7 @@ SELECT cqrs_enqueue('Add', '{"n": 3}', key => 7) IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Add', '{"n": 4}', key => 'k', run_at => now() - interval '1 day') IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Add', '{"n": 5}', run_at => now() + interval '1 hour') IS NOT NULL AS enqueued;
 COMMIT;
-SELECT replace(s.subscription, current_user, 'me') AS subscription, s.runs_commands, s.max_retained_size,
+SELECT replace(s.subscription, current_user, 'me') AS subscription, s.runs, s.max_retained_size,
 	   replace(t.topic, current_user, 'me') AS topic
 FROM cqrs.subscription s JOIN cqrs.subscription_topic USING (subscription_id) JOIN cqrs.topic t USING (topic_id)
 ORDER BY 1 DESC;

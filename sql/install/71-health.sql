@@ -508,11 +508,11 @@ COMMENT ON VIEW cqrs.subscription_problem IS 'what may be wrong with subscriptio
 -- nothing waits for its role's worker, has lost what was to wake it.
 CREATE VIEW cqrs.saga_problem WITH (security_barrier) AS
 WITH newest AS (
-	SELECT a.saga_id, a.saga_name, a.version, a.topic_id, e.status, e.at, e.due, e.attempt, e.error, n.step ->> 'name' AS step_name
+	SELECT a.saga_id, a.saga_name, a.version, a.topic_id, e.status, e.at, e.due, e.attempt, e.error,
+		   (cqrs.saga_steps(a.saga_name, a.version))[e.next + 1] AS step_name
 	FROM cqrs.saga a
 	CROSS JOIN LATERAL (SELECT l.* FROM cqrs.saga_entry l
 						WHERE l.segment = a.segment AND l.saga_id = a.saga_id AND l.branch = 0 ORDER BY l.seq DESC LIMIT 1) e
-	LEFT JOIN cqrs.saga_step n ON n.saga_name = a.saga_name AND n.version = a.version AND n.number = e.next
 	WHERE e.status IN ('failed', 'stuck') OR (e.status IN ('running', 'compensating', 'retrying', 'sleeping')
 		AND coalesce(e.due, e.at) < clock_timestamp() - interval '1 minute')
 	LIMIT 10000

@@ -261,22 +261,38 @@ REVOKE ALL ON FUNCTION cqrs.sequence_diagram(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION cqrs.sequence_diagram(text) TO pg_monitor;
 COMMENT ON FUNCTION cqrs.sequence_diagram(text) IS 'how a command is handled, as a sequence diagram';
 
+-- The steps of sagas, by number. For cqrs_diagram().
+--   within  the step, or the parallel one that it is part of
+CREATE VIEW cqrs.diagram_step WITH (security_barrier) AS
+SELECT d.saga_name, (row_number() OVER (PARTITION BY d.saga_name ORDER BY s.n, c.n NULLS FIRST) - 1)::integer AS number,
+	   coalesce(c.step, s.step - 'steps') AS step, s.step ->> 'name' AS within
+FROM cqrs.saga_definition d
+CROSS JOIN LATERAL jsonb_array_elements(d.steps) WITH ORDINALITY s(step, n)
+LEFT JOIN LATERAL (
+	SELECT NULL::jsonb AS step, NULL::bigint AS n
+	UNION ALL
+	SELECT i.step, i.n FROM jsonb_array_elements(CASE WHEN jsonb_typeof(s.step -> 'steps') = 'array' THEN s.step -> 'steps' ELSE '[]' END)
+		WITH ORDINALITY i(step, n)
+) c ON true
+WHERE d.is_current;
+GRANT SELECT ON cqrs.diagram_step TO pg_monitor;
+COMMENT ON VIEW cqrs.diagram_step IS 'steps of sagas';
+
 -- The picture of a saga for cqrs_diagram(); NULL if there is none of that name. What
 -- undoes a step leads to what undoes the one before.
 CREATE FUNCTION cqrs.saga_diagram(name text) RETURNS text
 LANGUAGE sql STABLE PARALLEL UNSAFE SET jit = off
 BEGIN ATOMIC
-	WITH step AS (
+	WITH numbered AS (
+		SELECT * FROM cqrs.diagram_step d WHERE d.saga_name = saga_diagram.name
+	), step AS (
 		SELECT s.number, s.step, s.within, s.step ->> 'kind' AS kind, s.step ->> 'name' AS step_name,
 			   nullif(s.within, s.step ->> 'name') AS parent,
 			   s.step ->> 'compensation' AS compensation,
 			   -- the step that comes when this one is done
-			   (SELECT min(n.number) FROM cqrs.saga_step n
-				WHERE n.saga_name = s.saga_name AND n.version = s.version AND n.number > s.number AND n.within <> s.within) AS next,
+			   (SELECT min(n.number) FROM numbered n WHERE n.number > s.number AND n.within <> s.within) AS next,
 			   coalesce(bool_or((s.step ->> 'pivot')::boolean) OVER (ORDER BY s.number ROWS UNBOUNDED PRECEDING EXCLUDE CURRENT ROW), false) AS past_pivot
-		FROM cqrs.saga_step s
-		JOIN cqrs.saga_definition d ON d.saga_name = s.saga_name AND d.version = s.version AND d.is_current
-		WHERE d.saga_name = saga_diagram.name
+		FROM numbered s
 	), undoing AS (
 		SELECT s.*, (SELECT max(u.number) FROM step u
 					 WHERE u.compensation IS NOT NULL AND NOT u.past_pivot AND u.number < s.number) AS undo,

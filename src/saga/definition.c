@@ -15,6 +15,8 @@
  */
 #include "base/cqrs_outbox.h"
 
+#include "catalog/pg_type.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
@@ -44,6 +46,8 @@ enum
 /* A step's fallback has a breaker as one that is registered by default. */
 #define FALLBACK_MAX_FAILURES	5
 #define FALLBACK_RESET_AFTER	60000
+
+PG_FUNCTION_INFO_V1(cqrs_saga_steps);
 
 const char *const cqrs_step_kinds[] = {
 	[CQRS_STEP] = "step",
@@ -167,6 +171,27 @@ cqrs_saga_definitions(void)
 		has_all = true;
 	}
 	return definitions;
+}
+
+/*
+ * cqrs.saga_steps(saga_name, version)
+ */
+Datum
+cqrs_saga_steps(PG_FUNCTION_ARGS)
+{
+	CqrsSagaDefinition *definition;
+	Datum	   *names;
+	int			i;
+
+	definition = cqrs_saga_definition(text_to_cstring(PG_GETARG_TEXT_PP(0)),
+									  PG_GETARG_INT32(1));
+	if (definition == NULL)
+		PG_RETURN_NULL();
+	names = palloc(sizeof(Datum) * Max(definition->nsteps, 1));
+	for (i = 0; i < definition->nsteps; i++)
+		names[i] = CStringGetTextDatum(definition->steps[i].name);
+	PG_RETURN_ARRAYTYPE_P(construct_array(names, definition->nsteps, TEXTOID, -1,
+										  false, TYPALIGN_INT));
 }
 
 /*
