@@ -37,8 +37,8 @@ OBJS_delivery = attempt.o broker_entry.o drain.o handler_timeout.o relay.o sessi
 OBJS_pull = pull.o pull_ack.o pull_batch.o pull_wait.o
 OBJS_control = adopt.o dead_letter.o drop_topic.o events.o operation.o subscribe.o topics.o
 OBJS_deferred = cancel.o command_queue.o cron.o cron_schedule.o enqueue.o release.o
-OBJS_saga = definition.o entry.o keep.o machine.o message.o register.o router.o run.o saga_dry_run.o saga_queue.o \
-	saga_wait.o start.o steer.o
+OBJS_saga = awaited.o definition.o entry.o keep.o lane.o machine.o message.o receive.o \
+	register.o router.o run.o saga_dry_run.o saga_queue.o saga_wait.o signal.o start.o steer.o
 OBJS_monitor = breaker_status.o diagram.o health.o subscription_status.o \
 	topic_status.o worker_status.o
 OBJS_process = broker_job.o epoch_close.o handler_job.o job.o launcher.o \

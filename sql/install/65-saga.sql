@@ -441,13 +441,16 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_dry_run_saga(text, jsonb) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_dry_run_saga(text, jsonb) IS 'what a saga would do';
 
--- Handlers of the subscriptions that run sagas, and bring them what they wait for.
+-- Handler of the subscriptions that run sagas.
 -- Errors: 55000 called by anything but the delivery.
--- Privileges: EXECUTE is PUBLIC's, as every role's sagas go through these.
+-- Privileges: EXECUTE is PUBLIC's, as every role's sagas go through this.
 CREATE FUNCTION cqrs.run_saga(event @extschema@.cqrs_event) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_run_saga';
 GRANT EXECUTE ON FUNCTION cqrs.run_saga(@extschema@.cqrs_event) TO PUBLIC;
 COMMENT ON FUNCTION cqrs.run_saga(@extschema@.cqrs_event) IS 'has a saga go on';
+
+-- Handler of the subscriptions that bring sagas what they wait for.
+-- Errors and privileges: as cqrs.run_saga().
 CREATE FUNCTION cqrs.route_to_sagas(event @extschema@.cqrs_event) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_route_to_sagas';
 GRANT EXECUTE ON FUNCTION cqrs.route_to_sagas(@extschema@.cqrs_event) TO PUBLIC;

@@ -570,7 +570,7 @@ find_command_owners(CqrsRegistryCopy *copy)
 	while ((subscription = hash_seq_search(&status)) != NULL)
 	{
 		HTAB	   *table = subscription->runs_commands ? copy->command_subscriptions :
-			subscription->runs_sagas ? copy->saga_subscriptions : copy->saga_routers;
+		subscription->runs_sagas ? copy->saga_subscriptions : copy->saga_routers;
 		CqrsSubscription *other;
 		int			i;
 

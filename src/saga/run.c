@@ -31,13 +31,14 @@
 #include "registry/payload.h"
 #include "registry/registry.h"
 #include "saga/machine.h"
+#include "saga/receive.h"
 #include "saga/run.h"
 #include "shared/clock.h"
 
 /* A call of a step's function, or of what undoes it. */
 typedef struct Call
 {
-	const CqrsStep *step;
+	const CqrsSagaStep *step;
 	CqrsHandler *handler;
 	Datum		state;
 	bool		by_fallback;	/* that was called, and returned */
@@ -161,7 +162,7 @@ is_call(const CqrsSagaRun *run, const CqrsSagaMessage *message)
 	return status == CQRS_SAGA_COMPENSATING ||
 		((status == CQRS_SAGA_RUNNING || status == CQRS_SAGA_RETRYING ||
 		  status == CQRS_SAGA_STUCK) &&
-		 (run->definition->steps[run->last.next].kind == CQRS_STEP ||
+		 (run->definition->steps[run->last.next].kind == CQRS_SAGA_STEP ||
 		  run->last.flags & CQRS_SAGA_IS_BACKWARD));
 }
 
@@ -279,7 +280,7 @@ cqrs_saga_call(const CqrsSagaDefinition *definition, int number,
 static CqrsHandler *
 handler_of(const CqrsSagaRun *run)
 {
-	CqrsStep   *step = &run->definition->steps[run->last.next];
+	CqrsSagaStep *step = &run->definition->steps[run->last.next];
 
 	if ((run->last.flags & CQRS_SAGA_IS_BACKWARD) == 0)
 	{

@@ -118,7 +118,7 @@ run(void *arg)
 
 	for (i = 0; i < definition->nsteps; i++)
 	{
-		if (definition->steps[i].kind == CQRS_STEP)
+		if (definition->steps[i].kind == CQRS_SAGA_STEP)
 			do_step(trial, i, false);
 		else
 			note(trial, i, "passed by", false);
@@ -135,15 +135,17 @@ run(void *arg)
 static void
 do_step(Trial *trial, int number, bool undo)
 {
-	CqrsStep   *step = &trial->definition->steps[number];
+	CqrsSagaStep *step = &trial->definition->steps[number];
 	NullableDatum answer;
 	MemoryContext oldcontext;
 
 	answer = cqrs_saga_call(trial->definition, number, undo ? &step->compensation :
 							&step->handler, undo, &trial->saga_id, step->parent >= 0 && !undo ? number : 0,
 							1, trial->state, (NullableDatum)
-	{
+/**INDENT** Error@145: Unbalanced parens */
+							{
 		.isnull = true
+/**INDENT** Warning@147: Extra ) */
 	}, NULL);
 	oldcontext = MemoryContextSwitchTo(trial->context);
 	if (!answer.isnull)
