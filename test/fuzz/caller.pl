@@ -34,7 +34,10 @@ my %known = map { /^(\S+?)(?:=(\d+))?$/ ? ($1 => $2 // 3) : () } qw(
   cqrs_pause=1 cqrs_resume=2 cqrs_seek=2 cqrs_envelope=3 cqrs_retry cqrs_retry_all cqrs_redrive cqrs_redrive_all cqrs_discard cqrs_discard_all cqrs_tick cqrs_drain=6 cqrs_enqueue_scheduled
   cqrs_adopt=1 cqrs_grant_admin=1 cqrs_revoke_admin=1 cqrs_maintain=1 cqrs_health=1 cqrs_diagram=1 run_command announce
   registry_changed=1 refuse_write=1 withdraw_privileges=0 copy_privileges=1 breaker_state usable library_version background broken_tables find_function diagram_label no_diagram flowchart sequence_diagram topic_progress subscription_progress subscription_owner worker_status cursor_holders event_lane event_partition
-  insert_event=1 refuse_change=1 occurred_at);
+  insert_event=1 refuse_change=1 occurred_at
+  cqrs_step=1 cqrs_await=1 cqrs_sleep=1 cqrs_parallel=1 cqrs_sub_saga=1 cqrs_register_saga=6 cqrs_unregister_saga=1 cqrs_create_saga_queue=2 cqrs_drop_saga_queue=1
+  cqrs_start_saga=12 cqrs_signal=6 cqrs_cancel_saga cqrs_retry_saga cqrs_skip_step cqrs_resume_sagas=1 cqrs_wait_saga=1 cqrs_saga_history cqrs_dry_run_saga
+  run_saga route_to_sagas resume_sagas=1 saga_steps saga_diagram);
 
 # What an error may say though it has the code of an internal one: the server's
 # own answers to who changes the same thing at the same time, or names a type that
@@ -120,6 +123,9 @@ sub argument
 	return quote(pick('0', '1 day', '1 hour', '-1 s', '1 ms', '178000000 years', '10 s', '300 ms')) . '::interval' if $type eq 'interval';
 	return pick('now()', "'infinity'", "'-infinity'", "'2000-01-01'", "now() + '100 ms'", "now() + '1 year'") . '::timestamptz' if $type eq 'timestamp with time zone';
 	return "(SELECT receipt FROM cqrs_receive('c', " . pick(1, 3) . pick('', ", lease => '1 s'") . ') LIMIT 1)' if $name eq 'receipt' && rand() < 0.7;
+	return '(SELECT saga_id FROM cqrs_saga_status ORDER BY random() LIMIT 1)' if $name eq 'saga_id' && rand() < 0.9;
+	return 'ARRAY[' . join(', ', map { saga_step(1) } 1 .. 1 + int rand 4) . ']::cqrs_saga_step[]' if $type eq 'cqrs_saga_step[]';
+	return quote(pick(qw(a b c d x))) . '::text' if $name =~ /^(?:step|signal)_name$/ && rand() < 0.9;
 	return pick('gen_random_uuid()', "'00000000-0000-0000-0000-000000000000'", '(SELECT event_id FROM cqrs_topics.a ORDER BY 1 DESC LIMIT 1)') . '::uuid'
 	  if $type eq 'uuid';
 	return pick('true', 'false') if $type eq 'boolean';
@@ -132,6 +138,21 @@ sub argument
 	return pick('(SELECT e FROM (SELECT NULL::cqrs_event) v (e))', "ROW(1, gen_random_uuid(), 'a', 'b', NULL, '{}', '[1]', now())::cqrs_event",
 		"(SELECT ROW(position, event_id, event_name, 'a', key, payload, headers, emitted_at)::cqrs_event FROM cqrs_topics.a LIMIT 1)") if $type eq 'cqrs_event';
 	return 'NULL';
+}
+
+# saga_step(OUTER): a step; of a saga, or within a parallel one
+sub saga_step
+{
+	my ($outer) = @_;
+	my $name = quote(pick(qw(a b c d e f g h)));
+	my $kind = $outer ? pick(qw(step step step await sleep parallel saga)) : 'step';
+
+	return "cqrs_await($name, timeout => " . pick("'50 ms'", 'NULL', "'1 hour'") . ', event_name => ' . pick('NULL', "'a'", "'b'") . pick('', ", on_timeout => 'd'") . ')' if $kind eq 'await';
+	return "cqrs_sleep($name, " . pick("'0'", "'20 ms'", "'1 hour'") . ')' if $kind eq 'sleep';
+	return "cqrs_sub_saga($name, " . quote(name()) . ')' if $kind eq 'saga';
+	return "cqrs_parallel($name, ARRAY[" . join(', ', map { saga_step(0) } 1 .. 1 + int rand 3) . '])' if $kind eq 'parallel';
+	return "cqrs_step($name, " . quote(function_name()) . pick('', ', compensation => ' . quote(function_name())) . pick('', ', fallback => ' . quote(function_name())) .
+	  pick('', '', ', pivot => true') . ', max_attempts => ' . pick(1, 2) . ", retry_delay => '10 ms'" . pick('', ", timeout => '50 ms'") . ')';
 }
 
 # call(FUNCTION): a statement

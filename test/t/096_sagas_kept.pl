@@ -66,8 +66,8 @@ flowchart TD
     start --> s0
     s0 --> s1
     s1 --> s2
-    s1 --> s3
     s2 --> s4
+    s1 --> s3
     s3 --> s4
     s4 --> s5
     s5 --> s6
