@@ -47,17 +47,23 @@ ALTER TABLE cqrs.scheduled_command ENABLE ALWAYS TRIGGER refuse_write;
 --   owner        the role; NULL: the current user
 --   search_path  that its commands are executed with; NULL: that of this session.
 --                pg_temp comes last, and is not named
+--   partitions   1 (the default) to 1000: so many of its commands are executed side
+--                by side, if there are as many workers; those of one key are in
+--                one partition, those without a key in any. Later,
+--                cqrs_alter_subscription() changes it
 -- Returns false if the role has one.
 -- Errors: 42704 no such role; 42501 the caller is not a member of it, or, before
--- PostgreSQL 17, it has no LOGIN, which the worker needs; 22023 search_path;
--- 25006 read-only transaction or standby.
+-- PostgreSQL 17, it has no LOGIN, which the worker needs; 22023 search_path, or
+-- partitions; 42710 the role has one with other partitions; 25006 read-only
+-- transaction or standby.
 -- Locks: SHARE ROW EXCLUSIVE on cqrs.subscription and cqrs.topic until the end
 -- of the transaction.
 -- Privileges: membership in the role.
-CREATE FUNCTION @extschema@.cqrs_create_command_queue(owner text DEFAULT NULL, search_path text DEFAULT NULL) RETURNS boolean
+CREATE FUNCTION @extschema@.cqrs_create_command_queue(owner text DEFAULT NULL, search_path text DEFAULT NULL,
+	partitions integer DEFAULT NULL) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-GRANT EXECUTE ON FUNCTION @extschema@.cqrs_create_command_queue(text, text) TO PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_create_command_queue(text, text) IS 'creates a role''s queue of commands';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_create_command_queue(text, text, integer) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_create_command_queue(text, text, integer) IS 'creates a role''s queue of commands';
 
 -- Drops a role's command queue: its topic, its subscription, and what was enqueued.
 --   owner      the role; NULL: the current user
@@ -89,7 +95,8 @@ COMMENT ON FUNCTION @extschema@.cqrs_drop_command_queue(text, boolean, boolean) 
 -- and is a dead letter in the end; cqrs_alter_subscription(), cqrs_pause(),
 -- cqrs_dead_letters, cqrs_retry(), cqrs_redrive(), cqrs_drain() and cqrs_wait() work on the
 -- subscription. It keeps its commands whatever their size, until cqrs_alter_subscription()
--- gives it a limit. A role's commands are executed one after the other.
+-- gives it a limit. In each of the queue's partitions, one command is executed after
+-- the other.
 -- cqrs_unsubscribe() drops the topic, too, with what is in it and what was
 -- enqueued for later. A role that is made the owner of the subscription's view
 -- does not get the commands: they are executed as the role that enqueued them,

@@ -18,6 +18,9 @@
  * executes it while we have the lock, until we commit; and who comes after us
  * reads with a snapshot that was taken under the lock.
  *
+ * A queue has a cursor for each of its partitions: all of them are locked, as a
+ * change of their number may have moved the command to another one meanwhile.
+ *
  * A queue is first looked through without the lock: what is being executed is
  * still there for others. So who asks for what is not there waits for nobody.
  *
@@ -64,11 +67,12 @@ static bool find_in_queue(const CqrsSubscription *queue,
 static bool find_parked(CqrsCursor *cursor, const pg_uuid_t *command_id,
 						Snapshot snapshot, bool remove);
 static bool find_ahead(const CqrsSubscription *queue,
-					   const CqrsCursor *cursor,
+					   const CqrsCursor *cursor, int partitions,
 					   const pg_uuid_t *command_id, Snapshot snapshot,
 					   bool remove);
 static bool find_in_window(const CqrsSubscription *queue,
-						   const CqrsCursor *cursor, CqrsWindow *window, const pg_uuid_t *command_id,
+						   const CqrsCursor *cursor, int partitions,
+						   CqrsWindow *window, const pg_uuid_t *command_id,
 						   Snapshot snapshot, bool remove);
 
 PG_FUNCTION_INFO_V1(cqrs_cancel_command);
@@ -255,10 +259,12 @@ find_in_queue(const CqrsSubscription *queue, const pg_uuid_t *command_id,
 			  bool remove)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	int			partitions = cqrs_cursor_partitions(queue->subscription_id,
+													snapshot);
 	bool		found = false;
 	int			i;
 
-	for (i = 0; !found && i < queue->partitions; i++)
+	for (i = 0; !found && i < partitions; i++)
 	{
 		CqrsCursor	cursor;
 
@@ -266,7 +272,8 @@ find_in_queue(const CqrsSubscription *queue, const pg_uuid_t *command_id,
 			continue;
 		cqrs_cursor_require_native(&cursor, queue->name);
 		found = find_parked(&cursor, command_id, snapshot, remove) ||
-			find_ahead(queue, &cursor, command_id, snapshot, remove);
+			find_ahead(queue, &cursor, partitions, command_id, snapshot,
+					   remove);
 	}
 	UnregisterSnapshot(snapshot);
 	return found;
@@ -314,13 +321,14 @@ find_parked(CqrsCursor *cursor, const pg_uuid_t *command_id,
  */
 static bool
 find_ahead(const CqrsSubscription *queue, const CqrsCursor *cursor,
-		   const pg_uuid_t *command_id, Snapshot snapshot, bool remove)
+		   int partitions, const pg_uuid_t *command_id, Snapshot snapshot,
+		   bool remove)
 {
 	CqrsSnapshot *lower = cursor->snapshot;
 
 	if (cursor->until_tick != 0)
 	{
-		if (find_in_window(queue, cursor,
+		if (find_in_window(queue, cursor, partitions,
 						   cqrs_window_create(CurrentMemoryContext, lower,
 											  cursor->until_snapshot,
 											  cursor->position,
@@ -329,7 +337,7 @@ find_ahead(const CqrsSubscription *queue, const CqrsCursor *cursor,
 			return true;
 		lower = cursor->until_snapshot;
 	}
-	return find_in_window(queue, cursor,
+	return find_in_window(queue, cursor, partitions,
 						  cqrs_window_create(CurrentMemoryContext, lower, NULL,
 											 0, WINDOW_ENTRIES),
 						  command_id, snapshot, remove);
@@ -340,8 +348,8 @@ find_ahead(const CqrsSubscription *queue, const CqrsCursor *cursor,
  */
 static bool
 find_in_window(const CqrsSubscription *queue, const CqrsCursor *cursor,
-			   CqrsWindow *window, const pg_uuid_t *command_id,
-			   Snapshot snapshot, bool remove)
+			   int partitions, CqrsWindow *window,
+			   const pg_uuid_t *command_id, Snapshot snapshot, bool remove)
 {
 	CqrsEvent	event;
 	bool		found = false;
@@ -358,7 +366,7 @@ find_in_window(const CqrsSubscription *queue, const CqrsCursor *cursor,
 					   UUID_LEN) == 0 &&
 			cqrs_event_partition(event.topic->topic_id, event.event_id,
 								 event.key, cursor->by_topic,
-								 queue->partitions) == cursor->partition;
+								 partitions) == cursor->partition;
 	if (found && remove)
 		cqrs_window_delete(window);
 	cqrs_window_detach(window);

@@ -36,42 +36,49 @@
 #include "registry/owner.h"
 #include "registry/registry.h"
 #include "shared/announce.h"
+#include "subscription/epoch.h"
 #include "subscription/search_path.h"
 #include "subscription/settings.h"
 #include "subscription/subscription.h"
 
 static Oid	owner_arg(FunctionCallInfo fcinfo, const char *verb);
 static void refuse_in_use(const CqrsSubscription *queue, Oid owner);
-static bool has_queue(Oid owner);
-static void make_queue(Oid owner, const char *path);
-static int32 make_subscription(const char *name, const char *path);
+static bool has_queue(Oid owner, int partitions);
+static void make_queue(Oid owner, const char *path, int partitions);
+static int32 make_subscription(const char *name, const char *path,
+							   int partitions);
 static char *free_name(Oid owner);
 
 PG_FUNCTION_INFO_V1(cqrs_create_command_queue);
 PG_FUNCTION_INFO_V1(cqrs_drop_command_queue);
 
 /*
- * cqrs_create_command_queue(owner, search_path)
+ * cqrs_create_command_queue(owner, search_path, partitions)
  */
 Datum
 cqrs_create_command_queue(PG_FUNCTION_ARGS)
 {
 	Oid			owner;
 	char	   *path;
+	int			partitions = PG_ARGISNULL(2) ? 0 : PG_GETARG_INT32(2);
 
 	cqrs_require_writable("cqrs_create_command_queue()");
 	owner = owner_arg(fcinfo, "create");
 	path = PG_ARGISNULL(1) ? cqrs_search_path_now() :
 		text_to_cstring(PG_GETARG_TEXT_PP(1));
 	cqrs_search_path_check(path);
-	if (has_queue(owner))
+	if (!PG_ARGISNULL(2))
+		cqrs_epoch_check_partitions(psprintf("commands_of_%s",
+											 GetUserNameFromId(owner, false)),
+									partitions);
+	if (has_queue(owner, partitions))
 		PG_RETURN_BOOL(false);
 	cqrs_admin_run("LOCK TABLE cqrs.subscription, cqrs.topic IN SHARE ROW EXCLUSIVE MODE", 0);
 
 	/* Another backend may have made it while we waited. */
-	if (has_queue(owner))
+	if (has_queue(owner, partitions))
 		PG_RETURN_BOOL(false);
-	make_queue(owner, path);
+	make_queue(owner, path, Max(partitions, 1));
 	PG_RETURN_BOOL(true);
 }
 
@@ -145,12 +152,29 @@ owner_arg(FunctionCallInfo fcinfo, const char *verb)
 	return owner;
 }
 
+/*
+ * Does the role have a queue? Raises 42710 if that has another number of
+ * partitions, or is to get another; 0: any.
+ */
 static bool
-has_queue(Oid owner)
+has_queue(Oid owner, int partitions)
 {
 	CqrsSubscription *queue = cqrs_registry_command_subscription(owner);
+	int			has;
 
-	return queue != NULL && queue->ntopics > 0;
+	if (queue == NULL)
+		return false;
+	has = queue->next_partitions != 0 ? queue->next_partitions :
+		queue->partitions;
+	if (partitions != 0 && partitions != has)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("command queue of role \"%s\" already exists, and has another number of partitions",
+						GetUserNameFromId(owner, false)),
+				 errdetail("It has %d, not %d.", has, partitions),
+				 errhint("Use cqrs_alter_subscription('%s', partitions => %d).",
+						 queue->name, partitions)));
+	return queue->ntopics > 0;
 }
 
 /*
@@ -158,7 +182,7 @@ has_queue(Oid owner)
  * are locked.
  */
 static void
-make_queue(Oid owner, const char *path)
+make_queue(Oid owner, const char *path, int partitions)
 {
 	CqrsSubscription *existing = cqrs_registry_command_subscription(owner);
 	char	   *name = free_name(owner);
@@ -176,10 +200,10 @@ make_queue(Oid owner, const char *path)
 		(void) cqrs_subscription_add_topic(existing->subscription_id, topic_id);
 		return;
 	}
-	subscription_id = make_subscription(name, path);
+	subscription_id = make_subscription(name, path, partitions);
 	cqrs_owner_make_view(name, owner);
-	cqrs_subscription_start(subscription_id, list_make1_int(topic_id), 1,
-							false, false);
+	cqrs_subscription_start(subscription_id, list_make1_int(topic_id),
+							partitions, false, false);
 }
 
 /*
@@ -187,7 +211,7 @@ make_queue(Oid owner, const char *path)
  * it, it would lose commands.
  */
 static int32
-make_subscription(const char *name, const char *path)
+make_subscription(const char *name, const char *path, int partitions)
 {
 	CqrsSettings settings;
 	CqrsAdmin	admin;
@@ -197,6 +221,8 @@ make_subscription(const char *name, const char *path)
 	cqrs_settings_none(&settings);
 	cqrs_setting_set(&settings, CQRS_SETTING_MAX_RETAINED_SIZE,
 					 Int64GetDatum(0));
+	cqrs_setting_set(&settings, CQRS_SETTING_PARTITIONS,
+					 Int32GetDatum(partitions));
 	cqrs_setting_set(&settings, CQRS_SETTING_SEARCH_PATH,
 					 CStringGetTextDatum(path));
 	cqrs_settings_complete(&settings);
