@@ -85,7 +85,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_drop_command_queue(text, boolean, boolean) 
 -- Enqueues a command: once the transaction has committed, and not before
 -- run_at, the worker executes it, as cqrs_send() would, but in a transaction of
 -- its own, as the role that enqueued it, with the search_path of that role's
--- queue. Its answer is lost. In its handler, cqrs_context() has its command id
+-- queue. Its answer is lost, unless it is to be kept. In its handler, cqrs_context() has its command id
 -- as id, what was being handled when it was enqueued as the cause, and the
 -- number of attempts.
 --
@@ -113,11 +113,17 @@ COMMENT ON FUNCTION @extschema@.cqrs_drop_command_queue(text, boolean, boolean) 
 --   idempotency_key
 --                 NULL: none; as of cqrs_send(): a command that was enqueued with
 --                 this key is not enqueued again, but its id is returned
---   options       NULL, or {}: reserved for later use
+--   options       JSON object, NULL: {}; an option that is null is not given
+--     expires_at   a timestamp of RFC 3339, as to_jsonb(now() + '1 hour'::interval)
+--                  makes it: once that time has come, it is not begun any more, nor
+--                  tried again, but is a dead letter (OB004)
+--     keep_answer  true: its answer is kept, as long as one with an idempotency
+--                  key; see cqrs_command_result(). While it is kept, the command is
+--                  not executed again, also if it is delivered again after a seek
 -- Returns the command id, a UUID v7.
 -- Errors: as of cqrs_send(); OB001 the role has no command queue, too; 42883 or
--- 42501 of any handler of a chain; 22008 an infinite run_at; 22023, 0A000
--- options; 25006 read-only transaction or standby, or in a query; 25000 parallel
+-- 42501 of any handler of a chain; 22008 an infinite run_at; 22023 options, or
+-- an expires_at that is not after run_at; 25006 read-only transaction or standby, or in a query; 25000 parallel
 -- operation.
 -- Locks: ROW EXCLUSIVE on the topic's current segment, or on
 -- cqrs.scheduled_command; the key, as of cqrs_send().
@@ -146,6 +152,40 @@ CREATE FUNCTION @extschema@.cqrs_cancel_command(command_id uuid) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_cancel_command(uuid) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_cancel_command(uuid) IS 'cancels a command that waits';
+
+-- What has become of an enqueued command.
+-- Returns one row:
+--   state           scheduled, ready, retrying: as in cqrs_enqueued_commands;
+--                   done: it was executed, and this is its answer; failed: it is a
+--                   dead letter; unknown: none of these. It was executed and its
+--                   answer is not kept, or not any more; it was cancelled or
+--                   discarded; it is another role's; or it never was
+--   answer          of one that is done
+--   error, error_sqlstate
+--                   of the last time that it failed, if it is retrying or failed
+-- Errors: 22004; 55000 commands were restored, and not adopted.
+-- Locks: none. An answer is found by its key; otherwise, what waits in the queues of
+-- the caller's roles is walked over.
+-- Privileges: membership in the role that enqueued it; without it, it is unknown.
+CREATE FUNCTION @extschema@.cqrs_command_result(command_id uuid,
+	OUT state text, OUT answer jsonb, OUT error text, OUT error_sqlstate text)
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_command_result(uuid) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_command_result(uuid) IS 'what has become of an enqueued command';
+
+-- Waits until an enqueued command is executed, or given up, or is not there any more.
+--   timeout  NULL: 10 s
+-- Returns what cqrs_command_result() does then, or, after the timeout, now.
+-- Errors: as of that; 55000 this transaction enqueued it, so that it cannot be
+-- executed yet, or the library is not preloaded; 55006 it is in the queue whose
+-- commands this session is executing; 22023 a negative timeout.
+-- Locks: none. A snapshot is held by the statement that calls it, as by any other.
+-- Privileges: as for cqrs_command_result().
+CREATE FUNCTION @extschema@.cqrs_wait_command(command_id uuid, timeout interval DEFAULT NULL,
+	OUT state text, OUT answer jsonb, OUT error text, OUT error_sqlstate text)
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_wait_command(uuid, interval) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_wait_command(uuid, interval) IS 'waits for an enqueued command';
 
 -- Handler of the subscriptions that execute commands: executes the enqueued
 -- command that is being delivered.

@@ -56,24 +56,29 @@
 /* How many references to events are kept at once. */
 #define WINDOW_ENTRIES	(64 * 1024)
 
+/* The search for a command in a queue. */
+typedef struct Search
+{
+	const CqrsSubscription *queue;
+	const pg_uuid_t *command_id;
+	bool		remove;
+	Snapshot	snapshot;
+	int			partitions;		/* as many cursors does the snapshot show */
+	FullTransactionId xid;		/* that enqueued it, if it was found in the
+								 * topic */
+} Search;
+
 static bool remove_scheduled(pg_uuid_t *command_id, TimestampTz *run_at);
 static bool is_queue_of_user(const CqrsSubscription *queue);
 static bool find_scheduled(pg_uuid_t *command_id, Snapshot snapshot,
 						   ItemPointer tid, TimestampTz *run_at);
 static bool is_executed_by_us(const pg_uuid_t *command_id);
 static bool remove_enqueued(const pg_uuid_t *command_id);
-static bool find_in_queue(const CqrsSubscription *queue,
-						  const pg_uuid_t *command_id, bool remove);
-static bool find_parked(CqrsCursor *cursor, const pg_uuid_t *command_id,
-						Snapshot snapshot, bool remove);
-static bool find_ahead(const CqrsSubscription *queue,
-					   const CqrsCursor *cursor, int partitions,
-					   const pg_uuid_t *command_id, Snapshot snapshot,
-					   bool remove);
-static bool find_in_window(const CqrsSubscription *queue,
-						   const CqrsCursor *cursor, int partitions,
-						   CqrsWindow *window, const pg_uuid_t *command_id,
-						   Snapshot snapshot, bool remove);
+static bool find_in_queue(Search *search, bool ahead);
+static bool find_parked(const Search *search, CqrsCursor *cursor);
+static bool find_ahead(Search *search, const CqrsCursor *cursor);
+static bool find_in_window(Search *search, const CqrsCursor *cursor,
+						   CqrsWindow *window);
 
 PG_FUNCTION_INFO_V1(cqrs_cancel_command);
 
@@ -218,6 +223,40 @@ is_executed_by_us(const pg_uuid_t *command_id)
 }
 
 /*
+ * The queues whose commands are the current user's, or of a role that has him as
+ * a member.
+ */
+List *
+cqrs_command_queues(void)
+{
+	HASH_SEQ_STATUS status;
+	CqrsSubscription *queue;
+	List	   *queues = NIL;
+
+	cqrs_registry_subscriptions(&status);
+	while ((queue = hash_seq_search(&status)) != NULL)
+		if (queue->runs_commands && is_queue_of_user(queue))
+			queues = lappend(queues, queue);
+	return queues;
+}
+
+/*
+ * Is a command in this queue's topic, not yet come to? *own gets whether this
+ * transaction enqueued it. Raises 55000 if the queue is restored, and not adopted.
+ */
+bool
+cqrs_command_is_ahead(const CqrsSubscription *queue,
+					  const pg_uuid_t *command_id, bool *own)
+{
+	Search		search = {queue, command_id};
+	bool		found = find_in_queue(&search, true);
+
+	*own = found && FullTransactionIdEquals(search.xid,
+											GetTopFullTransactionIdIfAny());
+	return found;
+}
+
+/*
  * Remove a command from the queue that it is in, of those whose commands are the
  * user's. Returns false if it is in none. Raises 55000 if it may be in one that
  * is restored, and not adopted.
@@ -225,66 +264,58 @@ is_executed_by_us(const pg_uuid_t *command_id)
 static bool
 remove_enqueued(const pg_uuid_t *command_id)
 {
-	HASH_SEQ_STATUS status;
-	CqrsSubscription *queue;
-	List	   *queues = NIL;
 	ListCell   *lc;
 
-	cqrs_registry_subscriptions(&status);
-	while ((queue = hash_seq_search(&status)) != NULL)
-		if (queue->runs_commands && is_queue_of_user(queue))
-			queues = lappend(queues, queue);
-
-	foreach(lc, queues)
+	foreach(lc, cqrs_command_queues())
 	{
-		queue = lfirst(lc);
-		if (!find_in_queue(queue, command_id, false))
+		Search		search = {lfirst(lc), command_id};
+
+		if (!find_in_queue(&search, false))
 			continue;
-		queue = cqrs_subscription_lock_all(queue);
-		cqrs_underway_settle(queue->subscription_id);
-		if (!find_in_queue(queue, command_id, true))
+		search.queue = cqrs_subscription_lock_all(search.queue);
+		cqrs_underway_settle(search.queue->subscription_id);
+		search.remove = true;
+		if (!find_in_queue(&search, false))
 			return false;
-		cqrs_subscription_wake(queue);
+		cqrs_subscription_wake(search.queue);
 		return true;
 	}
 	return false;
 }
 
 /*
- * Is a command in this queue? With remove, remove it; the caller has the locks of
- * the queue's cursors then.
+ * Is the command in the queue, or, with ahead, in its topic? With remove, remove
+ * it; the caller has the locks of the queue's cursors then.
  */
 static bool
-find_in_queue(const CqrsSubscription *queue, const pg_uuid_t *command_id,
-			  bool remove)
+find_in_queue(Search *search, bool ahead)
 {
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	int			partitions = cqrs_cursor_partitions(queue->subscription_id,
-													snapshot);
+	int32		subscription_id = search->queue->subscription_id;
 	bool		found = false;
 	int			i;
 
-	for (i = 0; !found && i < partitions; i++)
+	search->snapshot = RegisterSnapshot(GetLatestSnapshot());
+	search->partitions = cqrs_cursor_partitions(subscription_id,
+												search->snapshot);
+	for (i = 0; !found && i < search->partitions; i++)
 	{
 		CqrsCursor	cursor;
 
-		if (!cqrs_cursor_read(queue->subscription_id, i, snapshot, &cursor))
+		if (!cqrs_cursor_read(subscription_id, i, search->snapshot, &cursor))
 			continue;
-		cqrs_cursor_require_native(&cursor, queue->name);
-		found = find_parked(&cursor, command_id, snapshot, remove) ||
-			find_ahead(queue, &cursor, partitions, command_id, snapshot,
-					   remove);
+		cqrs_cursor_require_native(&cursor, search->queue->name);
+		found = (!ahead && find_parked(search, &cursor)) ||
+			find_ahead(search, &cursor);
 	}
-	UnregisterSnapshot(snapshot);
+	UnregisterSnapshot(search->snapshot);
 	return found;
 }
 
 /*
- * Is a command parked?
+ * Is the command parked?
  */
 static bool
-find_parked(CqrsCursor *cursor, const pg_uuid_t *command_id,
-			Snapshot snapshot, bool remove)
+find_parked(const Search *search, CqrsCursor *cursor)
 {
 	CqrsScan	scan;
 	CqrsEvent	event;
@@ -295,15 +326,15 @@ find_parked(CqrsCursor *cursor, const pg_uuid_t *command_id,
 
 	if (cursor->next_retry_at == 0)
 		return false;
-	cqrs_parked_events_begin(&scan, cursor, 0, snapshot);
+	cqrs_parked_events_begin(&scan, cursor, 0, search->snapshot);
 	while (!found && cqrs_parked_events_next(&scan, &event, &attempts))
 	{
-		found = memcmp(DatumGetUUIDP(event.event_id), command_id,
+		found = memcmp(DatumGetUUIDP(event.event_id), search->command_id,
 					   UUID_LEN) == 0;
 		position = event.position;
 	}
 	cqrs_scan_end(&scan, NoLock);
-	if (!found || !remove)
+	if (!found || !search->remove)
 		return found;
 
 	cqrs_parked_open(cursor);
@@ -316,58 +347,57 @@ find_parked(CqrsCursor *cursor, const pg_uuid_t *command_id,
 }
 
 /*
- * Is a command in the topic, where the cursor has yet to come to? The window that
- * it is in is gone through from there on, and whatever comes behind that.
+ * Is the command in the topic, where the cursor has yet to come to? The window
+ * that it is in is gone through from there on, and whatever comes behind that.
  */
 static bool
-find_ahead(const CqrsSubscription *queue, const CqrsCursor *cursor,
-		   int partitions, const pg_uuid_t *command_id, Snapshot snapshot,
-		   bool remove)
+find_ahead(Search *search, const CqrsCursor *cursor)
 {
 	CqrsSnapshot *lower = cursor->snapshot;
 
 	if (cursor->until_tick != 0)
 	{
-		if (find_in_window(queue, cursor, partitions,
+		if (find_in_window(search, cursor,
 						   cqrs_window_create(CurrentMemoryContext, lower,
 											  cursor->until_snapshot,
 											  cursor->position,
-											  WINDOW_ENTRIES),
-						   command_id, snapshot, remove))
+											  WINDOW_ENTRIES)))
 			return true;
 		lower = cursor->until_snapshot;
 	}
-	return find_in_window(queue, cursor, partitions,
+	return find_in_window(search, cursor,
 						  cqrs_window_create(CurrentMemoryContext, lower, NULL,
-											 0, WINDOW_ENTRIES),
-						  command_id, snapshot, remove);
+											 0, WINDOW_ENTRIES));
 }
 
 /*
- * Is a command in this window, which is freed?
+ * Is the command in this window, which is freed?
  */
 static bool
-find_in_window(const CqrsSubscription *queue, const CqrsCursor *cursor,
-			   int partitions, CqrsWindow *window,
-			   const pg_uuid_t *command_id, Snapshot snapshot, bool remove)
+find_in_window(Search *search, const CqrsCursor *cursor, CqrsWindow *window)
 {
+	const CqrsSubscription *queue = search->queue;
 	CqrsEvent	event;
 	bool		found = false;
 	int			i;
 	int			j;
 
-	for (i = 0; remove && i < queue->ntopics; i++)
+	for (i = 0; search->remove && i < queue->ntopics; i++)
 		for (j = 0; j < CQRS_SEGMENTS; j++)
 			relation_close(cqrs_segment_open(queue->topics[i], j,
 											 RowExclusiveLock), NoLock);
-	cqrs_window_attach(window, queue->ntopics, queue->topics, snapshot);
+	cqrs_window_attach(window, queue->ntopics, queue->topics,
+					   search->snapshot);
 	while (!found && cqrs_window_next(window, &event))
-		found = memcmp(DatumGetUUIDP(event.event_id), command_id,
+	{
+		found = memcmp(DatumGetUUIDP(event.event_id), search->command_id,
 					   UUID_LEN) == 0 &&
 			cqrs_event_partition(event.topic->topic_id, event.event_id,
 								 event.key, cursor->by_topic,
-								 partitions) == cursor->partition;
-	if (found && remove)
+								 search->partitions) == cursor->partition;
+		search->xid = event.xid;
+	}
+	if (found && search->remove)
 		cqrs_window_delete(window);
 	cqrs_window_detach(window);
 	cqrs_window_free(window);

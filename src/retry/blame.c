@@ -101,7 +101,8 @@ cqrs_fault_of(const ErrorData *error)
 {
 	CqrsFault	fault = {error->sqlerrcode, error->message};
 
-	fault.final = error->sqlerrcode == ERRCODE_CQRS_GIVE_UP;
+	fault.final = error->sqlerrcode == ERRCODE_CQRS_GIVE_UP ||
+		error->sqlerrcode == ERRCODE_CQRS_EXPIRED;
 	return fault;
 }
 
