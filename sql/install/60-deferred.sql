@@ -136,8 +136,10 @@ GRANT EXECUTE ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, anycompatible, t
 COMMENT ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, anycompatible, timestamptz, text, jsonb) IS
 'has a command executed after the commit, or later';
 
--- Cancels a command that waits: for its time, for its turn, or to be tried again.
--- Returns false if none of that id does: it was executed, given up, or cancelled,
+-- Cancels a command that waits: for its time, for its turn, or to be tried again. One
+-- that a worker is executing is ended, with all that it did, and is a dead letter
+-- (OB005); a handler that catches this is not done, either, once it returns.
+-- Returns false if none of that id is there: it was executed, given up, or cancelled,
 -- it is what is being executed here, or never was.
 -- Errors: 42501 it waits for its time, and belongs to another role; 55000 commands
 -- were restored, and not adopted; 22004; 25006 read-only transaction or standby.
@@ -151,7 +153,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, anycompatible, timesta
 CREATE FUNCTION @extschema@.cqrs_cancel_command(command_id uuid) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_cancel_command(uuid) TO PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_cancel_command(uuid) IS 'cancels a command that waits';
+COMMENT ON FUNCTION @extschema@.cqrs_cancel_command(uuid) IS 'cancels a command that waits, or is being executed';
 
 -- What has become of an enqueued command.
 -- Returns one row:

@@ -7,7 +7,8 @@
  * row of cqrs.scheduled_command; it is in its topic, ahead of the queue's cursor;
  * or it is parked, since it failed, or waits behind one that did. To cancel it is
  * to delete that row. An event that is not there any more is passed by, like
- * one that was rolled back: see window.c.
+ * one that was rolled back: see window.c. A command that a worker is executing is
+ * ended (see running.c), and is a dead letter then.
  *
  * Locking
  *
@@ -31,7 +32,9 @@
 #include "access/relation.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "storage/ipc.h"
 #include "utils/acl.h"
+#include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -40,6 +43,7 @@
 
 #include "base/event_id.h"
 #include "deferred/enqueue.h"
+#include "deferred/running.h"
 #include "delivery/underway.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
@@ -49,7 +53,7 @@
 #include "log/window.h"
 #include "mediator/context.h"
 #include "registry/registry.h"
-#include "retry/parked.h"
+#include "retry/retry.h"
 #include "shared/announce.h"
 #include "subscription/subscription.h"
 
@@ -62,6 +66,8 @@ typedef struct Search
 	const CqrsSubscription *queue;
 	const pg_uuid_t *command_id;
 	bool		remove;
+	bool		running;		/* a worker was executing it, and was told to
+								 * end it */
 	Snapshot	snapshot;
 	int			partitions;		/* as many cursors does the snapshot show */
 	FullTransactionId xid;		/* that enqueued it, if it was found in the
@@ -74,8 +80,16 @@ static bool find_scheduled(pg_uuid_t *command_id, Snapshot snapshot,
 						   ItemPointer tid, TimestampTz *run_at);
 static bool is_executed_by_us(const pg_uuid_t *command_id);
 static bool remove_enqueued(const pg_uuid_t *command_id);
+static CqrsSubscription *end_and_lock(const CqrsSubscription *queue,
+									  const pg_uuid_t *command_id,
+									  bool *running);
+static void forget_request(int code, Datum request);
+static bool was_ended(const CqrsSubscription *queue,
+					  const pg_uuid_t *command_id);
 static bool find_in_queue(Search *search, bool ahead);
 static bool find_parked(const Search *search, CqrsCursor *cursor);
+static void bury(const CqrsCursor *cursor,
+				 const CqrsEvent *event, int attempts);
 static bool find_ahead(Search *search, const CqrsCursor *cursor);
 static bool find_in_window(Search *search, const CqrsCursor *cursor,
 						   CqrsWindow *window);
@@ -272,15 +286,54 @@ remove_enqueued(const pg_uuid_t *command_id)
 
 		if (!find_in_queue(&search, false))
 			continue;
-		search.queue = cqrs_subscription_lock_all(search.queue);
+		search.queue = end_and_lock(search.queue, command_id,
+									&search.running);
 		cqrs_underway_settle(search.queue->subscription_id);
 		search.remove = true;
 		if (!find_in_queue(&search, false))
-			return false;
+			return was_ended(search.queue, command_id);
 		cqrs_subscription_wake(search.queue);
 		return true;
 	}
 	return false;
+}
+
+/*
+ * End the command, if it is being executed, and lock the queue's cursors. Returns
+ * the queue as it is then.
+ */
+static CqrsSubscription *
+end_and_lock(const CqrsSubscription *queue, const pg_uuid_t *command_id,
+			 bool *running)
+{
+	int			request = cqrs_running_cancel(command_id, running);
+	CqrsSubscription *locked;
+
+	PG_ENSURE_ERROR_CLEANUP(forget_request, Int32GetDatum(request));
+	{
+		locked = cqrs_subscription_lock_all(queue);
+	}
+	PG_END_ENSURE_ERROR_CLEANUP(forget_request, Int32GetDatum(request));
+	cqrs_running_forget(request);
+	return locked;
+}
+
+static void
+forget_request(int code, Datum request)
+{
+	cqrs_running_forget(DatumGetInt32(request));
+}
+
+/*
+ * Is the command a dead letter because it was cancelled while it was executed?
+ */
+static bool
+was_ended(const CqrsSubscription *queue, const pg_uuid_t *command_id)
+{
+	return cqrs_admin_run("SELECT FROM cqrs.dead_letter WHERE subscription_id = $1 AND event_id = $2 AND sqlstate = $3",
+						  3, CQRS_INT4(queue->subscription_id),
+						  CQRS_ARG(UUIDOID, UUIDPGetDatum(command_id)),
+						  CQRS_TEXT(unpack_sql_state(ERRCODE_CQRS_CANCELED))) > 0;
 }
 
 /*
@@ -340,10 +393,27 @@ find_parked(const Search *search, CqrsCursor *cursor)
 	cqrs_parked_open(cursor);
 	if (!cqrs_parked_find(cursor, position, &parked))
 		return false;
+	if (search->running &&
+		cqrs_parked_read(cursor, position, NULL, &event, &attempts))
+		bury(cursor, &event, attempts + 1);
 	cqrs_parked_delete(cursor, &parked);
 	cqrs_parked_close(cursor);
 	cqrs_cursor_append(cursor);
 	return true;
+}
+
+/*
+ * The command was ended, and the batch that it was in was rolled back, but the worker
+ * has not recorded it yet.
+ */
+static void
+bury(const CqrsCursor *cursor, const CqrsEvent *event, int attempts)
+{
+	CqrsFault	fault = {ERRCODE_CQRS_CANCELED};
+
+	fault.message = psprintf("command \"%s\" was canceled",
+							 TextDatumGetCString(event->event_name));
+	cqrs_bury(cursor, event, attempts, &fault);
 }
 
 /*
@@ -397,6 +467,8 @@ find_in_window(Search *search, const CqrsCursor *cursor, CqrsWindow *window)
 								 search->partitions) == cursor->partition;
 		search->xid = event.xid;
 	}
+	if (found && search->running)
+		bury(cursor, &event, 1);
 	if (found && search->remove)
 		cqrs_window_delete(window);
 	cqrs_window_detach(window);

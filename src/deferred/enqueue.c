@@ -38,6 +38,7 @@
 #include "base/event_id.h"
 #include "deferred/command_options.h"
 #include "deferred/enqueue.h"
+#include "deferred/running.h"
 #include "emit/emit.h"
 #include "extension/admin.h"
 #include "extension/row.h"
@@ -57,6 +58,7 @@ static pg_uuid_t *enqueue(FunctionCallInfo fcinfo, const CqrsCommand *command,
 						  Datum payload, const CqrsCommandOptions *options);
 static Datum answer_of_id(const pg_uuid_t *command_id);
 static Datum id_of_answer(Datum answer);
+static void run(CqrsDispatch *dispatch, const CqrsCommandOptions *options);
 static bool is_due(TimestampTz run_at, const char *command_name);
 static void check_expiry(FunctionCallInfo fcinfo,
 						 const CqrsCommandOptions *options,
@@ -226,8 +228,6 @@ cqrs_run_command(PG_FUNCTION_ARGS)
 	CqrsDispatch dispatch;
 	CqrsCommand *command;
 	Jsonb	   *payload;
-	Datum		answer;
-	bool		isnull;
 
 	if (event == NULL)
 		ereport(ERROR,
@@ -263,10 +263,38 @@ cqrs_run_command(PG_FUNCTION_ARGS)
 			DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
 	}
 
-	answer = cqrs_dispatch_run(&dispatch, &isnull);
-	if (options.keep_answer)
-		cqrs_answer_store(&delivery->id, delivery->name, answer, isnull);
+	run(&dispatch, &options);
 	PG_RETURN_VOID();
+}
+
+/*
+ * Execute a command, such that it can be cancelled meanwhile. Then nothing else has
+ * become of it.
+ */
+static void
+run(CqrsDispatch *dispatch, const CqrsCommandOptions *options)
+{
+	const pg_uuid_t *command_id = &dispatch->context.id;
+	const char *name = dispatch->command->name;
+	bool		began = cqrs_running_begin(command_id);
+	Datum		answer;
+	bool		isnull;
+
+	PG_TRY();
+	{
+		cqrs_running_check(name);
+		answer = cqrs_dispatch_run(dispatch, &isnull);
+		if (options->keep_answer)
+			cqrs_answer_store(command_id, name, answer, isnull);
+		cqrs_running_check(name);
+	}
+	PG_CATCH();
+	{
+		cqrs_running_failed(began, name);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	cqrs_running_end(began);
 }
 
 /*
