@@ -18,9 +18,9 @@ MODULE_big = cqrs_outbox
 ROOMS = include base shared extension registry log mediator broker emit retry \
 	subscription delivery pull control deferred monitor process
 
-OBJS_base = backoff.o event_id.o guc.o interval.o json.o rethrow.o rfc3339.o \
+OBJS_base = backoff.o event_id.o guc.o interval.o json.o rate.o rethrow.o rfc3339.o \
 	snapshot.o sqlstate.o
-OBJS_shared = announce.o clock.o database.o shmem.o
+OBJS_shared = announce.o bucket.o clock.o database.o shmem.o
 OBJS_extension = admin.o catalog.o privilege.o row.o version.o
 OBJS_registry = handler.o load.o lookup.o owner.o payload.o payload_path.o \
 	payload_type.o registry.o signature.o

@@ -14,6 +14,7 @@
 #include "retry/blame.h"
 #include "retry/failure.h"
 #include "retry/retry.h"
+#include "shared/bucket.h"
 #include "shared/clock.h"
 
 /* How long evidence is gathered if events fail, in milliseconds. */
@@ -25,6 +26,38 @@ static CqrsEvent with_topic(const CqrsEvent *event);
 static bool is_first(const CqrsBatch *batch, const CqrsParked *parked);
 static void gather(CqrsBatch *batch, bool suspect);
 static bool is_all(const CqrsBatch *batch);
+
+/*
+ * May the handler be called once more, by the subscription's rate? If not, the batch
+ * ends.
+ */
+bool
+cqrs_batch_may_call(CqrsBatch *batch)
+{
+	CqrsSubscription *subscription = batch->relay.subscription;
+	TimestampTz next;
+
+	if (likely(subscription->rate_interval == 0) || !batch->in_worker ||
+		cqrs_bucket_take(subscription->subscription_id,
+						 subscription->rate_interval, &next))
+		return true;
+	batch->delivery->paced_until = cqrs_steady_to_wall(next);
+	batch->stop = true;
+	return false;
+}
+
+/*
+ * There was nothing to call it for.
+ */
+void
+cqrs_batch_did_not_call(CqrsBatch *batch)
+{
+	CqrsSubscription *subscription = batch->relay.subscription;
+
+	if (unlikely(subscription->rate_interval != 0) && batch->in_worker)
+		cqrs_bucket_give_back(subscription->subscription_id,
+							  subscription->rate_interval);
+}
 
 /*
  * An event that was called apart failed. If others were handled before it in this

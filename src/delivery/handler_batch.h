@@ -26,6 +26,8 @@ typedef struct CqrsDelivery
 	bool		more;			/* there may be more to do at once ... */
 	bool		announce;		/* ... but the next event is to be announced */
 	bool		parked_last;	/* parked events left no time for new ones */
+	bool		paced;			/* it has a rate */
+	TimestampTz paced_until;	/* ... which allows no more before; 0: it does */
 	bool		not_flushed;	/* it commits without waiting for the disk */
 	TimestampTz retry_at;		/* a parked event may be tried then; 0: none */
 	int			outage;			/* not 0: what failed is nobody's fault; the
@@ -79,6 +81,8 @@ typedef struct CqrsBatch
 	volatile CqrsDelivery *delivery;
 } CqrsBatch;
 
+extern bool cqrs_batch_may_call(CqrsBatch *batch);
+extern void cqrs_batch_did_not_call(CqrsBatch *batch);
 extern void cqrs_batch_record_failure(CqrsBatch *batch,
 									  const CqrsEvent *event,
 									  const CqrsParked *parked,

@@ -20,6 +20,8 @@
  *	  the batch's transaction. An error is an event's fault only if no other
  *	  event was handled before it in its transaction. Otherwise, it is parked
  *	  without an attempt, and tried again at the beginning of the next batch.
+ *	  With a rate, no call is made twice: all are called apart from the
+ *	  beginning, and each that is handled is the last of its batch.
  * 3. An error that may be no event's fault is not counted as an attempt until
  *	  another lane was tried; see blame.c. If it turns out to be nobody's, the
  *	  whole subscription waits.
@@ -142,12 +144,15 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 		relay->deadline = TimestampTzPlusMilliseconds(relay->began,
 													  cqrs_batch_duration);
 		batch.deadline = relay->deadline;
-		batch.one |= relay->subscription->event_transactions;
+		delivery->paced = relay->subscription->rate_interval != 0;
+		batch.one |= relay->subscription->event_transactions ||
+			delivery->paced;
 		batch.is_short = relay->subscription->event_transactions ||
-			pace->apart > 0;
+			delivery->paced || pace->apart > 0;
 	}
-	batch.nplain = pace->apart > 0 ? pace->plain : INT_MAX;
-	batch.again = pace->again < CQRS_TRANSIENT_TRIES;
+	batch.nplain = delivery->paced ? 0 :
+		pace->apart > 0 ? pace->plain : INT_MAX;
+	batch.again = pace->again < CQRS_TRANSIENT_TRIES && !delivery->paced;
 	batch.where.subscription = relay->subscription;
 	batch.registry = cqrs_registry_generation();
 	batch.underway.relay = relay;
@@ -317,7 +322,7 @@ deliver_parked(CqrsBatch *batch, int64 position, TimestampTz now)
 }
 
 /*
- * Deliver a parked event. Returns false if it failed.
+ * Deliver a parked event. Returns false if it failed, or may not be tried yet.
  */
 static bool
 deliver_parked_event(CqrsBatch *batch, const CqrsParked *parked, int64 position)
@@ -327,6 +332,9 @@ deliver_parked_event(CqrsBatch *batch, const CqrsParked *parked, int64 position)
 	int			attempts;
 	bool		found;
 
+	/* An attempt that was announced is made. */
+	if (position == 0 && !cqrs_batch_may_call(batch))
+		return false;
 	find_handler(batch);
 	MemoryContextSwitchTo(batch->per_event);
 	found = cqrs_parked_read(cursor, parked->position, NULL, &event,
@@ -355,8 +363,13 @@ deliver_new(CqrsBatch *batch)
 	CqrsEvent	event;
 
 	batch->underway.parked = false;
-	while (!batch->stop && cqrs_relay_next(relay, CQRS_BATCH_EVENTS, &event))
+	while (!batch->stop && cqrs_batch_may_call(batch))
 	{
+		if (!cqrs_relay_next(relay, CQRS_BATCH_EVENTS, &event))
+		{
+			cqrs_batch_did_not_call(batch);
+			break;
+		}
 		find_handler(batch);
 		(void) handle(batch, &event, NULL, 0, false);
 	}

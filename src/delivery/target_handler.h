@@ -32,7 +32,8 @@ cqrs_delivery_works(const CqrsDelivery *delivery)
 {
 	return delivery->outage == 0 &&
 		(delivery->nevents > 0 ||
-		 (delivery->nfailed == 0 && delivery->retry_at == 0));
+		 (delivery->nfailed == 0 && delivery->retry_at == 0 &&
+		  delivery->paced_until == 0));
 }
 
 extern void cqrs_pace_done(CqrsPace *pace, volatile CqrsDelivery *delivery);

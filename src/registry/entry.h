@@ -127,6 +127,8 @@ typedef struct CqrsSubscription
 	bool		strict_key_order;	/* only with server */
 	bool		event_transactions; /* a handler gets one for each event */
 	char	   *search_path;	/* of a handler; see search_path.c */
+	int64		rate_interval;	/* in nanoseconds: how long a call of the
+								 * handler takes of its rate; 0: no limit */
 	bool		runs_commands;	/* it runs its owner's commands; see enqueue.c */
 	int			ntopics;
 	CqrsTopic **topics;			/* may be none, after cqrs_drop_topic() */

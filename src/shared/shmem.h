@@ -199,6 +199,17 @@ typedef struct CqrsCancel
 	pg_uuid_t	command_id;
 } CqrsCancel;
 
+/* How many subscriptions with a rate may be busy at the same time. */
+#define CQRS_MAX_BUCKETS	256
+
+/* How much a subscription may be called; see bucket.c. The lock protects it. */
+typedef struct CqrsBucket
+{
+	Oid			dboid;
+	int32		subscription_id;
+	int64		full_at;		/* a steady time, in nanoseconds */
+} CqrsBucket;
+
 typedef struct CqrsShared
 {
 	LWLock	   *lock;
@@ -212,6 +223,7 @@ typedef struct CqrsShared
 	ConditionVariable delivered;	/* a worker moved cursors */
 	pg_atomic_uint32 ncancels;	/* how many commands are to end: these */
 	CqrsCancel	cancels[CQRS_MAX_CANCELS];
+	CqrsBucket	buckets[CQRS_MAX_BUCKETS];
 	bool		crashed;		/* a process crashed since the postmaster
 								 * started */
 	bool		exhausted;		/* no background worker was available for a
