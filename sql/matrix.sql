@@ -119,6 +119,8 @@ INSERT INTO calls (call, tells) VALUES
 	('cqrs_enqueue(''Chain'')', 'result IS NOT NULL'), ('cqrs_enqueue(''Open'', run_at => ''2100-01-01'')', 'result IS NOT NULL'),
 	('cqrs_create_command_queue(''regress_cqrs_boss'')', 'result'), ('cqrs_drop_command_queue(''regress_cqrs_boss'', true)', 'result'),
 	('cqrs_cancel_command((SELECT command_id FROM scheduled))', 'result'),
+	('(cqrs_command_result((SELECT command_id FROM scheduled))).state', 'result'),
+	('(cqrs_wait_command((SELECT command_id FROM scheduled), ''0'')).state', 'result IS NOT NULL'),
 	('cqrs_schedule(''new'', ''0 0 * * *'', ''Open'')', 'result'), ('cqrs_schedule(''secret'', ''0 1 * * *'', ''Open'', or_replace => true)', 'result'),
 	('cqrs_pause_schedule(''secret'')', 'result'), ('cqrs_resume_schedule(''secret'')', 'result IS NOT NULL'), ('cqrs_unschedule(''secret'')', 'result'),
 	('(SELECT array_agg(schedule) FROM cqrs_schedules)', 'result LIKE ''%secret%'''), ('(SELECT count(*) FROM cqrs_next_runs(''@daily''))', 'result'),
