@@ -2,7 +2,7 @@
 \set QUIET on
 SET client_min_messages = warning;
 CREATE TABLE account (id integer PRIMARY KEY, n bigint NOT NULL DEFAULT 0) WITH (fillfactor = 50);
-INSERT INTO account (id) SELECT generate_series(1, 10000);
+INSERT INTO account (id) SELECT generate_series(1, :sagas);
 
 CREATE FUNCTION one(state jsonb) RETURNS void LANGUAGE sql AS
 	$$ UPDATE public.account SET n = n + 1 WHERE id = (state ->> 'id')::integer $$;
@@ -54,7 +54,7 @@ BEGIN
 	FOR i IN 1 .. sagas LOOP
 		PERFORM pg_sleep(pause);
 		COMMIT;
-		SELECT saga_id INTO id FROM cqrs_start_saga('three', jsonb_build_object('id', i % 10000 + 1));
+		SELECT saga_id INTO id FROM cqrs_start_saga('three', jsonb_build_object('id', i));
 		INSERT INTO started VALUES (id);
 		COMMIT;
 		WHILE EXISTS (SELECT FROM cqrs.saga WHERE saga_id = id) LOOP

@@ -1,9 +1,9 @@
 # The same three steps by DBOS and by Absurd, each step's UPDATE and what is kept of
 # it in one transaction.
 #
-#   saga_peer.py dbos|absurd drain SAGAS PROCESSES      prints milliseconds
-#   saga_peer.py dbos|absurd start ROUNDS               prints, for each, milliseconds
-#                                                       to the first step and to the third
+#   saga_peer.py dbos|absurd drain SAGAS PROCESSES ROWS     prints milliseconds
+#   saga_peer.py dbos|absurd start ROUNDS ROWS              prints, for each, milliseconds
+#                                                           to the first step and to the third
 #
 # The cluster is that of PGHOST and its likes.
 
@@ -16,7 +16,6 @@ import time
 
 import psycopg
 
-ROWS = 10000
 URL = "postgresql://postgres@/%s?host=%s&port=%s" % (
     os.environ.get("PGDATABASE", "postgres"), os.environ["PGHOST"], os.environ["PGPORT"])
 UPDATE = "UPDATE account SET n = n + 1 WHERE id = "
@@ -125,8 +124,8 @@ def worker(kind, number, ids, ready, go, progress):
     peer.run(ids, progress)
 
 
-def drain(kind, sagas, processes):
-    ids = [n % ROWS + 1 for n in range(sagas)]
+def drain(kind, sagas, processes, rows):
+    ids = [n % rows + 1 for n in range(sagas)]
     ready = multiprocessing.Semaphore(0)
     go = multiprocessing.Event()
     progress = multiprocessing.Value("i", 0)
@@ -134,7 +133,7 @@ def drain(kind, sagas, processes):
         with psycopg.connect(URL, autocommit=True) as connection:
             connection.execute("SELECT absurd.create_queue('bench')")
             connection.execute("SELECT count(*) FROM generate_series(0, %s - 1) n,"
-                               " absurd.spawn_task('bench', 'three', jsonb_build_object('id', n %% %s + 1))", (sagas, ROWS))
+                               " absurd.spawn_task('bench', 'three', jsonb_build_object('id', n %% %s + 1))", (sagas, rows))
             connection.execute("ANALYZE")
     running = [multiprocessing.Process(target=worker, args=(
         kind, number, ids if kind is Absurd else ids[number::processes], ready, go, progress)) for number in range(processes)]
@@ -151,7 +150,7 @@ def drain(kind, sagas, processes):
     print((time.time() - began) * 1000)
 
 
-def start(kind, rounds):
+def start(kind, rounds, rows):
     if kind is Absurd:
         with psycopg.connect(URL, autocommit=True) as connection:
             connection.execute("SELECT absurd.create_queue('bench')")
@@ -160,7 +159,7 @@ def start(kind, rounds):
         threading.Thread(target=peer.app.start_worker, kwargs={"poll_interval": 0.01}, daemon=True).start()
     for n in range(rounds + 5):
         time.sleep(0.02)
-        times = peer.start(n % ROWS + 1)
+        times = peer.start(n % rows + 1)
         if n >= 5:
             print("%.3f %.3f" % (times[0], times[2]))
     peer.close()
@@ -170,6 +169,6 @@ if __name__ == "__main__":
     multiprocessing.set_start_method("spawn")
     kind = {"dbos": Dbos, "absurd": Absurd}[sys.argv[1]]
     if sys.argv[2] == "drain":
-        drain(kind, int(sys.argv[3]), int(sys.argv[4]))
+        drain(kind, *map(int, sys.argv[3:]))
     else:
-        start(kind, int(sys.argv[3]))
+        start(kind, *map(int, sys.argv[3:]))
