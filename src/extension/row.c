@@ -116,13 +116,14 @@ cqrs_scan_delete_if_free(CqrsScan *scan, HeapTuple row)
 }
 
 /*
- * End the walk, and release this lock on the table; NoLock: keep it.
+ * End the walk, and release this lock on the table; NoLock: keep it, and that on the
+ * index, which need not be taken anew then for the next walk of the transaction.
  */
 void
 cqrs_scan_end(CqrsScan *scan, LOCKMODE lockmode)
 {
 	systable_endscan_ordered(scan->scan);
-	index_close(scan->index, AccessShareLock);
+	index_close(scan->index, lockmode == NoLock ? NoLock : AccessShareLock);
 	table_close(scan->rel, lockmode);
 	if (scan->latest != NULL)
 		UnregisterSnapshot(scan->latest);

@@ -20,6 +20,7 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
+#include "postmaster/bgworker.h"
 #include "storage/bufmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -111,6 +112,7 @@ static const char *const happenings[CQRS_SAGA_HAPPENINGS] = {
 	[CQRS_SAGA_SIGNALLED] = "signal",
 };
 
+static LOCKMODE read_lock(void);
 static void read_entry(const Datum *values, const bool *nulls,
 					   CqrsSagaEntry *entry);
 static int	index_of(Datum value, const char *const *names, int n);
@@ -151,7 +153,7 @@ cqrs_saga_find(const pg_uuid_t *saga_id, CqrsSaga *saga)
 			saga->parent_id = *DatumGetUUIDP(values[SAGA_PARENT_ID - 1]);
 		saga->started_at = DatumGetTimestampTz(values[SAGA_STARTED_AT - 1]);
 	}
-	cqrs_scan_end(&scan, AccessShareLock);
+	cqrs_scan_end(&scan, read_lock());
 	return found && saga->segment >= 0 && saga->segment < CQRS_SEGMENTS;
 }
 
@@ -297,7 +299,7 @@ cqrs_saga_entry_get(const CqrsSaga *saga, int32 branch, int32 seq,
 		{
 			.branch = branch,.step = -1,.next = -1,.due = DT_NOEND
 		};
-	cqrs_scan_end(&scan, AccessShareLock);
+	cqrs_scan_end(&scan, read_lock());
 	return found;
 }
 
@@ -468,6 +470,16 @@ cqrs_saga_newest_end(int segment, TimestampTz *ended_at, bool *empty)
 												RelationGetDescr(scan.rel)));
 	cqrs_scan_end(&scan, NoLock);
 	return row != NULL;
+}
+
+/*
+ * The lock on what was read that is to be released. A worker, whose transactions are
+ * short, keeps it: so it need not be taken anew for each step.
+ */
+static LOCKMODE
+read_lock(void)
+{
+	return MyBgworkerEntry != NULL ? NoLock : AccessShareLock;
 }
 
 /*
