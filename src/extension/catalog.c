@@ -123,6 +123,7 @@ static Oid	marker_oid = InvalidOid;
 /* The extension, or InvalidOid: not looked up yet. */
 static Oid	extension_oid = InvalidOid;
 
+static Oid	primary_key(Relation table, CqrsRelation index);
 static Oid	look_up(CqrsRelation relation);
 
 /*
@@ -190,19 +191,40 @@ cqrs_sequence_last(CqrsRelation sequence, bool *is_called)
  * Its OID is not remembered: REINDEX CONCURRENTLY makes another index, and
  * swaps their names. It keeps the old one up to date, and drops it only when
  * all transactions that had a lock on the table have ended. So whichever has
- * the name now is good for as long as the lock on the table is held.
+ * the name now, or is the primary key, is good for as long as the lock on the
+ * table is held.
  */
 Relation
 cqrs_index_open(Relation table, CqrsRelation index, LOCKMODE lockmode)
 {
 	Relation	rel;
+	Oid			indexid;
 
 	Assert(CheckRelationLockedByMe(table, AccessShareLock, true));
-	rel = index_open(look_up(index), lockmode);
+	indexid = primary_key(table, index);
+	rel = index_open(OidIsValid(indexid) ? indexid : look_up(index), lockmode);
 	if (rel->rd_index->indrelid != RelationGetRelid(table))
 		elog(ERROR, "\"%s\" is not an index of \"%s\"",
 			 relation_names[index], RelationGetRelationName(table));
 	return rel;
+}
+
+/*
+ * The index, if it is the primary key, which the server remembers with the table; else
+ * InvalidOid.
+ */
+static Oid
+primary_key(Relation table, CqrsRelation index)
+{
+	const char *name = relation_names[index];
+	size_t		length = strlen(name);
+
+	if (length < strlen("_pkey") ||
+		strcmp(name + length - strlen("_pkey"), "_pkey") != 0)
+		return InvalidOid;
+	if (!table->rd_indexvalid)
+		list_free(RelationGetIndexList(table));
+	return table->rd_pkindex;
 }
 
 static Oid

@@ -11,12 +11,15 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "catalog/indexing.h"
-#include "nodes/execnodes.h"
+#include "catalog/index.h"
+#include "catalog/pg_index.h"
 #include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
 
 #include "extension/row.h"
+
+static void insert_into_index(Relation rel, Oid indexid, HeapTuple row,
+							  const Datum *values, const bool *nulls);
 
 /*
  * Set a scan key for rows with this value of an integer column.
@@ -113,13 +116,14 @@ cqrs_scan_delete_if_free(CqrsScan *scan, HeapTuple row)
 }
 
 /*
- * End the walk, and release this lock on the table; NoLock: keep it.
+ * End the walk, and release this lock on the table; NoLock: keep it, and that on the
+ * index, which need not be taken anew then for the next walk of the transaction.
  */
 void
 cqrs_scan_end(CqrsScan *scan, LOCKMODE lockmode)
 {
 	systable_endscan_ordered(scan->scan);
-	index_close(scan->index, AccessShareLock);
+	index_close(scan->index, lockmode == NoLock ? NoLock : AccessShareLock);
 	table_close(scan->rel, lockmode);
 	if (scan->latest != NULL)
 		UnregisterSnapshot(scan->latest);
@@ -137,30 +141,60 @@ cqrs_row_column(HeapTuple row, AttrNumber column, TupleDesc desc)
 }
 
 /*
- * Insert a row. The lock on the table stays; a later command sees the row.
- *
- * What inserts into indexes does not know partial ones. One of ours has the rows
- * where its column is not NULL.
+ * Insert a row. The locks on the table and its indexes stay, so that they need not be
+ * taken anew for each row of a transaction; a later command sees the row.
  */
 void
 cqrs_row_insert(CqrsRelation table, Datum *values, bool *nulls)
 {
 	Relation	rel = table_open(cqrs_relation_oid(table), RowExclusiveLock);
 	HeapTuple	row = heap_form_tuple(RelationGetDescr(rel), values, nulls);
-	CatalogIndexState indexes = CatalogOpenIndexes(rel);
-	int			i;
+	List	   *indexids = RelationGetIndexList(rel);
+	ListCell   *lc;
 
-	for (i = 0; i < indexes->ri_NumIndices; i++)
-	{
-		IndexInfo  *info = indexes->ri_IndexRelationInfo[i];
-
-		if (info->ii_Predicate == NIL)
-			continue;
-		info->ii_Predicate = NIL;
-		info->ii_ReadyForInserts = !nulls[info->ii_IndexAttrNumbers[0] - 1];
-	}
-	CatalogTupleInsertWithInfo(rel, row, indexes);
-	CatalogCloseIndexes(indexes);
+	simple_heap_insert(rel, row);
+	foreach(lc, indexids)
+		insert_into_index(rel, lfirst_oid(lc), row, values, nulls);
+	list_free(indexids);
 	heap_freetuple(row);
 	table_close(rel, NoLock);
+}
+
+/*
+ * Add a row that was just written to one of the indexes. Ours are on columns; a partial
+ * one has the rows where its first column is not NULL.
+ */
+static void
+insert_into_index(Relation rel, Oid indexid, HeapTuple row,
+				  const Datum *values, const bool *nulls)
+{
+	Relation	index = index_open(indexid, RowExclusiveLock);
+	Form_pg_index form = index->rd_index;
+	Datum		keys[INDEX_MAX_KEYS];
+	bool		key_nulls[INDEX_MAX_KEYS];
+	IndexInfo  *info;
+	int			i;
+
+	for (i = 0; i < form->indnatts; i++)
+	{
+		AttrNumber	column = form->indkey.values[i];
+
+		if (column <= 0)
+			elog(ERROR, "index \"%s\" is on an expression",
+				 RelationGetRelationName(index));
+		keys[i] = values[column - 1];
+		key_nulls[i] = nulls[column - 1];
+	}
+	if (form->indisready &&
+		(!key_nulls[0] || heap_attisnull(index->rd_indextuple,
+										 Anum_pg_index_indpred, NULL)))
+	{
+		info = BuildIndexInfo(index);
+		index_insert(index, keys, key_nulls, &row->t_self, rel,
+					 form->indisunique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
+					 false, info);
+		cqrs_index_insert_cleanup(index, info);
+		pfree(info);
+	}
+	index_close(index, NoLock);
 }

@@ -20,6 +20,7 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
+#include "postmaster/bgworker.h"
 #include "storage/bufmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -32,6 +33,9 @@
 #include "extension/row.h"
 #include "saga/entry.h"
 #include "shared/clock.h"
+
+/* How many entries before the newest one may be read for the state. */
+#define NEAR	8
 
 /* Columns of cqrs.saga. */
 enum
@@ -111,8 +115,10 @@ static const char *const happenings[CQRS_SAGA_HAPPENINGS] = {
 	[CQRS_SAGA_SIGNALLED] = "signal",
 };
 
+static LOCKMODE read_lock(void);
 static void read_entry(const Datum *values, const bool *nulls,
 					   CqrsSagaEntry *entry);
+static void read_near_state(CqrsScan *scan, CqrsSagaEntry *entry);
 static int	index_of(Datum value, const char *const *names, int n);
 static Datum int_array(int n, const int32 *elements);
 static void read_int_array(Datum value, bool isnull, int *n,
@@ -151,7 +157,7 @@ cqrs_saga_find(const pg_uuid_t *saga_id, CqrsSaga *saga)
 			saga->parent_id = *DatumGetUUIDP(values[SAGA_PARENT_ID - 1]);
 		saga->started_at = DatumGetTimestampTz(values[SAGA_STARTED_AT - 1]);
 	}
-	cqrs_scan_end(&scan, AccessShareLock);
+	cqrs_scan_end(&scan, read_lock());
 	return found && saga->segment >= 0 && saga->segment < CQRS_SEGMENTS;
 }
 
@@ -291,13 +297,17 @@ cqrs_saga_entry_get(const CqrsSaga *saga, int32 branch, int32 seq,
 					seq == 0 ? 2 : 3, keys);
 	found = cqrs_scan_read(&scan, values, nulls) != NULL;
 	if (found)
+	{
 		read_entry(values, nulls, entry);
+		if (seq == 0 && branch == CQRS_SAGA_TRUNK)
+			read_near_state(&scan, entry);
+	}
 	else
 		*entry = (CqrsSagaEntry)
 	{
 		.branch = branch,.step = -1,.next = -1,.due = DT_NOEND
 	};
-	cqrs_scan_end(&scan, AccessShareLock);
+	cqrs_scan_end(&scan, read_lock());
 	return found;
 }
 
@@ -471,6 +481,16 @@ cqrs_saga_newest_end(int segment, TimestampTz *ended_at, bool *empty)
 }
 
 /*
+ * The lock on what was read that is to be released. A worker, whose transactions are
+ * short, keeps it: so it need not be taken anew for each step.
+ */
+static LOCKMODE
+read_lock(void)
+{
+	return MyBgworkerEntry != NULL ? NoLock : AccessShareLock;
+}
+
+/*
  * An entry from its row, copied to the current memory context.
  */
 static void
@@ -516,6 +536,36 @@ read_entry(const Datum *values, const bool *nulls, CqrsSagaEntry *entry)
 	if (!entry->unique_key.isnull)
 		entry->unique_key.value = datumCopy(values[ENTRY_UNIQUE_KEY - 1],
 											false, -1);
+}
+
+/*
+ * The state is often in one of the entries before the newest, which the walk is at: a
+ * few steps back cost less than another look-up.
+ */
+static void
+read_near_state(CqrsScan *scan, CqrsSagaEntry *entry)
+{
+	int			i;
+
+	if (entry->state_seq == 0)
+		return;
+	for (i = entry->seq - entry->state_seq; i > 0 && i <= NEAR; i--)
+	{
+		HeapTuple	row = cqrs_scan_next(scan);
+		Datum		state;
+		bool		isnull;
+
+		if (row == NULL)
+			return;
+		if (DatumGetInt32(cqrs_row_column(row, ENTRY_SEQ,
+										  RelationGetDescr(scan->rel))) != entry->state_seq)
+			continue;
+		state = heap_getattr(row, ENTRY_STATE, RelationGetDescr(scan->rel),
+							 &isnull);
+		if (!isnull)
+			entry->near_state = JsonbPGetDatum(DatumGetJsonbPCopy(state));
+		return;
+	}
 }
 
 /*

@@ -123,6 +123,8 @@ cqrs_saga_state(const CqrsSagaRun *run)
 
 	if (run->last.branch == CQRS_SAGA_TRUNK && !run->last.state.isnull)
 		return run->last.state.value;
+	if (run->last.near_state != (Datum) 0)
+		return run->last.near_state;
 	if (run->last.state_seq == 0 ||
 		!cqrs_saga_entry_get(&run->saga, CQRS_SAGA_TRUNK, run->last.state_seq,
 							 &entry) ||
