@@ -128,6 +128,14 @@ SELECT format('SELECT cqrs_drop_topic(%1$L, cascade => true)', subscription) FRO
 SELECT format('SELECT cqrs_alter_subscription(%1$L, ARRAY[%2$L])', s.subscription, r.subscription)
 FROM cqrs.subscription s, cqrs.subscription r WHERE s.runs = 'sagas' AND r.runs = 'saga_events' \gexec
 
+-- nor wait for what is in it
+SELECT format('SELECT cqrs_register_saga(''s'', ARRAY[cqrs_await(''a'', topic => %L)])', subscription) FROM cqrs.subscription WHERE runs = 'sagas' \gexec
+-- nothing happens for now
+SELECT cqrs_pause(subscription) FROM cqrs.subscription WHERE runs = 'sagas';
+SELECT saga_id AS paused FROM cqrs_start_saga('waits') \gset
+SELECT cqrs_cancel_saga(:'paused');
+SELECT cqrs_resume(subscription) FROM cqrs.subscription WHERE runs = 'sagas';
+
 -- what was lost is woken again: what waits for nothing else, and times
 SELECT saga_id AS lost FROM cqrs_start_saga('trip') \gset
 SELECT cqrs_start_saga('waits') IS NOT NULL;

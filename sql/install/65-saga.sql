@@ -463,6 +463,23 @@ LANGUAGE C STABLE STRICT PARALLEL SAFE COST 10 AS 'MODULE_PATHNAME', 'cqrs_saga_
 GRANT EXECUTE ON FUNCTION cqrs.saga_steps(text, integer) TO PUBLIC;
 COMMENT ON FUNCTION cqrs.saga_steps(text, integer) IS 'names of the steps of a saga';
 
+-- The steps of sagas, by number. For cqrs_diagram() and cqrs_health().
+--   within  the step, or the parallel one that it is part of
+CREATE VIEW cqrs.diagram_step WITH (security_barrier) AS
+SELECT d.saga_name, (row_number() OVER (PARTITION BY d.saga_name ORDER BY s.n, c.n NULLS FIRST) - 1)::integer AS number,
+	   coalesce(c.step, s.step - 'steps') AS step, s.step ->> 'name' AS within
+FROM cqrs.saga_definition d
+CROSS JOIN LATERAL jsonb_array_elements(d.steps) WITH ORDINALITY s(step, n)
+LEFT JOIN LATERAL (
+	SELECT NULL::jsonb AS step, NULL::bigint AS n
+	UNION ALL
+	SELECT i.step, i.n FROM jsonb_array_elements(CASE WHEN jsonb_typeof(s.step -> 'steps') = 'array' THEN s.step -> 'steps' ELSE '[]' END)
+		WITH ORDINALITY i(step, n)
+) c ON true
+WHERE d.is_current;
+GRANT SELECT ON cqrs.diagram_step TO pg_monitor;
+COMMENT ON VIEW cqrs.diagram_step IS 'steps of sagas';
+
 -- Registered sagas. Privileges: SELECT, granted to PUBLIC.
 --   steps     names of its steps, in order; those of cqrs_parallel() come behind it
 --   on_topic, on_event

@@ -541,6 +541,30 @@ AND NOT EXISTS (SELECT FROM @extschema@.cqrs_subscription_status u WHERE u.subsc
 AND NOT EXISTS (SELECT FROM cqrs.scheduled_command c WHERE c.topic_id = n.topic_id AND c.run_at <= clock_timestamp());
 COMMENT ON VIEW cqrs.saga_problem IS 'what may be wrong with sagas';
 
+-- What sagas wait for, or are started by, and will not get.
+CREATE VIEW cqrs.saga_event_problem WITH (security_barrier) AS
+SELECT 'warning' AS severity, 'saga_topic_missing' AS problem, format('saga "%s"', d.saga_name) AS object,
+	   format('Step "%s" waits for events of topic "%s", which was dropped.', d.step ->> 'name', d.step ->> 'topic') AS detail,
+	   'Create the topic, and use cqrs_create_saga_queue() for each role that has sagas.' AS hint
+FROM cqrs.diagram_step d
+WHERE d.step ->> 'topic' IS NOT NULL AND NOT EXISTS (SELECT FROM cqrs.topic t WHERE t.topic = d.step ->> 'topic')
+UNION ALL
+SELECT 'error', 'saga_not_started', format('saga "%s"', d.saga_name),
+	   format('Event "%s" of topic "%s" does not start it: %s.', d.on_event, d.on_topic,
+			  CASE WHEN r.oid IS NULL THEN format('role "%s" does not exist', d.starter)
+				   ELSE format('role "%s" has no queue of sagas that reads the topic', d.starter) END),
+	   CASE WHEN r.oid IS NULL THEN 'SELECT cqrs_register_saga(...); -- as another role'
+			ELSE format('SELECT cqrs_create_saga_queue(%L); -- when the topic is there, and the role may read it', d.starter) END
+FROM cqrs.saga_definition d
+LEFT JOIN pg_roles r ON r.rolname = d.starter
+WHERE d.is_current AND d.on_event IS NOT NULL
+AND NOT EXISTS (SELECT FROM cqrs.subscription s
+				JOIN cqrs.subscription_topic st USING (subscription_id)
+				JOIN cqrs.topic t USING (topic_id)
+				CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
+				WHERE s.runs = 'saga_events' AND t.topic = d.on_topic AND o.owner = r.oid);
+COMMENT ON VIEW cqrs.saga_event_problem IS 'what sagas will not get';
+
 -- All of it.
 CREATE VIEW cqrs.problem WITH (security_barrier) AS
 SELECT 'error' AS severity, 'version_mismatch' AS problem, 'extension "cqrs_outbox"' AS object,
@@ -568,6 +592,8 @@ UNION ALL
 SELECT severity, problem, object, detail, hint, lag, held FROM cqrs.subscription_problem
 UNION ALL
 SELECT severity, problem, object, detail, hint, NULL, held FROM cqrs.saga_problem
+UNION ALL
+SELECT severity, problem, object, detail, hint, NULL, NULL FROM cqrs.saga_event_problem
 UNION ALL
 -- a command is not executed
 SELECT 'error', 'commands_late',

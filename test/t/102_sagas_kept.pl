@@ -91,6 +91,24 @@ $node->safe_psql('postgres', "SELECT cqrs_skip_step('$bad', 'one')");
 $node->poll_query_until('postgres', "SELECT count(*) = 0 FROM cqrs.saga") or die 'not skipped';
 is($node->safe_psql('postgres', q(SELECT count(*) FROM cqrs_health())), '0', '... no longer');
 
+# What will not come is told.
+$node->safe_psql('postgres', q(
+	CREATE ROLE starter LOGIN;
+	GRANT EXECUTE ON FUNCTION cqrs_register_saga TO starter;
+	GRANT SELECT ON cqrs_topics.notes TO starter;
+	SELECT cqrs_create_saga_queue('starter');
+	SET ROLE starter;
+	SELECT cqrs_register_saga('fed', ARRAY[cqrs_step('one', 'noted')], on_event => 'noted');
+	RESET ROLE;
+	SELECT cqrs_create_topic('gone');
+	SELECT cqrs_register_saga('hopeless', ARRAY[cqrs_await('one', topic => 'gone')])));
+is($node->safe_psql('postgres', q(SELECT count(*) FROM cqrs_health())), '0', 'all is well');
+$node->safe_psql('postgres', q(SELECT cqrs_drop_topic('gone'); ALTER ROLE starter RENAME TO other));
+is($node->safe_psql('postgres', q(SELECT severity, problem, object, detail FROM cqrs_health())),
+	qq(error|saga_not_started|saga "fed"|Event "noted" of topic "notes" does not start it: role "starter" does not exist.
+warning|saga_topic_missing|saga "hopeless"|Step "one" waits for events of topic "gone", which was dropped.), 'events that will not come');
+$node->safe_psql('postgres', q(SELECT cqrs_unregister_saga('fed'), cqrs_unregister_saga('hopeless')));
+
 # What is over goes; what is under way stays, with its signals and its time, however often
 # the tables are turned.
 my $key = $node->safe_psql('postgres', q(SELECT saga_id FROM cqrs_start_saga('short', '{}', 'k')));
