@@ -79,7 +79,8 @@ enum
 	ENTRY_PARENT_ID,
 	ENTRY_UNIQUE_KEY,
 	ENTRY_ENDED_AT,
-	ENTRY_COLUMNS = ENTRY_ENDED_AT
+	ENTRY_TROUBLE,
+	ENTRY_COLUMNS = ENTRY_TROUBLE
 };
 
 const char *const cqrs_saga_statuses[CQRS_SAGA_STATUSES] = {
@@ -263,6 +264,10 @@ cqrs_saga_entry_insert(const CqrsSaga *saga, const CqrsSagaEntry *entry)
 	values[ENTRY_ENDED_AT - 1] = TimestampTzGetDatum(entry->at);
 	nulls[ENTRY_ENDED_AT - 1] = entry->branch != CQRS_SAGA_TRUNK ||
 		!cqrs_saga_is_over(entry->status);
+	values[ENTRY_TROUBLE - 1] = values[ENTRY_STATUS - 1];
+	nulls[ENTRY_TROUBLE - 1] = entry->status != CQRS_SAGA_STUCK &&
+		(entry->status != CQRS_SAGA_FAILED ||
+		 entry->branch != CQRS_SAGA_TRUNK);
 	cqrs_row_insert(CQRS_REL_SAGA_ENTRY_0 + saga->segment, values, nulls);
 }
 
