@@ -581,7 +581,8 @@ COMMENT ON FUNCTION @extschema@.cqrs_log_dispatch(@extschema@.cqrs_request) IS
 -- ----------------------------------------------------------------------
 -- cqrs_context: what is being handled
 --
--- kind            command, query, stream or event
+-- kind            command, query, stream or event; events: several at once, and the name
+--                 is the subscription's
 -- name            its registered name
 -- id              UUID v7: the event's id; of what was sent, one made for it
 -- topic, key      of an event, or of an enqueued command; otherwise NULL
