@@ -81,6 +81,7 @@
 #include "registry/registry.h"
 #include "shared/announce.h"
 #include "subscription/epoch.h"
+#include "subscription/subscription.h"
 
 /* What a cursor had delivered when the dump was made. */
 typedef struct Delivered
@@ -141,6 +142,7 @@ static FullTransactionId new_label(Adoption *adoption,
 static void check_labels(Adoption *adoption);
 static void raise_sequences(int64 last_position);
 static void move_cursors(Adoption *adoption, int subscription);
+static void resume_sagas(void);
 
 PG_FUNCTION_INFO_V1(cqrs_adopt);
 
@@ -208,10 +210,30 @@ cqrs_adopt(PG_FUNCTION_ARGS)
 	UnregisterSnapshot(adoption.snapshot);
 
 	cqrs_catalog_invalidate_registry();
+	resume_sagas();
 	cqrs_shmem_changed();
 	cqrs_shmem_command_scheduled(DT_NOBEGIN);
 	cqrs_commit_durably();
 	return (Datum) 0;
+}
+
+/*
+ * A dump may lack what was to have a saga go on: a topic that was truncated after the
+ * dump's snapshot was taken, and before its table was locked.
+ */
+static void
+resume_sagas(void)
+{
+	ListCell   *lc;
+
+	CommandCounterIncrement();
+	foreach(lc, cqrs_registry_subscription_list(NULL))
+	{
+		CqrsSubscription *subscription = lfirst(lc);
+
+		if (subscription->runs_sagas)
+			cqrs_subscription_lost_events(subscription);
+	}
 }
 
 /*
