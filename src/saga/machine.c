@@ -195,6 +195,9 @@ cqrs_saga_look_later(const CqrsSagaRun *run, int looks)
 {
 	CqrsSagaMessage message = {.kind = CQRS_SAGA_WAKE};
 
+	/* It may have been woken twice. */
+	forget_wake(run);
+	CommandCounterIncrement();
 	message.saga_id = run->saga.saga_id;
 	message.branch = run->last.branch;
 	message.seq = run->last.seq;
@@ -352,14 +355,16 @@ cqrs_saga_receive(CqrsSagaRun *run, const CqrsSagaMessage *message)
 }
 
 /*
- * The id of the saga that a step begins: the same each time.
+ * The id of the saga that a step begins: the same each time, but another one if that
+ * failed and the step is tried again.
  */
 void
 cqrs_saga_child_id(const CqrsSagaRun *run, int step, pg_uuid_t *child_id)
 {
 	char		id[CQRS_UUID_TEXT_LEN + 1];
-	char	   *what = psprintf("saga of %s/%d",
-								cqrs_uuid_text(&run->saga.saga_id, id), step);
+	char	   *what = psprintf("saga of %s/%d/%d",
+								cqrs_uuid_text(&run->saga.saga_id, id), step,
+								run->last.attempt);
 
 	cqrs_event_id_from(what, child_id);
 }
@@ -422,7 +427,8 @@ go_on(CqrsSagaRun *run, CqrsSagaEntry *entry, int step)
 }
 
 /*
- * Begin the steps that are to be done side by side.
+ * Begin the steps that are to be done side by side. If they are tried again, those
+ * that were done are not.
  */
 static void
 begin_branches(CqrsSagaRun *run, int step)
@@ -434,8 +440,14 @@ begin_branches(CqrsSagaRun *run, int step)
 		CqrsSagaRun branch = *run;
 		CqrsSagaEntry entry;
 
+		if (cqrs_saga_entry_newest(&run->saga, i, &entry) &&
+			entry.status == CQRS_SAGA_COMPLETED)
+		{
+			send(run, CQRS_SAGA_ENDED, CQRS_SAGA_TRUNK, i);
+			continue;
+		}
 		branch.last.branch = i;
-		branch.last.seq = 0;
+		branch.last.seq = entry.seq;
 		branch.last.ndone = 0;
 		branch.last.due = DT_NOEND;
 		branch.last.state.isnull = true;
@@ -465,6 +477,7 @@ begin_child(CqrsSagaRun *run, int step)
 	if (child.definition == NULL || depth_of(&run->saga) >= MOST_DEPTH)
 	{
 		cqrs_saga_next_entry(run, &entry, CQRS_SAGA_STEP_MISSING, step);
+		entry.attempt = run->last.attempt;
 		entry.status = CQRS_SAGA_STUCK;
 		entry.error = child.definition == NULL ?
 			psprintf("saga \"%s\" is not registered", name) :
@@ -698,6 +711,7 @@ receive_wake(CqrsSagaRun *run, const CqrsSagaMessage *message)
 		{
 			cqrs_saga_next_entry(run, &entry, CQRS_SAGA_RETRY_ASKED,
 								 run->last.next);
+			entry.attempt = run->last.attempt;
 			go_on(run, &entry, run->last.next);
 		}
 	}
@@ -998,6 +1012,7 @@ child_ended(CqrsSagaRun *run)
 	else
 	{
 		cqrs_saga_next_entry(run, &entry, CQRS_SAGA_STEP_FAILED, number);
+		entry.attempt = run->last.attempt + 1;
 		entry.error = psprintf("saga \"%s\" ended as %s", child.name,
 							   cqrs_saga_statuses[ended.status]);
 	}
@@ -1026,6 +1041,7 @@ receive_cancel(CqrsSagaRun *run, const CqrsSagaMessage *message)
 	}
 
 	/* What is under way ends first. */
+	entry.attempt = run->last.attempt;
 	cqrs_saga_write(run, &entry);
 	if (step->kind == CQRS_STEP_PARALLEL)
 		stop_branches(run);
@@ -1061,6 +1077,8 @@ receive_retry(CqrsSagaRun *run, const CqrsSagaMessage *message)
 		entry.status = CQRS_SAGA_RUNNING;
 	else
 	{
+		if (current_step(run)->kind == CQRS_STEP_SAGA)
+			entry.attempt = run->last.attempt;
 		go_on(run, &entry, run->last.next);
 		return;
 	}
@@ -1096,8 +1114,8 @@ receive_skip(CqrsSagaRun *run, const CqrsSagaMessage *message)
 /*
  * Move the saga to the table of those that start now, so that its own can be
  * truncated: its newest entries, and those that they refer to. The history stays
- * behind. A saga with branches under way is left where it is: they write entries,
- * too.
+ * behind. A saga with branches is left where it is: they write entries, too, and if
+ * they are tried again, it counts which were done.
  */
 static void
 receive_move(CqrsSagaRun *run)
@@ -1112,8 +1130,7 @@ receive_move(CqrsSagaRun *run)
 	Datum		state;
 
 	if (run->last.branch != CQRS_SAGA_TRUNK || run->saga.segment == segment ||
-		(run->last.status == CQRS_SAGA_WAITING && step != NULL &&
-		 step->kind == CQRS_STEP_PARALLEL))
+		(step != NULL && step->kind == CQRS_STEP_PARALLEL))
 		return;
 	state = cqrs_saga_state(run);
 	(void) cqrs_saga_find_kept(&run->saga.saga_id, &kept, &unique_key);
