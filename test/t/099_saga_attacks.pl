@@ -57,6 +57,17 @@ sub start
 		defined $key ? "'$key'" : 'NULL'));
 }
 
+# start_killer(NAME): one that ends all sessions; that which starts it ends before
+sub start_killer
+{
+	my $id;
+
+	$node->safe_psql('postgres', "SELECT cqrs_pause('sagas_of_postgres')");
+	$id = start(@_);
+	$node->psql('postgres', "SELECT cqrs_resume('sagas_of_postgres')");
+	return $id;
+}
+
 sub outcome
 {
 	my ($id) = @_;
@@ -254,14 +265,14 @@ ok(all_over('true'), 'the others are done');
 # A step that ends its process, and so all.
 breaks(bad => 'kill');
 my $offset = -s $node->logfile;
-$id = start('bad');
+$id = start_killer('bad');
 $node->wait_for_log(qr/was terminated by signal 9/, $offset);
 $node->poll_query_until('postgres', "SELECT status = 'compensated' FROM cqrs_saga_status WHERE saga_id = '$id'") or diag('not given up');
 is(outcome($id), 'compensated: reserve cancel', 'a step that ends its process is given up, and what was done before is undone');
 like($node->safe_psql('postgres', "SELECT error FROM cqrs_saga_history('$id') WHERE event = 'failed'"), qr/the server process ended/, '... which its history says');
 is(outcome(start('trip')), 'completed: reserve charge issue', '... others go on');
 breaks(cancel => 'kill', bad => 'P0001');
-$id = start('bad');
+$id = start_killer('bad');
 $node->poll_query_until('postgres', "SELECT status = 'failed' FROM cqrs_saga_status WHERE saga_id = '$id'") or diag('not given up');
 is(outcome($id), 'failed: reserve', 'so is one that is to undo; then a person decides');
 breaks();
