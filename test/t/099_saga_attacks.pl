@@ -390,7 +390,7 @@ is($node->safe_psql('postgres', q(
 
 $node->safe_psql('postgres', "SELECT cqrs_register_saga('brief', ARRAY[
 	cqrs_step('hotel', 'reserve', compensation => 'cancel'),
-	cqrs_await('paid', event_name => 'payment_settled', timeout => '200 ms'),
+	cqrs_await('paid', event_name => 'payment_settled', timeout => '5 s'),
 	cqrs_step('tickets', 'issue')])");
 $node->safe_psql('postgres', "SELECT cqrs_pause('saga_events_of_postgres')");
 $id = start('brief', '{}', 'paid in time');
