@@ -18,9 +18,9 @@ MODULE_big = cqrs_outbox
 ROOMS = include base shared extension registry log mediator broker emit retry \
 	subscription delivery pull control deferred saga monitor process
 
-OBJS_base = backoff.o event_id.o guc.o interval.o json.o rethrow.o rfc3339.o \
+OBJS_base = backoff.o event_id.o guc.o interval.o json.o rate.o rethrow.o rfc3339.o \
 	snapshot.o sqlstate.o
-OBJS_shared = announce.o clock.o database.o shmem.o
+OBJS_shared = announce.o bucket.o clock.o database.o shmem.o
 OBJS_extension = admin.o catalog.o privilege.o row.o version.o
 OBJS_registry = handler.o load.o lookup.o owner.o payload.o payload_path.o \
 	payload_type.o registry.o signature.o
@@ -32,13 +32,13 @@ OBJS_broker = envelope.o link.o message.o server.o
 OBJS_emit = capture.o emit.o insert.o
 OBJS_retry = blame.o failure.o lane.o parked.o retry.o
 OBJS_subscription = epoch.o receipt.o search_path.o settings.o subscription.o
-OBJS_delivery = attempt.o broker_entry.o drain.o handler_timeout.o relay.o session.o \
+OBJS_delivery = attempt.o broker_entry.o drain.o handler_batch.o handler_timeout.o relay.o session.o \
 	target_broker.o target_handler.o tell.o underway.o
 OBJS_pull = pull.o pull_ack.o pull_batch.o pull_wait.o
 OBJS_control = adopt.o dead_letter.o drop_topic.o events.o operation.o subscribe.o topics.o
-OBJS_deferred = cancel.o command_queue.o cron.o cron_schedule.o enqueue.o release.o
-OBJS_saga = definition.o entry.o machine.o message.o register.o router.o run.o saga_queue.o \
-	saga_wait.o start.o steer.o
+OBJS_deferred = cancel.o command_options.o command_queue.o command_result.o cron.o cron_schedule.o enqueue.o release.o running.o
+OBJS_saga = awaited.o definition.o entry.o keep.o lane.o machine.o message.o receive.o \
+	register.o router.o run.o saga_dry_run.o saga_queue.o saga_wait.o signal.o start.o steer.o
 OBJS_monitor = breaker_status.o diagram.o health.o subscription_status.o \
 	topic_status.o worker_status.o
 OBJS_process = broker_job.o epoch_close.o handler_job.o job.o launcher.o \
@@ -59,7 +59,7 @@ DATA_built = sql/cqrs_outbox--$(EXTVERSION).sql
 DATA = $(patsubst $(srcdir)/%,%,$(wildcard $(srcdir)/sql/update/*.sql))
 HEADERS_cqrs_outbox = src/include/cqrs_broker.h src/include/cqrs_hooks.h
 
-REGRESS = meeting registered command query chain stream fallback breaker middleware idempotency dry_run emit envelope insert domain_event context nesting prepared capture subscription payload_handler own_subscription search_path retry deferred schedule pull partitions ordering kept retention diagram health privileges owners grants matrix trust lookup adopt extension
+REGRESS = meeting registered command query chain stream fallback breaker middleware idempotency dry_run emit envelope insert domain_event context nesting prepared capture subscription payload_handler own_subscription search_path retry deferred answers schedule saga pull partitions ordering kept retention diagram health privileges owners grants matrix trust lookup adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

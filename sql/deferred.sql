@@ -90,7 +90,7 @@ SELECT cqrs_enqueue('Add', '{"n": 3}', key => 7) IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Add', '{"n": 4}', key => 'k', run_at => now() - interval '1 day') IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Add', '{"n": 5}', run_at => now() + interval '1 hour') IS NOT NULL AS enqueued;
 COMMIT;
-SELECT replace(s.subscription, current_user, 'me') AS subscription, s.runs_commands, s.max_retained_size,
+SELECT replace(s.subscription, current_user, 'me') AS subscription, s.runs, s.max_retained_size,
 	   replace(t.topic, current_user, 'me') AS topic
 FROM cqrs.subscription s JOIN cqrs.subscription_topic USING (subscription_id) JOIN cqrs.topic t USING (topic_id)
 ORDER BY 1 DESC;
@@ -397,6 +397,31 @@ SELECT cqrs_drop_command_queue('regress_cqrs_app', cascade => true);
 SELECT count(*) FROM cqrs.scheduled_command;
 SELECT subscription FROM cqrs.subscription WHERE subscription ~ 'app';
 \set VERBOSITY terse
+
+-- partitions: commands of one key are in one of them
+\set VERBOSITY default
+SELECT cqrs_create_command_queue('regress_cqrs_app', partitions => 0);
+SELECT cqrs_create_command_queue('regress_cqrs_app', partitions => 1001);
+\echo :LAST_ERROR_SQLSTATE
+SELECT cqrs_create_command_queue('regress_cqrs_app', partitions => 3), cqrs_create_command_queue('regress_cqrs_app', partitions => 3) AS again,
+	   cqrs_create_command_queue('regress_cqrs_app') AS whatever;
+SELECT cqrs_create_command_queue('regress_cqrs_app', partitions => 2);
+\echo :LAST_ERROR_SQLSTATE
+\set VERBOSITY terse
+SET ROLE regress_cqrs_app;
+SELECT count(cqrs_enqueue('Add', jsonb_build_object('n', n), key => n % 5)) FROM generate_series(1001, 1040) n;
+SELECT count(cqrs_enqueue('Add', jsonb_build_object('n', n))) FROM generate_series(1041, 1060) n;
+-- while the number is being changed, what waits is cancelled wherever it is
+RESET ROLE;
+SELECT cqrs_alter_subscription('commands_of_regress_cqrs_app', partitions => 2);
+SET ROLE regress_cqrs_app;
+SELECT cqrs_create_command_queue(partitions => 2);
+SELECT count(*) AS cancelled FROM (SELECT command_id FROM cqrs_enqueued_commands WHERE (payload->>'n')::int >= 1036 OFFSET 0) w WHERE cqrs_cancel_command(command_id);
+SELECT cqrs_drain('commands_of_regress_cqrs_app');
+SELECT subscription, partitions FROM cqrs_subscriptions;
+SELECT count(*), count(DISTINCT n) FROM item WHERE n BETWEEN 1001 AND 1060;
+SELECT count(*) AS out_of_order FROM (SELECT n, lag(n) OVER (PARTITION BY n % 5 ORDER BY seq) AS before FROM item WHERE n BETWEEN 1001 AND 1040) i WHERE n < before;
+RESET ROLE;
 
 -- a long name, in the middle of a character
 DO $$

@@ -158,7 +158,7 @@ RESET quote_all_identifiers;
 SELECT handler, fallback FROM cqrs.fallback;
 SELECT handler FROM cqrs.middleware;
 SELECT handler FROM cqrs.event_handler;
-SELECT handler NOT LIKE '%"%' AS plain FROM cqrs.subscription WHERE runs_commands;
+SELECT handler NOT LIKE '%"%' AS plain FROM cqrs.subscription WHERE runs = 'commands';
 SELECT cqrs_register_event_handler('e', '"Odd ""Name"(jsonb)');
 SELECT cqrs_send('Fails', '{"a": 1}');
 SELECT cqrs_unregister_fallback('public."fails"("jsonb")');

@@ -27,7 +27,8 @@ SELECT cqrs_register_command('Open', 'open(jsonb)'), cqrs_register_command('Clos
 	cqrs_register_command('Tells', 'tells(jsonb)'), cqrs_register_command('ClosedOf', 'closed_of(closed_type)'),
 	cqrs_register_chain('Chain', ARRAY['open(jsonb)', 'closed(jsonb)']),
 	cqrs_register_command('Streams', 'streams(jsonb)'), cqrs_register_command('StreamsClosed', 'streams_closed(jsonb)'),
-	cqrs_register_query('AskOpen', 'open(jsonb)'), cqrs_register_query('AskClosed', 'closed(jsonb)');
+	cqrs_register_query('AskOpen', 'open(jsonb)'), cqrs_register_query('AskClosed', 'closed(jsonb)'),
+	cqrs_register_saga('Opens', ARRAY[cqrs_step('s', 'open(jsonb)')]), cqrs_register_saga('Closes', ARRAY[cqrs_step('s', 'closed(jsonb)')]);
 GRANT SELECT, INSERT ON cqrs_topics.open TO regress_cqrs_app;
 GRANT SELECT ON cqrs_topics.open TO regress_cqrs_reader;
 GRANT EXECUTE ON FUNCTION cqrs_subscribe TO regress_cqrs_reader;
@@ -41,8 +42,10 @@ SELECT cqrs_create_command_queue();
 SELECT cqrs_enqueue('Closed', '{"secret": 1}') IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Closed', '{"secret": 1}', run_at => '2100-01-01') IS NOT NULL AS scheduled;
 SELECT cqrs_schedule('secret', '0 0 1 1 *', 'Closed', '{"secret": 1}');
+SELECT cqrs_create_saga_queue();
+SELECT started FROM cqrs_start_saga('Closes', '{"secret": 1}');
 RESET ROLE;
-SELECT cqrs_create_command_queue('regress_cqrs_app');
+SELECT cqrs_create_command_queue('regress_cqrs_app'), cqrs_create_saga_queue('regress_cqrs_app');
 -- each subscription has a dead letter and an event that is to be retried
 SELECT count(cqrs_emit(topic, '{"failed": true}', topic || n)) FROM unnest('{open,secret}'::text[]) topic, generate_series(1, 2) n;
 SELECT cqrs_tick() > 0 AS ticked;
@@ -116,10 +119,25 @@ INSERT INTO calls (call, tells) VALUES
 	('cqrs_enqueue(''Chain'')', 'result IS NOT NULL'), ('cqrs_enqueue(''Open'', run_at => ''2100-01-01'')', 'result IS NOT NULL'),
 	('cqrs_create_command_queue(''regress_cqrs_boss'')', 'result'), ('cqrs_drop_command_queue(''regress_cqrs_boss'', true)', 'result'),
 	('cqrs_cancel_command((SELECT command_id FROM scheduled))', 'result'),
+	('(cqrs_command_result((SELECT command_id FROM scheduled))).state', 'result'),
+	('(cqrs_wait_command((SELECT command_id FROM scheduled), ''0'')).state', 'result IS NOT NULL'),
 	('cqrs_schedule(''new'', ''0 0 * * *'', ''Open'')', 'result'), ('cqrs_schedule(''secret'', ''0 1 * * *'', ''Open'', or_replace => true)', 'result'),
 	('cqrs_pause_schedule(''secret'')', 'result'), ('cqrs_resume_schedule(''secret'')', 'result IS NOT NULL'), ('cqrs_unschedule(''secret'')', 'result'),
 	('(SELECT array_agg(schedule) FROM cqrs_schedules)', 'result LIKE ''%secret%'''), ('(SELECT count(*) FROM cqrs_next_runs(''@daily''))', 'result'),
 	('cqrs.run_command(NULL)', 'result'),
+	-- sagas
+	('(cqrs_start_saga(''Opens'')).started', 'result'), ('(cqrs_start_saga(''Closes'')).started', 'result'),
+	('cqrs_signal((SELECT saga_id FROM begun), ''x'')', 'result'), ('cqrs_cancel_saga((SELECT saga_id FROM begun))', 'result'),
+	('cqrs_retry_saga((SELECT saga_id FROM begun), ''s'')', 'result'), ('cqrs_skip_step((SELECT saga_id FROM begun), ''s'')', 'result'),
+	('(cqrs_wait_saga((SELECT saga_id FROM begun), ''0'')).status', 'result'), ('(SELECT count(*) FROM cqrs_saga_history((SELECT saga_id FROM begun)))', 'result'),
+	('(SELECT array_agg(status || coalesce(state::text, '' hidden'')) FROM cqrs_saga_status)', 'result'), ('(SELECT array_agg(saga_name) FROM cqrs_sagas)', 'result'),
+	('cqrs_create_saga_queue(''regress_cqrs_boss'')', 'result'), ('cqrs_drop_saga_queue(''regress_cqrs_boss'', true)', 'result'),
+	('cqrs_resume_sagas(''regress_cqrs_boss'')', 'result'), ('(SELECT count(*) FROM cqrs_dry_run_saga(''Opens''))', 'result'),
+	('(SELECT count(*) FROM cqrs_dry_run_saga(''Closes''))', 'result'),
+	('(cqrs_step(''s'', ''x'')).kind', 'result'), ('(cqrs_await(''s'')).kind', 'result'), ('(cqrs_sleep(''s'', ''1 s'')).kind', 'result'),
+	('(cqrs_parallel(''s'', NULL)).kind', 'result'), ('(cqrs_sub_saga(''s'', ''x'')).kind', 'result'),
+	('cqrs.saga_steps(''Opens'', 1)', 'result'), ('cqrs.run_saga(NULL)', 'result'), ('cqrs.route_to_sagas(NULL)', 'result'),
+	('cqrs.saga_diagram(''Opens'')', 'result LIKE ''%open%'''),
 	-- events
 	('cqrs_emit(''open'', ''{}'')', 'result IS NOT NULL'), ('cqrs_emit(''secret'', ''{}'')', 'result IS NOT NULL'),
 	('cqrs_emit(''open'', ''{}'', topic => ''secret'')', 'result IS NOT NULL'),
@@ -165,7 +183,9 @@ INSERT INTO calls (call, tells) VALUES
 	('cqrs.diagram_label(''x'')', 'result'), ('cqrs.no_diagram(''flowchart'', ''x'')', 'result'),
 	('(SELECT count(*) FROM cqrs.diagram_handler)', 'result IS NOT NULL'), ('(SELECT count(*) FROM cqrs.diagram_edge)', 'result IS NOT NULL'),
 	('cqrs_diagram()', 'result LIKE ''%closed%''');
--- the id of a command that is boss's
+-- the id of a saga that is boss's, and of a command
+CREATE TABLE begun AS SELECT saga_id FROM cqrs.saga;
+GRANT SELECT ON begun TO PUBLIC;
 CREATE TABLE scheduled AS SELECT command_id FROM cqrs.scheduled_command WHERE schedule_id IS NULL;
 GRANT SELECT ON scheduled TO PUBLIC;
 CREATE FUNCTION called(role text, call text, tells text) RETURNS text LANGUAGE plpgsql AS $$

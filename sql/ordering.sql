@@ -154,7 +154,7 @@ RESET ROLE;
 SELECT max(seq) - :seq AS rows FROM cqrs.cursor WHERE subscription_id = :subscription_id;
 -- not of a command queue
 SELECT cqrs_create_command_queue();
-SELECT subscription AS queue FROM cqrs.subscription WHERE runs_commands \gset
+SELECT subscription AS queue FROM cqrs.subscription WHERE runs = 'commands' \gset
 SELECT cqrs_alter_subscription(:'queue', topics => ARRAY['things']);
 SELECT cqrs_unsubscribe('mine');
 SELECT cqrs_revoke_admin('regress_cqrs_ordering');

@@ -125,6 +125,31 @@ SELECT cqrs_alter_subscription('often', transaction => 'none');
 SELECT cqrs_subscribe('pulled', ARRAY['counted'], transaction => 'event');
 SELECT cqrs_subscribe('pulled', ARRAY['counted']);
 SELECT cqrs_alter_subscription('pulled', transaction => 'batch');
+-- a rate is the worker's, too: as often as that
+SELECT cqrs_alter_subscription('often', rate => '100/min'), cqrs_alter_subscription('often', rate => '100/min') AS again;
+SELECT rate FROM cqrs_subscriptions WHERE subscription = 'often';
+SELECT cqrs_seek('often', 'earliest');
+SET client_min_messages = error;
+SELECT cqrs_drain('often') > 100 AS takes_no_heed;
+RESET client_min_messages;
+SELECT cqrs_alter_subscription('often', rate => rate) FROM unnest('{0,0/s,1/s,1000000/h}'::text[]) rate;
+DO $$
+DECLARE
+	rate text;
+BEGIN
+	FOREACH rate IN ARRAY '{fast,-1/s,1000001/s,1,/s,1/d," 1/s","1/s ","",99999999999999999999/s}'::text[] LOOP
+		BEGIN
+			PERFORM cqrs_alter_subscription('often', rate => rate);
+			RAISE EXCEPTION 'rate "%" was taken', rate;
+		EXCEPTION WHEN invalid_parameter_value THEN
+			RAISE NOTICE '%', SQLERRM;
+		END;
+	END LOOP;
+END $$;
+SELECT cqrs_alter_subscription('often', rate => 'fast');
+SELECT cqrs_alter_subscription('pulled', rate => '1/s');
+SELECT cqrs_subscribe('pulled too', ARRAY['counted'], rate => '1/s');
+SELECT cqrs_subscribe('pulled too', ARRAY['counted'], rate => '0');
 
 SELECT cqrs_unsubscribe(subscription) FROM cqrs_subscription_status;
 -- topics that it adds to itself: the event at hand is done, and comes once

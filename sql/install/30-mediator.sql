@@ -242,7 +242,8 @@ COMMENT ON FUNCTION @extschema@.cqrs_query(text, jsonb) IS 'dispatches a query, 
 --                  with this name and, if the row is native, this number
 -- idempotency_key  the key; at most 255 bytes
 -- command_name     which command
--- request          SHA-256 of the command's name and the payload
+-- request          SHA-256 of the command's name and the payload; of the answer of
+--                  an enqueued command, whose id is the key, of its name
 -- answer           the answer, or NULL
 -- stored_at        when it was handled
 -- native           true if we wrote it; false in a row that was restored from a

@@ -23,6 +23,7 @@
 --                    one for each event
 -- search_path        for a handler: it is called with this, and pg_temp behind it,
 --                    unless it has a SET search_path; NULL without handler
+-- rate               for a handler: how often it may be called, as 10/s; 0: no limit
 -- runs               what its owner has done by it: commands that were enqueued; sagas,
 --                    the steps of sagas; saga_events, what sagas wait for. NULL: none of
 --                    that
@@ -50,8 +51,8 @@
 -- state_since        when it got into that state
 -- state_reason       why, in words
 -- missed_events      how many of its events were truncated while suspended
--- retried_at         when cqrs_retry(), or another handler, last ended the wait of
---                    an outage
+-- retried_at         when cqrs_retry(), another handler, or another rate last ended
+--                    the wait of an outage, or for what the rate allows
 -- created_at         when it was created
 -- ----------------------------------------------------------------------
 CREATE SEQUENCE cqrs.subscription_id AS integer;
@@ -65,6 +66,7 @@ CREATE TABLE cqrs.subscription (
 	strict_key_order	boolean		NOT NULL,
 	transaction			text		NOT NULL,
 	search_path			text,
+	rate				text		NOT NULL,
 	runs				text,
 	partitions			integer		NOT NULL,
 	ordering			text		NOT NULL,
@@ -156,6 +158,7 @@ SELECT s.subscription,
 	   s.strict_key_order,
 	   s.transaction,
 	   s.search_path,
+	   s.rate,
 	   s.created_at
 FROM cqrs.subscription s
 CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
@@ -223,6 +226,10 @@ COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subs
 --                      search_path; pg_temp comes last, and is not named.
 --                      Default: the setting of this session. A warning says so if
 --                      others may create in a schema of it
+--   rate               how often the handler is called by the worker, in all partitions
+--                      together: '10/s', '100/min', '1000/h'; at most so often, evenly,
+--                      with bursts of a tenth of a second. '0', the default: no limit.
+--                      Attempts count. cqrs_drain() takes no heed of it
 --   or_replace         if there is a subscription of this name, with other topics
 --                      or settings, change them, as cqrs_alter_subscription() does:
 --                      it stays where it is. start does not matter then
@@ -246,12 +253,13 @@ CREATE FUNCTION @extschema@.cqrs_subscribe(subscription text, topics text[], han
 	max_attempts integer DEFAULT NULL, retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
 	delivery_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, format text DEFAULT NULL, strict_key_order boolean DEFAULT NULL,
-	transaction text DEFAULT NULL, search_path text DEFAULT NULL, or_replace boolean DEFAULT false) RETURNS boolean
+	transaction text DEFAULT NULL, search_path text DEFAULT NULL, rate text DEFAULT NULL,
+	or_replace boolean DEFAULT false) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, integer, text, integer,
-	interval, interval, interval, bigint, interval, text, boolean, text, text, boolean) FROM PUBLIC;
+	interval, interval, interval, bigint, interval, text, boolean, text, text, text, boolean) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, integer, text, integer,
-	interval, interval, interval, bigint, interval, text, boolean, text, text, boolean) IS 'subscribes to topics';
+	interval, interval, interval, bigint, interval, text, boolean, text, text, text, boolean) IS 'subscribes to topics';
 
 -- Changes settings of a subscription; NULL leaves one as it is. If its view was
 -- dropped, makes it again, and the caller becomes the owner.
@@ -287,12 +295,12 @@ CREATE FUNCTION @extschema@.cqrs_alter_subscription(subscription text, topics te
 	retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
 	delivery_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, format text DEFAULT NULL, strict_key_order boolean DEFAULT NULL,
-	transaction text DEFAULT NULL, search_path text DEFAULT NULL) RETURNS boolean
+	transaction text DEFAULT NULL, search_path text DEFAULT NULL, rate text DEFAULT NULL) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_alter_subscription(text, text[], text, text, integer, text, integer, interval,
-	interval, interval, bigint, interval, text, boolean, text, text) FROM PUBLIC;
+	interval, interval, bigint, interval, text, boolean, text, text, text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, text[], text, text, integer, text, integer, interval,
-	interval, interval, bigint, interval, text, boolean, text, text) IS 'changes settings of a subscription';
+	interval, interval, bigint, interval, text, boolean, text, text, text) IS 'changes settings of a subscription';
 
 -- Removes a subscription, with what it has to retry and its dead letters; one
 -- that executes commands (see cqrs_enqueue()), with its topic, too. Waits for

@@ -47,17 +47,23 @@ ALTER TABLE cqrs.scheduled_command ENABLE ALWAYS TRIGGER refuse_write;
 --   owner        the role; NULL: the current user
 --   search_path  that its commands are executed with; NULL: that of this session.
 --                pg_temp comes last, and is not named
+--   partitions   1 (the default) to 1000: so many of its commands are executed side
+--                by side, if there are as many workers; those of one key are in
+--                one partition, those without a key in any. Later,
+--                cqrs_alter_subscription() changes it
 -- Returns false if the role has one.
 -- Errors: 42704 no such role; 42501 the caller is not a member of it, or, before
--- PostgreSQL 17, it has no LOGIN, which the worker needs; 22023 search_path;
--- 25006 read-only transaction or standby.
+-- PostgreSQL 17, it has no LOGIN, which the worker needs; 22023 search_path, or
+-- partitions; 42710 the role has one with other partitions; 25006 read-only
+-- transaction or standby.
 -- Locks: SHARE ROW EXCLUSIVE on cqrs.subscription and cqrs.topic until the end
 -- of the transaction.
 -- Privileges: membership in the role.
-CREATE FUNCTION @extschema@.cqrs_create_command_queue(owner text DEFAULT NULL, search_path text DEFAULT NULL) RETURNS boolean
+CREATE FUNCTION @extschema@.cqrs_create_command_queue(owner text DEFAULT NULL, search_path text DEFAULT NULL,
+	partitions integer DEFAULT NULL) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-GRANT EXECUTE ON FUNCTION @extschema@.cqrs_create_command_queue(text, text) TO PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_create_command_queue(text, text) IS 'creates a role''s queue of commands';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_create_command_queue(text, text, integer) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_create_command_queue(text, text, integer) IS 'creates a role''s queue of commands';
 
 -- Drops a role's command queue: its topic, its subscription, and what was enqueued.
 --   owner      the role; NULL: the current user
@@ -79,7 +85,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_drop_command_queue(text, boolean, boolean) 
 -- Enqueues a command: once the transaction has committed, and not before
 -- run_at, the worker executes it, as cqrs_send() would, but in a transaction of
 -- its own, as the role that enqueued it, with the search_path of that role's
--- queue. Its answer is lost. In its handler, cqrs_context() has its command id
+-- queue. Its answer is lost, unless it is to be kept. In its handler, cqrs_context() has its command id
 -- as id, what was being handled when it was enqueued as the cause, and the
 -- number of attempts.
 --
@@ -89,7 +95,8 @@ COMMENT ON FUNCTION @extschema@.cqrs_drop_command_queue(text, boolean, boolean) 
 -- and is a dead letter in the end; cqrs_alter_subscription(), cqrs_pause(),
 -- cqrs_dead_letters, cqrs_retry(), cqrs_redrive(), cqrs_drain() and cqrs_wait() work on the
 -- subscription. It keeps its commands whatever their size, until cqrs_alter_subscription()
--- gives it a limit. A role's commands are executed one after the other.
+-- gives it a limit. In each of the queue's partitions, one command is executed after
+-- the other.
 -- cqrs_unsubscribe() drops the topic, too, with what is in it and what was
 -- enqueued for later. A role that is made the owner of the subscription's view
 -- does not get the commands: they are executed as the role that enqueued them,
@@ -106,11 +113,17 @@ COMMENT ON FUNCTION @extschema@.cqrs_drop_command_queue(text, boolean, boolean) 
 --   idempotency_key
 --                 NULL: none; as of cqrs_send(): a command that was enqueued with
 --                 this key is not enqueued again, but its id is returned
---   options       NULL, or {}: reserved for later use
+--   options       JSON object, NULL: {}; an option that is null is not given
+--     expires_at   a timestamp of RFC 3339, as to_jsonb(now() + '1 hour'::interval)
+--                  makes it: once that time has come, it is not begun any more, nor
+--                  tried again, but is a dead letter (OB004)
+--     keep_answer  true: its answer is kept, as long as one with an idempotency
+--                  key; see cqrs_command_result(). While it is kept, the command is
+--                  not executed again, also if it is delivered again after a seek
 -- Returns the command id, a UUID v7.
 -- Errors: as of cqrs_send(); OB001 the role has no command queue, too; 42883 or
--- 42501 of any handler of a chain; 22008 an infinite run_at; 22023, 0A000
--- options; 25006 read-only transaction or standby, or in a query; 25000 parallel
+-- 42501 of any handler of a chain; 22008 an infinite run_at; 22023 options, or
+-- an expires_at that is not after run_at; 25006 read-only transaction or standby, or in a query; 25000 parallel
 -- operation.
 -- Locks: ROW EXCLUSIVE on the topic's current segment, or on
 -- cqrs.scheduled_command; the key, as of cqrs_send().
@@ -123,8 +136,10 @@ GRANT EXECUTE ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, anycompatible, t
 COMMENT ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, anycompatible, timestamptz, text, jsonb) IS
 'has a command executed after the commit, or later';
 
--- Cancels a command that waits: for its time, for its turn, or to be tried again.
--- Returns false if none of that id does: it was executed, given up, or cancelled,
+-- Cancels a command that waits: for its time, for its turn, or to be tried again. One
+-- that a worker is executing is ended, with all that it did, and is a dead letter
+-- (OB005); a handler that catches this is not done, either, once it returns.
+-- Returns false if none of that id is there: it was executed, given up, or cancelled,
 -- it is what is being executed here, or never was.
 -- Errors: 42501 it waits for its time, and belongs to another role; 55000 commands
 -- were restored, and not adopted; 22004; 25006 read-only transaction or standby.
@@ -138,7 +153,41 @@ COMMENT ON FUNCTION @extschema@.cqrs_enqueue(text, jsonb, anycompatible, timesta
 CREATE FUNCTION @extschema@.cqrs_cancel_command(command_id uuid) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_cancel_command(uuid) TO PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_cancel_command(uuid) IS 'cancels a command that waits';
+COMMENT ON FUNCTION @extschema@.cqrs_cancel_command(uuid) IS 'cancels a command that waits, or is being executed';
+
+-- What has become of an enqueued command.
+-- Returns one row:
+--   state           scheduled, ready, retrying: as in cqrs_enqueued_commands;
+--                   done: it was executed, and this is its answer; failed: it is a
+--                   dead letter; unknown: none of these. It was executed and its
+--                   answer is not kept, or not any more; it was cancelled or
+--                   discarded; it is another role's; or it never was
+--   answer          of one that is done
+--   error, error_sqlstate
+--                   of the last time that it failed, if it is retrying or failed
+-- Errors: 22004; 55000 commands were restored, and not adopted.
+-- Locks: none. An answer is found by its key; otherwise, what waits in the queues of
+-- the caller's roles is walked over.
+-- Privileges: membership in the role that enqueued it; without it, it is unknown.
+CREATE FUNCTION @extschema@.cqrs_command_result(command_id uuid,
+	OUT state text, OUT answer jsonb, OUT error text, OUT error_sqlstate text)
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_command_result(uuid) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_command_result(uuid) IS 'what has become of an enqueued command';
+
+-- Waits until an enqueued command is executed, or given up, or is not there any more.
+--   timeout  NULL: 10 s
+-- Returns what cqrs_command_result() does then, or, after the timeout, now.
+-- Errors: as of that; 55000 this transaction enqueued it, so that it cannot be
+-- executed yet, or the library is not preloaded; 55006 it is in the queue whose
+-- commands this session is executing; 22023 a negative timeout.
+-- Locks: none. A snapshot is held by the statement that calls it, as by any other.
+-- Privileges: as for cqrs_command_result().
+CREATE FUNCTION @extschema@.cqrs_wait_command(command_id uuid, timeout interval DEFAULT NULL,
+	OUT state text, OUT answer jsonb, OUT error text, OUT error_sqlstate text)
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_wait_command(uuid, interval) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_wait_command(uuid, interval) IS 'waits for an enqueued command';
 
 -- Handler of the subscriptions that execute commands: executes the enqueued
 -- command that is being delivered.

@@ -424,31 +424,44 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_wait_saga(uuid, interval) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_wait_saga(uuid, interval) IS 'waits for the end of a saga';
 
--- Handlers of the subscriptions that run sagas, and bring them what they wait for.
+-- What a saga would do, without effect: all its steps, one after the other, those within
+-- cqrs_parallel(), too; and then all compensations, in reverse; in one transaction,
+-- which is rolled back as by cqrs_dry_run().
+--   saga_name, payload
+--              as of cqrs_start_saga()
+-- Returns a row for each step and compensation, in order:
+--   action     done; undone; passed by: it would wait
+--   state      if it changed that
+--   events     what was emitted, as of cqrs_dry_run()
+-- Errors: as of cqrs_start_saga(), and what a step raises, in which case nothing is
+-- returned. Privileges: EXECUTE on its functions.
+CREATE FUNCTION @extschema@.cqrs_dry_run_saga(saga_name text, payload jsonb DEFAULT '{}')
+RETURNS TABLE (step_name text, action text, state jsonb, events @extschema@.cqrs_event[])
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_dry_run_saga(text, jsonb) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_dry_run_saga(text, jsonb) IS 'what a saga would do';
+
+-- Handler of the subscriptions that run sagas.
 -- Errors: 55000 called by anything but the delivery.
--- Privileges: EXECUTE is PUBLIC's, as every role's sagas go through these.
+-- Privileges: EXECUTE is PUBLIC's, as every role's sagas go through this.
 CREATE FUNCTION cqrs.run_saga(event @extschema@.cqrs_event) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_run_saga';
 GRANT EXECUTE ON FUNCTION cqrs.run_saga(@extschema@.cqrs_event) TO PUBLIC;
 COMMENT ON FUNCTION cqrs.run_saga(@extschema@.cqrs_event) IS 'has a saga go on';
+
+-- Handler of the subscriptions that bring sagas what they wait for.
+-- Errors and privileges: as cqrs.run_saga().
 CREATE FUNCTION cqrs.route_to_sagas(event @extschema@.cqrs_event) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cqrs_route_to_sagas';
 GRANT EXECUTE ON FUNCTION cqrs.route_to_sagas(@extschema@.cqrs_event) TO PUBLIC;
 COMMENT ON FUNCTION cqrs.route_to_sagas(@extschema@.cqrs_event) IS 'brings sagas what they wait for';
 
--- The steps of definitions, by number.
-CREATE VIEW cqrs.saga_step WITH (security_barrier) AS
-SELECT d.saga_name, d.version, (row_number() OVER (PARTITION BY d.saga_name, d.version ORDER BY s.n, c.n NULLS FIRST) - 1)::integer AS number,
-	   coalesce(c.step, s.step - 'steps') AS step, s.step ->> 'name' AS within
-FROM cqrs.saga_definition d
-CROSS JOIN LATERAL jsonb_array_elements(d.steps) WITH ORDINALITY s(step, n)
-LEFT JOIN LATERAL (
-	SELECT NULL::jsonb AS step, NULL::bigint AS n
-	UNION ALL
-	SELECT i.step, i.n FROM jsonb_array_elements(CASE WHEN jsonb_typeof(s.step -> 'steps') = 'array' THEN s.step -> 'steps' ELSE '[]' END)
-		WITH ORDINALITY i(step, n)
-) c ON true;
-COMMENT ON VIEW cqrs.saga_step IS 'steps of sagas, by number';
+-- The names of the steps of a version of a saga, in the order of their numbers; NULL: there
+-- is no such version. For views, which call it as the reader.
+CREATE FUNCTION cqrs.saga_steps(saga_name text, version integer) RETURNS text[]
+LANGUAGE C STABLE STRICT PARALLEL SAFE COST 10 AS 'MODULE_PATHNAME', 'cqrs_saga_steps';
+GRANT EXECUTE ON FUNCTION cqrs.saga_steps(text, integer) TO PUBLIC;
+COMMENT ON FUNCTION cqrs.saga_steps(text, integer) IS 'names of the steps of a saga';
 
 -- Registered sagas. Privileges: SELECT, granted to PUBLIC.
 --   steps     names of its steps, in order; those of cqrs_parallel() come behind it
@@ -456,9 +469,7 @@ COMMENT ON VIEW cqrs.saga_step IS 'steps of sagas, by number';
 --             what starts one, or NULL
 --   starter   the role whose sagas those are that an event starts, or NULL
 CREATE VIEW @extschema@.cqrs_sagas AS
-SELECT d.saga_name, d.version,
-	   ARRAY(SELECT s.step ->> 'name' FROM cqrs.saga_step s WHERE s.saga_name = d.saga_name AND s.version = d.version ORDER BY s.number) AS steps,
-	   d.on_topic, d.on_event, CASE WHEN d.on_event IS NOT NULL THEN d.starter END AS starter, d.registered_at
+SELECT d.saga_name, d.version, cqrs.saga_steps(d.saga_name, d.version) AS steps, d.on_topic, d.on_event, CASE WHEN d.on_event IS NOT NULL THEN d.starter END AS starter, d.registered_at
 FROM cqrs.saga_definition d
 WHERE d.is_current;
 GRANT SELECT ON @extschema@.cqrs_sagas TO PUBLIC;
@@ -488,12 +499,6 @@ WITH visible AS MATERIALIZED (
 	JOIN cqrs.topic t USING (topic_id)
 	CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
 	WHERE s.runs = 'sagas' AND (pg_has_role(current_user, o.owner, 'USAGE') OR pg_has_role(current_user, 'pg_monitor', 'USAGE'))
-), begun AS (
-	SELECT DISTINCT ON (b.saga_id) b.*
-	FROM cqrs.saga_entry b
-	JOIN visible v USING (topic_id)
-	WHERE b.branch = 0 AND b.saga_name IS NOT NULL
-	ORDER BY b.saga_id, b.seq DESC
 )
 SELECT b.saga_id,
 	   b.saga_name,
@@ -501,7 +506,7 @@ SELECT b.saga_id,
 	   v.owner,
 	   b.unique_key,
 	   e.status,
-	   n.step ->> 'name' AS step_name,
+	   (cqrs.saga_steps(b.saga_name, b.version))[e.next + 1] AS step_name,
 	   e.attempt,
 	   e.at AS since,
 	   e.due,
@@ -510,11 +515,13 @@ SELECT b.saga_id,
 			WHERE s.segment = b.segment AND s.saga_id = b.saga_id AND s.branch = 0 AND s.seq = e.state_seq)) END AS state,
 	   b.parent_id,
 	   b.started_at
-FROM begun b
+FROM cqrs.saga_entry b
 JOIN visible v USING (topic_id)
 CROSS JOIN LATERAL (SELECT l.* FROM cqrs.saga_entry l
 					WHERE l.segment = b.segment AND l.saga_id = b.saga_id AND l.branch = 0 ORDER BY l.seq DESC LIMIT 1) e
-LEFT JOIN cqrs.saga_step n ON n.saga_name = b.saga_name AND n.version = b.version AND n.number = e.next;
+WHERE b.branch = 0 AND b.saga_name IS NOT NULL
+-- it was not moved to another table
+AND NOT EXISTS (SELECT FROM cqrs.saga_entry m WHERE m.saga_id = b.saga_id AND m.branch = 0 AND m.seq > b.seq AND m.saga_name IS NOT NULL);
 GRANT SELECT ON @extschema@.cqrs_saga_status TO PUBLIC;
 COMMENT ON VIEW @extschema@.cqrs_saga_status IS 'sagas, under way and over';
 
@@ -528,14 +535,13 @@ WITH visible AS MATERIALIZED (
 	CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
 	WHERE s.runs = 'sagas' AND pg_has_role(current_user, o.owner, 'USAGE')
 )
-SELECT e.saga_id, e.at, e.event, n.step ->> 'name' AS step_name, p.step ->> 'name' AS branch,
+SELECT e.saga_id, e.at, e.event, n.steps[e.step + 1] AS step_name, CASE WHEN e.branch > 0 THEN n.steps[e.branch + 1] END AS branch,
 	   CASE WHEN e.branch >= 0 THEN e.status END AS status, nullif(e.attempt, 0) AS attempt, e.message_id, e.name, e.sqlstate, e.error, e.state,
 	   e.branch AS number, e.seq
 FROM cqrs.saga_entry b
 JOIN visible v USING (topic_id)
+CROSS JOIN LATERAL cqrs.saga_steps(b.saga_name, b.version) n(steps)
 JOIN cqrs.saga_entry e ON e.segment = b.segment AND e.saga_id = b.saga_id
-LEFT JOIN cqrs.saga_step n ON n.saga_name = b.saga_name AND n.version = b.version AND n.number = e.step
-LEFT JOIN cqrs.saga_step p ON p.saga_name = b.saga_name AND p.version = b.version AND p.number = e.branch AND e.branch > 0
 WHERE b.branch = 0 AND b.saga_name IS NOT NULL;
 GRANT SELECT ON cqrs.saga_history TO PUBLIC;
 COMMENT ON VIEW cqrs.saga_history IS 'what happened to sagas';

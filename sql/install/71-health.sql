@@ -504,6 +504,43 @@ CROSS JOIN LATERAL (
 ) c;
 COMMENT ON VIEW cqrs.subscription_problem IS 'what may be wrong with subscriptions';
 
+-- What may be wrong with sagas. One that is to go on by itself, and does not though
+-- nothing waits for its role's worker, has lost what was to wake it.
+CREATE VIEW cqrs.saga_problem WITH (security_barrier) AS
+WITH newest AS (
+	SELECT a.saga_id, a.saga_name, a.version, a.topic_id, e.status, e.at, e.due, e.attempt, e.error,
+		   (cqrs.saga_steps(a.saga_name, a.version))[e.next + 1] AS step_name
+	FROM cqrs.saga a
+	CROSS JOIN LATERAL (SELECT l.* FROM cqrs.saga_entry l
+						WHERE l.segment = a.segment AND l.saga_id = a.saga_id AND l.branch = 0 ORDER BY l.seq DESC LIMIT 1) e
+	WHERE e.status IN ('failed', 'stuck') OR (e.status IN ('running', 'compensating', 'retrying', 'sleeping')
+		AND coalesce(e.due, e.at) < clock_timestamp() - interval '1 minute')
+	LIMIT 10000
+)
+SELECT 'error' AS severity, 'saga_failed' AS problem, format('saga %s, "%s"', saga_id, saga_name) AS object,
+	   format('It failed at step "%s": %s', step_name, error) AS detail,
+	   format('SELECT cqrs_retry_saga(%L, %L); -- when the cause is removed; or cqrs_skip_step()', saga_id, step_name) AS hint,
+	   NULL::interval AS held
+FROM newest
+WHERE status = 'failed'
+UNION ALL
+SELECT 'error', 'saga_stuck', format('saga %s, "%s"', saga_id, saga_name), format('It is stuck at step "%s": %s', step_name, error),
+	   'Create what is missing, or grant EXECUTE; it goes on by itself then.', clock_timestamp() - at
+FROM newest
+WHERE status = 'stuck'
+UNION ALL
+SELECT 'error', 'saga_asleep', format('saga %s, "%s"', n.saga_id, n.saga_name),
+	   format('It was to go on with step "%s" at %s, and nothing is on its way to it.', n.step_name, coalesce(n.due, n.at)),
+	   format('SELECT cqrs_resume_sagas(%L);', pg_get_userbyid(o.owner)), NULL
+FROM newest n
+JOIN cqrs.subscription_topic st USING (topic_id)
+JOIN cqrs.subscription s ON s.subscription_id = st.subscription_id AND s.runs = 'sagas' AND s.state = 'active'
+CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
+WHERE n.status IN ('running', 'compensating', 'retrying', 'sleeping') AND o.owner IS NOT NULL
+AND NOT EXISTS (SELECT FROM @extschema@.cqrs_subscription_status u WHERE u.subscription = s.subscription AND (u.lag_events > 0 OR u.retrying > 0 OR u.waiting > 0))
+AND NOT EXISTS (SELECT FROM cqrs.scheduled_command c WHERE c.topic_id = n.topic_id AND c.run_at <= clock_timestamp());
+COMMENT ON VIEW cqrs.saga_problem IS 'what may be wrong with sagas';
+
 -- All of it.
 CREATE VIEW cqrs.problem WITH (security_barrier) AS
 SELECT 'error' AS severity, 'version_mismatch' AS problem, 'extension "cqrs_outbox"' AS object,
@@ -529,6 +566,8 @@ UNION ALL
 SELECT severity, problem, object, detail, hint, NULL, NULL FROM cqrs.owner_problem
 UNION ALL
 SELECT severity, problem, object, detail, hint, lag, held FROM cqrs.subscription_problem
+UNION ALL
+SELECT severity, problem, object, detail, hint, NULL, held FROM cqrs.saga_problem
 UNION ALL
 -- a command is not executed
 SELECT 'error', 'commands_late',

@@ -261,6 +261,93 @@ REVOKE ALL ON FUNCTION cqrs.sequence_diagram(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION cqrs.sequence_diagram(text) TO pg_monitor;
 COMMENT ON FUNCTION cqrs.sequence_diagram(text) IS 'how a command is handled, as a sequence diagram';
 
+-- The steps of sagas, by number. For cqrs_diagram().
+--   within  the step, or the parallel one that it is part of
+CREATE VIEW cqrs.diagram_step WITH (security_barrier) AS
+SELECT d.saga_name, (row_number() OVER (PARTITION BY d.saga_name ORDER BY s.n, c.n NULLS FIRST) - 1)::integer AS number,
+	   coalesce(c.step, s.step - 'steps') AS step, s.step ->> 'name' AS within
+FROM cqrs.saga_definition d
+CROSS JOIN LATERAL jsonb_array_elements(d.steps) WITH ORDINALITY s(step, n)
+LEFT JOIN LATERAL (
+	SELECT NULL::jsonb AS step, NULL::bigint AS n
+	UNION ALL
+	SELECT i.step, i.n FROM jsonb_array_elements(CASE WHEN jsonb_typeof(s.step -> 'steps') = 'array' THEN s.step -> 'steps' ELSE '[]' END)
+		WITH ORDINALITY i(step, n)
+) c ON true
+WHERE d.is_current;
+GRANT SELECT ON cqrs.diagram_step TO pg_monitor;
+COMMENT ON VIEW cqrs.diagram_step IS 'steps of sagas';
+
+-- The picture of a saga for cqrs_diagram(); NULL if there is none of that name. What
+-- undoes a step leads to what undoes the one before.
+CREATE FUNCTION cqrs.saga_diagram(name text) RETURNS text
+LANGUAGE sql STABLE PARALLEL UNSAFE SET jit = off
+BEGIN ATOMIC
+	WITH numbered AS (
+		SELECT * FROM cqrs.diagram_step d WHERE d.saga_name = saga_diagram.name
+	), step AS (
+		SELECT s.number, s.step, s.within, s.step ->> 'kind' AS kind, s.step ->> 'name' AS step_name,
+			   nullif(s.within, s.step ->> 'name') AS parent,
+			   s.step ->> 'compensation' AS compensation,
+			   -- the step that comes when this one is done
+			   (SELECT min(n.number) FROM numbered n WHERE n.number > s.number AND n.within <> s.within) AS next,
+			   coalesce(bool_or((s.step ->> 'pivot')::boolean) OVER (ORDER BY s.number ROWS UNBOUNDED PRECEDING EXCLUDE CURRENT ROW), false) AS past_pivot
+		FROM numbered s
+	), undoing AS (
+		SELECT s.*, (SELECT max(u.number) FROM step u
+					 WHERE u.compensation IS NOT NULL AND NOT u.past_pivot AND u.number < s.number) AS undo,
+			   -- what is done beside a parallel step that fails
+			   (SELECT max(u.number) FROM step u WHERE u.compensation IS NOT NULL AND u.parent = s.parent AND u.number <> s.number) AS beside
+		FROM step s
+	), line(place, n, text) AS (
+		SELECT 1, -1, format('start(["saga<br/>%s"])', cqrs.diagram_label(saga_diagram.name)) FROM step WHERE number = 0
+		UNION ALL
+		SELECT 2, s.number,
+			   format(CASE s.kind WHEN 'step' THEN 's%s["%s%s%s"]' WHEN 'parallel' THEN 's%s{{"%s%s%s"}}' ELSE 's%s(["%s%s%s"])' END, s.number,
+					  cqrs.diagram_label(s.step_name),
+					  '<br/>' || CASE s.kind WHEN 'step' THEN cqrs.diagram_label(s.step ->> 'handler')
+							WHEN 'await' THEN 'waits for ' || cqrs.diagram_label(coalesce(s.step ->> 'event_name', s.step_name))
+							WHEN 'sleep' THEN 'sleeps ' || cqrs.diagram_label(s.step ->> 'duration')
+							WHEN 'saga' THEN 'saga ' || cqrs.diagram_label(s.step ->> 'saga_name') ELSE 'side by side' END,
+					  coalesce('<br/>or ' || cqrs.diagram_label(s.step ->> 'fallback'), '') ||
+					  CASE WHEN (s.step ->> 'pivot')::boolean THEN '<br/>point of no return' ELSE '' END)
+		FROM step s
+		UNION ALL
+		SELECT 3, 0, 'completed(["completed"])' FROM step WHERE number = 0
+		UNION ALL
+		SELECT 4, s.number, format('u%s["undo %s<br/>%s"]', s.number, cqrs.diagram_label(s.step_name), cqrs.diagram_label(s.compensation))
+		FROM step s
+		WHERE s.compensation IS NOT NULL AND NOT s.past_pivot
+		UNION ALL
+		SELECT 5, 0, 'compensated(["compensated"])' FROM step WHERE number = 0
+		UNION ALL
+		SELECT 6, 0, 'failed(["failed: a person decides"])' FROM step WHERE past_pivot HAVING count(*) > 0
+		UNION ALL
+		SELECT 7, -1, 'start --> s0' FROM step WHERE number = 0
+		UNION ALL
+		SELECT 7, s.number, format('s%s --> %s', s.number, coalesce('s' || s.next, 'completed')) FROM step s WHERE s.kind <> 'parallel'
+		UNION ALL
+		SELECT 7, c.number, format('s%s --> s%s', p.number, c.number) FROM step c JOIN step p ON p.step_name = c.parent
+		UNION ALL
+		SELECT 8, s.number,
+			   format('s%s -. "%s" .-> %s', s.number, CASE s.kind WHEN 'await' THEN 'not in time' ELSE 'fails' END,
+					  CASE WHEN s.step ->> 'on_timeout' IS NOT NULL THEN 's' || (SELECT t.number FROM step t WHERE t.step_name = s.step ->> 'on_timeout')
+						   WHEN s.past_pivot THEN 'failed' ELSE coalesce('u' || s.beside, 'u' || s.undo, 'compensated') END)
+		FROM undoing s
+		WHERE s.kind IN ('step', 'saga') OR (s.kind = 'await' AND s.step ->> 'timeout' IS NOT NULL)
+		UNION ALL
+		SELECT 9, -s.number, format('u%s --> %s', s.number, coalesce('u' || s.undo, 'compensated'))
+		FROM undoing s
+		WHERE s.compensation IS NOT NULL AND NOT s.past_pivot
+	)
+	SELECT E'flowchart TD\n' || string_agg(format(E'    %s\n', l.text), '' ORDER BY l.place, l.n, l.text COLLATE "C")
+	FROM line l
+	HAVING count(*) > 0;
+END;
+REVOKE ALL ON FUNCTION cqrs.saga_diagram(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION cqrs.saga_diagram(text) TO pg_monitor;
+COMMENT ON FUNCTION cqrs.saga_diagram(text) IS 'a saga, as a flowchart';
+
 -- A picture of what is registered, as Mermaid text (https://mermaid.js.org).
 -- Equal registries give equal texts.
 --   kind  NULL or 'flowchart': middleware, from the outermost to the innermost;
@@ -271,18 +358,20 @@ COMMENT ON FUNCTION cqrs.sequence_diagram(text) IS 'how a command is handled, as
 --         where delivery is after the commit, are thick. Which events a
 --         handler emits is not registered.
 --         'sequence': how one command, query or stream is handled
+--         'saga': the steps of one saga, and what undoes them
 --   name  flowchart: only what leads to or from the command, query, stream,
 --         event, topic, subscription or server of this name; NULL: all.
---         sequence: the command, query or stream
--- Errors: 22023 another kind; 22004 no name for a sequence; 42704 nothing has
--- that name; 42883 no command, query or stream has.
+--         sequence: the command, query or stream; saga: that
+-- Errors: 22023 another kind; 22004 no name for a sequence or a saga; 42704 nothing
+-- has that name; 42883 no command, query, stream or saga has.
 -- Privileges: EXECUTE, granted to pg_monitor, not to PUBLIC.
 CREATE FUNCTION @extschema@.cqrs_diagram(kind text DEFAULT 'flowchart', name text DEFAULT NULL) RETURNS text
 LANGUAGE sql STABLE PARALLEL UNSAFE
 BEGIN ATOMIC
 	SELECT coalesce(CASE coalesce(cqrs_diagram.kind, 'flowchart')
 						WHEN 'flowchart' THEN cqrs.flowchart(cqrs_diagram.name)
-						WHEN 'sequence' THEN cqrs.sequence_diagram(cqrs_diagram.name) END,
+						WHEN 'sequence' THEN cqrs.sequence_diagram(cqrs_diagram.name)
+						WHEN 'saga' THEN cqrs.saga_diagram(cqrs_diagram.name) END,
 					cqrs.no_diagram(cqrs_diagram.kind, cqrs_diagram.name));
 END;
 REVOKE ALL ON FUNCTION @extschema@.cqrs_diagram(text, text) FROM PUBLIC;

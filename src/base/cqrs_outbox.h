@@ -51,6 +51,8 @@ extern TimestampTz cqrs_debug_wall_clock(void);
  *	NOT_REGISTERED	a command or a query
  *	KEY_REUSED		an idempotency key, for another request
  *	INVALID_RECEIPT	is not the newest of its partition, or no receipt
+ *	EXPIRED			a command was not executed in time
+ *	CANCELED		a command was ended
  * ... and errors by which an event's handler says whose fault its failure is:
  *	GIVE_UP			the event's: do not try again
  *	WAIT			no event's: all wait
@@ -58,6 +60,8 @@ extern TimestampTz cqrs_debug_wall_clock(void);
 #define ERRCODE_CQRS_NOT_REGISTERED		MAKE_SQLSTATE('O','B','0','0','1')
 #define ERRCODE_CQRS_KEY_REUSED			MAKE_SQLSTATE('O','B','0','0','2')
 #define ERRCODE_CQRS_INVALID_RECEIPT	MAKE_SQLSTATE('O','B','0','0','3')
+#define ERRCODE_CQRS_EXPIRED			MAKE_SQLSTATE('O','B','0','0','4')
+#define ERRCODE_CQRS_CANCELED			MAKE_SQLSTATE('O','B','0','0','5')
 #define ERRCODE_CQRS_GIVE_UP			MAKE_SQLSTATE('O','B','1','0','0')
 #define ERRCODE_CQRS_WAIT				MAKE_SQLSTATE('O','B','1','0','1')
 

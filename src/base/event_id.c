@@ -164,7 +164,7 @@ cqrs_uuid_read(const char *text, int len, pg_uuid_t *id)
 	{
 		char		c = text[i];
 		int			digit = c >= '0' && c <= '9' ? c - '0' :
-			c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+		c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 
 		if (i == 8 || i == 13 || i == 18 || i == 23)
 		{

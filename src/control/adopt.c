@@ -60,6 +60,7 @@
 
 #include "access/table.h"
 #include "access/tableam.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "nodes/bitmapset.h"
 #include "utils/builtins.h"
@@ -81,6 +82,7 @@
 #include "registry/registry.h"
 #include "shared/announce.h"
 #include "subscription/epoch.h"
+#include "subscription/subscription.h"
 
 /* What a cursor had delivered when the dump was made. */
 typedef struct Delivered
@@ -122,6 +124,7 @@ typedef struct Adoption
 	Snapshot	snapshot;		/* taken under the locks; shows no label */
 } Adoption;
 
+static void resume_sagas(void);
 static void forget_receipts(void);
 static void lock_topics(Adoption *adoption);
 static void lock_cursors(void);
@@ -176,7 +179,11 @@ cqrs_adopt(PG_FUNCTION_ARGS)
 	if (is_copy)
 		forget_receipts();
 	if (adoption.topics == NIL && adoption.nsubscriptions == 0)
+	{
+		if (is_copy)
+			resume_sagas();
 		return (Datum) 0;
+	}
 
 	adoption.snapshot = RegisterSnapshot(GetLatestSnapshot());
 	for (i = 0; i < adoption.nsubscriptions; i++)
@@ -208,6 +215,7 @@ cqrs_adopt(PG_FUNCTION_ARGS)
 	UnregisterSnapshot(adoption.snapshot);
 
 	cqrs_catalog_invalidate_registry();
+	resume_sagas();
 	cqrs_shmem_changed();
 	cqrs_shmem_command_scheduled(DT_NOBEGIN);
 	cqrs_commit_durably();
@@ -225,6 +233,25 @@ cqrs_adopt_identity(void)
 						  1, CQRS_ARG(OIDOID, ObjectIdGetDatum(MyDatabaseId)));
 	cqrs_shmem_changed();
 	cqrs_commit_durably();
+}
+
+/*
+ * What was to have sagas go on may be neither in the dump's topics nor among what was
+ * scheduled, if it was in between.
+ */
+static void
+resume_sagas(void)
+{
+	ListCell   *lc;
+
+	CommandCounterIncrement();
+	foreach(lc, cqrs_registry_subscription_list(NULL))
+	{
+		CqrsSubscription *subscription = lfirst(lc);
+
+		if (subscription->runs_sagas)
+			cqrs_subscription_lost_events(subscription);
+	}
 }
 
 /*

@@ -11,6 +11,7 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 
+#include "base/rate.h"
 #include "broker/message.h"
 #include "broker/server.h"
 #include "control/operation.h"
@@ -54,6 +55,8 @@ static void check_ordering(const CqrsSettings *settings, const char *name);
 static bool by_topic(const CqrsSettings *settings);
 static void check_transaction(const CqrsSettings *settings, const char *name,
 							  const CqrsSubscription *old);
+static void check_rate(const CqrsSettings *settings, const char *name,
+					   const CqrsSubscription *old);
 static void set_search_path(CqrsSettings *settings, const char *name,
 							const CqrsSubscription *old, Oid handler);
 static bool parse_start(const char *subscription, const char *start);
@@ -74,10 +77,11 @@ static const int subscribe_args[CQRS_SETTINGS] = {
 	[CQRS_SETTING_STRICT_KEY_ORDER] = 14,
 	[CQRS_SETTING_TRANSACTION] = 15,
 	[CQRS_SETTING_SEARCH_PATH] = 16,
+	[CQRS_SETTING_RATE] = 17,
 };
 
 #define SUBSCRIBE_START			4
-#define SUBSCRIBE_OR_REPLACE	17
+#define SUBSCRIBE_OR_REPLACE	18
 
 /* ... and cqrs_alter_subscription(). */
 static const int alter_args[CQRS_SETTINGS] = {
@@ -95,6 +99,7 @@ static const int alter_args[CQRS_SETTINGS] = {
 	[CQRS_SETTING_STRICT_KEY_ORDER] = 13,
 	[CQRS_SETTING_TRANSACTION] = 14,
 	[CQRS_SETTING_SEARCH_PATH] = 15,
+	[CQRS_SETTING_RATE] = 16,
 };
 
 PG_FUNCTION_INFO_V1(cqrs_subscribe);
@@ -131,6 +136,7 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	check_broker(&settings, name, NULL);
 	check_ordering(&settings, name);
 	check_transaction(&settings, name, NULL);
+	check_rate(&settings, name, NULL);
 	set_search_path(&settings, name, NULL, handler.funcid);
 	if (cqrs_setting_is_given(&settings, CQRS_SETTING_HANDLER) &&
 		cqrs_setting_is_given(&settings, CQRS_SETTING_SERVER))
@@ -211,6 +217,7 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 	check_broker(&settings, name, subscription);
 	check_ordering(&settings, name);
 	check_transaction(&settings, name, subscription);
+	check_rate(&settings, name, subscription);
 	set_search_path(&settings, name, subscription, handler.funcid);
 	if (change(&settings, topics, subscription))
 	{
@@ -362,6 +369,12 @@ change(const CqrsSettings *settings, List *topics,
 					&ordering : NULL);
 	cqrs_admin_begin(&admin);
 	cqrs_settings_update(settings, subscription_id);
+
+	/* Nobody waits for what the rate before would have allowed. */
+	if (cqrs_setting_is_given(settings, CQRS_SETTING_RATE))
+		(void) cqrs_admin_execute("UPDATE cqrs.subscription SET retried_at = pg_catalog.clock_timestamp()"
+								  " WHERE subscription_id = $1",
+								  1, CQRS_INT4(subscription_id));
 	cqrs_admin_end(&admin);
 
 	/* What the handler before could not do need not wait for its time. */
@@ -624,6 +637,36 @@ check_transaction(const CqrsSettings *settings, const char *name,
 						 ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("subscription \"%s\" has no handler", name),
 				 errdetail("The transaction is for what a handler does.")));
+}
+
+/*
+ * Check the rate of a new subscription, or of a change to an old one. Raises 22023
+ * or 55000.
+ */
+static void
+check_rate(const CqrsSettings *settings, const char *name,
+		   const CqrsSubscription *old)
+{
+	bool		has_handler = old != NULL ? old->has_handler :
+	cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER);
+	char	   *rate;
+	int64		interval;
+
+	if (!cqrs_setting_is_given(settings, CQRS_SETTING_RATE))
+		return;
+	rate = TextDatumGetCString(settings->values[CQRS_SETTING_RATE].value);
+	if (!cqrs_rate_parse(rate, &interval))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" cannot have rate \"%s\"",
+						name, rate),
+				 errhint("It looks like 10/s, 100/min or 1000/h, with up to 1000000; 0 is no limit.")));
+	if (!has_handler && interval != 0)
+		ereport(ERROR,
+				(errcode(old != NULL ? ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
+						 ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" has no handler", name),
+				 errdetail("The rate is that of calls of a handler.")));
 }
 
 /*

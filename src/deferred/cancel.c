@@ -7,7 +7,8 @@
  * row of cqrs.scheduled_command; it is in its topic, ahead of the queue's cursor;
  * or it is parked, since it failed, or waits behind one that did. To cancel it is
  * to delete that row. An event that is not there any more is passed by, like
- * one that was rolled back: see window.c.
+ * one that was rolled back: see window.c. A command that a worker is executing is
+ * ended (see running.c), and is a dead letter then.
  *
  * Locking
  *
@@ -17,6 +18,9 @@
  * the command is done with, or failed and is parked, or was not begun. Nobody
  * executes it while we have the lock, until we commit; and who comes after us
  * reads with a snapshot that was taken under the lock.
+ *
+ * A queue has a cursor for each of its partitions: all of them are locked, as a
+ * change of their number may have moved the command to another one meanwhile.
  *
  * A queue is first looked through without the lock: what is being executed is
  * still there for others. So who asks for what is not there waits for nobody.
@@ -28,7 +32,9 @@
 #include "access/relation.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "storage/ipc.h"
 #include "utils/acl.h"
+#include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -37,6 +43,7 @@
 
 #include "base/event_id.h"
 #include "deferred/enqueue.h"
+#include "deferred/running.h"
 #include "delivery/underway.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
@@ -46,30 +53,47 @@
 #include "log/window.h"
 #include "mediator/context.h"
 #include "registry/registry.h"
-#include "retry/parked.h"
+#include "retry/retry.h"
 #include "shared/announce.h"
 #include "subscription/subscription.h"
 
 /* How many references to events are kept at once. */
 #define WINDOW_ENTRIES	(64 * 1024)
 
+/* The search for a command in a queue. */
+typedef struct Search
+{
+	const CqrsSubscription *queue;
+	const pg_uuid_t *command_id;
+	bool		remove;
+	bool		running;		/* a worker was executing it, and was told to
+								 * end it */
+	Snapshot	snapshot;
+	int			partitions;		/* as many cursors does the snapshot show */
+	FullTransactionId xid;		/* that enqueued it, if it was found in the
+								 * topic */
+} Search;
+
 static bool remove_scheduled(pg_uuid_t *command_id, TimestampTz *run_at);
+static bool is_of_saga(int32 topic_id);
 static bool is_queue_of_user(const CqrsSubscription *queue);
 static bool find_scheduled(pg_uuid_t *command_id, Snapshot snapshot,
 						   ItemPointer tid, TimestampTz *run_at);
 static bool is_executed_by_us(const pg_uuid_t *command_id);
 static bool remove_enqueued(const pg_uuid_t *command_id);
-static bool find_in_queue(const CqrsSubscription *queue,
-						  const pg_uuid_t *command_id, bool remove);
-static bool find_parked(CqrsCursor *cursor, const pg_uuid_t *command_id,
-						Snapshot snapshot, bool remove);
-static bool find_ahead(const CqrsSubscription *queue,
-					   const CqrsCursor *cursor,
-					   const pg_uuid_t *command_id, Snapshot snapshot,
-					   bool remove);
-static bool find_in_window(const CqrsSubscription *queue,
-						   const CqrsCursor *cursor, CqrsWindow *window, const pg_uuid_t *command_id,
-						   Snapshot snapshot, bool remove);
+static CqrsSubscription *end_and_lock(const CqrsSubscription *queue,
+									  const pg_uuid_t *command_id,
+									  bool *running);
+static void forget_request(int code, Datum request);
+static bool was_ended(const CqrsSubscription *queue,
+					  const pg_uuid_t *command_id);
+static bool find_in_queue(Search *search, bool ahead);
+static bool find_parked(const Search *search, CqrsCursor *cursor);
+static void bury(const CqrsCursor *cursor,
+				 const CqrsEvent *event, int attempts);
+static bool find_ahead(Search *search, const CqrsCursor *cursor);
+static bool find_in_window(Search *search, const CqrsCursor *cursor,
+						   CqrsWindow *window);
 
 PG_FUNCTION_INFO_V1(cqrs_cancel_command);
 
@@ -169,6 +193,12 @@ find_scheduled(pg_uuid_t *command_id, Snapshot snapshot, ItemPointer tid,
 					 errmsg("must be owner of command %s",
 							cqrs_uuid_text(command_id, id)),
 					 errhint("What it takes is membership in the role that enqueued it.")));
+		if (is_of_saga(DatumGetInt32(values[CQRS_SCHEDULED_TOPIC_ID - 1])))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("%s is no command, but the time of a saga",
+							cqrs_uuid_text(command_id, id)),
+					 errhint("Use cqrs_skip_step() or cqrs_cancel_saga().")));
 		if (!nulls[CQRS_SCHEDULED_SCHEDULE_ID - 1])
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -181,6 +211,18 @@ find_scheduled(pg_uuid_t *command_id, Snapshot snapshot, ItemPointer tid,
 	}
 	cqrs_scan_end(&scan, NoLock);
 	return row != NULL;
+}
+
+/*
+ * Is what is scheduled for this topic a time of a saga, and no command?
+ */
+static bool
+is_of_saga(int32 topic_id)
+{
+	CqrsTopic  *topic = cqrs_registry_topic_by_id(topic_id);
+
+	return topic != NULL && topic->runner != NULL &&
+		!topic->runner->runs_commands;
 }
 
 /*
@@ -214,6 +256,40 @@ is_executed_by_us(const pg_uuid_t *command_id)
 }
 
 /*
+ * The queues whose commands are the current user's, or of a role that has him as
+ * a member.
+ */
+List *
+cqrs_command_queues(void)
+{
+	HASH_SEQ_STATUS status;
+	CqrsSubscription *queue;
+	List	   *queues = NIL;
+
+	cqrs_registry_subscriptions(&status);
+	while ((queue = hash_seq_search(&status)) != NULL)
+		if (queue->runs_commands && is_queue_of_user(queue))
+			queues = lappend(queues, queue);
+	return queues;
+}
+
+/*
+ * Is a command in this queue's topic, not yet come to? *own gets whether this
+ * transaction enqueued it. Raises 55000 if the queue is restored, and not adopted.
+ */
+bool
+cqrs_command_is_ahead(const CqrsSubscription *queue,
+					  const pg_uuid_t *command_id, bool *own)
+{
+	Search		search = {queue, command_id};
+	bool		found = find_in_queue(&search, true);
+
+	*own = found && FullTransactionIdEquals(search.xid,
+											GetTopFullTransactionIdIfAny());
+	return found;
+}
+
+/*
  * Remove a command from the queue that it is in, of those whose commands are the
  * user's. Returns false if it is in none. Raises 55000 if it may be in one that
  * is restored, and not adopted.
@@ -221,63 +297,97 @@ is_executed_by_us(const pg_uuid_t *command_id)
 static bool
 remove_enqueued(const pg_uuid_t *command_id)
 {
-	HASH_SEQ_STATUS status;
-	CqrsSubscription *queue;
-	List	   *queues = NIL;
 	ListCell   *lc;
 
-	cqrs_registry_subscriptions(&status);
-	while ((queue = hash_seq_search(&status)) != NULL)
-		if (queue->runs_commands && is_queue_of_user(queue))
-			queues = lappend(queues, queue);
-
-	foreach(lc, queues)
+	foreach(lc, cqrs_command_queues())
 	{
-		queue = lfirst(lc);
-		if (!find_in_queue(queue, command_id, false))
+		Search		search = {lfirst(lc), command_id};
+
+		if (!find_in_queue(&search, false))
 			continue;
-		queue = cqrs_subscription_lock_all(queue);
-		cqrs_underway_settle(queue->subscription_id);
-		if (!find_in_queue(queue, command_id, true))
-			return false;
-		cqrs_subscription_wake(queue);
+		search.queue = end_and_lock(search.queue, command_id,
+									&search.running);
+		cqrs_underway_settle(search.queue->subscription_id);
+		search.remove = true;
+		if (!find_in_queue(&search, false))
+			return was_ended(search.queue, command_id);
+		cqrs_subscription_wake(search.queue);
 		return true;
 	}
 	return false;
 }
 
 /*
- * Is a command in this queue? With remove, remove it; the caller has the locks of
- * the queue's cursors then.
+ * End the command, if it is being executed, and lock the queue's cursors. Returns
+ * the queue as it is then.
+ */
+static CqrsSubscription *
+end_and_lock(const CqrsSubscription *queue, const pg_uuid_t *command_id,
+			 bool *running)
+{
+	int			request = cqrs_running_cancel(command_id, running);
+	CqrsSubscription *locked;
+
+	PG_ENSURE_ERROR_CLEANUP(forget_request, Int32GetDatum(request));
+	{
+		locked = cqrs_subscription_lock_all(queue);
+	}
+	PG_END_ENSURE_ERROR_CLEANUP(forget_request, Int32GetDatum(request));
+	cqrs_running_forget(request);
+	return locked;
+}
+
+static void
+forget_request(int code, Datum request)
+{
+	cqrs_running_forget(DatumGetInt32(request));
+}
+
+/*
+ * Is the command a dead letter because it was cancelled while it was executed?
  */
 static bool
-find_in_queue(const CqrsSubscription *queue, const pg_uuid_t *command_id,
-			  bool remove)
+was_ended(const CqrsSubscription *queue, const pg_uuid_t *command_id)
 {
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	return cqrs_admin_run("SELECT FROM cqrs.dead_letter WHERE subscription_id = $1 AND event_id = $2 AND sqlstate = $3",
+						  3, CQRS_INT4(queue->subscription_id),
+						  CQRS_ARG(UUIDOID, UUIDPGetDatum(command_id)),
+						  CQRS_TEXT(unpack_sql_state(ERRCODE_CQRS_CANCELED))) > 0;
+}
+
+/*
+ * Is the command in the queue, or, with ahead, in its topic? With remove, remove
+ * it; the caller has the locks of the queue's cursors then.
+ */
+static bool
+find_in_queue(Search *search, bool ahead)
+{
+	int32		subscription_id = search->queue->subscription_id;
 	bool		found = false;
 	int			i;
 
-	for (i = 0; !found && i < queue->partitions; i++)
+	search->snapshot = RegisterSnapshot(GetLatestSnapshot());
+	search->partitions = cqrs_cursor_partitions(subscription_id,
+												search->snapshot);
+	for (i = 0; !found && i < search->partitions; i++)
 	{
 		CqrsCursor	cursor;
 
-		if (!cqrs_cursor_read(queue->subscription_id, i, snapshot, &cursor))
+		if (!cqrs_cursor_read(subscription_id, i, search->snapshot, &cursor))
 			continue;
-		cqrs_cursor_require_native(&cursor, queue->name);
-		found = find_parked(&cursor, command_id, snapshot, remove) ||
-			find_ahead(queue, &cursor, command_id, snapshot, remove);
+		cqrs_cursor_require_native(&cursor, search->queue->name);
+		found = (!ahead && find_parked(search, &cursor)) ||
+			find_ahead(search, &cursor);
 	}
-	UnregisterSnapshot(snapshot);
+	UnregisterSnapshot(search->snapshot);
 	return found;
 }
 
 /*
- * Is a command parked?
+ * Is the command parked?
  */
 static bool
-find_parked(CqrsCursor *cursor, const pg_uuid_t *command_id,
-			Snapshot snapshot, bool remove)
+find_parked(const Search *search, CqrsCursor *cursor)
 {
 	CqrsScan	scan;
 	CqrsEvent	event;
@@ -288,20 +398,23 @@ find_parked(CqrsCursor *cursor, const pg_uuid_t *command_id,
 
 	if (cursor->next_retry_at == 0)
 		return false;
-	cqrs_parked_events_begin(&scan, cursor, 0, snapshot);
+	cqrs_parked_events_begin(&scan, cursor, 0, search->snapshot);
 	while (!found && cqrs_parked_events_next(&scan, &event, &attempts))
 	{
-		found = memcmp(DatumGetUUIDP(event.event_id), command_id,
+		found = memcmp(DatumGetUUIDP(event.event_id), search->command_id,
 					   UUID_LEN) == 0;
 		position = event.position;
 	}
 	cqrs_scan_end(&scan, NoLock);
-	if (!found || !remove)
+	if (!found || !search->remove)
 		return found;
 
 	cqrs_parked_open(cursor);
 	if (!cqrs_parked_find(cursor, position, &parked))
 		return false;
+	if (search->running &&
+		cqrs_parked_read(cursor, position, NULL, &event, &attempts))
+		bury(cursor, &event, attempts + 1);
 	cqrs_parked_delete(cursor, &parked);
 	cqrs_parked_close(cursor);
 	cqrs_cursor_append(cursor);
@@ -309,57 +422,73 @@ find_parked(CqrsCursor *cursor, const pg_uuid_t *command_id,
 }
 
 /*
- * Is a command in the topic, where the cursor has yet to come to? The window that
- * it is in is gone through from there on, and whatever comes behind that.
+ * The command was ended, and the batch that it was in was rolled back, but the worker
+ * has not recorded it yet.
+ */
+static void
+bury(const CqrsCursor *cursor, const CqrsEvent *event, int attempts)
+{
+	CqrsFault	fault = {ERRCODE_CQRS_CANCELED};
+
+	fault.message = psprintf("command \"%s\" was canceled",
+							 TextDatumGetCString(event->event_name));
+	cqrs_bury(cursor, event, attempts, &fault);
+}
+
+/*
+ * Is the command in the topic, where the cursor has yet to come to? The window
+ * that it is in is gone through from there on, and whatever comes behind that.
  */
 static bool
-find_ahead(const CqrsSubscription *queue, const CqrsCursor *cursor,
-		   const pg_uuid_t *command_id, Snapshot snapshot, bool remove)
+find_ahead(Search *search, const CqrsCursor *cursor)
 {
 	CqrsSnapshot *lower = cursor->snapshot;
 
 	if (cursor->until_tick != 0)
 	{
-		if (find_in_window(queue, cursor,
+		if (find_in_window(search, cursor,
 						   cqrs_window_create(CurrentMemoryContext, lower,
 											  cursor->until_snapshot,
 											  cursor->position,
-											  WINDOW_ENTRIES),
-						   command_id, snapshot, remove))
+											  WINDOW_ENTRIES)))
 			return true;
 		lower = cursor->until_snapshot;
 	}
-	return find_in_window(queue, cursor,
+	return find_in_window(search, cursor,
 						  cqrs_window_create(CurrentMemoryContext, lower, NULL,
-											 0, WINDOW_ENTRIES),
-						  command_id, snapshot, remove);
+											 0, WINDOW_ENTRIES));
 }
 
 /*
- * Is a command in this window, which is freed?
+ * Is the command in this window, which is freed?
  */
 static bool
-find_in_window(const CqrsSubscription *queue, const CqrsCursor *cursor,
-			   CqrsWindow *window, const pg_uuid_t *command_id,
-			   Snapshot snapshot, bool remove)
+find_in_window(Search *search, const CqrsCursor *cursor, CqrsWindow *window)
 {
+	const CqrsSubscription *queue = search->queue;
 	CqrsEvent	event;
 	bool		found = false;
 	int			i;
 	int			j;
 
-	for (i = 0; remove && i < queue->ntopics; i++)
+	for (i = 0; search->remove && i < queue->ntopics; i++)
 		for (j = 0; j < CQRS_SEGMENTS; j++)
 			relation_close(cqrs_segment_open(queue->topics[i], j,
 											 RowExclusiveLock), NoLock);
-	cqrs_window_attach(window, queue->ntopics, queue->topics, snapshot);
+	cqrs_window_attach(window, queue->ntopics, queue->topics,
+					   search->snapshot);
 	while (!found && cqrs_window_next(window, &event))
-		found = memcmp(DatumGetUUIDP(event.event_id), command_id,
+	{
+		found = memcmp(DatumGetUUIDP(event.event_id), search->command_id,
 					   UUID_LEN) == 0 &&
 			cqrs_event_partition(event.topic->topic_id, event.event_id,
 								 event.key, cursor->by_topic,
-								 queue->partitions) == cursor->partition;
-	if (found && remove)
+								 search->partitions) == cursor->partition;
+		search->xid = event.xid;
+	}
+	if (found && search->running)
+		bury(cursor, &event, 1);
+	if (found && search->remove)
 		cqrs_window_delete(window);
 	cqrs_window_detach(window);
 	cqrs_window_free(window);

@@ -4,7 +4,7 @@
  *	  Where a role's commands wait: a topic, and a subscription to it.
  *
  * They are named after the role, but the name is only a label. The registry
- * knows the subscription by its owner and its column runs_commands; owner.c says
+ * knows the subscription by its owner and its column runs; owner.c says
  * why commands are not executed as another role. Nobody but the extension's
  * owner may emit to the topic in another way: whoever could would make the role
  * execute commands. So a topic that is there already is never used.
@@ -37,39 +37,48 @@
 #include "registry/owner.h"
 #include "registry/registry.h"
 #include "shared/announce.h"
+#include "subscription/epoch.h"
 #include "subscription/search_path.h"
 #include "subscription/settings.h"
 #include "subscription/subscription.h"
 
+/* How often a saga's step may end the process. */
+#define MOST_ENDED_PROCESSES	5
+
 static void refuse_in_use(const CqrsSubscription *queue, Oid owner);
-static bool has_queue(Oid owner);
-static void make_queue(Oid owner, const char *path);
+static bool has_queue(Oid owner, int partitions);
+static void make_queue(Oid owner, const char *path, int partitions);
 
 PG_FUNCTION_INFO_V1(cqrs_create_command_queue);
 PG_FUNCTION_INFO_V1(cqrs_drop_command_queue);
 
 /*
- * cqrs_create_command_queue(owner, search_path)
+ * cqrs_create_command_queue(owner, search_path, partitions)
  */
 Datum
 cqrs_create_command_queue(PG_FUNCTION_ARGS)
 {
 	Oid			owner;
 	char	   *path;
+	int			partitions = PG_ARGISNULL(2) ? 0 : PG_GETARG_INT32(2);
 
 	cqrs_require_writable("cqrs_create_command_queue()");
 	owner = cqrs_queue_owner_arg(fcinfo, "create", "command queue");
 	path = PG_ARGISNULL(1) ? cqrs_search_path_now() :
 		text_to_cstring(PG_GETARG_TEXT_PP(1));
 	cqrs_search_path_check(path);
-	if (has_queue(owner))
+	if (!PG_ARGISNULL(2))
+		cqrs_epoch_check_partitions(psprintf("commands_of_%s",
+											 GetUserNameFromId(owner, false)),
+									partitions);
+	if (has_queue(owner, partitions))
 		PG_RETURN_BOOL(false);
 	cqrs_admin_run("LOCK TABLE cqrs.subscription, cqrs.topic IN SHARE ROW EXCLUSIVE MODE", 0);
 
 	/* Another backend may have made it while we waited. */
-	if (has_queue(owner))
+	if (has_queue(owner, partitions))
 		PG_RETURN_BOOL(false);
-	make_queue(owner, path);
+	make_queue(owner, path, Max(partitions, 1));
 	PG_RETURN_BOOL(true);
 }
 
@@ -143,12 +152,29 @@ cqrs_queue_owner_arg(FunctionCallInfo fcinfo, const char *verb, const char *what
 	return owner;
 }
 
+/*
+ * Does the role have a queue? Raises 42710 if that has another number of
+ * partitions, or is to get another; 0: any.
+ */
 static bool
-has_queue(Oid owner)
+has_queue(Oid owner, int partitions)
 {
 	CqrsSubscription *queue = cqrs_registry_command_subscription(owner);
+	int			has;
 
-	return queue != NULL && queue->ntopics > 0;
+	if (queue == NULL)
+		return false;
+	has = queue->next_partitions != 0 ? queue->next_partitions :
+		queue->partitions;
+	if (partitions != 0 && partitions != has)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("command queue of role \"%s\" already exists, and has another number of partitions",
+						GetUserNameFromId(owner, false)),
+				 errdetail("It has %d, not %d.", has, partitions),
+				 errhint("Use cqrs_alter_subscription('%s', partitions => %d).",
+						 queue->name, partitions)));
+	return queue->ntopics > 0;
 }
 
 /*
@@ -156,7 +182,7 @@ has_queue(Oid owner)
  * are locked.
  */
 static void
-make_queue(Oid owner, const char *path)
+make_queue(Oid owner, const char *path, int partitions)
 {
 	CqrsSubscription *existing = cqrs_registry_command_subscription(owner);
 	char	   *name = cqrs_queue_free_name("commands", owner);
@@ -175,10 +201,10 @@ make_queue(Oid owner, const char *path)
 		return;
 	}
 	subscription_id = cqrs_queue_make_subscription(name, "run_command", "commands",
-												   path, 1);
+												   path, partitions);
 	cqrs_owner_make_view(name, owner);
-	cqrs_subscription_start(subscription_id, list_make1_int(topic_id), 1,
-							false, false);
+	cqrs_subscription_start(subscription_id, list_make1_int(topic_id),
+							partitions, false, false);
 }
 
 /*
@@ -197,6 +223,8 @@ cqrs_queue_make_subscription(const char *name, const char *handler,
 	cqrs_settings_none(&settings);
 	cqrs_setting_set(&settings, CQRS_SETTING_MAX_RETAINED_SIZE,
 					 Int64GetDatum(0));
+	cqrs_setting_set(&settings, CQRS_SETTING_PARTITIONS,
+					 Int32GetDatum(partitions));
 	cqrs_setting_set(&settings, CQRS_SETTING_SEARCH_PATH,
 					 CStringGetTextDatum(path));
 	cqrs_settings_complete(&settings);
@@ -211,8 +239,10 @@ cqrs_queue_make_subscription(const char *name, const char *handler,
 	signature = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	cqrs_setting_set(&settings, CQRS_SETTING_HANDLER,
 					 CStringGetTextDatum(signature));
-	cqrs_setting_set(&settings, CQRS_SETTING_PARTITIONS,
-					 Int32GetDatum(partitions));
+	/* Steps have limits of their own, unless they end the process. */
+	if (strcmp(runs, "sagas") == 0)
+		cqrs_setting_set(&settings, CQRS_SETTING_MAX_ATTEMPTS,
+						 Int32GetDatum(MOST_ENDED_PROCESSES));
 	subscription_id = cqrs_settings_insert(&settings, name, runs);
 	cqrs_admin_end(&admin);
 	return subscription_id;

@@ -268,7 +268,7 @@ find(const char *name, int32 schedule_id, Schedule *schedule)
 	found = cqrs_admin_execute("SELECT d.schedule_id, d.topic_id, d.schedule, d.cron, d.time_zone, d.command_name,"
 							   " d.payload, d.catch_up, d.overlap, d.paused, NOT d.overlap AND EXISTS ("
 							   "  SELECT FROM cqrs.subscription_topic t"
-							   "  JOIN cqrs.subscription s ON s.subscription_id = t.subscription_id AND s.runs_commands"
+							   "  JOIN cqrs.subscription s ON s.subscription_id = t.subscription_id AND s.runs = 'commands'"
 							   "  JOIN cqrs.retry r ON r.subscription_id = s.subscription_id"
 							   "   AND r.partition = cqrs.event_partition(d.topic_id, '00000000-0000-0000-0000-000000000000', d.schedule, s.ordering = 'topic', s.partitions)"
 							   "   AND r.lane = cqrs.event_lane(d.topic_id, '00000000-0000-0000-0000-000000000000', d.schedule, s.ordering = 'topic')"

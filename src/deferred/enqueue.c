@@ -36,7 +36,9 @@
 #include "utils/uuid.h"
 
 #include "base/event_id.h"
+#include "deferred/command_options.h"
 #include "deferred/enqueue.h"
+#include "deferred/running.h"
 #include "emit/emit.h"
 #include "extension/admin.h"
 #include "extension/row.h"
@@ -53,11 +55,16 @@
 #include "subscription/subscription.h"
 
 static pg_uuid_t *enqueue(FunctionCallInfo fcinfo, const CqrsCommand *command,
-						  Datum payload);
+						  Datum payload, const CqrsCommandOptions *options);
 static Datum answer_of_id(const pg_uuid_t *command_id);
 static Datum id_of_answer(Datum answer);
+static void run(CqrsDispatch *dispatch, const CqrsCommandOptions *options);
 static bool is_due(TimestampTz run_at, const char *command_name);
-static void check_options(FunctionCallInfo fcinfo, int arg);
+static void check_expiry(FunctionCallInfo fcinfo,
+						 const CqrsCommandOptions *options,
+						 const char *command_name);
+static void refuse_expired(const CqrsCommandOptions *options,
+						   const char *command_name);
 
 PG_FUNCTION_INFO_V1(cqrs_enqueue);
 PG_FUNCTION_INFO_V1(cqrs_run_command);
@@ -70,6 +77,7 @@ cqrs_enqueue(PG_FUNCTION_ARGS)
 {
 	CqrsIdempotencyKey key;
 	CqrsCommand *command;
+	CqrsCommandOptions options;
 	Datum		payload;
 	Datum		stored;
 	bool		isnull;
@@ -82,14 +90,16 @@ cqrs_enqueue(PG_FUNCTION_ARGS)
 							   CQRS_COMMAND);
 	payload = cqrs_command_payload_arg(fcinfo, command);
 	cqrs_enqueue_check(command, payload);
-	check_options(fcinfo, 5);
+	cqrs_command_options_parse(PG_ARGISNULL(5) ? NULL : PG_GETARG_JSONB_P(5),
+							   command->name, &options);
+	check_expiry(fcinfo, &options, command->name);
 	if (PG_ARGISNULL(4))
-		PG_RETURN_UUID_P(enqueue(fcinfo, command, payload));
+		PG_RETURN_UUID_P(enqueue(fcinfo, command, payload, &options));
 
 	if (cqrs_idempotency_find(&key, CQRS_KEY_ENQUEUE, command, payload,
 							  &stored, &isnull))
 		return id_of_answer(stored);
-	command_id = enqueue(fcinfo, command, payload);
+	command_id = enqueue(fcinfo, command, payload, &options);
 	cqrs_idempotency_store(&key, answer_of_id(command_id), false);
 	PG_RETURN_UUID_P(command_id);
 }
@@ -98,7 +108,8 @@ cqrs_enqueue(PG_FUNCTION_ARGS)
  * Write the command to the user's queue, or schedule it. Returns its id.
  */
 static pg_uuid_t *
-enqueue(FunctionCallInfo fcinfo, const CqrsCommand *command, Datum payload)
+enqueue(FunctionCallInfo fcinfo, const CqrsCommand *command, Datum payload,
+		const CqrsCommandOptions *options)
 {
 	pg_uuid_t  *command_id = palloc(sizeof(pg_uuid_t));
 	CqrsEvent	event = {0};
@@ -110,8 +121,8 @@ enqueue(FunctionCallInfo fcinfo, const CqrsCommand *command, Datum payload)
 	event.event_name = CStringGetTextDatum(command->name);
 	event.key = cqrs_key_arg(fcinfo, 2, "command", command->name);
 	event.payload.value = payload;
-	event.headers.isnull = true;
-	event.headers = cqrs_context_headers(event.headers);
+	event.headers =
+		cqrs_context_headers(cqrs_command_options_headers(options));
 
 	if (PG_ARGISNULL(3) || is_due(PG_GETARG_TIMESTAMPTZ(3), command->name))
 		cqrs_event_write(&event);
@@ -165,25 +176,34 @@ is_due(TimestampTz run_at, const char *command_name)
 }
 
 /*
- * There are no options yet. Raises 22023 for anything but an object, and 0A000
- * for an option.
+ * Raises 22023 for a command that expires before its time comes.
  */
 static void
-check_options(FunctionCallInfo fcinfo, int arg)
+check_expiry(FunctionCallInfo fcinfo, const CqrsCommandOptions *options,
+			 const char *command_name)
 {
-	Jsonb	   *options;
-
-	if (PG_ARGISNULL(arg))
-		return;
-	options = PG_GETARG_JSONB_P(arg);
-	if (!JB_ROOT_IS_OBJECT(options))
+	if (!PG_ARGISNULL(3) && options->expires_at != DT_NOEND &&
+		options->expires_at <= PG_GETARG_TIMESTAMPTZ(3))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("options are not a JSON object")));
-	if (JB_ROOT_COUNT(options) > 0)
+				 errmsg("expires_at of command \"%s\" is not after its run_at",
+						command_name)));
+}
+
+/*
+ * Raises OB004 if a command is not to be begun any more.
+ */
+static void
+refuse_expired(const CqrsCommandOptions *options, const char *command_name)
+{
+	if (options->expires_at != DT_NOEND &&
+		cqrs_wall_now() >= options->expires_at)
 		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("options of a command are not supported yet")));
+				(errcode(ERRCODE_CQRS_EXPIRED),
+				 errmsg("command \"%s\" expired before it could be executed",
+						command_name),
+				 errdetail("Its expires_at was %s.",
+						   timestamptz_to_str(options->expires_at))));
 }
 
 /*
@@ -195,16 +215,19 @@ check_options(FunctionCallInfo fcinfo, int arg)
  *
  * Its handler sees the command with the id under which it was enqueued, caused
  * by what was being handled then, and with the attempts of the event.
+ *
+ * A command whose answer is kept is not executed again, should a seek have it
+ * delivered again.
  */
 Datum
 cqrs_run_command(PG_FUNCTION_ARGS)
 {
 	CqrsContext *delivery = cqrs_context_innermost;
 	const CqrsEvent *event = delivery && delivery->runs_command ? delivery->event : NULL;
+	CqrsCommandOptions options;
 	CqrsDispatch dispatch;
 	CqrsCommand *command;
 	Jsonb	   *payload;
-	bool		isnull;
 
 	if (event == NULL)
 		ereport(ERROR,
@@ -212,6 +235,11 @@ cqrs_run_command(PG_FUNCTION_ARGS)
 				 errmsg("no enqueued command is being delivered"),
 				 errdetail("cqrs.run_command() is only called by the delivery of commands."),
 				 errhint("Send a command with cqrs_send(), or enqueue it with cqrs_enqueue().")));
+	cqrs_command_options_of(event->headers, &options);
+	if (options.keep_answer &&
+		cqrs_answer_find(&delivery->id, NULL, NULL))
+		PG_RETURN_VOID();
+	refuse_expired(&options, delivery->name);
 	command = cqrs_command_get(delivery->name, CQRS_COMMAND);
 	if (event->payload.isnull)
 		ereport(ERROR,
@@ -235,8 +263,38 @@ cqrs_run_command(PG_FUNCTION_ARGS)
 			DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
 	}
 
-	(void) cqrs_dispatch_run(&dispatch, &isnull);
+	run(&dispatch, &options);
 	PG_RETURN_VOID();
+}
+
+/*
+ * Execute a command, such that it can be cancelled meanwhile. Then nothing else has
+ * become of it.
+ */
+static void
+run(CqrsDispatch *dispatch, const CqrsCommandOptions *options)
+{
+	const pg_uuid_t *command_id = &dispatch->context.id;
+	const char *name = dispatch->command->name;
+	bool		began = cqrs_running_begin(command_id);
+	Datum		answer;
+	bool		isnull;
+
+	PG_TRY();
+	{
+		cqrs_running_check(name);
+		answer = cqrs_dispatch_run(dispatch, &isnull);
+		if (options->keep_answer)
+			cqrs_answer_store(command_id, name, answer, isnull);
+		cqrs_running_check(name);
+	}
+	PG_CATCH();
+	{
+		cqrs_running_failed(began, name);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	cqrs_running_end(began);
 }
 
 /*

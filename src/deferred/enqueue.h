@@ -8,6 +8,8 @@
 #ifndef CQRS_ENQUEUE_H
 #define CQRS_ENQUEUE_H
 
+#include "utils/uuid.h"
+
 #include "log/event.h"
 #include "registry/entry.h"
 
@@ -33,5 +35,8 @@ extern void cqrs_command_schedule(const CqrsEvent *event, TimestampTz run_at,
 
 /* cancel.c */
 extern bool cqrs_command_is_own(int32 topic_id);
+extern List *cqrs_command_queues(void);
+extern bool cqrs_command_is_ahead(const CqrsSubscription *queue,
+								  const pg_uuid_t *command_id, bool *own);
 
 #endif							/* CQRS_ENQUEUE_H */

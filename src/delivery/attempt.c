@@ -51,7 +51,7 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 		if (cqrs_relay_next(&relay, 1, &event))
 		{
 			bool		told = event.position == position &&
-				cqrs_tell_failure(relay.subscription, &event, error);
+			cqrs_tell_failure(relay.subscription, &event, error);
 
 			relay.nevents = told ? 1 : 0;
 			if (event.position == position)

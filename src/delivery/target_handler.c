@@ -20,6 +20,8 @@
  *	  the batch's transaction. An error is an event's fault only if no other
  *	  event was handled before it in its transaction. Otherwise, it is parked
  *	  without an attempt, and tried again at the beginning of the next batch.
+ *	  With a rate, no call is made twice: all are called apart from the
+ *	  beginning, and each that is handled is the last of its batch.
  * 3. An error that may be no event's fault is not counted as an attempt until
  *	  another lane was tried; see blame.c. If it turns out to be nobody's, the
  *	  whole subscription waits.
@@ -45,6 +47,7 @@
 
 #include "base/debug_point.h"
 #include "base/rethrow.h"
+#include "delivery/handler_batch.h"
 #include "delivery/handler_timeout.h"
 #include "delivery/relay.h"
 #include "delivery/session.h"
@@ -70,81 +73,28 @@
 /* How many events are called apart after an error. */
 #define APART_EVENTS	200
 
-/* How long evidence is gathered if events fail, in milliseconds. */
-#define EVIDENCE_DURATION	1000
-
-/* What is being delivered, to name it in errors. */
-typedef struct DeliveryContext
-{
-	const CqrsSubscription *subscription;
-	const CqrsEvent *event;		/* NULL: not at an event */
-} DeliveryContext;
-
-/* A batch under way, with what its events have done to it. */
-typedef struct Batch
-{
-	CqrsRelay	relay;
-	CqrsUnderway underway;
-	DeliveryContext where;
-	bool		found;			/* the handler was, as it is now */
-	TupleDesc	desc;			/* of its argument, if that is a cqrs_event */
-	int			guc_level;		/* has the handler's search_path; 0: the
-								 * session has it */
-	MemoryContext context;
-	MemoryContext per_event;
-	bool		in_worker;
-	TimestampTz deadline;		/* if nothing fails */
-	int			nplain;			/* how many more are not called apart */
-	bool		again;			/* a transient error of the first event does
-								 * not count */
-	bool		one;			/* ends with the first that is handled ... */
-	bool		alone;			/* ... or fails */
-	bool		clean;			/* nothing was handled yet */
-	bool		passed;			/* the cursor is to say when, see
-								 * note_passed() */
-	bool		is_short;		/* it need not wait for the disk by itself */
-	CqrsEvidence evidence;		/* of what failed while it was clean */
-	int			enough;			/* how many lanes of evidence are enough */
-	int			nfailed;		/* in a row, since it is not clean */
-	bool		timed_out;		/* what failed last took too long */
-	uint64		registry;		/* its generation */
-	int			subtransactions;	/* of the event that had the most */
-	bool		stop;			/* no further event */
-	bool		moved;			/* the handler moved the cursor */
-	int			commit;			/* what synchronous_commit is to be */
-	volatile CqrsDelivery *delivery;
-} Batch;
-
-static void find_handler(Batch *batch);
-static int	deliver_parked(Batch *batch, int64 position, TimestampTz now);
-static bool deliver_parked_event(Batch *batch, const CqrsParked *parked,
+static void find_handler(CqrsBatch *batch);
+static int	deliver_parked(CqrsBatch *batch, int64 position, TimestampTz now);
+static bool deliver_parked_event(CqrsBatch *batch, const CqrsParked *parked,
 								 int64 position);
-static int	deliver_new(Batch *batch);
-static bool handle(Batch *batch, const CqrsEvent *event,
+static int	deliver_new(CqrsBatch *batch);
+static bool handle(CqrsBatch *batch, const CqrsEvent *event,
 				   const CqrsParked *parked, int attempts, bool apart);
-static ErrorData *call_handler(Batch *batch, const CqrsEvent *event,
+static ErrorData *call_handler(CqrsBatch *batch, const CqrsEvent *event,
 							   const CqrsParked *parked, int attempts,
 							   bool apart);
-static ErrorData *call_apart(Batch *batch, const CqrsEvent *event,
+static ErrorData *call_apart(CqrsBatch *batch, const CqrsEvent *event,
 							 const CqrsParked *parked, int attempts);
-static void call(Batch *batch, const CqrsEvent *event,
+static void call(CqrsBatch *batch, const CqrsEvent *event,
 				 const CqrsParked *parked, int attempts);
-static NullableDatum argument(const Batch *batch, const CqrsEvent *event);
+static NullableDatum argument(const CqrsBatch *batch, const CqrsEvent *event);
 static Datum convert(const CqrsEvent *event, Oid argtype);
-static void call_limited(Batch *batch, NullableDatum arg);
-static void end_event(Batch *batch, int level, int subtransactions,
+static void call_limited(CqrsBatch *batch, NullableDatum arg);
+static void end_event(CqrsBatch *batch, int level, int subtransactions,
 					  bool failed);
-static void refresh(Batch *batch);
-static void record_failure(Batch *batch, const CqrsEvent *event,
-						   const CqrsParked *parked, ErrorData *error);
-static void note_passed(Batch *batch);
-static bool comes_first(const Batch *batch);
-static bool is_first(const Batch *batch, const CqrsParked *parked);
-static void gather(Batch *batch, bool suspect);
-static void decide(Batch *batch);
-static bool is_all(const Batch *batch);
-static void finish(Batch *batch, int nparked);
-static void set_commit(const Batch *batch);
+static void refresh(CqrsBatch *batch);
+static void finish(CqrsBatch *batch, int nparked);
+static void set_commit(const CqrsBatch *batch);
 static void delivery_error_callback(void *arg);
 
 /*
@@ -166,7 +116,7 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 					volatile CqrsDelivery *delivery)
 {
 	ErrorContextCallback errcallback;
-	Batch		batch = {.in_worker = in_worker,.commit = -1,.clean = true};
+	CqrsBatch	batch = {.in_worker = in_worker,.commit = -1,.clean = true};
 	CqrsRelay  *relay = &batch.relay;
 	int			nparked = 0;
 	int			nnew = 0;
@@ -195,12 +145,15 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 		relay->deadline = TimestampTzPlusMilliseconds(relay->began,
 													  cqrs_batch_duration);
 		batch.deadline = relay->deadline;
-		batch.one |= relay->subscription->event_transactions;
+		delivery->paced = relay->subscription->rate_interval != 0;
+		batch.one |= relay->subscription->event_transactions ||
+			delivery->paced;
 		batch.is_short = relay->subscription->event_transactions ||
-			pace->apart > 0;
+			delivery->paced || pace->apart > 0;
 	}
-	batch.nplain = pace->apart > 0 ? pace->plain : INT_MAX;
-	batch.again = pace->again < CQRS_TRANSIENT_TRIES;
+	batch.nplain = delivery->paced ? 0 :
+		pace->apart > 0 ? pace->plain : INT_MAX;
+	batch.again = pace->again < CQRS_TRANSIENT_TRIES && !delivery->paced;
 	batch.where.subscription = relay->subscription;
 	batch.registry = cqrs_registry_generation();
 	batch.underway.relay = relay;
@@ -281,7 +234,7 @@ cqrs_pace_failed(CqrsPace *pace, int nevents, const ErrorData *error)
  * no event is to blame.
  */
 static void
-find_handler(Batch *batch)
+find_handler(CqrsBatch *batch)
 {
 	CqrsSubscription *subscription = batch->relay.subscription;
 
@@ -317,7 +270,7 @@ find_handler(Batch *batch)
  * they fail again. Once one of them is handled, others may be, too.
  */
 static int
-deliver_parked(Batch *batch, int64 position, TimestampTz now)
+deliver_parked(CqrsBatch *batch, int64 position, TimestampTz now)
 {
 	CqrsCursor *cursor = &batch->relay.cursor;
 	int64		heads[BATCH_PARKED];
@@ -370,16 +323,19 @@ deliver_parked(Batch *batch, int64 position, TimestampTz now)
 }
 
 /*
- * Deliver a parked event. Returns false if it failed.
+ * Deliver a parked event. Returns false if it failed, or may not be tried yet.
  */
 static bool
-deliver_parked_event(Batch *batch, const CqrsParked *parked, int64 position)
+deliver_parked_event(CqrsBatch *batch, const CqrsParked *parked, int64 position)
 {
 	CqrsCursor *cursor = &batch->relay.cursor;
 	CqrsEvent	event;
 	int			attempts;
 	bool		found;
 
+	/* An attempt that was announced is made. */
+	if (position == 0 && !cqrs_batch_may_call(batch))
+		return false;
 	find_handler(batch);
 	MemoryContextSwitchTo(batch->per_event);
 	found = cqrs_parked_read(cursor, parked->position, NULL, &event,
@@ -402,14 +358,19 @@ deliver_parked_event(Batch *batch, const CqrsParked *parked, int64 position)
  * Deliver new events. Returns how many were read.
  */
 static int
-deliver_new(Batch *batch)
+deliver_new(CqrsBatch *batch)
 {
 	CqrsRelay  *relay = &batch->relay;
 	CqrsEvent	event;
 
 	batch->underway.parked = false;
-	while (!batch->stop && cqrs_relay_next(relay, CQRS_BATCH_EVENTS, &event))
+	while (!batch->stop && cqrs_batch_may_call(batch))
 	{
+		if (!cqrs_relay_next(relay, CQRS_BATCH_EVENTS, &event))
+		{
+			cqrs_batch_did_not_call(batch);
+			break;
+		}
 		find_handler(batch);
 		(void) handle(batch, &event, NULL, 0, false);
 	}
@@ -420,14 +381,14 @@ deliver_new(Batch *batch)
  * Say who is to blame, and move the cursor.
  */
 static void
-finish(Batch *batch, int nparked)
+finish(CqrsBatch *batch, int nparked)
 {
 	CqrsRelay  *relay = &batch->relay;
 	CqrsCursor *cursor = &relay->cursor;
 	int64		seq = cursor->seq;
 
-	note_passed(batch);
-	decide(batch);
+	cqrs_batch_note_passed(batch);
+	cqrs_batch_decide(batch);
 	CQRS_DEBUG_POINT("relay_before_cursor");
 	if (batch->moved)
 		return;
@@ -447,7 +408,7 @@ finish(Batch *batch, int nparked)
  * tried again at once.
  */
 static bool
-handle(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
+handle(CqrsBatch *batch, const CqrsEvent *event, const CqrsParked *parked,
 	   int attempts, bool apart)
 {
 	ErrorData  *error;
@@ -457,7 +418,7 @@ handle(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 	error = call_handler(batch, event, parked, attempts, apart);
 	batch->stop |= batch->alone || (batch->one && error == NULL);
 	if (error != NULL)
-		record_failure(batch, event, parked, error);
+		cqrs_batch_record_failure(batch, event, parked, error);
 	else
 	{
 		/* As this one was handled, those that failed before are at fault. */
@@ -481,7 +442,7 @@ handle(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
  * apart.
  */
 static ErrorData *
-call_handler(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
+call_handler(CqrsBatch *batch, const CqrsEvent *event, const CqrsParked *parked,
 			 int attempts, bool apart)
 {
 	CqrsContext *outer = cqrs_context_innermost;
@@ -517,7 +478,7 @@ call_handler(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
  * anew within the subtransaction.
  */
 static ErrorData *
-call_apart(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
+call_apart(CqrsBatch *batch, const CqrsEvent *event, const CqrsParked *parked,
 		   int attempts)
 {
 	CqrsCursor *cursor = &batch->relay.cursor;
@@ -551,7 +512,7 @@ call_apart(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
 		MemoryContextSwitchTo(batch->context);
 		error = CopyErrorData();
 		all = cqrs_blame(error) == CQRS_BLAME_NOBODY ||
-			(batch->again && comes_first(batch) &&
+			(batch->again && cqrs_batch_comes_first(batch) &&
 			 cqrs_error_is_transient(error)) ||
 			(!batch->in_worker &&
 			 error->sqlerrcode == ERRCODE_QUERY_CANCELED);
@@ -580,7 +541,7 @@ call_apart(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
  * Remove the event from the parked ones, if it is there, and call the handler.
  */
 static void
-call(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
+call(CqrsBatch *batch, const CqrsEvent *event, const CqrsParked *parked,
 	 int attempts)
 {
 	MemoryContext oldcontext = CurrentMemoryContext;
@@ -612,7 +573,7 @@ call(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
  * its payload, which is NULL of a tombstone.
  */
 static NullableDatum
-argument(const Batch *batch, const CqrsEvent *event)
+argument(const CqrsBatch *batch, const CqrsEvent *event)
 {
 	Oid			argtype = batch->relay.subscription->handler.argtype;
 	NullableDatum arg = event->payload;
@@ -664,7 +625,7 @@ convert(const CqrsEvent *event, Oid argtype)
  * transaction, and within the time that the subscription allows.
  */
 static void
-call_limited(Batch *batch, NullableDatum arg)
+call_limited(CqrsBatch *batch, NullableDatum arg)
 {
 	CqrsSubscription *subscription = batch->relay.subscription;
 	bool		limited = batch->in_worker &&
@@ -702,7 +663,7 @@ call_limited(Batch *batch, NullableDatum arg)
  * end, too. An event that failed leaves nothing but what the session keeps.
  */
 static void
-end_event(Batch *batch, int level, int subtransactions, bool failed)
+end_event(CqrsBatch *batch, int level, int subtransactions, bool failed)
 {
 	int			now;
 
@@ -733,7 +694,7 @@ end_event(Batch *batch, int level, int subtransactions, bool failed)
  * subscription is another copy now, whose handler is yet to be found.
  */
 static void
-refresh(Batch *batch)
+refresh(CqrsBatch *batch)
 {
 	CqrsRelay  *relay = &batch->relay;
 	int32		subscription_id = relay->cursor.subscription_id;
@@ -755,179 +716,6 @@ refresh(Batch *batch)
 }
 
 /*
- * An event that was called apart failed. If others were handled before it in this
- * transaction, it is to be tried first in another. If not, it is at fault, unless
- * those that come next fail, too.
- */
-static void
-record_failure(Batch *batch, const CqrsEvent *event, const CqrsParked *parked,
-			   ErrorData *error)
-{
-	CqrsRelay  *relay = &batch->relay;
-	CqrsFault	fault = cqrs_fault_of(error);
-	bool		unproven;
-	bool		suspect;
-
-	note_passed(batch);
-
-	/* An error that may be over at once: try again first. */
-	unproven = !batch->clean ||
-		(!comes_first(batch) && cqrs_error_is_transient(error));
-	suspect = cqrs_blame(error) == CQRS_BLAME_SUSPECT && !batch->timed_out &&
-		!(parked != NULL && cqrs_fault_is_known(parked, error->sqlerrcode,
-												&relay->cursor));
-	batch->delivery->nfailed++;
-	if (parked == NULL)
-	{
-		CqrsEvent	failed = *event;
-
-		failed.topic = cqrs_registry_topic_by_id(event->topic->topic_id);
-		if (failed.topic == NULL)
-			elog(ERROR, "topic %d, which is being delivered, is gone",
-				 event->topic->topic_id);
-		cqrs_park_unproven(&relay->cursor, &failed, &fault);
-		cqrs_lane_forget(&relay->lanes, cqrs_event_lane(&failed,
-														relay->cursor.by_topic));
-		relay->nevents--;
-		relay->nothers++;
-	}
-	if (unproven)
-	{
-		/* All that come next may fail. */
-		if (++batch->nfailed >= (suspect ? CQRS_SUSPECT_LANES :
-								 CQRS_FAILING_LANES))
-			batch->stop = true;
-		return;
-	}
-	cqrs_evidence_add(&batch->evidence, event->position,
-					  batch->in_worker && !fault.final &&
-					  is_first(batch, parked), suspect,
-					  batch->in_worker && cqrs_blame(error) == CQRS_BLAME_EVENT,
-					  error);
-	gather(batch, suspect);
-}
-
-/*
- * Has the event not failed before, or only since an event was last handled,
- * without that counting?
- */
-static bool
-is_first(const Batch *batch, const CqrsParked *parked)
-{
-	return parked == NULL || parked->failed_at == 0 ||
-		(parked->attempts == 0 &&
-		 parked->failed_at >= batch->relay.cursor.passed_at);
-}
-
-/*
- * There is evidence: try other lanes until it suffices, however late it is if an
- * error is suspect, and for a while if none is. If the subscription waited
- * before, it may be a long run of bad events: then look further.
- */
-static void
-gather(Batch *batch, bool suspect)
-{
-	CqrsRelay  *relay = &batch->relay;
-	CqrsEvidence *evidence = &batch->evidence;
-
-	if (!batch->in_worker)
-	{
-		batch->stop |= cqrs_evidence_is_outage(evidence);
-		return;
-	}
-	if (evidence->nlanes == CQRS_FAILING_LANES)
-		batch->enough =
-			cqrs_evidence_enough(cqrs_failure_count(relay->cursor.subscription_id,
-													relay->cursor.partition));
-	if (evidence->nsuspects >= CQRS_SUSPECT_LANES ||
-		(evidence->nlanes >= CQRS_FAILING_LANES &&
-		 evidence->nlanes >= batch->enough))
-		batch->stop = true;
-	if (suspect)
-		relay->deadline = 0;
-	else if (relay->deadline != 0)
-		relay->deadline = evidence->nlanes >= CQRS_FAILING_LANES ? batch->deadline :
-			Max(batch->deadline,
-				TimestampTzPlusMilliseconds(relay->began, EVIDENCE_DURATION));
-}
-
-/*
- * Note in the cursor when an event was last delivered: not for each of them, but
- * before anything else is recorded, so that it is not later than the next
- * failure.
- */
-static void
-note_passed(Batch *batch)
-{
-	if (batch->passed)
-		batch->relay.cursor.passed_at = cqrs_wall_now();
-	batch->passed = false;
-}
-
-static bool
-comes_first(const Batch *batch)
-{
-	return batch->clean && batch->delivery->nfailed == 0;
-}
-
-/*
- * Nothing was handled since these events failed. Whose fault is that? If an error
- * is suspect, few lanes make an outage only if there is no other one to try.
- */
-static void
-decide(Batch *batch)
-{
-	CqrsEvidence *evidence = &batch->evidence;
-	CqrsCursor *cursor = &batch->relay.cursor;
-
-	if (evidence->pending == NIL)
-		return;
-	if (cqrs_evidence_is_outage(evidence) ||
-		(evidence->nsuspects > 0 && (batch->alone || is_all(batch))))
-		cqrs_target_wait(batch->delivery, evidence, cursor);
-	else if (evidence->nsuspects == 0)
-		cqrs_evidence_convict(evidence, batch->relay.subscription, cursor,
-							  &batch->relay.lanes, cqrs_tell_failure,
-							  batch->in_worker ? LOG : WARNING);
-}
-
-/*
- * What failed is nobody's fault: it is not tried again for a while. Says in
- * *delivery why, until when, and whether only the failed events wait.
- */
-void
-cqrs_target_wait(volatile CqrsDelivery *delivery, CqrsEvidence *evidence,
-				 CqrsCursor *cursor)
-{
-	CqrsDelivery *result = unvolatize(CqrsDelivery *, delivery);
-
-	result->outage = evidence->error->sqlerrcode;
-	result->lone = !cqrs_evidence_is_outage(evidence);
-	strlcpy(result->message, evidence->error->message, CQRS_DELIVERY_MESSAGE);
-	result->failed_until = cqrs_failure_record(cursor->subscription_id,
-											   cursor->partition,
-											   evidence->error,
-											   evidence->nsuspects > 0 ?
-											   CQRS_FAILURE_DELAY :
-											   CQRS_RUN_DELAY);
-	cqrs_evidence_put_off(evidence, cursor, result->failed_until);
-}
-
-/*
- * Was everything tried that there is?
- */
-static bool
-is_all(const Batch *batch)
-{
-	const CqrsRelay *relay = &batch->relay;
-
-	return !batch->stop &&
-		(relay->window == NULL ||
-		 (cqrs_window_at_end(relay->window) &&
-		  relay->cursor.until_tick >= relay->tick.tick_id));
-}
-
-/*
  * Have the transaction commit as its handlers want it. With a transaction for
  * each event, or if events are called apart, transactions are short. Then one
  * whose handlers have not set synchronous_commit and announced nothing need not
@@ -935,7 +723,7 @@ is_all(const Batch *batch)
  * cursor and effects together.
  */
 static void
-set_commit(const Batch *batch)
+set_commit(const CqrsBatch *batch)
 {
 	int			commit = batch->commit;
 
@@ -953,7 +741,7 @@ set_commit(const Batch *batch)
 static void
 delivery_error_callback(void *arg)
 {
-	DeliveryContext *context = (DeliveryContext *) arg;
+	CqrsDeliveryContext *context = (CqrsDeliveryContext *) arg;
 
 	if ((cqrs_handler_timed_out() && geterrcode() == ERRCODE_QUERY_CANCELED) ||
 		(cqrs_handler_is_overdue() && geterrcode() == ERRCODE_ADMIN_SHUTDOWN))

@@ -8,32 +8,7 @@
 #ifndef CQRS_TARGET_HANDLER_H
 #define CQRS_TARGET_HANDLER_H
 
-#include "retry/blame.h"
-#include "utils/timestamp.h"
-
-/* How much of a message is kept. */
-#define CQRS_DELIVERY_MESSAGE	512
-
-/* What became of a batch; also valid after an error. */
-typedef struct CqrsDelivery
-{
-	int			nevents;		/* handled; if there was an error, before it */
-	int			nfailed;		/* called apart, and failed */
-	int64		position;		/* of the event being handled, or 0: none is */
-	int64		last;			/* of the one handled last */
-	bool		more;			/* there may be more to do at once ... */
-	bool		announce;		/* ... but the next event is to be announced */
-	bool		parked_last;	/* parked events left no time for new ones */
-	bool		not_flushed;	/* it commits without waiting for the disk */
-	TimestampTz retry_at;		/* a parked event may be tried then; 0: none */
-	int			outage;			/* not 0: what failed is nobody's fault; the
-								 * SQLSTATE */
-	char		message[CQRS_DELIVERY_MESSAGE]; /* ... why ... */
-	bool		lone;			/* ... there is no other lane to compare with */
-	TimestampTz failed_until;	/* ... not to be tried again before */
-	bool		failing;		/* to a broker: the last failure was nobody's
-								 * fault, and nothing was confirmed since */
-} CqrsDelivery;
+#include "delivery/handler_batch.h"
 
 /*
  * How to deliver the next batch: after an error, as many events as were handled
@@ -57,7 +32,8 @@ cqrs_delivery_works(const CqrsDelivery *delivery)
 {
 	return delivery->outage == 0 &&
 		(delivery->nevents > 0 ||
-		 (delivery->nfailed == 0 && delivery->retry_at == 0));
+		 (delivery->nfailed == 0 && delivery->retry_at == 0 &&
+		  delivery->paced_until == 0));
 }
 
 extern void cqrs_pace_done(CqrsPace *pace, volatile CqrsDelivery *delivery);
@@ -69,8 +45,6 @@ extern void cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 								int64 parked_position, TimestampTz now,
 								bool in_worker,
 								volatile CqrsDelivery *delivery);
-extern void cqrs_target_wait(volatile CqrsDelivery *delivery,
-							 CqrsEvidence *evidence, CqrsCursor *cursor);
 extern bool cqrs_target_is_outage(const ErrorData *error);
 
 #endif							/* CQRS_TARGET_HANDLER_H */

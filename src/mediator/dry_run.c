@@ -73,6 +73,16 @@ typedef struct CqrsDryRun
 	CqrsDomainEvents domain_events;
 } CqrsDryRun;
 
+/* A dispatch, and where its answer goes. */
+typedef struct Dispatched
+{
+	CqrsDispatch *dispatch;
+	MemoryContext context;
+	Datum	   *answer;
+	bool	   *isnull;
+} Dispatched;
+
+static void run_dispatch(void *arg);
 static bool may_read(const CqrsDryRun *run, const CqrsEvent *event);
 static void begin(CqrsDryRun *run, Oid event_type);
 static void enter(CqrsDryRun *run);
@@ -87,12 +97,48 @@ static void at_subxact_event(SubXactEvent event, SubTransactionId subid,
  * it would have emitted, as an array of event_type, which is cqrs_event; and
  * the answer, in *answer. Both are in the current memory context.
  *
- * Raises 25000 in parallel mode; 54001 for dry runs nested too deeply; what
- * cqrs_dispatch_run() raises; and what deferred constraints and triggers do.
+ * Raises what cqrs_dry_run_call() does, and cqrs_dispatch_run().
  */
 Datum
 cqrs_dry_run_dispatch(CqrsDispatch *dispatch, Oid event_type, Datum *answer,
 					  bool *answer_isnull)
+{
+	Dispatched	dispatched = {dispatch, CurrentMemoryContext, answer, answer_isnull};
+
+	return cqrs_dry_run_call(psprintf("command \"%s\"", dispatch->command->name),
+							 event_type, run_dispatch, &dispatched);
+}
+
+/*
+ * Dispatch, and copy the answer: what it points to may go with the rollback.
+ */
+static void
+run_dispatch(void *arg)
+{
+	Dispatched *dispatched = (Dispatched *) arg;
+	MemoryContext oldcontext;
+
+	*dispatched->answer = cqrs_dispatch_run(dispatched->dispatch,
+											dispatched->isnull);
+	oldcontext = MemoryContextSwitchTo(dispatched->context);
+	if (!*dispatched->isnull)
+		*dispatched->answer =
+			PointerGetDatum(PG_DETOAST_DATUM_COPY(*dispatched->answer));
+	MemoryContextSwitchTo(oldcontext);
+}
+
+/*
+ * Call a function, and what is deferred until the commit, and take back all that this
+ * did. what is "command "x"", for messages. Returns the events that it would have
+ * emitted, as an array of event_type, which is cqrs_event, in the current memory
+ * context.
+ *
+ * Raises 25000 in parallel mode; 54001 for dry runs nested too deeply; what the
+ * function raises; and what deferred constraints and triggers do.
+ */
+Datum
+cqrs_dry_run_call(const char *what, Oid event_type, void (*call) (void *arg),
+				  void *arg)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -105,8 +151,7 @@ cqrs_dry_run_dispatch(CqrsDispatch *dispatch, Oid event_type, Datum *answer,
 	if (depth >= cqrs_max_command_depth)
 		ereport(ERROR,
 				(errcode(ERRCODE_STATEMENT_TOO_COMPLEX),
-				 errmsg("dry run of command \"%s\" is nested too deeply",
-						dispatch->command->name),
+				 errmsg("dry run of %s is nested too deeply", what),
 				 errdetail("%d dry runs are under way already, one within the other.",
 						   depth),
 				 errhint("A handler may have its own command run dry without end; otherwise raise cqrs_outbox.max_command_depth.")));
@@ -117,12 +162,8 @@ cqrs_dry_run_dispatch(CqrsDispatch *dispatch, Oid event_type, Datum *answer,
 	enter(&run);
 	PG_TRY();
 	{
-		*answer = cqrs_dispatch_run(dispatch, answer_isnull);
+		call(arg);
 		do_deferred();
-
-		/* What it points to may go with the rollback. */
-		if (!*answer_isnull)
-			*answer = PointerGetDatum(PG_DETOAST_DATUM_COPY(*answer));
 		events = noted_events(&run);
 	}
 	PG_CATCH();
@@ -275,6 +316,19 @@ noted_events(const CqrsDryRun *run)
 							-1, false, TYPALIGN_DOUBLE);
 	pfree(events);
 	return PointerGetDatum(array);
+}
+
+/*
+ * What was emitted so far in the innermost dry run, as an array in the current memory
+ * context. From now on, it is as if it had not been.
+ */
+Datum
+cqrs_dry_run_take_events(void)
+{
+	Datum		events = noted_events(cqrs_dry_run_innermost);
+
+	cqrs_dry_run_innermost->nnotes = 0;
+	return events;
 }
 
 /*

@@ -26,6 +26,14 @@
  * restored rows, which column native tells, the OID is another cluster's, and
  * only the name counts. A role that is renamed leaves its keys behind.
  *
+ * Answers of enqueued commands
+ *
+ * Who enqueued a command may ask for its answer by its id. That is kept here, too,
+ * with the id as key, by the transaction that executed it; the request says that
+ * it is one. Nobody else stores under this key at the same time, as who executes
+ * a command has its cursor's lock: so there is no lock on the key, of which a batch
+ * would need a thousand. All members of the role may read the answer.
+ *
  * Storage
  *
  * Keys are in three tables, the segments, which are written in turn, each for
@@ -57,12 +65,14 @@
 #include "common/hashfn.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/jsonb.h"
 #include "utils/numeric.h"
 #include "utils/snapmgr.h"
 
+#include "base/event_id.h"
 #include "extension/admin.h"
 #include "extension/row.h"
 #include "log/segment.h"
@@ -109,6 +119,9 @@ static bytea * hash_request(CqrsIdempotencyUse use, const char *command_name,
 static void append_payload(StringInfo buf, Jsonb *payload);
 static void append_scalar(StringInfo buf, const JsonbValue *value);
 static bool find(const CqrsIdempotencyKey *key, StoredCommand *stored);
+static bool find_answer_in_segment(text *key, int segment, Datum *answer,
+								   bool *isnull);
+static bool is_answer_for_user(const Datum *values);
 static bool find_in_segment(const CqrsIdempotencyKey *key, int segment,
 							StoredCommand *stored);
 static bool is_of_role(const CqrsIdempotencyKey *key, const Datum *values);
@@ -213,6 +226,43 @@ cqrs_idempotency_find(CqrsIdempotencyKey *key, CqrsIdempotencyUse use,
 }
 
 /*
+ * Find the answer of an enqueued command, in the current memory context; or, with
+ * NULL, whether there is one. Only those of the current user's roles are found.
+ */
+bool
+cqrs_answer_find(const pg_uuid_t *command_id, Datum *answer, bool *isnull)
+{
+	char		id[CQRS_UUID_TEXT_LEN + 1];
+	text	   *key = cstring_to_text(cqrs_uuid_text(command_id, id));
+	int			current = current_segment(cqrs_wall_now());
+	int			i;
+
+	for (i = CQRS_SEGMENTS; i > 0; i--)
+		if (find_answer_in_segment(key, (current + i) % CQRS_SEGMENTS, answer,
+								   isnull))
+			return true;
+	return false;
+}
+
+/*
+ * Keep the answer of an enqueued command, which the current user executed, and
+ * for which none was found.
+ */
+void
+cqrs_answer_store(const pg_uuid_t *command_id, const char *command_name,
+				  Datum answer, bool isnull)
+{
+	char		id[CQRS_UUID_TEXT_LEN + 1];
+	CqrsIdempotencyKey key = {.role = GetUserId()};
+
+	key.role_name = cstring_to_text(GetUserNameFromId(key.role, false));
+	key.text = cstring_to_text(cqrs_uuid_text(command_id, id));
+	key.command_name = command_name;
+	key.request = hash_request(CQRS_KEY_ANSWER, command_name, NULL);
+	cqrs_idempotency_store(&key, answer, isnull);
+}
+
+/*
  * Truncate a segment if all in it is older than keys are kept, and that is
  * possible at once; the lock then stays until the end of the transaction.
  * *look_at gets when to look again, if it is still kept; *pid gets the process
@@ -280,7 +330,7 @@ is_same(const CqrsIdempotencyKey *a, const CqrsIdempotencyKey *b)
  * The SHA-256 of what is asked for: what the key is used for, the command's
  * name, and the payload, in a form that is the same for payloads that are equal
  * as jsonb (1 and 1.0), and on every platform and version where a dump may be
- * restored.
+ * restored. An answer's is without payload.
  */
 static bytea *
 hash_request(CqrsIdempotencyUse use, const char *command_name, Jsonb *payload)
@@ -292,7 +342,8 @@ hash_request(CqrsIdempotencyUse use, const char *command_name, Jsonb *payload)
 	appendStringInfoSpaces(&request, VARHDRSZ);
 	appendStringInfoChar(&request, use);
 	appendBinaryStringInfo(&request, command_name, strlen(command_name) + 1);
-	append_payload(&request, payload);
+	if (payload != NULL)
+		append_payload(&request, payload);
 	SET_VARSIZE(request.data, request.len);
 	hash = DatumGetByteaP(DirectFunctionCall1(sha256_bytea,
 											  PointerGetDatum(request.data)));
@@ -395,6 +446,55 @@ find_in_segment(const CqrsIdempotencyKey *key, int segment,
 	}
 	cqrs_scan_end(&scan, AccessShareLock);
 	return found;
+}
+
+static bool
+find_answer_in_segment(text *key, int segment, Datum *answer, bool *isnull)
+{
+	CqrsScan	scan;
+	ScanKeyData scankey;
+	Datum		values[KEY_COLUMNS];
+	bool		nulls[KEY_COLUMNS];
+	bool		found = false;
+
+	ScanKeyInit(&scankey, KEY_TEXT, BTEqualStrategyNumber, F_TEXTEQ,
+				PointerGetDatum(key));
+	cqrs_scan_begin(&scan, CQRS_REL_IDEMPOTENCY_0 + segment,
+					CQRS_REL_IDEMPOTENCY_0_PKEY + segment, AccessShareLock,
+					SnapshotSelf, ForwardScanDirection, 1, &scankey);
+	while (!found && cqrs_scan_read(&scan, values, nulls))
+		found = is_answer_for_user(values);
+	if (found && answer != NULL)
+	{
+		*isnull = nulls[KEY_ANSWER - 1];
+		*answer = *isnull ? (Datum) 0 :
+			JsonbPGetDatum(DatumGetJsonbPCopy(values[KEY_ANSWER - 1]));
+	}
+	cqrs_scan_end(&scan, AccessShareLock);
+	return found;
+}
+
+/*
+ * Is a row an enqueued command's answer, and that of a role whose member the
+ * current user is? The row's role has that name, and that OID if it is native.
+ */
+static bool
+is_answer_for_user(const Datum *values)
+{
+	bytea	   *request = DatumGetByteaPP(values[KEY_REQUEST - 1]);
+	bytea	   *expected = hash_request(CQRS_KEY_ANSWER,
+										TextDatumGetCString(values[KEY_COMMAND_NAME - 1]),
+										NULL);
+	Oid			role = get_role_oid(TextDatumGetCString(values[KEY_ROLE_NAME - 1]),
+									true);
+
+	return VARSIZE_ANY_EXHDR(request) == VARSIZE_ANY_EXHDR(expected) &&
+		memcmp(VARDATA_ANY(request), VARDATA_ANY(expected),
+			   VARSIZE_ANY_EXHDR(expected)) == 0 &&
+		OidIsValid(role) &&
+		(!DatumGetBool(values[KEY_NATIVE - 1]) ||
+		 DatumGetObjectId(values[KEY_ROLE - 1]) == role) &&
+		has_privs_of_role(GetUserId(), role);
 }
 
 /*

@@ -10,6 +10,7 @@
 #define CQRS_IDEMPOTENCY_H
 
 #include "utils/timestamp.h"
+#include "utils/uuid.h"
 
 #include "mediator/dispatch_stack.h"
 
@@ -28,7 +29,8 @@ typedef struct CqrsIdempotencyKey
 typedef enum CqrsIdempotencyUse
 {
 	CQRS_KEY_SEND = 's',
-	CQRS_KEY_ENQUEUE = 'e'
+	CQRS_KEY_ENQUEUE = 'e',
+	CQRS_KEY_ANSWER = 'a'		/* of an enqueued command, by its id */
 } CqrsIdempotencyUse;
 
 /* What cqrs_idempotency_truncate() found. */
@@ -50,6 +52,11 @@ extern void cqrs_idempotency_store(const CqrsIdempotencyKey *key,
 extern Datum cqrs_idempotency_run(CqrsIdempotencyKey *key,
 								  CqrsDispatch *dispatch, bool *isnull,
 								  bool *repeated);
+extern bool cqrs_answer_find(const pg_uuid_t *command_id, Datum *answer,
+							 bool *isnull);
+extern void cqrs_answer_store(const pg_uuid_t *command_id,
+							  const char *command_name, Datum answer,
+							  bool isnull);
 extern CqrsIdempotencyState cqrs_idempotency_truncate(int segment,
 													  TimestampTz *look_at,
 													  int *pid);

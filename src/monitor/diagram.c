@@ -90,16 +90,22 @@ cqrs_no_diagram(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("nothing is registered as \"%s\"", name ? name : ""),
 				 errhint("Name a command, a query, a stream, an event, a topic, a subscription or a broker's server.")));
-	if (strcmp(kind, "sequence") != 0)
+	if (strcmp(kind, "sequence") != 0 && strcmp(kind, "saga") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("unrecognized kind of diagram \"%s\"", kind),
-				 errhint("Valid values are \"flowchart\" and \"sequence\".")));
+				 errhint("Valid values are \"flowchart\", \"sequence\" and \"saga\".")));
 	if (name == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("name must not be null"),
+				 strcmp(kind, "saga") == 0 ?
+				 errdetail("It shows one saga.") :
 				 errdetail("A sequence diagram shows one command, query or stream.")));
+	if (strcmp(kind, "saga") == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_CQRS_NOT_REGISTERED),
+				 errmsg("saga \"%s\" is not registered", name)));
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_FUNCTION),
 			 errmsg("command \"%s\" is not registered", name),

@@ -9,6 +9,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "pgstat.h"
 #include "replication/syncrep.h"
 #include "utils/snapmgr.h"
 
@@ -18,12 +19,17 @@
 #include "delivery/underway.h"
 #include "mediator/context.h"
 #include "process/job.h"
+#include "process/process.h"
 #include "retry/failure.h"
 #include "shared/clock.h"
+
+/* How long to wait here for what a rate allows, in milliseconds. */
+#define LONGEST_PACE	1000
 
 /* What is being delivered now. */
 static CqrsJob *delivering = NULL;
 
+static CqrsJobOutcome pace(CqrsJob *job);
 static CqrsJobOutcome batch_failed(CqrsJob *job, ErrorData *error);
 static bool batch_is_repeated(CqrsJob *job, const ErrorData *error);
 static bool deliver(CqrsSubscription *subscription, CqrsJob *job);
@@ -42,6 +48,8 @@ cqrs_handler_job_step(CqrsJob *job)
 	{
 		if ((error = cqrs_job_run(cqrs_job_announce, job)) != NULL)
 			return cqrs_job_fail(job, error);
+		if (job->delivery.paced_until != 0)
+			return pace(job);
 		if (job->announced == 0)
 			return job->delivery.more ? CQRS_JOB_DELIVERED : CQRS_JOB_DRAINED;
 		job->careful--;
@@ -63,10 +71,33 @@ cqrs_handler_job_step(CqrsJob *job)
 	cqrs_pace_done(&job->pace, &job->delivery);
 	if (cqrs_job_must_wait(job))
 		return CQRS_JOB_FAILED;
+	if (job->delivery.paced_until != 0)
+		return pace(job);
 	if (job->delivery.announce)
 		job->careful = Max(job->careful, 1);
 	return job->delivery.more || job->announced != 0 || job->careful > 0 ?
 		CQRS_JOB_DELIVERED : CQRS_JOB_DRAINED;
+}
+
+/*
+ * The subscription's rate allows no more calls for a while. If it is to be found out
+ * which event made a commit fail, that must not be forgotten.
+ */
+static CqrsJobOutcome
+pace(CqrsJob *job)
+{
+	static uint32 wait_event = 0;
+	TimestampTz until = job->delivery.paced_until;
+	long		wait = TimestampDifferenceMilliseconds(cqrs_wall_now(), until);
+
+	if (job->one_by_one > 0 && wait < LONGEST_PACE)
+	{
+		cqrs_process_wait(wait + 1, PGINVALID_SOCKET,
+						  CQRS_WAIT_EVENT(wait_event, "CqrsOutboxWorkerPaced"));
+		return CQRS_JOB_DELIVERED;
+	}
+	job->failed_until = until;
+	return CQRS_JOB_FAILED;
 }
 
 /*
@@ -117,6 +148,7 @@ batch_is_repeated(CqrsJob *job, const ErrorData *error)
 		return true;
 	}
 	if (cqrs_error_is_transient(error) && job->announced == 0 &&
+		!job->delivery.paced &&
 		job->pace.again < CQRS_TRANSIENT_TRIES)
 	{
 		job->pace.again++;

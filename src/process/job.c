@@ -23,6 +23,7 @@
 #include "process/job.h"
 #include "registry/registry.h"
 #include "retry/failure.h"
+#include "shared/bucket.h"
 #include "shared/clock.h"
 
 /*
@@ -177,13 +178,27 @@ cqrs_job_begin(const CqrsJob *job)
 }
 
 /*
- * Choose the event to deliver next, and count the attempt beforehand.
+ * Choose the event to deliver next, and count the attempt beforehand, if the
+ * subscription's rate allows one.
  */
 bool
 cqrs_job_announce(CqrsSubscription *subscription, CqrsJob *job)
 {
+	int64		interval = subscription->rate_interval;
+	TimestampTz next;
+
+	job->announced = 0;
+	job->delivery.paced_until = 0;
+	if (interval != 0 &&
+		!cqrs_bucket_take(subscription->subscription_id, interval, &next))
+	{
+		job->delivery.paced_until = cqrs_steady_to_wall(next);
+		return true;
+	}
 	job->announced = cqrs_target_announce(subscription, job->partition,
 										  &job->delivery);
+	if (interval != 0 && job->announced == 0)
+		cqrs_bucket_give_back(subscription->subscription_id, interval);
 	cqrs_commit_durably();
 	return true;
 }

@@ -40,6 +40,7 @@
 #include "mediator/idempotency.h"
 #include "process/maintain.h"
 #include "registry/registry.h"
+#include "saga/keep.h"
 #include "shared/clock.h"
 
 /* How far apart passes begin, in milliseconds. */
@@ -51,8 +52,8 @@
 /* ... and one that cannot be looked at, because of an error. */
 #define ERROR_WAIT		60000
 
-/* How long not to look for idempotency keys if there are none; milliseconds. */
-#define NO_KEYS_WAIT	(3600 * INT64CONST(1000))
+/* How long not to look for what is kept if there is none; milliseconds. */
+#define NOTHING_KEPT_WAIT	(3600 * INT64CONST(1000))
 
 /* What the manager remembers of a topic. */
 typedef struct Watch
@@ -81,9 +82,21 @@ typedef struct Work
 static MemoryContext maintain_context = NULL;
 static HTAB *watches = NULL;
 
-/* When to look at the idempotency keys, and how long they were kept then. */
-static TimestampTz keys_look_at = 0;
-static int	keys_retention = 0;
+/* What is in tables that are written in turn. */
+typedef struct Kept
+{
+	const char *what;
+	const int  *retention;		/* the setting */
+	CqrsIdempotencyState (*truncate) (int segment, TimestampTz *look_at,
+									  int *pid);
+	TimestampTz look_at;		/* when to look at it again ... */
+	int			kept_for;		/* ... and the setting the last time */
+} Kept;
+
+static Kept kept[] = {
+	{"idempotency keys", &cqrs_idempotency_retention, cqrs_idempotency_truncate},
+	{"sagas", &cqrs_saga_retention, cqrs_saga_truncate},
+};
 
 /* The pass underway, or the last one. */
 static List *todo = NIL;		/* topics still to be looked at */
@@ -109,7 +122,7 @@ static int32 limit_of = 0;
 
 /* What is being maintained, for error_callback(). */
 static char context_topic[NAMEDATALEN];
-static bool context_keys;
+static const Kept *context_kept = NULL;
 
 static bool in_transaction(void (*part) (void *work), Work *work);
 static void begin_pass(void *arg);
@@ -118,11 +131,12 @@ static void note_step(Watch *watch, const CqrsStep *step);
 static void note_failure(int32 topic_id);
 static void finish_pass(void);
 static void end_pass(void *arg);
-static void maintain_keys(void *arg);
+static void maintain_kept(void *arg);
 static int64 known_size(const CqrsTopic *topic, int segment);
 static void maintain_by_hand(CqrsTopic *topic, Tuplestorestate *store,
 							 TupleDesc desc);
-static void maintain_keys_by_hand(Tuplestorestate *store, TupleDesc desc);
+static void maintain_kept_by_hand(const Kept *one, Tuplestorestate *store,
+								  TupleDesc desc);
 static void put_row(Tuplestorestate *store, TupleDesc desc, const char *topic,
 					const char *action, int segment, const char *detail,
 					int pid);
@@ -141,6 +155,7 @@ cqrs_maintain(PG_FUNCTION_ARGS)
 	Tuplestorestate *store;
 	TupleDesc	desc;
 	ListCell   *lc;
+	int			i;
 
 	cqrs_require_writable("cqrs_maintain()");
 	if (IsTransactionBlock())
@@ -163,8 +178,8 @@ cqrs_maintain(PG_FUNCTION_ARGS)
 		put_row(store, desc, NULL, "suspended", -1, (char *) lfirst(lc), 0);
 	foreach(lc, topics)
 		maintain_by_hand((CqrsTopic *) lfirst(lc), store, desc);
-	if (topic == NULL)
-		maintain_keys_by_hand(store, desc);
+	for (i = 0; topic == NULL && i < lengthof(kept); i++)
+		maintain_kept_by_hand(&kept[i], store, desc);
 	return (Datum) 0;
 }
 
@@ -248,7 +263,6 @@ static bool
 in_transaction(void (*part) (void *work), Work *work)
 {
 	context_topic[0] = '\0';
-	context_keys = false;
 	if (cqrs_registry_run_guarded(part, work, error_callback))
 		return true;
 	work->action = CQRS_STEP_NONE;
@@ -385,6 +399,7 @@ static void
 finish_pass(void)
 {
 	Work		work = {0, CQRS_STEP_NONE};
+	int			i;
 
 	/*
 	 * Try again without the subscription that raised an error, so that it
@@ -405,15 +420,20 @@ finish_pass(void)
 		failed_limits_until = TimestampTzPlusMilliseconds(pass_began, ERROR_WAIT);
 		limit_of = 0;
 	}
-	if (keys_look_at <= pass_began ||
-		keys_retention != cqrs_idempotency_retention)
+	for (i = 0; i < lengthof(kept); i++)
 	{
-		keys_retention = cqrs_idempotency_retention;
-		keys_look_at = TimestampTzPlusMilliseconds(pass_began, ERROR_WAIT);
-		(void) in_transaction(maintain_keys, &work);
+		if (kept[i].look_at <= pass_began ||
+			kept[i].kept_for != *kept[i].retention)
+		{
+			kept[i].kept_for = *kept[i].retention;
+			kept[i].look_at = TimestampTzPlusMilliseconds(pass_began, ERROR_WAIT);
+			context_kept = &kept[i];
+			(void) in_transaction(maintain_kept, &work);
+			context_kept = NULL;
+		}
+		wake_at = Min(wake_at, kept[i].look_at);
+		due_at = Min(due_at, kept[i].look_at);
 	}
-	wake_at = Min(wake_at, keys_look_at);
-	due_at = Min(due_at, keys_look_at);
 }
 
 /*
@@ -455,33 +475,33 @@ end_pass(void *arg)
 }
 
 /*
- * Truncate old idempotency keys, and note when there may be more to do.
+ * Truncate what is old of context_kept, and note when there may be more to do.
  */
 static void
-maintain_keys(void *arg)
+maintain_kept(void *arg)
 {
+	Kept	   *one = &kept[context_kept - kept];
 	TimestampTz look_at = DT_NOEND;
 	int			i;
 
-	context_keys = true;
 	for (i = 0; i < CQRS_SEGMENTS; i++)
 	{
 		TimestampTz next;
 		int			pid;
 
-		if (cqrs_idempotency_truncate(i, &next, &pid) == CQRS_KEYS_LOCKED)
+		if (one->truncate(i, &next, &pid) == CQRS_KEYS_LOCKED)
 			next = TimestampTzPlusMilliseconds(pass_began, LONGEST_WAIT);
 		else
 			next = cqrs_steady_from_wall(next);
 		look_at = Min(look_at, next);
 	}
 
-	/* New keys are not announced. */
+	/* What is new is not announced. */
 	if (look_at == DT_NOEND)
 		look_at = TimestampTzPlusMilliseconds(pass_began,
-											  Max(cqrs_idempotency_retention * INT64CONST(1000),
-												  NO_KEYS_WAIT));
-	keys_look_at = look_at;
+											  Max(*one->retention * INT64CONST(1000),
+												  NOTHING_KEPT_WAIT));
+	one->look_at = look_at;
 }
 
 /*
@@ -529,11 +549,10 @@ maintain_by_hand(CqrsTopic *topic, Tuplestorestate *store, TupleDesc desc)
 }
 
 /*
- * Truncate old idempotency keys, and tell what was done, and what was not
- * because of a lock.
+ * Truncate what is old, and tell what was done, and what was not because of a lock.
  */
 static void
-maintain_keys_by_hand(Tuplestorestate *store, TupleDesc desc)
+maintain_kept_by_hand(const Kept *one, Tuplestorestate *store, TupleDesc desc)
 {
 	int			i;
 
@@ -541,13 +560,12 @@ maintain_keys_by_hand(Tuplestorestate *store, TupleDesc desc)
 	{
 		TimestampTz look_at;
 		int			pid;
-		CqrsIdempotencyState state = cqrs_idempotency_truncate(i, &look_at,
-															   &pid);
+		CqrsIdempotencyState state = one->truncate(i, &look_at, &pid);
 
 		if (state != CQRS_KEYS_KEPT)
 			put_row(store, desc, NULL,
 					state == CQRS_KEYS_TRUNCATED ? "truncated" : "held", i,
-					"idempotency keys", pid);
+					one->what, pid);
 	}
 }
 
@@ -581,8 +599,8 @@ error_callback(void *arg)
 {
 	if (context_topic[0] != '\0')
 		errcontext("maintaining topic \"%s\"", context_topic);
-	else if (context_keys)
-		errcontext("maintaining idempotency keys");
+	else if (context_kept != NULL)
+		errcontext("maintaining %s", context_kept->what);
 	else
 		errcontext("maintaining topics");
 }

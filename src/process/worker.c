@@ -47,6 +47,7 @@
 #include "storage/ipc.h"
 #include "utils/memutils.h"
 
+#include "deferred/running.h"
 #include "delivery/session.h"
 #include "delivery/target_broker.h"
 #include "process/job.h"
@@ -158,6 +159,7 @@ worker_attach(int index)
 		SetLatch(database->manager_latch);
 	LWLockRelease(cqrs_shared->lock);
 	before_shmem_exit(worker_exit, (Datum) 0);
+	cqrs_running_attach(slot);
 
 	/*
 	 * Registered before we connect, so that it runs after the transaction was

@@ -127,6 +127,8 @@ typedef struct CqrsSubscription
 	bool		strict_key_order;	/* only with server */
 	bool		event_transactions; /* a handler gets one for each event */
 	char	   *search_path;	/* of a handler; see search_path.c */
+	int64		rate_interval;	/* in nanoseconds: how long a call of the
+								 * handler takes of its rate; 0: no limit */
 	bool		runs_commands;	/* its owner's; see enqueue.c */
 	bool		runs_sagas;		/* their steps; see run.c */
 	bool		routes_to_sagas;	/* what they wait for; see router.c */

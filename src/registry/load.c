@@ -20,6 +20,7 @@
 
 #include "base/hash.h"
 #include "base/interval.h"
+#include "base/rate.h"
 #include "base/snapshot.h"
 #include "extension/catalog.h"
 #include "registry/load.h"
@@ -97,6 +98,7 @@ enum
 	SUBSCRIPTION_STRICT_KEY_ORDER,
 	SUBSCRIPTION_TRANSACTION,
 	SUBSCRIPTION_SEARCH_PATH,
+	SUBSCRIPTION_RATE,
 	SUBSCRIPTION_RUNS,
 	SUBSCRIPTION_PARTITIONS,
 	SUBSCRIPTION_ORDERING,
@@ -470,6 +472,9 @@ add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 	subscription->search_path =
 		search_path(nulls[SUBSCRIPTION_SEARCH_PATH - 1] ? "" :
 					TextDatumGetCString(values[SUBSCRIPTION_SEARCH_PATH - 1]));
+	if (!cqrs_rate_parse(TextDatumGetCString(values[SUBSCRIPTION_RATE - 1]),
+						 &subscription->rate_interval))
+		subscription->rate_interval = 0;
 	runs = nulls[SUBSCRIPTION_RUNS - 1] ? "" :
 		TextDatumGetCString(values[SUBSCRIPTION_RUNS - 1]);
 	subscription->runs_commands = strcmp(runs, "commands") == 0;
@@ -570,7 +575,7 @@ find_command_owners(CqrsRegistryCopy *copy)
 	while ((subscription = hash_seq_search(&status)) != NULL)
 	{
 		HTAB	   *table = subscription->runs_commands ? copy->command_subscriptions :
-			subscription->runs_sagas ? copy->saga_subscriptions : copy->saga_routers;
+		subscription->runs_sagas ? copy->saga_subscriptions : copy->saga_routers;
 		CqrsSubscription *other;
 		int			i;
 

@@ -94,14 +94,17 @@ cqrs_error_is_transient(const ErrorData *error)
 
 /*
  * What is recorded of an event that failed with this error; it points into
- * *error.
+ * *error. That a command expired, or was cancelled, is not for its handler to say,
+ * and nothing else has to show whose fault it is.
  */
 CqrsFault
 cqrs_fault_of(const ErrorData *error)
 {
 	CqrsFault	fault = {error->sqlerrcode, error->message};
 
-	fault.final = error->sqlerrcode == ERRCODE_CQRS_GIVE_UP;
+	fault.proven = error->sqlerrcode == ERRCODE_CQRS_EXPIRED ||
+		error->sqlerrcode == ERRCODE_CQRS_CANCELED;
+	fault.final = fault.proven || error->sqlerrcode == ERRCODE_CQRS_GIVE_UP;
 	return fault;
 }
 

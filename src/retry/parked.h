@@ -23,6 +23,7 @@ typedef struct CqrsFault
 	const char *message;
 	TimestampTz retry_at;		/* 0: as the subscription's settings say */
 	bool		final;			/* no use trying again */
+	bool		proven;			/* the event's, for sure */
 } CqrsFault;
 
 /* A row of cqrs.retry, without the event itself. */

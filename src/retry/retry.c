@@ -224,25 +224,33 @@ bury(const CqrsParked *parked, CqrsCursor *cursor, const CqrsFault *fault)
 	int			attempts;
 
 	if (cqrs_parked_read(cursor, parked->position, NULL, &event, &attempts))
-	{
-		Datum		values[CQRS_DEAD_COLUMNS];
-		bool		nulls[CQRS_DEAD_COLUMNS] = {0};
-
-		values[CQRS_DEAD_SUBSCRIPTION_ID - 1] =
-			Int32GetDatum(cursor->subscription_id);
-		cqrs_event_store(&event, &values[CQRS_DEAD_POSITION - 1],
-						 &nulls[CQRS_DEAD_POSITION - 1]);
-		values[CQRS_DEAD_ATTEMPTS - 1] = Int32GetDatum(parked->attempts);
-		values[CQRS_DEAD_DIED_AT - 1] =
-			TimestampTzGetDatum(GetCurrentTimestamp());
-		values[CQRS_DEAD_SQLSTATE - 1] =
-			CStringGetTextDatum(unpack_sql_state(fault->sqlerrcode));
-		values[CQRS_DEAD_MESSAGE - 1] =
-			CStringGetTextDatum(fault->message ? fault->message : "");
-		forget_dead(cursor->subscription_id, event.position);
-		cqrs_row_insert(CQRS_REL_DEAD_LETTER, values, nulls);
-	}
+		cqrs_bury(cursor, &event, parked->attempts, fault);
 	cqrs_parked_done(parked, cursor);
+}
+
+/*
+ * Make a dead letter of an event. The caller sees to it that it is not delivered.
+ */
+void
+cqrs_bury(const CqrsCursor *cursor, const CqrsEvent *event, int attempts,
+		  const CqrsFault *fault)
+{
+	Datum		values[CQRS_DEAD_COLUMNS];
+	bool		nulls[CQRS_DEAD_COLUMNS] = {0};
+
+	values[CQRS_DEAD_SUBSCRIPTION_ID - 1] =
+		Int32GetDatum(cursor->subscription_id);
+	cqrs_event_store(event, &values[CQRS_DEAD_POSITION - 1],
+					 &nulls[CQRS_DEAD_POSITION - 1]);
+	values[CQRS_DEAD_ATTEMPTS - 1] = Int32GetDatum(attempts);
+	values[CQRS_DEAD_DIED_AT - 1] =
+		TimestampTzGetDatum(GetCurrentTimestamp());
+	values[CQRS_DEAD_SQLSTATE - 1] =
+		CStringGetTextDatum(unpack_sql_state(fault->sqlerrcode));
+	values[CQRS_DEAD_MESSAGE - 1] =
+		CStringGetTextDatum(fault->message ? fault->message : "");
+	forget_dead(cursor->subscription_id, event->position);
+	cqrs_row_insert(CQRS_REL_DEAD_LETTER, values, nulls);
 }
 
 /*

@@ -20,6 +20,8 @@ extern void cqrs_park_received(CqrsCursor *cursor, const CqrsEvent *event,
 							   const pg_uuid_t *receipt);
 extern void cqrs_park_unproven(CqrsCursor *cursor, const CqrsEvent *event,
 							   const CqrsFault *fault);
+extern void cqrs_bury(const CqrsCursor *cursor, const CqrsEvent *event,
+					  int attempts, const CqrsFault *fault);
 extern bool cqrs_parked_redrive(CqrsCursor *cursor, const CqrsEvent *event,
 								TimestampTz now);
 extern void cqrs_parked_failed(CqrsParked *parked,

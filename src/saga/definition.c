@@ -15,6 +15,8 @@
  */
 #include "base/cqrs_outbox.h"
 
+#include "catalog/pg_type.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
@@ -45,12 +47,14 @@ enum
 #define FALLBACK_MAX_FAILURES	5
 #define FALLBACK_RESET_AFTER	60000
 
-const char *const cqrs_step_kinds[] = {
-	[CQRS_STEP] = "step",
-	[CQRS_STEP_AWAIT] = "await",
-	[CQRS_STEP_SLEEP] = "sleep",
-	[CQRS_STEP_PARALLEL] = "parallel",
-	[CQRS_STEP_SAGA] = "saga",
+PG_FUNCTION_INFO_V1(cqrs_saga_steps);
+
+const char *const cqrs_saga_step_kinds[] = {
+	[CQRS_SAGA_STEP] = "step",
+	[CQRS_SAGA_AWAIT] = "await",
+	[CQRS_SAGA_SLEEP] = "sleep",
+	[CQRS_SAGA_PARALLEL] = "parallel",
+	[CQRS_SAGA_SUB_SAGA] = "saga",
 };
 
 /* What was read: a list, as there are few. */
@@ -68,14 +72,14 @@ static CqrsSagaDefinition *read_row(const Datum *values, const bool *nulls);
 static void parse_steps(CqrsSagaDefinition *definition, JsonbContainer *array,
 						int parent);
 static int	count_steps(JsonbContainer *array);
-static void parse_step(CqrsSagaDefinition *definition, CqrsStep *step,
+static void parse_step(CqrsSagaDefinition *definition, CqrsSagaStep *step,
 					   JsonbContainer *object);
-static void parse_handler(const CqrsSagaDefinition *definition, CqrsStep *step,
+static void parse_handler(const CqrsSagaDefinition *definition, CqrsSagaStep *step,
 						  JsonbContainer *object);
 static bool parse_function(const CqrsSagaDefinition *definition,
 						   CqrsHandler *handler, JsonbContainer *object,
 						   const char *key);
-static void parse_sqlstates(CqrsStep *step, JsonbContainer *object);
+static void parse_sqlstates(CqrsSagaStep *step, JsonbContainer *object);
 static char *get_string(JsonbContainer *object, const char *key);
 static int	get_int(JsonbContainer *object, const char *key);
 static Datum get_interval(JsonbContainer *object, const char *key);
@@ -167,6 +171,27 @@ cqrs_saga_definitions(void)
 		has_all = true;
 	}
 	return definitions;
+}
+
+/*
+ * cqrs.saga_steps(saga_name, version)
+ */
+Datum
+cqrs_saga_steps(PG_FUNCTION_ARGS)
+{
+	CqrsSagaDefinition *definition;
+	Datum	   *names;
+	int			i;
+
+	definition = cqrs_saga_definition(text_to_cstring(PG_GETARG_TEXT_PP(0)),
+									  PG_GETARG_INT32(1));
+	if (definition == NULL)
+		PG_RETURN_NULL();
+	names = palloc(sizeof(Datum) * Max(definition->nsteps, 1));
+	for (i = 0; i < definition->nsteps; i++)
+		names[i] = CStringGetTextDatum(definition->steps[i].name);
+	PG_RETURN_ARRAYTYPE_P(construct_array(names, definition->nsteps, TEXTOID, -1,
+										  false, TYPALIGN_INT));
 }
 
 /*
@@ -316,7 +341,7 @@ cqrs_saga_definition_parse(const char *name, Datum steps, Datum owners)
 	definition->owners = &object->root;
 	if (!JB_ROOT_IS_ARRAY(array) || !JB_ROOT_IS_OBJECT(object))
 		return definition;
-	definition->steps = palloc0(sizeof(CqrsStep) *
+	definition->steps = palloc0(sizeof(CqrsSagaStep) *
 								Max(count_steps(&array->root), 1));
 	parse_steps(definition, &array->root, -1);
 
@@ -341,7 +366,7 @@ parse_steps(CqrsSagaDefinition *definition, JsonbContainer *array, int parent)
 	for (i = 0; i < n; i++)
 	{
 		JsonbValue *value = getIthJsonbValueFromContainer(array, i);
-		CqrsStep   *step;
+		CqrsSagaStep *step;
 		int			number;
 		JsonbValue	children;
 
@@ -353,7 +378,7 @@ parse_steps(CqrsSagaDefinition *definition, JsonbContainer *array, int parent)
 		parse_step(definition, step, value->val.binary.data);
 		if (parent >= 0)
 			definition->steps[parent].nchildren++;
-		else if (step->kind == CQRS_STEP_PARALLEL &&
+		else if (step->kind == CQRS_SAGA_PARALLEL &&
 				 getKeyJsonValueFromContainer(value->val.binary.data, "steps",
 											  strlen("steps"), &children) != NULL &&
 				 children.type == jbvBinary &&
@@ -377,7 +402,7 @@ count_steps(JsonbContainer *array)
 		JsonbValue *value = getIthJsonbValueFromContainer(array, i);
 		JsonbValue	children;
 
-		if (value->type ==jbvBinary && JsonContainerIsObject(value->val.binary.data) &&
+		if (value->type == jbvBinary && JsonContainerIsObject(value->val.binary.data) &&
 			getKeyJsonValueFromContainer(value->val.binary.data, "steps",
 										 strlen("steps"), &children) != NULL &&
 			children.type == jbvBinary &&
@@ -388,7 +413,7 @@ count_steps(JsonbContainer *array)
 }
 
 static void
-parse_step(CqrsSagaDefinition *definition, CqrsStep *step,
+parse_step(CqrsSagaDefinition *definition, CqrsSagaStep *step,
 		   JsonbContainer *object)
 {
 	char	   *kind = get_string(object, "kind");
@@ -397,16 +422,16 @@ parse_step(CqrsSagaDefinition *definition, CqrsStep *step,
 	step->name = get_string(object, "name");
 	if (step->name == NULL)
 		step->name = "";
-	for (i = 0; kind != NULL && i < lengthof(cqrs_step_kinds); i++)
-		if (strcmp(kind, cqrs_step_kinds[i]) == 0)
+	for (i = 0; kind != NULL && i < lengthof(cqrs_saga_step_kinds); i++)
+		if (strcmp(kind, cqrs_saga_step_kinds[i]) == 0)
 			step->kind = i;
 	step->on_timeout = -1;
 	switch (step->kind)
 	{
-		case CQRS_STEP:
+		case CQRS_SAGA_STEP:
 			parse_handler(definition, step, object);
 			break;
-		case CQRS_STEP_AWAIT:
+		case CQRS_SAGA_AWAIT:
 			step->topic = get_string(object, "topic");
 			step->event_name = get_string(object, "event_name");
 			if (step->event_name == NULL)
@@ -415,12 +440,12 @@ parse_step(CqrsSagaDefinition *definition, CqrsStep *step,
 
 			step->timeout_step = get_string(object, "on_timeout");
 			break;
-		case CQRS_STEP_SLEEP:
+		case CQRS_SAGA_SLEEP:
 			step->interval = get_interval(object, "duration");
 			break;
-		case CQRS_STEP_PARALLEL:
+		case CQRS_SAGA_PARALLEL:
 			break;
-		case CQRS_STEP_SAGA:
+		case CQRS_SAGA_SUB_SAGA:
 			step->saga_name = get_string(object, "saga_name");
 			if (step->saga_name == NULL)
 				step->saga_name = "";
@@ -441,7 +466,7 @@ parse_step(CqrsSagaDefinition *definition, CqrsStep *step,
  * A step's function, and how it is called.
  */
 static void
-parse_handler(const CqrsSagaDefinition *definition, CqrsStep *step,
+parse_handler(const CqrsSagaDefinition *definition, CqrsSagaStep *step,
 			  JsonbContainer *object)
 {
 	CqrsHandler fallback;
@@ -483,7 +508,7 @@ parse_function(const CqrsSagaDefinition *definition, CqrsHandler *handler,
 }
 
 static void
-parse_sqlstates(CqrsStep *step, JsonbContainer *object)
+parse_sqlstates(CqrsSagaStep *step, JsonbContainer *object)
 {
 	JsonbValue	array;
 	int			i;
@@ -491,7 +516,7 @@ parse_sqlstates(CqrsStep *step, JsonbContainer *object)
 
 	if (getKeyJsonValueFromContainer(object, "final_sqlstates",
 									 strlen("final_sqlstates"), &array) == NULL ||
-		array.type != jbvBinary || !JsonContainerIsArray(array.val.binary.data))
+		array.type !=jbvBinary || !JsonContainerIsArray(array.val.binary.data))
 		return;
 	n = JsonContainerSize(array.val.binary.data);
 	step->final = palloc(sizeof(CqrsSqlstate) * Max(n, 1));
@@ -499,7 +524,7 @@ parse_sqlstates(CqrsStep *step, JsonbContainer *object)
 	{
 		JsonbValue *value = getIthJsonbValueFromContainer(array.val.binary.data, i);
 
-		if (value->type ==jbvString &&
+		if (value->type == jbvString &&
 			cqrs_sqlstate_parse(pnstrdup(value->val.string.val,
 										 value->val.string.len),
 								&step->final[step->nfinal]))
@@ -539,7 +564,7 @@ get_bool(JsonbContainer *object, const char *key)
 	JsonbValue	value;
 
 	return getKeyJsonValueFromContainer(object, key, strlen(key), &value) != NULL &&
-		value.type ==jbvBool && value.val.boolean;
+		value.type == jbvBool && value.val.boolean;
 }
 
 /*

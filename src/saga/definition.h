@@ -12,20 +12,20 @@
 #include "registry/handler.h"
 #include "utils/jsonb.h"
 
-typedef enum CqrsStepKind
+typedef enum CqrsSagaStepKind
 {
-	CQRS_STEP,					/* a function */
-	CQRS_STEP_AWAIT,			/* an event, or a signal */
-	CQRS_STEP_SLEEP,
-	CQRS_STEP_PARALLEL,			/* the steps behind it, side by side */
-	CQRS_STEP_SAGA				/* another saga */
-} CqrsStepKind;
+	CQRS_SAGA_STEP,				/* a function */
+	CQRS_SAGA_AWAIT,			/* an event, or a signal */
+	CQRS_SAGA_SLEEP,
+	CQRS_SAGA_PARALLEL,			/* the steps behind it, side by side */
+	CQRS_SAGA_SUB_SAGA			/* another saga */
+} CqrsSagaStepKind;
 
 /* Times are in milliseconds; 0: no limit. */
-typedef struct CqrsStep
+typedef struct CqrsSagaStep
 {
 	char	   *name;
-	CqrsStepKind kind;
+	CqrsSagaStepKind kind;
 	int			parent;			/* the parallel step that it is part of, or -1 */
 	int			nchildren;		/* of a parallel step: the next so many */
 
@@ -49,11 +49,12 @@ typedef struct CqrsStep
 	char	   *topic;			/* NULL: signals only */
 	char	   *event_name;		/* also that of a signal */
 	Datum		interval;		/* how long; 0: as long as it takes */
-	char	   *timeout_step;	/* the step to go on with then; NULL: it failed */
+	char	   *timeout_step;	/* the step to go on with then; NULL: it
+								 * failed */
 	int			on_timeout;		/* its number, or -1 */
 
 	char	   *saga_name;		/* of another saga */
-} CqrsStep;
+} CqrsSagaStep;
 
 typedef struct CqrsSagaDefinition
 {
@@ -65,11 +66,11 @@ typedef struct CqrsSagaDefinition
 	char	   *starter;
 	JsonbContainer *owners;
 	int			nsteps;
-	CqrsStep   *steps;
+	CqrsSagaStep *steps;
 } CqrsSagaDefinition;
 
 /* The kinds as they are written in table cqrs.saga_definition. */
-extern const char *const cqrs_step_kinds[];
+extern const char *const cqrs_saga_step_kinds[];
 
 extern CqrsSagaDefinition *cqrs_saga_definition(const char *name,
 												int32 version);

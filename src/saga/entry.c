@@ -304,9 +304,9 @@ cqrs_saga_entry_get(const CqrsSaga *saga, int32 branch, int32 seq,
 	}
 	else
 		*entry = (CqrsSagaEntry)
-		{
-			.branch = branch,.step = -1,.next = -1,.due = DT_NOEND
-		};
+	{
+		.branch = branch,.step = -1,.next = -1,.due = DT_NOEND
+	};
 	cqrs_scan_end(&scan, read_lock());
 	return found;
 }

@@ -104,8 +104,8 @@ typedef struct CqrsSagaEntry
 	char	   *error;
 	NullableDatum state;
 	int32		state_seq;
-	Datum		near_state;		/* of the entry state_seq, if that was read, too;
-								 * else 0 */
+	Datum		near_state;		/* of the entry state_seq, if that was read,
+								 * too; else 0 */
 
 	/* Of an entry that begins the saga, in this table. */
 	bool		begins;

@@ -52,9 +52,9 @@ static void make_event(CqrsEvent *event, const CqrsTopic *topic,
 					   const char *saga_name, const CqrsSagaMessage *message,
 					   NullableDatum headers);
 static Datum make_payload(const CqrsSagaMessage *message);
-static void push_key(JsonbParseState **state, const char *key);
-static void push_string(JsonbParseState **state, const char *string);
-static void push_int(JsonbParseState **state, int32 number);
+static void push_key(JsonbParseState * *state, const char *key);
+static void push_string(JsonbParseState * *state, const char *string);
+static void push_int(JsonbParseState * *state, int32 number);
 static char *lane_of(const pg_uuid_t *saga_id, int32 branch);
 static void wake_id(const pg_uuid_t *saga_id, int32 branch, int32 seq,
 					pg_uuid_t *id);
@@ -157,9 +157,9 @@ cqrs_saga_message_read(const CqrsEvent *event, CqrsSagaMessage *message)
 
 	if (getKeyJsonValueFromContainer(&payload->root, "id", strlen("id"),
 									 &value) != NULL &&
-		value.type ==jbvString)
+		value.type == jbvString)
 		(void) cqrs_uuid_read(value.val.string.val, value.val.string.len,
-						 &message->id);
+							  &message->id);
 	if (getKeyJsonValueFromContainer(&payload->root, "payload",
 									 strlen("payload"), &value) != NULL)
 	{
@@ -228,7 +228,7 @@ make_payload(const CqrsSagaMessage *message)
 }
 
 static void
-push_key(JsonbParseState **state, const char *key)
+push_key(JsonbParseState * *state, const char *key)
 {
 	JsonbValue	value = {.type = jbvString};
 
@@ -238,7 +238,7 @@ push_key(JsonbParseState **state, const char *key)
 }
 
 static void
-push_string(JsonbParseState **state, const char *string)
+push_string(JsonbParseState * *state, const char *string)
 {
 	JsonbValue	value = {.type = jbvString};
 
@@ -248,7 +248,7 @@ push_string(JsonbParseState **state, const char *string)
 }
 
 static void
-push_int(JsonbParseState **state, int32 number)
+push_int(JsonbParseState * *state, int32 number)
 {
 	JsonbValue	value = {.type = jbvNumeric};
 
@@ -276,7 +276,7 @@ static void
 wake_id(const pg_uuid_t *saga_id, int32 branch, int32 seq, pg_uuid_t *id)
 {
 	char		what[CQRS_UUID_TEXT_LEN + 40];
-	char		text[CQRS_UUID_TEXT_LEN + 1];
+	char text[	CQRS_UUID_TEXT_LEN + 1];
 
 	snprintf(what, sizeof(what), "wake %s/%d/%d",
 			 cqrs_uuid_text(saga_id, text), branch, seq);

@@ -33,7 +33,7 @@
 #include "registry/payload.h"
 #include "registry/registry.h"
 #include "saga/definition.h"
-#include "saga/router.h"
+#include "saga/awaited.h"
 
 #define LOCK_SAGAS	"LOCK TABLE cqrs.saga_definition IN SHARE ROW EXCLUSIVE MODE"
 
@@ -85,9 +85,9 @@ cqrs_register_saga(PG_FUNCTION_ARGS)
 {
 	Registration registration = {0};
 	char	   *on_event = PG_ARGISNULL(2) ? NULL :
-		text_to_cstring(PG_GETARG_TEXT_PP(2));
+	text_to_cstring(PG_GETARG_TEXT_PP(2));
 	char	   *on_topic = PG_ARGISNULL(3) ? NULL :
-		text_to_cstring(PG_GETARG_TEXT_PP(3));
+	text_to_cstring(PG_GETARG_TEXT_PP(3));
 	Datum		steps;
 	Datum		owners;
 	bool		changed;
@@ -222,10 +222,10 @@ add_step(Registration *registration, const char *name, const char *kind,
 	cqrs_name_check("step", name);
 	foreach(lc, registration->names)
 		if (strcmp(lfirst(lc), name) == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_DUPLICATE_OBJECT),
-					 errmsg("saga \"%s\" has two steps \"%s\"",
-							registration->saga, name)));
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("saga \"%s\" has two steps \"%s\"",
+						registration->saga, name)));
 	registration->names = lappend(registration->names, pstrdup(name));
 	if (++registration->nsteps > MOST_STEPS)
 		ereport(ERROR,
@@ -236,7 +236,7 @@ add_step(Registration *registration, const char *name, const char *kind,
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("options of step \"%s\" are no JSON object", name)));
-	if (within && strcmp(kind, cqrs_step_kinds[CQRS_STEP]) != 0)
+	if (within && strcmp(kind, cqrs_saga_step_kinds[CQRS_SAGA_STEP]) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("step \"%s\" of saga \"%s\" cannot be done in parallel",
@@ -263,11 +263,11 @@ add_step(Registration *registration, const char *name, const char *kind,
 						name, registration->saga),
 				 errdetail("It is behind the point of no return.")));
 
-	if (strcmp(kind, cqrs_step_kinds[CQRS_STEP]) == 0)
+	if (strcmp(kind, cqrs_saga_step_kinds[CQRS_SAGA_STEP]) == 0)
 		add_functions(registration, name, options, &text);
-	else if (strcmp(kind, cqrs_step_kinds[CQRS_STEP_AWAIT]) == 0)
+	else if (strcmp(kind, cqrs_saga_step_kinds[CQRS_SAGA_AWAIT]) == 0)
 		add_await(registration, name, options, &text);
-	else if (strcmp(kind, cqrs_step_kinds[CQRS_STEP_SLEEP]) == 0)
+	else if (strcmp(kind, cqrs_saga_step_kinds[CQRS_SAGA_SLEEP]) == 0)
 	{
 		if (option(options, "duration") == NULL)
 			ereport(ERROR,
@@ -276,9 +276,9 @@ add_step(Registration *registration, const char *name, const char *kind,
 							name, registration->saga)));
 		check_interval(registration, name, options, "duration");
 	}
-	else if (strcmp(kind, cqrs_step_kinds[CQRS_STEP_PARALLEL]) == 0)
+	else if (strcmp(kind, cqrs_saga_step_kinds[CQRS_SAGA_PARALLEL]) == 0)
 		add_children(registration, name, options, &text);
-	else if (strcmp(kind, cqrs_step_kinds[CQRS_STEP_SAGA]) == 0)
+	else if (strcmp(kind, cqrs_saga_step_kinds[CQRS_SAGA_SUB_SAGA]) == 0)
 	{
 		if (option(options, "saga_name") == NULL)
 			ereport(ERROR,
@@ -325,7 +325,7 @@ add_children(Registration *registration, const char *name, Jsonb *options,
 
 	if (getKeyJsonValueFromContainer(&options->root, "steps", strlen("steps"),
 									 &array) != NULL &&
-		array.type ==jbvBinary && JsonContainerIsArray(array.val.binary.data))
+		array.type == jbvBinary && JsonContainerIsArray(array.val.binary.data))
 		n = JsonContainerSize(array.val.binary.data);
 	if (n == 0)
 		ereport(ERROR,
@@ -467,10 +467,10 @@ check_timeouts(const Registration *registration, Datum steps)
 											DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")));
 	for (i = 0; i < definition->nsteps; i++)
 	{
-		CqrsStep   *step = &definition->steps[i];
+		CqrsSagaStep *step = &definition->steps[i];
 
 		past_pivot |= step->pivot;
-		if (step->kind != CQRS_STEP_AWAIT)
+		if (step->kind != CQRS_SAGA_AWAIT)
 			continue;
 		if (step->timeout_step != NULL &&
 			(step->on_timeout <= i ||
@@ -510,7 +510,7 @@ check_interval(const Registration *registration, const char *name,
 {
 	char	   *text = option(options, key);
 
-	if (text != NULL &&
+	if (text !=NULL &&
 		cqrs_interval_is_negative(DirectFunctionCall3(interval_in,
 													  CStringGetDatum(text),
 													  ObjectIdGetDatum(InvalidOid),

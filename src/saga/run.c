@@ -31,13 +31,14 @@
 #include "registry/payload.h"
 #include "registry/registry.h"
 #include "saga/machine.h"
+#include "saga/receive.h"
 #include "saga/run.h"
 #include "shared/clock.h"
 
 /* A call of a step's function, or of what undoes it. */
 typedef struct Call
 {
-	const CqrsStep *step;
+	const CqrsSagaStep *step;
 	CqrsHandler *handler;
 	Datum		state;
 	bool		by_fallback;	/* that was called, and returned */
@@ -161,7 +162,7 @@ is_call(const CqrsSagaRun *run, const CqrsSagaMessage *message)
 	return status == CQRS_SAGA_COMPENSATING ||
 		((status == CQRS_SAGA_RUNNING || status == CQRS_SAGA_RETRYING ||
 		  status == CQRS_SAGA_STUCK) &&
-		 (run->definition->steps[run->last.next].kind == CQRS_STEP ||
+		 (run->definition->steps[run->last.next].kind == CQRS_SAGA_STEP ||
 		  run->last.flags & CQRS_SAGA_IS_BACKWARD));
 }
 
@@ -173,17 +174,12 @@ run_step(CqrsSagaRun *run, const CqrsSagaMessage *message)
 {
 	bool		backward = (run->last.flags & CQRS_SAGA_IS_BACKWARD) != 0;
 	int			number = run->last.next;
-	Call		call = {.step = &run->definition->steps[number]};
-	char		id[CQRS_UUID_TEXT_LEN + 1];
-	CqrsEffects effects = {0};
-	CqrsContext context;
+	CqrsHandler *handler = handler_of(run);
 	CqrsSagaEntry entry;
 	NullableDatum answer;
-	volatile Datum value = (Datum) 0;
-	char	   *why;
+	bool		by_fallback;
+	char	   *why = why_stuck(handler);
 
-	call.handler = handler_of(run);
-	why = why_stuck(call.handler);
 	if (why != NULL)
 	{
 		if (run->last.status != CQRS_SAGA_STUCK)
@@ -198,39 +194,10 @@ run_step(CqrsSagaRun *run, const CqrsSagaMessage *message)
 		return;
 	}
 
-	call.state = cqrs_saga_state(run);
-	(void) cqrs_uuid_text(&run->saga.saga_id, id);
-	effects.key = psprintf("saga %s/%d/%d/%s", id, run->last.branch, number,
-						   backward ? "undo" : "do");
-	cqrs_context_init(&context, "step",
-					  psprintf("%s.%s", run->saga.name, call.step->name));
-	context.has_id = true;
-	context.id = run->saga.saga_id;
-	context.headers = cqrs_saga_headers(&run->saga.saga_id, run->headers);
-	context.attempts = run->last.attempt + 1;
-	context.effects = &effects;
-	if (call.step->timeout > 0 && MyBgworkerEntry != NULL)
-		cqrs_handler_timeout_begin(call.step->timeout);
-	cqrs_context_push(&context);
-	PG_TRY();
-	{
-		value = call.handler->fallback != NULL ?
-			cqrs_fallback_run(call.handler, "step", call.step->name,
-							  call_function, &call, &answer.isnull) :
-			call_function(&call, call.handler, &answer.isnull);
-	}
-	PG_FINALLY();
-	{
-		cqrs_context_innermost = context.outer;
-	}
-	PG_END_TRY();
-	answer.value = value;
-	if (!answer.isnull && !JB_ROOT_IS_OBJECT(DatumGetJsonbP(answer.value)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("answer of %s is no JSON object",
-						call.handler->signature),
-				 errhint("It becomes the saga's state. A function that returns NULL, or void, leaves that as it is.")));
+	answer = cqrs_saga_call(run->definition, number, handler, backward,
+							&run->saga.saga_id, run->last.branch,
+							run->last.attempt + 1, cqrs_saga_state(run),
+							run->headers, &by_fallback);
 
 	/* The registry may have been loaded again meanwhile. */
 	run->topic = cqrs_registry_topic_by_id(run->saga.topic_id);
@@ -245,7 +212,66 @@ run_step(CqrsSagaRun *run, const CqrsSagaMessage *message)
 	if (backward)
 		cqrs_saga_step_undone(run, &entry, answer);
 	else
-		cqrs_saga_step_done(run, &entry, answer, call.by_fallback);
+		cqrs_saga_step_done(run, &entry, answer, by_fallback);
+}
+
+/*
+ * Call a function of a step: its own, or with undo what undoes it.
+ *	branch		the parallel step, or 0
+ *	attempt		which one
+ *	cause		headers of what has it called
+ *	*by_fallback
+ *				gets whether its fallback answered; may be NULL
+ * Returns its answer, which is a JSON object, or NULL. Raises 22023 for another one, and
+ * what the function raises.
+ */
+NullableDatum
+cqrs_saga_call(const CqrsSagaDefinition *definition, int number,
+			   CqrsHandler *handler, bool undo, const pg_uuid_t *saga_id,
+			   int branch, int attempt, Datum state, NullableDatum cause,
+			   bool *by_fallback)
+{
+	Call		call = {.step = &definition->steps[number],.handler = handler};
+	char		id[CQRS_UUID_TEXT_LEN + 1];
+	CqrsEffects effects = {0};
+	CqrsContext context;
+	NullableDatum answer;
+	volatile Datum value = (Datum) 0;
+
+	call.state = state;
+	effects.key = psprintf("saga %s/%d/%d/%s", cqrs_uuid_text(saga_id, id),
+						   branch, number, undo ? "undo" : "do");
+	cqrs_context_init(&context, "step",
+					  psprintf("%s.%s", definition->name, call.step->name));
+	context.has_id = true;
+	context.id = *saga_id;
+	context.headers = cqrs_saga_headers(saga_id, cause);
+	context.attempts = attempt;
+	context.effects = &effects;
+	if (call.step->timeout > 0 && MyBgworkerEntry != NULL)
+		cqrs_handler_timeout_begin(call.step->timeout);
+	cqrs_context_push(&context);
+	PG_TRY();
+	{
+		value = handler->fallback != NULL ?
+			cqrs_fallback_run(handler, "step", call.step->name, call_function,
+							  &call, &answer.isnull) :
+			call_function(&call, handler, &answer.isnull);
+	}
+	PG_FINALLY();
+	{
+		cqrs_context_innermost = context.outer;
+	}
+	PG_END_TRY();
+	answer.value = value;
+	if (!answer.isnull && !JB_ROOT_IS_OBJECT(DatumGetJsonbP(answer.value)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("answer of %s is no JSON object", handler->signature),
+				 errhint("It becomes the saga's state. A function that returns NULL, or void, leaves that as it is.")));
+	if (by_fallback != NULL)
+		*by_fallback = call.by_fallback;
+	return answer;
 }
 
 /*
@@ -254,7 +280,7 @@ run_step(CqrsSagaRun *run, const CqrsSagaMessage *message)
 static CqrsHandler *
 handler_of(const CqrsSagaRun *run)
 {
-	CqrsStep   *step = &run->definition->steps[run->last.next];
+	CqrsSagaStep *step = &run->definition->steps[run->last.next];
 
 	if ((run->last.flags & CQRS_SAGA_IS_BACKWARD) == 0)
 	{

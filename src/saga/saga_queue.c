@@ -22,7 +22,7 @@
 #include "log/topic.h"
 #include "registry/owner.h"
 #include "registry/registry.h"
-#include "saga/router.h"
+#include "saga/awaited.h"
 #include "subscription/epoch.h"
 #include "subscription/search_path.h"
 #include "subscription/subscription.h"
@@ -45,7 +45,7 @@ Datum
 cqrs_create_saga_queue(PG_FUNCTION_ARGS)
 {
 	int			partitions = PG_ARGISNULL(2) ? DEFAULT_PARTITIONS :
-		PG_GETARG_INT32(2);
+	PG_GETARG_INT32(2);
 	Oid			owner;
 	char	   *path;
 	CqrsSubscription *router;
@@ -120,8 +120,8 @@ cqrs_drop_saga_queue(PG_FUNCTION_ARGS)
 		for (i = 0; i < queue->ntopics; i++)
 		{
 			const char *statement = cqrs_flag_arg(fcinfo, 1) ?
-				"DELETE FROM cqrs.saga WHERE topic_id = $1" :
-				"SELECT FROM cqrs.saga WHERE topic_id = $1 LIMIT 1";
+			"DELETE FROM cqrs.saga WHERE topic_id = $1" :
+			"SELECT FROM cqrs.saga WHERE topic_id = $1 LIMIT 1";
 
 			if (cqrs_admin_run(statement, 1,
 							   CQRS_INT4(queue->topics[i]->topic_id)) > 0 &&
@@ -161,7 +161,7 @@ make(Oid owner, const CqrsSubscription *existing, const char *prefix,
 	 const char *handler, const char *runs, const char *path, int partitions)
 {
 	const char *name = existing != NULL ? existing->name :
-		cqrs_queue_free_name(prefix, owner);
+	cqrs_queue_free_name(prefix, owner);
 	Interval	retention = {0};
 	int32		topic_id;
 	int32		subscription_id;

@@ -60,6 +60,7 @@ cqrs_wait_saga(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("timeout must not be negative")));
+	(void) look(PG_GETARG_UUID_P(0), &run);
 	cqrs_require_preloaded();
 	ConditionVariablePrepareToSleep(&cqrs_shared->delivered);
 	while (!(over = look(PG_GETARG_UUID_P(0), &run)))

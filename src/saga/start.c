@@ -30,7 +30,7 @@
 #include "mediator/context.h"
 #include "registry/payload.h"
 #include "registry/registry.h"
-#include "saga/router.h"
+#include "saga/awaited.h"
 #include "saga/run.h"
 #include "saga/start.h"
 #include "shared/clock.h"
@@ -136,7 +136,7 @@ bool
 cqrs_saga_key_is_valid(NullableDatum unique_key)
 {
 	int			length = unique_key.isnull ? 0 :
-		VARSIZE_ANY_EXHDR(DatumGetTextPP(unique_key.value));
+	VARSIZE_ANY_EXHDR(DatumGetTextPP(unique_key.value));
 
 	return length > 0 && length <= MOST_KEY_BYTES;
 }
@@ -176,9 +176,9 @@ check_functions(CqrsSagaDefinition *definition, Datum state)
 
 	for (i = 0; i < definition->nsteps; i++)
 	{
-		CqrsStep   *step = &definition->steps[i];
+		CqrsSagaStep *step = &definition->steps[i];
 
-		if (step->kind == CQRS_STEP)
+		if (step->kind == CQRS_SAGA_STEP)
 		{
 			cqrs_handler_check(&step->handler, "step", step->name);
 			if (step->handler.fallback != NULL)
@@ -191,7 +191,7 @@ check_functions(CqrsSagaDefinition *definition, Datum state)
 			cqrs_handler_check(&step->fallback_compensation, "step",
 							   step->name);
 	}
-	if (definition->nsteps > 0 && definition->steps[0].kind == CQRS_STEP &&
+	if (definition->nsteps > 0 && definition->steps[0].kind == CQRS_SAGA_STEP &&
 		definition->steps[0].handler.argtype != JSONBOID)
 		(void) cqrs_payload_to_composite(DatumGetJsonbP(state),
 										 definition->steps[0].handler.argtype,

@@ -259,7 +259,7 @@ static bool
 resume(const pg_uuid_t *saga_id)
 {
 	CqrsSagaRun run = {0};
-	const CqrsStep *step;
+	const CqrsSagaStep *step;
 	bool		resumed;
 	int			i;
 	int			j;
@@ -277,12 +277,12 @@ resume(const pg_uuid_t *saga_id)
 	step = &run.definition->steps[run.last.next];
 	if (run.last.status != CQRS_SAGA_WAITING)
 		return resumed;
-	if (step->kind == CQRS_STEP_SAGA)
+	if (step->kind == CQRS_SAGA_SUB_SAGA)
 	{
 		send_end(&run, 0);
 		return true;
 	}
-	if (step->kind != CQRS_STEP_PARALLEL)
+	if (step->kind != CQRS_SAGA_PARALLEL)
 		return resumed;
 	for (i = run.last.next + 1; i <= run.last.next + step->nchildren; i++)
 	{

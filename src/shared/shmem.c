@@ -50,12 +50,18 @@ cqrs_shmem_startup(void)
 		cqrs_shared->crashed = startups++ > 0;
 		pg_atomic_init_u32(&cqrs_shared->contended, 0);
 		pg_atomic_init_u64(&cqrs_shared->looks, 0);
+		pg_atomic_init_u32(&cqrs_shared->ncancels, 0);
 		cqrs_shared->ndatabases = cqrs_max_databases;
 		share_processes();
 		cqrs_shared->databases = (CqrsDatabaseSlot *)
 			((char *) cqrs_shared + MAXALIGN(sizeof(CqrsShared)));
 		cqrs_shared->workers = (CqrsWorkerSlot *)
 			(cqrs_shared->databases + cqrs_max_databases);
+		for (i = 0; i < cqrs_max_workers; i++)
+		{
+			pg_atomic_init_u32(&cqrs_shared->workers[i].running, 0);
+			pg_atomic_init_u32(&cqrs_shared->workers[i].to_end, 0);
+		}
 		for (i = 0; i < cqrs_max_databases; i++)
 		{
 			pg_atomic_init_u64(&cqrs_shared->databases[i].durable_tick, 0);

@@ -13,6 +13,7 @@
 #include "storage/latch.h"
 #include "storage/lwlock.h"
 #include "utils/timestamp.h"
+#include "utils/uuid.h"
 
 #include "shared/clock.h"
 
@@ -177,7 +178,37 @@ typedef struct CqrsWorkerSlot
 	TimestampTz retry_at;		/* a parked event may be tried then, or 0 */
 	TimestampTz failed_until;	/* nothing can be done before, or 0 */
 	int			careful;		/* see worker.c; also set by the manager */
+
+	/*
+	 * The command that is being executed, if running is not 0; the worker's
+	 * own. See running.c.
+	 */
+	pg_uuid_t	command_id;
+	uint32		ncommands;		/* the last one's number */
+	pg_atomic_uint32 running;	/* the number of this one */
+	pg_atomic_uint32 to_end;	/* the number of one that is to end */
 } CqrsWorkerSlot;
+
+/* How many commands that are executed may be cancelled at the same time. */
+#define CQRS_MAX_CANCELS	64
+
+/* A command that is to end; dboid InvalidOid: none. The lock protects it. */
+typedef struct CqrsCancel
+{
+	Oid			dboid;
+	pg_uuid_t	command_id;
+} CqrsCancel;
+
+/* How many subscriptions with a rate may be busy at the same time. */
+#define CQRS_MAX_BUCKETS	256
+
+/* How much a subscription may be called; see bucket.c. The lock protects it. */
+typedef struct CqrsBucket
+{
+	Oid			dboid;
+	int32		subscription_id;
+	int64		full_at;		/* a steady time, in nanoseconds */
+} CqrsBucket;
 
 typedef struct CqrsShared
 {
@@ -190,6 +221,9 @@ typedef struct CqrsShared
 								 * CqrsContention */
 	pg_atomic_uint64 looks;		/* of all managers; see manager.c */
 	ConditionVariable delivered;	/* a worker moved cursors */
+	pg_atomic_uint32 ncancels;	/* how many commands are to end: these */
+	CqrsCancel	cancels[CQRS_MAX_CANCELS];
+	CqrsBucket	buckets[CQRS_MAX_BUCKETS];
 	bool		crashed;		/* a process crashed since the postmaster
 								 * started */
 	bool		exhausted;		/* no background worker was available for a

@@ -27,14 +27,17 @@ my $dir = POSIX::getcwd();
 my %known = map { /^(\S+?)(?:=(\d+))?$/ ? ($1 => $2 // 3) : () } qw(
   cqrs_send=12 cqrs_send_once=6 cqrs_dry_run=6 cqrs_stream=4 cqrs_next cqrs_query=6 cqrs_proceed cqrs_log_dispatch cqrs_context
   cqrs_emit=12 cqrs_emit_many=6 cqrs_emit_trigger=1 cqrs_events cqrs_wait=1 cqrs_receive=6 cqrs_ack=6 cqrs_nack=6 cqrs_renew=4
-  cqrs_enqueue=8 cqrs_create_command_queue=2 cqrs_drop_command_queue=1 cqrs_cancel_command cqrs_schedule cqrs_unschedule=1 cqrs_pause_schedule=1 cqrs_resume_schedule cqrs_next_runs cqrs_create_topic cqrs_alter_topic cqrs_drop_topic=1
+  cqrs_enqueue=8 cqrs_create_command_queue=2 cqrs_drop_command_queue=1 cqrs_cancel_command cqrs_command_result cqrs_wait_command=1 cqrs_schedule cqrs_unschedule=1 cqrs_pause_schedule=1 cqrs_resume_schedule cqrs_next_runs cqrs_create_topic cqrs_alter_topic cqrs_drop_topic=1
   cqrs_register_event cqrs_unregister_event=1 cqrs_register_event_handler cqrs_unregister_event_handler=1
   cqrs_register_command cqrs_register_chain cqrs_register_query cqrs_unregister_command=1 cqrs_unregister_query=1 cqrs_register_fallback cqrs_unregister_fallback=1
   cqrs_register_middleware=1 cqrs_unregister_middleware=2 cqrs_subscribe cqrs_alter_subscription cqrs_unsubscribe=1
   cqrs_pause=1 cqrs_resume=2 cqrs_seek=2 cqrs_envelope=3 cqrs_retry cqrs_retry_all cqrs_redrive cqrs_redrive_all cqrs_discard cqrs_discard_all cqrs_tick cqrs_drain=6 cqrs_enqueue_scheduled
   cqrs_adopt=1 cqrs_grant_admin=1 cqrs_revoke_admin=1 cqrs_maintain=1 cqrs_health=1 cqrs_diagram=1 run_command announce
   registry_changed=1 refuse_write=1 withdraw_privileges=0 copy_privileges=1 breaker_state usable library_version background broken_tables find_function diagram_label no_diagram flowchart sequence_diagram topic_progress subscription_progress subscription_owner worker_status cursor_holders event_lane event_partition
-  insert_event=1 refuse_change=1 occurred_at);
+  insert_event=1 refuse_change=1 occurred_at
+  cqrs_step=1 cqrs_await=1 cqrs_sleep=1 cqrs_parallel=1 cqrs_sub_saga=1 cqrs_register_saga=6 cqrs_unregister_saga=1 cqrs_create_saga_queue=2 cqrs_drop_saga_queue=1
+  cqrs_start_saga=12 cqrs_signal=6 cqrs_cancel_saga cqrs_retry_saga cqrs_skip_step cqrs_resume_sagas=1 cqrs_wait_saga=1 cqrs_saga_history cqrs_dry_run_saga
+  run_saga route_to_sagas resume_sagas=1 saga_steps saga_diagram);
 
 # What an error may say though it has the code of an internal one: the server's
 # own answers to who changes the same thing at the same time, or names a type that
@@ -85,6 +88,9 @@ my @json = (
 	'{"a": {"a": {"a": [[[[[[[[]]]]]]]]}}}', '{"n": 1e131071}', '{"n": "x"}', '{"N": 1}', '{"": ""}', '{"n": 1, "m": [1, [2]]}',
 	'{"items": [{"n": 1}, {"n": "y"}, null]}');
 
+my @options = ('{}', '{"expires_at": "2000-01-01T00:00:00Z"}', '{"expires_at": "9999-12-31T23:59:59+00:00", "keep_answer": true}', '{"keep_answer": true}',
+	'{"keep_answer": null}', '{"keep_answer": [true]}', '{"expires_at": "infinity"}', '{"priority": 1}');
+
 sub name { return rand() < 0.75 ? pick(@names) : pick(@hostile); }
 
 sub function_name
@@ -106,9 +112,10 @@ sub argument
 	return "'$1'" . "::$type" if $type =~ /^(?:text|name)$/ && $name eq 'start' && pick('earliest', 'latest', 'x') =~ /(.*)/;
 	return quote($name eq 'cron' ? pick('* * * * *', '*/5 * * * * *', '0 0 29 2 *', '@hourly', '1-5/2,7 8 * jan mon-fri', '0 0 30 2 *', '*/0 * * * *', ',,, * * * *', '') :
 		$name eq 'time_zone' ? pick('Europe/Berlin', 'UTC', 'Asia/Kathmandu', 'x', '<+01>-1') : $name eq 'catch_up' ? pick('none', 'one', 'all', 'x') :
-		$name eq 'ordering' ? pick('key', 'topic', 'x') : $name =~ /format/ ? pick('cqrs', 'raw', 'cloudevents', 'x') : $name =~ /server/ ? pick('peer', 'x') :
+		$name eq 'rate' ? pick('0', '100000/s', '10/s', '1000000/h', '1/', '-1/s', '99999999999/s') : $name eq 'ordering' ? pick('key', 'topic', 'x') : $name =~ /format/ ? pick('cqrs', 'raw', 'cloudevents', 'x') : $name =~ /server/ ? pick('peer', 'x') :
 		$name eq 'payload_type' ? pick(qw(jsonb thing int 0 things cqrs_event dom thing[] public.thing nowhere.x)) : $name =~ /kind/ ? pick('flowchart', 'sequence', 'x') : $name =~ /^handler$|^fallback$/ ? function_name() : name()) . '::text'
 	  if $type eq 'text';
+	return quote(pick(@options)) . '::jsonb' if $name eq 'options' && rand() < 0.8;
 	return quote(pick(@json)) . '::jsonb' if $type eq 'jsonb' && rand() < 0.95;
 	return "jsonb_build_object('n', repeat('x', " . pick(10, 3000, 100000) . '))' if $type eq 'jsonb';
 	return 'ARRAY[' . join(', ', map { argument('jsonb', '') } 1 .. int rand 5) . ']::jsonb[]' if $type eq 'jsonb[]';
@@ -120,7 +127,11 @@ sub argument
 	return quote(pick('0', '1 day', '1 hour', '-1 s', '1 ms', '178000000 years', '10 s', '300 ms')) . '::interval' if $type eq 'interval';
 	return pick('now()', "'infinity'", "'-infinity'", "'2000-01-01'", "now() + '100 ms'", "now() + '1 year'") . '::timestamptz' if $type eq 'timestamp with time zone';
 	return "(SELECT receipt FROM cqrs_receive('c', " . pick(1, 3) . pick('', ", lease => '1 s'") . ') LIMIT 1)' if $name eq 'receipt' && rand() < 0.7;
-	return pick('gen_random_uuid()', "'00000000-0000-0000-0000-000000000000'", '(SELECT event_id FROM cqrs_topics.a ORDER BY 1 DESC LIMIT 1)') . '::uuid'
+	return '(SELECT saga_id FROM cqrs_saga_status ORDER BY random() LIMIT 1)' if $name eq 'saga_id' && rand() < 0.9;
+	return 'ARRAY[' . join(', ', map { saga_step(1) } 1 .. 1 + int rand 4) . ']::cqrs_saga_step[]' if $type eq 'cqrs_saga_step[]';
+	return quote(pick(qw(a b c d x))) . '::text' if $name =~ /^(?:step|signal)_name$/ && rand() < 0.9;
+	return pick('gen_random_uuid()', "'00000000-0000-0000-0000-000000000000'", '(SELECT event_id FROM cqrs_topics.a ORDER BY 1 DESC LIMIT 1)',
+		'(SELECT command_id FROM cqrs_enqueued_commands ORDER BY random() LIMIT 1)') . '::uuid'
 	  if $type eq 'uuid';
 	return pick('true', 'false') if $type eq 'boolean';
 	return pick('ARRAY[]', 'ARRAY[NULL]', 'ARRAY[1, 2, 1]', 'ARRAY[9223372036854775807]', 'ARRAY[[1], [2]]',
@@ -132,6 +143,21 @@ sub argument
 	return pick('(SELECT e FROM (SELECT NULL::cqrs_event) v (e))', "ROW(1, gen_random_uuid(), 'a', 'b', NULL, '{}', '[1]', now())::cqrs_event",
 		"(SELECT ROW(position, event_id, event_name, 'a', key, payload, headers, emitted_at)::cqrs_event FROM cqrs_topics.a LIMIT 1)") if $type eq 'cqrs_event';
 	return 'NULL';
+}
+
+# saga_step(OUTER): a step; of a saga, or within a parallel one
+sub saga_step
+{
+	my ($outer) = @_;
+	my $name = quote(pick(qw(a b c d e f g h)));
+	my $kind = $outer ? pick(qw(step step step await sleep parallel saga)) : 'step';
+
+	return "cqrs_await($name, timeout => " . pick("'50 ms'", 'NULL', "'1 hour'") . ', event_name => ' . pick('NULL', "'a'", "'b'") . pick('', ", on_timeout => 'd'") . ')' if $kind eq 'await';
+	return "cqrs_sleep($name, " . pick("'0'", "'20 ms'", "'1 hour'") . ')' if $kind eq 'sleep';
+	return "cqrs_sub_saga($name, " . quote(name()) . ')' if $kind eq 'saga';
+	return "cqrs_parallel($name, ARRAY[" . join(', ', map { saga_step(0) } 1 .. 1 + int rand 3) . '])' if $kind eq 'parallel';
+	return "cqrs_step($name, " . quote(function_name()) . pick('', ', compensation => ' . quote(function_name())) . pick('', ', fallback => ' . quote(function_name())) .
+	  pick('', '', ', pivot => true') . ', max_attempts => ' . pick(1, 2) . ", retry_delay => '10 ms'" . pick('', ", timeout => '50 ms'") . ')';
 }
 
 # call(FUNCTION): a statement

@@ -1,13 +1,14 @@
 /*-------------------------------------------------------------------------
  *
- * router.h
- *	  What sagas wait for, brought to them.
+ * awaited.h
+ *	  The topics whose events sagas wait for.
  *
  *-------------------------------------------------------------------------
  */
-#ifndef CQRS_SAGA_ROUTER_H
-#define CQRS_SAGA_ROUTER_H
+#ifndef CQRS_SAGA_AWAITED_H
+#define CQRS_SAGA_AWAITED_H
 
+#include "registry/entry.h"
 #include "saga/definition.h"
 
 extern const CqrsTopic *cqrs_saga_router_topic(const CqrsTopic *topic);
@@ -16,4 +17,4 @@ extern void cqrs_saga_routers_complete(void);
 extern void cqrs_saga_router_require(const CqrsSagaDefinition *definition,
 									 Oid owner);
 
-#endif							/* CQRS_SAGA_ROUTER_H */
+#endif							/* CQRS_SAGA_AWAITED_H */

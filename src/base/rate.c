@@ -1,0 +1,54 @@
+/*-------------------------------------------------------------------------
+ *
+ * rate.c
+ *	  How often something may be done, as people write it: "10/s".
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "base/rate.h"
+
+/* The most that may be done in the time that is given. */
+#define MOST	1000000
+
+static const struct
+{
+	const char *name;
+	int64		length;			/* in nanoseconds */
+}			units[] =
+
+{
+	{"s", INT64CONST(1000000000)},
+	{"min", INT64CONST(60) * 1000000000},
+	{"h", INT64CONST(3600) * 1000000000},
+};
+
+/*
+ * What a rate means: *interval gets how many nanoseconds one takes; 0: there is no
+ * limit. Returns false if this is no rate.
+ */
+bool
+cqrs_rate_parse(const char *text, int64 *interval)
+{
+	const char *digits = text;
+	int64		n = 0;
+	int			i;
+
+	for (; *text >='0' && *text <='9' && n <= MOST; text ++)
+		n = n * 10 + (*text -'0');
+	if (text == digits || n > MOST)
+		return false;
+	*interval = 0;
+	if (*text == '\0')
+		return n == 0;
+	if (*text ++!= '/')
+		return false;
+	for (i = 0; i < lengthof(units); i++)
+		if (strcmp(text, units[i].name) == 0)
+		{
+			*interval = n == 0 ? 0 : units[i].length / n;
+			return true;
+		}
+	return false;
+}

@@ -1,0 +1,96 @@
+/*-------------------------------------------------------------------------
+ *
+ * handler_batch.h
+ *	  A batch of events that a handler gets, while it is under way.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CQRS_HANDLER_BATCH_H
+#define CQRS_HANDLER_BATCH_H
+
+#include "access/tupdesc.h"
+
+#include "delivery/underway.h"
+#include "retry/blame.h"
+
+/* How much of a message is kept. */
+#define CQRS_DELIVERY_MESSAGE	512
+
+/* What became of a batch; also valid after an error. */
+typedef struct CqrsDelivery
+{
+	int			nevents;		/* handled; if there was an error, before it */
+	int			nfailed;		/* called apart, and failed */
+	int64		position;		/* of the event being handled, or 0: none is */
+	int64		last;			/* of the one handled last */
+	bool		more;			/* there may be more to do at once ... */
+	bool		announce;		/* ... but the next event is to be announced */
+	bool		parked_last;	/* parked events left no time for new ones */
+	bool		paced;			/* it has a rate */
+	TimestampTz paced_until;	/* ... which allows no more before; 0: it does */
+	bool		not_flushed;	/* it commits without waiting for the disk */
+	TimestampTz retry_at;		/* a parked event may be tried then; 0: none */
+	int			outage;			/* not 0: what failed is nobody's fault; the
+								 * SQLSTATE */
+	char		message[CQRS_DELIVERY_MESSAGE]; /* ... why ... */
+	bool		lone;			/* ... there is no other lane to compare with */
+	TimestampTz failed_until;	/* ... not to be tried again before */
+	bool		failing;		/* to a broker: the last failure was nobody's
+								 * fault, and nothing was confirmed since */
+} CqrsDelivery;
+
+/* What is being delivered, to name it in errors. */
+typedef struct CqrsDeliveryContext
+{
+	const CqrsSubscription *subscription;
+	const CqrsEvent *event;		/* NULL: not at an event */
+} CqrsDeliveryContext;
+
+/* A batch under way, with what its events have done to it. */
+typedef struct CqrsBatch
+{
+	CqrsRelay	relay;
+	CqrsUnderway underway;
+	CqrsDeliveryContext where;
+	bool		found;			/* the handler was, as it is now */
+	TupleDesc	desc;			/* of its argument, if that is a cqrs_event */
+	int			guc_level;		/* has the handler's search_path; 0: the
+								 * session has it */
+	MemoryContext context;
+	MemoryContext per_event;
+	bool		in_worker;
+	TimestampTz deadline;		/* if nothing fails */
+	int			nplain;			/* how many more are not called apart */
+	bool		again;			/* a transient error of the first event does
+								 * not count */
+	bool		one;			/* ends with the first that is handled ... */
+	bool		alone;			/* ... or fails */
+	bool		clean;			/* nothing was handled yet */
+	bool		passed;			/* the cursor is to say when, see
+								 * note_passed() */
+	bool		is_short;		/* it need not wait for the disk by itself */
+	CqrsEvidence evidence;		/* of what failed while it was clean */
+	int			enough;			/* how many lanes of evidence are enough */
+	int			nfailed;		/* in a row, since it is not clean */
+	bool		timed_out;		/* what failed last took too long */
+	uint64		registry;		/* its generation */
+	int			subtransactions;	/* of the event that had the most */
+	bool		stop;			/* no further event */
+	bool		moved;			/* the handler moved the cursor */
+	int			commit;			/* what synchronous_commit is to be */
+	volatile CqrsDelivery *delivery;
+} CqrsBatch;
+
+extern bool cqrs_batch_may_call(CqrsBatch *batch);
+extern void cqrs_batch_did_not_call(CqrsBatch *batch);
+extern void cqrs_batch_record_failure(CqrsBatch *batch,
+									  const CqrsEvent *event,
+									  const CqrsParked *parked,
+									  ErrorData *error);
+extern void cqrs_batch_note_passed(CqrsBatch *batch);
+extern bool cqrs_batch_comes_first(const CqrsBatch *batch);
+extern void cqrs_batch_decide(CqrsBatch *batch);
+extern void cqrs_target_wait(volatile CqrsDelivery *delivery,
+							 CqrsEvidence *evidence, CqrsCursor *cursor);
+
+#endif							/* CQRS_HANDLER_BATCH_H */
