@@ -1,20 +1,5 @@
--- For bench/bloat: a table that consumers take rows from with SKIP LOCKED, and
--- what its figures are made of. peers.sql has the rest.
+-- For bench/bloat: what its figures are made of. peers.sql has the rest.
 \set QUIET on
-CREATE SCHEMA queue;
-CREATE TABLE queue.event (id bigserial PRIMARY KEY, payload jsonb);
-CREATE PROCEDURE consume_queue() LANGUAGE plpgsql AS $$
-BEGIN
-	LOOP
-		WITH taken AS (
-			DELETE FROM queue.event
-			WHERE id IN (SELECT id FROM queue.event ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED)
-			RETURNING payload)
-		INSERT INTO sink SELECT clock_timestamp(), (payload->>'at')::timestamptz FROM taken;
-		COMMIT;
-		PERFORM pg_sleep(0.01) WHERE NOT FOUND;
-	END LOOP;
-END $$;
 
 -- Dead rows and size, with indexes and TOAST, of every table of a schema, each
 -- five seconds.

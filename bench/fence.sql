@@ -11,7 +11,7 @@ BEGIN
 		WITH taken AS MATERIALIZED (SELECT msg_id, message FROM pgmq.read('bench', 30, 1000)),
 			deleted AS (SELECT pgmq.delete('bench', array_agg(msg_id)) FROM taken HAVING count(*) > 0),
 			done AS (SELECT count(*) FROM deleted)
-		INSERT INTO sink SELECT clock_timestamp(), (message->>'at')::timestamptz FROM taken, done;
+		INSERT INTO sink SELECT clock_timestamp(), (message->>'at')::timestamptz, (message->>'xid')::xid8 FROM taken, done;
 		COMMIT;
 		PERFORM pg_sleep(0.01) WHERE NOT FOUND;
 	END LOOP;
@@ -30,7 +30,7 @@ BEGIN
 		PERFORM pg_advisory_xact_lock(42);
 		SELECT max(id) INTO complete FROM fence.event;
 		COMMIT;
-		INSERT INTO sink SELECT clock_timestamp(), (payload->>'at')::timestamptz FROM fence.event, fence.reader
+		INSERT INTO sink SELECT clock_timestamp(), (payload->>'at')::timestamptz, (payload->>'xid')::xid8 FROM fence.event, fence.reader
 		WHERE id > done AND id <= complete ORDER BY id;
 		UPDATE fence.reader SET done = complete WHERE done < complete;
 		COMMIT;
@@ -48,7 +48,7 @@ DECLARE
 BEGIN
 	LOOP
 		complete := pg_snapshot_xmin(pg_current_snapshot());
-		INSERT INTO sink SELECT clock_timestamp(), (payload->>'at')::timestamptz FROM xmin.event, xmin.reader
+		INSERT INTO sink SELECT clock_timestamp(), (payload->>'at')::timestamptz, (payload->>'xid')::xid8 FROM xmin.event, xmin.reader
 		WHERE xid >= done AND xid < complete ORDER BY xid, id;
 		UPDATE xmin.reader SET done = complete WHERE done < complete;
 		COMMIT;

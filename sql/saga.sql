@@ -1,6 +1,7 @@
 -- Sagas, by hand: without the worker, each cqrs_drain() does what is due
 CREATE EXTENSION cqrs_outbox;
 \set VERBOSITY terse
+SET client_min_messages = warning;
 CREATE TABLE did (id bigint GENERATED ALWAYS AS IDENTITY, what text, attempt integer);
 CREATE FUNCTION did(what text) RETURNS void LANGUAGE sql AS $$ INSERT INTO did (what, attempt) VALUES (what, (cqrs_context()).attempts) $$;
 CREATE FUNCTION reserve(state jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT did('reserve'); SELECT state || '{"hotel": 7}' $$;
@@ -127,6 +128,17 @@ SELECT format('SELECT cqrs_unsubscribe(%1$L)', subscription) FROM cqrs.subscript
 SELECT format('SELECT cqrs_drop_topic(%1$L, cascade => true)', subscription) FROM cqrs.subscription WHERE runs = 'saga_events' \gexec
 SELECT format('SELECT cqrs_alter_subscription(%1$L, ARRAY[%2$L])', s.subscription, r.subscription)
 FROM cqrs.subscription s, cqrs.subscription r WHERE s.runs = 'sagas' AND r.runs = 'saga_events' \gexec
+
+SELECT format('SELECT cqrs_alter_subscription(%L, handler => ''reserve'')', subscription) FROM cqrs.subscription WHERE runs = 'sagas' \gexec
+-- nor wait for what is in it
+SELECT format('SELECT cqrs_register_saga(''s'', ARRAY[cqrs_await(''a'', topic => %L)])', subscription) FROM cqrs.subscription WHERE runs = 'sagas' \gexec
+-- nothing happens for now
+SELECT cqrs_pause(subscription) FROM cqrs.subscription WHERE runs = 'sagas';
+SELECT saga_id AS paused FROM cqrs_start_saga('waits') \gset
+SET client_min_messages = notice;
+SELECT cqrs_cancel_saga(:'paused');
+SET client_min_messages = warning;
+SELECT cqrs_resume(subscription) FROM cqrs.subscription WHERE runs = 'sagas';
 
 -- what was lost is woken again: what waits for nothing else, and times
 SELECT saga_id AS lost FROM cqrs_start_saga('trip') \gset

@@ -214,6 +214,7 @@ copy_server()
 	use_server "$PG_CONFIG"
 	libraries=$("$PG_CONFIG" --pkglibdir)
 	for folder in "$libraries" "$("$PG_CONFIG" --sharedir)" "$("$PG_CONFIG" --includedir-server)"; do
+		[[ $folder = /?* && -d $folder ]] || die "$PG_CONFIG does not say where the server's files are"
 		mkdir -p "$server_copy$folder"
 		cp -a "$folder/." "$server_copy$folder/" || die "could not copy $folder"
 	done

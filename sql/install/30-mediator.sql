@@ -581,8 +581,9 @@ COMMENT ON FUNCTION @extschema@.cqrs_log_dispatch(@extschema@.cqrs_request) IS
 -- ----------------------------------------------------------------------
 -- cqrs_context: what is being handled
 --
--- kind            command, query, stream, event or step
--- name            its registered name; of a step, saga.step
+-- kind            command, query, stream, event or step; events: several at once
+-- name            its registered name; of a step, saga.step; of several events, the
+--                 subscription's
 -- id              UUID v7: the event's id; of what was sent, one made for it; of a
 --                 step, the saga's
 -- topic, key      of an event, or of an enqueued command; otherwise NULL

@@ -178,7 +178,9 @@ COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subs
 --   topics             one or more topics
 --   handler            a function with one argument, called for each event in
 --                      the transaction that moves the cursor: cqrs_event, the
---                      event; jsonb, or a composite type that payloads are
+--                      event; cqrs_event[], all that are delivered together, in one
+--                      call: if it fails, it gets half of them, down to one, until
+--                      the one that fails is found; jsonb, or a composite type that payloads are
 --                      converted to, its payload, NULL of a tombstone. What it
 --                      returns is ignored. Named as for
 --                      cqrs_register_command(). NULL without server: read with

@@ -98,6 +98,7 @@ ALTER TABLE cqrs.saga ENABLE ALWAYS TRIGGER refuse_write;
 --             of the saga, in its first entry and the first after a move
 -- unique_key  the same, or NULL
 -- ended_at    in the last entry
+-- trouble     the status, if that is failed or stuck; else NULL
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.saga_entry_0 (
 	saga_id		uuid		NOT NULL,
@@ -126,6 +127,7 @@ CREATE TABLE cqrs.saga_entry_0 (
 	parent_id	uuid,
 	unique_key	text		COLLATE "C",
 	ended_at	timestamptz,
+	trouble		text,
 	PRIMARY KEY (saga_id, branch, seq)
 ) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
 CREATE INDEX saga_entry_0_key ON cqrs.saga_entry_0 (unique_key, saga_name) WHERE unique_key IS NOT NULL;
@@ -133,6 +135,8 @@ CREATE INDEX saga_entry_0_ended_at ON cqrs.saga_entry_0 (ended_at) WHERE ended_a
 COMMENT ON TABLE cqrs.saga_entry_0 IS 'what happened to sagas';
 COMMENT ON INDEX cqrs.saga_entry_0_key IS 'finds a saga by its key';
 COMMENT ON INDEX cqrs.saga_entry_0_ended_at IS 'finds the newest end';
+CREATE INDEX saga_entry_0_trouble ON cqrs.saga_entry_0 (trouble) WHERE trouble IS NOT NULL;
+COMMENT ON INDEX cqrs.saga_entry_0_trouble IS 'finds sagas that need somebody';
 CREATE TABLE cqrs.saga_entry_1 (
 	LIKE cqrs.saga_entry_0,
 	PRIMARY KEY (saga_id, branch, seq)
@@ -142,6 +146,8 @@ CREATE INDEX saga_entry_1_ended_at ON cqrs.saga_entry_1 (ended_at) WHERE ended_a
 COMMENT ON TABLE cqrs.saga_entry_1 IS 'what happened to sagas';
 COMMENT ON INDEX cqrs.saga_entry_1_key IS 'finds a saga by its key';
 COMMENT ON INDEX cqrs.saga_entry_1_ended_at IS 'finds the newest end';
+CREATE INDEX saga_entry_1_trouble ON cqrs.saga_entry_1 (trouble) WHERE trouble IS NOT NULL;
+COMMENT ON INDEX cqrs.saga_entry_1_trouble IS 'finds sagas that need somebody';
 CREATE TABLE cqrs.saga_entry_2 (
 	LIKE cqrs.saga_entry_0,
 	PRIMARY KEY (saga_id, branch, seq)
@@ -151,6 +157,8 @@ CREATE INDEX saga_entry_2_ended_at ON cqrs.saga_entry_2 (ended_at) WHERE ended_a
 COMMENT ON TABLE cqrs.saga_entry_2 IS 'what happened to sagas';
 COMMENT ON INDEX cqrs.saga_entry_2_key IS 'finds a saga by its key';
 COMMENT ON INDEX cqrs.saga_entry_2_ended_at IS 'finds the newest end';
+CREATE INDEX saga_entry_2_trouble ON cqrs.saga_entry_2 (trouble) WHERE trouble IS NOT NULL;
+COMMENT ON INDEX cqrs.saga_entry_2_trouble IS 'finds sagas that need somebody';
 DO $$
 BEGIN
 	FOR n IN 0 .. 2 LOOP
@@ -276,7 +284,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_sub_saga(text, text, text) IS 'a step of a 
 -- Returns whether that changed anything.
 -- Errors: 42710 it is registered with other steps, or two steps have one name; 42883,
 -- 42725, 42P13, 42809 and others of functions, as of cqrs_register_command(); 42704 a
--- topic or event type; 22023 steps that cannot be: a pivot, or anything but
+-- topic or event type; 42809 a topic of commands or sagas; 22023 steps that cannot be: a pivot, or anything but
 -- cqrs_step(), within cqrs_parallel(); a compensation, or a timeout without
 -- on_timeout, behind a pivot; on_timeout that does not lead to a later step; negative
 -- times; no steps; 55000 on_event without a queue of sagas; 22004, 42602, 42622
@@ -462,6 +470,23 @@ CREATE FUNCTION cqrs.saga_steps(saga_name text, version integer) RETURNS text[]
 LANGUAGE C STABLE STRICT PARALLEL SAFE COST 10 AS 'MODULE_PATHNAME', 'cqrs_saga_steps';
 GRANT EXECUTE ON FUNCTION cqrs.saga_steps(text, integer) TO PUBLIC;
 COMMENT ON FUNCTION cqrs.saga_steps(text, integer) IS 'names of the steps of a saga';
+
+-- The steps of sagas, by number. For cqrs_diagram() and cqrs_health().
+--   within  the step, or the parallel one that it is part of
+CREATE VIEW cqrs.diagram_step WITH (security_barrier) AS
+SELECT d.saga_name, (row_number() OVER (PARTITION BY d.saga_name ORDER BY s.n, c.n NULLS FIRST) - 1)::integer AS number,
+	   coalesce(c.step, s.step - 'steps') AS step, s.step ->> 'name' AS within
+FROM cqrs.saga_definition d
+CROSS JOIN LATERAL jsonb_array_elements(d.steps) WITH ORDINALITY s(step, n)
+LEFT JOIN LATERAL (
+	SELECT NULL::jsonb AS step, NULL::bigint AS n
+	UNION ALL
+	SELECT i.step, i.n FROM jsonb_array_elements(CASE WHEN jsonb_typeof(s.step -> 'steps') = 'array' THEN s.step -> 'steps' ELSE '[]' END)
+		WITH ORDINALITY i(step, n)
+) c ON true
+WHERE d.is_current;
+GRANT SELECT ON cqrs.diagram_step TO pg_monitor;
+COMMENT ON VIEW cqrs.diagram_step IS 'steps of sagas';
 
 -- Registered sagas. Privileges: SELECT, granted to PUBLIC.
 --   steps     names of its steps, in order; those of cqrs_parallel() come behind it

@@ -505,41 +505,72 @@ CROSS JOIN LATERAL (
 COMMENT ON VIEW cqrs.subscription_problem IS 'what may be wrong with subscriptions';
 
 -- What may be wrong with sagas. One that is to go on by itself, and does not though
--- nothing waits for its role's worker, has lost what was to wake it.
+-- nothing waits for its role's worker, has lost what was to wake it; for that, the
+-- 10,000 oldest are looked at.
 CREATE VIEW cqrs.saga_problem WITH (security_barrier) AS
-WITH newest AS (
-	SELECT a.saga_id, a.saga_name, a.version, a.topic_id, e.status, e.at, e.due, e.attempt, e.error,
-		   (cqrs.saga_steps(a.saga_name, a.version))[e.next + 1] AS step_name
-	FROM cqrs.saga a
+WITH trouble AS (
+	SELECT a.saga_id, a.saga_name, e.status, e.at, e.error, (cqrs.saga_steps(a.saga_name, a.version))[e.next + 1] AS step_name
+	FROM cqrs.saga_entry e
+	JOIN cqrs.saga a ON a.saga_id = e.saga_id AND a.segment = e.segment
+	WHERE e.trouble IS NOT NULL
+	AND NOT EXISTS (SELECT FROM cqrs.saga_entry l
+					WHERE l.segment = e.segment AND l.saga_id = e.saga_id AND l.branch = e.branch AND l.seq > e.seq)
+	LIMIT 10000
+), asleep AS (
+	SELECT a.saga_id, a.saga_name, a.topic_id, e.at, e.due, (cqrs.saga_steps(a.saga_name, a.version))[e.next + 1] AS step_name
+	FROM (SELECT * FROM cqrs.saga ORDER BY saga_id LIMIT 10000) a
 	CROSS JOIN LATERAL (SELECT l.* FROM cqrs.saga_entry l
 						WHERE l.segment = a.segment AND l.saga_id = a.saga_id AND l.branch = 0 ORDER BY l.seq DESC LIMIT 1) e
-	WHERE e.status IN ('failed', 'stuck') OR (e.status IN ('running', 'compensating', 'retrying', 'sleeping')
-		AND coalesce(e.due, e.at) < clock_timestamp() - interval '1 minute')
-	LIMIT 10000
+	WHERE e.status IN ('running', 'compensating', 'retrying', 'sleeping') AND coalesce(e.due, e.at) < clock_timestamp() - interval '1 minute'
 )
 SELECT 'error' AS severity, 'saga_failed' AS problem, format('saga %s, "%s"', saga_id, saga_name) AS object,
 	   format('It failed at step "%s": %s', step_name, error) AS detail,
 	   format('SELECT cqrs_retry_saga(%L, %L); -- when the cause is removed; or cqrs_skip_step()', saga_id, step_name) AS hint,
 	   NULL::interval AS held
-FROM newest
+FROM trouble
 WHERE status = 'failed'
 UNION ALL
 SELECT 'error', 'saga_stuck', format('saga %s, "%s"', saga_id, saga_name), format('It is stuck at step "%s": %s', step_name, error),
 	   'Create what is missing, or grant EXECUTE; it goes on by itself then.', clock_timestamp() - at
-FROM newest
+FROM trouble
 WHERE status = 'stuck'
 UNION ALL
 SELECT 'error', 'saga_asleep', format('saga %s, "%s"', n.saga_id, n.saga_name),
 	   format('It was to go on with step "%s" at %s, and nothing is on its way to it.', n.step_name, coalesce(n.due, n.at)),
 	   format('SELECT cqrs_resume_sagas(%L);', pg_get_userbyid(o.owner)), NULL
-FROM newest n
+FROM asleep n
 JOIN cqrs.subscription_topic st USING (topic_id)
 JOIN cqrs.subscription s ON s.subscription_id = st.subscription_id AND s.runs = 'sagas' AND s.state = 'active'
 CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
-WHERE n.status IN ('running', 'compensating', 'retrying', 'sleeping') AND o.owner IS NOT NULL
-AND NOT EXISTS (SELECT FROM @extschema@.cqrs_subscription_status u WHERE u.subscription = s.subscription AND (u.lag_events > 0 OR u.retrying > 0 OR u.waiting > 0))
+WHERE o.owner IS NOT NULL
+AND NOT EXISTS (SELECT FROM @extschema@.cqrs_subscription_status u
+				WHERE u.subscription = s.subscription AND (u.lag_events > 0 OR u.retrying > 0 OR u.waiting > 0))
 AND NOT EXISTS (SELECT FROM cqrs.scheduled_command c WHERE c.topic_id = n.topic_id AND c.run_at <= clock_timestamp());
 COMMENT ON VIEW cqrs.saga_problem IS 'what may be wrong with sagas';
+
+-- What sagas wait for, or are started by, and will not get.
+CREATE VIEW cqrs.saga_event_problem WITH (security_barrier) AS
+SELECT 'warning' AS severity, 'saga_topic_missing' AS problem, format('saga "%s"', d.saga_name) AS object,
+	   format('Step "%s" waits for events of topic "%s", which was dropped.', d.step ->> 'name', d.step ->> 'topic') AS detail,
+	   'Create the topic, and use cqrs_create_saga_queue() for each role that has sagas.' AS hint
+FROM cqrs.diagram_step d
+WHERE d.step ->> 'topic' IS NOT NULL AND NOT EXISTS (SELECT FROM cqrs.topic t WHERE t.topic = d.step ->> 'topic')
+UNION ALL
+SELECT 'error', 'saga_not_started', format('saga "%s"', d.saga_name),
+	   format('Event "%s" of topic "%s" does not start it: %s.', d.on_event, d.on_topic,
+			  CASE WHEN r.oid IS NULL THEN format('role "%s" does not exist', d.starter)
+				   ELSE format('role "%s" has no queue of sagas that reads the topic', d.starter) END),
+	   CASE WHEN r.oid IS NULL THEN 'SELECT cqrs_register_saga(...); -- as another role'
+			ELSE format('SELECT cqrs_create_saga_queue(%L); -- when the topic is there, and the role may read it', d.starter) END
+FROM cqrs.saga_definition d
+LEFT JOIN pg_roles r ON r.rolname = d.starter
+WHERE d.is_current AND d.on_event IS NOT NULL
+AND NOT EXISTS (SELECT FROM cqrs.subscription s
+				JOIN cqrs.subscription_topic st USING (subscription_id)
+				JOIN cqrs.topic t USING (topic_id)
+				CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
+				WHERE s.runs = 'saga_events' AND t.topic = d.on_topic AND o.owner = r.oid);
+COMMENT ON VIEW cqrs.saga_event_problem IS 'what sagas will not get';
 
 -- All of it.
 CREATE VIEW cqrs.problem WITH (security_barrier) AS
@@ -569,7 +600,9 @@ SELECT severity, problem, object, detail, hint, lag, held FROM cqrs.subscription
 UNION ALL
 SELECT severity, problem, object, detail, hint, NULL, held FROM cqrs.saga_problem
 UNION ALL
--- a command is not executed
+SELECT severity, problem, object, detail, hint, NULL, NULL FROM cqrs.saga_event_problem
+UNION ALL
+-- a command is not executed, or a saga not woken
 SELECT 'error', 'commands_late',
 	   CASE WHEN c.owner IS NULL THEN format('commands of topic "%s"', coalesce(c.topic, c.topic_id::text))
 			ELSE format('commands of role "%s"', pg_get_userbyid(c.owner)) END,
@@ -585,7 +618,7 @@ FROM (SELECT d.topic_id, t.topic, o.owner, count(*) AS commands, min(d.run_at) A
 			WHERE run_at <= clock_timestamp() ORDER BY run_at LIMIT 10000) d
 	  LEFT JOIN cqrs.topic t USING (topic_id)
 	  LEFT JOIN (cqrs.subscription_topic st JOIN cqrs.subscription s USING (subscription_id))
-			ON st.topic_id = d.topic_id AND s.runs = 'commands'
+			ON st.topic_id = d.topic_id AND (s.runs IN ('commands', 'sagas') OR s.subscription = t.topic)
 	  LEFT JOIN LATERAL cqrs.subscription_owner(st.subscription_id) o ON true
 	  GROUP BY d.topic_id, t.topic, o.owner) c
 UNION ALL

@@ -261,23 +261,6 @@ REVOKE ALL ON FUNCTION cqrs.sequence_diagram(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION cqrs.sequence_diagram(text) TO pg_monitor;
 COMMENT ON FUNCTION cqrs.sequence_diagram(text) IS 'how a command is handled, as a sequence diagram';
 
--- The steps of sagas, by number. For cqrs_diagram().
---   within  the step, or the parallel one that it is part of
-CREATE VIEW cqrs.diagram_step WITH (security_barrier) AS
-SELECT d.saga_name, (row_number() OVER (PARTITION BY d.saga_name ORDER BY s.n, c.n NULLS FIRST) - 1)::integer AS number,
-	   coalesce(c.step, s.step - 'steps') AS step, s.step ->> 'name' AS within
-FROM cqrs.saga_definition d
-CROSS JOIN LATERAL jsonb_array_elements(d.steps) WITH ORDINALITY s(step, n)
-LEFT JOIN LATERAL (
-	SELECT NULL::jsonb AS step, NULL::bigint AS n
-	UNION ALL
-	SELECT i.step, i.n FROM jsonb_array_elements(CASE WHEN jsonb_typeof(s.step -> 'steps') = 'array' THEN s.step -> 'steps' ELSE '[]' END)
-		WITH ORDINALITY i(step, n)
-) c ON true
-WHERE d.is_current;
-GRANT SELECT ON cqrs.diagram_step TO pg_monitor;
-COMMENT ON VIEW cqrs.diagram_step IS 'steps of sagas';
-
 -- The picture of a saga for cqrs_diagram(); NULL if there is none of that name. What
 -- undoes a step leads to what undoes the one before.
 CREATE FUNCTION cqrs.saga_diagram(name text) RETURNS text

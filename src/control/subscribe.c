@@ -206,6 +206,12 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 		if (GetUserId() != subscription->owner)
 			cqrs_subscription_refuse_member(subscription,
 											"to change its handler");
+		if (cqrs_subscription_is_queue(subscription))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("the handler of subscription \"%s\" cannot be changed",
+							name),
+					 errdetail("It does what its owner wants done.")));
 		if (!subscription->has_handler)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -461,7 +467,7 @@ check_handler(const char *subscription, text *handler, CqrsFunction *function)
 {
 	CqrsPlace	place = {
 		.what = "a handler of a subscription",
-		.wanted = "The handler of a subscription has one argument, cqrs_event, jsonb or the composite type of payloads, and returns void or one value.",
+		.wanted = "The handler of a subscription has one argument, cqrs_event, cqrs_event[], jsonb or the composite type of payloads, and returns void or one value.",
 		.takes = takes
 	};
 
@@ -493,12 +499,12 @@ warn(const CqrsSettings *settings, const char *name,
 }
 
 /*
- * May a handler have an argument of this type: an event, or its payload?
+ * May a handler have an argument of this type: an event, several, or its payload?
  */
 static bool
 takes(const void *arg, Oid argtype)
 {
-	return argtype == JSONBOID ||
+	return argtype == JSONBOID || cqrs_event_is_array(argtype) ||
 		(cqrs_payload_type_is_composite(argtype) &&
 		 !cqrs_type_is(argtype, "cqrs_request"));
 }
@@ -514,7 +520,9 @@ warn_of_payloads(const CqrsFunction *function, List *topics)
 	CqrsEventType *event_type;
 	CqrsEventType *odd = NULL;
 
-	if (function->argtype == JSONBOID || cqrs_event_is_type(function->argtype))
+	if (function->argtype == JSONBOID ||
+		cqrs_event_is_type(function->argtype) ||
+		cqrs_event_is_array(function->argtype))
 		return;
 	cqrs_registry_event_types(&status);
 	while ((event_type = hash_seq_search(&status)) != NULL)

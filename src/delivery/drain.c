@@ -135,7 +135,7 @@ drain(int32 subscription_id, int partition)
 			error->sqlerrcode == ERRCODE_QUERY_CANCELED)
 			cqrs_error_rethrow(error);
 		delivery.more = true;
-		cqrs_pace_failed(&pace, delivery.nevents, error);
+		cqrs_pace_failed(&pace, &delivery, error);
 		FreeErrorData(error);
 	} while (delivery.more);
 	return total;

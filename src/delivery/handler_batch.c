@@ -29,17 +29,15 @@ static void gather(CqrsBatch *batch, bool suspect);
 static bool is_all(const CqrsBatch *batch);
 
 /*
- * May the handler be called once more, by the subscription's rate? If not, the batch
- * ends.
+ * Take a token for a call. If there is none, the batch ends.
  */
 bool
-cqrs_batch_may_call(CqrsBatch *batch)
+cqrs_batch_take_token(CqrsBatch *batch)
 {
 	CqrsSubscription *subscription = batch->relay.subscription;
 	TimestampTz next;
 
-	if (likely(subscription->rate_interval == 0) || !batch->in_worker ||
-		cqrs_bucket_take(subscription->subscription_id,
+	if (cqrs_bucket_take(subscription->subscription_id,
 						 subscription->rate_interval, &next))
 		return true;
 	batch->delivery->paced_until = cqrs_steady_to_wall(next);
@@ -55,7 +53,7 @@ cqrs_batch_did_not_call(CqrsBatch *batch)
 {
 	CqrsSubscription *subscription = batch->relay.subscription;
 
-	if (unlikely(subscription->rate_interval != 0) && batch->in_worker)
+	if (unlikely(batch->paced))
 		cqrs_bucket_give_back(subscription->subscription_id,
 							  subscription->rate_interval);
 }

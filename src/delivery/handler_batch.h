@@ -21,7 +21,10 @@ typedef struct CqrsDelivery
 {
 	int			nevents;		/* handled; if there was an error, before it */
 	int			nfailed;		/* called apart, and failed */
-	int64		position;		/* of the event being handled, or 0: none is */
+	int			array;			/* how many events the last call got at once;
+								 * 0: the handler takes one */
+	int64		position;		/* of the event being handled, or of the first
+								 * one; 0: none is */
 	int64		last;			/* of the one handled last */
 	bool		more;			/* there may be more to do at once ... */
 	bool		announce;		/* ... but the next event is to be announced */
@@ -53,7 +56,10 @@ typedef struct CqrsBatch
 	CqrsUnderway underway;
 	CqrsDeliveryContext where;
 	bool		found;			/* the handler was, as it is now */
-	TupleDesc	desc;			/* of its argument, if that is a cqrs_event */
+	TupleDesc	desc;			/* of its argument, if that is a cqrs_event,
+								 * or several */
+	int			most;			/* how many it may get at once */
+	int			array;			/* ... if it takes several; 0: it takes one */
 	int			guc_level;		/* has the handler's search_path; 0: the
 								 * session has it */
 	MemoryContext context;
@@ -69,6 +75,7 @@ typedef struct CqrsBatch
 	bool		passed;			/* the cursor is to say when, see
 								 * note_passed() */
 	bool		is_short;		/* it need not wait for the disk by itself */
+	bool		paced;			/* the subscription has a rate, that counts */
 	CqrsEvidence evidence;		/* of what failed while it was clean */
 	int			enough;			/* how many lanes of evidence are enough */
 	int			nfailed;		/* in a row, since it is not clean */
@@ -81,7 +88,7 @@ typedef struct CqrsBatch
 	volatile CqrsDelivery *delivery;
 } CqrsBatch;
 
-extern bool cqrs_batch_may_call(CqrsBatch *batch);
+extern bool cqrs_batch_take_token(CqrsBatch *batch);
 extern void cqrs_batch_did_not_call(CqrsBatch *batch);
 extern void cqrs_batch_record_failure(CqrsBatch *batch,
 									  const CqrsEvent *event,
@@ -92,5 +99,15 @@ extern bool cqrs_batch_comes_first(const CqrsBatch *batch);
 extern void cqrs_batch_decide(CqrsBatch *batch);
 extern void cqrs_target_wait(volatile CqrsDelivery *delivery,
 							 CqrsEvidence *evidence, CqrsCursor *cursor);
+
+/*
+ * May the handler be called once more, by the subscription's rate? If not, the batch
+ * ends. Inline, as it is asked for each event.
+ */
+static inline bool
+cqrs_batch_may_call(CqrsBatch *batch)
+{
+	return likely(!batch->paced) || cqrs_batch_take_token(batch);
+}
 
 #endif							/* CQRS_HANDLER_BATCH_H */

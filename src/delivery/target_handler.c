@@ -22,6 +22,10 @@
  *	  without an attempt, and tried again at the beginning of the next batch.
  *	  With a rate, no call is made twice: all are called apart from the
  *	  beginning, and each that is handled is the last of its batch.
+ *	  A handler that takes several events is called once in a batch, with all of
+ *	  them; after an error, it gets half as many, until one that fails is found:
+ *	  that and the next are called apart. From then on, it gets twice as many
+ *	  each time.
  * 3. An error that may be no event's fault is not counted as an attempt until
  *	  another lane was tried; see blame.c. If it turns out to be nobody's, the
  *	  whole subscription waits.
@@ -40,7 +44,9 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/typcache.h"
@@ -70,6 +76,9 @@
 /* The most parked events that a batch begins with. */
 #define BATCH_PARKED	100
 
+/* A handler that takes several events gets no more once it has so many bytes. */
+#define ARRAY_BYTES		(4 * 1024 * 1024)
+
 /* How many events are called apart after an error. */
 #define APART_EVENTS	200
 
@@ -80,6 +89,9 @@ static bool deliver_parked_event(CqrsBatch *batch, const CqrsParked *parked,
 static int	deliver_new(CqrsBatch *batch);
 static bool handle(CqrsBatch *batch, const CqrsEvent *event,
 				   const CqrsParked *parked, int attempts, bool apart);
+static void note_handled(CqrsBatch *batch);
+static void handle_several(CqrsBatch *batch, CqrsEvent *event);
+static Datum array_of(const CqrsBatch *batch, Datum *values, int n);
 static ErrorData *call_handler(CqrsBatch *batch, const CqrsEvent *event,
 							   const CqrsParked *parked, int attempts,
 							   bool apart);
@@ -145,15 +157,18 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 		relay->deadline = TimestampTzPlusMilliseconds(relay->began,
 													  cqrs_batch_duration);
 		batch.deadline = relay->deadline;
-		delivery->paced = relay->subscription->rate_interval != 0;
+		batch.paced = relay->subscription->rate_interval != 0;
+		delivery->paced = batch.paced;
 		batch.one |= relay->subscription->event_transactions ||
-			delivery->paced;
+			batch.paced;
 		batch.is_short = relay->subscription->event_transactions ||
-			delivery->paced || pace->apart > 0;
+			batch.paced || pace->apart > 0;
 	}
-	batch.nplain = delivery->paced ? 0 :
+	batch.nplain = batch.paced ? 0 :
 		pace->apart > 0 ? pace->plain : INT_MAX;
-	batch.again = pace->again < CQRS_TRANSIENT_TRIES && !delivery->paced;
+	batch.again = pace->again < CQRS_TRANSIENT_TRIES && !batch.paced;
+	batch.most = batch.one ? 1 : pace->array > 0 ? pace->array :
+		CQRS_BATCH_EVENTS;
 	batch.where.subscription = relay->subscription;
 	batch.registry = cqrs_registry_generation();
 	batch.underway.relay = relay;
@@ -211,18 +226,36 @@ void
 cqrs_pace_done(CqrsPace *pace, volatile CqrsDelivery *delivery)
 {
 	pace->plain = pace->again = 0;
-	pace->apart = delivery->nfailed > 0 ? APART_EVENTS :
-		Max(pace->apart - delivery->nevents, 0);
+	pace->halved = false;
+	if (delivery->array > 0)
+		pace->apart = 0;
+	else
+		pace->apart = delivery->nfailed > 0 ? APART_EVENTS :
+			Max(pace->apart - delivery->nevents, 0);
+	if (delivery->nevents > 0)
+		pace->array *= 2;
+	if (pace->array >= CQRS_BATCH_EVENTS)
+		pace->array = 0;
 	pace->new_first = delivery->parked_last;
 }
 
 /*
- * A batch was rolled back by this error, after nevents of its events were
- * handled.
+ * A batch was rolled back by this error. If its handler had several events at once,
+ * it gets half of them, down to one, to find out which of them fails.
  */
 void
-cqrs_pace_failed(CqrsPace *pace, int nevents, const ErrorData *error)
+cqrs_pace_failed(CqrsPace *pace, volatile CqrsDelivery *delivery,
+				 const ErrorData *error)
 {
+	int			nevents = delivery->nevents;
+
+	if (delivery->array > 0)
+	{
+		pace->halved = true;
+		pace->array = Max(delivery->array / 2, 1);
+		if (delivery->array > 1)
+			return;
+	}
 	if (nevents == 0 && cqrs_error_is_transient(error))
 		pace->again++;
 	pace->plain = nevents;
@@ -237,6 +270,7 @@ static void
 find_handler(CqrsBatch *batch)
 {
 	CqrsSubscription *subscription = batch->relay.subscription;
+	Oid			argtype;
 
 	if (batch->found)
 		return;
@@ -257,8 +291,22 @@ find_handler(CqrsBatch *batch)
 										  subscription->owner,
 										  subscription->handler.signature,
 										  subscription->handler.owner);
-	if (cqrs_event_is_type(subscription->handler.argtype))
-		batch->desc = lookup_rowtype_tupdesc(subscription->handler.argtype, -1);
+	argtype = subscription->handler.argtype;
+	batch->array = 0;
+	if (cqrs_event_is_array(argtype))
+	{
+		/* The first that fails alone is called apart, and so is the next. */
+		batch->array = batch->most;
+		if (batch->array == 1)
+		{
+			batch->one = true;
+			batch->nplain = 0;
+		}
+		argtype = get_element_type(argtype);
+	}
+	batch->delivery->array = batch->array > 0 ? 1 : 0;
+	if (cqrs_event_is_type(argtype))
+		batch->desc = lookup_rowtype_tupdesc(argtype, -1);
 	batch->found = true;
 }
 
@@ -372,7 +420,10 @@ deliver_new(CqrsBatch *batch)
 			break;
 		}
 		find_handler(batch);
-		(void) handle(batch, &event, NULL, 0, false);
+		if (batch->array > 1)
+			handle_several(batch, &event);
+		else
+			(void) handle(batch, &event, NULL, 0, false);
 	}
 	return relay->nevents + relay->nothers;
 }
@@ -420,19 +471,84 @@ handle(CqrsBatch *batch, const CqrsEvent *event, const CqrsParked *parked,
 	if (error != NULL)
 		cqrs_batch_record_failure(batch, event, parked, error);
 	else
-	{
-		/* As this one was handled, those that failed before are at fault. */
-		cqrs_evidence_convict(&batch->evidence, batch->relay.subscription,
-							  &batch->relay.cursor, &batch->relay.lanes,
-							  cqrs_tell_failure,
-							  batch->in_worker ? LOG : WARNING);
-		batch->passed = true;
-		batch->clean = false;
-		batch->relay.deadline = batch->deadline;
-		batch->nfailed = 0;
-	}
+		note_handled(batch);
 	MemoryContextReset(batch->per_event);
 	return error == NULL;
+}
+
+/*
+ * As something was handled, what failed before it is at fault.
+ */
+static void
+note_handled(CqrsBatch *batch)
+{
+	cqrs_evidence_convict(&batch->evidence, batch->relay.subscription,
+						  &batch->relay.cursor, &batch->relay.lanes,
+						  cqrs_tell_failure, batch->in_worker ? LOG : WARNING);
+	batch->passed = true;
+	batch->clean = false;
+	batch->relay.deadline = batch->deadline;
+	batch->nfailed = 0;
+}
+
+/*
+ * Have this new event handled, and as many as come next, by one call: the batch's
+ * only one. An error rolls all back.
+ */
+static void
+handle_several(CqrsBatch *batch, CqrsEvent *event)
+{
+	CqrsContext *outer = cqrs_context_innermost;
+	int			subtransactions = cqrs_session_subtransactions();
+	Datum	   *values = MemoryContextAlloc(batch->context,
+											sizeof(Datum) * batch->array);
+	int64		first = event->position;
+	int64		last;
+	Size		bytes = 0;
+	int			n = 0;
+	CqrsContext context;
+	NullableDatum arg = {.isnull = false};
+	int			level;
+
+	CHECK_FOR_INTERRUPTS();
+	MemoryContextSwitchTo(batch->per_event);
+	do
+	{
+		last = event->position;
+		values[n] = cqrs_event_form(event, batch->desc);
+		bytes += VARSIZE_ANY(DatumGetPointer(values[n]));
+		n++;
+	} while (n < batch->array && bytes < ARRAY_BYTES &&
+			 cqrs_relay_next(&batch->relay, batch->array, event));
+	arg.value = array_of(batch, values, n);
+	batch->delivery->array = n;
+	batch->delivery->position = first;
+	CommandCounterIncrement();
+	level = cqrs_session_begin_event(batch->in_worker);
+	cqrs_context_init(&context, "events",
+					  batch->relay.subscription->name);
+	cqrs_context_innermost = &context;
+	call_limited(batch, arg);
+	MemoryContextSwitchTo(batch->context);
+	end_event(batch, level, subtransactions, false);
+	cqrs_context_innermost = outer;
+	batch->delivery->position = 0;
+	batch->delivery->last = last;
+	batch->delivery->nevents += n;
+	batch->stop = true;
+	note_handled(batch);
+	MemoryContextReset(batch->per_event);
+}
+
+/*
+ * Events as the argument of a handler that takes several.
+ */
+static Datum
+array_of(const CqrsBatch *batch, Datum *values, int n)
+{
+	return PointerGetDatum(construct_array(values, n,
+										   batch->desc->tdtypeid, -1, false,
+										   TYPALIGN_DOUBLE));
 }
 
 /*
@@ -569,8 +685,8 @@ call(CqrsBatch *batch, const CqrsEvent *event, const CqrsParked *parked,
 }
 
 /*
- * What the handler takes of an event, in the current memory context: all of it, or
- * its payload, which is NULL of a tombstone.
+ * What the handler takes of an event, in the current memory context: all of it, an
+ * array of that, or its payload, which is NULL of a tombstone.
  */
 static NullableDatum
 argument(const CqrsBatch *batch, const CqrsEvent *event)
@@ -581,6 +697,8 @@ argument(const CqrsBatch *batch, const CqrsEvent *event)
 	if (batch->desc != NULL)
 	{
 		arg.value = cqrs_event_form(event, batch->desc);
+		if (batch->array > 0)
+			arg.value = array_of(batch, &arg.value, 1);
 		arg.isnull = false;
 	}
 	else if (!arg.isnull)

@@ -21,6 +21,9 @@ typedef struct CqrsPace
 	int			again;			/* how often the first event met an error that
 								 * may be over at once */
 	bool		new_first;		/* new ones before those that are parked */
+	int			array;			/* a handler that takes several events gets no
+								 * more; 0: as many as there may be */
+	bool		halved;			/* that is to find out which of them fails */
 } CqrsPace;
 
 /*
@@ -37,7 +40,8 @@ cqrs_delivery_works(const CqrsDelivery *delivery)
 }
 
 extern void cqrs_pace_done(CqrsPace *pace, volatile CqrsDelivery *delivery);
-extern void cqrs_pace_failed(CqrsPace *pace, int nevents,
+extern void cqrs_pace_failed(CqrsPace *pace,
+							 volatile CqrsDelivery *delivery,
 							 const ErrorData *error);
 
 extern void cqrs_target_deliver(CqrsSubscription *subscription, int partition,

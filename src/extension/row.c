@@ -171,7 +171,7 @@ insert_into_index(Relation rel, Oid indexid, HeapTuple row,
 	Relation	index = index_open(indexid, RowExclusiveLock);
 	Form_pg_index form = index->rd_index;
 	Datum		keys[INDEX_MAX_KEYS];
-	bool		key_nulls[INDEX_MAX_KEYS];
+	bool		key_nulls[INDEX_MAX_KEYS] = {true};
 	IndexInfo  *info;
 	int			i;
 

@@ -213,3 +213,11 @@ cqrs_event_is_type(Oid typid)
 {
 	return cqrs_type_is(typid, "cqrs_event");
 }
+
+bool
+cqrs_event_is_array(Oid typid)
+{
+	Oid			element = get_element_type(typid);
+
+	return OidIsValid(element) && cqrs_event_is_type(element);
+}

@@ -50,5 +50,6 @@ extern void cqrs_event_show(const CqrsEvent *event, Datum *values,
 							bool *nulls);
 extern Datum cqrs_event_form(const CqrsEvent *event, TupleDesc desc);
 extern bool cqrs_event_is_type(Oid typid);
+extern bool cqrs_event_is_array(Oid typid);
 
 #endif							/* CQRS_EVENT_H */

@@ -136,7 +136,7 @@ batch_is_repeated(CqrsJob *job, const ErrorData *error)
 			return false;
 
 		/* Do those before it again; then call it apart. */
-		cqrs_pace_failed(&job->pace, nevents, error);
+		cqrs_pace_failed(&job->pace, &job->delivery, error);
 		return true;
 	}
 
@@ -211,8 +211,9 @@ cqrs_handler_job_flush(CqrsJob *job)
  * The process ends. If that is because a handler would not be cancelled,
  * record that its event failed. Nothing can interrupt us now, so if somebody
  * else has the cursor's lock, let it be. If others of the batch come before
- * the event, they are to be done again first. In both cases the next process
- * is to be careful, and this returns false.
+ * the event, they are to be done again first; if it had several events at once, it
+ * may have been any of them. In all of these cases the next process is to be
+ * careful, and this returns false.
  */
 bool
 cqrs_handler_job_blame_overdue(void)
@@ -223,7 +224,8 @@ cqrs_handler_job_blame_overdue(void)
 	bool		blamed = false;
 
 	delivering = NULL;
-	if (job == NULL || !cqrs_handler_is_overdue() || job->delivery.position == 0)
+	if (job == NULL || !cqrs_handler_is_overdue() ||
+		job->delivery.position == 0 || job->delivery.array > 1)
 		return false;
 	cqrs_context_innermost = NULL;
 	cqrs_underway_innermost = NULL;

@@ -221,9 +221,10 @@ deliver(void)
 		CHECK_FOR_INTERRUPTS();
 
 		/*
-		 * But not between the tries of one attempt: they would be forgotten.
+		 * But not between the tries of one attempt, nor while we look for the
+		 * event that fails: they would be forgotten.
 		 */
-		if (job.pace.again == 0 && others_wait(start))
+		if (job.pace.again == 0 && !job.pace.halved && others_wait(start))
 		{
 			if (cqrs_target_broker_pending() == 0)
 			{

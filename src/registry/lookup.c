@@ -275,8 +275,7 @@ wrong_argument(Form_pg_proc proc, const CqrsPlace *place)
 }
 
 /*
- * Is this an argument that a handler may have one day: many events, or what came
- * from a broker?
+ * Is this an argument that a handler may have one day: what came from a broker?
  */
 static bool
 is_reserved(Oid argtype)
@@ -289,7 +288,7 @@ is_reserved(Oid argtype)
 	reserved = strcmp(NameStr(((Form_pg_type) GETSTRUCT(tuple))->typname),
 					  "cqrs_message") == 0;
 	ReleaseSysCache(tuple);
-	return reserved || cqrs_type_is(get_element_type(argtype), "cqrs_event");
+	return reserved;
 }
 
 static bool

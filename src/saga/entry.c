@@ -79,7 +79,8 @@ enum
 	ENTRY_PARENT_ID,
 	ENTRY_UNIQUE_KEY,
 	ENTRY_ENDED_AT,
-	ENTRY_COLUMNS = ENTRY_ENDED_AT
+	ENTRY_TROUBLE,
+	ENTRY_COLUMNS = ENTRY_TROUBLE
 };
 
 const char *const cqrs_saga_statuses[CQRS_SAGA_STATUSES] = {
@@ -263,6 +264,10 @@ cqrs_saga_entry_insert(const CqrsSaga *saga, const CqrsSagaEntry *entry)
 	values[ENTRY_ENDED_AT - 1] = TimestampTzGetDatum(entry->at);
 	nulls[ENTRY_ENDED_AT - 1] = entry->branch != CQRS_SAGA_TRUNK ||
 		!cqrs_saga_is_over(entry->status);
+	values[ENTRY_TROUBLE - 1] = values[ENTRY_STATUS - 1];
+	nulls[ENTRY_TROUBLE - 1] = entry->status != CQRS_SAGA_STUCK &&
+		(entry->status != CQRS_SAGA_FAILED ||
+		 entry->branch != CQRS_SAGA_TRUNK);
 	cqrs_row_insert(CQRS_REL_SAGA_ENTRY_0 + saga->segment, values, nulls);
 }
 
@@ -366,7 +371,7 @@ cqrs_saga_find_kept(const pg_uuid_t *saga_id, CqrsSaga *saga,
 {
 	CqrsSaga	found;
 	bool		any = false;
-	TimestampTz newest = DT_NOBEGIN;
+	int32		newest = 0;
 	int			i;
 
 	for (i = 0; i < CQRS_SEGMENTS; i++)
@@ -383,13 +388,13 @@ cqrs_saga_find_kept(const pg_uuid_t *saga_id, CqrsSaga *saga,
 						ForwardScanDirection, 2, keys);
 		row = cqrs_scan_read(&scan, values, nulls);
 		if (row != NULL && !nulls[ENTRY_SAGA_NAME - 1] &&
-			DatumGetTimestampTz(values[ENTRY_AT - 1]) >= newest)
+			DatumGetInt32(values[ENTRY_SEQ - 1]) > newest)
 		{
 			read_begin(i, values, nulls, &found);
 			found.is_ours =
 				TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(row->t_data));
 			any = true;
-			newest = DatumGetTimestampTz(values[ENTRY_AT - 1]);
+			newest = DatumGetInt32(values[ENTRY_SEQ - 1]);
 			if (unique_key != NULL)
 			{
 				unique_key->isnull = nulls[ENTRY_UNIQUE_KEY - 1];

@@ -581,6 +581,12 @@ topic_of_event(const char *saga, const char *topic, const char *event_name)
 {
 	CqrsEventType *event_type;
 
+	if (topic != NULL && cqrs_topic_get(topic)->runner != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("saga \"%s\" cannot wait for events of topic \"%s\"",
+						saga, topic),
+				 errdetail("What is in it is to be done, and is no event.")));
 	if (topic != NULL)
 		return cqrs_topic_get(topic)->name;
 	event_type = cqrs_registry_event_type(event_name);

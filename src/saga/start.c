@@ -38,6 +38,7 @@
 /* The most bytes of a key. */
 #define MOST_KEY_BYTES	1024
 
+static Datum start(FunctionCallInfo fcinfo);
 static void check_functions(CqrsSagaDefinition *definition, Datum state);
 static Datum result(FunctionCallInfo fcinfo, const pg_uuid_t *saga_id,
 					bool started);
@@ -50,6 +51,25 @@ PG_FUNCTION_INFO_V1(cqrs_start_saga);
 Datum
 cqrs_start_saga(PG_FUNCTION_ARGS)
 {
+	volatile Datum started = (Datum) 0;
+
+	cqrs_require_writable("cqrs_start_saga()");
+	cqrs_saga_definitions_hold();
+	PG_TRY();
+	{
+		started = start(fcinfo);
+	}
+	PG_FINALLY();
+	{
+		cqrs_saga_definitions_release();
+	}
+	PG_END_TRY();
+	return started;
+}
+
+static Datum
+start(FunctionCallInfo fcinfo)
+{
 	char	   *name = cqrs_name_arg(fcinfo, 0, "saga");
 	NullableDatum unique_key = {.isnull = PG_ARGISNULL(2)};
 	bool		restart = cqrs_flag_arg(fcinfo, 3);
@@ -59,7 +79,6 @@ cqrs_start_saga(PG_FUNCTION_ARGS)
 	pg_uuid_t	saga_id;
 	Datum		state;
 
-	cqrs_require_writable("cqrs_start_saga()");
 	AcceptInvalidationMessages();
 	definition = cqrs_saga_definition_current(name);
 	if (definition == NULL)

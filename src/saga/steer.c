@@ -176,6 +176,15 @@ tell(FunctionCallInfo fcinfo, CqrsSagaMessageKind kind, const char *function,
 		}
 	}
 	cqrs_saga_send(run.topic, run.saga.name, &message, run.headers);
+	if (!cqrs_deliver ||
+		run.topic->runner->state != CQRS_SUBSCRIPTION_ACTIVE)
+		ereport(NOTICE,
+				(errmsg("nothing happens to saga \"%s\" for now",
+						run.saga.name),
+				 !cqrs_deliver ?
+				 errdetail("Nothing is delivered, as cqrs_outbox.deliver is off.") :
+				 errdetail("Subscription \"%s\" is not active.",
+						   run.topic->runner->name)));
 	PG_RETURN_BOOL(true);
 }
 

@@ -78,7 +78,7 @@ sub quote
 }
 
 my @names = qw(a b c d e commands_of_fuzz_app);
-my @handlers = qw(f_ok f_fails f_emits f_sends f_rethrows f_next f_stream f_composite f_event f_middleware f_catches f_drops);
+my @handlers = qw(f_ok f_fails f_emits f_sends f_rethrows f_next f_stream f_composite f_event f_middleware f_catches f_drops f_several);
 my @hostile = (
 	'', ' ', "x'; DROP TABLE x; --", '"', '\\', "a\nb", 'ä' x 40, 'x' x 63, 'x' x 64, 'x' x 5000, '%s%n', '{}', 'NULL', 'pg_temp.f', "\x{1}",
 	'commands_of_postgres', 'cqrs.topic', 'public', '..', '0', '-1', 'latest', 'earliest', 'now', 'happened');
@@ -97,7 +97,7 @@ sub function_name
 {
 	my $name = rand() < 0.9 ? pick(@handlers) : pick('no_such', 'pg_sleep', 'pg_terminate_backend', 'cqrs.run_command', 'pg_temp.f', 'f_overloaded');
 	my $argument = $name eq 'f_event' || $name eq 'cqrs.run_command' || rand() < 0.05 ? 'cqrs_event'
-	  : $name eq 'f_middleware' ? 'cqrs_request' : $name eq 'f_composite' ? 'thing' : 'jsonb';
+	  : $name eq 'f_several' ? 'cqrs_event[]' : $name eq 'f_middleware' ? 'cqrs_request' : $name eq 'f_composite' ? 'thing' : 'jsonb';
 
 	$name = "public.$name" if rand() < 0.2 && $name !~ /\./;
 	return rand() < 0.5 ? $name : "$name($argument)";
@@ -233,6 +233,7 @@ my $set_up = join "\n", map { "DO \$do\$ BEGIN $_; EXCEPTION WHEN OTHERS THEN NU
 	'CREATE FUNCTION f_composite(thing) RETURNS thing LANGUAGE sql AS $f$ SELECT $1 $f$',
 	'CREATE FUNCTION f_overloaded(jsonb) RETURNS jsonb LANGUAGE sql AS $f$ SELECT $1 $f$',
 	'CREATE FUNCTION f_overloaded(thing) RETURNS thing LANGUAGE sql AS $f$ SELECT $1 $f$',
+	'CREATE FUNCTION f_several(cqrs_event[]) RETURNS void LANGUAGE plpgsql AS $f$ BEGIN IF random() < 0.2 THEN RAISE EXCEPTION \'no\'; END IF; END $f$',
 	'CREATE FUNCTION f_event(cqrs_event) RETURNS void LANGUAGE plpgsql AS $f$ BEGIN IF random() < 0.2 THEN RAISE EXCEPTION \'no\'; END IF; END $f$',
 	'CREATE FUNCTION f_middleware(cqrs_request) RETURNS jsonb LANGUAGE plpgsql SECURITY DEFINER AS $f$ BEGIN RETURN cqrs_proceed(); EXCEPTION WHEN OTHERS THEN RETURN cqrs_proceed(); END $f$',
 	(map {; "PERFORM cqrs_create_topic('$_')", "PERFORM cqrs_register_event('$_', '$_')", "PERFORM cqrs_register_chain('$_', ARRAY['f_emits(jsonb)', 'f_ok(jsonb)'])",

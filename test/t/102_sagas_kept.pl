@@ -19,6 +19,7 @@ $node->safe_psql('postgres', q(
 	SELECT cqrs_register_event('noted', 'notes');
 	CREATE FUNCTION emits(state jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT cqrs_emit('noted', state); SELECT state || '{"emitted": true}' $$;
 	SELECT cqrs_create_saga_queue();
+	SELECT cqrs_register_saga('napping', ARRAY[cqrs_sleep('night', '1 hour'), cqrs_step('one', 'noted')]);
 	SELECT cqrs_register_saga('short', ARRAY[cqrs_step('one', 'noted')]);
 	SELECT cqrs_register_saga('long', ARRAY[cqrs_step('one', 'noted'), cqrs_await('first'), cqrs_await('second', timeout => '1 day'), cqrs_step('two', 'noted')]);
 	SELECT cqrs_register_saga('bad', ARRAY[cqrs_step('one', 'noted', compensation => 'undone', max_attempts => 1), cqrs_step('two', 'fails', max_attempts => 1)]);
@@ -90,6 +91,48 @@ is($node->safe_psql('postgres', q(SELECT severity, problem, detail FROM cqrs_hea
 $node->safe_psql('postgres', "SELECT cqrs_skip_step('$bad', 'one')");
 $node->poll_query_until('postgres', "SELECT count(*) = 0 FROM cqrs.saga") or die 'not skipped';
 is($node->safe_psql('postgres', q(SELECT count(*) FROM cqrs_health())), '0', '... no longer');
+
+# One that is asleep, as what was to wake it is lost.
+$node->safe_psql('postgres', q(
+	SELECT saga_id FROM cqrs_start_saga('long') \gset
+	SELECT saga_id AS sleeping FROM cqrs_start_saga('napping') \gset));
+$node->poll_query_until('postgres', q(SELECT count(*) = 2 FROM cqrs_saga_status WHERE status IN ('waiting', 'sleeping'))) or die 'not begun';
+is($node->safe_psql('postgres', q(SELECT count(*) FROM cqrs_health())), '0', 'one that waits, and one that sleeps, are well');
+$node->safe_psql('postgres', q(
+	ALTER TABLE cqrs.scheduled_command DISABLE TRIGGER refuse_write;
+	DELETE FROM cqrs.scheduled_command;
+	ALTER TABLE cqrs.scheduled_command ENABLE ALWAYS TRIGGER refuse_write;
+	DO $$ BEGIN
+		FOR n IN 0 .. 2 LOOP
+			EXECUTE format('ALTER TABLE cqrs.saga_entry_%s DISABLE TRIGGER refuse_write', n);
+			EXECUTE format('UPDATE cqrs.saga_entry_%s SET due = due - interval ''1 day'' WHERE due IS NOT NULL', n);
+			EXECUTE format('ALTER TABLE cqrs.saga_entry_%s ENABLE ALWAYS TRIGGER refuse_write', n);
+		END LOOP;
+	END $$));
+like($node->safe_psql('postgres', q(SELECT severity, problem, detail FROM cqrs_health())),
+	qr/^error\|saga_asleep\|It was to go on with step "night" at .*, and nothing is on its way to it\.$/, 'one that is asleep is told');
+is($node->safe_psql('postgres', q(SELECT cqrs_resume_sagas())), '1', '... and is woken');
+$node->poll_query_until('postgres', q(SELECT count(*) = 0 FROM cqrs_saga_status WHERE status = 'sleeping')) or die 'not woken';
+$node->safe_psql('postgres', q(SELECT cqrs_cancel_saga(saga_id) FROM cqrs_saga_status WHERE status = 'waiting'));
+$node->poll_query_until('postgres', 'SELECT count(*) = 0 FROM cqrs.saga') or die 'not cancelled';
+
+# What will not come is told.
+$node->safe_psql('postgres', q(
+	CREATE ROLE starter LOGIN;
+	GRANT EXECUTE ON FUNCTION cqrs_register_saga TO starter;
+	GRANT SELECT ON cqrs_topics.notes TO starter;
+	SELECT cqrs_create_saga_queue('starter');
+	SET ROLE starter;
+	SELECT cqrs_register_saga('fed', ARRAY[cqrs_step('one', 'noted')], on_event => 'noted');
+	RESET ROLE;
+	SELECT cqrs_create_topic('gone');
+	SELECT cqrs_register_saga('hopeless', ARRAY[cqrs_await('one', topic => 'gone')])));
+is($node->safe_psql('postgres', q(SELECT count(*) FROM cqrs_health())), '0', 'all is well');
+$node->safe_psql('postgres', q(SELECT cqrs_drop_topic('gone'); ALTER ROLE starter RENAME TO other));
+is($node->safe_psql('postgres', q(SELECT severity, problem, object, detail FROM cqrs_health())),
+	qq(error|saga_not_started|saga "fed"|Event "noted" of topic "notes" does not start it: role "starter" does not exist.
+warning|saga_topic_missing|saga "hopeless"|Step "one" waits for events of topic "gone", which was dropped.), 'events that will not come');
+$node->safe_psql('postgres', q(SELECT cqrs_unregister_saga('fed'), cqrs_unregister_saga('hopeless')));
 
 # What is over goes; what is under way stays, with its signals and its time, however often
 # the tables are turned.
