@@ -129,6 +129,7 @@ SELECT format('SELECT cqrs_drop_topic(%1$L, cascade => true)', subscription) FRO
 SELECT format('SELECT cqrs_alter_subscription(%1$L, ARRAY[%2$L])', s.subscription, r.subscription)
 FROM cqrs.subscription s, cqrs.subscription r WHERE s.runs = 'sagas' AND r.runs = 'saga_events' \gexec
 
+SELECT format('SELECT cqrs_alter_subscription(%L, handler => ''reserve'')', subscription) FROM cqrs.subscription WHERE runs = 'sagas' \gexec
 -- nor wait for what is in it
 SELECT format('SELECT cqrs_register_saga(''s'', ARRAY[cqrs_await(''a'', topic => %L)])', subscription) FROM cqrs.subscription WHERE runs = 'sagas' \gexec
 -- nothing happens for now

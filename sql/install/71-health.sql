@@ -602,7 +602,7 @@ SELECT severity, problem, object, detail, hint, NULL, held FROM cqrs.saga_proble
 UNION ALL
 SELECT severity, problem, object, detail, hint, NULL, NULL FROM cqrs.saga_event_problem
 UNION ALL
--- a command is not executed
+-- a command is not executed, or a saga not woken
 SELECT 'error', 'commands_late',
 	   CASE WHEN c.owner IS NULL THEN format('commands of topic "%s"', coalesce(c.topic, c.topic_id::text))
 			ELSE format('commands of role "%s"', pg_get_userbyid(c.owner)) END,
@@ -618,7 +618,7 @@ FROM (SELECT d.topic_id, t.topic, o.owner, count(*) AS commands, min(d.run_at) A
 			WHERE run_at <= clock_timestamp() ORDER BY run_at LIMIT 10000) d
 	  LEFT JOIN cqrs.topic t USING (topic_id)
 	  LEFT JOIN (cqrs.subscription_topic st JOIN cqrs.subscription s USING (subscription_id))
-			ON st.topic_id = d.topic_id AND s.runs = 'commands'
+			ON st.topic_id = d.topic_id AND (s.runs IN ('commands', 'sagas') OR s.subscription = t.topic)
 	  LEFT JOIN LATERAL cqrs.subscription_owner(st.subscription_id) o ON true
 	  GROUP BY d.topic_id, t.topic, o.owner) c
 UNION ALL

@@ -236,8 +236,8 @@ cqrs_adopt_identity(void)
 }
 
 /*
- * What was to have sagas go on may be neither in the dump's topics nor among what was
- * scheduled, if it was in between.
+ * A dump may lack what was to have a saga go on: if its topic was truncated after the
+ * dump's snapshot was taken, and before its table was locked.
  */
 static void
 resume_sagas(void)

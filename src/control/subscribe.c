@@ -206,6 +206,12 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 		if (GetUserId() != subscription->owner)
 			cqrs_subscription_refuse_member(subscription,
 											"to change its handler");
+		if (cqrs_subscription_is_queue(subscription))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("the handler of subscription \"%s\" cannot be changed",
+							name),
+					 errdetail("It does what its owner wants done.")));
 		if (!subscription->has_handler)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

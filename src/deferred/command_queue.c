@@ -42,9 +42,6 @@
 #include "subscription/settings.h"
 #include "subscription/subscription.h"
 
-/* How often a saga's step may end the process. */
-#define MOST_ENDED_PROCESSES	5
-
 static void refuse_in_use(const CqrsSubscription *queue, Oid owner);
 static bool has_queue(Oid owner, int partitions);
 static void make_queue(Oid owner, const char *path, int partitions);
@@ -239,10 +236,6 @@ cqrs_queue_make_subscription(const char *name, const char *handler,
 	signature = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	cqrs_setting_set(&settings, CQRS_SETTING_HANDLER,
 					 CStringGetTextDatum(signature));
-	/* Steps have limits of their own, unless they end the process. */
-	if (strcmp(runs, "sagas") == 0)
-		cqrs_setting_set(&settings, CQRS_SETTING_MAX_ATTEMPTS,
-						 Int32GetDatum(MOST_ENDED_PROCESSES));
 	subscription_id = cqrs_settings_insert(&settings, name, runs);
 	cqrs_admin_end(&admin);
 	return subscription_id;

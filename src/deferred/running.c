@@ -58,7 +58,8 @@ static bool is_requested(const pg_uuid_t *command_id);
 pg_noreturn static void raise_canceled(const char *command_name);
 
 /*
- * This process is the worker with this slot.
+ * This process is the worker with this slot, which does not have its pid yet: so
+ * nobody sends it a signal because of what the one before it executed.
  */
 void
 cqrs_running_attach(CqrsWorkerSlot *slot)
@@ -118,7 +119,10 @@ cqrs_running_end(bool began)
 		pg_atomic_write_u32(&my_slot->running, 0);
 		showing = false;
 	}
-	canceled = false;
+
+	/* The end of one within another says nothing of that. */
+	if (!showing)
+		canceled = false;
 }
 
 /*
@@ -136,6 +140,7 @@ cqrs_running_failed(bool began, const char *command_name)
 	cqrs_running_end(began);
 	if (!was_canceled)
 		return;
+	canceled = false;
 
 	/* The next one does not take over what is pending. */
 	QueryCancelPending = false;

@@ -18,7 +18,7 @@
 
 static bool is_told(CqrsRelay *relay, const CqrsParked *parked,
 					const ErrorData *error);
-static bool is_given_up(CqrsRelay *relay, const CqrsParked *parked);
+static bool is_told_of_end(CqrsRelay *relay, const CqrsParked *parked);
 
 /*
  * Record that the event at this position failed: a parked one, or the first
@@ -100,18 +100,17 @@ is_told(CqrsRelay *relay, const CqrsParked *parked, const ErrorData *error)
 }
 
 /*
- * Was this parked event tried so often, and ended the process each time, that it is
- * to be given up? If the handler wants to do that itself, it is told.
+ * If this parked event ended the process when it was tried, tell the handler, which
+ * may count that itself.
  */
 static bool
-is_given_up(CqrsRelay *relay, const CqrsParked *parked)
+is_told_of_end(CqrsRelay *relay, const CqrsParked *parked)
 {
 	ErrorData	error = {0};
 
-	if (!parked->killed || relay->subscription->max_attempts == 0 ||
-		parked->attempts < relay->subscription->max_attempts)
+	if (!parked->killed)
 		return false;
-	error.sqlerrcode = ERRCODE_CQRS_GIVE_UP;
+	error.sqlerrcode = ERRCODE_CRASH_SHUTDOWN;
 	error.message = "the server process ended while it was done";
 	return is_told(relay, parked, &error);
 }
@@ -134,7 +133,7 @@ cqrs_target_announce(CqrsSubscription *subscription, int partition,
 	while (position == 0 &&
 		   cqrs_parked_due(&relay.cursor, cqrs_wall_now(), &parked))
 	{
-		if (!is_given_up(&relay, &parked) &&
+		if (!is_told_of_end(&relay, &parked) &&
 			cqrs_parked_begin_attempt(&parked, relay.subscription,
 									  &relay.cursor))
 			position = parked.position;

@@ -136,12 +136,13 @@ cqrs_context_id(CqrsContext *context)
 }
 
 /*
- * An id for what is made now: an event, or a command.
+ * An id for what is made now, which follows from what it is made in if that has effects;
+ * else a new one.
  */
 void
-cqrs_context_new_id(TimestampTz now, pg_uuid_t *id)
+cqrs_context_derive_id(TimestampTz now, pg_uuid_t *id)
 {
-	CqrsEffects *effects = cqrs_context_innermost == NULL ? NULL : find_effects();
+	CqrsEffects *effects = find_effects();
 
 	if (effects == NULL)
 		cqrs_event_id_generate(now, id);

@@ -13,6 +13,8 @@
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
+#include "base/event_id.h"
+
 /*
  * A dispatch, or an event at a handler. It is in the memory of the handler's
  * caller, and on the stack while the handler runs.
@@ -59,7 +61,7 @@ extern struct CqrsDryRun *cqrs_dry_run_innermost;
 #define cqrs_dry_run_is_active() (cqrs_dry_run_innermost != NULL)
 
 extern const pg_uuid_t *cqrs_context_id(CqrsContext *context);
-extern void cqrs_context_new_id(TimestampTz now, pg_uuid_t *id);
+extern void cqrs_context_derive_id(TimestampTz now, pg_uuid_t *id);
 extern NullableDatum cqrs_context_headers(NullableDatum headers);
 
 /*
@@ -100,6 +102,18 @@ cqrs_context_pop(CqrsContext *context)
 {
 	Assert(cqrs_context_innermost == context);
 	cqrs_context_innermost = context->outer;
+}
+
+/*
+ * An id for what is made now: an event, or a command. Inline, as each event has one.
+ */
+static inline void
+cqrs_context_new_id(TimestampTz now, pg_uuid_t *id)
+{
+	if (cqrs_context_innermost == NULL)
+		cqrs_event_id_generate(now, id);
+	else
+		cqrs_context_derive_id(now, id);
 }
 
 /*

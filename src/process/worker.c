@@ -150,6 +150,7 @@ worker_attach(int index)
 		proc_exit(0);
 	}
 	my_slot = slot;
+	cqrs_running_attach(slot);
 	slot->pid = MyProcPid;
 	slot->latch = MyLatch;
 
@@ -159,7 +160,6 @@ worker_attach(int index)
 		SetLatch(database->manager_latch);
 	LWLockRelease(cqrs_shared->lock);
 	before_shmem_exit(worker_exit, (Datum) 0);
-	cqrs_running_attach(slot);
 
 	/*
 	 * Registered before we connect, so that it runs after the transaction was

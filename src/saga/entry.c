@@ -371,7 +371,7 @@ cqrs_saga_find_kept(const pg_uuid_t *saga_id, CqrsSaga *saga,
 {
 	CqrsSaga	found;
 	bool		any = false;
-	TimestampTz newest = DT_NOBEGIN;
+	int32		newest = 0;
 	int			i;
 
 	for (i = 0; i < CQRS_SEGMENTS; i++)
@@ -388,13 +388,13 @@ cqrs_saga_find_kept(const pg_uuid_t *saga_id, CqrsSaga *saga,
 						ForwardScanDirection, 2, keys);
 		row = cqrs_scan_read(&scan, values, nulls);
 		if (row != NULL && !nulls[ENTRY_SAGA_NAME - 1] &&
-			DatumGetTimestampTz(values[ENTRY_AT - 1]) >= newest)
+			DatumGetInt32(values[ENTRY_SEQ - 1]) > newest)
 		{
 			read_begin(i, values, nulls, &found);
 			found.is_ours =
 				TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(row->t_data));
 			any = true;
-			newest = DatumGetTimestampTz(values[ENTRY_AT - 1]);
+			newest = DatumGetInt32(values[ENTRY_SEQ - 1]);
 			if (unique_key != NULL)
 			{
 				unique_key->isnull = nulls[ENTRY_UNIQUE_KEY - 1];

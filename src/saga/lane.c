@@ -102,6 +102,9 @@ cqrs_saga_look_later(const CqrsSagaRun *run, int looks)
 {
 	CqrsSagaMessage message = {.kind = CQRS_SAGA_WAKE};
 
+	/* It may have been woken twice. */
+	cqrs_saga_forget(run);
+	CommandCounterIncrement();
 	message.saga_id = run->saga.saga_id;
 	message.branch = run->last.branch;
 	message.seq = run->last.seq;
@@ -136,14 +139,16 @@ cqrs_saga_state(const CqrsSagaRun *run)
 }
 
 /*
- * The id of the saga that a step begins: the same each time.
+ * The id of the saga that a step begins: the same each time, but another one if that
+ * failed and the step is tried again.
  */
 void
 cqrs_saga_child_id(const CqrsSagaRun *run, int step, pg_uuid_t *child_id)
 {
 	char		id[CQRS_UUID_TEXT_LEN + 1];
-	char	   *what = psprintf("saga of %s/%d",
-								cqrs_uuid_text(&run->saga.saga_id, id), step);
+	char	   *what = psprintf("saga of %s/%d/%d",
+								cqrs_uuid_text(&run->saga.saga_id, id), step,
+								run->last.attempt);
 
 	cqrs_event_id_from(what, child_id);
 }

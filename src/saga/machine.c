@@ -43,6 +43,9 @@
 #include "saga/signal.h"
 #include "shared/clock.h"
 
+/* A step that ends the process is tried no more often, whatever its limit is. */
+#define MOST_ENDS		5
+
 /* Sagas within sagas. */
 #define MOST_DEPTH		32
 
@@ -137,6 +140,7 @@ cqrs_saga_step_failed(CqrsSagaRun *run, CqrsSagaEntry *entry)
 
 	entry->attempt = run->last.attempt + 1;
 	final = code == ERRCODE_CQRS_GIVE_UP ||
+		(code == ERRCODE_CRASH_SHUTDOWN && entry->attempt >= MOST_ENDS) ||
 		(step->max_attempts > 0 && entry->attempt >= step->max_attempts) ||
 		cqrs_sqlstate_listed(step->final, step->nfinal, code);
 	if (!final)
@@ -248,7 +252,8 @@ cqrs_saga_go_on(CqrsSagaRun *run, CqrsSagaEntry *entry, int step)
 }
 
 /*
- * Begin the steps that are to be done side by side.
+ * Begin the steps that are to be done side by side. If they are tried again, those
+ * that were done are not.
  */
 static void
 begin_branches(CqrsSagaRun *run, int step)
@@ -260,8 +265,14 @@ begin_branches(CqrsSagaRun *run, int step)
 		CqrsSagaRun branch = *run;
 		CqrsSagaEntry entry;
 
+		if (cqrs_saga_entry_newest(&run->saga, i, &entry) &&
+			entry.status == CQRS_SAGA_COMPLETED)
+		{
+			cqrs_saga_tell(run, CQRS_SAGA_ENDED, CQRS_SAGA_TRUNK, i);
+			continue;
+		}
 		branch.last.branch = i;
-		branch.last.seq = 0;
+		branch.last.seq = entry.seq;
 		branch.last.ndone = 0;
 		branch.last.due = DT_NOEND;
 		branch.last.state.isnull = true;
@@ -291,6 +302,7 @@ begin_child(CqrsSagaRun *run, int step)
 	if (child.definition == NULL || depth_of(&run->saga) >= MOST_DEPTH)
 	{
 		cqrs_saga_next_entry(run, &entry, CQRS_SAGA_STEP_MISSING, step);
+		entry.attempt = run->last.attempt;
 		entry.status = CQRS_SAGA_STUCK;
 		entry.error = child.definition == NULL ?
 			psprintf("saga \"%s\" is not registered", name) :

@@ -107,6 +107,7 @@ receive_wake(CqrsSagaRun *run, const CqrsSagaMessage *message)
 		{
 			cqrs_saga_next_entry(run, &entry, CQRS_SAGA_RETRY_ASKED,
 								 run->last.next);
+			entry.attempt = run->last.attempt;
 			cqrs_saga_go_on(run, &entry, run->last.next);
 		}
 	}
@@ -297,6 +298,7 @@ child_ended(CqrsSagaRun *run)
 	else
 	{
 		cqrs_saga_next_entry(run, &entry, CQRS_SAGA_STEP_FAILED, number);
+		entry.attempt = run->last.attempt + 1;
 		entry.error = psprintf("saga \"%s\" ended as %s", child.name,
 							   cqrs_saga_statuses[ended.status]);
 	}
@@ -325,6 +327,7 @@ receive_cancel(CqrsSagaRun *run, const CqrsSagaMessage *message)
 	}
 
 	/* What is under way ends first. */
+	entry.attempt = run->last.attempt;
 	cqrs_saga_write(run, &entry);
 	if (step->kind == CQRS_SAGA_PARALLEL)
 		stop_branches(run);
@@ -360,6 +363,8 @@ receive_retry(CqrsSagaRun *run, const CqrsSagaMessage *message)
 		entry.status = CQRS_SAGA_RUNNING;
 	else
 	{
+		if (cqrs_saga_current_step(run)->kind == CQRS_SAGA_SUB_SAGA)
+			entry.attempt = run->last.attempt;
 		cqrs_saga_go_on(run, &entry, run->last.next);
 		return;
 	}
@@ -395,8 +400,8 @@ receive_skip(CqrsSagaRun *run, const CqrsSagaMessage *message)
 /*
  * Move the saga to the table of those that start now, so that its own can be
  * truncated: its newest entries, and those that they refer to. The history stays
- * behind. A saga with branches under way is left where it is: they write entries,
- * too.
+ * behind. A saga with branches is left where it is: they write entries, too, and if
+ * they are tried again, it counts which were done.
  */
 static void
 receive_move(CqrsSagaRun *run)
@@ -411,8 +416,7 @@ receive_move(CqrsSagaRun *run)
 	Datum		state;
 
 	if (run->last.branch != CQRS_SAGA_TRUNK || run->saga.segment == segment ||
-		(run->last.status == CQRS_SAGA_WAITING && step != NULL &&
-		 step->kind == CQRS_SAGA_PARALLEL))
+		(step != NULL && step->kind == CQRS_SAGA_PARALLEL))
 		return;
 	state = cqrs_saga_state(run);
 	(void) cqrs_saga_find_kept(&run->saga.saga_id, &kept, &unique_key);

@@ -41,6 +41,7 @@ typedef struct Call
 	const CqrsSagaStep *step;
 	CqrsHandler *handler;
 	Datum		state;
+	CqrsEffects *effects;
 	bool		by_fallback;	/* that was called, and returned */
 } Call;
 
@@ -111,8 +112,9 @@ run_event(CqrsContext *delivery)
 	}
 	if (delivery->failure != NULL)
 	{
-		delivery->took_failure = message.kind == CQRS_SAGA_WAKE;
-		if (is_call(&run, &message))
+		/* The saga counts what failed; the rest is an event as any. */
+		delivery->took_failure = is_call(&run, &message);
+		if (delivery->took_failure)
 			record_failure(&run, delivery->failure);
 	}
 	else if (is_call(&run, &message))
@@ -140,10 +142,15 @@ open_run(const CqrsContext *delivery, const CqrsSagaMessage *message,
 	run->headers = event->headers;
 	run->definition = cqrs_saga_definition(run->saga.name, run->saga.version);
 	if (run->definition == NULL || run->last.next >= run->definition->nsteps)
+	{
+		/* Then it failed for just that. */
+		if (delivery->failure != NULL)
+			return true;
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("version %d of saga \"%s\" is missing",
 						run->saga.version, run->saga.name)));
+	}
 	return true;
 }
 
@@ -156,7 +163,8 @@ is_call(const CqrsSagaRun *run, const CqrsSagaMessage *message)
 	CqrsSagaStatus status = run->last.status;
 
 	if (message->kind != CQRS_SAGA_WAKE || message->seq != run->last.seq ||
-		run->last.next < 0 ||
+		run->definition == NULL || run->last.next < 0 ||
+		run->last.next >= run->definition->nsteps ||
 		(run->last.due != DT_NOEND && run->last.due > cqrs_wall_now()))
 		return false;
 	return status == CQRS_SAGA_COMPENSATING ||
@@ -247,7 +255,7 @@ cqrs_saga_call(const CqrsSagaDefinition *definition, int number,
 	context.id = *saga_id;
 	context.headers = cqrs_saga_headers(saga_id, cause);
 	context.attempts = attempt;
-	context.effects = &effects;
+	context.effects = call.effects = &effects;
 	if (call.step->timeout > 0 && MyBgworkerEntry != NULL)
 		cqrs_handler_timeout_begin(call.step->timeout);
 	cqrs_context_push(&context);
@@ -323,6 +331,12 @@ call_function(void *arg, CqrsHandler *handler, bool *isnull)
 	Datum		answer;
 
 	cqrs_handler_check(handler, "step", call->step->name);
+	if (handler != call->handler)
+	{
+		/* What the fallback does is something else. */
+		call->effects->key = psprintf("%s by fallback", call->effects->key);
+		call->effects->n = 0;
+	}
 	rettype = handler->rettype;
 	answer = handler->argtype == JSONBOID ? call->state :
 		cqrs_payload_to_composite(DatumGetJsonbP(call->state),

@@ -57,6 +57,7 @@ is(query($standby, q(SELECT cqrs_stream('ListMembers'))), join("\n", map { qq({"
 is(query($standby, q(SELECT cqrs_send('Reads'))), '["command", "Reads", true, 4]', 'so may a command');
 is(query($standby, q(SELECT cqrs_send('Chain'))), '["command", "Chain", true, 4]', 'and a chain, whose subtransactions need no write');
 is(query($standby, q(SELECT string_agg(payload->>'user_id', ' ') FROM cqrs_events('meeting_events'))), '1 2 3 4', 'the outbox');
+is(query($standby, 'SELECT state FROM cqrs_command_result(gen_random_uuid())'), 'unknown', 'what became of a command');
 is(query($standby, q(SELECT cqrs_context() IS NULL)), 't', 'nothing is being handled');
 is(query($standby, q(SELECT count(*) FROM cqrs_subscription_status)), '0', 'nothing is subscribed');
 
