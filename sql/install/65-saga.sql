@@ -593,7 +593,10 @@ RETURNS TABLE (at timestamptz, event text, step_name text, branch text, status t
 			   sqlstate text, error text, state jsonb)
 LANGUAGE sql STABLE PARALLEL SAFE ROWS 20
 BEGIN ATOMIC
-	SELECT h.at, h.event, h.step_name, h.branch, h.status, h.attempt, h.message_id, h.name, h.sqlstate, h.error, h.state
+	SELECT h.at, h.event, h.step_name, h.branch, h.status,
+		   -- The last attempt at a step is not one at what comes next.
+		   CASE WHEN h.event = 'failed' THEN coalesce(h.attempt, 1 + coalesce(lag(h.attempt) OVER (PARTITION BY h.number ORDER BY h.seq), 0)) ELSE h.attempt END,
+		   h.message_id, h.name, h.sqlstate, h.error, h.state
 	FROM cqrs.saga_history h
 	WHERE h.saga_id = $1
 	ORDER BY h.at, h.number, h.seq;

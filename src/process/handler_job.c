@@ -26,11 +26,15 @@
 /* How long to wait here for what a rate allows, in milliseconds. */
 #define LONGEST_PACE	1000
 
+/* How long to let others have what they want, in milliseconds; then twice, ... */
+#define SHORTEST_WAIT	5
+
 /* What is being delivered now. */
 static CqrsJob *delivering = NULL;
 
 static CqrsJobOutcome pace(CqrsJob *job);
 static CqrsJobOutcome batch_failed(CqrsJob *job, ErrorData *error);
+static void give_way(const CqrsJob *job, const ErrorData *error);
 static bool batch_is_repeated(CqrsJob *job, const ErrorData *error);
 static bool deliver(CqrsSubscription *subscription, CqrsJob *job);
 static bool record_event(CqrsSubscription *subscription, CqrsJob *job);
@@ -115,8 +119,26 @@ batch_failed(CqrsJob *job, ErrorData *error)
 		if (cqrs_job_run(record_event, job) != NULL)
 			return cqrs_job_fail(job, error);
 	}
+	else
+		give_way(job, error);
 	FreeErrorData(error);
 	return CQRS_JOB_DELIVERED;
+}
+
+/*
+ * The first event met others, and is to be tried again. Who waits for what it had
+ * must first get it: else it takes that again before they wake up, and meets them
+ * again.
+ */
+static void
+give_way(const CqrsJob *job, const ErrorData *error)
+{
+	static uint32 wait_event = 0;
+
+	if (job->pace.again > 0 && cqrs_error_is_transient(error))
+		cqrs_process_wait(SHORTEST_WAIT << (job->pace.again - 1),
+						  PGINVALID_SOCKET,
+						  CQRS_WAIT_EVENT(wait_event, "CqrsOutboxWorkerGivesWay"));
 }
 
 /*
