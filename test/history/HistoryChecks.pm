@@ -9,7 +9,7 @@ use warnings;
 use Exporter 'import';
 use PostgreSQL::Test::Utils;
 
-our @EXPORT = qw(load_file load_messages differences seek_differences lifetime_differences history_of);
+our @EXPORT = qw(load_file load_messages differences seek_differences lifetime_differences saga_differences history_of);
 
 # load_arrivals(SERVER, SUBSCRIPTION, LINES): each "tag|event_id|topic|key|n",
 # in the order of arrival
@@ -147,6 +147,31 @@ sub lifetime_differences
 				AND NOT EXISTS (SELECT FROM arrived a WHERE a.subscription = l.subscription AND a.tag = t.tag)");
 }
 
+# saga_differences(SERVER): each saga that was started is over, and no other; of one that
+# was completed, each step was done once, and none undone; of another one, what was done
+# was undone, in reverse.
+sub saga_differences
+{
+	my ($node) = @_;
+	my $status = '(SELECT * FROM cqrs_saga_status)';
+	my $did = "(SELECT saga, what, count(*) FILTER (WHERE NOT undoes) AS done, count(*) FILTER (WHERE undoes) AS undone FROM saga_did GROUP BY 1, 2)";
+	my $steps = q((VALUES ('trip', 'first'), ('trip', 'second'), ('trip', 'third'), ('nap', 'first'), ('nap', 'second'), ('signalled', 'first'), ('signalled', 'second'),
+		('bought', 'first'), ('bought', 'second'), ('both', 'first'), ('both', 'one'), ('both', 'two'), ('both', 'third'), ('outer', 'first'), ('outer', 'third')));
+
+	return find($node, 'sagas',
+		lost => "SELECT saga AS tag FROM saga_truth EXCEPT SELECT saga_id FROM $status s",
+		invented => "(SELECT saga_id AS tag FROM $status s WHERE parent_id IS NULL UNION SELECT saga FROM saga_did WHERE saga NOT IN (SELECT saga_id FROM $status c WHERE parent_id IS NOT NULL))
+			EXCEPT SELECT saga FROM saga_truth",
+		'not over' => "SELECT saga_id AS tag FROM $status s WHERE status NOT IN ('completed', 'compensated', 'cancelled')",
+		'not done once' => "SELECT saga_id AS tag FROM $status s JOIN $steps e (name, what) ON e.name = s.saga_name LEFT JOIN $did d ON d.saga = s.saga_id AND d.what = e.what
+			WHERE status = 'completed' AND (d.done IS DISTINCT FROM 1 OR d.undone <> 0)",
+		'not undone once' => "SELECT saga_id AS tag FROM $status s JOIN $did d ON d.saga = s.saga_id WHERE status <> 'completed' AND (d.done <> 1 OR d.undone <> 1)",
+		'not undone in reverse' => "SELECT saga AS tag FROM (SELECT saga, string_agg(what, ' ' ORDER BY seq) FILTER (WHERE NOT undoes) AS done,
+				string_agg(what, ' ' ORDER BY seq DESC) FILTER (WHERE undoes) AS undone FROM saga_did WHERE NOT branch GROUP BY 1) s
+			WHERE undone IS NOT NULL AND done <> undone",
+		'done while it is undone' => "SELECT saga AS tag FROM saga_did GROUP BY 1 HAVING max(seq) FILTER (WHERE NOT undoes) > min(seq) FILTER (WHERE undoes)");
+}
+
 # history_of(SERVER, DIFFERENCE, FILE): who emitted the event and when, where
 # it came, its neighbours, the cursor, and what happened at the time
 sub history_of
@@ -166,10 +191,13 @@ sub history_of
 			'cursors' => "SELECT s.subscription, c.* FROM cqrs.cursor c JOIN cqrs.subscription s USING (subscription_id) WHERE subscription LIKE '$subscription%'",
 			'parked' => "SELECT r.* FROM cqrs.retry r JOIN cqrs.subscription s USING (subscription_id) WHERE subscription LIKE '$subscription%' LIMIT 10",
 			'ticks' => 'SELECT * FROM cqrs.tick ORDER BY tick_id DESC LIMIT 3',
-			'epochs' => "SELECT * FROM epoch WHERE subscription = '$subscription' ORDER BY epoch");
+			'epochs' => "SELECT * FROM epoch WHERE subscription = '$subscription' ORDER BY epoch",
+			'saga' => "SELECT * FROM cqrs_saga_status WHERE saga_id = '$tag'",
+			'its history' => "SELECT * FROM cqrs_saga_history('$tag')",
+			'what it did' => "SELECT * FROM saga_did WHERE saga = '$tag' ORDER BY seq");
 
 		$text .= "$difference->{what} ($difference->{count}), $subscription: $tag\n";
-		for my $what ('emitted', 'in the topic', 'arrived', 'neighbours', 'cursors', 'parked', 'ticks', 'epochs')
+		for my $what ('emitted', 'in the topic', 'arrived', 'neighbours', 'cursors', 'parked', 'ticks', 'epochs', 'saga', 'its history', 'what it did')
 		{
 			my ($rc, $out, $err) = $node->psql('postgres', $queries{$what});
 

@@ -106,7 +106,24 @@ sub emit_prepared
 	}
 }
 
+# Sagas, and what they wait for, perhaps in one transaction.
+my $keys = 0;
+
+sub start_sagas
+{
+	my ($session) = @_;
+	my $key = sprintf "'%d %d'", $$, $keys++;
+	my @steps = map { sprintf "SELECT start_saga('%s')", pick(qw(trip nap signalled both outer)) } 0 .. rand 3;
+
+	push @steps, "SELECT start_saga('bought', $key)" if chance(0.5);
+	push @steps, "SELECT cqrs_emit('settled', '{}', key => $key)" if chance(0.3);
+	$session->query(join ";\n", chance(0.1) ? 'BEGIN ISOLATION LEVEL REPEATABLE READ' : 'BEGIN', @steps, chance(0.85) ? 'COMMIT' : 'ROLLBACK');
+	$session->query("SELECT cqrs_emit('settled', '{}', key => $key)") if chance(0.3);
+	pause(60);
+}
+
 our %EMITTERS = (
+	starter => \&start_sagas,
 	(map { ("emitter$_" => \&emit) } 1 .. 3),
 	(map { my $key = "late$_"; ($key => sub { emit_late($_[0], $key) }) } 1 .. 2),
 	preparer => \&emit_prepared);

@@ -73,7 +73,7 @@ sub repartition
 {
 	my ($session) = @_;
 	my ($subscription) = split /\n/, $session->query(
-		"SELECT subscription FROM cqrs_subscription_status WHERE subscription NOT LIKE 'passing%' ORDER BY random() LIMIT 1");
+		"SELECT subscription FROM cqrs_subscription_status WHERE subscription NOT LIKE 'passing%' AND subscription NOT LIKE 'saga\\_events%' ORDER BY random() LIMIT 1");
 
 	did($session, 'partitions', sprintf "SELECT cqrs_alter_subscription('$subscription', partitions => %d, ordering => %s)",
 		pick(1, 1, 2, 3, 5), pick('NULL', 'NULL', "'key'", "'topic'"));
@@ -162,6 +162,20 @@ sub set_clock
 	did($session, 'set clock', sprintf 'SELECT set_clock(%d, 0)', pick(0, 0, rand(2000), 3_600_000, -rand(2000)));
 }
 
+# What people and programs tell a saga, and wake-ups that are thrown away, if there is one
+# who has them go on.
+sub tell_saga
+{
+	my ($session) = @_;
+	my $saga = "(SELECT saga_id FROM cqrs.saga WHERE parent_id IS NULL ORDER BY random() LIMIT 1)";
+
+	did($session, 'tell a saga', pick(
+		(map { "SELECT cqrs_signal($saga, 'go') FROM generate_series(1, 5)" } 1 .. 3),
+		"SELECT cqrs_cancel_saga($saga)", "SELECT cqrs_retry_saga($saga, 'first')",
+		'SELECT cqrs_resume_sagas()',
+		"DELETE FROM cqrs.scheduled_command USING cqrs.topic t WHERE t.topic_id = scheduled_command.topic_id AND t.topic ~ '^saga'; SELECT cqrs_resume_sagas()"));
+}
+
 sub loop
 {
 	my ($rest, @actions) = @_;
@@ -185,6 +199,7 @@ sub movers
 		passer => loop(100, \&topics_come_and_go),
 		maintainer => loop(150, \&maintain),
 		signaller => loop(800, \&signal_somebody),
+		teller => loop(100, \&tell_saga),
 		clock => loop(1500, \&set_clock));
 }
 

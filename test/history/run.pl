@@ -37,6 +37,7 @@ my $node = new_server('main', q(
 restart_after_crash = on
 deadlock_timeout = '100 ms'
 log_statement = none
+jit = off
 max_connections = 60
 max_prepared_transactions = 50
 cqrs_outbox.max_workers = 12
@@ -137,11 +138,12 @@ sub wait_delivered
 			$told = time;
 			note("$what: not yet delivered:\n" . $node->safe_psql('postgres', q(SELECT subscription, state, partitions, next_partitions, lag_events, retrying, waiting, retry_at - now(), held_by_pid, error
 				FROM cqrs_subscription_status WHERE coalesce(lag_events + retrying + waiting > 0, true) OR next_partitions IS NOT NULL))
-				. $node->safe_psql('postgres', 'SELECT command_id, command_name, state, run_at - now() FROM cqrs_enqueued_commands'));
+				. $node->safe_psql('postgres', 'SELECT command_id, command_name, state, run_at - now() FROM cqrs_enqueued_commands')
+				. $node->safe_psql('postgres', q(SELECT saga_id, saga_name, status, step_name, attempt, due - now(), error FROM cqrs_saga_status WHERE status NOT IN ('completed', 'compensated', 'cancelled'))));
 		}
 		# The lag is not known as long as a topic's table is locked.
 		if ($node->safe_psql('postgres', q(SELECT bool_and(coalesce(lag_events + retrying + waiting = 0, false)) AND count(next_partitions) = 0
-			AND (SELECT count(*) = 0 FROM cqrs_enqueued_commands) FROM cqrs_subscription_status)) eq 't')
+			AND (SELECT count(*) = 0 FROM cqrs_enqueued_commands) AND (SELECT count(*) = 0 FROM cqrs.saga) FROM cqrs_subscription_status)) eq 't')
 		{
 			note(sprintf '%s: all delivered after %.1f s', $what, time - $begun);
 			return ();
@@ -206,6 +208,7 @@ sub compare
 	  for qw(recorder paused drained single flaky spread poisoned puller sharers filed leased), sort keys %peers;
 	push @found, differences($node, 'commands', 'commands');
 	push @found, lifetime_differences($node);
+	push @found, saga_differences($node);
 	note(sprintf 'compared in %.1f s', time - $begun);
 	return @found;
 }
@@ -229,8 +232,8 @@ while (!$faults && ($crashes ? $struck < $crashes : $round == 0 || time < $end -
 	settle();
 	my @found = compare();
 	my $counts = $node->safe_psql('postgres', q(SELECT concat_ws(' ', count(*), count(*) FILTER (WHERE key LIKE 'prepared%'),
-		count(*) FILTER (WHERE key LIKE 'late%'), count(*) FILTER (WHERE topic = 'commands'), count(*) FILTER (WHERE is_poison(tag))) FROM truth));
-	my ($emitted, $prepared, $late, $commands, $poison) = split / /, $counts;
+		count(*) FILTER (WHERE key LIKE 'late%'), count(*) FILTER (WHERE topic = 'commands'), count(*) FILTER (WHERE is_poison(tag)), (SELECT count(*) FROM saga_truth)) FROM truth));
+	my ($emitted, $prepared, $late, $commands, $poison, $sagas) = split / /, $counts;
 
 	note(sprintf 'round %d: %d events, settled and compared in %.1f s', $round, $emitted, time - $settling);
 	$totals{events} += $emitted;
@@ -238,6 +241,7 @@ while (!$faults && ($crashes ? $struck < $crashes : $round == 0 || time < $end -
 	$totals{late} += $late;
 	$totals{commands} += $commands;
 	$totals{poison} += $poison;
+	$totals{sagas} = $sagas;
 	for my $difference (@found)
 	{
 		$faults++;

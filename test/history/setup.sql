@@ -224,6 +224,55 @@ BEGIN
 END $$;
 
 -- ----------------------------------------------------------------------
+-- Sagas
+-- ----------------------------------------------------------------------
+
+-- What was started, in the transaction that did, and what the steps did, in theirs.
+CREATE TABLE saga_truth (saga uuid PRIMARY KEY, saga_name text, key text);
+CREATE TABLE saga_did (seq bigserial, saga uuid, what text, undoes boolean, branch boolean, xid xid8 DEFAULT pg_current_xact_id(),
+	pid int DEFAULT pg_backend_pid(), at timestamptz DEFAULT clock_timestamp());
+
+-- Some fail at their first attempt, and one in 16 always. What undoes does not for ever.
+CREATE FUNCTION saga_act(what text, undoes boolean) RETURNS jsonb LANGUAGE plpgsql SET search_path = public AS $$
+DECLARE
+	saga uuid := (cqrs_context()).id;
+	dice text := substr(md5(saga || what || undoes), 1, 1);
+BEGIN
+	INSERT INTO saga_did (saga, what, undoes, branch) VALUES (saga, what, undoes, what IN ('one', 'two'));
+	IF dice = '0' AND NOT undoes THEN
+		RAISE 'never' USING errcode = 'ZZ001';
+	ELSIF dice < '4' AND (cqrs_context()).attempts = 1 THEN
+		RAISE 'not at the first attempt';
+	ELSIF dice = '4' THEN
+		PERFORM pg_sleep(random() * 0.02);
+	ELSIF dice = '5' THEN
+		PERFORM emit('orders', NULL);
+	END IF;
+	RETURN jsonb_build_object('last', what);
+END $$;
+SELECT format('CREATE FUNCTION do_%1$s(jsonb) RETURNS jsonb LANGUAGE sql SET search_path = public AS $f$ SELECT saga_act(%1$L, false) $f$;
+	CREATE FUNCTION undo_%1$s(jsonb) RETURNS jsonb LANGUAGE sql SET search_path = public AS $f$ SELECT saga_act(%1$L, true) $f$', what)
+FROM unnest(ARRAY['first', 'second', 'third', 'one', 'two']) what \gexec
+CREATE FUNCTION saga_step(what text) RETURNS cqrs_saga_step LANGUAGE sql AS $$
+	SELECT cqrs_step(what, 'do_' || what, compensation => 'undo_' || what, max_attempts => 0, retry_delay => '20 ms', max_retry_delay => '100 ms',
+		final_sqlstates => ARRAY['ZZ001'])
+$$;
+SELECT cqrs_create_saga_queue();
+SELECT cqrs_register_event('settled', 'settlements');
+SELECT cqrs_register_saga('trip', ARRAY[saga_step('first'), saga_step('second'), saga_step('third')]),
+	   cqrs_register_saga('nap', ARRAY[saga_step('first'), cqrs_sleep('night', '50 ms'), saga_step('second')]),
+	   cqrs_register_saga('signalled', ARRAY[saga_step('first'), cqrs_await('go', timeout => '500 ms'), saga_step('second')]),
+	   cqrs_register_saga('bought', ARRAY[saga_step('first'), cqrs_await('paid', event_name => 'settled', timeout => '1 s'), saga_step('second')]),
+	   cqrs_register_saga('both', ARRAY[saga_step('first'), cqrs_parallel('both', ARRAY[saga_step('one'), saga_step('two')]), saga_step('third')]),
+	   cqrs_register_saga('outer', ARRAY[saga_step('first'), cqrs_sub_saga('inner', 'trip'), saga_step('third')]);
+
+-- Sagas within others are started by their steps.
+CREATE FUNCTION start_saga(saga_name text, key text DEFAULT NULL) RETURNS uuid LANGUAGE sql AS $$
+	INSERT INTO saga_truth SELECT saga_id, start_saga.saga_name, start_saga.key FROM cqrs_start_saga(start_saga.saga_name, unique_key => start_saga.key)
+	WHERE started RETURNING saga
+$$;
+
+-- ----------------------------------------------------------------------
 -- Movers
 -- ----------------------------------------------------------------------
 

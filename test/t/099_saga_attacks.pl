@@ -404,6 +404,34 @@ $node->safe_psql('postgres', "SELECT cqrs_resume('saga_events_of_postgres')");
 is(outcome($id), 'completed: reserve issue', 'an event that came in time counts, however late it is brought');
 is(outcome($late), 'compensated: reserve cancel', 'one that came too late does not');
 
+# ----------------------------------------------------------------------
+# Started by several, or by a transaction that is prepared.
+# ----------------------------------------------------------------------
+
+my ($first, $second) = map { new_session($node, 'postgres') } 1 .. 2;
+for my $end ('COMMIT', 'ROLLBACK')
+{
+	my $start = "SELECT started FROM cqrs_start_saga('trip', unique_key => 'once or $end')";
+
+	$first->query('BEGIN');
+	is($first->query($start), 't', "$end: one starts it");
+	$second->query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
+	$second->begin($start);
+	$node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock')) or die 'does not wait';
+	$first->query($end);
+	is($second->finish, $end eq 'COMMIT' ? 'f' : 't', '... another one waits for him, and sees what became of it');
+	$second->query('COMMIT');
+	is($node->safe_psql('postgres', "SELECT count(*) FROM cqrs_saga_status WHERE unique_key = 'once or $end'"), '1', '... there is one');
+}
+$_->quit for $first, $second;
+$id = $node->safe_psql('postgres', q(BEGIN; SELECT saga_id FROM cqrs_start_saga('nap', unique_key => 'prepared'); PREPARE TRANSACTION 'p'));
+$node->restart;
+is($node->safe_psql('postgres', "SELECT count(*) FROM cqrs_saga_status WHERE saga_id = '$id'"), '0', 'one that is only prepared is not under way');
+$node->safe_psql('postgres', "COMMIT PREPARED 'p'; SELECT cqrs_signal('$id', 'night')");
+make_due();
+is(outcome($id), 'completed: issue', '... and is done once that is committed');
+ok(all_over('true'), 'so are the others');
+
 # What is missing or forbidden, is not an attempt, however often somebody looks.
 $node->safe_psql('postgres', q(
 	CREATE ROLE traveller LOGIN;

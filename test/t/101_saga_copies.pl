@@ -247,6 +247,13 @@ is($node->safe_psql('original', "SELECT status, (SELECT sqlstate FROM cqrs_saga_
 	'a step cannot become somebody else');
 is($node->safe_psql('original', "SELECT count(*) FROM log WHERE what = 'escaped'"), '0', '... and has done nothing');
 
+# What sagas are run by is not to be changed so that they would be run in another way.
+$node->safe_psql('original', 'GRANT EXECUTE ON FUNCTION cqrs_alter_subscription TO alice');
+my $refused = qr/ERROR:  55000: subscription "saga.*" is for sagas/;
+like(error_of($node, 'original', "SET ROLE alice; SELECT cqrs_alter_subscription('saga_events_of_alice', partitions => 2)"), $refused, 'what they wait for is brought in order');
+like(error_of($node, 'original', "SET ROLE alice; SELECT cqrs_alter_subscription('$_', handler => 'note')"), $refused, "the handler of $_ stays") for qw(sagas_of_alice saga_events_of_alice);
+like(error_of($node, 'original', "SET ROLE alice; SELECT cqrs_seek('$_', 'latest')"), $refused, '... and nothing is passed by') for qw(sagas_of_alice saga_events_of_alice);
+
 # Who may not execute all of its functions, cannot start it; a function of hers that is
 # SECURITY DEFINER starts it as hers.
 $node->safe_psql('original', 'REVOKE EXECUTE ON FUNCTION note(jsonb) FROM PUBLIC; GRANT EXECUTE ON FUNCTION note(jsonb) TO alice');
