@@ -64,8 +64,9 @@ cqrs_job_run(CqrsJobFunction function, CqrsJob *job)
 			if (job->what[0] == '\0')
 				show(subscription, job);
 			done = function(subscription, job);
-			PopActiveSnapshot();
 		}
+		if (subscription != NULL)
+			PopActiveSnapshot();
 		job->phase = CQRS_JOB_COMMITTING;
 		CommitTransactionCommand();
 		if (!done)

@@ -173,7 +173,7 @@ sub tell_saga
 		(map { "SELECT cqrs_signal($saga, 'go') FROM generate_series(1, 5)" } 1 .. 3),
 		"SELECT cqrs_cancel_saga($saga)", "SELECT cqrs_retry_saga($saga, 'first')",
 		'SELECT cqrs_resume_sagas()',
-		"DELETE FROM cqrs.scheduled_command USING cqrs.topic t WHERE t.topic_id = scheduled_command.topic_id AND t.topic ~ '^saga'; SELECT cqrs_resume_sagas()"));
+		'SELECT lose_and_resume()'));
 }
 
 sub loop

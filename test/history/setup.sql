@@ -288,6 +288,13 @@ END $$;
 -- Of our own code only: SQL's clock goes on.
 CREATE FUNCTION set_clock(ahead bigint, passed bigint) RETURNS void LANGUAGE c AS 'cqrs_outbox', 'cqrs_debug_clock';
 
+-- What is to wake sagas later is thrown away; then somebody has them go on.
+CREATE FUNCTION lose_and_resume() RETURNS bigint LANGUAGE plpgsql AS $$
+BEGIN
+	DELETE FROM cqrs.scheduled_command USING cqrs.topic t WHERE t.topic_id = scheduled_command.topic_id AND t.topic ~ '^saga';
+	RETURN cqrs_resume_sagas();
+END $$;
+
 CREATE FUNCTION record_lifetime(subscription text, ended boolean) RETURNS void LANGUAGE sql AS $$
 	INSERT INTO lifetime SELECT subscription, ended, topic, key, n FROM counter WHERE topic = 'orders'
 $$;

@@ -6,6 +6,7 @@ use strict;
 use warnings;
 
 use CqrsTest;
+use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = new_server('main', q(
@@ -383,6 +384,7 @@ is($node->safe_psql('postgres', q(
 		FROM cqrs_saga_status JOIN (SELECT saga, string_agg(what, ' ' ORDER BY id) AS done FROM did GROUP BY saga) d ON d.saga = saga_id
 		WHERE saga_id IN (SELECT saga_id FROM many) GROUP BY 1) s)),
 	'both: reserve a b issue 1000, trip: reserve charge issue 1000', 'each step once, and in order');
+unlike(slurp_file($node->logfile), qr/snapshot .* still active/, '... and a worker whose partition is gone leaves nothing behind');
 
 # ----------------------------------------------------------------------
 # What comes in time, but is brought late.
