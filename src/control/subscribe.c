@@ -368,9 +368,6 @@ change(const CqrsSettings *settings, List *topics,
 	}
 	partitions = DatumGetInt32(settings->values[CQRS_SETTING_PARTITIONS].value);
 	ordering = by_topic(settings);
-	if (cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER))
-		cqrs_subscription_refuse_sagas(subscription,
-									   "Its handler is the one that sagas need.");
 	if (subscription->routes_to_sagas && partitions > 1 &&
 		cqrs_setting_is_given(settings, CQRS_SETTING_PARTITIONS))
 		cqrs_subscription_refuse_sagas(subscription,

@@ -258,7 +258,7 @@ for my $how ('disk', '57014', '53200', '08006', 'XX000', '42501')
 		$node->safe_psql('postgres', "SELECT cqrs_wait_saga('$bad', '500 ms')");
 	}
 	is(outcome($bad), 'compensated: reserve cancel', '... it has failed');
-	is(history($bad), 'started, done hotel, failed bad 1, failed bad 2, failed bad, undone hotel', '... after its attempts');
+	is(history($bad), 'started, done hotel, failed bad 1, failed bad 2, failed bad 3, undone hotel', '... after its attempts');
 }
 breaks();
 ok(all_over('true'), 'the others are done');
