@@ -418,6 +418,12 @@ receive_move(CqrsSagaRun *run)
 	if (run->last.branch != CQRS_SAGA_TRUNK || run->saga.segment == segment ||
 		(step != NULL && step->kind == CQRS_SAGA_PARALLEL))
 		return;
+
+	/* It has been there, and that was not truncated yet. */
+	kept = run->saga;
+	kept.segment = segment;
+	if (cqrs_saga_entry_newest(&kept, CQRS_SAGA_TRUNK, &entry))
+		return;
 	state = cqrs_saga_state(run);
 	(void) cqrs_saga_find_kept(&run->saga.saga_id, &kept, &unique_key);
 	signals = cqrs_saga_entries(&run->saga, CQRS_SAGA_MAILBOX);
