@@ -158,13 +158,15 @@ COMMENT ON FUNCTION @extschema@.cqrs_cancel_command(uuid) IS 'cancels a command 
 -- What has become of an enqueued command.
 -- Returns one row:
 --   state           scheduled, ready, retrying: as in cqrs_enqueued_commands;
---                   done: it was executed, and this is its answer; failed: it is a
+--                   running: a worker is executing it; of a batch, the one that it
+--                   has come to; done: it was executed, and this is its answer; failed: it is a
 --                   dead letter; unknown: none of these. It was executed and its
 --                   answer is not kept, or not any more; it was cancelled or
 --                   discarded; it is another role's; or it never was
 --   answer          of one that is done
 --   error, error_sqlstate
---                   of the last time that it failed, if it is retrying or failed
+--                   of the last time that it failed, if it is retrying, running
+--                   again, or failed
 -- Errors: 22004; 55000 commands were restored, and not adopted.
 -- Locks: none. An answer is found by its key; otherwise, what waits in the queues of
 -- the caller's roles is walked over.

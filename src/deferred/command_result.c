@@ -5,7 +5,8 @@
  *
  * Where a command is, tells its state: it is scheduled, in its queue's topic,
  * parked, or a dead letter. When it was executed, it is in none of these places;
- * then its answer is found, if that was to be kept.
+ * then its answer is found, if that was to be kept. A command that is waiting is
+ * being executed, if a worker says so.
  *
  * It may move on while we look: so we look in the order in which it moves, and, if
  * it was nowhere, begin anew once. What is handled by a redrive moves back, but
@@ -35,6 +36,7 @@
 #include "base/event_id.h"
 #include "base/interval.h"
 #include "deferred/enqueue.h"
+#include "deferred/running.h"
 #include "delivery/underway.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
@@ -53,21 +55,23 @@
 
 typedef enum CommandState
 {
-	STATE_UNKNOWN,
-	STATE_SCHEDULED,
-	STATE_READY,
-	STATE_RETRYING,
-	STATE_DONE,
-	STATE_FAILED
+	COMMAND_UNKNOWN,
+	COMMAND_SCHEDULED,
+	COMMAND_READY,
+	COMMAND_RETRYING,
+	COMMAND_RUNNING,
+	COMMAND_DONE,
+	COMMAND_FAILED
 } CommandState;
 
 static const char *const state_names[] = {
-	[STATE_UNKNOWN] = "unknown",
-	[STATE_SCHEDULED] = "scheduled",
-	[STATE_READY] = "ready",
-	[STATE_RETRYING] = "retrying",
-	[STATE_DONE] = "done",
-	[STATE_FAILED] = "failed",
+	[COMMAND_UNKNOWN] = "unknown",
+	[COMMAND_SCHEDULED] = "scheduled",
+	[COMMAND_READY] = "ready",
+	[COMMAND_RETRYING] = "retrying",
+	[COMMAND_RUNNING] = "running",
+	[COMMAND_DONE] = "done",
+	[COMMAND_FAILED] = "failed",
 };
 
 /* What is known of a command, in the memory context of the look. */
@@ -224,6 +228,9 @@ look(const pg_uuid_t *command_id, CommandOutcome *result)
 		!look_in_topics(command_id, queues, result) &&
 		!look_for_answer(command_id, result))
 		(void) look_in_tables(command_id, queues, result);
+	if ((result->state == COMMAND_READY || result->state == COMMAND_RETRYING) &&
+		cqrs_running_shows(command_id))
+		result->state = COMMAND_RUNNING;
 }
 
 static bool
@@ -232,7 +239,7 @@ look_for_answer(const pg_uuid_t *command_id, CommandOutcome *result)
 	if (!cqrs_answer_find(command_id, &result->answer.value,
 						  &result->answer.isnull))
 		return false;
-	result->state = STATE_DONE;
+	result->state = COMMAND_DONE;
 	result->error.isnull = result->sqlstate.isnull = true;
 	return true;
 }
@@ -267,10 +274,10 @@ look_in_tables(const pg_uuid_t *command_id, List *queues, CommandOutcome *result
 							   6, CQRS_ARG(UUIDOID, UUIDPGetDatum(command_id)),
 							   CQRS_ARG(INT4ARRAYOID,
 										construct_array(ids, nids, INT4OID, 4, true, TYPALIGN_INT)),
-							   CQRS_INT4(STATE_SCHEDULED),
-							   CQRS_INT4(STATE_READY),
-							   CQRS_INT4(STATE_RETRYING),
-							   CQRS_INT4(STATE_FAILED)) > 0;
+							   CQRS_INT4(COMMAND_SCHEDULED),
+							   CQRS_INT4(COMMAND_READY),
+							   CQRS_INT4(COMMAND_RETRYING),
+							   CQRS_INT4(COMMAND_FAILED)) > 0;
 	if (found)
 	{
 		HeapTuple	row = SPI_tuptable->vals[0];
@@ -281,7 +288,7 @@ look_in_tables(const pg_uuid_t *command_id, List *queues, CommandOutcome *result
 		result->queue = DatumGetInt32(SPI_getbinval(row, desc, 2, &isnull));
 		result->error = text_column(3, context);
 		result->sqlstate = text_column(4, context);
-		result->own = result->state == STATE_SCHEDULED &&
+		result->own = result->state == COMMAND_SCHEDULED &&
 			TransactionIdIsCurrentTransactionId(DatumGetTransactionId(SPI_getbinval(row, desc, 5, &isnull)));
 	}
 	cqrs_admin_end(&admin);
@@ -302,7 +309,7 @@ look_in_topics(const pg_uuid_t *command_id, List *queues, CommandOutcome *result
 
 		if (!cqrs_command_is_ahead(queue, command_id, &result->own))
 			continue;
-		result->state = STATE_READY;
+		result->state = COMMAND_READY;
 		result->queue = queue->subscription_id;
 		return true;
 	}
@@ -332,8 +339,8 @@ text_column(int column, MemoryContext context)
 static bool
 is_over(const CommandOutcome *result)
 {
-	return result->state == STATE_DONE || result->state == STATE_FAILED ||
-		result->state == STATE_UNKNOWN;
+	return result->state == COMMAND_DONE || result->state == COMMAND_FAILED ||
+		result->state == COMMAND_UNKNOWN;
 }
 
 /*

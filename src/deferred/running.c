@@ -54,6 +54,7 @@ static bool showing = false;
 static volatile sig_atomic_t canceled = false;
 
 static void end_if_asked(SIGNAL_ARGS);
+static uint32 shown_in(CqrsWorkerSlot *slot, const pg_uuid_t *command_id);
 static bool is_requested(const pg_uuid_t *command_id);
 pg_noreturn static void raise_canceled(const char *command_name);
 
@@ -149,6 +150,24 @@ cqrs_running_failed(bool began, const char *command_name)
 }
 
 /*
+ * Is a worker executing this command?
+ */
+bool
+cqrs_running_shows(const pg_uuid_t *command_id)
+{
+	bool		found = false;
+	int			i;
+
+	if (cqrs_shared == NULL)
+		return false;
+	LWLockAcquire(cqrs_shared->lock, LW_SHARED);
+	for (i = 0; !found && i < cqrs_shared->nworkers; i++)
+		found = shown_in(&cqrs_shared->workers[i], command_id) != 0;
+	LWLockRelease(cqrs_shared->lock);
+	return found;
+}
+
+/*
  * Have whoever executes this command end it, and nobody begin it. Returns the
  * number of a request that is to be forgotten in any case; -1: there are too many of
  * them, and the command is left alone. *running gets whether a worker was executing
@@ -177,14 +196,9 @@ cqrs_running_cancel(const pg_uuid_t *command_id, bool *running)
 	for (i = 0; request >= 0 && i < cqrs_shared->nworkers; i++)
 	{
 		CqrsWorkerSlot *slot = &cqrs_shared->workers[i];
-		uint32		number = pg_atomic_read_u32(&slot->running);
+		uint32		number = shown_in(slot, command_id);
 
-		if (slot->pid == 0 || slot->dboid != MyDatabaseId || number == 0)
-			continue;
-
-		/* If the id is another one's by now, so is the number. */
-		pg_read_barrier();
-		if (memcmp(&slot->command_id, command_id, UUID_LEN) != 0)
+		if (number == 0)
 			continue;
 		*running = true;
 		pg_atomic_write_u32(&slot->to_end, number);
@@ -224,6 +238,21 @@ end_if_asked(SIGNAL_ARGS)
 		SetLatch(MyLatch);
 	}
 	errno = save_errno;
+}
+
+/*
+ * The number of the command in the slot, if it is this one; otherwise 0. The lock is
+ * held. If the id is another one's by now, so is the slot's number.
+ */
+static uint32
+shown_in(CqrsWorkerSlot *slot, const pg_uuid_t *command_id)
+{
+	uint32		number = pg_atomic_read_u32(&slot->running);
+
+	if (slot->pid == 0 || slot->dboid != MyDatabaseId || number == 0)
+		return 0;
+	pg_read_barrier();
+	return memcmp(&slot->command_id, command_id, UUID_LEN) == 0 ? number : 0;
 }
 
 static bool

@@ -53,8 +53,9 @@ my $keep = q('{"keep_answer": true}');
 # An answer that is waited for.
 my $holder = hold_handlers($node, 'postgres');
 my $id = enqueue('{"n": 1}', $keep);
-is($session->query("SELECT * FROM cqrs_wait_command('$id', '0')"), 'ready|||', 'not executed yet');
-is($session->query("SELECT state FROM cqrs_wait_command('$id', '300 ms')"), 'ready', 'nor a while later');
+in_handler($node, 'postgres');
+is($session->query("SELECT * FROM cqrs_wait_command('$id', '0')"), 'running|||', 'not over yet');
+is($session->query("SELECT state FROM cqrs_wait_command('$id', '300 ms')"), 'running', 'nor a while later');
 $session->begin("SELECT * FROM cqrs_wait_command('$id', '1 hour')");
 ok($node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM pg_stat_activity WHERE state = 'active' AND query ~ '^SELECT . FROM cqrs_wait_command' AND wait_event_type IN ('Extension', 'Timeout'))),
 	'somebody waits for it');
@@ -68,6 +69,7 @@ $id = enqueue('{"n": 2, "fails": 1}', $keep);
 is($session->query("SELECT * FROM cqrs_wait_command('$id', '1 hour')"), 'failed||no|P0001', 'one that is given up');
 query($node, "SET ROLE app; SELECT cqrs_pause('commands_of_app')");
 $id = enqueue('{"n": 3}', $keep);
+is($session->query("SELECT * FROM cqrs_wait_command('$id', '0')"), 'ready|||', 'one that is not begun');
 $session->begin("SELECT * FROM cqrs_wait_command('$id', '1 hour')");
 is(query($node, "SET ROLE app; SELECT cqrs_cancel_command('$id')"), 't', 'cancelled');
 is($session->finish, 'unknown|||', 'one that is cancelled is waited for no longer');

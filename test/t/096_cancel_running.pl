@@ -71,6 +71,9 @@ my $canceled = 'failed|OB005|command "Do" was canceled';
 my $holder = hold_handlers($node, 'postgres');
 my $id = enqueue('{"n": 1, "waits": 1}');
 in_handler($node, 'postgres');
+my $state = "SELECT state, error_sqlstate FROM cqrs_command_result('$id')";
+is($session->query($state), 'running|', 'a command that is executed is running');
+is(query($node, "SET ROLE other; $state"), 'unknown|', 'but not for another role');
 $node->safe_psql('postgres', "SET ROLE other; SELECT cqrs_cancel_command('$id')");
 is(query($node, "SET ROLE other; SELECT cqrs_cancel_command('$id')"), 'f', "another role's is not found");
 in_handler($node, 'postgres');
@@ -97,6 +100,8 @@ $session->query('BEGIN');
 my @ids = map { enqueue(sprintf '{"n": %d%s}', $_, $_ == 15 ? ', "waits": 1' : '') } 10 .. 20;
 $session->query('COMMIT');
 in_handler($node, 'postgres');
+is(join(' ', map { $session->query("SELECT state FROM cqrs_command_result('$ids[$_]')") } 4, 5, 6),
+	'ready running ready', 'of a batch, one is running');
 is(cancel($ids[5]), 't', 'one in the middle of a batch is cancelled');
 is(result($ids[$_]), "done||", 'one of the others is executed') for 0 .. 4, 6 .. 10;
 is(result($ids[5]), $canceled, 'it is not');
