@@ -24,12 +24,14 @@ typedef enum Action
 {
 	ACTION_NONE,
 	ACTION_WAIT,
-	ACTION_ERROR
+	ACTION_ERROR,
+	ACTION_TWICE
 } Action;
 
 static char *debug_points = NULL;
 
 static bool check_debug_points(char **newval, void **extra, GucSource source);
+static Action asked_at(const char *name);
 static Action parse_item(const char *item, const char *name);
 static void wait_at(const char *name);
 static uint32 hash_of(const char *string);
@@ -42,7 +44,7 @@ cqrs_debug_point_define(void)
 {
 	DefineCustomStringVariable("cqrs_outbox.debug_points",
 							   "Sets at which points of the code a process waits or fails.",
-							   "A list of point=wait and point=error.",
+							   "A list of point=wait, point=error and point=twice.",
 							   &debug_points, "", PGC_SUSET, GUC_LIST_INPUT,
 							   check_debug_points, NULL, NULL);
 }
@@ -54,17 +56,43 @@ cqrs_debug_point_define(void)
 void
 cqrs_debug_point(const char *name)
 {
-	Action		action = ACTION_NONE;
-	List	   *items;
-	ListCell   *lc;
+	Action		action;
 
 	/* Also in a build without assertions: this is for tests only. */
 	if (!IsTransactionState() || CritSectionCount > 0 ||
 		InterruptHoldoffCount > 0)
 		elog(PANIC, "debug point \"%s\" is at no place to wait or to fail",
 			 name);
+	action = asked_at(name);
+	if (action == ACTION_WAIT)
+		wait_at(name);
+	else if (action == ACTION_ERROR)
+		ereport(ERROR,
+				(errcode(ERRCODE_DEBUG_POINT),
+				 errmsg("debug point \"%s\" was reached", name)));
+}
+
+/*
+ * Does the setting say that what was done before this point is to be done again?
+ */
+bool
+cqrs_debug_twice(const char *name)
+{
+	return asked_at(name) == ACTION_TWICE;
+}
+
+/*
+ * What the setting says of this point.
+ */
+static Action
+asked_at(const char *name)
+{
+	Action		action = ACTION_NONE;
+	List	   *items;
+	ListCell   *lc;
+
 	if (debug_points[0] == '\0')
-		return;
+		return ACTION_NONE;
 	if (!SplitIdentifierString(pstrdup(debug_points), ',', &items))
 		elog(ERROR, "could not parse cqrs_outbox.debug_points");
 	foreach(lc, items)
@@ -73,13 +101,7 @@ cqrs_debug_point(const char *name)
 			action = parse_item((char *) lfirst(lc), name);
 	}
 	list_free(items);
-
-	if (action == ACTION_WAIT)
-		wait_at(name);
-	else if (action == ACTION_ERROR)
-		ereport(ERROR,
-				(errcode(ERRCODE_DEBUG_POINT),
-				 errmsg("debug point \"%s\" was reached", name)));
+	return action;
 }
 
 static bool
@@ -97,7 +119,7 @@ check_debug_points(char **newval, void **extra, GucSource source)
 	{
 		if (parse_item((char *) lfirst(lc), NULL) == ACTION_NONE)
 		{
-			GUC_check_errdetail("\"%s\" is neither point=wait nor point=error.",
+			GUC_check_errdetail("\"%s\" is none of point=wait, point=error, point=twice.",
 								(char *) lfirst(lc));
 			return false;
 		}
@@ -123,6 +145,8 @@ parse_item(const char *item, const char *name)
 		return ACTION_WAIT;
 	if (strcmp(equals + 1, "error") == 0)
 		return ACTION_ERROR;
+	if (strcmp(equals + 1, "twice") == 0)
+		return ACTION_TWICE;
 	return ACTION_NONE;
 }
 

@@ -18,6 +18,9 @@
  *
  * error: raise an error with SQLSTATE DBGPT that names the point.
  *
+ * twice: do what CQRS_DEBUG_TWICE("name") guards, which is what came before it once
+ * more, as if a message had been delivered a second time.
+ *
  * Background processes take the setting from the configuration, as they do
  * all others: ALTER SYSTEM and a reload.
  *
@@ -33,11 +36,14 @@
 
 #ifdef CQRS_DEBUG_POINTS
 #define CQRS_DEBUG_POINT(name)	cqrs_debug_point(name)
+#define CQRS_DEBUG_TWICE(name)	cqrs_debug_twice(name)
 
 extern void cqrs_debug_point_define(void);
 extern void cqrs_debug_point(const char *name);
+extern bool cqrs_debug_twice(const char *name);
 #else
 #define CQRS_DEBUG_POINT(name)	((void) 0)
+#define CQRS_DEBUG_TWICE(name)	(false)
 #define cqrs_debug_point_define()	((void) 0)
 #endif
 

@@ -30,6 +30,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 
+#include "base/debug_point.h"
 #include "base/event_id.h"
 #include "log/header.h"
 #include "mediator/context.h"
@@ -71,6 +72,11 @@ cqrs_route_to_sagas(PG_FUNCTION_ARGS)
 	PG_TRY();
 	{
 		route(delivery->event);
+		if (CQRS_DEBUG_TWICE("saga_route"))
+		{
+			CommandCounterIncrement();
+			route(delivery->event);
+		}
 	}
 	PG_FINALLY();
 	{

@@ -23,6 +23,7 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 
+#include "base/debug_point.h"
 #include "base/event_id.h"
 #include "delivery/handler_timeout.h"
 #include "log/header.h"
@@ -77,6 +78,11 @@ cqrs_run_saga(PG_FUNCTION_ARGS)
 	PG_TRY();
 	{
 		run_event(delivery);
+		if (CQRS_DEBUG_TWICE("saga_receive"))
+		{
+			CommandCounterIncrement();
+			run_event(delivery);
+		}
 	}
 	PG_FINALLY();
 	{
