@@ -24,6 +24,7 @@
 /* The process only waits, so SIGTERM may end it quietly. */
 static volatile sig_atomic_t waiting = false;
 
+static void reload(void);
 static void handle_sigterm(SIGNAL_ARGS);
 
 /*
@@ -58,6 +59,10 @@ cqrs_process_describe(BackgroundWorker *worker, const char *type,
 /*
  * Set what managers and workers need, instead of what ALTER ROLE or ALTER
  * DATABASE may have set for ordinary sessions. RESET returns to these values.
+ *
+ * The configuration is read first: a background worker ignores SIGHUP until
+ * cqrs_process_signals(), and so may have missed that the file has changed since it
+ * was forked.
  */
 void
 cqrs_process_settings(const char *application_name)
@@ -78,6 +83,7 @@ cqrs_process_settings(const char *application_name)
 	};
 	int			i;
 
+	reload();
 	for (i = 0; i < lengthof(settings); i++)
 		if (GetConfigOption(settings[i][0], true, false) != NULL)
 			SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET,
@@ -97,7 +103,7 @@ void
 cqrs_process_wait(long timeout_ms, pgsocket socket, uint32 wait_event_info)
 {
 	waiting = true;
-	if (!ShutdownRequestPending)
+	if (!ShutdownRequestPending && !ConfigReloadPending)
 		(void) WaitLatchOrSocket(MyLatch,
 								 WL_LATCH_SET | WL_EXIT_ON_PM_DEATH |
 								 (timeout_ms >= 0 ? WL_TIMEOUT : 0) |
@@ -110,10 +116,14 @@ cqrs_process_wait(long timeout_ms, pgsocket socket, uint32 wait_event_info)
 		proc_exit(MyBgworkerEntry->bgw_restart_time == BGW_NEVER_RESTART ? 0 : 1);
 	CHECK_FOR_INTERRUPTS();
 	if (ConfigReloadPending)
-	{
-		ConfigReloadPending = false;
-		ProcessConfigFile(PGC_SIGHUP);
-	}
+		reload();
+}
+
+static void
+reload(void)
+{
+	ConfigReloadPending = false;
+	ProcessConfigFile(PGC_SIGHUP);
 }
 
 /*
