@@ -20,7 +20,7 @@ ROOMS = include base shared extension registry log mediator broker emit retry \
 
 OBJS_base = backoff.o event_id.o guc.o interval.o json.o rate.o rethrow.o rfc3339.o \
 	snapshot.o sqlstate.o
-OBJS_shared = announce.o bucket.o clock.o database.o shmem.o
+OBJS_shared = announce.o bucket.o clock.o database.o delivered.o shmem.o
 OBJS_extension = admin.o catalog.o privilege.o row.o version.o
 OBJS_registry = handler.o load.o lookup.o owner.o payload.o payload_path.o \
 	payload_type.o registry.o signature.o

@@ -27,15 +27,10 @@
 #include "retry/failure.h"
 #include "retry/parked.h"
 #include "shared/clock.h"
+#include "shared/delivered.h"
 #include "shared/shmem.h"
 #include "subscription/epoch.h"
 #include "subscription/subscription.h"
-
-/* How often cqrs_wait() looks by itself, in milliseconds. */
-#define WAIT_POLL	100
-
-/* ... and for how long, unless it is told, in milliseconds. */
-#define WAIT_TIMEOUT	10000
 
 static bool set_state(const CqrsSubscription *subscription,
 					  const char *state, const char *reason, int64 *missed);
@@ -182,7 +177,6 @@ cqrs_wait(PG_FUNCTION_ARGS)
 	char	   *name = cqrs_name_arg(fcinfo, 0, "subscription");
 	CqrsSubscription *subscription = cqrs_subscription_get(name);
 	int32		subscription_id = subscription->subscription_id;
-	TimestampTz now = cqrs_steady_now();
 	TimestampTz deadline;
 	CqrsSnapshot *target;
 	int64		last;
@@ -191,12 +185,7 @@ cqrs_wait(PG_FUNCTION_ARGS)
 	bool		reached = false;
 
 	cqrs_subscription_require_owner(subscription);
-	deadline = PG_ARGISNULL(1) ? TimestampTzPlusMilliseconds(now, WAIT_TIMEOUT) :
-		cqrs_time_plus(now, PG_GETARG_DATUM(1));
-	if (deadline < now)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("timeout must not be negative")));
+	deadline = cqrs_delivered_deadline(fcinfo, 1);
 	cqrs_require_preloaded();
 	if (cqrs_underway_is(subscription_id))
 		ereport(ERROR,
@@ -219,16 +208,10 @@ cqrs_wait(PG_FUNCTION_ARGS)
 		given_up = subscription != NULL &&
 			has_given_up(subscription_id, last, since, snapshot);
 		UnregisterSnapshot(snapshot);
-		now = cqrs_steady_now();
-		if (reached || given_up || now >= deadline)
+		if (reached || given_up || cqrs_steady_now() >= deadline)
 			break;
-
-		/* Clients that pull do not wake us: look now and then. */
-		(void) ConditionVariableTimedSleep(&cqrs_shared->delivered,
-										   Min(TimestampDifferenceMilliseconds(now, deadline) + 1,
-											   WAIT_POLL),
-										   CQRS_WAIT_EVENT(wait_event,
-														   "CqrsOutboxWait"));
+		cqrs_delivered_sleep(deadline, CQRS_WAIT_EVENT(wait_event,
+													   "CqrsOutboxWait"));
 	}
 	ConditionVariableCancelSleep();
 	if (given_up)

@@ -242,8 +242,8 @@ cqrs_queue_make_subscription(const char *name, const char *handler,
 }
 
 /*
- * A name made from the role's, with what is before _of_, that neither a topic nor a subscription has,
- * palloc'd.
+ * A name that neither a topic nor a subscription has: the prefix, "_of_", and the
+ * role's name, and a number if need be. It is palloc'd.
  */
 char *
 cqrs_queue_free_name(const char *prefix, Oid owner)

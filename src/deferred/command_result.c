@@ -34,7 +34,6 @@
 #include "utils/uuid.h"
 
 #include "base/event_id.h"
-#include "base/interval.h"
 #include "deferred/enqueue.h"
 #include "deferred/running.h"
 #include "delivery/underway.h"
@@ -42,13 +41,8 @@
 #include "extension/catalog.h"
 #include "mediator/idempotency.h"
 #include "shared/clock.h"
+#include "shared/delivered.h"
 #include "shared/shmem.h"
-
-/* How often one who waits looks by itself, in milliseconds. */
-#define WAIT_POLL	100
-
-/* ... and for how long, unless he is told, in milliseconds. */
-#define WAIT_TIMEOUT	10000
 
 /* The part of the time that looking everywhere may take: one of these. */
 #define LOOK_SHARE		20
@@ -120,17 +114,11 @@ cqrs_command_result(PG_FUNCTION_ARGS)
 Datum
 cqrs_wait_command(PG_FUNCTION_ARGS)
 {
-	TimestampTz now = cqrs_steady_now();
 	TimestampTz deadline;
 	CommandOutcome result;
 
 	cqrs_arg_required(fcinfo, 0, "command id", NULL, NULL);
-	deadline = PG_ARGISNULL(1) ? TimestampTzPlusMilliseconds(now, WAIT_TIMEOUT) :
-		cqrs_time_plus(now, PG_GETARG_DATUM(1));
-	if (deadline < now)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("timeout must not be negative")));
+	deadline = cqrs_delivered_deadline(fcinfo, 1);
 	cqrs_require_preloaded();
 	wait_until_over(PG_GETARG_UUID_P(0), deadline, &result);
 	PG_RETURN_DATUM(form(fcinfo, &result));
@@ -159,11 +147,8 @@ wait_until_over(const pg_uuid_t *command_id, TimestampTz deadline,
 	look_at = now + LOOK_SHARE * (now - began);
 	while (!is_over(result) && now < deadline)
 	{
-		(void) ConditionVariableTimedSleep(&cqrs_shared->delivered,
-										   Min(TimestampDifferenceMilliseconds(now, deadline) + 1,
-											   WAIT_POLL),
-										   CQRS_WAIT_EVENT(wait_event,
-														   "CqrsOutboxWaitCommand"));
+		cqrs_delivered_sleep(deadline, CQRS_WAIT_EVENT(wait_event,
+													   "CqrsOutboxWaitCommand"));
 		MemoryContextReset(context);
 		MemoryContextSwitchTo(context);
 		began = cqrs_steady_now();

@@ -122,7 +122,7 @@ static int32 limit_of = 0;
 
 /* What is being maintained, for error_callback(). */
 static char context_topic[NAMEDATALEN];
-static const Kept *context_kept = NULL;
+static Kept *context_kept = NULL;
 
 static bool in_transaction(void (*part) (void *work), Work *work);
 static void begin_pass(void *arg);
@@ -480,7 +480,7 @@ end_pass(void *arg)
 static void
 maintain_kept(void *arg)
 {
-	Kept	   *one = &kept[context_kept - kept];
+	Kept	   *one = context_kept;
 	TimestampTz look_at = DT_NOEND;
 	int			i;
 

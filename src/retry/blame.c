@@ -182,7 +182,8 @@ cqrs_evidence_enough(int failures)
 
 /*
  * The events that failed are at fault: their attempts count, unless their handler
- * takes that on itself (tell; NULL: none does). Reports those errors that were not yet, at this level.
+ * takes that on itself (tell; NULL: none does). Reports those errors that were not
+ * yet, at this level.
  */
 void
 cqrs_evidence_convict(CqrsEvidence *evidence,

@@ -117,6 +117,20 @@ cqrs_saga_look_later(const CqrsSagaRun *run, int looks)
 }
 
 /*
+ * Has the saga noted that this branch of its parallel step has ended?
+ */
+bool
+cqrs_saga_has_ended(const CqrsSagaRun *run, int branch)
+{
+	int			i;
+
+	for (i = 0; i < run->last.nends; i++)
+		if (run->last.ends[i] == branch)
+			return true;
+	return false;
+}
+
+/*
  * The state that a step is given.
  */
 Datum

@@ -28,6 +28,7 @@ extern void cqrs_saga_wake(const CqrsSagaRun *run);
 extern void cqrs_saga_wake_again(const CqrsSagaRun *run);
 extern void cqrs_saga_look_later(const CqrsSagaRun *run, int looks);
 extern void cqrs_saga_forget(const CqrsSagaRun *run);
+extern bool cqrs_saga_has_ended(const CqrsSagaRun *run, int branch);
 extern Datum cqrs_saga_state(const CqrsSagaRun *run);
 extern const CqrsSagaStep *cqrs_saga_current_step(const CqrsSagaRun *run);
 extern void cqrs_saga_child_id(const CqrsSagaRun *run, int step,

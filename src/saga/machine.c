@@ -100,9 +100,7 @@ cqrs_saga_step_done(CqrsSagaRun *run, CqrsSagaEntry *entry,
 		cqrs_saga_end_branch(run, entry, CQRS_SAGA_COMPLETED);
 		return;
 	}
-	if (by_fallback ? step->has_fallback_compensation || step->has_compensation :
-		step->has_compensation)
-		cqrs_saga_push_done(entry, 2 * number + (by_fallback ? 1 : 0));
+	cqrs_saga_note_done(run, entry, number, by_fallback);
 	if (step->pivot)
 	{
 		entry->flags |= CQRS_SAGA_IS_PAST_PIVOT;
@@ -424,14 +422,25 @@ cqrs_saga_fail(CqrsSagaRun *run, CqrsSagaEntry *entry)
 	}
 }
 
+/*
+ * A step was done, by itself or by its fallback: it is to be undone before all that
+ * were done earlier, if it can be.
+ */
 void
-cqrs_saga_push_done(CqrsSagaEntry *entry, int what)
+cqrs_saga_note_done(const CqrsSagaRun *run, CqrsSagaEntry *entry, int number,
+					bool by_fallback)
 {
-	int32	   *done = palloc(sizeof(int32) * (entry->ndone + 1));
+	const CqrsSagaStep *step = &run->definition->steps[number];
+	int32	   *done;
+
+	if (!step->has_compensation &&
+		!(by_fallback && step->has_fallback_compensation))
+		return;
+	done = palloc(sizeof(int32) * (entry->ndone + 1));
 
 	if (entry->ndone > 0)
 		memcpy(done, entry->done, sizeof(int32) * entry->ndone);
-	done[entry->ndone++] = what;
+	done[entry->ndone++] = 2 * number + (by_fallback ? 1 : 0);
 	entry->done = done;
 }
 

@@ -21,7 +21,8 @@ extern void cqrs_saga_step_done(CqrsSagaRun *run, CqrsSagaEntry *entry,
 extern void cqrs_saga_step_undone(CqrsSagaRun *run, CqrsSagaEntry *entry,
 								  NullableDatum answer);
 extern void cqrs_saga_step_failed(CqrsSagaRun *run, CqrsSagaEntry *entry);
-extern void cqrs_saga_push_done(CqrsSagaEntry *entry, int what);
+extern void cqrs_saga_note_done(const CqrsSagaRun *run, CqrsSagaEntry *entry,
+								int number, bool by_fallback);
 extern void cqrs_saga_take_signal(CqrsSagaRun *run,
 								  const CqrsSagaEntry *signal);
 extern Datum cqrs_saga_merge(Datum state, const char *name,

@@ -183,12 +183,10 @@ branch_ended(CqrsSagaRun *run, int branch)
 
 	if (branch <= number || branch > number + nchildren ||
 		!cqrs_saga_entry_newest(&run->saga, branch, &ended) ||
-		!cqrs_saga_is_over(ended.status == CQRS_SAGA_FAILED ?
-						   CQRS_SAGA_COMPLETED : ended.status))
+		(!cqrs_saga_is_over(ended.status) &&
+		 ended.status != CQRS_SAGA_FAILED) ||
+		cqrs_saga_has_ended(run, branch))
 		return;
-	for (i = 0; i < run->last.nends; i++)
-		if (run->last.ends[i] == branch)
-			return;
 
 	cqrs_saga_next_entry(run, &entry, CQRS_SAGA_BRANCH_ENDED, branch);
 	entry.sqlstate = ended.sqlstate;
@@ -198,16 +196,10 @@ branch_ended(CqrsSagaRun *run, int branch)
 		memcpy(entry.ends, run->last.ends, sizeof(int32) * run->last.nends);
 	entry.ends[run->last.nends] = branch;
 	entry.nends = run->last.nends + 1;
-	if (ended.status == CQRS_SAGA_COMPLETED)
-	{
-		const CqrsSagaStep *step = &definition->steps[branch];
-		bool		by_fallback = (ended.flags & CQRS_SAGA_BY_FALLBACK) != 0;
-
-		if (ended.event != CQRS_SAGA_STEP_SKIPPED &&
-			(by_fallback ? step->has_fallback_compensation || step->has_compensation :
-			 step->has_compensation))
-			cqrs_saga_push_done(&entry, 2 * branch + (by_fallback ? 1 : 0));
-	}
+	if (ended.status == CQRS_SAGA_COMPLETED &&
+		ended.event != CQRS_SAGA_STEP_SKIPPED)
+		cqrs_saga_note_done(run, &entry, branch,
+							(ended.flags & CQRS_SAGA_BY_FALLBACK) != 0);
 	cqrs_saga_write(run, &entry);
 	if (ended.status != CQRS_SAGA_COMPLETED)
 		stop_branches(run);
@@ -245,17 +237,10 @@ stop_branches(const CqrsSagaRun *run)
 {
 	int			number = run->last.next;
 	int			i;
-	int			j;
 
 	for (i = number + 1; i <= number + run->definition->steps[number].nchildren; i++)
-	{
-		bool		has_ended = false;
-
-		for (j = 0; j < run->last.nends; j++)
-			has_ended |= run->last.ends[j] == i;
-		if (!has_ended)
+		if (!cqrs_saga_has_ended(run, i))
 			cqrs_saga_tell(run, CQRS_SAGA_STOP, i, 0);
-	}
 }
 
 /*
@@ -292,8 +277,7 @@ child_ended(CqrsSagaRun *run)
 			return;
 		}
 		entry.state = answer;
-		if (run->definition->steps[number].has_compensation)
-			cqrs_saga_push_done(&entry, 2 * number);
+		cqrs_saga_note_done(run, &entry, number, false);
 	}
 	else
 	{

@@ -136,20 +136,19 @@ static void
 do_step(Trial *trial, int number, bool undo)
 {
 	CqrsSagaStep *step = &trial->definition->steps[number];
+	bool		in_branch = step->parent >= 0 && !undo;
+	NullableDatum none = {.isnull = true};
 	NullableDatum answer;
 	MemoryContext oldcontext;
 
-	answer = cqrs_saga_call(trial->definition, number, undo ? &step->compensation :
-							&step->handler, undo, &trial->saga_id, step->parent >= 0 && !undo ? number : 0,
-							1, trial->state, (NullableDatum)
-/**INDENT** Error@145: Unbalanced parens */
-							{
-		.isnull = true
-/**INDENT** Warning@147: Extra ) */
-	}, NULL);
+	answer = cqrs_saga_call(trial->definition, number,
+							undo ? &step->compensation : &step->handler, undo,
+							&trial->saga_id,
+							in_branch ? number : CQRS_SAGA_TRUNK, 1,
+							trial->state, none, NULL);
 	oldcontext = MemoryContextSwitchTo(trial->context);
 	if (!answer.isnull)
-		trial->state = step->parent >= 0 && !undo ?
+		trial->state = in_branch ?
 			cqrs_saga_merge(trial->state, step->name, answer) :
 			PointerGetDatum(PG_DETOAST_DATUM_COPY(answer.value));
 	MemoryContextSwitchTo(oldcontext);

@@ -17,19 +17,13 @@
 #include "utils/wait_event.h"
 
 #include "base/event_id.h"
-#include "base/interval.h"
 #include "deferred/enqueue.h"
 #include "extension/catalog.h"
 #include "registry/registry.h"
 #include "saga/machine.h"
 #include "shared/clock.h"
+#include "shared/delivered.h"
 #include "shared/shmem.h"
-
-/* How often it is looked by itself, in milliseconds. */
-#define WAIT_POLL	100
-
-/* For how long, unless it is told, in milliseconds. */
-#define WAIT_TIMEOUT	10000
 
 static bool look(const pg_uuid_t *saga_id, CqrsSagaRun *run);
 
@@ -42,7 +36,6 @@ Datum
 cqrs_wait_saga(PG_FUNCTION_ARGS)
 {
 	static uint32 wait_event = 0;
-	TimestampTz now = cqrs_steady_now();
 	TimestampTz deadline;
 	CqrsSagaRun run;
 	TupleDesc	desc;
@@ -54,26 +47,14 @@ cqrs_wait_saga(PG_FUNCTION_ARGS)
 		desc->natts != lengthof(values))
 		elog(ERROR, "unexpected result type");
 	cqrs_arg_required(fcinfo, 0, "saga id", NULL, NULL);
-	deadline = PG_ARGISNULL(1) ? TimestampTzPlusMilliseconds(now, WAIT_TIMEOUT) :
-		cqrs_time_plus(now, PG_GETARG_DATUM(1));
-	if (deadline < now)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("timeout must not be negative")));
+	deadline = cqrs_delivered_deadline(fcinfo, 1);
 	(void) look(PG_GETARG_UUID_P(0), &run);
 	cqrs_require_preloaded();
 	ConditionVariablePrepareToSleep(&cqrs_shared->delivered);
-	while (!(over = look(PG_GETARG_UUID_P(0), &run)))
-	{
-		now = cqrs_steady_now();
-		if (now >= deadline)
-			break;
-		(void) ConditionVariableTimedSleep(&cqrs_shared->delivered,
-										   Min(TimestampDifferenceMilliseconds(now, deadline) + 1,
-											   WAIT_POLL),
-										   CQRS_WAIT_EVENT(wait_event,
-														   "CqrsOutboxWait"));
-	}
+	while (!(over = look(PG_GETARG_UUID_P(0), &run)) &&
+		   cqrs_steady_now() < deadline)
+		cqrs_delivered_sleep(deadline, CQRS_WAIT_EVENT(wait_event,
+													   "CqrsOutboxWait"));
 	ConditionVariableCancelSleep();
 	values[0] = CStringGetTextDatum(cqrs_saga_statuses[run.last.status]);
 	nulls[0] = false;

@@ -36,7 +36,6 @@ static bool own(const pg_uuid_t *saga_id, CqrsSagaRun *run);
 static int64 resume_all(int32 topic_id);
 static bool resume(const pg_uuid_t *saga_id);
 static bool resume_branch(const CqrsSagaRun *run);
-static void send_end(const CqrsSagaRun *run, int32 branch);
 
 PG_FUNCTION_INFO_V1(cqrs_signal);
 PG_FUNCTION_INFO_V1(cqrs_cancel_saga);
@@ -271,7 +270,6 @@ resume(const pg_uuid_t *saga_id)
 	const CqrsSagaStep *step;
 	bool		resumed;
 	int			i;
-	int			j;
 
 	run.headers.isnull = true;
 	if (!cqrs_saga_find(saga_id, &run.saga) ||
@@ -288,7 +286,8 @@ resume(const pg_uuid_t *saga_id)
 		return resumed;
 	if (step->kind == CQRS_SAGA_SUB_SAGA)
 	{
-		send_end(&run, 0);
+		/* If that has not ended, it finds out. */
+		cqrs_saga_tell(&run, CQRS_SAGA_ENDED, CQRS_SAGA_TRUNK, 0);
 		return true;
 	}
 	if (step->kind != CQRS_SAGA_PARALLEL)
@@ -296,16 +295,13 @@ resume(const pg_uuid_t *saga_id)
 	for (i = run.last.next + 1; i <= run.last.next + step->nchildren; i++)
 	{
 		CqrsSagaRun branch = run;
-		bool		has_ended = false;
 
-		for (j = 0; j < run.last.nends; j++)
-			has_ended |= run.last.ends[j] == i;
-		if (has_ended ||
+		if (cqrs_saga_has_ended(&run, i) ||
 			!cqrs_saga_entry_newest(&run.saga, i, &branch.last))
 			continue;
 		if (cqrs_saga_is_over(branch.last.status) ||
 			branch.last.status == CQRS_SAGA_FAILED)
-			send_end(&run, i);
+			cqrs_saga_tell(&run, CQRS_SAGA_ENDED, CQRS_SAGA_TRUNK, i);
 		else
 			(void) resume_branch(&branch);
 		resumed = true;
@@ -326,19 +322,4 @@ resume_branch(const CqrsSagaRun *run)
 		return false;
 	cqrs_saga_wake_again(run);
 	return true;
-}
-
-/*
- * Tell the saga that a branch has ended, or the saga that it waits for (0); if that is
- * not so, it finds out.
- */
-static void
-send_end(const CqrsSagaRun *run, int32 branch)
-{
-	CqrsSagaMessage message = {.kind = CQRS_SAGA_ENDED};
-
-	message.saga_id = run->saga.saga_id;
-	message.seq = branch;
-	message.payload.isnull = true;
-	cqrs_saga_send(run->topic, run->saga.name, &message, run->headers);
 }
