@@ -160,6 +160,12 @@ SELECT drain();
 SELECT drain();
 SELECT status FROM cqrs_saga_status WHERE saga_id = :'lost';
 
+-- sagas that begin each other, without end
+SELECT cqrs_register_saga('ping', ARRAY[cqrs_sub_saga('next', 'pong')]), cqrs_register_saga('pong', ARRAY[cqrs_sub_saga('next', 'ping')]);
+SELECT started FROM cqrs_start_saga('ping');
+SELECT status, count(*), max(error) AS error FROM cqrs_saga_status WHERE saga_name IN ('ping', 'pong') GROUP BY 1 ORDER BY 1;
+SELECT cqrs_unregister_saga('ping'), cqrs_unregister_saga('pong');
+
 -- dropped
 SELECT cqrs_drop_saga_queue();
 SELECT cqrs_drop_saga_queue(cascade => true);

@@ -32,6 +32,7 @@
 #include "base/cqrs_outbox.h"
 
 #include "access/xact.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/timestamp.h"
@@ -201,6 +202,8 @@ cqrs_saga_go_on(CqrsSagaRun *run, CqrsSagaEntry *entry, int step)
 	CqrsSagaDefinition *definition = run->definition;
 	const CqrsSagaEntry *signal;
 
+	/* A saga begins another one, whose first step does; and so on. */
+	check_stack_depth();
 	entry->nends = 0;
 	if (step >= definition->nsteps)
 	{
@@ -296,6 +299,8 @@ begin_child(CqrsSagaRun *run, int step)
 	NullableDatum no_key = {.isnull = true};
 	CqrsSagaEntry entry;
 
+	/* The sagas around this one may have been begun by this command. */
+	CommandCounterIncrement();
 	child.definition = cqrs_saga_definition_current(name);
 	if (child.definition == NULL || depth_of(&run->saga) >= MOST_DEPTH)
 	{
