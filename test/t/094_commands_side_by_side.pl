@@ -135,6 +135,14 @@ sub cancel_some
 	$psql->quit;
 }
 
+# No change is done before what was enqueued earlier has ended.
+$holder = new_session($node, 'postgres');
+$holder->query("SET ROLE app; BEGIN; SELECT cqrs_enqueue('Do', '{}')");
+query($node, "SET ROLE app; SELECT cqrs_alter_subscription('commands_of_app', partitions => 3)");
+is(query($node, 'SELECT next_partitions FROM cqrs.subscription WHERE next_partitions IS NOT NULL'), '3', 'a change is under way');
+$holder->query('ROLLBACK');
+$holder->quit;
+
 my @enqueuers = map { in_background(\&enqueue_all, $_) } 1 .. $sessions;
 my $canceller = in_background(\&cancel_some);
 my ($changed, $open) = (0, 0);
@@ -151,7 +159,6 @@ for (my $enqueuing = @enqueuers; $enqueuing > 0 || $changed < $changes;)
 	$open += query($node, 'SELECT count(*) FROM cqrs.subscription WHERE next_partitions IS NOT NULL');
 	usleep(rand 100_000);
 }
-cmp_ok($open, '>', 0, 'there were changes under way');
 query($node, 'CREATE TABLE stop ()');
 waitpid $canceller, 0;
 is($?, 0, 'some were cancelled');

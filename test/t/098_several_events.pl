@@ -94,7 +94,7 @@ for my $what (qw(waits kills crashes))
 
 	# A crash may end this session, too.
 	$node->psql('postgres', "SELECT cqrs_resume('taker')");
-	$node->poll_query_until('postgres', "SELECT count(*) = 1 FROM cqrs_dead_letters WHERE (payload->>'n')::integer = $from + 250");
+	poll_through_crashes($node, "SELECT count(*) = 1 FROM cqrs_dead_letters WHERE (payload->>'n')::integer = $from + 250");
 	all_right($from, $to, "one $what");
 }
 

@@ -16,7 +16,7 @@ use Test::More;
 use Time::HiRes ();
 
 our @EXPORT = qw(
-  new_server new_standby make_synchronous reconfigure crash_server processes wait_managers stop_manager
+  new_server new_standby make_synchronous reconfigure crash_server poll_through_crashes processes wait_managers stop_manager
   new_session query error_of error_parts wait_until in_background
   set_up_recording emit_numbers wait_recorded recorded hold_handlers in_handler
   replicate_prepared wait_prepared emit_keys wait_status wait_error take_dead
@@ -97,7 +97,24 @@ sub crash_server
 
 	kill 'KILL', $pid or die "no such process: $pid";
 	$node->wait_for_log(qr/all server processes terminated; reinitializing/, $offset);
-	$node->poll_query_until('postgres', 'SELECT true') or die 'the server did not come back';
+	poll_through_crashes($node, 'SELECT true') or die 'the server did not come back';
+}
+
+# poll_through_crashes(SERVER, QUERY): until it is true, whatever the server does
+# meanwhile. (poll_query_until() ends the test when a server that is not up refuses
+# psql before that has read its query.)
+sub poll_through_crashes
+{
+	my ($node, $sql) = @_;
+	my $out;
+
+	for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		IPC::Run::run([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $sql ], '<', \undef, '>', \$out, '2>', \my $err);
+		return 1 if $out eq "t\n";
+		Time::HiRes::usleep(100_000);
+	}
+	return 0;
 }
 
 # processes(SERVER, KIND, DATABASE): the pids of our processes of a kind, in a
