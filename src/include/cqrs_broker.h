@@ -2,7 +2,7 @@
  *
  * cqrs_broker.h
  *	  The interface of broker modules: what carries events from the outbox to
- *	  a message broker.
+ *	  a message broker, and messages from there into a topic.
  *
  * A module is a shared library with an extension of its own, which creates a
  * foreign-data wrapper. The wrapper's validator is a C function of that
@@ -31,6 +31,41 @@
  *	  connection, later. So a message may arrive more than once, and no message
  *	  is lost.
  *
+ * Consuming
+ *
+ * A connection with a source consumes; its module has the callbacks assign(),
+ * receive() and settle(), which are called instead of publish() and poll().
+ *
+ * 5. After startup(), and whenever its part changes, assign() says which
+ *	  partitions of the source to consume, and from where. A source without
+ *	  partitions is one, of number 0.
+ * 6. receive() hands over what has come, by calling received(), in the order of
+ *	  each partition. A message is the module's, and stays as it is, until it is
+ *	  settled or shutdown() is called. No more is handed over, and not settled,
+ *	  than receive() is given room for: so the module leaves the rest with the
+ *	  broker.
+ * 7. settle() is given messages that are in the database, durably, in the order
+ *	  in which they were received: they are acknowledged now. What is not settled
+ *	  when the connection ends, comes again: from a source whose offsets the
+ *	  core keeps, because it is assigned from there; from another, because the
+ *	  broker has kept it.
+ * 8. After an assign(), nothing may be received that was on its way for an
+ *	  earlier one.
+ *
+ * Exactly once
+ *
+ * A connection with a transactional_id publishes in transactions of the broker's;
+ * its module has the callbacks begin(), commit(), abort() and read_record().
+ *
+ * 9. startup() ends every other connection of that transactional_id, for good,
+ *	  and what it had not committed.
+ * 10. publish() and poll() are called as above, between begin() and commit() or
+ *	  abort(). CONFIRMED means that the broker has the message, and shows it once
+ *	  the transaction is committed.
+ * 11. commit() writes a record in the same transaction, which replaces the last
+ *	  one of this transactional_id. read_record() returns the last one
+ *	  committed.
+ *
  *-------------------------------------------------------------------------
  */
 #ifndef CQRS_BROKER_H
@@ -45,10 +80,13 @@
  * with every change of this file that breaks modules compiled before.
  */
 #define CQRS_BROKER_MAGIC		0x42525153
-#define CQRS_BROKER_VERSION		1
+#define CQRS_BROKER_VERSION		2
 
 /* Room for the text of an error, its final NUL included. */
 #define CQRS_BROKER_ERROR_SIZE	512
+
+/* Room for a record of a transaction, its final NUL included. */
+#define CQRS_BROKER_RECORD_SIZE	1024
 
 /*
  * Options of a foreign server that the core reads itself. A module's validator
@@ -120,18 +158,126 @@ typedef void (*CqrsBrokerReport) (CqrsBrokerMessage *message,
 								  const char *error);
 
 /*
+ * A header of a message that was consumed. The value may hold any bytes.
+ */
+typedef struct CqrsBrokerReceivedHeader
+{
+	const char *name;
+	const char *value;			/* NULL: none */
+	size_t		value_size;
+} CqrsBrokerReceivedHeader;
+
+/*
+ * A message that was consumed. Strings end with a NUL; key, body and headers'
+ * values may hold any bytes, and need not.
+ */
+typedef struct CqrsBrokerReceived
+{
+	int32_t		partition;		/* 0, of a source without partitions */
+	int64_t		offset;			/* in the partition; -1: it has none */
+	const char *message_id;		/* NULL: none */
+	const char *key;			/* NULL: none */
+	size_t		key_size;
+	const char *body;			/* NULL: a tombstone */
+	size_t		body_size;
+	const char *content_type;	/* NULL: unknown */
+	int64_t		timestamp;		/* in microseconds since 1970-01-01 00:00 UTC;
+								 * INT64_MIN: unknown */
+	bool		redelivered;	/* the broker says that it may have been
+								 * received before */
+	int			nheaders;
+	const CqrsBrokerReceivedHeader *headers;
+
+	uint64_t	tag;			/* for the module to use */
+	void	   *handle;			/* likewise */
+	struct CqrsBrokerReceived *next;	/* for the core to use */
+} CqrsBrokerReceived;
+
+/* Where to begin to consume a partition, if not at an offset. */
+#define CQRS_BROKER_OFFSET_EARLIEST		(-2)	/* the first that there is */
+#define CQRS_BROKER_OFFSET_LATEST		(-1)	/* what comes from now on */
+#define CQRS_BROKER_OFFSET_TIME			(-3)	/* the first with this timestamp
+												 * or a later one */
+
+/*
+ * What is to be consumed of a partition.
+ *
+ * If last is not -1, it is the offset of the last message that was consumed,
+ * before offset. If that is there still, it is received once more, so that the
+ * core sees whether this is the partition that it was; if not, that is all
+ * right.
+ */
+typedef struct CqrsBrokerPosition
+{
+	int32_t		partition;
+	int64_t		offset;			/* the next one to consume, or see above */
+	int64_t		last;			/* -1: none */
+	int64_t		timestamp;		/* for OFFSET_TIME, in microseconds since
+								 * 1970-01-01 00:00 UTC */
+} CqrsBrokerPosition;
+
+typedef enum CqrsBrokerNoticeKind
+{
+	/* The source has so many partitions: value. At first, and if it changes. */
+	CQRS_BROKER_NOTICE_PARTITIONS,
+
+	/*
+	 * All that the partition has before the offset in value was received: at
+	 * its end, or where consuming begins, if that was not an offset.
+	 */
+	CQRS_BROKER_NOTICE_REACHED,
+
+	/* The next message that is written to the partition gets offset value. */
+	CQRS_BROKER_NOTICE_END,
+
+	/*
+	 * The partition is not consumed, as what is to be consumed is not there
+	 * any more: it begins at offset value.
+	 */
+	CQRS_BROKER_NOTICE_GAP,
+
+	/*
+	 * The partition is not consumed, as it ends, at offset value, before what
+	 * was consumed of it: it is another one.
+	 */
+	CQRS_BROKER_NOTICE_SHORTER
+} CqrsBrokerNoticeKind;
+
+typedef struct CqrsBrokerNotice
+{
+	CqrsBrokerNoticeKind kind;
+	int32_t		partition;
+	int64_t		value;
+} CqrsBrokerNotice;
+
+/*
  * What a connection is made with. It stays until shutdown() has returned.
  */
 typedef struct CqrsBrokerConnection
 {
 	const char *database;
-	const char *subscription;	/* with the database, a name for the client */
+	const char *subscription;	/* or the consumer; with the database, a name
+								 * for the client */
+	const char *source;			/* to consume from; NULL: it publishes */
+	const char *transactional_id;	/* NULL: it does not publish in
+									 * transactions */
 
 	/* Of the foreign server, then of the user mapping; names are unique. */
 	int			noptions;
 	const CqrsBrokerOption *options;
 
 	CqrsBrokerReport report;	/* not for check() */
+
+	/*
+	 * For receive() to call: a message has come, or something about the source
+	 * is known. A notice is behind the messages received before it. It is
+	 * copied.
+	 */
+	void		(*received) (const struct CqrsBrokerConnection *connection,
+							 CqrsBrokerReceived *message);
+	void		(*notice) (const struct CqrsBrokerConnection *connection,
+						   const CqrsBrokerNotice *notice);
+	void	   *context;		/* for the core to use */
 } CqrsBrokerConnection;
 
 /*
@@ -201,9 +347,62 @@ typedef struct CqrsBrokerModule
 	int			(*fd) (void *state);
 
 	/*
-	 * Disconnect, and free the state. No message may be reported any more.
+	 * Disconnect, and free the state. No message may be reported or received
+	 * any more; those that were received, and are not settled, are freed.
 	 */
 	void		(*shutdown) (void *state);
+
+	/*
+	 * For consuming; all NULL if the module cannot. With keeps_offsets, the
+	 * broker has partitions with offsets, which the core keeps; otherwise, the
+	 * broker keeps what is not acknowledged.
+	 */
+	bool		keeps_offsets;
+
+	/*
+	 * Consume these n partitions, and no others. Returns false, and sets error,
+	 * if the connection is lost.
+	 */
+	bool		(*assign) (void *state, const CqrsBrokerPosition *positions,
+						   int n, char *error);
+
+	/*
+	 * Hand over what has come, without waiting for more, but no more than most
+	 * messages, nor more once they have these bytes in keys and bodies; most may
+	 * be 0. Answer heartbeats, and send our own. Called when fd() is readable,
+	 * after settle(), and once a second. Returns false, and sets error, if the
+	 * connection is lost. If it returns true and sets error, the connection
+	 * stands, but nothing can be consumed at present, or not all.
+	 */
+	bool		(*receive) (void *state, int most, size_t bytes, char *error);
+
+	/*
+	 * These messages are in the database: acknowledge, and free them. Returns
+	 * false, and sets error, if the connection is lost; they are freed then,
+	 * too.
+	 */
+	bool		(*settle) (void *state, CqrsBrokerReceived *const *messages,
+						   int n, char *error);
+
+	/*
+	 * For publishing in transactions; all NULL if the module cannot. Each
+	 * returns false, and sets error, if the connection is lost; after commit(),
+	 * whether the transaction was committed is not known then.
+	 *
+	 * commit() waits until all that was published is with the broker, and the
+	 * transaction committed, with this record of at most
+	 * CQRS_BROKER_RECORD_SIZE - 1 bytes. If the broker did not take a message,
+	 * or the transaction cannot be committed for another reason, it is aborted,
+	 * *committed false, and the messages were reported.
+	 *
+	 * read_record() waits for the broker's answer; record, of
+	 * CQRS_BROKER_RECORD_SIZE bytes, is empty if there is none.
+	 */
+	bool		(*begin) (void *state, char *error);
+	bool		(*commit) (void *state, const char *record, bool *committed,
+						   char *error);
+	bool		(*abort) (void *state, char *error);
+	bool		(*read_record) (void *state, char *record, char *error);
 } CqrsBrokerModule;
 
 /*
