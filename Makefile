@@ -28,7 +28,7 @@ OBJS_log = cursor.o event.o header.o position.o retention.o rotation.o segment.o
 	segment_index.o tick.o topic.o topic_drop.o window.o window_scan.o
 OBJS_mediator = breaker.o command.o context.o dispatch.o dispatch_stack.o \
 	domain_event.o dry_run.o event_type.o fallback.o idempotency.o middleware.o stream.o
-OBJS_broker = envelope.o link.o message.o server.o
+OBJS_broker = envelope.o link.o link_source.o message.o server.o
 OBJS_emit = capture.o emit.o insert.o
 OBJS_retry = blame.o failure.o lane.o parked.o retry.o
 OBJS_subscription = epoch.o receipt.o search_path.o settings.o subscription.o
