@@ -70,6 +70,7 @@ static void thread_report(CqrsBrokerMessage *message,
 static void thread_hand_back(CqrsBrokerLink *link, CqrsLinkState state,
 							 const char *error);
 static void thread_wait(CqrsBrokerLink *link);
+static void thread_wait_for_stop(CqrsBrokerLink *link, const char *error);
 
 /*
  * Begin to connect. The connection is copied; its report need not be set. A
@@ -320,6 +321,8 @@ thread_main(void *arg)
 
 		/* What was reported last still counts. */
 		thread_hand_back(link, CQRS_LINK_OPEN, "");
+		if (link->connection.source != NULL)
+			thread_wait_for_stop(link, error);
 		module->shutdown(link->module_state);
 	}
 
@@ -438,6 +441,28 @@ thread_wait(CqrsBrokerLink *link)
 	(void) poll(pollfds, fd < 0 ? 1 : 2,
 				fd < 0 && (link->outstanding > 0 || link->connection.source != NULL) ?
 				BLIND_WAIT : LONGEST_WAIT);
+}
+
+/*
+ * The connection is lost, but the worker may be reading messages that are the
+ * module's: they stay until it closes the link.
+ */
+static void
+thread_wait_for_stop(CqrsBrokerLink *link, const char *error)
+{
+	struct pollfd pollfd = {.fd = link->to_thread.fds[0],.events = POLLIN};
+	bool		stop = false;
+
+	thread_hand_back(link, CQRS_LINK_LOST,
+					 error[0] != '\0' ? error : "connection lost");
+	while (!stop)
+	{
+		(void) poll(&pollfd, 1, LONGEST_WAIT);
+		pthread_mutex_lock(&link->mutex);
+		cqrs_link_drain_pipe(&link->to_thread);
+		stop = link->stop;
+		pthread_mutex_unlock(&link->mutex);
+	}
 }
 
 /*

@@ -246,7 +246,7 @@ make(const CqrsSettings *settings, const char *name, List *topics,
 	cqrs_admin_begin(&admin);
 	subscription_id = cqrs_settings_insert(settings, name, NULL);
 	cqrs_admin_end(&admin);
-	cqrs_owner_make_view(name, GetUserId());
+	cqrs_owner_make_view(name, false, GetUserId());
 	cqrs_subscription_start(subscription_id, topics,
 							DatumGetInt32(settings->values[CQRS_SETTING_PARTITIONS].value),
 							by_topic(settings), latest);
@@ -405,7 +405,7 @@ own_if_nobody_does(CqrsSubscription **subscription)
 
 	if (OidIsValid((*subscription)->view))
 		return false;
-	cqrs_owner_make_view(name, GetUserId());
+	cqrs_owner_make_view(name, false, GetUserId());
 	*subscription = cqrs_subscription_get(name);
 	return true;
 }

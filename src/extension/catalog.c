@@ -22,6 +22,10 @@
  *								requires seeing every cursor
  *	  (cqrs.subscription, subscription_id, partition)
  *								EXCLUSIVE to move that cursor
+ *	  (cqrs.consumer, consumer_id)
+ *								SHARE to consume, EXCLUSIVE to change or seek
+ *	  (cqrs.consumer_position, consumer_id, partition)
+ *								EXCLUSIVE to consume that partition
  *	  (cqrs.tick, 0)			EXCLUSIVE to tick
  *	  and anywhere among them:
  *	  (cqrs.idempotency_0, hash)
@@ -65,6 +69,11 @@ static const char *const relation_names[CQRS_RELATIONS] = {
 	[CQRS_REL_FALLBACK] = "fallback",
 	[CQRS_REL_SUBSCRIPTION] = "subscription",
 	[CQRS_REL_SUBSCRIPTION_TOPIC] = "subscription_topic",
+	[CQRS_REL_CONSUMER] = "consumer",
+	[CQRS_REL_CONSUMER_POSITION] = "consumer_position",
+	[CQRS_REL_CONSUMER_POSITION_PKEY] = "consumer_position_pkey",
+	[CQRS_REL_CONSUMER_DEAD_LETTER] = "consumer_dead_letter",
+	[CQRS_REL_CONSUMER_DEAD_LETTER_PKEY] = "consumer_dead_letter_pkey",
 	[CQRS_REL_IDENTITY] = "identity",
 	[CQRS_REL_TICK] = "tick",
 	[CQRS_REL_TICK_PKEY] = "tick_pkey",

@@ -157,7 +157,9 @@ typedef struct CqrsWorkerSlot
 	CqrsWorkerState state;
 	Oid			dboid;
 	Oid			owner;
-	bool		broker;			/* serves one cursor only, of a broker */
+	bool		broker;			/* serves one cursor only, of a broker, or one
+								 * worker of a consumer */
+	bool		consumer;		/* the latter */
 	pid_t		pid;			/* 0: not attached yet */
 	Latch	   *latch;
 	TimestampTz started_at;
