@@ -16,7 +16,7 @@ MODULE_big = cqrs_outbox
 # The rooms of src/, the lowest first. A file includes what is in its own room or
 # in a lower one, which test/checks/run looks after.
 ROOMS = include base shared extension registry log mediator broker emit retry \
-	subscription delivery pull control deferred saga monitor process
+	subscription delivery pull control deferred saga inbox monitor process
 
 OBJS_base = backoff.o event_id.o guc.o interval.o json.o rate.o rethrow.o rfc3339.o \
 	snapshot.o sqlstate.o
@@ -39,6 +39,7 @@ OBJS_control = adopt.o dead_letter.o drop_topic.o events.o operation.o subscribe
 OBJS_deferred = cancel.o command_options.o command_queue.o command_result.o cron.o cron_schedule.o enqueue.o release.o running.o
 OBJS_saga = awaited.o definition.o entry.o keep.o lane.o machine.o message.o receive.o \
 	register.o router.o run.o saga_dry_run.o saga_queue.o saga_wait.o signal.o start.o steer.o
+OBJS_inbox = message_id.o message_source.o message_turn.o
 OBJS_monitor = breaker_status.o diagram.o health.o subscription_status.o \
 	topic_status.o worker_status.o
 OBJS_process = broker_job.o epoch_close.o handler_job.o job.o launcher.o \
@@ -59,7 +60,7 @@ DATA_built = sql/cqrs_outbox--$(EXTVERSION).sql
 DATA = $(patsubst $(srcdir)/%,%,$(wildcard $(srcdir)/sql/update/*.sql))
 HEADERS_cqrs_outbox = src/include/cqrs_broker.h src/include/cqrs_hooks.h
 
-REGRESS = meeting registered command query chain stream fallback breaker middleware idempotency dry_run emit envelope insert domain_event context nesting prepared capture subscription payload_handler several own_subscription search_path retry deferred answers schedule saga pull partitions ordering kept retention diagram health privileges owners grants matrix trust lookup adopt extension
+REGRESS = meeting registered command query chain stream fallback breaker middleware idempotency dry_run emit envelope insert domain_event context nesting prepared capture subscription payload_handler several own_subscription search_path retry deferred answers schedule saga consumed pull partitions ordering kept retention diagram health privileges owners grants matrix trust lookup adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation
