@@ -32,7 +32,8 @@ OBJS_broker = envelope.o link.o link_source.o message.o server.o
 OBJS_emit = capture.o emit.o insert.o
 OBJS_retry = blame.o failure.o lane.o parked.o retry.o
 OBJS_subscription = epoch.o receipt.o search_path.o settings.o subscription.o
-OBJS_inbox = consumer.o dead_message.o inbound.o intake.o place.o
+OBJS_inbox = consumer.o dead_message.o inbound.o intake.o message_id.o message_source.o \
+	message_turn.o place.o
 OBJS_delivery = attempt.o broker_entry.o drain.o handler_batch.o handler_timeout.o relay.o session.o \
 	target_broker.o target_handler.o tell.o underway.o
 OBJS_pull = pull.o pull_ack.o pull_batch.o pull_wait.o
@@ -60,7 +61,7 @@ DATA_built = sql/cqrs_outbox--$(EXTVERSION).sql
 DATA = $(patsubst $(srcdir)/%,%,$(wildcard $(srcdir)/sql/update/*.sql))
 HEADERS_cqrs_outbox = src/include/cqrs_broker.h src/include/cqrs_hooks.h
 
-REGRESS = meeting registered command query chain stream fallback breaker middleware idempotency dry_run emit envelope insert domain_event context nesting prepared capture subscription payload_handler several own_subscription search_path retry deferred answers schedule saga pull partitions ordering kept retention diagram health privileges owners grants matrix trust lookup adopt extension
+REGRESS = meeting registered command query chain stream fallback breaker middleware idempotency dry_run emit envelope insert domain_event context nesting prepared capture subscription payload_handler several own_subscription search_path retry deferred answers schedule saga consumed pull partitions ordering kept retention diagram health privileges owners grants matrix trust lookup adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

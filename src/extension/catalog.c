@@ -31,6 +31,9 @@
  *	  (cqrs.idempotency_0, hash)
  *								EXCLUSIVE to send a command with that key
  *	  (cqrs.saga, hash)			EXCLUSIVE to start a saga with that key
+ *	  (cqrs.message_turn, 0)	SHARE for the time in which one message id is
+ *								consumed, EXCLUSIVE to have another table written
+ *	  (cqrs.message_turn, 1)	EXCLUSIVE to maintain these tables
  *
  *-------------------------------------------------------------------------
  */
@@ -116,6 +119,18 @@ static const char *const relation_names[CQRS_RELATIONS] = {
 	[CQRS_REL_SAGA_ENTRY_0_ENDED_AT] = "saga_entry_0_ended_at",
 	[CQRS_REL_SAGA_ENTRY_1_ENDED_AT] = "saga_entry_1_ended_at",
 	[CQRS_REL_SAGA_ENTRY_2_ENDED_AT] = "saga_entry_2_ended_at",
+	[CQRS_REL_MESSAGE_ID_0] = "message_id_0",
+	[CQRS_REL_MESSAGE_ID_1] = "message_id_1",
+	[CQRS_REL_MESSAGE_ID_2] = "message_id_2",
+	[CQRS_REL_MESSAGE_ID_0_PKEY] = "message_id_0_pkey",
+	[CQRS_REL_MESSAGE_ID_1_PKEY] = "message_id_1_pkey",
+	[CQRS_REL_MESSAGE_ID_2_PKEY] = "message_id_2_pkey",
+	[CQRS_REL_MESSAGE_ID_0_SOURCE] = "message_id_0_source",
+	[CQRS_REL_MESSAGE_ID_1_SOURCE] = "message_id_1_source",
+	[CQRS_REL_MESSAGE_ID_2_SOURCE] = "message_id_2_source",
+	[CQRS_REL_MESSAGE_TURN] = "message_turn",
+	[CQRS_REL_MESSAGE_SOURCE] = "message_source",
+	[CQRS_REL_MESSAGE_SOURCE_TIME] = "message_source_time",
 	[CQRS_REL_POSITION_SEQ] = "position",
 	[CQRS_REL_TICK_SEQ] = "tick_id",
 };

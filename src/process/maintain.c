@@ -33,6 +33,7 @@
 
 #include "base/hash.h"
 #include "extension/catalog.h"
+#include "inbox/message_turn.h"
 #include "log/position.h"
 #include "log/retention.h"
 #include "log/rotation.h"
@@ -96,6 +97,7 @@ typedef struct Kept
 static Kept kept[] = {
 	{"idempotency keys", &cqrs_idempotency_retention, cqrs_idempotency_truncate},
 	{"sagas", &cqrs_saga_retention, cqrs_saga_truncate},
+	{"message ids", &cqrs_consumed_retention, cqrs_message_ids_truncate},
 };
 
 /* The pass underway, or the last one. */
