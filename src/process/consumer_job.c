@@ -15,6 +15,8 @@
  */
 #include "base/cqrs_outbox.h"
 
+#include "pgstat.h"
+
 #include "broker/server.h"
 #include "extension/catalog.h"
 #include "include/cqrs_broker.h"
