@@ -31,8 +31,8 @@
  *	  (cqrs.idempotency_0, hash)
  *								EXCLUSIVE to send a command with that key
  *	  (cqrs.saga, hash)			EXCLUSIVE to start a saga with that key
- *	  (cqrs.message_turn, 0)	SHARE for the time in which one message id is
- *								consumed, EXCLUSIVE to have another table written
+ *	  (cqrs.message_turn, 0)	SHARE while some message ids are consumed,
+ *								EXCLUSIVE to have another table of them written
  *	  (cqrs.message_turn, 1)	EXCLUSIVE to maintain these tables
  *
  *-------------------------------------------------------------------------

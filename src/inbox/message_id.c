@@ -17,8 +17,10 @@
  *	  for what committed, and for what may yet. If somebody's transaction may, unlock the
  *	  turn, wait for its end, and begin anew. If it is there, it was consumed.
  * 3. Insert it, unless the unique index has it by now: then begin anew.
- * 4. Unlock the turn. It is only ever locked for as long as this takes, never while
- *	  waiting for a transaction, so who changes it waits for microseconds.
+ * 4. Unlock the turn. It is only ever locked for as long as some ids take, and never
+ *	  while waiting for a transaction: so who changes it waits for milliseconds, however
+ *	  many ids are consumed all the time. The tables are closed as well, so that
+ *	  one of them can be truncated.
  *
  * A transaction that has written an id need not have ended when the next table is
  * written: it is found in its table, and waited for. So transactions may be long, or
@@ -35,7 +37,7 @@
  * The ids of a call are consumed in their order as bytes, so that two calls cannot wait
  * for each other. Transactions with several calls can, and get 40P01.
  *
- * ACCESS SHARE on all three tables for the time of the call; ROW EXCLUSIVE on what was
+ * ACCESS SHARE on all three tables while the turn is locked; ROW EXCLUSIVE on what was
  * written until the end of the transaction.
  *
  *-------------------------------------------------------------------------
@@ -54,6 +56,9 @@
 
 #include "extension/row.h"
 #include "inbox/message_id.h"
+
+/* How many ids are consumed before others may change the turn. */
+#define IDS_AT_ONCE		100
 
 /* Columns of cqrs.message_turn. */
 #define TURN_CURRENT	1
@@ -75,20 +80,17 @@ typedef enum Owner
 	IN_PROGRESS					/* it may be, by another transaction */
 } Owner;
 
-/* The other transaction, and its row. */
+/* The other transaction. */
 typedef struct Other
 {
 	TransactionId xid;
 	uint32		token;			/* it will soon know about the row */
-	Relation	rel;
-	ItemPointerData tid;
 } Other;
 
 static char *source_arg(FunctionCallInfo fcinfo);
 static void check_length(const char *what, int length);
 static int	compare_ids(const void *a, const void *b);
-static Owner look(CqrsMessageTables *tables, int current, const Datum *values,
-				  Other *other);
+static Owner look(CqrsMessageTables *tables, const Datum *values, Other *other);
 static Owner look_in_table(CqrsMessageTables *tables, int table,
 						   const Datum *values, Other *other);
 static bool is_of_role(TupleTableSlot *slot, Oid role);
@@ -207,20 +209,28 @@ cqrs_message_ids_consume(Oid role, const char *source, int n, const Datum *ids,
 		values[CQRS_MESSAGE_ID - 1] = PointerGetDatum(id);
 		first[sorted[i].number] = cqrs_message_add(&tables, values);
 		pfree(id);
+		if (i % IDS_AT_ONCE == IDS_AT_ONCE - 1)
+		{
+			cqrs_message_tables_close(&tables);
+			cqrs_message_tables_open(&tables);
+		}
 	}
 	cqrs_message_tables_close(&tables);
 	pfree(sorted);
 }
 
 /*
- * Open the tables, in the current memory context. If somebody truncates one of them,
- * this waits for him.
+ * Lock the turn and open the tables, in the current memory context. Waits for who has
+ * another table written.
  */
 void
 cqrs_message_tables_open(CqrsMessageTables *tables)
 {
+	TimestampTz since;
 	int			i;
 
+	(void) cqrs_object_lock(CQRS_REL_MESSAGE_TURN, 0, 0, ShareLock, true);
+	tables->current = cqrs_message_turn(&since);
 	InitDirtySnapshot(tables->snapshot);
 	for (i = 0; i < CQRS_SEGMENTS; i++)
 	{
@@ -249,11 +259,13 @@ cqrs_message_tables_close(CqrsMessageTables *tables)
 		index_close(tables->indexes[i], AccessShareLock);
 		table_close(tables->rels[i], AccessShareLock);
 	}
+	cqrs_object_unlock(CQRS_REL_MESSAGE_TURN, 0, 0, ShareLock);
 }
 
 /*
  * Add a row, none of whose columns is NULL, unless there is one for the same message.
- * Returns whether it was added. Waits for transactions that are adding one.
+ * Returns whether it was added. Waits for transactions that are adding one; the tables
+ * are closed meanwhile.
  */
 bool
 cqrs_message_add(CqrsMessageTables *tables, const Datum *values)
@@ -263,25 +275,22 @@ cqrs_message_add(CqrsMessageTables *tables, const Datum *values)
 	for (;;)
 	{
 		Other		other;
-		TimestampTz since;
-		int			current;
-		Owner		owner;
-		bool		added = false;
 
-		(void) cqrs_object_lock(CQRS_REL_MESSAGE_TURN, 0, 0, ShareLock, true);
-		current = cqrs_message_turn(&since);
-		owner = look(tables, current, values, &other);
-		if (owner == NOBODY)
-			added = cqrs_row_insert_new(CQRS_REL_MESSAGE_ID_0 + current,
-										values, nulls);
-		cqrs_object_unlock(CQRS_REL_MESSAGE_TURN, 0, 0, ShareLock);
-
-		if (added)
-			return true;
-		if (owner == CONSUMED)
-			return false;
-		if (owner == IN_PROGRESS)
-			wait_for(&other);
+		switch (look(tables, values, &other))
+		{
+			case NOBODY:
+				if (cqrs_row_insert_new(CQRS_REL_MESSAGE_ID_0 + tables->current,
+										values, nulls))
+					return true;
+				break;
+			case CONSUMED:
+				return false;
+			case IN_PROGRESS:
+				cqrs_message_tables_close(tables);
+				wait_for(&other);
+				cqrs_message_tables_open(tables);
+				break;
+		}
 		CHECK_FOR_INTERRUPTS();
 	}
 }
@@ -355,14 +364,15 @@ compare_ids(const void *a, const void *b)
  * Who has the message? If another transaction may, *other gets which.
  */
 static Owner
-look(CqrsMessageTables *tables, int current, const Datum *values, Other *other)
+look(CqrsMessageTables *tables, const Datum *values, Other *other)
 {
 	int			i;
 
 	/* What is moved from the first one is seen there, or else in the last. */
 	for (i = 1; i <= CQRS_SEGMENTS; i++)
 	{
-		Owner		owner = look_in_table(tables, (current + i) % CQRS_SEGMENTS,
+		Owner		owner = look_in_table(tables,
+										  (tables->current + i) % CQRS_SEGMENTS,
 										  values, other);
 
 		if (owner != NOBODY)
@@ -400,8 +410,6 @@ look_in_table(CqrsMessageTables *tables, int table, const Datum *values,
 			owner = IN_PROGRESS;
 			other->xid = tables->snapshot.xmin;
 			other->token = tables->snapshot.speculativeToken;
-			other->rel = tables->rels[table];
-			other->tid = slot->tts_tid;
 		}
 	}
 	ExecClearTuple(slot);
@@ -426,10 +434,8 @@ is_of_role(TupleTableSlot *slot, Oid role)
 static void
 wait_for(const Other *other)
 {
-	ItemPointerData tid = other->tid;
-
 	if (other->token != 0)
 		(void) SpeculativeInsertionWait(other->xid, other->token);
 	else
-		XactLockTableWait(other->xid, other->rel, &tid, XLTW_InsertIndex);
+		XactLockTableWait(other->xid, NULL, NULL, XLTW_None);
 }

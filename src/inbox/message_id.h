@@ -31,9 +31,10 @@ enum
 	CQRS_MESSAGE_COLUMNS = CQRS_MESSAGE_ID
 };
 
-/* The tables, while ids are looked up in them. */
+/* The tables, while ids are looked up in them, and the turn is locked. */
 typedef struct CqrsMessageTables
 {
+	int			current;		/* the one that is written */
 	Relation	rels[CQRS_SEGMENTS];
 	Relation	indexes[CQRS_SEGMENTS];
 	IndexScanDesc scans[CQRS_SEGMENTS];

@@ -13,9 +13,10 @@
  * others are consumed, and keeps its last ids; they are no more than it consumed in a
  * retention of its own time.
  *
- * Which ids are old is decided under ACCESS EXCLUSIVE on their table, which is tried, not
- * waited for. Whoever has written one has a lock on it until the end of the transaction;
- * so with the lock, what is not seen is not there. As long as the lock is not to be
+ * Which ids are old is decided with the turn locked, which keeps everybody from looking
+ * into a table meanwhile, and under ACCESS EXCLUSIVE on theirs, which is tried, not waited
+ * for. Whoever has written one has a lock on it until the end of the transaction; so
+ * with these locks, what is not seen is not there. As long as the second one is not to be
  * had, the current table goes on being written.
  *
  * Only one process at a time does this. Ids of a role that is gone are not moved.
@@ -51,7 +52,7 @@ static bool move(int segment);
 static List *list_sources(void);
 static int	move_source(CqrsMessageTables *tables, int segment,
 						const CqrsMessageSource *source, int max);
-static void begin_turn(int segment, TimestampTz now);
+static void forget_sources(void);
 
 /*
  * If the turn is over, and this is the table to be written next, empty it, if that is
@@ -91,8 +92,17 @@ cqrs_message_ids_truncate(int segment, TimestampTz *look_at, int *pid)
 		*look_at = now;
 		if (!move(segment))
 			return state;
+	}
+	forget_sources();
+
+	(void) cqrs_object_lock(CQRS_REL_MESSAGE_TURN, 0, 0, ExclusiveLock, true);
+	if (!is_empty(segment))
+	{
 		if (cqrs_table_in_use(relid, pid) || !cqrs_table_lock(relid))
+		{
+			cqrs_object_unlock(CQRS_REL_MESSAGE_TURN, 0, 0, ExclusiveLock);
 			return CQRS_KEYS_LOCKED;
+		}
 
 		/* All transactions that wrote to it have ended now. */
 		if (!move(segment))
@@ -100,7 +110,9 @@ cqrs_message_ids_truncate(int segment, TimestampTz *look_at, int *pid)
 		cqrs_admin_run(psprintf("TRUNCATE cqrs.message_id_%d", segment), 0);
 		state = CQRS_KEYS_TRUNCATED;
 	}
-	begin_turn(segment, now);
+	cqrs_admin_run("UPDATE cqrs.message_turn SET current = $1, since = $2", 2,
+				   CQRS_INT4(segment),
+				   CQRS_ARG(TIMESTAMPTZOID, TimestampTzGetDatum(now)));
 	*look_at = now + turn_duration();
 	return state;
 }
@@ -241,17 +253,13 @@ move_source(CqrsMessageTables *tables, int segment,
 }
 
 /*
- * Have a table written, which is empty, and forget notes that do not count.
+ * Forget notes about sources that do not count, and those of roles that are gone.
  */
 static void
-begin_turn(int segment, TimestampTz now)
+forget_sources(void)
 {
 	cqrs_admin_run("DELETE FROM cqrs.message_source s"
 				   " WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = s.role_name)"
 				   " OR EXISTS (SELECT FROM cqrs.message_source n WHERE n.source = s.source AND n.role_name = s.role_name"
 				   " AND n.role = s.role AND n.source_time > s.source_time)", 0);
-	(void) cqrs_object_lock(CQRS_REL_MESSAGE_TURN, 0, 0, ExclusiveLock, true);
-	cqrs_admin_run("UPDATE cqrs.message_turn SET current = $1, since = $2", 2,
-				   CQRS_INT4(segment),
-				   CQRS_ARG(TIMESTAMPTZOID, TimestampTzGetDatum(now)));
 }
