@@ -19,6 +19,7 @@
 static bool is_told(CqrsRelay *relay, const CqrsParked *parked,
 					const ErrorData *error);
 static bool is_told_of_end(CqrsRelay *relay, const CqrsParked *parked);
+static bool parked_may_go(CqrsRelay *relay, const CqrsParked *parked);
 
 /*
  * Record that the event at this position failed: a parked one, or the first
@@ -116,6 +117,25 @@ is_told_of_end(CqrsRelay *relay, const CqrsParked *parked)
 }
 
 /*
+ * May this parked event be tried now, by the rate of its key? If not, it is put off.
+ */
+static bool
+parked_may_go(CqrsRelay *relay, const CqrsParked *parked)
+{
+	CqrsEvent	event;
+	TimestampTz due_at;
+	int			attempts;
+
+	if (relay->subscription->key_interval == 0 ||
+		!cqrs_parked_read(&relay->cursor, parked->position, NULL, &event,
+						  &attempts) ||
+		cqrs_key_may_go(relay->subscription, &event, &due_at))
+		return true;
+	cqrs_parked_put_off(&relay->cursor, parked->position, due_at);
+	return false;
+}
+
+/*
  * Choose the event to deliver next, park it if it is not parked yet, and count
  * the attempt. Returns its position, or 0 if there is none now. The caller
  * commits, and then has cqrs_target_deliver() deliver it.
@@ -127,6 +147,7 @@ cqrs_target_announce(CqrsSubscription *subscription, int partition,
 	CqrsRelay	relay;
 	CqrsEvent	event;
 	CqrsParked	parked;
+	TimestampTz due_at;
 	int64		position = 0;
 
 	(void) cqrs_relay_begin(&relay, subscription, partition, true);
@@ -134,14 +155,20 @@ cqrs_target_announce(CqrsSubscription *subscription, int partition,
 		   cqrs_parked_due(&relay.cursor, cqrs_wall_now(), &parked))
 	{
 		if (!is_told_of_end(&relay, &parked) &&
+			parked_may_go(&relay, &parked) &&
 			cqrs_parked_begin_attempt(&parked, relay.subscription,
 									  &relay.cursor))
 			position = parked.position;
 		cqrs_parked_close(&relay.cursor);
 		cqrs_cursor_append(&relay.cursor);
 	}
-	if (position == 0 && cqrs_relay_next(&relay, 1, &event))
+	while (position == 0 && cqrs_relay_next(&relay, 1, &event))
 	{
+		if (!cqrs_key_may_go(relay.subscription, &event, &due_at))
+		{
+			cqrs_relay_park(&relay, &event, due_at);
+			continue;
+		}
 		cqrs_park(relay.subscription, &relay.cursor, &event, NULL);
 		position = event.position;
 		if (cqrs_parked_find(&relay.cursor, position, &parked))

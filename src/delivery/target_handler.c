@@ -20,8 +20,10 @@
  *	  the batch's transaction. An error is an event's fault only if no other
  *	  event was handled before it in its transaction. Otherwise, it is parked
  *	  without an attempt, and tried again at the beginning of the next batch.
- *	  With a rate, no call is made twice: all are called apart from the
- *	  beginning, and each that is handled is the last of its batch.
+ *	  With a rate, or one for each key, no call is made twice: all are called
+ *	  apart from the beginning, and each that is handled is the last of its
+ *	  batch. An event whose key has no token is parked, and is due when there
+ *	  is one; what comes after it in its lane waits behind it, as ever.
  *	  A handler that takes several events is called once in a batch, with all of
  *	  them; after an error, it gets half as many, until one that fails is found:
  *	  that and the next are called apart. From then on, it gets twice as many
@@ -87,6 +89,7 @@ static int	deliver_parked(CqrsBatch *batch, int64 position, TimestampTz now);
 static bool deliver_parked_event(CqrsBatch *batch, const CqrsParked *parked,
 								 int64 position);
 static int	deliver_new(CqrsBatch *batch);
+static bool next_event(CqrsBatch *batch, CqrsEvent *event);
 static bool handle(CqrsBatch *batch, const CqrsEvent *event,
 				   const CqrsParked *parked, int attempts, bool apart);
 static void note_handled(CqrsBatch *batch);
@@ -157,8 +160,12 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 		relay->deadline = TimestampTzPlusMilliseconds(relay->began,
 													  cqrs_batch_duration);
 		batch.deadline = relay->deadline;
-		batch.paced = relay->subscription->rate_interval != 0;
+		batch.paced = relay->subscription->rate_interval != 0 ||
+			relay->subscription->key_interval != 0;
 		delivery->paced = batch.paced;
+
+		/* Not if it must not be forgotten why it is alone. */
+		batch.key_paced = relay->subscription->key_interval != 0 && !alone;
 		batch.one |= relay->subscription->event_transactions ||
 			batch.paced;
 		batch.is_short = relay->subscription->event_transactions ||
@@ -394,6 +401,12 @@ deliver_parked_event(CqrsBatch *batch, const CqrsParked *parked, int64 position)
 		cqrs_parked_done(parked, cursor);
 		return true;
 	}
+	if (position == 0 && !cqrs_batch_key_may_go(batch, &event, true))
+	{
+		cqrs_batch_did_not_call(batch);
+		MemoryContextReset(batch->per_event);
+		return false;
+	}
 	if (!handle(batch, &event, parked,
 				position != 0 ? attempts - 1 : attempts,
 				position == 0 && parked->failed_at != 0))
@@ -414,7 +427,7 @@ deliver_new(CqrsBatch *batch)
 	batch->underway.parked = false;
 	while (!batch->stop && cqrs_batch_may_call(batch))
 	{
-		if (!cqrs_relay_next(relay, CQRS_BATCH_EVENTS, &event))
+		if (!next_event(batch, &event))
 		{
 			cqrs_batch_did_not_call(batch);
 			break;
@@ -426,6 +439,19 @@ deliver_new(CqrsBatch *batch)
 			(void) handle(batch, &event, NULL, 0, false);
 	}
 	return relay->nevents + relay->nothers;
+}
+
+/*
+ * The next new event for which the handler may be called. Returns false if there is
+ * none.
+ */
+static bool
+next_event(CqrsBatch *batch, CqrsEvent *event)
+{
+	while (cqrs_relay_next(&batch->relay, CQRS_BATCH_EVENTS, event))
+		if (cqrs_batch_key_may_go(batch, event, false))
+			return true;
+	return false;
 }
 
 /*
