@@ -16,8 +16,8 @@
 #include "retry/retry.h"
 #include "shared/clock.h"
 
-static bool is_told(CqrsRelay *relay, const CqrsParked *parked,
-					const ErrorData *error);
+static bool next_failed(CqrsRelay *relay, int64 position,
+						const ErrorData *error, const CqrsFault *fault);
 static bool is_told_of_end(CqrsRelay *relay, const CqrsParked *parked);
 static bool parked_may_go(CqrsRelay *relay, const CqrsParked *parked);
 
@@ -32,46 +32,23 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 				   int64 position, const ErrorData *error, bool counted)
 {
 	CqrsRelay	relay;
-	CqrsEvent	event;
 	CqrsParked	parked;
 	CqrsFault	fault = cqrs_fault_of(error);
-	bool		recorded = false;
+	bool		recorded = true;
 
 	(void) cqrs_relay_begin(&relay, subscription, partition, true);
 	if (cqrs_parked_find(&relay.cursor, position, &parked))
 	{
-		if (!is_told(&relay, &parked, error))
+		if (!cqrs_parked_is_told(&parked, relay.subscription, &relay.cursor,
+								 cqrs_tell_failure, error))
 			cqrs_parked_failed(&parked, relay.subscription, &relay.cursor,
 							   &fault, counted);
 		cqrs_parked_close(&relay.cursor);
 		cqrs_cursor_append(&relay.cursor);
-		recorded = true;
 	}
 	else
 	{
-		if (cqrs_relay_next(&relay, 1, &event))
-		{
-			bool		told = event.position == position &&
-			cqrs_tell_failure(relay.subscription, &event, error);
-
-			relay.nevents = told ? 1 : 0;
-			if (event.position == position)
-			{
-				if (!told)
-				{
-					cqrs_park(relay.subscription, &relay.cursor, &event,
-							  &fault);
-					relay.nothers++;
-				}
-				recorded = true;
-			}
-			else
-			{
-				/* An event of a late transaction comes first now. */
-				relay.last = relay.cursor.position;
-				cqrs_window_unread(relay.window, relay.last);
-			}
-		}
+		recorded = next_failed(&relay, position, error, &fault);
 
 		/* What was parked on the way there must not be read again. */
 		cqrs_parked_close(&relay.cursor);
@@ -83,20 +60,31 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 }
 
 /*
- * Tell the handler that this parked event failed. If it deals with that, the event
- * is no longer parked.
+ * The first event behind the cursor failed, if it is at this position: tell the handler
+ * or, if that does not deal with it, park the event. Returns false if it is another one.
  */
 static bool
-is_told(CqrsRelay *relay, const CqrsParked *parked, const ErrorData *error)
+next_failed(CqrsRelay *relay, int64 position, const ErrorData *error,
+			const CqrsFault *fault)
 {
 	CqrsEvent	event;
-	int			attempts;
 
-	if (!cqrs_parked_read(&relay->cursor, parked->position, NULL, &event,
-						  &attempts) ||
-		!cqrs_tell_failure(relay->subscription, &event, error))
+	if (!cqrs_relay_next(relay, 1, &event))
 		return false;
-	cqrs_parked_done(parked, &relay->cursor);
+	if (event.position != position)
+	{
+		/* An event of a late transaction comes first now. */
+		relay->nevents = 0;
+		relay->last = relay->cursor.position;
+		cqrs_window_unread(relay->window, relay->last);
+		return false;
+	}
+	if (!cqrs_tell_failure(relay->subscription, &event, error))
+	{
+		cqrs_park(relay->subscription, &relay->cursor, &event, fault);
+		relay->nevents = 0;
+		relay->nothers++;
+	}
 	return true;
 }
 
@@ -113,7 +101,8 @@ is_told_of_end(CqrsRelay *relay, const CqrsParked *parked)
 		return false;
 	error.sqlerrcode = ERRCODE_CRASH_SHUTDOWN;
 	error.message = "the server process ended while it was done";
-	return is_told(relay, parked, &error);
+	return cqrs_parked_is_told(parked, relay->subscription, &relay->cursor,
+							   cqrs_tell_failure, &error);
 }
 
 /*
