@@ -239,7 +239,7 @@ begin_transaction(void)
 
 /*
  * Choose the event to deliver next, and count the attempt beforehand, if the
- * subscription's rate allows one.
+ * subscription's rate, and its key's, allow one.
  */
 bool
 cqrs_job_announce(CqrsSubscription *subscription, CqrsJob *job)

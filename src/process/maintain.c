@@ -88,8 +88,8 @@ typedef struct Kept
 {
 	const char *what;
 	const int  *retention;		/* the setting */
-	CqrsIdempotencyState (*truncate) (int segment, TimestampTz *look_at,
-									  int *pid);
+	CqrsTableState (*truncate) (int segment, TimestampTz *look_at,
+								int *pid);
 	TimestampTz look_at;		/* when to look at it again ... */
 	int			kept_for;		/* ... and the setting the last time */
 } Kept;
@@ -491,7 +491,7 @@ maintain_kept(void *arg)
 		TimestampTz next;
 		int			pid;
 
-		if (one->truncate(i, &next, &pid) == CQRS_KEYS_LOCKED)
+		if (one->truncate(i, &next, &pid) == CQRS_TABLE_LOCKED)
 			next = TimestampTzPlusMilliseconds(pass_began, LONGEST_WAIT);
 		else
 			next = cqrs_steady_from_wall(next);
@@ -562,11 +562,11 @@ maintain_kept_by_hand(const Kept *one, Tuplestorestate *store, TupleDesc desc)
 	{
 		TimestampTz look_at;
 		int			pid;
-		CqrsIdempotencyState state = one->truncate(i, &look_at, &pid);
+		CqrsTableState state = one->truncate(i, &look_at, &pid);
 
-		if (state != CQRS_KEYS_KEPT)
+		if (state != CQRS_TABLE_KEPT)
 			put_row(store, desc, NULL,
-					state == CQRS_KEYS_TRUNCATED ? "truncated" : "held", i,
+					state == CQRS_TABLE_TRUNCATED ? "truncated" : "held", i,
 					one->what, pid);
 	}
 }

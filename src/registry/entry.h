@@ -130,6 +130,7 @@ typedef struct CqrsSubscription
 	char	   *search_path;	/* of a handler; see search_path.c */
 	int64		rate_interval;	/* in nanoseconds: how long a call of the
 								 * handler takes of its rate; 0: no limit */
+	int64		key_interval;	/* the same for events of one key */
 	bool		runs_commands;	/* its owner's; see enqueue.c */
 	bool		runs_sagas;		/* their steps; see run.c */
 	bool		routes_to_sagas;	/* what they wait for; see router.c */

@@ -99,6 +99,7 @@ enum
 	SUBSCRIPTION_TRANSACTION,
 	SUBSCRIPTION_SEARCH_PATH,
 	SUBSCRIPTION_RATE,
+	SUBSCRIPTION_KEY_RATE,
 	SUBSCRIPTION_RUNS,
 	SUBSCRIPTION_PARTITIONS,
 	SUBSCRIPTION_ORDERING,
@@ -501,6 +502,9 @@ add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 	if (!cqrs_rate_parse(TextDatumGetCString(values[SUBSCRIPTION_RATE - 1]),
 						 &subscription->rate_interval))
 		subscription->rate_interval = 0;
+	if (!cqrs_rate_parse(TextDatumGetCString(values[SUBSCRIPTION_KEY_RATE - 1]),
+						 &subscription->key_interval))
+		subscription->key_interval = 0;
 	runs = nulls[SUBSCRIPTION_RUNS - 1] ? "" :
 		TextDatumGetCString(values[SUBSCRIPTION_RUNS - 1]);
 	subscription->runs_commands = strcmp(runs, "commands") == 0;
