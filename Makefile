@@ -41,7 +41,7 @@ OBJS_saga = awaited.o definition.o entry.o keep.o lane.o machine.o message.o rec
 	register.o router.o run.o saga_dry_run.o saga_queue.o saga_wait.o signal.o start.o steer.o
 OBJS_monitor = breaker_status.o diagram.o health.o subscription_status.o \
 	topic_status.o worker_status.o
-OBJS_process = broker_job.o epoch_close.o handler_job.o job.o launcher.o \
+OBJS_process = assign.o broker_job.o epoch_close.o handler_job.o job.o launcher.o \
 	maintain.o manager.o notify.o process.o schedule.o topic_poll.o \
 	utility.o worker.o
 

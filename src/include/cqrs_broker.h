@@ -36,9 +36,9 @@
  * A connection with a source consumes; its module has the callbacks assign(),
  * receive() and settle(), which are called instead of publish() and poll().
  *
- * 5. After startup(), and whenever its part changes, assign() says which
- *	  partitions of the source to consume, and from where. A source without
- *	  partitions is one, of number 0.
+ * 5. After startup(), once the number of partitions is known, assign() says
+ *	  which of them to consume, and from where: once for each connection. A
+ *	  source without partitions is one, of number 0.
  * 6. receive() hands over what has come, by calling received(), in the order of
  *	  each partition. A message is the module's, and stays as it is, until it is
  *	  settled or shutdown() is called. No more is handed over, and not settled,
@@ -49,21 +49,19 @@
  *	  when the connection ends, comes again: from a source whose offsets the
  *	  core keeps, because it is assigned from there; from another, because the
  *	  broker has kept it.
- * 8. After an assign(), nothing may be received that was on its way for an
- *	  earlier one.
  *
  * Exactly once
  *
  * A connection with a transactional_id publishes in transactions of the broker's;
  * its module has the callbacks begin(), commit(), abort() and read_record().
  *
- * 9. startup() ends every other connection of that transactional_id, for good,
+ * 8. startup() ends every other connection of that transactional_id, for good,
  *	  and what it had not committed.
- * 10. publish() and poll() are called as above, between begin() and commit() or
+ * 9. publish() and poll() are called as above, between begin() and commit() or
  *	  abort(). CONFIRMED means that the broker has the message, and shows it once
  *	  the transaction is committed.
- * 11. commit() writes a record in the same transaction, which replaces the last
- *	  one of this transactional_id. read_record() returns the last one
+ * 10. commit() writes a record in the same transaction, which replaces the
+ *	  last one of this transactional_id. read_record() returns the last one
  *	  committed.
  *
  *-------------------------------------------------------------------------
@@ -196,8 +194,8 @@ typedef struct CqrsBrokerReceived
 /* Where to begin to consume a partition, if not at an offset. */
 #define CQRS_BROKER_OFFSET_EARLIEST		(-2)	/* the first that there is */
 #define CQRS_BROKER_OFFSET_LATEST		(-1)	/* what comes from now on */
-#define CQRS_BROKER_OFFSET_TIME			(-3)	/* the first with this timestamp
-												 * or a later one */
+#define CQRS_BROKER_OFFSET_TIME			(-3)	/* the first with this
+												 * timestamp or a later one */
 
 /*
  * What is to be consumed of a partition.
@@ -269,9 +267,9 @@ typedef struct CqrsBrokerConnection
 	CqrsBrokerReport report;	/* not for check() */
 
 	/*
-	 * For receive() to call: a message has come, or something about the source
-	 * is known. A notice is behind the messages received before it. It is
-	 * copied.
+	 * For receive() to call: a message has come, or something about the
+	 * source is known. A notice is behind the messages received before it. It
+	 * is copied.
 	 */
 	void		(*received) (const struct CqrsBrokerConnection *connection,
 							 CqrsBrokerReceived *message);
@@ -354,25 +352,26 @@ typedef struct CqrsBrokerModule
 
 	/*
 	 * For consuming; all NULL if the module cannot. With keeps_offsets, the
-	 * broker has partitions with offsets, which the core keeps; otherwise, the
-	 * broker keeps what is not acknowledged.
+	 * broker has partitions with offsets, which the core keeps; otherwise,
+	 * the broker keeps what is not acknowledged.
 	 */
 	bool		keeps_offsets;
 
 	/*
-	 * Consume these n partitions, and no others. Returns false, and sets error,
-	 * if the connection is lost.
+	 * Consume these n partitions. Returns false, and sets error, if the
+	 * connection is lost.
 	 */
 	bool		(*assign) (void *state, const CqrsBrokerPosition *positions,
 						   int n, char *error);
 
 	/*
-	 * Hand over what has come, without waiting for more, but no more than most
-	 * messages, nor more once they have these bytes in keys and bodies; most may
-	 * be 0. Answer heartbeats, and send our own. Called when fd() is readable,
-	 * after settle(), and once a second. Returns false, and sets error, if the
-	 * connection is lost. If it returns true and sets error, the connection
-	 * stands, but nothing can be consumed at present, or not all.
+	 * Hand over what has come, without waiting for more, but no more than
+	 * most messages, nor more once they have these bytes in keys and bodies;
+	 * most may be 0. Answer heartbeats, and send our own. Called when fd() is
+	 * readable, after settle(), and once a second, also before assign().
+	 * Returns false, and sets error, if the connection is lost. If it returns
+	 * true and sets error, the connection stands, but nothing can be consumed
+	 * at present, or not all.
 	 */
 	bool		(*receive) (void *state, int most, size_t bytes, char *error);
 
@@ -386,14 +385,14 @@ typedef struct CqrsBrokerModule
 
 	/*
 	 * For publishing in transactions; all NULL if the module cannot. Each
-	 * returns false, and sets error, if the connection is lost; after commit(),
-	 * whether the transaction was committed is not known then.
+	 * returns false, and sets error, if the connection is lost; after
+	 * commit(), whether the transaction was committed is not known then.
 	 *
 	 * commit() waits until all that was published is with the broker, and the
 	 * transaction committed, with this record of at most
-	 * CQRS_BROKER_RECORD_SIZE - 1 bytes. If the broker did not take a message,
-	 * or the transaction cannot be committed for another reason, it is aborted,
-	 * *committed false, and the messages were reported.
+	 * CQRS_BROKER_RECORD_SIZE - 1 bytes. If the broker did not take a
+	 * message, or the transaction cannot be committed for another reason, it
+	 * is aborted, *committed false, and the messages were reported.
 	 *
 	 * read_record() waits for the broker's answer; record, of
 	 * CQRS_BROKER_RECORD_SIZE bytes, is empty if there is none.

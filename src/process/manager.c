@@ -72,6 +72,7 @@
 #include "extension/catalog.h"
 #include "extension/version.h"
 #include "log/tick.h"
+#include "process/assign.h"
 #include "process/epoch_close.h"
 #include "process/launcher.h"
 #include "process/maintain.h"
@@ -393,9 +394,9 @@ work(void)
 		look(&found);
 	if (!seen)
 		return -1;
-	wait = cqrs_schedule_assign(my_slot, my_database_name);
+	wait = cqrs_assign_workers(my_slot, my_database_name);
 	if (tick_due && tick() && cqrs_schedule_has_brokers())
-		wait = cqrs_schedule_assign(my_slot, my_database_name);
+		wait = cqrs_assign_workers(my_slot, my_database_name);
 	wait = cqrs_epoch_next(my_slot, seen_look, wait);
 	wait = cqrs_notify_next(wait);
 	wait = cqrs_release_next(my_slot, wait);
@@ -416,16 +417,16 @@ time_to_rest(TimestampTz now)
 	bool		careful;
 
 	if (pg_atomic_read_u32(&my_slot->pending) != 0 || look_at_all ||
-		cqrs_schedule_busy() || work_due <= now)
+		cqrs_assign_busy() || work_due <= now)
 		active_at = now;
 	if (asked != 0)
-		resting = cqrs_schedule_may_end() ||
+		resting = cqrs_assign_may_end() ||
 			TimestampDifferenceExceeds(asked, now, LONGEST_STAY);
 	else
 		resting = cqrs_manager_idle_timeout >= 0 &&
 			TimestampDifferenceExceeds(active_at, now,
 									   cqrs_manager_idle_timeout) &&
-			cqrs_schedule_may_end() && !cqrs_schedule_uneasy(&careful);
+			cqrs_assign_may_end() && !cqrs_schedule_uneasy(&careful);
 	if (!resting)
 		return false;
 

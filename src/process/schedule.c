@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * schedule.c
- *	  Which cursors of a database have something to get, and which worker
- *	  delivers which. Only the manager uses this; manager.c has the protocol.
+ *	  Which cursors of a database have something to get. Only the manager uses
+ *	  this; manager.c has the protocol, and assign.c says who delivers them.
  *
  * A cursor is due up to a look. It stays in the list of those that may have
  * something to do until a worker has drained it up to there, and nothing of it
@@ -10,76 +10,18 @@
  * served, so if there are more of them than workers, each gets its turn. A
  * manager that has just started knows no such order, and begins with any.
  *
- * Databases take turns, too. A manager that finds no worker notes since when it
- * waits, and when it last looked; others leave it one of the workers that are
- * idle or unused.
- *
- * Times are steady ones (see clock.c), also those that a worker leaves in its
- * slot.
- *
  *-------------------------------------------------------------------------
  */
 #include "base/cqrs_outbox.h"
 
 #include "common/hashfn.h"
-#include "lib/ilist.h"
-#include "postmaster/bgworker.h"
 #include "utils/memutils.h"
-#include "utils/timestamp.h"
 
-#include "base/backoff.h"
 #include "base/hash.h"
 #include "delivery/relay.h"
-#include "process/process.h"
 #include "process/schedule.h"
 #include "registry/registry.h"
 #include "shared/clock.h"
-#include "shared/database.h"
-
-/* How often to look whether a worker can be had, in milliseconds. */
-#define CONTENDED_WAIT	1000
-
-/*
- * The same if the server has no process for it, doubling: one may have just
- * ended without the postmaster knowing yet.
- */
-#define FIRST_EXHAUSTED_WAIT	10
-
-/*
- * A database that waits, but has not looked for this long, loses its
- * precedence; in milliseconds.
- */
-#define LONGEST_PRECEDENCE	3000
-
-/*
- * A worker that has not attached after this time never will; in milliseconds.
- */
-#define LONGEST_START	60000
-
-typedef struct ScheduledKey
-{
-	int32		subscription_id;
-	int32		partition;
-} ScheduledKey;
-
-/* A cursor that workers deliver, as the manager sees it. */
-typedef struct Scheduled
-{
-	ScheduledKey key;			/* hash key */
-	Oid			owner;
-	bool		broker;
-	int64		due_look;		/* has events up to this look */
-	int64		drained_look;	/* and none up to this one */
-	bool		unfinished;		/* its worker left something to do */
-	TimestampTz retry_at;		/* a parked event may be tried then; 0: none */
-	TimestampTz failed_until;	/* nothing can be done before */
-	TimestampTz retried_at;		/* the subscription's */
-	int			failures;		/* of its workers, in a row */
-	int			careful;		/* see worker.c */
-	bool		listed;			/* in due_list */
-	dlist_node	node;
-	uint64		generation;		/* of the registry that has it */
-} Scheduled;
 
 /* What is scheduled, as of a registry generation. */
 static HTAB *schedule = NULL;
@@ -103,31 +45,9 @@ static List *epochs = NIL;
 
 static bool has_brokers = false;
 
-static bool said_exhausted = false;
-
-/* The server had no process for a worker, so often in a row. */
-static int	exhausted = 0;
-
-/* What the last call of cqrs_schedule_assign() left. */
-static bool any_waiting = false;	/* for a worker */
-static bool any_due = false;	/* now, even if a worker is at it */
-static bool any_starting = false;	/* a worker is */
-
 static void schedule_subscription(CqrsSubscription *subscription,
 								  uint64 generation, bool first,
 								  bool careful);
-static void make_due(Scheduled *scheduled);
-static int	spare_workers(const CqrsDatabaseSlot *mine, TimestampTz now,
-						  bool *across);
-static long note_exhausted(CqrsDatabaseSlot *slot, long wait);
-static bool is_any_starting(void);
-static void note_results(CqrsDatabaseSlot *slot, TimestampTz now);
-static void forget_lost_starts(TimestampTz now);
-static void make_all_careful(void);
-static bool assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
-						  TimestampTz now, int *spare);
-static void reuse_slot(CqrsWorkerSlot *worker);
-static bool start_worker(CqrsWorkerSlot *worker);
 
 /*
  * Bring the schedule up to the registry. What is new in it is due. The first
@@ -140,15 +60,15 @@ cqrs_schedule_refresh(bool careful)
 	bool		first = schedule == NULL;
 	HASH_SEQ_STATUS status;
 	CqrsSubscription *subscription;
-	Scheduled  *scheduled;
+	CqrsScheduled *scheduled;
 
 	if (generation == schedule_generation)
 		return;
 	if (first)
 	{
 		first_order = (uint32) cqrs_steady_now();
-		schedule = cqrs_hash_create("cqrs schedule", sizeof(ScheduledKey),
-									sizeof(Scheduled), TopMemoryContext);
+		schedule = cqrs_hash_create("cqrs schedule", sizeof(CqrsScheduledKey),
+									sizeof(CqrsScheduled), TopMemoryContext);
 		topics_context = AllocSetContextCreate(TopMemoryContext,
 											   "cqrs schedule",
 											   ALLOCSET_DEFAULT_SIZES);
@@ -198,116 +118,14 @@ cqrs_schedule_due(const CqrsTopicSet *topics, int64 look, bool brokers)
 			continue;
 		foreach(lc, scheduled_by_bit[bit])
 		{
-			Scheduled  *scheduled = (Scheduled *) lfirst(lc);
+			CqrsScheduled *scheduled = (CqrsScheduled *) lfirst(lc);
 
 			if (scheduled->broker != brokers)
 				continue;
 			scheduled->due_look = look;
-			make_due(scheduled);
+			cqrs_schedule_make_due(scheduled);
 		}
 	}
-}
-
-/*
- * Have workers deliver what is due. Returns how long until there is something
- * else to do, in milliseconds; -1: until woken.
- */
-long
-cqrs_schedule_assign(CqrsDatabaseSlot *slot, const char *database_name)
-{
-	TimestampTz now = cqrs_steady_now();
-	TimestampTz next = 0;
-	long		wait = -1;
-	int			spare;
-	bool		across;
-	bool		lasts;
-	dlist_mutable_iter iter;
-
-	any_waiting = any_due = false;
-	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
-	slot->next_due = DT_NOEND;
-	forget_lost_starts(now);
-	note_results(slot, now);
-	if (slot->worker_forgotten && schedule != NULL)
-	{
-		make_all_careful();
-		slot->worker_forgotten = false;
-	}
-	slot->exhausted = false;
-	slot->assigned_at = now;
-	spare = spare_workers(slot, now, &across);
-	dlist_foreach_modify(iter, &due_list)
-	{
-		Scheduled  *scheduled = dlist_container(Scheduled, node, iter.cur);
-		TimestampTz when = 0;
-
-		if (scheduled->due_look <= scheduled->drained_look &&
-			!scheduled->unfinished)
-		{
-			if (scheduled->retry_at == 0)
-			{
-				dlist_delete(&scheduled->node);
-				scheduled->listed = false;
-				continue;
-			}
-			when = scheduled->retry_at;
-		}
-		when = Max(when, scheduled->failed_until);
-		if (when > now)
-		{
-			next = next == 0 ? when : Min(next, when);
-			continue;
-		}
-		any_due = true;
-		if (!assign_worker(slot, scheduled, now, &spare))
-			any_waiting = true;
-	}
-	if (any_waiting)
-	{
-		/* Before a worker is done: it wakes us only if it sees this. */
-		pg_atomic_write_u32(&cqrs_shared->contended,
-							across ? CQRS_CONTENDED_ACROSS :
-							CQRS_CONTENDED_WITHIN);
-		wait = CONTENDED_WAIT;
-	}
-	if (!any_waiting)
-		slot->waiting_since = 0;
-	else if (slot->waiting_since == 0)
-		slot->waiting_since = now;
-	wait = note_exhausted(slot, wait);
-	lasts = slot->exhausted;
-	any_starting = is_any_starting();
-	LWLockRelease(cqrs_shared->lock);
-
-	if (lasts && !said_exhausted)
-		ereport(LOG,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("out of background worker slots for cqrs_outbox in database \"%s\"",
-						database_name),
-				 errhint("Raise max_worker_processes.")));
-	said_exhausted = lasts;
-
-	return next == 0 ? wait : cqrs_sooner(wait, now, next);
-}
-
-/*
- * Is there something to deliver now, even if workers are at it?
- */
-bool
-cqrs_schedule_busy(void)
-{
-	return any_due;
-}
-
-/*
- * May the manager end? Not while a cursor waits for a worker, as it would lose
- * its place; nor while a worker is starting, as nobody would notice if it
- * never came.
- */
-bool
-cqrs_schedule_may_end(void)
-{
-	return !any_waiting && !any_starting;
 }
 
 /*
@@ -318,7 +136,7 @@ bool
 cqrs_schedule_uneasy(bool *careful)
 {
 	HASH_SEQ_STATUS status;
-	Scheduled  *scheduled;
+	CqrsScheduled *scheduled;
 	bool		failing = false;
 
 	*careful = false;
@@ -331,6 +149,68 @@ cqrs_schedule_uneasy(bool *careful)
 		failing |= scheduled->failures > 0;
 	}
 	return *careful || failing;
+}
+
+/*
+ * Was there a refresh yet?
+ */
+bool
+cqrs_schedule_exists(void)
+{
+	return schedule != NULL;
+}
+
+/*
+ * A cursor that is scheduled; NULL if it is not.
+ */
+CqrsScheduled *
+cqrs_schedule_find(int32 subscription_id, int32 partition)
+{
+	CqrsScheduledKey key = {subscription_id, partition};
+
+	return schedule == NULL ? NULL :
+		hash_search(schedule, &key, HASH_FIND, NULL);
+}
+
+/*
+ * Cursors that may have something to do, in the order in which they were last
+ * served.
+ */
+dlist_head *
+cqrs_schedule_due_list(void)
+{
+	return &due_list;
+}
+
+/*
+ * A cursor may have something to do.
+ */
+void
+cqrs_schedule_make_due(CqrsScheduled *scheduled)
+{
+	if (scheduled->listed)
+		return;
+	dlist_push_tail(&due_list, &scheduled->node);
+	scheduled->listed = true;
+}
+
+/*
+ * A worker was lost, and it is not known any more which cursor it delivered:
+ * be careful with all of them.
+ */
+void
+cqrs_schedule_all_careful(void)
+{
+	HASH_SEQ_STATUS status;
+	CqrsScheduled *scheduled;
+
+	hash_seq_init(&status, schedule);
+	while ((scheduled = hash_seq_search(&status)) != NULL)
+	{
+		scheduled->careful = CQRS_BATCH_EVENTS;
+		scheduled->unfinished = true;
+		cqrs_schedule_make_due(scheduled);
+	}
 }
 
 /*
@@ -389,14 +269,14 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 	}
 	for (i = 0; !is_pulled && i < subscription->partitions; i++)
 	{
-		ScheduledKey key = {subscription->subscription_id, i};
-		Scheduled  *scheduled;
+		CqrsScheduledKey key = {subscription->subscription_id, i};
+		CqrsScheduled *scheduled;
 		bool		found;
 
 		scheduled = hash_search(schedule, &key, HASH_ENTER, &found);
 		if (!found)
 		{
-			memset(scheduled, 0, sizeof(Scheduled));
+			memset(scheduled, 0, sizeof(CqrsScheduled));
 			scheduled->key = key;
 			scheduled->retried_at = subscription->retried_at;
 			scheduled->unfinished = true;
@@ -417,7 +297,7 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 			scheduled->retried_at = subscription->retried_at;
 			scheduled->unfinished = true;
 			scheduled->failed_until = 0;
-			make_due(scheduled);
+			cqrs_schedule_make_due(scheduled);
 		}
 		scheduled->broker = subscription->server != NULL;
 		for (j = 0; j < subscription->ntopics; j++)
@@ -439,362 +319,4 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 		}
 	}
 	MemoryContextSwitchTo(oldcontext);
-}
-
-/*
- * How many workers this database may take besides those at work: those that are
- * idle or unused, less one for each database that has waited for longer.
- * *across gets whether another database has any. The lock is held.
- */
-static int
-spare_workers(const CqrsDatabaseSlot *mine, TimestampTz now, bool *across)
-{
-	int			spare = 0;
-	int			i;
-
-	*across = false;
-	for (i = 0; i < cqrs_shared->nworkers; i++)
-	{
-		CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
-
-		if (worker->state < CQRS_WORKER_STARTING ||
-			(worker->state == CQRS_WORKER_IDLE &&
-			 worker->request == worker->served))
-			spare++;
-		if (worker->state >= CQRS_WORKER_STARTING &&
-			worker->dboid != mine->dboid)
-			*across = true;
-	}
-	for (i = 0; i < cqrs_shared->nused; i++)
-	{
-		CqrsDatabaseSlot *slot = &cqrs_shared->databases[i];
-
-		if (slot != mine && slot->state == CQRS_DATABASE_RUNNING &&
-			slot->waiting_since != 0 &&
-			(mine->waiting_since == 0 ||
-			 slot->waiting_since < mine->waiting_since) &&
-			!TimestampDifferenceExceeds(slot->assigned_at, now,
-										LONGEST_PRECEDENCE))
-			spare--;
-	}
-	return spare;
-}
-
-/*
- * How long to wait: as long as wait, unless the server had no process for a
- * worker. Only if that lasts, it stays in the slot for all to see. The lock is
- * held.
- */
-static long
-note_exhausted(CqrsDatabaseSlot *slot, long wait)
-{
-	if (!slot->exhausted)
-	{
-		exhausted = 0;
-		return wait;
-	}
-	wait = cqrs_backoff_exact(FIRST_EXHAUSTED_WAIT, CONTENDED_WAIT,
-							  ++exhausted);
-	slot->exhausted = wait == CONTENDED_WAIT;
-	return wait;
-}
-
-/*
- * Was a worker of this database asked for that is not there yet? The lock is
- * held.
- */
-static bool
-is_any_starting(void)
-{
-	int			i;
-
-	for (i = 0; i < cqrs_shared->nworkers; i++)
-	{
-		CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
-
-		if (worker->state == CQRS_WORKER_STARTING && worker->pid == 0 &&
-			worker->dboid == MyDatabaseId)
-			return true;
-	}
-	return false;
-}
-
-static void
-make_due(Scheduled *scheduled)
-{
-	if (scheduled->listed)
-		return;
-	dlist_push_tail(&due_list, &scheduled->node);
-	scheduled->listed = true;
-}
-
-/*
- * Note what the workers of this database have done. The slot tells whose
- * worker was lost last, until that cursor is drained, or scheduled no more.
- * The lock is held.
- */
-static void
-note_results(CqrsDatabaseSlot *slot, TimestampTz now)
-{
-	ScheduledKey failed = {slot->failed_subscription, slot->failed_partition};
-	Scheduled  *lost;
-	int			i;
-
-	for (i = 0; i < cqrs_shared->nworkers; i++)
-	{
-		CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
-		ScheduledKey key = {worker->subscription_id, worker->partition};
-		Scheduled  *scheduled;
-
-		/* A worker that ended by itself may have left something to note. */
-		if (worker->dboid != MyDatabaseId ||
-			(worker->state == CQRS_WORKER_FREE &&
-			 worker->request != worker->served))
-			continue;
-		scheduled = schedule == NULL ? NULL :
-			hash_search(schedule, &key, HASH_FIND, NULL);
-		if (worker->state == CQRS_WORKER_FAILED)
-		{
-			/* An event may have made it end. */
-			if (scheduled != NULL)
-			{
-				scheduled->failed_until =
-					TimestampTzPlusMilliseconds(now,
-												cqrs_restart_wait(scheduled->failures++));
-				scheduled->careful = CQRS_BATCH_EVENTS;
-				scheduled->unfinished = true;
-				make_due(scheduled);
-				failed = key;
-			}
-			worker->state = CQRS_WORKER_FREE;
-			continue;
-		}
-
-		/* No other cursor can use its connection, nor can another owner. */
-		if (worker->broker && schedule != NULL &&
-			(scheduled == NULL || scheduled->owner != worker->owner) &&
-			worker->state == CQRS_WORKER_IDLE && !worker->stop)
-		{
-			worker->stop = true;
-			SetLatch(worker->latch);
-		}
-		if (worker->noted || worker->served == 0)
-			continue;
-		worker->noted = true;
-		if (scheduled == NULL)
-			continue;
-		if (worker->drained_look > scheduled->drained_look)
-		{
-			scheduled->drained_look = worker->drained_look;
-			scheduled->failures = 0;
-		}
-		scheduled->unfinished = worker->unfinished;
-		scheduled->retry_at = worker->retry_at;
-
-		/* It may have failed before somebody wanted it tried again. */
-		scheduled->failed_until =
-			worker->retried_at == scheduled->retried_at ?
-			worker->failed_until : 0;
-		scheduled->careful = worker->careful;
-		if (scheduled->retry_at != 0)
-			make_due(scheduled);
-	}
-
-	lost = failed.subscription_id == 0 || schedule == NULL ? NULL :
-		hash_search(schedule, &failed, HASH_FIND, NULL);
-	if (lost != NULL && lost->failures > 0)
-	{
-		slot->failed_subscription = failed.subscription_id;
-		slot->failed_partition = failed.partition;
-		slot->worker_failures = lost->failures;
-		slot->worker_retry_at = lost->failed_until;
-	}
-	else
-		slot->failed_subscription = 0;
-}
-
-/*
- * A worker that has not come for LONGEST_START will not. Its slot is free
- * again, even if the manager that asked for it is gone. The lock is held.
- */
-static void
-forget_lost_starts(TimestampTz now)
-{
-	int			i;
-
-	for (i = 0; i < cqrs_shared->nworkers; i++)
-	{
-		CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
-
-		if (worker->state == CQRS_WORKER_STARTING && worker->pid == 0 &&
-			TimestampDifferenceExceeds(worker->started_at, now,
-									   LONGEST_START))
-			worker->state = CQRS_WORKER_FAILED;
-	}
-}
-
-/*
- * A worker was lost, and it is not known any more which cursor it delivered:
- * be careful with all of them.
- */
-static void
-make_all_careful(void)
-{
-	HASH_SEQ_STATUS status;
-	Scheduled  *scheduled;
-
-	hash_seq_init(&status, schedule);
-	while ((scheduled = hash_seq_search(&status)) != NULL)
-	{
-		scheduled->careful = CQRS_BATCH_EVENTS;
-		scheduled->unfinished = true;
-		make_due(scheduled);
-	}
-}
-
-/*
- * Reuse a slot for another worker. If the one before was lost, and its manager
- * has not noted that yet, tell it that we forgot which one it was. The lock is
- * held.
- */
-static void
-reuse_slot(CqrsWorkerSlot *worker)
-{
-	if (worker->state == CQRS_WORKER_FAILED)
-	{
-		CqrsDatabaseSlot *database = cqrs_database_find(worker->dboid);
-
-		if (database != NULL)
-			database->worker_forgotten = true;
-	}
-	memset(worker, 0, sizeof(*worker));
-}
-
-/*
- * Have a worker deliver a cursor: the one that has it already, or a new one,
- * or one that has nothing to do. Returns false if there is none; then an idle
- * one that cannot be used was asked to exit. The lock is held.
- *
- * A broker's cursor gets a process of its own, which is given no other cursor:
- * it has a connection, and a client library that handlers had better not meet.
- */
-static bool
-assign_worker(CqrsDatabaseSlot *database, Scheduled *scheduled,
-			  TimestampTz now, int *spare)
-{
-	CqrsWorkerSlot *unused = NULL;
-	CqrsWorkerSlot *idle = NULL;
-	CqrsWorkerSlot *foreign = NULL;
-	CqrsWorkerSlot *worker = NULL;
-	int			i;
-
-	for (i = 0; i < cqrs_shared->nworkers; i++)
-	{
-		CqrsWorkerSlot *slot = &cqrs_shared->workers[i];
-
-		if (slot->state == CQRS_WORKER_FREE ||
-			(slot->state == CQRS_WORKER_FAILED && unused == NULL))
-			unused = slot;
-		else if (slot->state == CQRS_WORKER_FAILED)
-			continue;
-		else if (slot->stop)
-			continue;
-		else if (slot->dboid == MyDatabaseId &&
-				 slot->subscription_id == scheduled->key.subscription_id &&
-				 slot->partition == scheduled->key.partition)
-			worker = slot;
-		else if (slot->state == CQRS_WORKER_IDLE &&
-				 slot->request == slot->served)
-		{
-			/* Not one that was given work and is just waking up. */
-			if (slot->dboid == MyDatabaseId &&
-				slot->owner == scheduled->owner &&
-				!slot->broker && !scheduled->broker)
-				idle = slot;
-			else
-				foreign = slot;
-		}
-	}
-
-	/* Another owner takes another process. */
-	if (worker != NULL && worker->owner != scheduled->owner)
-	{
-		worker->stop = true;
-		if (worker->latch != NULL)
-			SetLatch(worker->latch);
-		return false;
-	}
-
-	if (worker != NULL && worker->request != worker->served)
-	{
-		if (worker->wanted_look == scheduled->due_look)
-			return true;		/* it is working on this */
-	}
-	else if (--*spare < 0)
-		return false;			/* others have waited for longer */
-
-	if (worker == NULL && unused != NULL)
-	{
-		reuse_slot(unused);
-		unused->state = CQRS_WORKER_STARTING;
-		unused->dboid = MyDatabaseId;
-		unused->owner = scheduled->owner;
-		unused->broker = scheduled->broker;
-		unused->started_at = now;
-		if (start_worker(unused))
-			worker = unused;
-		else
-		{
-			database->exhausted = true;
-			unused->state = CQRS_WORKER_FREE;
-		}
-	}
-	if (worker == NULL && idle != NULL)
-		worker = idle;
-	if (worker == NULL)
-	{
-		if (foreign != NULL && (unused == NULL || database->exhausted))
-		{
-			foreign->stop = true;
-			SetLatch(foreign->latch);
-		}
-		return false;
-	}
-
-	if (worker->subscription_id != scheduled->key.subscription_id ||
-		worker->partition != scheduled->key.partition)
-	{
-		worker->subscription_id = scheduled->key.subscription_id;
-		worker->partition = scheduled->key.partition;
-		worker->drained_look = scheduled->drained_look;
-		worker->wanted_look = scheduled->drained_look;
-		worker->noted = true;
-	}
-
-	/* Those that wait now come first next time. */
-	dlist_delete(&scheduled->node);
-	dlist_push_tail(&due_list, &scheduled->node);
-	worker->wanted_look = scheduled->due_look;
-	worker->retried_at = scheduled->retried_at;
-	worker->careful = scheduled->careful;
-	worker->request++;
-	if (worker->latch != NULL)
-		SetLatch(worker->latch);
-	return true;
-}
-
-/*
- * Ask for the process of a worker slot. Returns false if there is no
- * background worker to be had.
- */
-static bool
-start_worker(CqrsWorkerSlot *worker)
-{
-	BackgroundWorker bgworker;
-
-	cqrs_process_describe(&bgworker, "cqrs_outbox worker", "cqrs_worker_main");
-	snprintf(bgworker.bgw_name, BGW_MAXLEN,
-			 "cqrs_outbox worker for database %u", MyDatabaseId);
-	bgworker.bgw_main_arg = Int32GetDatum(worker - cqrs_shared->workers);
-	return RegisterDynamicBackgroundWorker(&bgworker, NULL);
 }

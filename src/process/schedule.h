@@ -1,17 +1,43 @@
 /*-------------------------------------------------------------------------
  *
  * schedule.h
- *	  Which cursors of a database have something to get, and which worker
- *	  delivers which.
+ *	  Which cursors of a database have something to get.
  *
  *-------------------------------------------------------------------------
  */
 #ifndef CQRS_SCHEDULE_H
 #define CQRS_SCHEDULE_H
 
+#include "lib/ilist.h"
 #include "nodes/pg_list.h"
+#include "utils/timestamp.h"
 
 #include "shared/shmem.h"
+
+typedef struct CqrsScheduledKey
+{
+	int32		subscription_id;
+	int32		partition;
+} CqrsScheduledKey;
+
+/* A cursor that workers deliver, as the manager sees it. */
+typedef struct CqrsScheduled
+{
+	CqrsScheduledKey key;		/* hash key */
+	Oid			owner;
+	bool		broker;
+	int64		due_look;		/* has events up to this look */
+	int64		drained_look;	/* and none up to this one */
+	bool		unfinished;		/* its worker left something to do */
+	TimestampTz retry_at;		/* a parked event may be tried then; 0: none */
+	TimestampTz failed_until;	/* nothing can be done before */
+	TimestampTz retried_at;		/* the subscription's */
+	int			failures;		/* of its workers, in a row */
+	int			careful;		/* see worker.c */
+	bool		listed;			/* in the list of those that are due */
+	dlist_node	node;
+	uint64		generation;		/* of the registry that has it */
+} CqrsScheduled;
 
 /* A topic that clients pull. */
 typedef struct CqrsPulledTopic
@@ -23,10 +49,12 @@ typedef struct CqrsPulledTopic
 extern void cqrs_schedule_refresh(bool careful);
 extern void cqrs_schedule_due(const CqrsTopicSet *topics, int64 look,
 							  bool brokers);
-extern long cqrs_schedule_assign(CqrsDatabaseSlot *slot,
-								 const char *database_name);
-extern bool cqrs_schedule_busy(void);
-extern bool cqrs_schedule_may_end(void);
+extern bool cqrs_schedule_exists(void);
+extern CqrsScheduled *cqrs_schedule_find(int32 subscription_id,
+										 int32 partition);
+extern dlist_head *cqrs_schedule_due_list(void);
+extern void cqrs_schedule_make_due(CqrsScheduled *scheduled);
+extern void cqrs_schedule_all_careful(void);
 extern bool cqrs_schedule_uneasy(bool *careful);
 extern List *cqrs_schedule_pulled_topics(void);
 extern List *cqrs_schedule_epochs(void);

@@ -108,7 +108,7 @@ end:
 		pending[d] = 0;
 		found[d] = committed[d];
 
-		/* cqrs_schedule_assign() */
+		/* cqrs_assign_workers() */
 		atomic {
 #ifndef BROKEN_NOTE
 			next_due[d] = 0;

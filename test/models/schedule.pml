@@ -2,7 +2,7 @@
  * The schedule and the worker slots: what is due is delivered, a lost worker
  * is remembered by its database, and a process that is asked to end does.
  *
- * Models: schedule.c (cqrs_schedule_assign, note_results, assign_worker),
+ * Models: assign.c (cqrs_assign_workers, note_results, assign_worker),
  * worker.c (worker_attach, worker_exit, deliver), manager.c (manager_exit).
  *
  * Two databases have a cursor each, and share SLOTS slots. A worker may be
