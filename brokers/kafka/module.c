@@ -9,6 +9,7 @@
  *-------------------------------------------------------------------------
  */
 #include "client.h"
+#include "consumer.h"
 #include "module.h"
 #include "properties.h"
 
@@ -29,7 +30,11 @@ static const CqrsBrokerModule module = {
 	.publish = kafka_client_publish,
 	.poll = kafka_client_poll,
 	.fd = module_fd,
-	.shutdown = module_shutdown
+	.shutdown = module_shutdown,
+	.keeps_offsets = true,
+	.assign = kafka_consumer_assign,
+	.receive = kafka_consumer_receive,
+	.settle = kafka_consumer_settle
 };
 
 /*
@@ -44,7 +49,9 @@ kafka_module(void)
 static void *
 module_startup(const CqrsBrokerConnection *connection, char *error)
 {
-	return kafka_client_startup(connection, error);
+	return connection->source != NULL ?
+		kafka_consumer_startup(connection, error) :
+		kafka_client_startup(connection, error);
 }
 
 static int
