@@ -286,10 +286,8 @@ consumer_shutdown(void *state)
 		consumer->blocks = block->next;
 		free(block);
 	}
-	for (i = 0; i < consumer->npartitions; i++)
-		free(consumer->partitions[i].error);
-	free(consumer->partitions);
-
+	if (consumer->queue != NULL)
+		kafka_partitions_release(consumer);
 	if (consumer->events != NULL)
 		rd_kafka_queue_io_event_enable(consumer->events, -1, NULL, 0);
 	if (consumer->queue != NULL)
@@ -303,6 +301,9 @@ consumer_shutdown(void *state)
 	if (consumer->rk != NULL)
 		rd_kafka_destroy_flags(consumer->rk,
 							   RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+	for (i = 0; i < consumer->npartitions; i++)
+		free(consumer->partitions[i].error);
+	free(consumer->partitions);
 	if (consumer->state.event_fd >= 0)
 		close(consumer->state.event_fd);
 	free(consumer);

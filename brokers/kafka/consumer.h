@@ -40,6 +40,7 @@ typedef struct KafkaPartition
 	bool		notice;			/* the core is to be told: */
 	CqrsBrokerNoticeKind notice_kind;
 	int64_t		notice_value;
+	rd_kafka_queue_t *queue;	/* of this one alone, for when we end */
 	char	   *error;			/* why it was broken, as long as nothing of it
 								 * has come since; or NULL */
 } KafkaPartition;
@@ -99,6 +100,7 @@ extern void kafka_consumer_partition_error(KafkaConsumer *consumer,
 extern bool kafka_partitions_look(KafkaConsumer *consumer, int timeout);
 extern void kafka_partitions_ask(KafkaConsumer *consumer);
 extern void kafka_partitions_consume(KafkaConsumer *consumer);
+extern void kafka_partitions_release(KafkaConsumer *consumer);
 extern void kafka_partitions_retry(KafkaConsumer *consumer);
 extern void kafka_partitions_commit(KafkaConsumer *consumer);
 extern void kafka_partition_break(KafkaConsumer *consumer,

@@ -55,6 +55,7 @@ static int64_t result(const rd_kafka_topic_partition_list_t * list,
 					  const char *topic, int32_t partition);
 static bool begin(KafkaConsumer *consumer, KafkaPartition *partition,
 				  int64_t low, int64_t high, int64_t at_time);
+static void drain(rd_kafka_queue_t *queue);
 static void tell(KafkaConsumer *consumer, KafkaPartition *partition,
 				 CqrsBrokerNoticeKind kind, int64_t value);
 
@@ -346,6 +347,58 @@ kafka_partitions_consume(KafkaConsumer *consumer)
 	if (code != RD_KAFKA_RESP_ERR_NO_ERROR)
 		broker_error(consumer->lost, "could not consume Kafka topic \"%s\": %s",
 					 topic, rd_kafka_err2str(code));
+
+	/* Later, when it may be gone, there is no way to this queue. */
+	for (i = 0; i < consumer->npartitions; i++)
+	{
+		KafkaPartition *partition = &consumer->partitions[i];
+
+		if (partition->state == KAFKA_PARTITION_CONSUMED &&
+			partition->queue == NULL)
+			partition->queue = rd_kafka_queue_get_partition(consumer->rk,
+															topic, i);
+	}
+}
+
+/*
+ * Have librdkafka consume nothing any more, as its consumer is to be destroyed.
+ *
+ * Before version 2.6.1, destroying it never ends if something is left in the
+ * queue of a partition that the cluster does not have any more.
+ */
+void
+kafka_partitions_release(KafkaConsumer *consumer)
+{
+	rd_kafka_topic_partition_list_t *none;
+	int			i;
+
+	rd_kafka_assign(consumer->rk, NULL);
+
+	/* The answer comes once partitions are stopped, which fills queues. */
+	if (rd_kafka_assignment(consumer->rk, &none) == RD_KAFKA_RESP_ERR_NO_ERROR)
+		rd_kafka_topic_partition_list_destroy(none);
+	drain(consumer->queue);
+	for (i = 0; i < consumer->npartitions; i++)
+	{
+		KafkaPartition *partition = &consumer->partitions[i];
+
+		if (partition->queue == NULL)
+			continue;
+		drain(partition->queue);
+		rd_kafka_queue_destroy(partition->queue);
+	}
+}
+
+/*
+ * Drop all that is in a queue.
+ */
+static void
+drain(rd_kafka_queue_t *queue)
+{
+	rd_kafka_message_t *message;
+
+	while (rd_kafka_consume_batch_queue(queue, 0, &message, 1) > 0)
+		rd_kafka_message_destroy(message);
 }
 
 /*
