@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * client.c
- *	  The callbacks of the broker module "Kafka".
+ *	  The callbacks of the broker module "Kafka" for publishing.
  *
  * No header of PostgreSQL is included: what runs here cannot call the server.
  *
@@ -76,13 +76,13 @@ typedef struct Entry
 
 typedef struct KafkaClient
 {
+	KafkaState	state;
 	const CqrsBrokerConnection *connection;
 	const char *topic_template;
 	int			window;
 	int64_t		stall_timeout;
 
 	KafkaProducer producer;
-	int			event_fd;
 
 	Entry	   *entries;		/* window of them */
 	Entry	   *free;
@@ -103,13 +103,6 @@ typedef struct KafkaClient
 	char		lost[CQRS_BROKER_ERROR_SIZE];	/* why; "": it is not */
 } KafkaClient;
 
-static bool client_check(const CqrsBrokerConnection *connection, char *error);
-static void *client_startup(const CqrsBrokerConnection *connection,
-							char *error);
-static bool client_publish(void *state, CqrsBrokerMessage *const *messages,
-						   int n, char *error);
-static bool client_poll(void *state, char *error);
-static int	client_fd(void *state);
 static void client_shutdown(void *state);
 
 static bool wait_connected(KafkaClient *client, char *error);
@@ -126,38 +119,11 @@ static void finish_renewal(KafkaClient *client);
 static void check_progress(KafkaClient *client, char *error);
 static int64_t now_ms(void);
 
-static const CqrsBrokerModule module = {
-	.magic = CQRS_BROKER_MAGIC,
-	.version = CQRS_BROKER_VERSION,
-	.name = "Kafka",
-	.cloudevents_prefix = "ce_",
-	.tombstones = true,
-	.window = KAFKA_DEFAULT_WINDOW,
-	.check = client_check,
-	.startup = client_startup,
-	.publish = client_publish,
-	.poll = client_poll,
-	.fd = client_fd,
-	.shutdown = client_shutdown
-};
-
 /*
- * The module. See cqrs_broker.h for the contracts of its callbacks.
+ * The callbacks; see cqrs_broker.h for their contracts.
  */
-const CqrsBrokerModule *
-kafka_module(void)
-{
-	return &module;
-}
-
-static bool
-client_check(const CqrsBrokerConnection *connection, char *error)
-{
-	return kafka_properties_check(connection, error);
-}
-
-static void *
-client_startup(const CqrsBrokerConnection *connection, char *error)
+void *
+kafka_client_startup(const CqrsBrokerConnection *connection, char *error)
 {
 	KafkaClient *client = calloc(1, sizeof(KafkaClient));
 	const char *topic_template = broker_option(connection, KAFKA_OPTION_TOPIC);
@@ -169,6 +135,7 @@ client_startup(const CqrsBrokerConnection *connection, char *error)
 		broker_error(error, "out of memory");
 		return NULL;
 	}
+	client->state.shutdown = client_shutdown;
 	client->connection = connection;
 	client->topic_template = topic_template != NULL ? topic_template :
 		KAFKA_DEFAULT_TOPIC;
@@ -183,8 +150,8 @@ client_startup(const CqrsBrokerConnection *connection, char *error)
 	client->stall_timeout += STALL_GRACE;
 
 	client->entries = calloc(client->window, sizeof(Entry));
-	client->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-	if (client->entries == NULL || client->event_fd < 0)
+	client->state.event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	if (client->entries == NULL || client->state.event_fd < 0)
 	{
 		broker_error(error, "could not make a Kafka producer: %s",
 					 strerror(errno));
@@ -197,7 +164,7 @@ client_startup(const CqrsBrokerConnection *connection, char *error)
 		client->free = &client->entries[i];
 	}
 
-	if (!kafka_producer_open(&client->producer, connection, client->event_fd,
+	if (!kafka_producer_open(&client->producer, connection, client->state.event_fd,
 							 error) ||
 		!wait_connected(client, error))
 	{
@@ -207,9 +174,9 @@ client_startup(const CqrsBrokerConnection *connection, char *error)
 	return client;
 }
 
-static bool
-client_publish(void *state, CqrsBrokerMessage *const *messages, int n,
-			   char *error)
+bool
+kafka_client_publish(void *state, CqrsBrokerMessage *const *messages, int n,
+					 char *error)
 {
 	KafkaClient *client = state;
 	int			i;
@@ -238,14 +205,14 @@ client_publish(void *state, CqrsBrokerMessage *const *messages, int n,
 	return client->lost[0] == '\0' || broker_error(error, "%s", client->lost);
 }
 
-static bool
-client_poll(void *state, char *error)
+bool
+kafka_client_poll(void *state, char *error)
 {
 	KafkaClient *client = state;
 	uint64_t	count;
 
 	/* Before the events are looked at: what comes later is told anew. */
-	while (read(client->event_fd, &count, sizeof(count)) < 0 && errno == EINTR)
+	while (read(client->state.event_fd, &count, sizeof(count)) < 0 && errno == EINTR)
 		;
 	handle_events(client);
 	if (client->lost[0] == '\0' && client->renewing)
@@ -257,14 +224,6 @@ client_poll(void *state, char *error)
 	return client->lost[0] == '\0' || broker_error(error, "%s", client->lost);
 }
 
-static int
-client_fd(void *state)
-{
-	KafkaClient *client = state;
-
-	return client->event_fd;
-}
-
 /*
  * Callback shutdown(); also called for a client that startup did not finish.
  */
@@ -274,8 +233,8 @@ client_shutdown(void *state)
 	KafkaClient *client = state;
 
 	kafka_producer_close(&client->producer);
-	if (client->event_fd >= 0)
-		close(client->event_fd);
+	if (client->state.event_fd >= 0)
+		close(client->state.event_fd);
 	free(client->entries);
 	free(client);
 }
@@ -561,7 +520,7 @@ finish_renewal(KafkaClient *client)
 
 	kafka_producer_close(&client->producer);
 	if (!kafka_producer_open(&client->producer, client->connection,
-							 client->event_fd, client->lost))
+							 client->state.event_fd, client->lost))
 		return;
 	client->renewing = false;
 	client->down = false;

@@ -1,20 +1,25 @@
 /*-------------------------------------------------------------------------
  *
  * client.h
- *	  The broker module "Kafka".
+ *	  The callbacks of the broker module "Kafka" for publishing.
  *
  *-------------------------------------------------------------------------
  */
 #ifndef KAFKA_CLIENT_H
 #define KAFKA_CLIENT_H
 
-#include "broker_client.h"
+#include "module.h"
 
 #define KAFKA_DEFAULT_WINDOW	10000
 
 #pragma GCC visibility push(hidden) /* as in broker_client.h */
 
-extern const CqrsBrokerModule *kafka_module(void);
+extern void *kafka_client_startup(const CqrsBrokerConnection *connection,
+								  char *error);
+extern bool kafka_client_publish(void *state,
+								 CqrsBrokerMessage *const *messages, int n,
+								 char *error);
+extern bool kafka_client_poll(void *state, char *error);
 
 #pragma GCC visibility pop
 

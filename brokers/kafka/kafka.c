@@ -17,7 +17,7 @@
 
 #include "broker_client.h"
 #include "broker_validator.h"
-#include "client.h"
+#include "module.h"
 #include "properties.h"
 
 PG_MODULE_MAGIC;

@@ -15,9 +15,6 @@
 /* The longest name that a topic can have. */
 #define TOPIC_NAME_MAX	249
 
-#define HEADER_MESSAGE_ID	"message_id"
-#define HEADER_CONTENT_TYPE	"content-type"
-
 static bool check_topic_name(const char *name, char *error);
 static rd_kafka_headers_t *message_headers(const CqrsBrokerMessage *message);
 
@@ -38,6 +35,7 @@ kafka_producer_open(KafkaProducer *producer,
 
 	if (conf == NULL)
 		return false;
+	rd_kafka_conf_set_events(conf, RD_KAFKA_EVENT_DR | RD_KAFKA_EVENT_ERROR);
 	producer->rk = rd_kafka_new(RD_KAFKA_PRODUCER, conf, reason,
 								sizeof(reason));
 	if (producer->rk == NULL)
@@ -170,12 +168,12 @@ message_headers(const CqrsBrokerMessage *message)
 	rd_kafka_headers_t *headers = rd_kafka_headers_new(message->nheaders + 2);
 	int			i;
 
-	rd_kafka_header_add(headers, HEADER_MESSAGE_ID,
-						sizeof(HEADER_MESSAGE_ID) - 1,
+	rd_kafka_header_add(headers, KAFKA_HEADER_MESSAGE_ID,
+						sizeof(KAFKA_HEADER_MESSAGE_ID) - 1,
 						message->message_id, strlen(message->message_id));
 	if (message->content_type != NULL)
-		rd_kafka_header_add(headers, HEADER_CONTENT_TYPE,
-							sizeof(HEADER_CONTENT_TYPE) - 1,
+		rd_kafka_header_add(headers, KAFKA_HEADER_CONTENT_TYPE,
+							sizeof(KAFKA_HEADER_CONTENT_TYPE) - 1,
 							message->content_type,
 							strlen(message->content_type));
 	for (i = 0; i < message->nheaders; i++)
@@ -249,6 +247,34 @@ kafka_describe_rejection(rd_kafka_resp_err_t code, const char *topic,
 			break;
 		default:
 			broker_error(error, "Kafka topic \"%s\" does not accept the record: %s (%s)",
+						 topic, rd_kafka_err2str(code),
+						 rd_kafka_err2name(code));
+			break;
+	}
+}
+
+/*
+ * Why a topic cannot be consumed: set error.
+ */
+void
+kafka_describe_source(rd_kafka_resp_err_t code, const char *topic, char *error)
+{
+	switch (code)
+	{
+		case RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED:
+			broker_error(error, "not authorized to read Kafka topic \"%s\"",
+						 topic);
+			break;
+		case RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART:
+		case RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC:
+		case RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION:
+			broker_error(error, "Kafka topic \"%s\" does not exist", topic);
+			break;
+		case RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION:
+			broker_error(error, "Kafka cannot have a topic \"%s\"", topic);
+			break;
+		default:
+			broker_error(error, "could not read Kafka topic \"%s\": %s (%s)",
 						 topic, rd_kafka_err2str(code),
 						 rd_kafka_err2name(code));
 			break;

@@ -14,6 +14,10 @@
 
 #pragma GCC visibility push(hidden) /* as in broker_client.h */
 
+/* Headers with what is not a header in other brokers. */
+#define KAFKA_HEADER_MESSAGE_ID		"message_id"
+#define KAFKA_HEADER_CONTENT_TYPE	"content-type"
+
 /*
  * A producer. All zeroes, it is closed.
  */
@@ -51,6 +55,8 @@ extern void kafka_describe_rejection(rd_kafka_resp_err_t code,
 									 const char *topic,
 									 const CqrsBrokerMessage *message,
 									 char *error);
+extern void kafka_describe_source(rd_kafka_resp_err_t code, const char *topic,
+								  char *error);
 extern void kafka_describe_broker(rd_kafka_resp_err_t code, const char *text,
 								  char *error);
 

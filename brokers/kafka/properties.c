@@ -99,6 +99,27 @@ const KafkaProperty kafka_properties[] = {
 	{"acks", KAFKA_NOWHERE, false, "all"},
 	{"message.timeout.ms", KAFKA_NOWHERE, false, "0"},
 
+	/*
+	 * Records to consume. What librdkafka has fetched ahead is bounded by all
+	 * of these together: each record takes about 1 kB there beside its value.
+	 */
+	{"group.id", KAFKA_SERVER},
+	{"isolation.level", KAFKA_SERVER, false, "read_committed"},
+	{"queued.min.messages", KAFKA_SERVER, false, "30000"},
+	{"queued.max.messages.kbytes", KAFKA_SERVER, false, "16384"},
+	{"fetch.max.bytes", KAFKA_SERVER},
+	{"fetch.message.max.bytes", KAFKA_SERVER},
+	{"fetch.min.bytes", KAFKA_SERVER},
+	{"fetch.wait.max.ms", KAFKA_SERVER},
+
+	/* The core keeps offsets, and is told of each that is not there. */
+	{"enable.auto.commit", KAFKA_NOWHERE, false, "false"},
+	{"enable.auto.offset.store", KAFKA_NOWHERE, false, "false"},
+	{"auto.offset.reset", KAFKA_NOWHERE, false, "error"},
+	{"enable.partition.eof", KAFKA_NOWHERE, false, "true"},
+	{"check.crcs", KAFKA_NOWHERE, false, "true"},
+	{"allow.auto.create.topics", KAFKA_NOWHERE, false, "false"},
+
 	/* The core limits how much is on its way. */
 	{"queue.buffering.max.messages", KAFKA_NOWHERE, false, "0"},
 	{"queue.buffering.max.kbytes", KAFKA_NOWHERE, false, "2147483647"}
@@ -199,12 +220,12 @@ kafka_option_int(const CqrsBrokerConnection *connection, const char *name)
 }
 
 /*
- * A producer's configuration: options, and defaults. NULL, with error set, if
+ * A client's configuration: options, and defaults. What it has no use for, as it
+ * publishes or consumes, librdkafka leaves alone. NULL, with error set, if
  * librdkafka does not accept it. The caller destroys it, or gives it to
  * rd_kafka_new().
  *
- * It logs nothing: librdkafka would write to the server's standard error. It
- * also reports what goes wrong as events.
+ * It logs nothing: librdkafka would write to the server's standard error.
  */
 rd_kafka_conf_t *
 kafka_conf_new(const CqrsBrokerConnection *connection, char *error)
@@ -214,7 +235,6 @@ kafka_conf_new(const CqrsBrokerConnection *connection, char *error)
 	int			i;
 
 	rd_kafka_conf_set_log_cb(conf, NULL);
-	rd_kafka_conf_set_events(conf, RD_KAFKA_EVENT_DR | RD_KAFKA_EVENT_ERROR);
 
 	snprintf(client_id, sizeof(client_id), "cqrs_outbox-%s-%s",
 			 connection->database, connection->subscription);
