@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * client.c
- *	  What speaks to the peer: events as lines of JSON, over TCP.
+ *	  What speaks to the peer: lines over TCP, for events and for messages.
  *
  * It stands for a broker's client library, and is as small as one can be that
  * loses nothing. Each line that we send is answered by one line, in whatever
@@ -22,6 +22,16 @@
  *
  * The peer must not answer + before the message would survive its crash: we
  * forget it then.
+ *
+ * To consume, we say from where, and how many messages it may send before we
+ * acknowledge any. It sends each as a line of words (see lines.c), and keeps it
+ * until it is acknowledged; if the connection ends before, it sends it again on
+ * the next one.
+ *
+ *	  {"consume":"source","window":1000}
+ *							=7 0 ...	message 7
+ *							-reason		no such source
+ *	  {"ack":7}
  *
  * The core calls us in a thread of our own, one callback at a time, so there
  * is nothing to lock. That thread is not PostgreSQL's: no header of the server
@@ -44,13 +54,18 @@
 #include "lines.h"
 
 #define DEFAULT_WINDOW	1000
+#define DEFAULT_WINDOW_TEXT	"1000"
 #define DEFAULT_TIMEOUT	"10"
 
 /* Send when there is this much, in bytes. */
 #define FLUSH_SIZE		65536
 
-/* A line of the peer is shorter. */
+/* Read so much at a time, in bytes. */
+#define READ_SIZE		65536
+
+/* A line of the peer is shorter, or, if it is a message, as long at most. */
 #define LINE_SIZE		1024
+#define MESSAGE_SIZE	(32 * 1024 * 1024)
 
 /* A connection: what the core knows as state. */
 typedef struct Example
@@ -72,9 +87,17 @@ typedef struct Example
 	int		   *free_tags;
 	int			nfree;
 
+	/*
+	 * Messages that were received, and are not settled; and what the core has
+	 * room for.
+	 */
+	Received   *first;
+	Received   *last;
+	int			room;
+	size_t		room_bytes;
+
 	Buffer		out;
-	char		in[LINE_SIZE];
-	size_t		in_used;
+	Buffer		in;
 } Example;
 
 static bool example_check(const CqrsBrokerConnection *connection,
@@ -86,6 +109,11 @@ static bool example_publish(void *state, CqrsBrokerMessage *const *messages,
 static bool example_poll(void *state, char *error);
 static int	example_fd(void *state);
 static void example_shutdown(void *state);
+static bool example_assign(void *state, const CqrsBrokerPosition *positions,
+						   int n, char *error);
+static bool example_receive(void *state, int most, size_t bytes, char *error);
+static bool example_settle(void *state, CqrsBrokerReceived *const *messages,
+						   int n, char *error);
 static const char *option(const CqrsBrokerConnection *connection,
 						  const char *name, const char *otherwise);
 static bool fail(char *error, const char *format,...)
@@ -97,8 +125,14 @@ static bool say_hello(Example *example, char *error);
 static bool wait_for(Example *example, short events, char *error);
 static bool flush(Example *example, char *error);
 static bool receive(Example *example, char *error);
-static bool handle_line(Example *example, char *line, char *error);
+static bool read_some(Example *example, bool *more, char *error);
+static char *take_line(Example *example, size_t * size);
+static bool handle_line(Example *example, char *line, size_t size,
+						char *error);
 static bool handle_outcome(Example *example, char *line, char *error);
+static bool handle_message(Example *example, const char *line, size_t size,
+						   char *error);
+static void unlink_received(Example *example, Received *received);
 static int	take_tag(Example *example, CqrsBrokerMessage *message);
 
 const CqrsBrokerModule example_module = {
@@ -113,7 +147,11 @@ const CqrsBrokerModule example_module = {
 	.publish = example_publish,
 	.poll = example_poll,
 	.fd = example_fd,
-	.shutdown = example_shutdown
+	.shutdown = example_shutdown,
+	.keeps_offsets = false,
+	.assign = example_assign,
+	.receive = example_receive,
+	.settle = example_settle
 };
 
 /*
@@ -203,8 +241,59 @@ example_fd(void *state)
 }
 
 /*
+ * Begin to consume. The source has no partitions, so there is nothing to choose.
+ */
+static bool
+example_assign(void *state, const CqrsBrokerPosition *positions, int n,
+			   char *error)
+{
+	Example    *example = state;
+
+	if (n == 0)
+		return true;
+	example_append_consume(&example->out, example->connection->source,
+						   option(example->connection,
+								  CQRS_BROKER_OPTION_WINDOW,
+								  DEFAULT_WINDOW_TEXT));
+	return flush(example, error);
+}
+
+/*
+ * Hand over what has come, as far as there is room. The rest stays where it is:
+ * in our buffer, in the socket's, with the peer. That the socket is not readable
+ * does not mean that there is nothing: but we are called after settle(), too.
+ */
+static bool
+example_receive(void *state, int most, size_t bytes, char *error)
+{
+	Example    *example = state;
+
+	example->room = most;
+	example->room_bytes = bytes;
+	return receive(example, error);
+}
+
+/*
+ * Acknowledge messages. Only now may the peer forget them.
+ */
+static bool
+example_settle(void *state, CqrsBrokerReceived *const *messages, int n,
+			   char *error)
+{
+	Example    *example = state;
+	int			i;
+
+	for (i = 0; i < n; i++)
+	{
+		example_append_ack(&example->out, messages[i]->tag);
+		unlink_received(example, messages[i]->handle);
+	}
+	return flush(example, error);
+}
+
+/*
  * The messages that are not reported are the core's business: it publishes
- * them again.
+ * them again. Those that are not settled are the peer's: it sends them again.
  */
 static void
 example_shutdown(void *state)
@@ -215,7 +304,10 @@ example_shutdown(void *state)
 		close(example->socket);
 	free(example->messages);
 	free(example->free_tags);
+	while (example->first != NULL)
+		unlink_received(example, example->first);
 	free(example->out.data);
+	free(example->in.data);
 	free(example);
 }
 
@@ -351,94 +443,159 @@ wait_for(Example *example, short events, char *error)
 }
 
 /*
- * Send all that is to be sent. While the peer does not read on, its answers are
- * read: it may wait for that, and both of us would wait for ever.
+ * Send all that is to be sent. While the peer does not read on, what it says is
+ * read: it may wait for that, and both of us would wait for ever. Answers are
+ * handled at once, messages wait for example_receive().
  */
 static bool
 flush(Example *example, char *error)
 {
 	Buffer	   *out = &example->out;
+	bool		consumes = example->connection->source != NULL;
 
 	if (out->failed)
 		return fail(error, "out of memory");
-	while (out->sent < out->used)
+	while (out->done < out->used)
 	{
 		/* The process is not to get a SIGPIPE, which would be the server's. */
-		ssize_t		n = send(example->socket, out->data + out->sent,
-							 out->used - out->sent, MSG_NOSIGNAL);
+		ssize_t		n = send(example->socket, out->data + out->done,
+							 out->used - out->done, MSG_NOSIGNAL);
 
 		if (n >= 0)
-			out->sent += n;
+			out->done += n;
 		else if (errno == EAGAIN || errno == EWOULDBLOCK)
 		{
-			if (!wait_for(example, POLLIN | POLLOUT, error) ||
-				!receive(example, error))
+			bool		full = consumes && example->in.used >= MESSAGE_SIZE;
+			bool		more;
+
+			if (!wait_for(example, full ? POLLOUT : POLLIN | POLLOUT, error))
+				return false;
+			if (!consumes && !receive(example, error))
+				return false;
+			if (consumes && !full && !read_some(example, &more, error))
 				return false;
 		}
 		else if (errno != EINTR)
 			return fail(error, "could not send to %s:%s: %s", example->host,
 						example->port, strerror(errno));
 	}
-	out->used = out->sent = 0;
+	out->used = out->done = 0;
 	return true;
 }
 
 /*
- * Read and handle what the peer has sent so far.
+ * Read and handle what the peer has sent so far. Of messages, no more than there
+ * is room for.
  */
 static bool
 receive(Example *example, char *error)
 {
 	for (;;)
 	{
-		ssize_t		n = recv(example->socket, example->in + example->in_used,
-							 LINE_SIZE - example->in_used, 0);
-		char	   *line = example->in;
-		char	   *end;
+		char	   *line;
+		size_t		size;
+		bool		more;
 
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+		if (example->connection->source != NULL && example->welcome &&
+			(example->room <= 0 || example->room_bytes == 0))
 			return true;
-		if (n < 0)
-			return fail(error, "could not receive from %s:%s: %s",
-						example->host, example->port, strerror(errno));
-		if (n == 0)
-			return fail(error, "%s:%s has closed the connection",
-						example->host, example->port);
-
-		example->in_used += n;
-		while ((end = memchr(line, '\n',
-							 example->in + example->in_used - line)) != NULL)
+		line = take_line(example, &size);
+		if (line != NULL)
 		{
-			*end = '\0';
-			if (!handle_line(example, line, error))
+			if (!handle_line(example, line, size, error))
 				return false;
-			line = end + 1;
+			continue;
 		}
-		example->in_used -= line - example->in;
-		memmove(example->in, line, example->in_used);
-		if (example->in_used == LINE_SIZE)
-			return fail(error, "%s:%s has sent too long a line",
-						example->host, example->port);
+		if (!read_some(example, &more, error))
+			return false;
+		if (!more)
+			return true;
 	}
 }
 
+/*
+ * Read some of what the peer has sent. Sets *more to whether there was something.
+ */
 static bool
-handle_line(Example *example, char *line, char *error)
+read_some(Example *example, bool *more, char *error)
 {
+	Buffer	   *in = &example->in;
+	size_t		longest = example->connection->source != NULL ? MESSAGE_SIZE :
+	LINE_SIZE;
+	ssize_t		n;
+
+	if (in->done > 0)
+	{
+		in->used -= in->done;
+		memmove(in->data, in->data + in->done, in->used);
+		in->done = 0;
+	}
+	if (in->used > longest && memchr(in->data, '\n', in->used) == NULL)
+		return fail(error, "%s:%s has sent too long a line",
+					example->host, example->port);
+	if (!example_buffer_reserve(in, READ_SIZE))
+		return fail(error, "out of memory");
+
+	do
+		n = recv(example->socket, in->data + in->used, READ_SIZE, 0);
+	while (n < 0 && errno == EINTR);
+	*more = n > 0;
+	if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK)
+		return fail(error, "could not receive from %s:%s: %s",
+					example->host, example->port, strerror(errno));
+	if (n == 0)
+		return fail(error, "%s:%s has closed the connection",
+					example->host, example->port);
+	if (n > 0)
+		in->used += n;
+	return true;
+}
+
+/*
+ * The next line that was read, of this size, with a NUL instead of its end. NULL
+ * if it is not complete.
+ */
+static char *
+take_line(Example *example, size_t * size)
+{
+	Buffer	   *in = &example->in;
+	char	   *line;
+	char	   *end;
+
+	if (in->done == in->used)
+		return NULL;
+	line = in->data + in->done;
+	end = memchr(line, '\n', in->used - in->done);
+	if (end == NULL)
+		return NULL;
+	*end = '\0';
+	*size = end - line;
+	in->done += *size + 1;
+	return line;
+}
+
+static bool
+handle_line(Example *example, char *line, size_t size, char *error)
+{
+	if (size >= LINE_SIZE && line[0] != '=')
+		return fail(error, "%s:%s has sent too long a line",
+					example->host, example->port);
 	if (line[0] == '~')
 	{
-		strcpy(example->busy, line + 1);
+		snprintf(example->busy, sizeof(example->busy), "%s", line + 1);
 		return true;
 	}
-	if (example->welcome)
-		return handle_outcome(example, line, error);
-	if (line[0] != '+')
-		return fail(error, "%s:%s does not accept us: %s", example->host,
-					example->port, line[0] == '-' ? line + 1 : line);
-	example->welcome = true;
-	return true;
+	if (!example->welcome)
+	{
+		if (line[0] != '+')
+			return fail(error, "%s:%s does not accept us: %s", example->host,
+						example->port, line[0] == '-' ? line + 1 : line);
+		example->welcome = true;
+		return true;
+	}
+	if (example->connection->source != NULL)
+		return handle_message(example, line, size, error);
+	return handle_outcome(example, line, error);
 }
 
 /*
@@ -477,6 +634,57 @@ handle_outcome(Example *example, char *line, char *error)
 			return fail(error, "%s:%s has answered in another language: %s",
 						example->host, example->port, line);
 	}
+}
+
+/*
+ * Hand over a message. It is ours again once it is settled.
+ */
+static bool
+handle_message(Example *example, const char *line, size_t size, char *error)
+{
+	Received   *received;
+	size_t		bytes;
+
+	if (line[0] == '-')
+		return fail(error, "%s:%s has no source \"%s\": %s", example->host,
+					example->port, example->connection->source, line + 1);
+	if (line[0] != '=' || !example_parse_message(line + 1, size - 1, &received))
+		return fail(error, "%s:%s has sent what is no message: %s",
+					example->host, example->port, line);
+	if (received == NULL)
+		return fail(error, "out of memory for a message of %s:%s",
+					example->host, example->port);
+
+	received->previous = example->last;
+	if (example->last != NULL)
+		example->last->next = received;
+	else
+		example->first = received;
+	example->last = received;
+
+	bytes = received->message.key_size + received->message.body_size;
+	example->room--;
+	example->room_bytes -= bytes < example->room_bytes ? bytes :
+		example->room_bytes;
+	example->connection->received(example->connection, &received->message);
+	return true;
+}
+
+/*
+ * Forget a message.
+ */
+static void
+unlink_received(Example *example, Received *received)
+{
+	if (received->previous != NULL)
+		received->previous->next = received->next;
+	else
+		example->first = received->next;
+	if (received->next != NULL)
+		received->next->previous = received->previous;
+	else
+		example->last = received->previous;
+	free(received);
 }
 
 /*

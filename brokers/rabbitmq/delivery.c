@@ -169,19 +169,22 @@ put_headers(Layout *out, CqrsBrokerReceived *message,
 }
 
 /*
- * A header, unless its name cannot be said.
+ * A header, unless its name cannot be said. The binding of CloudEvents has two
+ * prefixes that mean the same; the core knows the other one.
  */
 static void
 add_header(Layout *out, CqrsBrokerReceived *message, amqp_bytes_t name,
 		   const amqp_field_value_t *value)
 {
+	static const char prefix[] = "cloudEvents:";
 	CqrsBrokerReceivedHeader header = {0};
-	size_t		start;
+	size_t		start = out->used;
 
-	start = out->used;
 	header.name = put_string(out, name, true);
 	if (out->used == start)
 		return;
+	if (header.name != NULL && strncmp(header.name, prefix, strlen(prefix)) == 0)
+		out->base[start + strlen(prefix) - 1] = '_';
 	if (value->kind != AMQP_FIELD_KIND_VOID)
 	{
 		start = out->used;

@@ -9,6 +9,8 @@
 //   bind QUEUE EXCHANGE KEY
 //   count NAME				prints how many messages are in a queue
 //   get NAME				takes those, and prints each as a line of JSON
+//   put NAME JSON			sends it a message: its body, and its properties
+//   fill NAME FIRST LAST	sends it messages {"n": N}, with ids n-N
 //
 // Each step is one argument.
 
@@ -38,6 +40,14 @@ async function get(channel, queue) {
 	await channel.cancel(tag);
 }
 
+async function fill(channel, queue, first, last) {
+	for (let n = Number(first); n <= Number(last); n++) {
+		channel.sendToQueue(queue, Buffer.from(`{"n": ${n}}`), { persistent: true, messageId: `n-${n}` });
+		if (n % 1000 === 0)
+			await channel.waitForConfirms();
+	}
+}
+
 const steps = {
 	queue: (channel, name, args) =>
 		channel.assertQueue(name, { durable: true, arguments: JSON.parse(args || '{}') }),
@@ -46,16 +56,22 @@ const steps = {
 	exchange: (channel, name, type) => channel.assertExchange(name, type, { durable: true }),
 	bind: (channel, queue, exchange, key) => channel.bindQueue(queue, exchange, key),
 	count: async (channel, name) => console.log((await channel.checkQueue(name)).messageCount),
-	get
+	get,
+	put: (channel, name, ...json) => {
+		const { body, ...properties } = JSON.parse(json.join(' '));
+		channel.sendToQueue(name, Buffer.from(body), { persistent: true, ...properties });
+	},
+	fill
 };
 
 async function main(url, ...list) {
 	const connection = await amqp.connect(url);
-	const channel = await connection.createChannel();
+	const channel = await connection.createConfirmChannel();
 	for (const step of list) {
 		const [verb, ...args] = step.split(' ');
 		await steps[verb](channel, ...args);
 	}
+	await channel.waitForConfirms();
 	await channel.close();
 	await connection.close();
 }

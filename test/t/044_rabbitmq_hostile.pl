@@ -1,6 +1,6 @@
 # A peer that answers as RabbitMQ is not trusted: whatever it sends, the server
 # survives, the status says what is wrong, and when the peer behaves again,
-# nothing is lost.
+# nothing is lost. It may be published to, or consumed from.
 
 use strict;
 use warnings;
@@ -94,6 +94,62 @@ for my $case (
 	$node->safe_psql('postgres', "SELECT cqrs_emit('happened', '{}')");
 	ok(wait_status($node, 'postgres', 'out', '0/0/0/0'), "$name: is no fault");
 }
+
+# The same peer, consumed from.
+$node->safe_psql('postgres', q(
+	SELECT cqrs_unsubscribe('out');
+	SELECT cqrs_create_topic('inbox');
+	SELECT cqrs_create_consumer('in', 'peer', 'queue', 'inbox', event_name => 'happened')));
+
+# message(ID, FLAGS, PROPERTIES, SIZE): the first of a channel, with body {}.
+sub message
+{
+	my ($id, $flags, $properties, $size) = @_;
+
+	return AmqpPeer::deliver(1)
+	  . AmqpPeer::header(60, $size // 2, $message_id | ($flags // 0), ($properties // '') . pack('C/a*', $id))
+	  . AmqpPeer::body('{}');
+}
+
+my $header = AmqpPeer::header(60, 2, $message_id, $id);
+my @consumed = (
+	[ 'a message of another number', AmqpPeer::deliver(2) . $header . AmqpPeer::body('{}'), $keeps ],
+	[ 'the same number twice', message('first') . message('second'), $keeps ],
+	[ 'a message in a message', AmqpPeer::deliver(1) . AmqpPeer::deliver(2), $keeps ],
+	[ 'a confirm', AmqpPeer::ack(1, 0), $keeps ],
+	[ 'a header that is no message\'s', $header, $keeps ],
+	[ 'a body that is no message\'s', AmqpPeer::body('x'), $keeps ],
+	[ 'a body instead of a header', AmqpPeer::deliver(1) . AmqpPeer::body('x'), $keeps ],
+	[ 'a header of another class', AmqpPeer::deliver(1) . AmqpPeer::header(10, 2, 0, ''), $keeps ],
+	[ 'too long a body', message('long', 0, '', 1), $keeps ],
+	[ 'a body longer than any', message('longest', 0, '', ~0), $keeps ],
+	[ 'a method without its arguments', AmqpPeer::method_frame(60, 60, ''), $speaks ],
+	[ 'the end of the consumer', AmqpPeer::method_frame(60, 30, pack('C/a* C', 'tag', 1)), 'was deleted, or has moved' ]);
+
+for my $case (@consumed)
+{
+	my ($name, $answer, $error) = @$case;
+
+	$peer->answer($answer);
+	$node->safe_psql('postgres', q(SELECT cqrs_pause_consumer('in'); SELECT cqrs_resume_consumer('in')));
+	ok($node->poll_query_until('postgres', "SELECT error ~ '$error' FROM cqrs_consumer_status"), "consumed: $name: the status says so")
+	  or diag($node->safe_psql('postgres', 'SELECT error FROM cqrs_consumer_status'));
+	$peer->answer(message($name));
+	ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM cqrs_topics.inbox WHERE headers->>'source_message_id' = \$\$$name\$\$"),
+		"consumed: $name: it goes on");
+}
+
+# Headers as deep as they like.
+for my $depth (20, 1000)
+{
+	$peer->answer(message("deep $depth", 0x2000, nested($depth)));
+	$node->safe_psql('postgres', q(SELECT cqrs_pause_consumer('in'); SELECT cqrs_resume_consumer('in')));
+	ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM cqrs_topics.inbox WHERE headers->>'source_message_id' = 'deep $depth'"),
+		"headers nested $depth times");
+}
+is($node->safe_psql('postgres', q(
+	SELECT string_agg((headers->>'k')::jsonb::text, ' ' ORDER BY position) FROM cqrs_topics.inbox WHERE headers ? 'k')),
+	join(' ', map { '[' x $_->[0] . $_->[1] . ']' x $_->[0] } [ 20, '' ], [ 33, 'null' ]), 'are JSON, as far as anybody reads');
 is($node->safe_psql('postgres', 'SELECT pg_postmaster_start_time()'), $started, 'the server is the same');
 unlike(slurp_file($node->logfile), qr/terminated by signal|was terminated|PANIC/, 'no process has crashed');
 

@@ -1,5 +1,5 @@
-# A server that speaks as much AMQP 0-9-1 as it takes to be published to, and
-# then says what it is told to, whatever no RabbitMQ would. It ends with the
+# A server that speaks as much AMQP 0-9-1 as it takes to be published to, or
+# consumed from, and then says what it is told to, whatever no RabbitMQ would. It ends with the
 # test, however that ends.
 
 package AmqpPeer;
@@ -37,7 +37,7 @@ sub new
 }
 
 # answer(BYTES): what follows each message that is published, instead of a
-# confirm; undef: a confirm again. TUNE: what to tune connections with.
+# confirm, or the beginning of consumption, instead of nothing; undef: as before. TUNE: what to tune connections with.
 sub answer
 {
 	my ($self, $bytes, $tune) = @_;
@@ -65,6 +65,9 @@ sub method_frame
 sub ack { return method_frame(60, 80, pack('Q>C', @_)); }
 
 sub nack { return method_frame(60, 120, pack('Q>C', @_)); }
+
+# deliver(NUMBER): a message that is consumed; its header and body follow.
+sub deliver { return method_frame(60, 60, pack('C/a* Q>C C/a* C/a*', 'tag', $_[0], 0, '', 'things')); }
 
 sub returned { return method_frame(60, 50, pack('n C/a* C/a* C/a*', 312, 'NO_ROUTE', '', 'things')); }
 
@@ -176,6 +179,9 @@ sub handle_frame
 			'10.40' => AmqpPeer::method_frame(10, 41, pack('C', 0), 0),
 			'10.50' => AmqpPeer::method_frame(10, 51, '', 0),
 			'20.10' => AmqpPeer::method_frame(20, 11, pack('N', 0)),
+			'50.10' => AmqpPeer::method_frame(50, 11, pack('C/a* NN', 'queue', 0, 0)),
+			'60.10' => AmqpPeer::method_frame(60, 11, ''),
+			'60.20' => AmqpPeer::method_frame(60, 21, pack('C/a*', 'tag')) . ($self->{answer} // ''),
 			'85.10' => AmqpPeer::method_frame(85, 11, ''));
 
 		$self->say($connection, $answers{"$class.$method"}) if exists $answers{"$class.$method"};

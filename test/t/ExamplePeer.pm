@@ -124,6 +124,25 @@ sub wait_messages
 	return 0;
 }
 
+# feed(SOURCE, MESSAGES ...): what is to be consumed from there; each a hash with,
+# as it likes, id, key, body, content_type, timestamp, headers (of pairs, a list)
+sub feed
+{
+	my ($self, $source, @messages) = @_;
+
+	return $self->tell('feed', $source, @messages);
+}
+
+# wait_consumed(SOURCE): until everything is acknowledged
+sub wait_consumed
+{
+	my ($self, $source) = @_;
+
+	return 1 if wait_until(sub { $self->tell('kept', $source) == 0 }, "all of $source is consumed");
+	diag($self->tell('kept', $source) . ' messages are left');
+	return 0;
+}
+
 # wait_held(COUNT): until so many answers are held back
 sub wait_held
 {
@@ -156,6 +175,12 @@ sub wait_held
 #   count CLIENT
 #             how many that are
 #   hellos    what clients introduced themselves with
+#   feed SOURCE, MESSAGE ...
+#             have these consumed; the source exists from then on
+#   kept SOURCE
+#             how many of its messages are not acknowledged
+#   forget SOURCE
+#             it does not exist any more
 package ExamplePeer::Process;
 
 use strict;
@@ -169,7 +194,7 @@ sub new
 	return bless {
 		listener => $listener, control => $control, commands => '',
 		connections => {}, received => [], hellos => [], rules => [], held => [],
-		hold => undef, deaf => 0, refuse => undef
+		hold => undef, deaf => 0, refuse => undef, sources => {}
 	}, $class;
 }
 
@@ -250,6 +275,9 @@ sub handle_line
 		return $self->close_connection($connection);
 	}
 
+	return $self->consume($connection, $message) if exists $message->{consume};
+	return $self->acknowledge($connection, $message->{ack}) if exists $message->{ack};
+
 	push @{ $self->{received} }, { client => $connection->{client}, line => $line, message => $message };
 	my $answer = $self->answer_to($line);
 	return if $answer eq 'silence';
@@ -274,6 +302,55 @@ sub answer_to
 	return '+';
 }
 
+# Messages wait in sources, then in connections until they are acknowledged.
+sub consume
+{
+	my ($self, $connection, $wanted) = @_;
+
+	$connection->{source} = $wanted->{consume};
+	$connection->{window} = $wanted->{window};
+	$connection->{unacknowledged} = [];
+	$connection->{tag} = 0;
+	return $self->deliver($connection) if exists $self->{sources}{ $wanted->{consume} };
+	$self->send($connection, '-nobody has heard of it');
+	return $self->close_connection($connection);
+}
+
+sub deliver
+{
+	my ($self, $connection) = @_;
+	my $waiting = $self->{sources}{ $connection->{source} };
+	my $out = '';
+
+	while (@$waiting && @{ $connection->{unacknowledged} } < $connection->{window})
+	{
+		my $message = shift @$waiting;
+
+		$message->{tag} = ++$connection->{tag};
+		push @{ $connection->{unacknowledged} }, $message;
+		$out .= '=' . join(' ', map { word($_) } @$message{qw(tag redelivered timestamp id key content_type body)},
+			@{ $message->{headers} // [] }) . "\n";
+	}
+	return $self->send_all($connection, $out);
+}
+
+sub word
+{
+	my ($value) = @_;
+
+	return '-' unless defined $value;
+	utf8::encode($value) if utf8::is_utf8($value);
+	return $value eq '-' ? '%2D' : $value =~ s/([^\w.:\/-])/sprintf '%%%02X', ord $1/gear;
+}
+
+sub acknowledge
+{
+	my ($self, $connection, $tag) = @_;
+
+	@{ $connection->{unacknowledged} } = grep { $_->{tag} != $tag } @{ $connection->{unacknowledged} };
+	return $self->deliver($connection);
+}
+
 sub send
 {
 	my ($self, $connection, $line) = @_;
@@ -283,12 +360,30 @@ sub send
 	syswrite $connection->{socket}, "$line\n";
 }
 
+# All of it, however long that takes; in the meantime it reads nothing.
+sub send_all
+{
+	my ($self, $connection, $bytes) = @_;
+
+	for (my $sent = 0; $sent < length $bytes;)
+	{
+		$sent += syswrite($connection->{socket}, $bytes, length($bytes) - $sent, $sent)
+		  // return $self->close_connection($connection);
+	}
+	return;
+}
+
 sub close_connection
 {
 	my ($self, $connection) = @_;
 
 	delete $self->{connections}{ $connection->{socket} };
 	close $connection->{socket};
+	if (my $messages = delete $connection->{unacknowledged})
+	{
+		$_->{redelivered} = 1 for @$messages;
+		unshift @{ $self->{sources}{ $connection->{source} } }, @$messages;
+	}
 	@{ $self->{held} } = grep { $_->[0] != $connection } @{ $self->{held} };
 }
 
@@ -387,6 +482,43 @@ sub command_count
 	my ($self, $client) = @_;
 
 	return scalar @{ $self->command_received($client) };
+}
+
+sub command_feed
+{
+	my ($self, $source, @messages) = @_;
+
+	push @{ $self->{sources}{$source} }, @messages;
+	for my $connection (values %{ $self->{connections} })
+	{
+		$self->deliver($connection) if ($connection->{source} // '') eq $source;
+	}
+	return 1;
+}
+
+sub command_kept
+{
+	my ($self, $source) = @_;
+	my @consuming = grep { ($_->{source} // '') eq $source } values %{ $self->{connections} };
+	my $kept = @{ $self->{sources}{$source} // [] };
+
+	$kept += @{ $_->{unacknowledged} } for @consuming;
+	return $kept;
+}
+
+sub command_forget
+{
+	my ($self, $source) = @_;
+
+	delete $self->{sources}{$source};
+	for my $connection (values %{ $self->{connections} })
+	{
+		next if ($connection->{source} // '') ne $source;
+		delete $connection->{unacknowledged};
+		$self->send($connection, '-it was deleted');
+		$self->close_connection($connection);
+	}
+	return 1;
 }
 
 sub command_hellos { return $_[0]->{hellos}; }
