@@ -25,6 +25,8 @@ use POSIX ();
 
 use CqrsTest;
 
+my $clusters = 0;
+
 # Not more than a test needs, and signs of life that are missed soon.
 my %settings = (
 	'process.roles' => 'broker,controller',
@@ -56,7 +58,7 @@ sub new
 	my $folder = $ENV{CQRS_KAFKA};
 
 	die "CQRS_KAFKA must name the folder of test/kafka, with what it needs installed\n" unless defined $folder && -d "$folder/python";
-	my $self = bless { folder => $folder, brokers => $brokers, heap => $options{heap} // 256, version => $options{version} // 4,
+	my $self = bless { folder => $folder, brokers => $brokers, heap => $options{heap} // 256, version => $options{version} // 4, number => ++$clusters,
 		users => $options{users} // {}, dir => PostgreSQL::Test::Utils::tempdir() }, $class;
 
 	my @listeners = ('PLAINTEXT', 'CONTROLLER', @{ $options{listeners} // [] });
@@ -166,7 +168,7 @@ sub log
 {
 	my ($self, $broker) = @_;
 
-	return "$PostgreSQL::Test::Utils::log_path/kafka_$broker.log";
+	return "$PostgreSQL::Test::Utils::log_path/kafka_$self->{number}_$broker.log";
 }
 
 # await(BROKER): until it answers, and knows all that run.
