@@ -35,7 +35,7 @@ def wait_until(condition, what):
                 return
         except KafkaException:
             pass
-        time.sleep(0.02)
+        time.sleep(0.1)
     raise Exception(f'timed out waiting until {what}')
 
 
@@ -47,11 +47,16 @@ def all_of(futures):
 def answers(broker, count):
     """Whether the broker at this address does, and knows so many brokers; asked for
     a second."""
-    try:
-        client = AdminClient({'bootstrap.servers': broker, **NETWORK})
-        return len(client.list_topics(timeout=1).brokers) >= count
-    except KafkaException:
-        return False
+    client = AdminClient({'bootstrap.servers': broker, **NETWORK})
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        try:
+            if len(client.list_topics(timeout=0.5).brokers) >= count:
+                return True
+            time.sleep(0.1)
+        except KafkaException:
+            pass
+    return False
 
 
 def partitions(topic):

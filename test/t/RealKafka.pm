@@ -25,6 +25,8 @@ use POSIX ();
 
 use CqrsTest;
 
+my $clusters = 0;
+
 # Not more than a test needs, and signs of life that are missed soon.
 my %settings = (
 	'process.roles' => 'broker,controller',
@@ -56,7 +58,7 @@ sub new
 	my $folder = $ENV{CQRS_KAFKA};
 
 	die "CQRS_KAFKA must name the folder of test/kafka, with what it needs installed\n" unless defined $folder && -d "$folder/python";
-	my $self = bless { folder => $folder, brokers => $brokers, heap => $options{heap} // 256, version => $options{version} // 4,
+	my $self = bless { folder => $folder, brokers => $brokers, heap => $options{heap} // 256, version => $options{version} // 4, number => ++$clusters,
 		users => $options{users} // {}, dir => PostgreSQL::Test::Utils::tempdir() }, $class;
 
 	my @listeners = ('PLAINTEXT', 'CONTROLLER', @{ $options{listeners} // [] });
@@ -166,7 +168,7 @@ sub log
 {
 	my ($self, $broker) = @_;
 
-	return "$PostgreSQL::Test::Utils::log_path/kafka_$broker.log";
+	return "$PostgreSQL::Test::Utils::log_path/kafka_$self->{number}_$broker.log";
 }
 
 # await(BROKER): until it answers, and knows all that run.
@@ -219,7 +221,9 @@ sub end
 	my ($self, $broker, $signal) = @_;
 	my $pid = $self->{process}[$broker]{pid};
 
+	# Also if it is paused.
 	CORE::kill $signal, $pid;
+	CORE::kill 'CONT', $pid;
 	waitpid $pid, 0;
 	delete $self->{process}[$broker]{pid};	# for Kafka's list, too
 	$self->{process}[$broker] = undef;
@@ -241,6 +245,26 @@ sub resume
 
 	CORE::kill 'CONT', map { $self->{process}[$_]{pid} } @brokers;
 	return;
+}
+
+# pause_amid(SERVER, WINDOW, EMIT, BROKERS...): emit, and pause the brokers while the
+# server's only subscription, which has this window, delivers that. What was
+# confirmed before may still arrive; more than that is left.
+sub pause_amid
+{
+	my ($self, $node, $window, $emit, @brokers) = @_;
+	my $lag = 'SELECT lag_events FROM cqrs_subscription_status';
+
+	for (1 .. 100)
+	{
+		$emit->();
+		my $before = $node->safe_psql('postgres', $lag);
+		$node->poll_query_until('postgres', "SELECT lag_events < $before OR lag_events = 0 FROM cqrs_subscription_status") or die 'nothing is delivered';
+		$self->pause(@brokers);
+		return if $node->safe_psql('postgres', $lag) > $window;
+		$self->resume(@brokers);
+	}
+	die 'the brokers are never paused in time';
 }
 
 # ask(FUNCTION, ARGUMENTS): what this one of client.py returns.
