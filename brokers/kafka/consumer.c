@@ -67,6 +67,9 @@
 /* How much is fetched at a time by default, if one record may not be more. */
 #define FETCH_MAX_BYTES	(4 * 1024 * 1024)
 
+/* How long librdkafka, once it has enough, waits until it looks again. */
+#define FETCH_BACKOFF	"10"
+
 /*
  * A message of ours, in use if it has a handle: librdkafka's message.
  */
@@ -185,6 +188,13 @@ kafka_consumer_receive(void *state, int most, size_t bytes, char *error)
 		;
 	rd_kafka_poll(consumer->rk, 0);
 	receive_messages(consumer, most, bytes);
+	if (consumer->wake && consumer->lost[0] == '\0' &&
+		(consumer->taken_messages > consumer->wake_messages ||
+		 consumer->taken_bytes > consumer->wake_bytes))
+	{
+		kafka_partitions_wake(consumer);
+		consumer->taken_messages = consumer->taken_bytes = 0;
+	}
 
 	now = kafka_now_ms();
 	if (consumer->lost[0] == '\0' && now >= consumer->next_look)
@@ -338,6 +348,13 @@ consumer_open(KafkaConsumer *consumer, char *error)
 				 most > FETCH_MAX_BYTES ? most : FETCH_MAX_BYTES);
 		rd_kafka_conf_set(conf, "fetch.max.bytes", reason, NULL, 0);
 	}
+	consumer->wake = rd_kafka_conf_set(conf, "fetch.queue.backoff.ms",
+									   FETCH_BACKOFF, NULL, 0) !=
+		RD_KAFKA_CONF_OK;
+	consumer->wake_messages =
+		kafka_option_int(connection, "queued.min.messages") / 2;
+	consumer->wake_bytes = (size_t) 1024 / 2 *
+		kafka_option_int(connection, "queued.max.messages.kbytes");
 	rd_kafka_conf_set_error_cb(conf, on_error);
 	rd_kafka_conf_set_offset_commit_cb(conf, on_commit);
 	rd_kafka_conf_set_opaque(conf, consumer);
@@ -536,6 +553,8 @@ receive_messages(KafkaConsumer *consumer, int most, size_t bytes)
 			return;
 		}
 		size += message->len + message->key_len;
+		consumer->taken_messages++;
+		consumer->taken_bytes += message->len;
 		if (hand_over(consumer, message))
 			n++;
 		else

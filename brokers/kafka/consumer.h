@@ -67,6 +67,12 @@ typedef struct KafkaConsumer
 	struct ReceivedBlock *blocks;	/* all messages of ours */
 	CqrsBrokerReceived *free;	/* those not in use */
 
+	bool		wake;			/* does librdkafka sleep when it has enough? */
+	size_t		wake_messages;	/* then wake it after so many of them, */
+	size_t		wake_bytes;		/* or bytes, */
+	size_t		taken_messages; /* which we took from it */
+	size_t		taken_bytes;
+
 	int64_t		next_look;		/* when to look at the topic */
 	int64_t		next_ask;		/* and not to ask before */
 	int64_t		next_second;	/* and to do what is done once a second */
@@ -101,6 +107,7 @@ extern bool kafka_partitions_look(KafkaConsumer *consumer, int timeout);
 extern void kafka_partitions_ask(KafkaConsumer *consumer);
 extern void kafka_partitions_consume(KafkaConsumer *consumer);
 extern void kafka_partitions_release(KafkaConsumer *consumer);
+extern void kafka_partitions_wake(KafkaConsumer *consumer);
 extern void kafka_partitions_retry(KafkaConsumer *consumer);
 extern void kafka_partitions_commit(KafkaConsumer *consumer);
 extern void kafka_partition_break(KafkaConsumer *consumer,

@@ -361,6 +361,30 @@ kafka_partitions_consume(KafkaConsumer *consumer)
 }
 
 /*
+ * Have librdkafka look whether it has room again. Before version 2.2, it does
+ * that once a second while it does nothing else: so each broker is asked
+ * something, whose answer nobody waits for.
+ */
+void
+kafka_partitions_wake(KafkaConsumer *consumer)
+{
+	const char *topic = rd_kafka_topic_name(consumer->topic);
+	rd_kafka_topic_partition_list_t *list;
+	int			i;
+
+	list = rd_kafka_topic_partition_list_new(consumer->npartitions);
+	for (i = 0; i < consumer->npartitions; i++)
+	{
+		if (consumer->partitions[i].state == KAFKA_PARTITION_CONSUMED)
+			rd_kafka_topic_partition_list_add(list, topic, i)->offset =
+				RD_KAFKA_OFFSET_END;
+	}
+	if (list->cnt > 0)
+		rd_kafka_offsets_for_times(consumer->rk, list, 0);
+	rd_kafka_topic_partition_list_destroy(list);
+}
+
+/*
  * Have librdkafka consume nothing any more, as its consumer is to be destroyed.
  *
  * Before version 2.6.1, destroying it never ends if something is left in the
