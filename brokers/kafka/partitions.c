@@ -82,7 +82,7 @@ kafka_partitions_look(KafkaConsumer *consumer, int timeout)
 			consumer->broker_error_until = 0;
 		consumer->unseen_since = 0;
 		consumer->next_look = kafka_now_ms() +
-			(seen && consumer->trouble[0] == '\0' && consumer->failing == 0 ?
+			(seen && consumer->trouble[0] == '\0' ?
 			 LOOK_INTERVAL : TROUBLE_INTERVAL);
 		return seen;
 	}
