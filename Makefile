@@ -16,7 +16,7 @@ MODULE_big = cqrs_outbox
 # The rooms of src/, the lowest first. A file includes what is in its own room or
 # in a lower one, which test/checks/run looks after.
 ROOMS = include base shared extension registry log mediator broker emit retry \
-	subscription delivery pull control deferred saga monitor process
+	subscription inbox delivery pull control deferred saga monitor process
 
 OBJS_base = backoff.o event_id.o guc.o interval.o json.o rate.o rethrow.o rfc3339.o \
 	snapshot.o sqlstate.o
@@ -28,11 +28,13 @@ OBJS_log = cursor.o event.o header.o position.o retention.o rotation.o segment.o
 	segment_index.o tick.o topic.o topic_drop.o window.o window_scan.o
 OBJS_mediator = breaker.o command.o context.o dispatch.o dispatch_stack.o \
 	domain_event.o dry_run.o event_type.o fallback.o idempotency.o middleware.o stream.o
-OBJS_broker = envelope.o link.o message.o server.o
+OBJS_broker = envelope.o link.o link_source.o message.o server.o
 OBJS_emit = capture.o emit.o insert.o
 OBJS_retry = blame.o failure.o lane.o parked.o retry.o
 OBJS_subscription = epoch.o receipt.o search_path.o settings.o subscription.o
-OBJS_delivery = attempt.o broker_entry.o drain.o handler_batch.o handler_timeout.o relay.o session.o \
+OBJS_inbox = consumer.o dead_message.o inbound.o intake.o message_id.o message_source.o \
+	message_turn.o place.o
+OBJS_delivery = attempt.o broker_entry.o drain.o handler_batch.o handler_call.o handler_timeout.o relay.o session.o \
 	target_broker.o target_handler.o tell.o underway.o
 OBJS_pull = pull.o pull_ack.o pull_batch.o pull_wait.o
 OBJS_control = adopt.o dead_letter.o drop_topic.o events.o operation.o subscribe.o topics.o
@@ -41,7 +43,7 @@ OBJS_saga = awaited.o definition.o entry.o keep.o lane.o machine.o message.o rec
 	register.o router.o run.o saga_dry_run.o saga_queue.o saga_wait.o signal.o start.o steer.o
 OBJS_monitor = breaker_status.o diagram.o health.o subscription_status.o \
 	topic_status.o worker_status.o
-OBJS_process = assign.o broker_job.o epoch_close.o handler_job.o job.o launcher.o \
+OBJS_process = assign.o broker_job.o consumer_job.o epoch_close.o handler_job.o job.o launcher.o \
 	maintain.o manager.o notify.o process.o schedule.o topic_poll.o \
 	utility.o worker.o
 
@@ -59,7 +61,7 @@ DATA_built = sql/cqrs_outbox--$(EXTVERSION).sql
 DATA = $(patsubst $(srcdir)/%,%,$(wildcard $(srcdir)/sql/update/*.sql))
 HEADERS_cqrs_outbox = src/include/cqrs_broker.h src/include/cqrs_hooks.h
 
-REGRESS = meeting registered command query chain stream fallback breaker middleware idempotency dry_run emit envelope insert domain_event context nesting prepared capture subscription payload_handler several own_subscription search_path retry deferred answers schedule saga pull partitions ordering kept retention diagram health privileges owners grants matrix trust lookup adopt extension
+REGRESS = meeting registered command query chain stream fallback breaker middleware idempotency dry_run emit envelope insert domain_event context nesting prepared capture subscription payload_handler several own_subscription search_path retry deferred answers schedule saga consumed pull partitions ordering kept retention diagram health privileges owners grants matrix trust lookup adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

@@ -150,6 +150,22 @@ SELECT cqrs_alter_subscription('often', rate => 'fast');
 SELECT cqrs_alter_subscription('pulled', rate => '1/s');
 SELECT cqrs_subscribe('pulled too', ARRAY['counted'], rate => '1/s');
 SELECT cqrs_subscribe('pulled too', ARRAY['counted'], rate => '0');
+-- so is that of a key, which needs keys that do not wait for each other
+SELECT cqrs_alter_subscription('often', key_rate => '10/s'), cqrs_alter_subscription('often', key_rate => '10/s') AS again;
+SELECT rate, key_rate FROM cqrs_subscriptions WHERE subscription = 'often';
+SELECT cqrs_alter_subscription('often', key_rate => 'fast');
+SELECT cqrs_alter_subscription('often', ordering => 'topic');
+SELECT cqrs_alter_subscription('often', ordering => 'topic', key_rate => '0');
+SELECT cqrs_alter_subscription('often', key_rate => '1/s');
+SELECT cqrs_alter_subscription('often', ordering => 'key', key_rate => '1/s');
+SELECT cqrs_seek('often', 'earliest');
+SET client_min_messages = error;
+SELECT cqrs_drain('often') > 100 AS takes_no_heed;
+RESET client_min_messages;
+SELECT cqrs_subscribe('by topic', ARRAY['counted'], 'often(cqrs_event)', ordering => 'topic', key_rate => '1/s');
+SELECT cqrs_subscribe('often', ARRAY['counted'], 'often(cqrs_event)', max_attempts => 1, transaction => 'event', rate => '1000000/h', key_rate => '2/s');
+SELECT cqrs_alter_subscription('pulled', key_rate => '1/s');
+SELECT cqrs_subscribe('pulled three', ARRAY['counted'], key_rate => '1/s');
 
 SELECT cqrs_unsubscribe(subscription) FROM cqrs_subscription_status;
 -- topics that it adds to itself: the event at hand is done, and comes once

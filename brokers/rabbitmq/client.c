@@ -6,6 +6,7 @@
  *-------------------------------------------------------------------------
  */
 #include <stdlib.h>
+#include <string.h>
 
 #include "client.h"
 
@@ -17,6 +18,11 @@ static bool client_publish(void *state, CqrsBrokerMessage *const *messages,
 static bool client_poll(void *state, char *error);
 static int	client_fd(void *state);
 static void client_shutdown(void *state);
+static bool client_assign(void *state, const CqrsBrokerPosition *positions,
+						  int n, char *error);
+static bool client_receive(void *state, int most, size_t bytes, char *error);
+static bool client_settle(void *state, CqrsBrokerReceived *const *messages,
+						  int n, char *error);
 static const char *option_or(const CqrsBrokerConnection *connection,
 							 const char *name, const char *otherwise);
 
@@ -32,7 +38,11 @@ const CqrsBrokerModule rabbitmq_module = {
 	.publish = client_publish,
 	.poll = client_poll,
 	.fd = client_fd,
-	.shutdown = client_shutdown
+	.shutdown = client_shutdown,
+	.keeps_offsets = false,
+	.assign = client_assign,
+	.receive = client_receive,
+	.settle = client_settle
 };
 
 /*
@@ -45,8 +55,15 @@ client_check(const CqrsBrokerConnection *connection, char *error)
 	static const char *const tls_only[] = {
 		"tls_verify", "tls_ca_file", "tls_cert_file", "tls_key_file"
 	};
+	const char *source = connection->source;
 	size_t		i;
 
+	/* No name would stand for the last queue that was declared. */
+	if (source != NULL &&
+		(source[0] == '\0' || strlen(source) > RABBITMQ_SHORT_MAX))
+		return broker_error(error,
+							"the name of a queue must have 1 to %d bytes",
+							RABBITMQ_SHORT_MAX);
 	for (i = 0; i < sizeof(required) / sizeof(required[0]); i++)
 	{
 		if (broker_option(connection, required[i]) == NULL)
@@ -167,9 +184,43 @@ client_shutdown(void *state)
 	RabbitClient *client = state;
 
 	rabbitmq_disconnect(client);
+	rabbitmq_free_deliveries(client);
 	free(client->ring);
 	free(client->headers);
 	free(client);
+}
+
+/*
+ * Callback assign(). A queue has no partitions, so that it is consumed, or not.
+ */
+static bool
+client_assign(void *state, const CqrsBrokerPosition *positions, int n,
+			  char *error)
+{
+	return n == 0 || rabbitmq_consume(state, error);
+}
+
+/*
+ * Callback receive().
+ */
+static bool
+client_receive(void *state, int most, size_t bytes, char *error)
+{
+	RabbitClient *client = state;
+
+	client->room_messages = most;
+	client->room_bytes = bytes;
+	return rabbitmq_receive(client, error);
+}
+
+/*
+ * Callback settle().
+ */
+static bool
+client_settle(void *state, CqrsBrokerReceived *const *messages, int n,
+			  char *error)
+{
+	return rabbitmq_settle(state, messages, n, error);
 }
 
 /*

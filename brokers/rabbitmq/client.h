@@ -11,6 +11,8 @@
 #ifndef RABBITMQ_CLIENT_H
 #define RABBITMQ_CLIENT_H
 
+#include <time.h>
+
 /* Newer versions of the library have their headers in a folder. */
 #if __has_include(<rabbitmq-c/amqp.h>)
 #include <rabbitmq-c/amqp.h>
@@ -33,18 +35,34 @@
 /* The option window by default. */
 #define RABBITMQ_WINDOW			1000
 
+/* What the protocol has two bytes for; 0 would be without a limit. */
+#define RABBITMQ_PREFETCH_MAX	65535
+
 /* Room for host and port, and for what a broker says. */
 #define RABBITMQ_HOST_SIZE		256
 #define RABBITMQ_PEER_SIZE		(RABBITMQ_HOST_SIZE + 16)
 #define RABBITMQ_TEXT_SIZE		256
 
-/* Of a message that comes back, what must come next. */
-typedef enum RabbitReturn
+/* What must come next on the channel. */
+typedef enum RabbitExpected
 {
-	RETURNING_NOTHING = 0,		/* there is none */
-	RETURNING_HEADER,
-	RETURNING_BODY
-} RabbitReturn;
+	EXPECT_METHOD = 0,			/* there is no message on its way */
+	EXPECT_HEADER,
+	EXPECT_BODY
+} RabbitExpected;
+
+/*
+ * A message that was consumed, in one piece of memory with all that it points
+ * to. Those that are with the core, and not settled, are in a list, in the
+ * order in which they came.
+ */
+typedef struct RabbitDelivery
+{
+	CqrsBrokerReceived message;
+	char	   *body;			/* the message's, to be filled */
+	struct RabbitDelivery *previous;
+	struct RabbitDelivery *next;
+} RabbitDelivery;
 
 /*
  * A connection.
@@ -84,14 +102,29 @@ typedef struct RabbitClient
 	int			headers_size;
 
 	/*
-	 * A message that comes back is two frames and more, and nothing between
-	 * them; this is of the first, until the second says which one it is.
+	 * A message from the broker is two frames and more, and nothing between
+	 * them.
 	 */
-	RabbitReturn returning;
-	uint64_t	return_left;	/* of the body, in bytes */
+	RabbitExpected expected;
+	uint64_t	body_left;		/* of the message's body, in bytes */
+
+	/* Of one that comes back, until the second frame says which one it is. */
 	int			return_code;
 	char		return_text[RABBITMQ_TEXT_SIZE];
 	uint64_t	return_hint;	/* where to look for the next one */
+
+	/* For consuming: of the message that comes, from its first frame. */
+	bool		consuming;
+	uint64_t	delivery_tag;	/* 0: none has come */
+	bool		redelivered;
+	char		delivery_key[RABBITMQ_SHORT_MAX + 1];	/* its routing key */
+	RabbitDelivery *delivery;	/* NULL before its second frame */
+
+	RabbitDelivery *first;		/* of those that are not settled */
+	RabbitDelivery *last;
+	int			room_messages;	/* what else may be handed over */
+	size_t		room_bytes;
+	time_t		alive_until;	/* when to send a heartbeat */
 
 	/* Why the broker's certificate is not trusted; empty if it is. */
 	char		tls_problem[RABBITMQ_TEXT_SIZE];
@@ -109,6 +142,8 @@ extern bool rabbitmq_lost(RabbitClient *client, int status, char *error);
 extern bool rabbitmq_replied(RabbitClient *client, amqp_rpc_reply_t reply,
 							 char *error);
 extern void rabbitmq_text(amqp_bytes_t bytes, char *buffer);
+extern bool rabbitmq_violated(RabbitClient *client, const char *what,
+							  char *error);
 extern const char *rabbitmq_socket_error(int code);
 
 /* connect.c */
@@ -125,11 +160,38 @@ extern amqp_socket_t *rabbitmq_tls_socket(RabbitClient *client,
 										  const char *host, char *error);
 extern const char *rabbitmq_tls_reason(void);
 
+/* frames.c */
+extern bool rabbitmq_receive(RabbitClient *client, char *error);
+
 /* publish.c */
 extern bool rabbitmq_accept(RabbitClient *client, CqrsBrokerMessage *message,
 							char *error);
 extern bool rabbitmq_send(RabbitClient *client, char *error);
-extern bool rabbitmq_receive(RabbitClient *client, char *error);
+extern bool rabbitmq_publish_method(RabbitClient *client,
+									const amqp_method_t *method, char *error);
+extern void rabbitmq_publish_header(RabbitClient *client,
+									const amqp_basic_properties_t *properties);
+
+/* consume.c */
+extern bool rabbitmq_find_queue(RabbitClient *client, char *error);
+extern bool rabbitmq_consume(RabbitClient *client, char *error);
+extern bool rabbitmq_consume_full(const RabbitClient *client);
+extern bool rabbitmq_keep_alive(RabbitClient *client, char *error);
+extern bool rabbitmq_settle(RabbitClient *client,
+							CqrsBrokerReceived *const *messages, int n,
+							char *error);
+extern void rabbitmq_free_deliveries(RabbitClient *client);
+extern bool rabbitmq_consume_method(RabbitClient *client,
+									const amqp_method_t *method, char *error);
+extern bool rabbitmq_consume_header(RabbitClient *client,
+									const amqp_basic_properties_t *properties,
+									char *error);
+extern void rabbitmq_consume_body(RabbitClient *client, amqp_bytes_t fragment);
+
+/* delivery.c */
+extern RabbitDelivery *rabbitmq_delivery(const amqp_basic_properties_t *properties,
+										 const char *routing_key,
+										 size_t body_size);
 
 #pragma GCC visibility pop
 

@@ -182,7 +182,7 @@ next_host(const char *list, char *host, int *port)
 }
 
 /*
- * Connect to one host, so that messages can be published.
+ * Connect to one host, so that messages can be published, or consumed.
  */
 static bool
 connect_host(RabbitClient *client, const char *host, int port, char *error)
@@ -258,16 +258,19 @@ open_socket(RabbitClient *client, const char *host, int port, char *error)
 }
 
 /*
- * Open the channel, and have it confirm what is published.
+ * Open the channel, for a queue that can be consumed, or to have what is
+ * published confirmed.
  */
 static bool
 open_channel(RabbitClient *client, char *error)
 {
 	errno = 0;
 	if (amqp_channel_open(client->amqp, RABBITMQ_CHANNEL) == NULL ||
-		amqp_confirm_select(client->amqp, RABBITMQ_CHANNEL) == NULL)
+		(client->connection->source == NULL &&
+		 amqp_confirm_select(client->amqp, RABBITMQ_CHANNEL) == NULL))
 		return rabbitmq_replied(client, amqp_get_rpc_reply(client->amqp), error);
-	return true;
+	return client->connection->source == NULL ||
+		rabbitmq_find_queue(client, error);
 }
 
 /*

@@ -107,6 +107,17 @@ rabbitmq_replied(RabbitClient *client, amqp_rpc_reply_t reply, char *error)
 }
 
 /*
+ * The broker does not keep to the protocol: set error to how. Returns false.
+ */
+bool
+rabbitmq_violated(RabbitClient *client, const char *what, char *error)
+{
+	return broker_error(error,
+						"what answers at %s does not keep to AMQP 0-9-1: it sent %s",
+						client->peer, what);
+}
+
+/*
  * Copy what the broker says, at most 255 bytes, to buffer, an array of
  * RABBITMQ_TEXT_SIZE bytes.
  */

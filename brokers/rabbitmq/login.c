@@ -144,7 +144,7 @@ send_start_ok(RabbitClient *client)
 {
 	static const char *const understood[] = {
 		"authentication_failure_close", "connection.blocked",
-		"publisher_confirms", "basic.nack"
+		"publisher_confirms", "basic.nack", "consumer_cancel_notify"
 	};
 	const char *username = broker_option(client->connection, "username");
 	const char *password = broker_option(client->connection, "password");

@@ -27,7 +27,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/time.h>
 
 #include "client.h"
 
@@ -45,15 +44,6 @@ static bool refuse(CqrsBrokerMessage *message, const RabbitClient *client,
 static bool grow(RabbitClient *client, char *error);
 static bool wait_writable(RabbitClient *client, char *error);
 static int	send_message(RabbitClient *client, const CqrsBrokerMessage *message);
-static bool handle_frame(RabbitClient *client, const amqp_frame_t *frame,
-						 char *error);
-static bool handle_connection_method(RabbitClient *client,
-									 const amqp_method_t *method, char *error);
-static bool handle_method(RabbitClient *client, const amqp_method_t *method,
-						  char *error);
-static bool handle_header(RabbitClient *client, const amqp_frame_t *frame,
-						  char *error);
-static bool violated(RabbitClient *client, const char *what, char *error);
 static bool confirmed(RabbitClient *client, uint64_t tag, bool multiple,
 					  CqrsBrokerOutcome outcome, char *error);
 static void report(RabbitClient *client, uint64_t tag,
@@ -118,35 +108,6 @@ rabbitmq_send(RabbitClient *client, char *error)
 		client->unsent++;
 	}
 	return true;
-}
-
-/*
- * Handle all that came from the broker, and send a heartbeat if one is due.
- * False if the connection is lost.
- */
-bool
-rabbitmq_receive(RabbitClient *client, char *error)
-{
-	for (;;)
-	{
-		struct timeval no_time = {0};
-		amqp_frame_t frame;
-		int			status;
-
-		errno = 0;
-		status = amqp_simple_wait_frame_noblock(client->amqp, &frame,
-												&no_time);
-		if (status == AMQP_STATUS_TIMEOUT)
-			return true;
-		if (status != AMQP_STATUS_OK)
-			return rabbitmq_lost(client, status, error);
-		if (!handle_frame(client, &frame, error))
-		{
-			rabbitmq_mark_lost(client);
-			return false;
-		}
-		amqp_maybe_release_buffers(client->amqp);
-	}
 }
 
 /*
@@ -303,74 +264,11 @@ send_message(RabbitClient *client, const CqrsBrokerMessage *message)
 }
 
 /*
- * Handle what came. False, with error set, if the broker ends the connection or
- * the channel, or says what no broker does: what the library decoded is taken
- * for nothing but what it was checked to be.
+ * What the broker says of the channel, and of messages on it.
  */
-static bool
-handle_frame(RabbitClient *client, const amqp_frame_t *frame, char *error)
-{
-	if (frame->frame_type == AMQP_FRAME_METHOD && frame->channel == 0)
-		return handle_connection_method(client, &frame->payload.method, error);
-	if (frame->channel != RABBITMQ_CHANNEL)
-		return violated(client, "a frame on another channel", error);
-
-	switch (frame->frame_type)
-	{
-		case AMQP_FRAME_METHOD:
-			if (client->returning != RETURNING_NOTHING)
-				return violated(client, "a method within a message", error);
-			return handle_method(client, &frame->payload.method, error);
-		case AMQP_FRAME_HEADER:
-			return handle_header(client, frame, error);
-		case AMQP_FRAME_BODY:
-			if (client->returning != RETURNING_BODY ||
-				frame->payload.body_fragment.len > client->return_left)
-				return violated(client, "a body that is no message's", error);
-			client->return_left -= frame->payload.body_fragment.len;
-			if (client->return_left == 0)
-				client->returning = RETURNING_NOTHING;
-			return true;
-		default:
-			return violated(client, "a frame of another type", error);
-	}
-}
-
-/*
- * What the broker says of the connection.
- */
-static bool
-handle_connection_method(RabbitClient *client, const amqp_method_t *method,
-						 char *error)
-{
-	char		reply_text[RABBITMQ_TEXT_SIZE];
-
-	switch (method->id)
-	{
-		case AMQP_CONNECTION_BLOCKED_METHOD:
-			client->blocked = true;
-			rabbitmq_text(((amqp_connection_blocked_t *) method->decoded)->reason,
-						  client->blocked_reason);
-			return true;
-		case AMQP_CONNECTION_UNBLOCKED_METHOD:
-			client->blocked = false;
-			return true;
-		case AMQP_CONNECTION_CLOSE_METHOD:
-			rabbitmq_text(((amqp_connection_close_t *) method->decoded)->reply_text,
-						  reply_text);
-			return broker_error(error,
-								"RabbitMQ at %s ended the connection: %s",
-								client->peer, reply_text);
-		default:
-			return violated(client, "another method of the connection", error);
-	}
-}
-
-/*
- * What it says of the channel, and of messages on it.
- */
-static bool
-handle_method(RabbitClient *client, const amqp_method_t *method, char *error)
+bool
+rabbitmq_publish_method(RabbitClient *client, const amqp_method_t *method,
+						char *error)
 {
 	switch (method->id)
 	{
@@ -392,7 +290,7 @@ handle_method(RabbitClient *client, const amqp_method_t *method, char *error)
 			{
 				amqp_basic_return_t *message = method->decoded;
 
-				client->returning = RETURNING_HEADER;
+				client->expected = EXPECT_HEADER;
 				client->return_code = message->reply_code;
 				rabbitmq_text(message->reply_text, client->return_text);
 				return true;
@@ -400,41 +298,20 @@ handle_method(RabbitClient *client, const amqp_method_t *method, char *error)
 		case AMQP_CHANNEL_CLOSE_METHOD:
 			return channel_closed(client, method->decoded, error);
 		default:
-			return violated(client, "another method of the channel", error);
+			return rabbitmq_violated(client, "another method of the channel",
+									 error);
 	}
 }
 
 /*
- * The header of a message that comes back. The library has decoded its
- * properties as those of whatever class it says it is of, and those that it has
- * no flag for not at all.
+ * The properties of a message that comes back.
  */
-static bool
-handle_header(RabbitClient *client, const amqp_frame_t *frame, char *error)
+void
+rabbitmq_publish_header(RabbitClient *client,
+						const amqp_basic_properties_t *properties)
 {
-	const amqp_basic_properties_t *properties = frame->payload.properties.decoded;
-
-	if (client->returning != RETURNING_HEADER)
-		return violated(client, "a header that is no message's", error);
-	if (frame->payload.properties.class_id != AMQP_BASIC_CLASS)
-		return violated(client, "a header of another class", error);
-	client->return_left = frame->payload.properties.body_size;
-	client->returning = client->return_left > 0 ? RETURNING_BODY :
-		RETURNING_NOTHING;
 	if ((properties->_flags & AMQP_BASIC_MESSAGE_ID_FLAG) != 0)
 		returned(client, properties->message_id);
-	return true;
-}
-
-/*
- * The broker does not keep to the protocol: set error to how. Returns false.
- */
-static bool
-violated(RabbitClient *client, const char *what, char *error)
-{
-	return broker_error(error,
-						"what answers at %s does not keep to AMQP 0-9-1: it sent %s",
-						client->peer, what);
 }
 
 /*
@@ -449,7 +326,7 @@ confirmed(RabbitClient *client, uint64_t tag, bool multiple,
 	uint64_t	first = tag;
 
 	if (tag >= client->unsent || (tag == 0 && !multiple))
-		return violated(client, "a confirm of what was not published", error);
+		return rabbitmq_violated(client, "a confirm of what was not published", error);
 	if (outcome == CQRS_BROKER_REJECTED)
 		broker_error(reason,
 					 "RabbitMQ at %s did not take the message (basic.nack); a queue may be full",

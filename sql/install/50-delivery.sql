@@ -24,6 +24,7 @@
 -- search_path        for a handler: it is called with this, and pg_temp behind it,
 --                    unless it has a SET search_path; NULL without handler
 -- rate               for a handler: how often it may be called, as 10/s; 0: no limit
+-- key_rate           likewise, for events of the same topic and key
 -- runs               what its owner has done by it: commands that were enqueued; sagas,
 --                    the steps of sagas; saga_events, what sagas wait for. NULL: none of
 --                    that
@@ -67,6 +68,7 @@ CREATE TABLE cqrs.subscription (
 	transaction			text		NOT NULL,
 	search_path			text,
 	rate				text		NOT NULL,
+	key_rate			text		NOT NULL,
 	runs				text,
 	partitions			integer		NOT NULL,
 	ordering			text		NOT NULL,
@@ -159,6 +161,7 @@ SELECT s.subscription,
 	   s.transaction,
 	   s.search_path,
 	   s.rate,
+	   s.key_rate,
 	   s.created_at
 FROM cqrs.subscription s
 CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
@@ -232,6 +235,9 @@ COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subs
 --                      together: '10/s', '100/min', '1000/h'; at most so often, evenly,
 --                      with bursts of a tenth of a second. '0', the default: no limit.
 --                      Attempts count. cqrs_drain() takes no heed of it
+--   key_rate           the same for events of the same topic and key; those of others
+--                      go on meanwhile, and events without a key always. Not with
+--                      ordering 'topic'. Both rates may be given
 --   or_replace         if there is a subscription of this name, with other topics
 --                      or settings, change them, as cqrs_alter_subscription() does:
 --                      it stays where it is. start does not matter then
@@ -255,13 +261,13 @@ CREATE FUNCTION @extschema@.cqrs_subscribe(subscription text, topics text[], han
 	max_attempts integer DEFAULT NULL, retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
 	delivery_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, format text DEFAULT NULL, strict_key_order boolean DEFAULT NULL,
-	transaction text DEFAULT NULL, search_path text DEFAULT NULL, rate text DEFAULT NULL,
+	transaction text DEFAULT NULL, search_path text DEFAULT NULL, rate text DEFAULT NULL, key_rate text DEFAULT NULL,
 	or_replace boolean DEFAULT false) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, integer, text, integer,
-	interval, interval, interval, bigint, interval, text, boolean, text, text, text, boolean) FROM PUBLIC;
+	interval, interval, interval, bigint, interval, text, boolean, text, text, text, text, boolean) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, integer, text, integer,
-	interval, interval, interval, bigint, interval, text, boolean, text, text, text, boolean) IS 'subscribes to topics';
+	interval, interval, interval, bigint, interval, text, boolean, text, text, text, text, boolean) IS 'subscribes to topics';
 
 -- Changes settings of a subscription; NULL leaves one as it is. If its view was
 -- dropped, makes it again, and the caller becomes the owner.
@@ -286,7 +292,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, i
 -- cqrs_subscribe(), as for the server; 55000 it has no handler, or no server, or
 -- topics are given, and it was restored and not adopted, or is a command queue;
 -- 22023 out of its range.
--- Locks: with topics, partitions, ordering or a handler, those for moving its
+-- Locks: with topics, partitions, ordering, a key_rate or a handler, those for moving its
 -- cursors, until the end of the transaction; it waits for the batches being
 -- delivered.
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner; to
@@ -297,12 +303,13 @@ CREATE FUNCTION @extschema@.cqrs_alter_subscription(subscription text, topics te
 	retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
 	delivery_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, format text DEFAULT NULL, strict_key_order boolean DEFAULT NULL,
-	transaction text DEFAULT NULL, search_path text DEFAULT NULL, rate text DEFAULT NULL) RETURNS boolean
+	transaction text DEFAULT NULL, search_path text DEFAULT NULL, rate text DEFAULT NULL,
+	key_rate text DEFAULT NULL) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_alter_subscription(text, text[], text, text, integer, text, integer, interval,
-	interval, interval, bigint, interval, text, boolean, text, text, text) FROM PUBLIC;
+	interval, interval, bigint, interval, text, boolean, text, text, text, text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, text[], text, text, integer, text, integer, interval,
-	interval, interval, bigint, interval, text, boolean, text, text, text) IS 'changes settings of a subscription';
+	interval, interval, bigint, interval, text, boolean, text, text, text, text) IS 'changes settings of a subscription';
 
 -- Removes a subscription, with what it has to retry and its dead letters; one
 -- that executes commands (see cqrs_enqueue()), with its topic, too. Waits for
@@ -397,8 +404,8 @@ COMMENT ON FUNCTION @extschema@.cqrs_wait(text, interval, timestamptz) IS 'waits
 --                  settled, or NULL
 -- failed_at        when it was last tried, or NULL
 -- retry_at         not tried again before
--- due_at           retry_at, if it is the lowest position of its lane: only that
---                  is tried; or NULL
+-- due_at           retry_at, or when its key has a token, if it is the lowest
+--                  position of its lane: only that is tried; or NULL
 -- sqlstate         of the last error, or NULL
 -- message          of the last error, or NULL
 -- ----------------------------------------------------------------------
@@ -647,8 +654,8 @@ GRANT SELECT ON @extschema@.cqrs_dead_letters TO PUBLIC;
 COMMENT ON VIEW @extschema@.cqrs_dead_letters IS 'events that subscriptions gave up on';
 
 -- The events that are parked: those that failed and will be tried again, later
--- events of their topics and keys, which wait for them, and events that a client
--- was handed and has not settled. Of the same subscriptions as above.
+-- events of their topics and keys, which wait for them, events whose key_rate has
+-- them wait, and events that a client was handed and has not settled. Of the same subscriptions as above.
 --   position .. emitted_at
 --                   the event; topic is NULL if it was dropped
 --   attempts        how often it was tried, and that counted
@@ -670,7 +677,7 @@ SELECT s.subscription,
 	   r.message AS error,
 	   r.sqlstate AS error_sqlstate,
 	   r.failed_at AS error_at,
-	   CASE WHEN r.due_at IS NOT NULL THEN r.retry_at END AS retry_at,
+	   r.due_at AS retry_at,
 	   CASE WHEN r.due_at IS NULL
 			THEN (SELECT h.event_id FROM cqrs.retry h
 				  WHERE h.subscription_id = r.subscription_id AND h.partition = r.partition AND h.lane = r.lane

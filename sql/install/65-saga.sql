@@ -425,8 +425,9 @@ COMMENT ON FUNCTION cqrs.resume_sagas(integer) IS 'has the sagas of a subscripti
 -- state, if it is over; and the last error. It returns at once for one that failed, and
 -- waits for a person.
 -- Errors: 42704 none of this id is kept; 42501 it is another role's; 55000 this
--- transaction has started it, or the library is not preloaded; 22023 a negative
--- timeout; 22004. Privileges: membership in the role that started it.
+-- transaction has started it, or the library is not preloaded; 55006 it is under way in
+-- the queue whose sagas this session executes; 22023 a negative timeout; 22004.
+-- Privileges: membership in the role that started it.
 CREATE FUNCTION @extschema@.cqrs_wait_saga(saga_id uuid, timeout interval DEFAULT NULL, OUT status text, OUT state jsonb, OUT error text)
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_wait_saga(uuid, interval) TO PUBLIC;

@@ -80,6 +80,7 @@ extern int	cqrs_max_event_depth;
 extern int	cqrs_segment_size;	/* in kB */
 extern int	cqrs_segment_age;	/* in milliseconds */
 extern int	cqrs_idempotency_retention; /* in seconds */
+extern int	cqrs_consumed_retention;	/* in seconds */
 extern int	cqrs_saga_retention;	/* in seconds */
 extern char *cqrs_traceparent;	/* "": none */
 extern char *cqrs_correlation_id;	/* "": none */

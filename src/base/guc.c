@@ -25,6 +25,7 @@ int			cqrs_max_event_depth = 64;
 int			cqrs_segment_size = 256 * 1024;
 int			cqrs_segment_age = 10 * 60 * 1000;
 int			cqrs_idempotency_retention = 24 * 60 * 60;
+int			cqrs_consumed_retention = 24 * 60 * 60;
 int			cqrs_saga_retention = 7 * 24 * 60 * 60;
 char	   *cqrs_traceparent = "";
 char	   *cqrs_correlation_id = "";
@@ -67,6 +68,12 @@ cqrs_guc_define(void)
 	DefineCustomIntVariable("cqrs_outbox.idempotency_retention",
 							"Sets how long at least the answer of a command sent with an idempotency key is kept.",
 							NULL, &cqrs_idempotency_retention,
+							24 * 60 * 60, 0, INT_MAX, PGC_SUSET,
+							GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("cqrs_outbox.consumed_retention",
+							"Sets for how long of its source's time at least the id of a consumed message is kept.",
+							"A source's time passes only while messages of it are consumed.",
+							&cqrs_consumed_retention,
 							24 * 60 * 60, 0, INT_MAX, PGC_SUSET,
 							GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomIntVariable("cqrs_outbox.saga_retention",

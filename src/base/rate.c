@@ -29,23 +29,23 @@ static const struct
  * limit. Returns false if this is no rate.
  */
 bool
-cqrs_rate_parse(const char *text, int64 *interval)
+cqrs_rate_parse(const char *rate, int64 *interval)
 {
-	const char *digits = text;
+	const char *end = rate;
 	int64		n = 0;
 	int			i;
 
-	for (; *text >='0' && *text <='9' && n <= MOST; text ++)
-		n = n * 10 + (*text -'0');
-	if (text == digits || n > MOST)
+	for (; *end >= '0' && *end <= '9' && n <= MOST; end++)
+		n = n * 10 + (*end - '0');
+	if (end == rate || n > MOST)
 		return false;
 	*interval = 0;
-	if (*text == '\0')
+	if (*end == '\0')
 		return n == 0;
-	if (*text ++!= '/')
+	if (*end++ != '/')
 		return false;
 	for (i = 0; i < lengthof(units); i++)
-		if (strcmp(text, units[i].name) == 0)
+		if (strcmp(end, units[i].name) == 0)
 		{
 			*interval = n == 0 ? 0 : units[i].length / n;
 			return true;

@@ -8,6 +8,6 @@
 #ifndef CQRS_RATE_H
 #define CQRS_RATE_H
 
-extern bool cqrs_rate_parse(const char *text, int64 *interval);
+extern bool cqrs_rate_parse(const char *rate, int64 *interval);
 
 #endif							/* CQRS_RATE_H */

@@ -44,7 +44,7 @@
 #include "storage/ipc.h"
 #include "utils/memutils.h"
 
-#include "broker/link.h"
+#include "broker/link_thread.h"
 
 /* How long the thread is given to end, in milliseconds. */
 #define LONGEST_CLOSE	500
@@ -52,38 +52,6 @@
 /* How long the thread waits at most, in milliseconds: idle, or without fd(). */
 #define LONGEST_WAIT	1000
 #define BLIND_WAIT		10
-
-typedef struct Pipe
-{
-	int			fds[2];
-	bool		written;		/* under the mutex */
-} Pipe;
-
-struct CqrsBrokerLink
-{
-	MemoryContext context;
-	const CqrsBrokerModule *module;
-	CqrsBrokerConnection connection;
-	pthread_t	thread;
-	Pipe		to_thread;
-	Pipe		to_worker;
-
-	pthread_mutex_t mutex;
-	CqrsLinkState state;
-	char		error[CQRS_BROKER_ERROR_SIZE];
-	bool		stop;			/* the thread is to end */
-	bool		ended;			/* it uses nothing any more */
-	CqrsLinkMessage *todo;
-	CqrsLinkMessage *todo_last;
-	CqrsLinkMessage *reported;
-	CqrsLinkMessage *reported_last;
-
-	/* The thread's own. */
-	void	   *module_state;
-	int			outstanding;	/* published, and not reported */
-	CqrsLinkMessage *reports;	/* since the last look at the lists */
-	CqrsLinkMessage *reports_last;
-};
 
 /* Of this process. */
 static CqrsBrokerLink *current_link = NULL;
@@ -102,8 +70,7 @@ static void thread_report(CqrsBrokerMessage *message,
 static void thread_hand_back(CqrsBrokerLink *link, CqrsLinkState state,
 							 const char *error);
 static void thread_wait(CqrsBrokerLink *link);
-static void wake(Pipe *pipe);
-static void drain_pipe(Pipe *pipe);
+static void thread_wait_for_stop(CqrsBrokerLink *link, const char *error);
 
 /*
  * Begin to connect. The connection is copied; its report need not be set. A
@@ -148,7 +115,11 @@ cqrs_link_open(const CqrsBrokerModule *module,
 		options[i].value = copy_string(connection->options[i].value);
 	}
 	link->connection.options = options;
+	link->connection.source = copy_string(connection->source);
+	link->connection.transactional_id = copy_string(connection->transactional_id);
 	link->connection.report = thread_report;
+	if (connection->source != NULL)
+		cqrs_link_source_init(link);
 	MemoryContextSwitchTo(oldcontext);
 
 	open_pipe(&link->to_thread);
@@ -185,7 +156,7 @@ cqrs_link_state(CqrsBrokerLink *link, char *error)
 	CqrsLinkState state;
 
 	pthread_mutex_lock(&link->mutex);
-	drain_pipe(&link->to_worker);
+	cqrs_link_drain_pipe(&link->to_worker);
 	state = link->state;
 	strlcpy(error, link->error, CQRS_BROKER_ERROR_SIZE);
 	pthread_mutex_unlock(&link->mutex);
@@ -216,7 +187,7 @@ cqrs_link_send(CqrsBrokerLink *link, CqrsLinkMessage *first,
 	else
 		link->todo_last->next = first;
 	link->todo_last = last;
-	wake(&link->to_thread);
+	cqrs_link_wake(&link->to_thread);
 	pthread_mutex_unlock(&link->mutex);
 }
 
@@ -252,14 +223,14 @@ cqrs_link_close(CqrsBrokerLink *link)
 	pthread_mutex_lock(&link->mutex);
 	link->stop = true;
 	ended = link->ended;
-	wake(&link->to_thread);
+	cqrs_link_wake(&link->to_thread);
 	pthread_mutex_unlock(&link->mutex);
 
 	for (waited = 0; !ended && waited < LONGEST_CLOSE; waited += BLIND_WAIT)
 	{
 		(void) poll(&pollfd, 1, BLIND_WAIT);
 		pthread_mutex_lock(&link->mutex);
-		drain_pipe(&link->to_worker);
+		cqrs_link_drain_pipe(&link->to_worker);
 		ended = link->ended;
 		pthread_mutex_unlock(&link->mutex);
 	}
@@ -312,6 +283,7 @@ close_link(CqrsBrokerLink *link)
 		close(link->to_worker.fds[i]);
 	}
 	pthread_mutex_destroy(&link->mutex);
+	cqrs_link_source_free(link);
 	MemoryContextDelete(link->context);
 }
 
@@ -349,6 +321,8 @@ thread_main(void *arg)
 
 		/* What was reported last still counts. */
 		thread_hand_back(link, CQRS_LINK_OPEN, "");
+		if (link->connection.source != NULL)
+			thread_wait_for_stop(link, error);
 		module->shutdown(link->module_state);
 	}
 
@@ -357,7 +331,7 @@ thread_main(void *arg)
 	strlcpy(link->error, error[0] != '\0' ? error : "connection lost",
 			sizeof(link->error));
 	link->ended = true;
-	wake(&link->to_worker);
+	cqrs_link_wake(&link->to_worker);
 	pthread_mutex_unlock(&link->mutex);
 	return NULL;
 }
@@ -371,10 +345,12 @@ thread_cycle(CqrsBrokerLink *link, bool *stop, char *error)
 {
 	CqrsLinkMessage *todo;
 
+	if (link->connection.source != NULL)
+		return cqrs_link_source_cycle(link, stop, error);
 	for (;;)
 	{
 		pthread_mutex_lock(&link->mutex);
-		drain_pipe(&link->to_thread);
+		cqrs_link_drain_pipe(&link->to_thread);
 		todo = link->todo;
 		link->todo = link->todo_last = NULL;
 		*stop = link->stop;
@@ -445,7 +421,7 @@ thread_hand_back(CqrsBrokerLink *link, CqrsLinkState state, const char *error)
 	}
 	if (link->reports != NULL || link->state != state ||
 		strcmp(link->error, error) != 0)
-		wake(&link->to_worker);
+		cqrs_link_wake(&link->to_worker);
 	link->reports = link->reports_last = NULL;
 	link->state = state;
 	strlcpy(link->error, error, sizeof(link->error));
@@ -463,14 +439,37 @@ thread_wait(CqrsBrokerLink *link)
 	pollfds[1].fd = fd;
 	pollfds[1].events = POLLIN;
 	(void) poll(pollfds, fd < 0 ? 1 : 2,
-				fd < 0 && link->outstanding > 0 ? BLIND_WAIT : LONGEST_WAIT);
+				fd < 0 && (link->outstanding > 0 || link->connection.source != NULL) ?
+				BLIND_WAIT : LONGEST_WAIT);
+}
+
+/*
+ * The connection is lost, but the worker may be reading messages that are the
+ * module's: they stay until it closes the link.
+ */
+static void
+thread_wait_for_stop(CqrsBrokerLink *link, const char *error)
+{
+	struct pollfd pollfd = {.fd = link->to_thread.fds[0],.events = POLLIN};
+	bool		stop = false;
+
+	thread_hand_back(link, CQRS_LINK_LOST,
+					 error[0] != '\0' ? error : "connection lost");
+	while (!stop)
+	{
+		(void) poll(&pollfd, 1, LONGEST_WAIT);
+		pthread_mutex_lock(&link->mutex);
+		cqrs_link_drain_pipe(&link->to_thread);
+		stop = link->stop;
+		pthread_mutex_unlock(&link->mutex);
+	}
 }
 
 /*
  * In both threads: wake the other one. The mutex is held.
  */
-static void
-wake(Pipe *pipe_to_write)
+void
+cqrs_link_wake(Pipe *pipe_to_write)
 {
 	char		byte = 0;
 
@@ -482,8 +481,8 @@ wake(Pipe *pipe_to_write)
 /*
  * In both threads: read what woke this one. The mutex is held.
  */
-static void
-drain_pipe(Pipe *pipe_to_read)
+void
+cqrs_link_drain_pipe(Pipe *pipe_to_read)
 {
 	char		bytes[16];
 

@@ -25,6 +25,14 @@ typedef struct CqrsLinkMessage
 	struct CqrsLinkMessage *next;
 } CqrsLinkMessage;
 
+/* A notice, and how many messages the link had received before it. */
+typedef struct CqrsLinkNotice
+{
+	CqrsBrokerNotice notice;
+	uint64		behind;
+	struct CqrsLinkNotice *next;
+} CqrsLinkNotice;
+
 typedef enum CqrsLinkState
 {
 	CQRS_LINK_CONNECTING,
@@ -40,5 +48,15 @@ extern void cqrs_link_send(CqrsBrokerLink *link, CqrsLinkMessage *first,
 						   CqrsLinkMessage *last);
 extern CqrsLinkMessage *cqrs_link_take(CqrsBrokerLink *link);
 extern void cqrs_link_close(CqrsBrokerLink *link);
+
+/* link_source.c: of a link whose connection has a source. */
+extern void cqrs_link_assign(CqrsBrokerLink *link,
+							 const CqrsBrokerPosition *positions,
+							 int npositions);
+extern CqrsBrokerReceived *cqrs_link_receive(CqrsBrokerLink *link,
+											 CqrsBrokerReceived **last,
+											 CqrsLinkNotice **notices);
+extern void cqrs_link_settle(CqrsBrokerLink *link, CqrsBrokerReceived *first,
+							 CqrsBrokerReceived *last);
 
 #endif							/* CQRS_BROKER_LINK_H */

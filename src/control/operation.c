@@ -32,6 +32,8 @@
 #include "subscription/epoch.h"
 #include "subscription/subscription.h"
 
+static bool read_native(const CqrsSubscription *subscription, int partition,
+						Snapshot snapshot, CqrsCursor *cursor);
 static bool set_state(const CqrsSubscription *subscription,
 					  const char *state, const char *reason, int64 *missed);
 static void seek(CqrsSubscription *subscription, bool latest,
@@ -268,6 +270,31 @@ tell_why(CqrsSubscription *subscription)
 }
 
 /*
+ * Let what waits by the rate of its key be tried now, if another rate allows it.
+ */
+void
+cqrs_subscription_due_anew(CqrsSubscription *subscription)
+{
+	Snapshot	snapshot;
+	int			i;
+
+	subscription = cqrs_subscription_lock_all(subscription);
+	cqrs_underway_settle(subscription->subscription_id);
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	for (i = 0; i < subscription->partitions; i++)
+	{
+		CqrsCursor	cursor;
+
+		if (!read_native(subscription, i, snapshot, &cursor))
+			continue;
+		cqrs_parked_open(&cursor);
+		if (cqrs_parked_due_anew(&cursor, cqrs_wall_now()) > 0)
+			cqrs_cursor_append(&cursor);
+	}
+	UnregisterSnapshot(snapshot);
+}
+
+/*
  * Let what failed be tried now: the parked events (all, or those with these ids),
  * and the whole subscription, if it waits. Returns how many events were not due
  * before.
@@ -293,10 +320,7 @@ cqrs_subscription_try_now(CqrsSubscription *subscription,
 		CqrsCursor	cursor;
 		int64		n;
 
-		/* A restored one must stay as it is, for cqrs_adopt(). */
-		if (!cqrs_cursor_read(subscription->subscription_id, i, snapshot,
-							  &cursor) ||
-			!cursor.native)
+		if (!read_native(subscription, i, snapshot, &cursor))
 			continue;
 		cqrs_parked_open(&cursor);
 		n = cqrs_parked_try_now(&cursor, now, ids);
@@ -313,6 +337,18 @@ cqrs_subscription_try_now(CqrsSubscription *subscription,
 	if (failing || total > 0)
 		cqrs_subscription_wake(subscription);
 	return total;
+}
+
+/*
+ * Read a cursor. A restored one must stay as it is, for cqrs_adopt().
+ */
+static bool
+read_native(const CqrsSubscription *subscription, int partition,
+			Snapshot snapshot, CqrsCursor *cursor)
+{
+	return cqrs_cursor_read(subscription->subscription_id, partition, snapshot,
+							cursor) &&
+		cursor->native;
 }
 
 /*

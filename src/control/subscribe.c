@@ -55,8 +55,10 @@ static void check_ordering(const CqrsSettings *settings, const char *name);
 static bool by_topic(const CqrsSettings *settings);
 static void check_transaction(const CqrsSettings *settings, const char *name,
 							  const CqrsSubscription *old);
-static void check_rate(const CqrsSettings *settings, const char *name,
-					   const CqrsSubscription *old);
+static void check_rates(const CqrsSettings *settings, const char *name,
+						const CqrsSubscription *old);
+static int64 parse_rate(const CqrsSettings *settings, CqrsSetting setting,
+						const char *setting_name, const char *name);
 static void set_search_path(CqrsSettings *settings, const char *name,
 							const CqrsSubscription *old, Oid handler);
 static bool parse_start(const char *subscription, const char *start);
@@ -78,10 +80,11 @@ static const int subscribe_args[CQRS_SETTINGS] = {
 	[CQRS_SETTING_TRANSACTION] = 15,
 	[CQRS_SETTING_SEARCH_PATH] = 16,
 	[CQRS_SETTING_RATE] = 17,
+	[CQRS_SETTING_KEY_RATE] = 18,
 };
 
 #define SUBSCRIBE_START			4
-#define SUBSCRIBE_OR_REPLACE	18
+#define SUBSCRIBE_OR_REPLACE	19
 
 /* ... and cqrs_alter_subscription(). */
 static const int alter_args[CQRS_SETTINGS] = {
@@ -100,6 +103,7 @@ static const int alter_args[CQRS_SETTINGS] = {
 	[CQRS_SETTING_TRANSACTION] = 14,
 	[CQRS_SETTING_SEARCH_PATH] = 15,
 	[CQRS_SETTING_RATE] = 16,
+	[CQRS_SETTING_KEY_RATE] = 17,
 };
 
 PG_FUNCTION_INFO_V1(cqrs_subscribe);
@@ -136,7 +140,7 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	check_broker(&settings, name, NULL);
 	check_ordering(&settings, name);
 	check_transaction(&settings, name, NULL);
-	check_rate(&settings, name, NULL);
+	check_rates(&settings, name, NULL);
 	set_search_path(&settings, name, NULL, handler.funcid);
 	if (cqrs_setting_is_given(&settings, CQRS_SETTING_HANDLER) &&
 		cqrs_setting_is_given(&settings, CQRS_SETTING_SERVER))
@@ -223,7 +227,7 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 	check_broker(&settings, name, subscription);
 	check_ordering(&settings, name);
 	check_transaction(&settings, name, subscription);
-	check_rate(&settings, name, subscription);
+	check_rates(&settings, name, subscription);
 	set_search_path(&settings, name, subscription, handler.funcid);
 	if (change(&settings, topics, subscription))
 	{
@@ -246,7 +250,7 @@ make(const CqrsSettings *settings, const char *name, List *topics,
 	cqrs_admin_begin(&admin);
 	subscription_id = cqrs_settings_insert(settings, name, NULL);
 	cqrs_admin_end(&admin);
-	cqrs_owner_make_view(name, GetUserId());
+	cqrs_owner_make_view(name, false, GetUserId());
 	cqrs_subscription_start(subscription_id, topics,
 							DatumGetInt32(settings->values[CQRS_SETTING_PARTITIONS].value),
 							by_topic(settings), latest);
@@ -380,12 +384,14 @@ change(const CqrsSettings *settings, List *topics,
 	cqrs_admin_begin(&admin);
 	cqrs_settings_update(settings, subscription_id);
 
-	/* Nobody waits for what the rate before would have allowed. */
+	/* Nobody waits for what the rates before would have allowed. */
 	if (cqrs_setting_is_given(settings, CQRS_SETTING_RATE))
 		(void) cqrs_admin_execute("UPDATE cqrs.subscription SET retried_at = pg_catalog.clock_timestamp()"
 								  " WHERE subscription_id = $1",
 								  1, CQRS_INT4(subscription_id));
 	cqrs_admin_end(&admin);
+	if (cqrs_setting_is_given(settings, CQRS_SETTING_KEY_RATE))
+		cqrs_subscription_due_anew(subscription);
 
 	/* What the handler before could not do need not wait for its time. */
 	if (cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER))
@@ -405,7 +411,7 @@ own_if_nobody_does(CqrsSubscription **subscription)
 
 	if (OidIsValid((*subscription)->view))
 		return false;
-	cqrs_owner_make_view(name, GetUserId());
+	cqrs_owner_make_view(name, false, GetUserId());
 	*subscription = cqrs_subscription_get(name);
 	return true;
 }
@@ -652,33 +658,60 @@ check_transaction(const CqrsSettings *settings, const char *name,
 }
 
 /*
- * Check the rate of a new subscription, or of a change to an old one. Raises 22023
+ * Check the rates of a new subscription, or of a change to an old one. Raises 22023
  * or 55000.
  */
 static void
-check_rate(const CqrsSettings *settings, const char *name,
-		   const CqrsSubscription *old)
+check_rates(const CqrsSettings *settings, const char *name,
+			const CqrsSubscription *old)
 {
 	bool		has_handler = old != NULL ? old->has_handler :
 	cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER);
-	char	   *rate;
+	int			code = old != NULL ? ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
+	ERRCODE_INVALID_PARAMETER_VALUE;
+	int64		interval = 0;
+	int64		key_interval = old != NULL ? old->key_interval : 0;
+	bool		topic_ordering = old == NULL ? false :
+	old->next_partitions != 0 ? old->next_by_topic : old->by_topic;
+
+	if (cqrs_setting_is_given(settings, CQRS_SETTING_RATE))
+		interval = parse_rate(settings, CQRS_SETTING_RATE, "rate", name);
+	if (cqrs_setting_is_given(settings, CQRS_SETTING_KEY_RATE))
+		key_interval = parse_rate(settings, CQRS_SETTING_KEY_RATE, "key_rate",
+								  name);
+	if (!has_handler && (interval != 0 || key_interval != 0))
+		ereport(ERROR,
+				(errcode(code),
+				 errmsg("subscription \"%s\" has no handler", name),
+				 errdetail("The rate is that of calls of a handler.")));
+	if (cqrs_setting_is_given(settings, CQRS_SETTING_ORDERING))
+		topic_ordering = by_topic(settings);
+	if (topic_ordering && key_interval != 0)
+		ereport(ERROR,
+				(errcode(code),
+				 errmsg("subscription \"%s\" cannot have a key_rate with ordering \"topic\"",
+						name),
+				 errdetail("Events of all keys would wait for the one whose key has to wait."),
+				 errhint("Take ordering \"key\", or a rate of the whole subscription.")));
+}
+
+/*
+ * What a rate that is given means; see cqrs_rate_parse(). Raises 22023.
+ */
+static int64
+parse_rate(const CqrsSettings *settings, CqrsSetting setting,
+		   const char *setting_name, const char *name)
+{
+	char	   *rate = TextDatumGetCString(settings->values[setting].value);
 	int64		interval;
 
-	if (!cqrs_setting_is_given(settings, CQRS_SETTING_RATE))
-		return;
-	rate = TextDatumGetCString(settings->values[CQRS_SETTING_RATE].value);
 	if (!cqrs_rate_parse(rate, &interval))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("subscription \"%s\" cannot have rate \"%s\"",
-						name, rate),
+				 errmsg("subscription \"%s\" cannot have %s \"%s\"",
+						name, setting_name, rate),
 				 errhint("It looks like 10/s, 100/min or 1000/h, with up to 1000000; 0 is no limit.")));
-	if (!has_handler && interval != 0)
-		ereport(ERROR,
-				(errcode(old != NULL ? ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
-						 ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("subscription \"%s\" has no handler", name),
-				 errdetail("The rate is that of calls of a handler.")));
+	return interval;
 }
 
 /*

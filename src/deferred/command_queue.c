@@ -199,7 +199,7 @@ make_queue(Oid owner, const char *path, int partitions)
 	}
 	subscription_id = cqrs_queue_make_subscription(name, "run_command", "commands",
 												   path, partitions);
-	cqrs_owner_make_view(name, owner);
+	cqrs_owner_make_view(name, false, owner);
 	cqrs_subscription_start(subscription_id, list_make1_int(topic_id),
 							partitions, false, false);
 }

@@ -16,9 +16,10 @@
 #include "retry/retry.h"
 #include "shared/clock.h"
 
-static bool is_told(CqrsRelay *relay, const CqrsParked *parked,
-					const ErrorData *error);
+static bool next_failed(CqrsRelay *relay, int64 position,
+						const ErrorData *error, const CqrsFault *fault);
 static bool is_told_of_end(CqrsRelay *relay, const CqrsParked *parked);
+static bool parked_may_go(CqrsRelay *relay, const CqrsParked *parked);
 
 /*
  * Record that the event at this position failed: a parked one, or the first
@@ -31,46 +32,23 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 				   int64 position, const ErrorData *error, bool counted)
 {
 	CqrsRelay	relay;
-	CqrsEvent	event;
 	CqrsParked	parked;
 	CqrsFault	fault = cqrs_fault_of(error);
-	bool		recorded = false;
+	bool		recorded = true;
 
 	(void) cqrs_relay_begin(&relay, subscription, partition, true);
 	if (cqrs_parked_find(&relay.cursor, position, &parked))
 	{
-		if (!is_told(&relay, &parked, error))
+		if (!cqrs_parked_is_told(&parked, relay.subscription, &relay.cursor,
+								 cqrs_tell_failure, error))
 			cqrs_parked_failed(&parked, relay.subscription, &relay.cursor,
 							   &fault, counted);
 		cqrs_parked_close(&relay.cursor);
 		cqrs_cursor_append(&relay.cursor);
-		recorded = true;
 	}
 	else
 	{
-		if (cqrs_relay_next(&relay, 1, &event))
-		{
-			bool		told = event.position == position &&
-			cqrs_tell_failure(relay.subscription, &event, error);
-
-			relay.nevents = told ? 1 : 0;
-			if (event.position == position)
-			{
-				if (!told)
-				{
-					cqrs_park(relay.subscription, &relay.cursor, &event,
-							  &fault);
-					relay.nothers++;
-				}
-				recorded = true;
-			}
-			else
-			{
-				/* An event of a late transaction comes first now. */
-				relay.last = relay.cursor.position;
-				cqrs_window_unread(relay.window, relay.last);
-			}
-		}
+		recorded = next_failed(&relay, position, error, &fault);
 
 		/* What was parked on the way there must not be read again. */
 		cqrs_parked_close(&relay.cursor);
@@ -82,20 +60,31 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 }
 
 /*
- * Tell the handler that this parked event failed. If it deals with that, the event
- * is no longer parked.
+ * The first event behind the cursor failed, if it is at this position: tell the handler
+ * or, if that does not deal with it, park the event. Returns false if it is another one.
  */
 static bool
-is_told(CqrsRelay *relay, const CqrsParked *parked, const ErrorData *error)
+next_failed(CqrsRelay *relay, int64 position, const ErrorData *error,
+			const CqrsFault *fault)
 {
 	CqrsEvent	event;
-	int			attempts;
 
-	if (!cqrs_parked_read(&relay->cursor, parked->position, NULL, &event,
-						  &attempts) ||
-		!cqrs_tell_failure(relay->subscription, &event, error))
+	if (!cqrs_relay_next(relay, 1, &event))
 		return false;
-	cqrs_parked_done(parked, &relay->cursor);
+	if (event.position != position)
+	{
+		/* An event of a late transaction comes first now. */
+		relay->nevents = 0;
+		relay->last = relay->cursor.position;
+		cqrs_window_unread(relay->window, relay->last);
+		return false;
+	}
+	if (!cqrs_tell_failure(relay->subscription, &event, error))
+	{
+		cqrs_park(relay->subscription, &relay->cursor, &event, fault);
+		relay->nevents = 0;
+		relay->nothers++;
+	}
 	return true;
 }
 
@@ -112,7 +101,27 @@ is_told_of_end(CqrsRelay *relay, const CqrsParked *parked)
 		return false;
 	error.sqlerrcode = ERRCODE_CRASH_SHUTDOWN;
 	error.message = "the server process ended while it was done";
-	return is_told(relay, parked, &error);
+	return cqrs_parked_is_told(parked, relay->subscription, &relay->cursor,
+							   cqrs_tell_failure, &error);
+}
+
+/*
+ * May this parked event be tried now, by the rate of its key? If not, it is put off.
+ */
+static bool
+parked_may_go(CqrsRelay *relay, const CqrsParked *parked)
+{
+	CqrsEvent	event;
+	TimestampTz due_at;
+	int			attempts;
+
+	if (relay->subscription->key_interval == 0 ||
+		!cqrs_parked_read(&relay->cursor, parked->position, NULL, &event,
+						  &attempts) ||
+		cqrs_key_may_go(relay->subscription, &event, &due_at))
+		return true;
+	cqrs_parked_put_off(&relay->cursor, parked->position, due_at);
+	return false;
 }
 
 /*
@@ -127,6 +136,7 @@ cqrs_target_announce(CqrsSubscription *subscription, int partition,
 	CqrsRelay	relay;
 	CqrsEvent	event;
 	CqrsParked	parked;
+	TimestampTz due_at;
 	int64		position = 0;
 
 	(void) cqrs_relay_begin(&relay, subscription, partition, true);
@@ -134,14 +144,20 @@ cqrs_target_announce(CqrsSubscription *subscription, int partition,
 		   cqrs_parked_due(&relay.cursor, cqrs_wall_now(), &parked))
 	{
 		if (!is_told_of_end(&relay, &parked) &&
+			parked_may_go(&relay, &parked) &&
 			cqrs_parked_begin_attempt(&parked, relay.subscription,
 									  &relay.cursor))
 			position = parked.position;
 		cqrs_parked_close(&relay.cursor);
 		cqrs_cursor_append(&relay.cursor);
 	}
-	if (position == 0 && cqrs_relay_next(&relay, 1, &event))
+	while (position == 0 && cqrs_relay_next(&relay, 1, &event))
 	{
+		if (!cqrs_key_may_go(relay.subscription, &event, &due_at))
+		{
+			cqrs_relay_park(&relay, &event, due_at);
+			continue;
+		}
 		cqrs_park(relay.subscription, &relay.cursor, &event, NULL);
 		position = event.position;
 		if (cqrs_parked_find(&relay.cursor, position, &parked))

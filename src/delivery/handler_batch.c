@@ -37,7 +37,8 @@ cqrs_batch_take_token(CqrsBatch *batch)
 	CqrsSubscription *subscription = batch->relay.subscription;
 	TimestampTz next;
 
-	if (cqrs_bucket_take(subscription->subscription_id,
+	if (subscription->rate_interval == 0 ||
+		cqrs_bucket_take(subscription->subscription_id,
 						 subscription->rate_interval, &next))
 		return true;
 	batch->delivery->paced_until = cqrs_steady_to_wall(next);
@@ -53,9 +54,49 @@ cqrs_batch_did_not_call(CqrsBatch *batch)
 {
 	CqrsSubscription *subscription = batch->relay.subscription;
 
-	if (unlikely(batch->paced))
+	if (unlikely(batch->paced) && subscription->rate_interval != 0)
 		cqrs_bucket_give_back(subscription->subscription_id,
 							  subscription->rate_interval);
+}
+
+/*
+ * May the handler be called for this event now, by the rate of its key? Takes a token
+ * of the key if it has one; one that is NULL needs none. If not, *due_at gets the time
+ * to ask again.
+ */
+bool
+cqrs_key_may_go(const CqrsSubscription *subscription, const CqrsEvent *event,
+				TimestampTz *due_at)
+{
+	TimestampTz next;
+
+	if (subscription->key_interval == 0 || event->key.isnull ||
+		cqrs_key_bucket_take(subscription->subscription_id,
+							 cqrs_event_lane(event, false),
+							 subscription->key_interval, &next))
+		return true;
+	*due_at = cqrs_steady_to_wall(next);
+	return false;
+}
+
+/*
+ * Take a token for a call with an event of this key. If there is none, the event is
+ * parked until there is.
+ */
+bool
+cqrs_batch_take_key_token(CqrsBatch *batch, const CqrsEvent *event,
+						  bool is_parked)
+{
+	CqrsRelay  *relay = &batch->relay;
+	TimestampTz due_at;
+
+	if (cqrs_key_may_go(relay->subscription, event, &due_at))
+		return true;
+	if (is_parked)
+		cqrs_parked_put_off(&relay->cursor, event->position, due_at);
+	else
+		cqrs_relay_park(relay, event, due_at);
+	return false;
 }
 
 /*

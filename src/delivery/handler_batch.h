@@ -29,7 +29,7 @@ typedef struct CqrsDelivery
 	bool		more;			/* there may be more to do at once ... */
 	bool		announce;		/* ... but the next event is to be announced */
 	bool		parked_last;	/* parked events left no time for new ones */
-	bool		paced;			/* it has a rate */
+	bool		paced;			/* it has a rate, or one for each key */
 	TimestampTz paced_until;	/* ... which allows no more before; 0: it does */
 	bool		not_flushed;	/* it commits without waiting for the disk */
 	TimestampTz retry_at;		/* a parked event may be tried then; 0: none */
@@ -75,7 +75,9 @@ typedef struct CqrsBatch
 	bool		passed;			/* the cursor is to say when, see
 								 * note_passed() */
 	bool		is_short;		/* it need not wait for the disk by itself */
-	bool		paced;			/* the subscription has a rate, that counts */
+	bool		paced;			/* the subscription has a rate, or one for
+								 * each key, that counts */
+	bool		key_paced;		/* it has one for each key, that counts */
 	CqrsEvidence evidence;		/* of what failed while it was clean */
 	int			enough;			/* how many lanes of evidence are enough */
 	int			nfailed;		/* in a row, since it is not clean */
@@ -90,6 +92,11 @@ typedef struct CqrsBatch
 
 extern bool cqrs_batch_take_token(CqrsBatch *batch);
 extern void cqrs_batch_did_not_call(CqrsBatch *batch);
+extern bool cqrs_key_may_go(const CqrsSubscription *subscription,
+							const CqrsEvent *event, TimestampTz *due_at);
+extern bool cqrs_batch_take_key_token(CqrsBatch *batch,
+									  const CqrsEvent *event,
+									  bool is_parked);
 extern void cqrs_batch_record_failure(CqrsBatch *batch,
 									  const CqrsEvent *event,
 									  const CqrsParked *parked,
@@ -108,6 +115,17 @@ static inline bool
 cqrs_batch_may_call(CqrsBatch *batch)
 {
 	return likely(!batch->paced) || cqrs_batch_take_token(batch);
+}
+
+/*
+ * May it be called for this event, by the rate of its key? If not, the event waits,
+ * and others go on.
+ */
+static inline bool
+cqrs_batch_key_may_go(CqrsBatch *batch, const CqrsEvent *event, bool is_parked)
+{
+	return likely(!batch->key_paced) ||
+		cqrs_batch_take_key_token(batch, event, is_parked);
 }
 
 #endif							/* CQRS_HANDLER_BATCH_H */

@@ -332,6 +332,23 @@ park_behind(CqrsRelay *relay, const CqrsEvent *event)
 		cqrs_park(relay->subscription, cursor, event, NULL);
 }
 
+/*
+ * Park an event that was handed out, because it has to wait until due_at, as does
+ * what follows in its lane.
+ */
+void
+cqrs_relay_park(CqrsRelay *relay, const CqrsEvent *event, TimestampTz due_at)
+{
+	CqrsCursor *cursor = &relay->cursor;
+
+	cqrs_park(relay->subscription, cursor, event, NULL);
+	cqrs_parked_put_off(cursor, event->position, due_at);
+	cqrs_lane_add(&relay->lanes, cqrs_event_lane(event, cursor->by_topic),
+				  event->position);
+	relay->nevents--;
+	relay->nothers++;
+}
+
 static Decision
 what_to_do(CqrsRelay *relay, const CqrsEvent *event)
 {

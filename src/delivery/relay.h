@@ -82,6 +82,8 @@ extern void cqrs_relay_open(CqrsRelay *relay);
 extern void cqrs_relay_read_ahead(CqrsRelay *relay);
 extern bool cqrs_relay_next(CqrsRelay *relay, int max_events,
 							CqrsEvent *event);
+extern void cqrs_relay_park(CqrsRelay *relay, const CqrsEvent *event,
+							TimestampTz due_at);
 extern bool cqrs_relay_is_late(const CqrsRelay *relay);
 extern void cqrs_relay_advance(CqrsRelay *relay);
 extern bool cqrs_relay_arrives(const CqrsRelay *relay);

@@ -111,7 +111,6 @@ static void get_matching(FunctionCallInfo fcinfo, int argno, Oid type,
 						 int npayloads, Elements *elements);
 static inline NullableDatum element(const Elements *elements, int i);
 static ArrayType *make_ids(int n);
-static void check_payload(CqrsEventType *event_type, NullableDatum payload);
 static inline void init_event(CqrsEvent *event, const CqrsTopic *topic,
 							  pg_uuid_t *event_id, Datum event_name,
 							  NullableDatum key, NullableDatum payload);
@@ -197,7 +196,7 @@ cqrs_emit_many(PG_FUNCTION_ARGS)
 				   element(&keys, i), element(&payloads, i));
 		if (!given_id.isnull)
 			*event_id = *DatumGetUUIDP(given_id.value);
-		check_payload(event_type, event.payload);
+		cqrs_emit_check_payload(event_type, event.payload);
 		if (headers.values != NULL)
 		{
 			event.headers = element(&headers, i);
@@ -226,7 +225,7 @@ void
 cqrs_emit_given(CqrsEventType *event_type, CqrsEvent *event,
 				NullableDatum event_id)
 {
-	check_payload(event_type, event->payload);
+	cqrs_emit_check_payload(event_type, event->payload);
 	cqrs_headers_check(event->headers, event_type->name);
 	event->position = 0;
 	event->emitted_at = GetCurrentTimestamp();
@@ -313,6 +312,16 @@ cqrs_emitter_add(CqrsEmitter *emitter, NullableDatum key,
 	init_event(&event, emitter->topic, &event_id, emitter->event_name, key,
 			   payload);
 	emit(emitter, emitter->event_type, &event);
+}
+
+/*
+ * Add one event as it is, with its own name, id and headers; what
+ * cqrs_event_write() leaves to the caller, this does, too.
+ */
+void
+cqrs_emitter_add_event(CqrsEmitter *emitter, CqrsEvent *event)
+{
+	buffer(emitter, event);
 }
 
 void
@@ -447,8 +456,8 @@ make_ids(int n)
 /*
  * Does the payload fit the event type? If not, raises what payload.c does.
  */
-static void
-check_payload(CqrsEventType *event_type, NullableDatum payload)
+void
+cqrs_emit_check_payload(CqrsEventType *event_type, NullableDatum payload)
 {
 	Jsonb	   *object;
 

@@ -12,6 +12,8 @@
 
 typedef struct CqrsEmitter CqrsEmitter;
 
+extern void cqrs_emit_check_payload(CqrsEventType *event_type,
+									NullableDatum payload);
 extern void cqrs_emit_require(const CqrsEventType *event_type);
 extern void cqrs_emit_given(CqrsEventType *event_type, CqrsEvent *event,
 							NullableDatum event_id);
@@ -23,6 +25,7 @@ extern CqrsEmitter *cqrs_emitter_begin(CqrsEventType *event_type,
 									   Datum event_name);
 extern void cqrs_emitter_add(CqrsEmitter *emitter, NullableDatum key,
 							 NullableDatum payload);
+extern void cqrs_emitter_add_event(CqrsEmitter *emitter, CqrsEvent *event);
 extern void cqrs_emitter_end(CqrsEmitter *emitter);
 
 #endif							/* CQRS_EMIT_H */

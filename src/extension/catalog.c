@@ -22,11 +22,18 @@
  *								requires seeing every cursor
  *	  (cqrs.subscription, subscription_id, partition)
  *								EXCLUSIVE to move that cursor
+ *	  (cqrs.consumer, consumer_id)
+ *								SHARE to consume, EXCLUSIVE to change or seek
+ *	  (cqrs.consumer_position, consumer_id, partition)
+ *								EXCLUSIVE to consume that partition
  *	  (cqrs.tick, 0)			EXCLUSIVE to tick
  *	  and anywhere among them:
  *	  (cqrs.idempotency_0, hash)
  *								EXCLUSIVE to send a command with that key
  *	  (cqrs.saga, hash)			EXCLUSIVE to start a saga with that key
+ *	  (cqrs.message_turn, 0)	SHARE while some message ids are consumed,
+ *								EXCLUSIVE to have another table of them written
+ *	  (cqrs.message_turn, 1)	EXCLUSIVE to maintain these tables
  *
  *-------------------------------------------------------------------------
  */
@@ -65,6 +72,11 @@ static const char *const relation_names[CQRS_RELATIONS] = {
 	[CQRS_REL_FALLBACK] = "fallback",
 	[CQRS_REL_SUBSCRIPTION] = "subscription",
 	[CQRS_REL_SUBSCRIPTION_TOPIC] = "subscription_topic",
+	[CQRS_REL_CONSUMER] = "consumer",
+	[CQRS_REL_CONSUMER_POSITION] = "consumer_position",
+	[CQRS_REL_CONSUMER_POSITION_PKEY] = "consumer_position_pkey",
+	[CQRS_REL_CONSUMER_DEAD_LETTER] = "consumer_dead_letter",
+	[CQRS_REL_CONSUMER_DEAD_LETTER_PKEY] = "consumer_dead_letter_pkey",
 	[CQRS_REL_IDENTITY] = "identity",
 	[CQRS_REL_TICK] = "tick",
 	[CQRS_REL_TICK_PKEY] = "tick_pkey",
@@ -107,6 +119,18 @@ static const char *const relation_names[CQRS_RELATIONS] = {
 	[CQRS_REL_SAGA_ENTRY_0_ENDED_AT] = "saga_entry_0_ended_at",
 	[CQRS_REL_SAGA_ENTRY_1_ENDED_AT] = "saga_entry_1_ended_at",
 	[CQRS_REL_SAGA_ENTRY_2_ENDED_AT] = "saga_entry_2_ended_at",
+	[CQRS_REL_MESSAGE_ID_0] = "message_id_0",
+	[CQRS_REL_MESSAGE_ID_1] = "message_id_1",
+	[CQRS_REL_MESSAGE_ID_2] = "message_id_2",
+	[CQRS_REL_MESSAGE_ID_0_PKEY] = "message_id_0_pkey",
+	[CQRS_REL_MESSAGE_ID_1_PKEY] = "message_id_1_pkey",
+	[CQRS_REL_MESSAGE_ID_2_PKEY] = "message_id_2_pkey",
+	[CQRS_REL_MESSAGE_ID_0_SOURCE] = "message_id_0_source",
+	[CQRS_REL_MESSAGE_ID_1_SOURCE] = "message_id_1_source",
+	[CQRS_REL_MESSAGE_ID_2_SOURCE] = "message_id_2_source",
+	[CQRS_REL_MESSAGE_TURN] = "message_turn",
+	[CQRS_REL_MESSAGE_SOURCE] = "message_source",
+	[CQRS_REL_MESSAGE_SOURCE_TIME] = "message_source_time",
 	[CQRS_REL_POSITION_SEQ] = "position",
 	[CQRS_REL_TICK_SEQ] = "tick_id",
 };

@@ -13,13 +13,16 @@
 #include "access/xact.h"
 #include "catalog/index.h"
 #include "catalog/pg_index.h"
+#include "executor/tuptable.h"
+#include "storage/lmgr.h"
 #include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
 
 #include "extension/row.h"
 
-static void insert_into_index(Relation rel, Oid indexid, HeapTuple row,
-							  const Datum *values, const bool *nulls);
+static bool insert_into_index(Relation rel, Oid indexid, ItemPointer tid,
+							  const Datum *values, const bool *nulls,
+							  IndexUniqueCheck unique);
 
 /*
  * Set a scan key for rows with this value of an integer column.
@@ -154,25 +157,70 @@ cqrs_row_insert(CqrsRelation table, Datum *values, bool *nulls)
 
 	simple_heap_insert(rel, row);
 	foreach(lc, indexids)
-		insert_into_index(rel, lfirst_oid(lc), row, values, nulls);
+		(void) insert_into_index(rel, lfirst_oid(lc), &row->t_self, values,
+								 nulls, UNIQUE_CHECK_YES);
 	list_free(indexids);
 	heap_freetuple(row);
 	table_close(rel, NoLock);
 }
 
 /*
- * Add a row that was just written to one of the indexes. Ours are on columns; a partial
- * one has the rows where its first column is not NULL.
+ * Like cqrs_row_insert(), unless a unique index has, or may soon have, such a row:
+ * then nothing is inserted, and false returned. Waits for nobody: the other
+ * transaction may be in progress.
+ *
+ * The row is there on approval, as with INSERT ... ON CONFLICT: who meets it waits
+ * until it is decided on, which is before this returns.
  */
-static void
-insert_into_index(Relation rel, Oid indexid, HeapTuple row,
-				  const Datum *values, const bool *nulls)
+bool
+cqrs_row_insert_new(CqrsRelation table, const Datum *values, const bool *nulls)
+{
+	Relation	rel = table_open(cqrs_relation_oid(table), RowExclusiveLock);
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(rel),
+													&TTSOpsVirtual);
+	int			natts = RelationGetDescr(rel)->natts;
+	List	   *indexids = RelationGetIndexList(rel);
+	TransactionId xid = GetCurrentTransactionId();
+	uint32		token = SpeculativeInsertionLockAcquire(xid);
+	bool		is_new = true;
+	ListCell   *lc;
+
+	memcpy(slot->tts_values, values, natts * sizeof(Datum));
+	memcpy(slot->tts_isnull, nulls, natts * sizeof(bool));
+	ExecStoreVirtualTuple(slot);
+	table_tuple_insert_speculative(rel, slot, GetCurrentCommandId(true), 0,
+								   NULL, token);
+	foreach(lc, indexids)
+	{
+		is_new = insert_into_index(rel, lfirst_oid(lc), &slot->tts_tid, values,
+								   nulls, UNIQUE_CHECK_PARTIAL);
+		if (!is_new)
+			break;
+	}
+	table_tuple_complete_speculative(rel, slot, token, is_new);
+	SpeculativeInsertionLockRelease(xid);
+	list_free(indexids);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, NoLock);
+	return is_new;
+}
+
+/*
+ * Add a row that was just written to one of the indexes. Ours are on columns; a partial
+ * one has the rows where its first column is not NULL. How a unique index is checked
+ * is up to the caller; if only in part, false: there may be another such row.
+ */
+static bool
+insert_into_index(Relation rel, Oid indexid, ItemPointer tid,
+				  const Datum *values, const bool *nulls,
+				  IndexUniqueCheck unique)
 {
 	Relation	index = index_open(indexid, RowExclusiveLock);
 	Form_pg_index form = index->rd_index;
 	Datum		keys[INDEX_MAX_KEYS];
 	bool		key_nulls[INDEX_MAX_KEYS] = {true};
 	IndexInfo  *info;
+	bool		is_unique = true;
 	int			i;
 
 	for (i = 0; i < form->indnatts; i++)
@@ -190,11 +238,13 @@ insert_into_index(Relation rel, Oid indexid, HeapTuple row,
 										 Anum_pg_index_indpred, NULL)))
 	{
 		info = BuildIndexInfo(index);
-		index_insert(index, keys, key_nulls, &row->t_self, rel,
-					 form->indisunique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
-					 false, info);
+		is_unique = index_insert(index, keys, key_nulls, tid, rel,
+								 form->indisunique ? unique : UNIQUE_CHECK_NO,
+								 false, info) || !form->indisunique ||
+			unique != UNIQUE_CHECK_PARTIAL;
 		cqrs_index_insert_cleanup(index, info);
 		pfree(info);
 	}
 	index_close(index, NoLock);
+	return is_unique;
 }

@@ -40,5 +40,7 @@ extern void cqrs_scan_end(CqrsScan *scan, LOCKMODE lockmode);
 extern Datum cqrs_row_column(HeapTuple row, AttrNumber column,
 							 TupleDesc desc);
 extern void cqrs_row_insert(CqrsRelation table, Datum *values, bool *nulls);
+extern bool cqrs_row_insert_new(CqrsRelation table, const Datum *values,
+								const bool *nulls);
 
 #endif							/* CQRS_ROW_H */

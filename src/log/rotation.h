@@ -27,6 +27,18 @@ typedef struct CqrsStep
 	TimestampTz rotate_at;		/* not before; DT_NOEND: nothing to rotate */
 } CqrsStep;
 
+/*
+ * Rows that are kept for a while, such as idempotency keys, and finished sagas, are in
+ * tables that take turns, as the segments of a topic do. What became of one that was
+ * to be truncated:
+ */
+typedef enum CqrsTableState
+{
+	CQRS_TABLE_KEPT,			/* what is in it is not old enough */
+	CQRS_TABLE_LOCKED,			/* somebody uses it */
+	CQRS_TABLE_TRUNCATED
+} CqrsTableState;
+
 extern void cqrs_topic_step(CqrsTopic *topic, CqrsStep *step);
 
 #endif							/* CQRS_ROTATION_H */

@@ -269,27 +269,27 @@ cqrs_answer_store(const pg_uuid_t *command_id, const char *command_name,
  * that has it locked, or 0 for a prepared transaction, or if that is not
  * known.
  */
-CqrsIdempotencyState
+CqrsTableState
 cqrs_idempotency_truncate(int segment, TimestampTz *look_at, int *pid)
 {
 	Oid			relid = cqrs_relation_oid(CQRS_REL_IDEMPOTENCY_0 + segment);
-	CqrsIdempotencyState state = CQRS_KEYS_LOCKED;
+	CqrsTableState state = CQRS_TABLE_LOCKED;
 
 	*pid = 0;
 	if (!ConditionalLockRelationOid(relid, AccessShareLock))
 		return state;
 	if (!newest_is_old(segment, look_at))
-		state = CQRS_KEYS_KEPT;
+		state = CQRS_TABLE_KEPT;
 	else if (!cqrs_table_in_use(relid, pid) && cqrs_table_lock(relid))
 	{
 		/* All transactions that wrote to it have ended now. */
 		if (newest_is_old(segment, look_at))
 		{
 			cqrs_admin_run(psprintf("TRUNCATE cqrs.idempotency_%d", segment), 0);
-			state = CQRS_KEYS_TRUNCATED;
+			state = CQRS_TABLE_TRUNCATED;
 		}
 		else
-			state = CQRS_KEYS_KEPT;
+			state = CQRS_TABLE_KEPT;
 	}
 	UnlockRelationOid(relid, AccessShareLock);
 	return state;

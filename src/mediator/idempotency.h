@@ -12,6 +12,7 @@
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
+#include "log/rotation.h"
 #include "mediator/dispatch_stack.h"
 
 /* A locked key; in the memory of the function that sends the command. */
@@ -33,14 +34,6 @@ typedef enum CqrsIdempotencyUse
 	CQRS_KEY_ANSWER = 'a'		/* of an enqueued command, by its id */
 } CqrsIdempotencyUse;
 
-/* What cqrs_idempotency_truncate() found. */
-typedef enum CqrsIdempotencyState
-{
-	CQRS_KEYS_KEPT,
-	CQRS_KEYS_LOCKED,
-	CQRS_KEYS_TRUNCATED
-} CqrsIdempotencyState;
-
 extern void cqrs_idempotency_lock(CqrsIdempotencyKey *key, text *value,
 								  const char *function);
 extern bool cqrs_idempotency_find(CqrsIdempotencyKey *key,
@@ -57,8 +50,8 @@ extern bool cqrs_answer_find(const pg_uuid_t *command_id, Datum *answer,
 extern void cqrs_answer_store(const pg_uuid_t *command_id,
 							  const char *command_name, Datum answer,
 							  bool isnull);
-extern CqrsIdempotencyState cqrs_idempotency_truncate(int segment,
-													  TimestampTz *look_at,
-													  int *pid);
+extern CqrsTableState cqrs_idempotency_truncate(int segment,
+												TimestampTz *look_at,
+												int *pid);
 
 #endif							/* CQRS_IDEMPOTENCY_H */

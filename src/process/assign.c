@@ -439,6 +439,7 @@ assign_worker(CqrsDatabaseSlot *database, CqrsScheduled *scheduled,
 		unused->dboid = MyDatabaseId;
 		unused->owner = scheduled->owner;
 		unused->broker = scheduled->broker;
+		unused->consumer = scheduled->consumer;
 		unused->started_at = now;
 		if (start_worker(unused))
 			worker = unused;

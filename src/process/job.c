@@ -37,7 +37,13 @@ static bool is_outage(const CqrsJob *job, const ErrorData *error,
 					  bool timed_out);
 static bool is_told(const CqrsJob *job, const ErrorData *error,
 					bool timed_out);
-static void show(const CqrsSubscription *subscription, CqrsJob *job);
+static ErrorData *run(CqrsJob *job, CqrsJobFunction function,
+					  CqrsConsumerFunction consumer_function);
+static bool run_subscription(CqrsJob *job, CqrsJobFunction function);
+static bool run_consumer(CqrsJob *job, CqrsConsumerFunction function);
+static bool begin_transaction(void);
+static void show(CqrsJob *job, const char *what, const char *name,
+				 const char *part);
 static bool record_outage(CqrsSubscription *subscription, CqrsJob *job);
 
 /*
@@ -47,26 +53,32 @@ static bool record_outage(CqrsSubscription *subscription, CqrsJob *job);
 ErrorData *
 cqrs_job_run(CqrsJobFunction function, CqrsJob *job)
 {
+	return run(job, function, NULL);
+}
+
+/*
+ * The same, of a job for a consumer.
+ */
+ErrorData *
+cqrs_job_run_consumer(CqrsConsumerFunction function, CqrsJob *job)
+{
+	return run(job, NULL, function);
+}
+
+static ErrorData *
+run(CqrsJob *job, CqrsJobFunction function,
+	CqrsConsumerFunction consumer_function)
+{
 	MemoryContext context = CurrentMemoryContext;
-	CqrsSubscription *subscription;
 	ErrorData  *volatile error = NULL;
 
 	job->phase = CQRS_JOB_SKIPPED;
 	memset(&job->delivery, 0, sizeof(job->delivery));
 	PG_TRY();
 	{
-		bool		done = false;
+		bool		done = consumer_function != NULL ?
+		run_consumer(job, consumer_function) : run_subscription(job, function);
 
-		subscription = cqrs_job_begin(job);
-		if (subscription != NULL && job->partition < subscription->partitions)
-		{
-			job->phase = CQRS_JOB_AT_WORK;
-			if (job->what[0] == '\0')
-				show(subscription, job);
-			done = function(subscription, job);
-		}
-		if (subscription != NULL)
-			PopActiveSnapshot();
 		job->phase = CQRS_JOB_COMMITTING;
 		CommitTransactionCommand();
 		if (!done)
@@ -92,6 +104,43 @@ cqrs_job_run(CqrsJobFunction function, CqrsJob *job)
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	return error;
+}
+
+static bool
+run_subscription(CqrsJob *job, CqrsJobFunction function)
+{
+	CqrsSubscription *subscription = cqrs_job_begin(job);
+	bool		done = false;
+
+	if (subscription == NULL)
+		return false;
+	if (job->partition < subscription->partitions)
+	{
+		job->phase = CQRS_JOB_AT_WORK;
+		show(job, "delivering subscription", subscription->name, "partition");
+		done = function(subscription, job);
+	}
+	PopActiveSnapshot();
+	return done;
+}
+
+static bool
+run_consumer(CqrsJob *job, CqrsConsumerFunction function)
+{
+	CqrsConsumer *consumer = NULL;
+	bool		done;
+
+	if (begin_transaction())
+		consumer = cqrs_registry_consumer_by_id(job->subscription_id);
+	if (consumer == NULL || consumer->owner != GetUserId() ||
+		!consumer->active || job->partition >= consumer->workers)
+		return false;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	job->phase = CQRS_JOB_AT_WORK;
+	show(job, "consuming for consumer", consumer->name, "worker");
+	done = function(consumer, job);
+	PopActiveSnapshot();
+	return done;
 }
 
 /*
@@ -141,11 +190,12 @@ is_told(const CqrsJob *job, const ErrorData *error, bool timed_out)
  * change.
  */
 static void
-show(const CqrsSubscription *subscription, CqrsJob *job)
+show(CqrsJob *job, const char *what, const char *name, const char *part)
 {
-	snprintf(job->what, sizeof(job->what),
-			 "delivering subscription \"%s\" partition %d",
-			 subscription->name, job->partition);
+	if (job->what[0] != '\0')
+		return;
+	snprintf(job->what, sizeof(job->what), "%s \"%s\" %s %d", what, name, part,
+			 job->partition);
 	pgstat_report_activity(STATE_RUNNING, job->what);
 }
 
@@ -158,12 +208,8 @@ cqrs_job_begin(const CqrsJob *job)
 {
 	CqrsSubscription *subscription;
 
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	if (!OidIsValid(cqrs_extension_lock()) || !cqrs_registry_usable() ||
-		cqrs_registry_is_copy())
+	if (!begin_transaction())
 		return NULL;
-
 	subscription = cqrs_registry_subscription_by_id(job->subscription_id);
 	if (subscription == NULL || subscription->owner != GetUserId())
 		return NULL;
@@ -179,8 +225,21 @@ cqrs_job_begin(const CqrsJob *job)
 }
 
 /*
+ * Begin a transaction in which the extension cannot be dropped. Returns false if it
+ * is not there, or not to be used.
+ */
+static bool
+begin_transaction(void)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	return OidIsValid(cqrs_extension_lock()) && cqrs_registry_usable() &&
+		!cqrs_registry_is_copy();
+}
+
+/*
  * Choose the event to deliver next, and count the attempt beforehand, if the
- * subscription's rate allows one.
+ * subscription's rate, and its key's, allow one.
  */
 bool
 cqrs_job_announce(CqrsSubscription *subscription, CqrsJob *job)

@@ -33,6 +33,8 @@ typedef struct CqrsJob
 	int32		subscription_id;
 	int			partition;
 	bool		broker;
+	bool		consumer;		/* subscription_id is a consumer's, partition
+								 * one of its workers */
 
 	/* What is known since the job began. */
 	bool		first;			/* nothing was done yet */
@@ -59,11 +61,14 @@ typedef struct CqrsJob
 	TimestampTz failed_until;
 } CqrsJob;
 
-/* Returns false if it turned out that there is nothing for us to do. */
+/* Return false if it turned out that there is nothing for us to do. */
 typedef bool (*CqrsJobFunction) (CqrsSubscription *subscription, CqrsJob *job);
+typedef bool (*CqrsConsumerFunction) (CqrsConsumer *consumer, CqrsJob *job);
 
 /* job.c */
 extern ErrorData *cqrs_job_run(CqrsJobFunction function, CqrsJob *job);
+extern ErrorData *cqrs_job_run_consumer(CqrsConsumerFunction function,
+										CqrsJob *job);
 extern CqrsSubscription *cqrs_job_begin(const CqrsJob *job);
 extern bool cqrs_job_announce(CqrsSubscription *subscription, CqrsJob *job);
 extern bool cqrs_job_lock_cursor(const CqrsSubscription *subscription,
@@ -78,5 +83,8 @@ extern bool cqrs_handler_job_blame_overdue(void);
 
 /* broker_job.c */
 extern CqrsJobOutcome cqrs_broker_job_step(CqrsJob *job);
+
+/* consumer_job.c */
+extern CqrsJobOutcome cqrs_consumer_job_step(CqrsJob *job);
 
 #endif							/* CQRS_JOB_H */

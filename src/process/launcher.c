@@ -211,11 +211,13 @@ apply_settings(void)
 	static int	segment_size = -1;
 	static int	retention = -1;
 	static int	saga_retention = -1;
+	static int	consumed_retention = -1;
 	int			i;
 
 	if (segment_age == cqrs_segment_age && segment_size == cqrs_segment_size &&
 		retention == cqrs_idempotency_retention &&
-		saga_retention == cqrs_saga_retention)
+		saga_retention == cqrs_saga_retention &&
+		consumed_retention == cqrs_consumed_retention)
 		return;
 	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
 	for (i = 0; segment_age >= 0 && i < cqrs_shared->nused; i++)
@@ -226,6 +228,7 @@ apply_settings(void)
 	segment_size = cqrs_segment_size;
 	retention = cqrs_idempotency_retention;
 	saga_retention = cqrs_saga_retention;
+	consumed_retention = cqrs_consumed_retention;
 }
 
 /*

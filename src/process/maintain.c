@@ -33,6 +33,7 @@
 
 #include "base/hash.h"
 #include "extension/catalog.h"
+#include "inbox/message_turn.h"
 #include "log/position.h"
 #include "log/retention.h"
 #include "log/rotation.h"
@@ -87,8 +88,8 @@ typedef struct Kept
 {
 	const char *what;
 	const int  *retention;		/* the setting */
-	CqrsIdempotencyState (*truncate) (int segment, TimestampTz *look_at,
-									  int *pid);
+	CqrsTableState (*truncate) (int segment, TimestampTz *look_at,
+								int *pid);
 	TimestampTz look_at;		/* when to look at it again ... */
 	int			kept_for;		/* ... and the setting the last time */
 } Kept;
@@ -96,6 +97,7 @@ typedef struct Kept
 static Kept kept[] = {
 	{"idempotency keys", &cqrs_idempotency_retention, cqrs_idempotency_truncate},
 	{"sagas", &cqrs_saga_retention, cqrs_saga_truncate},
+	{"message ids", &cqrs_consumed_retention, cqrs_message_ids_truncate},
 };
 
 /* The pass underway, or the last one. */
@@ -489,7 +491,7 @@ maintain_kept(void *arg)
 		TimestampTz next;
 		int			pid;
 
-		if (one->truncate(i, &next, &pid) == CQRS_KEYS_LOCKED)
+		if (one->truncate(i, &next, &pid) == CQRS_TABLE_LOCKED)
 			next = TimestampTzPlusMilliseconds(pass_began, LONGEST_WAIT);
 		else
 			next = cqrs_steady_from_wall(next);
@@ -560,11 +562,11 @@ maintain_kept_by_hand(const Kept *one, Tuplestorestate *store, TupleDesc desc)
 	{
 		TimestampTz look_at;
 		int			pid;
-		CqrsIdempotencyState state = one->truncate(i, &look_at, &pid);
+		CqrsTableState state = one->truncate(i, &look_at, &pid);
 
-		if (state != CQRS_KEYS_KEPT)
+		if (state != CQRS_TABLE_KEPT)
 			put_row(store, desc, NULL,
-					state == CQRS_KEYS_TRUNCATED ? "truncated" : "held", i,
+					state == CQRS_TABLE_TRUNCATED ? "truncated" : "held", i,
 					one->what, pid);
 	}
 }

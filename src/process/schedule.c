@@ -48,6 +48,10 @@ static bool has_brokers = false;
 static void schedule_subscription(CqrsSubscription *subscription,
 								  uint64 generation, bool first,
 								  bool careful);
+static void schedule_consumer(CqrsConsumer *consumer, uint64 generation,
+							  bool careful);
+static CqrsScheduled *schedule_part(int32 id, int32 partition, Oid owner,
+									TimestampTz retried_at, bool careful);
 
 /*
  * Bring the schedule up to the registry. What is new in it is due. The first
@@ -60,6 +64,7 @@ cqrs_schedule_refresh(bool careful)
 	bool		first = schedule == NULL;
 	HASH_SEQ_STATUS status;
 	CqrsSubscription *subscription;
+	CqrsConsumer *consumer;
 	CqrsScheduled *scheduled;
 
 	if (generation == schedule_generation)
@@ -83,6 +88,10 @@ cqrs_schedule_refresh(bool careful)
 	while ((subscription = hash_seq_search(&status)) != NULL)
 		schedule_subscription(subscription, generation, first,
 							  first && careful);
+
+	cqrs_registry_consumers(&status);
+	while ((consumer = hash_seq_search(&status)) != NULL)
+		schedule_consumer(consumer, generation, first && careful);
 
 	hash_seq_init(&status, schedule);
 	while ((scheduled = hash_seq_search(&status)) != NULL)
@@ -269,36 +278,12 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 	}
 	for (i = 0; !is_pulled && i < subscription->partitions; i++)
 	{
-		CqrsScheduledKey key = {subscription->subscription_id, i};
-		CqrsScheduled *scheduled;
-		bool		found;
+		CqrsScheduled *scheduled = schedule_part(subscription->subscription_id, i,
+												 subscription->owner,
+												 subscription->retried_at,
+												 careful);
 
-		scheduled = hash_search(schedule, &key, HASH_ENTER, &found);
-		if (!found)
-		{
-			memset(scheduled, 0, sizeof(CqrsScheduled));
-			scheduled->key = key;
-			scheduled->retried_at = subscription->retried_at;
-			scheduled->unfinished = true;
-
-			/*
-			 * The process that crashed may have been handling an event of
-			 * this cursor.
-			 */
-			if (careful)
-				scheduled->careful = CQRS_BATCH_EVENTS;
-		}
 		scheduled->generation = generation;
-		if (scheduled->owner != subscription->owner ||
-			scheduled->retried_at != subscription->retried_at)
-		{
-			/* What kept it from delivering need not keep it now. */
-			scheduled->owner = subscription->owner;
-			scheduled->retried_at = subscription->retried_at;
-			scheduled->unfinished = true;
-			scheduled->failed_until = 0;
-			cqrs_schedule_make_due(scheduled);
-		}
 		scheduled->broker = subscription->server != NULL;
 		for (j = 0; j < subscription->ntopics; j++)
 		{
@@ -312,11 +297,78 @@ schedule_subscription(CqrsSubscription *subscription, uint64 generation,
 		 * Vary the order, so that none has to wait for the same ones each
 		 * time.
 		 */
-		if (first && hash_bytes_uint32(first_order + key.subscription_id + i) % 2 == 0)
+		if (first && hash_bytes_uint32(first_order + subscription->subscription_id + i) % 2 == 0)
 		{
 			dlist_delete(&scheduled->node);
 			dlist_push_head(&due_list, &scheduled->node);
 		}
 	}
 	MemoryContextSwitchTo(oldcontext);
+}
+
+/*
+ * What each of its workers does is never done.
+ */
+static void
+schedule_consumer(CqrsConsumer *consumer, uint64 generation, bool careful)
+{
+	int			i;
+
+	if (!consumer->active || !OidIsValid(consumer->owner))
+		return;
+	for (i = 0; i < consumer->workers; i++)
+	{
+		CqrsScheduled *scheduled = schedule_part(consumer->consumer_id, i,
+												 consumer->owner,
+												 consumer->retried_at,
+												 careful);
+
+		/* A worker that found nothing to do is to look again. */
+		if (!scheduled->consumer || scheduled->changed)
+			scheduled->due_look =
+				pg_atomic_add_fetch_u64(&cqrs_shared->looks, 1);
+		scheduled->generation = generation;
+		scheduled->broker = scheduled->consumer = true;
+	}
+}
+
+/*
+ * What one worker does at a time. If it is new, or something was changed, it is
+ * due.
+ */
+static CqrsScheduled *
+schedule_part(int32 id, int32 partition, Oid owner, TimestampTz retried_at,
+			  bool careful)
+{
+	CqrsScheduledKey key = {id, partition};
+	CqrsScheduled *scheduled;
+	bool		found;
+
+	scheduled = hash_search(schedule, &key, HASH_ENTER, &found);
+	if (!found)
+	{
+		memset(scheduled, 0, sizeof(CqrsScheduled));
+		scheduled->key = key;
+		scheduled->retried_at = retried_at;
+		scheduled->unfinished = true;
+
+		/*
+		 * The process that crashed may have been handling an event of this
+		 * cursor.
+		 */
+		if (careful)
+			scheduled->careful = CQRS_BATCH_EVENTS;
+	}
+	scheduled->changed = scheduled->owner != owner ||
+		scheduled->retried_at != retried_at;
+	if (scheduled->changed)
+	{
+		/* What kept it from delivering need not keep it now. */
+		scheduled->owner = owner;
+		scheduled->retried_at = retried_at;
+		scheduled->unfinished = true;
+		scheduled->failed_until = 0;
+		cqrs_schedule_make_due(scheduled);
+	}
+	return scheduled;
 }

@@ -25,7 +25,10 @@ typedef struct CqrsScheduled
 {
 	CqrsScheduledKey key;		/* hash key */
 	Oid			owner;
-	bool		broker;
+	bool		broker;			/* it has a connection, and so a process of its
+								 * own */
+	bool		consumer;		/* one worker of a consumer */
+	bool		changed;		/* since the refresh before */
 	int64		due_look;		/* has events up to this look */
 	int64		drained_look;	/* and none up to this one */
 	bool		unfinished;		/* its worker left something to do */

@@ -257,6 +257,7 @@ begin_job(CqrsJob *job, uint64 *request, int64 *wanted_look)
 	job->subscription_id = my_slot->subscription_id;
 	job->partition = my_slot->partition;
 	job->broker = my_slot->broker;
+	job->consumer = my_slot->consumer;
 	job->careful = my_slot->careful;
 	*request = my_slot->request;
 	*wanted_look = my_slot->wanted_look;
@@ -323,7 +324,8 @@ step(CqrsJob *job)
 	LWLockRelease(cqrs_shared->lock);
 	if (stop)
 		proc_exit(0);
-	return cqrs_broker_job_step(job);
+	return job->consumer ? cqrs_consumer_job_step(job) :
+		cqrs_broker_job_step(job);
 }
 
 /*

@@ -9,6 +9,7 @@
 #define CQRS_ENTRY_H
 
 #include "utils/timestamp.h"
+#include "utils/uuid.h"
 
 #include "base/sqlstate.h"
 #include "registry/handler.h"
@@ -129,12 +130,34 @@ typedef struct CqrsSubscription
 	char	   *search_path;	/* of a handler; see search_path.c */
 	int64		rate_interval;	/* in nanoseconds: how long a call of the
 								 * handler takes of its rate; 0: no limit */
+	int64		key_interval;	/* the same for events of one key */
 	bool		runs_commands;	/* its owner's; see enqueue.c */
 	bool		runs_sagas;		/* their steps; see run.c */
 	bool		routes_to_sagas;	/* what they wait for; see router.c */
 	int			ntopics;
 	CqrsTopic **topics;			/* may be none, after cqrs_drop_topic() */
 } CqrsSubscription;
+
+/* What is consumed from a broker; see table cqrs.consumer. */
+typedef struct CqrsConsumer
+{
+	char		name[NAMEDATALEN];	/* hash key */
+	int32		consumer_id;	/* no subscription's */
+	Oid			owner;			/* InvalidOid: see owner.c */
+	Oid			view;			/* InvalidOid: somebody dropped it */
+	pg_uuid_t	incarnation;
+	char	   *server;
+	char	   *source;
+	CqrsTopic  *topic;			/* NULL: it was dropped */
+	char	   *event_name;		/* NULL: the messages say */
+	char	   *format;
+	char	   *message_id;		/* NULL: the source has offsets */
+	char	   *start;
+	bool		skips_gaps;
+	int			workers;
+	bool		active;
+	TimestampTz retried_at;		/* differs each time */
+} CqrsConsumer;
 
 /*
  * The kind in messages and in table cqrs.command, and the function that

@@ -99,6 +99,7 @@ enum
 	SUBSCRIPTION_TRANSACTION,
 	SUBSCRIPTION_SEARCH_PATH,
 	SUBSCRIPTION_RATE,
+	SUBSCRIPTION_KEY_RATE,
 	SUBSCRIPTION_RUNS,
 	SUBSCRIPTION_PARTITIONS,
 	SUBSCRIPTION_ORDERING,
@@ -118,6 +119,26 @@ enum
 	SUBSCRIPTION_STATE_REASON,
 	SUBSCRIPTION_MISSED_EVENTS,
 	SUBSCRIPTION_RETRIED_AT
+};
+
+/* Columns of cqrs.consumer. */
+enum
+{
+	CONSUMER_ID = 1,
+	CONSUMER_CONSUMER,
+	CONSUMER_INCARNATION,
+	CONSUMER_SERVER,
+	CONSUMER_SOURCE,
+	CONSUMER_TOPIC_ID,
+	CONSUMER_EVENT_NAME,
+	CONSUMER_FORMAT,
+	CONSUMER_MESSAGE_ID,
+	CONSUMER_START,
+	CONSUMER_ON_GAP,
+	CONSUMER_WORKERS,
+	CONSUMER_STATE,
+	CONSUMER_STATE_SINCE,
+	CONSUMER_RETRIED_AT
 };
 
 /* Columns of cqrs.identity. */
@@ -145,6 +166,8 @@ static void add_subscription(CqrsRegistryCopy *copy, Datum *values,
 static bool is_by_topic(Datum ordering);
 static void add_subscription_topic(CqrsRegistryCopy *copy, Datum *values,
 								   bool *nulls);
+static void add_consumer(CqrsRegistryCopy *copy, Datum *values, bool *nulls);
+static char *text_or_null(Datum value, bool isnull);
 static void init_handler(CqrsRegistryCopy *copy, CqrsHandler *handler,
 						 Datum signature, Datum owner);
 static char *search_path(const char *stored);
@@ -169,6 +192,9 @@ cqrs_registry_load(CqrsRegistryCopy *copy, Snapshot snapshot)
 	copy->subscriptions = new_table("cqrs subscriptions", NAMEDATALEN,
 									sizeof(CqrsSubscription));
 	copy->subscriptions_by_id = new_id_table("cqrs subscriptions by id");
+	copy->consumers = new_table("cqrs consumers", NAMEDATALEN,
+								sizeof(CqrsConsumer));
+	copy->consumers_by_id = new_id_table("cqrs consumers by id");
 	copy->command_subscriptions =
 		new_id_table("cqrs subscriptions for commands");
 	copy->saga_subscriptions = new_id_table("cqrs subscriptions for sagas");
@@ -185,6 +211,7 @@ cqrs_registry_load(CqrsRegistryCopy *copy, Snapshot snapshot)
 	load_rows(copy, CQRS_REL_SUBSCRIPTION, snapshot, add_subscription);
 	load_rows(copy, CQRS_REL_SUBSCRIPTION_TOPIC, snapshot,
 			  add_subscription_topic);
+	load_rows(copy, CQRS_REL_CONSUMER, snapshot, add_consumer);
 	find_command_owners(copy);
 }
 
@@ -475,6 +502,9 @@ add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 	if (!cqrs_rate_parse(TextDatumGetCString(values[SUBSCRIPTION_RATE - 1]),
 						 &subscription->rate_interval))
 		subscription->rate_interval = 0;
+	if (!cqrs_rate_parse(TextDatumGetCString(values[SUBSCRIPTION_KEY_RATE - 1]),
+						 &subscription->key_interval))
+		subscription->key_interval = 0;
 	runs = nulls[SUBSCRIPTION_RUNS - 1] ? "" :
 		TextDatumGetCString(values[SUBSCRIPTION_RUNS - 1]);
 	subscription->runs_commands = strcmp(runs, "commands") == 0;
@@ -519,6 +549,44 @@ add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 	subscription->topics = NULL;
 	remember_by_id(copy->subscriptions_by_id, subscription->subscription_id,
 				   subscription);
+}
+
+static void
+add_consumer(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
+{
+	CqrsConsumer *consumer;
+
+	consumer = hash_search(copy->consumers,
+						   TextDatumGetCString(values[CONSUMER_CONSUMER - 1]),
+						   HASH_ENTER, NULL);
+	consumer->consumer_id = DatumGetInt32(values[CONSUMER_ID - 1]);
+	consumer->owner = cqrs_owner_find(consumer->name, &consumer->view);
+	consumer->incarnation = *DatumGetUUIDP(values[CONSUMER_INCARNATION - 1]);
+	consumer->server = TextDatumGetCString(values[CONSUMER_SERVER - 1]);
+	consumer->source = TextDatumGetCString(values[CONSUMER_SOURCE - 1]);
+	consumer->topic =
+		cqrs_registry_find_by_id(copy->topics_by_id,
+								 DatumGetInt32(values[CONSUMER_TOPIC_ID - 1]));
+	consumer->event_name = text_or_null(values[CONSUMER_EVENT_NAME - 1],
+										nulls[CONSUMER_EVENT_NAME - 1]);
+	consumer->format = TextDatumGetCString(values[CONSUMER_FORMAT - 1]);
+	consumer->message_id = text_or_null(values[CONSUMER_MESSAGE_ID - 1],
+										nulls[CONSUMER_MESSAGE_ID - 1]);
+	consumer->start = TextDatumGetCString(values[CONSUMER_START - 1]);
+	consumer->skips_gaps =
+		strcmp(TextDatumGetCString(values[CONSUMER_ON_GAP - 1]), "earliest") == 0;
+	consumer->workers = DatumGetInt32(values[CONSUMER_WORKERS - 1]);
+	consumer->active =
+		strcmp(TextDatumGetCString(values[CONSUMER_STATE - 1]), "active") == 0;
+	consumer->retried_at =
+		DatumGetTimestampTz(values[CONSUMER_RETRIED_AT - 1]);
+	remember_by_id(copy->consumers_by_id, consumer->consumer_id, consumer);
+}
+
+static char *
+text_or_null(Datum value, bool isnull)
+{
+	return isnull ? NULL : TextDatumGetCString(value);
 }
 
 static bool

@@ -21,10 +21,12 @@ typedef struct CqrsRegistryCopy
 	HTAB	   *commands;
 	HTAB	   *fallbacks;		/* by the signatures that they are for */
 	HTAB	   *subscriptions;
+	HTAB	   *consumers;
 
 	/* The same entries by their ids. */
 	HTAB	   *topics_by_id;
 	HTAB	   *subscriptions_by_id;
+	HTAB	   *consumers_by_id;
 
 	/* The subscriptions that run commands, by their owners. */
 	HTAB	   *command_subscriptions;

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * owner.c
- *	  Who owns a subscription: whoever owns its view.
+ *	  Who owns a subscription, or a consumer: whoever owns its view.
  *
  * PostgreSQL does not know of a role that is noted in a table of ours: DROP
  * ROLE leaves its number behind, which is another role's one day, or in the
@@ -10,7 +10,8 @@
  * refused, REASSIGN OWNED and ALTER VIEW ... OWNER TO hand the subscription
  * over, a dump has the owner's name, and what is granted on the view says who
  * else may receive. Only people read the view: it shows the subscription's row
- * of cqrs_subscription_status.
+ * of cqrs_subscription_status. A consumer has a view there likewise, with its row
+ * of cqrs_consumer_status; so the two share their names.
  *
  * If somebody dropped the view (DROP OWNED does), renamed it or moved it to
  * another schema, the subscription has no owner, and nothing is delivered to
@@ -59,14 +60,15 @@ static HTAB *watched = NULL;
 static HeapTuple find_view(const char *schema, const char *name);
 
 /*
- * Make the view of a subscription, owned by this role. Raises 42P07 if there
- * is a relation of that name.
+ * Make the view of a subscription, or of a consumer, owned by this role. Raises
+ * 42P07 if there is a relation of that name.
  */
 void
-cqrs_owner_make_view(const char *subscription, Oid owner)
+cqrs_owner_make_view(const char *name, bool is_consumer, Oid owner)
 {
+	const char *kind = is_consumer ? "consumer" : "subscription";
 	char	   *view = quote_qualified_identifier(CQRS_SUBSCRIPTION_SCHEMA,
-												  subscription);
+												  name);
 	CqrsAdmin	admin;
 
 	cqrs_admin_begin(&admin);
@@ -74,17 +76,17 @@ cqrs_owner_make_view(const char *subscription, Oid owner)
 						   0, NULL, NULL, NULL) != 1)
 		elog(ERROR, "could not find the extension's schema");
 	cqrs_admin_ddl("CREATE VIEW %s WITH (security_barrier) AS"
-				   " SELECT * FROM %s.cqrs_subscription_status WHERE subscription = %s",
+				   " SELECT * FROM %s.cqrs_%s_status WHERE %s = %s",
 				   view,
 				   SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1),
-				   quote_literal_cstr(subscription));
+				   kind, kind, quote_literal_cstr(name));
 	cqrs_privileges_withdraw(view);
 
 	/*
 	 * ALTER VIEW would require that the new owner has CREATE on the schema,
 	 * unless the extension's owner is a superuser.
 	 */
-	ATExecChangeOwner(get_relname_relid(subscription,
+	ATExecChangeOwner(get_relname_relid(name,
 										get_namespace_oid(CQRS_SUBSCRIPTION_SCHEMA,
 														  false)),
 					  owner, true, AccessExclusiveLock);

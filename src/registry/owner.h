@@ -1,14 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * owner.h
- *	  Who owns a subscription.
+ *	  Who owns a subscription, or a consumer.
  *
  *-------------------------------------------------------------------------
  */
 #ifndef CQRS_OWNER_H
 #define CQRS_OWNER_H
 
-extern void cqrs_owner_make_view(const char *subscription, Oid owner);
+extern void cqrs_owner_make_view(const char *name, bool is_consumer,
+								 Oid owner);
 extern void cqrs_owner_drop_view(const char *subscription);
 
 /* For the registry, from which all others get owners. */

@@ -247,6 +247,20 @@ cqrs_registry_subscription_by_id(int32 subscription_id)
 											 subscription_id));
 }
 
+CqrsConsumer *
+cqrs_registry_consumer(const char *name)
+{
+	return lookup(&copy.consumers, name);
+}
+
+CqrsConsumer *
+cqrs_registry_consumer_by_id(int32 consumer_id)
+{
+	load_if_stale();
+	return hand_out(cqrs_registry_find_by_id(copy.consumers_by_id,
+											 consumer_id));
+}
+
 /*
  * The subscription that runs the commands that this role enqueued.
  */
@@ -349,6 +363,19 @@ cqrs_subscription_get(const char *name)
 	return subscription;
 }
 
+CqrsConsumer *
+cqrs_consumer_get(const char *name)
+{
+	CqrsConsumer *consumer = cqrs_registry_consumer(name);
+
+	if (consumer == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("consumer \"%s\" does not exist", name),
+				 errhint("Create it with cqrs_create_consumer().")));
+	return consumer;
+}
+
 void
 cqrs_registry_topics(HASH_SEQ_STATUS *status)
 {
@@ -379,6 +406,14 @@ cqrs_registry_subscriptions(HASH_SEQ_STATUS *status)
 	load_if_stale();
 	handed_out = true;
 	hash_seq_init(status, copy.subscriptions);
+}
+
+void
+cqrs_registry_consumers(HASH_SEQ_STATUS *status)
+{
+	load_if_stale();
+	handed_out = true;
+	hash_seq_init(status, copy.consumers);
 }
 
 /*

@@ -47,6 +47,8 @@ extern CqrsCommand *cqrs_registry_command(const char *name);
 extern CqrsFallback *cqrs_registry_fallback(const char *signature);
 extern CqrsSubscription *cqrs_registry_subscription(const char *name);
 extern CqrsSubscription *cqrs_registry_subscription_by_id(int32 subscription_id);
+extern CqrsConsumer *cqrs_registry_consumer(const char *name);
+extern CqrsConsumer *cqrs_registry_consumer_by_id(int32 consumer_id);
 extern CqrsSubscription *cqrs_registry_command_subscription(Oid owner);
 extern CqrsSubscription *cqrs_registry_saga_subscription(Oid owner);
 extern CqrsSubscription *cqrs_registry_saga_router(Oid owner);
@@ -55,12 +57,14 @@ extern CqrsSubscription *cqrs_registry_saga_router(Oid owner);
 extern CqrsTopic *cqrs_topic_get(const char *name);
 extern CqrsEventType *cqrs_event_type_get(const char *name);
 extern CqrsSubscription *cqrs_subscription_get(const char *name);
+extern CqrsConsumer *cqrs_consumer_get(const char *name);
 
 /* Walks over all; each must be run to its end or ended by hash_seq_term(). */
 extern void cqrs_registry_topics(HASH_SEQ_STATUS *status);
 extern void cqrs_registry_event_types(HASH_SEQ_STATUS *status);
 extern void cqrs_registry_commands(HASH_SEQ_STATUS *status);
 extern void cqrs_registry_subscriptions(HASH_SEQ_STATUS *status);
+extern void cqrs_registry_consumers(HASH_SEQ_STATUS *status);
 extern List *cqrs_registry_topic_list(void);
 extern List *cqrs_registry_subscription_list(const CqrsTopic *topic);
 extern bool cqrs_subscription_reads(const CqrsSubscription *subscription,

@@ -198,16 +198,12 @@ cqrs_evidence_convict(CqrsEvidence *evidence,
 		Pending    *pending = (Pending *) lfirst(lc);
 		CqrsFault	fault = cqrs_fault_of(pending->error);
 		CqrsParked	parked;
-		CqrsEvent	event;
-		int			attempts;
 
 		if (tell != NULL &&
 			cqrs_parked_find(cursor, pending->position, &parked) &&
-			cqrs_parked_read(cursor, pending->position, NULL, &event,
-							 &attempts) &&
-			tell(subscription, &event, pending->error))
+			cqrs_parked_is_told(&parked, subscription, cursor, tell,
+								pending->error))
 		{
-			cqrs_parked_done(&parked, cursor);
 			cqrs_lane_forget(lanes, parked.lane);
 			continue;
 		}
@@ -226,6 +222,24 @@ cqrs_evidence_convict(CqrsEvidence *evidence,
 	{
 		0
 	};
+}
+
+/*
+ * Tell the handler that this parked event failed. If it deals with that, the event
+ * is no longer parked, and this returns true.
+ */
+bool
+cqrs_parked_is_told(const CqrsParked *parked, CqrsSubscription *subscription,
+					CqrsCursor *cursor, CqrsTell tell, const ErrorData *error)
+{
+	CqrsEvent	event;
+	int			attempts;
+
+	if (!cqrs_parked_read(cursor, parked->position, NULL, &event, &attempts) ||
+		!tell(subscription, &event, error))
+		return false;
+	cqrs_parked_done(parked, cursor);
+	return true;
 }
 
 /*

@@ -70,6 +70,10 @@ extern void cqrs_evidence_convict(CqrsEvidence *evidence,
 								  CqrsSubscription *subscription,
 								  CqrsCursor *cursor, CqrsLanes *lanes,
 								  CqrsTell tell, int elevel);
+extern bool cqrs_parked_is_told(const CqrsParked *parked,
+								CqrsSubscription *subscription,
+								CqrsCursor *cursor, CqrsTell tell,
+								const ErrorData *error);
 extern void cqrs_evidence_put_off(CqrsEvidence *evidence,
 								  CqrsCursor *cursor, TimestampTz retry_at);
 

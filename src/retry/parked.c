@@ -83,34 +83,9 @@ static void read_event(CqrsScan *scan, HeapTuple tuple,
 void
 cqrs_parked_open(CqrsCursor *cursor)
 {
-	TimestampTz now = cqrs_wall_now();
-	CqrsScan	scan;
-	CqrsParked	parked;
-	int64	   *positions = NULL;
-	int			n = 0;
-	int			i;
-
-	if (cursor->next_retry_at == 0 ||
-		cqrs_wall_due(cursor->moved_at, cursor->moved_at) == cursor->moved_at)
-		return;
-
-	/* Collect them first: the walk must not meet what it changes. */
-	cqrs_parked_heads_begin(&scan, cursor, DT_NOEND);
-	while (cqrs_parked_heads_next(&scan, &parked))
-	{
-		if (positions == NULL)
-			positions = palloc(sizeof(int64));
-		else if ((n & (n - 1)) == 0)
-			positions = repalloc_huge(positions, sizeof(int64) * 2 * n);
-		positions[n++] = parked.position;
-	}
-	cqrs_scan_end(&scan, NoLock);
-	for (i = 0; i < n; i++)
-		if (cqrs_parked_find(cursor, positions[i], &parked) &&
-			parked.retry_at <= now)
-			set_due(cursor, parked.position, parked.retry_at);
-	cursor->next_retry_at = DT_NOBEGIN + 1;
-	find_next_retry(cursor);
+	if (cursor->next_retry_at != 0 &&
+		cqrs_wall_due(cursor->moved_at, cursor->moved_at) != cursor->moved_at)
+		(void) cqrs_parked_due_anew(cursor, cqrs_wall_now());
 }
 
 /*
@@ -323,6 +298,59 @@ cqrs_parked_set_receipt(CqrsCursor *cursor, const CqrsParked *parked)
 	nulls[RETRY_RECEIPT - 1] = !parked->received;
 	replace[RETRY_RECEIPT - 1] = true;
 	update_row(cursor, parked->position, values, nulls, replace);
+}
+
+/*
+ * Have the head of a lane wait until this time, though it has not failed since it
+ * was last due. Nothing else is written down of that.
+ */
+void
+cqrs_parked_put_off(CqrsCursor *cursor, int64 position, TimestampTz due_at)
+{
+	CqrsParked	parked;
+
+	if (cqrs_parked_find(cursor, position, &parked) && parked.head)
+		set_due(cursor, position, due_at);
+}
+
+/*
+ * Make the heads due that were put off: each may be tried from its retry_at on.
+ * Returns how many were not due before.
+ */
+int64
+cqrs_parked_due_anew(CqrsCursor *cursor, TimestampTz now)
+{
+	CqrsScan	scan;
+	CqrsParked	parked;
+	int64	   *positions = NULL;
+	int64		due = 0;
+	int			n = 0;
+	int			i;
+
+	if (cursor->next_retry_at == 0)
+		return 0;
+
+	/* Collect them first: the walk must not meet what it changes. */
+	cqrs_parked_heads_begin(&scan, cursor, DT_NOEND);
+	while (cqrs_parked_heads_next(&scan, &parked))
+	{
+		if (positions == NULL)
+			positions = palloc(sizeof(int64));
+		else if ((n & (n - 1)) == 0)
+			positions = repalloc_huge(positions, sizeof(int64) * 2 * n);
+		positions[n++] = parked.position;
+	}
+	cqrs_scan_end(&scan, NoLock);
+	for (i = 0; i < n; i++)
+		if (cqrs_parked_find(cursor, positions[i], &parked) &&
+			parked.retry_at <= now)
+		{
+			set_due(cursor, parked.position, parked.retry_at);
+			due++;
+		}
+	cursor->next_retry_at = DT_NOBEGIN + 1;
+	find_next_retry(cursor);
+	return due;
 }
 
 /*

@@ -69,6 +69,9 @@ extern void cqrs_parked_update(CqrsCursor *cursor, const CqrsParked *parked,
 							   const CqrsFault *fault);
 extern void cqrs_parked_set_receipt(CqrsCursor *cursor,
 									const CqrsParked *parked);
+extern void cqrs_parked_put_off(CqrsCursor *cursor, int64 position,
+								TimestampTz due_at);
+extern int64 cqrs_parked_due_anew(CqrsCursor *cursor, TimestampTz now);
 extern int64 cqrs_parked_try_now(CqrsCursor *cursor, TimestampTz now,
 								 const CqrsEventIds *ids);
 extern void cqrs_parked_delete(CqrsCursor *cursor, const CqrsParked *parked);

@@ -54,11 +54,11 @@ static int	ask_to_move(int segment);
  * are in it, and it is the next one to be written, ask some of them to move. For
  * *look_at and *pid, see cqrs_idempotency_truncate().
  */
-CqrsIdempotencyState
+CqrsTableState
 cqrs_saga_truncate(int segment, TimestampTz *look_at, int *pid)
 {
 	Oid			relid = cqrs_relation_oid(CQRS_REL_SAGA_ENTRY_0 + segment);
-	CqrsIdempotencyState state = CQRS_KEYS_LOCKED;
+	CqrsTableState state = CQRS_TABLE_LOCKED;
 	int			current = cqrs_saga_current_segment();
 
 	*pid = 0;
@@ -67,13 +67,13 @@ cqrs_saga_truncate(int segment, TimestampTz *look_at, int *pid)
 	if (segment == current)
 	{
 		*look_at = cqrs_wall_now() + Max(cqrs_saga_retention, 1) * USECS_PER_SEC;
-		state = CQRS_KEYS_KEPT;
+		state = CQRS_TABLE_KEPT;
 	}
 	else if (!is_old(segment, look_at))
-		state = CQRS_KEYS_KEPT;
+		state = CQRS_TABLE_KEPT;
 	else if (has_sagas(segment))
 	{
-		state = CQRS_KEYS_KEPT;
+		state = CQRS_TABLE_KEPT;
 		*look_at = segment == (current + 1) % CQRS_SEGMENTS ?
 			TimestampTzPlusMilliseconds(cqrs_wall_now(), ask_to_move(segment) > 0 ?
 										MOVE_WAIT : MOVE_AGAIN_WAIT) :
@@ -85,10 +85,10 @@ cqrs_saga_truncate(int segment, TimestampTz *look_at, int *pid)
 		if (is_old(segment, look_at) && !has_sagas(segment))
 		{
 			cqrs_admin_run(psprintf("TRUNCATE cqrs.saga_entry_%d", segment), 0);
-			state = CQRS_KEYS_TRUNCATED;
+			state = CQRS_TABLE_TRUNCATED;
 		}
 		else
-			state = CQRS_KEYS_KEPT;
+			state = CQRS_TABLE_KEPT;
 	}
 	UnlockRelationOid(relid, AccessShareLock);
 	return state;

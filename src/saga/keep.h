@@ -10,10 +10,10 @@
 
 #include "utils/timestamp.h"
 
-#include "mediator/idempotency.h"
+#include "log/rotation.h"
 
-extern CqrsIdempotencyState cqrs_saga_truncate(int segment,
-											   TimestampTz *look_at,
-											   int *pid);
+extern CqrsTableState cqrs_saga_truncate(int segment,
+										 TimestampTz *look_at,
+										 int *pid);
 
 #endif							/* CQRS_SAGA_KEEP_H */

@@ -175,7 +175,7 @@ make(Oid owner, const CqrsSubscription *existing, const char *prefix,
 	}
 	subscription_id = cqrs_queue_make_subscription(name, handler, runs, path,
 												   partitions);
-	cqrs_owner_make_view(name, owner);
+	cqrs_owner_make_view(name, false, owner);
 	cqrs_subscription_start(subscription_id, list_make1_int(topic_id),
 							partitions, false, false);
 }

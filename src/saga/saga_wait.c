@@ -18,6 +18,7 @@
 
 #include "base/event_id.h"
 #include "deferred/enqueue.h"
+#include "delivery/underway.h"
 #include "extension/catalog.h"
 #include "registry/registry.h"
 #include "saga/machine.h"
@@ -26,6 +27,7 @@
 #include "shared/shmem.h"
 
 static bool look(const pg_uuid_t *saga_id, CqrsSagaRun *run);
+static void refuse_own(const CqrsSaga *saga);
 
 PG_FUNCTION_INFO_V1(cqrs_wait_saga);
 
@@ -48,13 +50,17 @@ cqrs_wait_saga(PG_FUNCTION_ARGS)
 		elog(ERROR, "unexpected result type");
 	cqrs_arg_required(fcinfo, 0, "saga id", NULL, NULL);
 	deadline = cqrs_delivered_deadline(fcinfo, 1);
-	(void) look(PG_GETARG_UUID_P(0), &run);
+	over = look(PG_GETARG_UUID_P(0), &run);
 	cqrs_require_preloaded();
-	ConditionVariablePrepareToSleep(&cqrs_shared->delivered);
-	while (!(over = look(PG_GETARG_UUID_P(0), &run)) &&
-		   cqrs_steady_now() < deadline)
+	if (!over)
+		refuse_own(&run.saga);
+	while (!over && cqrs_steady_now() < deadline)
+	{
+		/* The first time, we get ready to be woken, and look again. */
 		cqrs_delivered_sleep(deadline, CQRS_WAIT_EVENT(wait_event,
 													   "CqrsOutboxWait"));
+		over = look(PG_GETARG_UUID_P(0), &run);
+	}
 	ConditionVariableCancelSleep();
 	values[0] = CStringGetTextDatum(cqrs_saga_statuses[run.last.status]);
 	nulls[0] = false;
@@ -68,7 +74,7 @@ cqrs_wait_saga(PG_FUNCTION_ARGS)
 
 /*
  * Is the saga over, or does it wait for a person? Raises 42704 if none of this id is
- * kept, 42501 if it is another role's, and 55000 if this transaction has started it.
+ * kept, and 42501 if it is another role's.
  */
 static bool
 look(const pg_uuid_t *saga_id, CqrsSagaRun *run)
@@ -86,12 +92,31 @@ look(const pg_uuid_t *saga_id, CqrsSagaRun *run)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be owner of saga %s", cqrs_uuid_text(saga_id, id)),
 				 errhint("What it takes is membership in the role that started it.")));
-	if (run->saga.is_ours)
+	return cqrs_saga_is_over(run->last.status) ||
+		run->last.status == CQRS_SAGA_FAILED;
+}
+
+/*
+ * Raises 55000 if nobody can begin the saga before this transaction commits, and
+ * 55006 if it waits for what this session is doing.
+ */
+static void
+refuse_own(const CqrsSaga *saga)
+{
+	CqrsTopic  *topic = cqrs_registry_topic_by_id(saga->topic_id);
+	char		id[CQRS_UUID_TEXT_LEN + 1];
+
+	if (saga->is_ours)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("saga %s was started by this transaction",
-						cqrs_uuid_text(saga_id, id)),
+						cqrs_uuid_text(&saga->saga_id, id)),
 				 errhint("It begins when the transaction has committed: commit first.")));
-	return cqrs_saga_is_over(run->last.status) ||
-		run->last.status == CQRS_SAGA_FAILED;
+	if (topic != NULL && topic->runner != NULL &&
+		cqrs_underway_is(topic->runner->subscription_id))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("saga %s is in the queue whose sagas this session executes",
+						cqrs_uuid_text(&saga->saga_id, id)),
+				 errhint("A step must not wait for a saga of its queue; cqrs_sub_saga() makes another saga a step.")));
 }

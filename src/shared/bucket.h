@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * bucket.h
- *	  How often the handlers of a subscription are called.
+ *	  How often the handler of a subscription is called, in all or for a key.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,5 +13,7 @@
 extern bool cqrs_bucket_take(int32 subscription_id, int64 interval,
 							 TimestampTz *next);
 extern void cqrs_bucket_give_back(int32 subscription_id, int64 interval);
+extern bool cqrs_key_bucket_take(int32 subscription_id, uint64 key,
+								 int64 interval, TimestampTz *next);
 
 #endif							/* CQRS_BUCKET_H */

@@ -45,8 +45,9 @@ cqrs_delivered_deadline(FunctionCallInfo fcinfo, int argument)
 }
 
 /*
- * Sleep until it may be time to look again; not beyond the deadline. The caller has
- * prepared to sleep on cqrs_shared->delivered.
+ * Sleep until it may be time to look again; not beyond the deadline. If the caller
+ * has not prepared to sleep on cqrs_shared->delivered, this does so, and returns at
+ * once.
  */
 void
 cqrs_delivered_sleep(TimestampTz deadline, uint32 wait_event_info)

@@ -157,7 +157,9 @@ typedef struct CqrsWorkerSlot
 	CqrsWorkerState state;
 	Oid			dboid;
 	Oid			owner;
-	bool		broker;			/* serves one cursor only, of a broker */
+	bool		broker;			/* serves one cursor only, of a broker, or one
+								 * worker of a consumer */
+	bool		consumer;		/* the latter */
 	pid_t		pid;			/* 0: not attached yet */
 	Latch	   *latch;
 	TimestampTz started_at;
@@ -210,6 +212,17 @@ typedef struct CqrsBucket
 	int64		full_at;		/* a steady time, in nanoseconds */
 } CqrsBucket;
 
+/* How many keys may wait for tokens at the same time: so many in each set. */
+#define CQRS_KEY_BUCKET_SETS	4096
+#define CQRS_KEY_BUCKET_WAYS	16
+
+/* The same for a key of a subscription. The lock protects it. */
+typedef struct CqrsKeyBucket
+{
+	uint64		owner;			/* hash of database, subscription and key */
+	int64		full_at;		/* as above */
+} CqrsKeyBucket;
+
 typedef struct CqrsShared
 {
 	LWLock	   *lock;
@@ -224,6 +237,7 @@ typedef struct CqrsShared
 	pg_atomic_uint32 ncancels;	/* how many commands are to end: these */
 	CqrsCancel	cancels[CQRS_MAX_CANCELS];
 	CqrsBucket	buckets[CQRS_MAX_BUCKETS];
+	CqrsKeyBucket key_buckets[CQRS_KEY_BUCKET_SETS][CQRS_KEY_BUCKET_WAYS];
 	bool		crashed;		/* a process crashed since the postmaster
 								 * started */
 	bool		exhausted;		/* no background worker was available for a

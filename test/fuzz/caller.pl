@@ -112,7 +112,7 @@ sub argument
 	return "'$1'" . "::$type" if $type =~ /^(?:text|name)$/ && $name eq 'start' && pick('earliest', 'latest', 'x') =~ /(.*)/;
 	return quote($name eq 'cron' ? pick('* * * * *', '*/5 * * * * *', '0 0 29 2 *', '@hourly', '1-5/2,7 8 * jan mon-fri', '0 0 30 2 *', '*/0 * * * *', ',,, * * * *', '') :
 		$name eq 'time_zone' ? pick('Europe/Berlin', 'UTC', 'Asia/Kathmandu', 'x', '<+01>-1') : $name eq 'catch_up' ? pick('none', 'one', 'all', 'x') :
-		$name eq 'rate' ? pick('0', '100000/s', '10/s', '1000000/h', '1/', '-1/s', '99999999999/s') : $name eq 'ordering' ? pick('key', 'topic', 'x') : $name =~ /format/ ? pick('cqrs', 'raw', 'cloudevents', 'x') : $name =~ /server/ ? pick('peer', 'x') :
+		$name =~ /rate$/ ? pick('0', '100000/s', '10/s', '1000000/h', '1/', '-1/s', '99999999999/s') : $name eq 'ordering' ? pick('key', 'topic', 'x') : $name =~ /format/ ? pick('cqrs', 'raw', 'cloudevents', 'x') : $name =~ /server/ ? pick('peer', 'x') :
 		$name eq 'payload_type' ? pick(qw(jsonb thing int 0 things cqrs_event dom thing[] public.thing nowhere.x)) : $name =~ /kind/ ? pick('flowchart', 'sequence', 'x') : $name =~ /^handler$|^fallback$/ ? function_name() : name()) . '::text'
 	  if $type eq 'text';
 	return quote(pick(@options)) . '::jsonb' if $name eq 'options' && rand() < 0.8;

@@ -1,12 +1,13 @@
 /*
  * What a RabbitMQ, or who stands in its place, sends while messages are on their
- * way to it; and lists of hosts.
+ * way to it, or while it is consumed from; and lists of hosts.
  *
  * The input says which frames come: mostly of the kinds that matter, in any
  * order, with any content; sometimes only bytes. Whatever comes, each message
- * is reported once at most, and nothing loops.
+ * is reported once at most, or received as it should be, and nothing loops.
  *
  * fuzz: -Isrc/include -Ibrokers/common -Ibrokers/rabbitmq brokers/rabbitmq/publish.c
+ * fuzz: brokers/rabbitmq/consume.c brokers/rabbitmq/delivery.c brokers/rabbitmq/frames.c
  * fuzz: brokers/rabbitmq/failure.c brokers/rabbitmq/connect.c brokers/rabbitmq/login.c brokers/rabbitmq/tls.c
  * fuzz: brokers/common/broker_client.c -lrabbitmq -lssl -lcrypto -lpthread
  */
@@ -19,6 +20,7 @@
 #include "client.h"
 
 #define MESSAGES	10
+#define ROOM		3
 
 typedef struct Out
 {
@@ -28,6 +30,8 @@ typedef struct Out
 
 static CqrsBrokerMessage messages[MESSAGES];
 static int	reports[MESSAGES];
+static CqrsBrokerReceived *unsettled[ROOM];
+static int	nunsettled;
 static Out	out;
 
 int			LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -41,6 +45,61 @@ report(CqrsBrokerMessage *message, CqrsBrokerOutcome outcome,
 		abort();
 	if (error != NULL && strlen(error) >= CQRS_BROKER_ERROR_SIZE)
 		abort();
+}
+
+/* Not more than there is room for, and each byte is there. */
+static void
+received(const CqrsBrokerConnection *connection, CqrsBrokerReceived *message)
+{
+	static volatile size_t sum;
+	size_t		i;
+	int			j;
+
+	(void) connection;
+	if (nunsettled >= ROOM || message->body == NULL)
+		abort();
+	unsettled[nunsettled++] = message;
+	for (i = 0; i < message->body_size; i++)
+		sum += message->body[i];
+	if (message->message_id != NULL)
+		sum += strlen(message->message_id);
+	if (message->content_type != NULL)
+		sum += strlen(message->content_type);
+	for (j = 0; j < message->nheaders; j++)
+	{
+		sum += strlen(message->headers[j].name);
+		for (i = 0; i < message->headers[j].value_size; i++)
+			sum += message->headers[j].value[i];
+	}
+}
+
+/*
+ * Receive, and settle some, until the connection is lost.
+ */
+static void
+consume(RabbitClient *client, char *error)
+{
+	int			round;
+
+	client->consuming = true;
+	nunsettled = 0;
+	for (round = 0;; round++)
+	{
+		int			n = round % 2 == 0 || nunsettled < 2 ? nunsettled : nunsettled - 1;
+
+		client->room_messages = ROOM - nunsettled;
+		client->room_bytes = round % 3 == 0 ? 10 : 1000;
+		if (!rabbitmq_receive(client, error))
+			break;
+		n = n < nunsettled ? n : nunsettled;
+		if (!rabbitmq_settle(client, unsettled + (nunsettled - n), n, error))
+		{
+			nunsettled -= n;
+			break;
+		}
+		nunsettled -= n;
+	}
+	rabbitmq_free_deliveries(client);
 }
 
 static void
@@ -71,12 +130,12 @@ put_frame(uint8_t kind, const uint8_t *data, size_t size)
 {
 	static const uint8_t methods[][4] = {
 		{0, 60, 0, 80}, {0, 60, 0, 120}, {0, 60, 0, 50}, {0, 20, 0, 40},
-		{0, 10, 0, 50}, {0, 10, 0, 60}, {0, 10, 0, 61}, {0, 60, 0, 60}
+		{0, 10, 0, 50}, {0, 10, 0, 60}, {0, 60, 0, 30}, {0, 60, 0, 60}
 	};
 	int			type = kind < 160 ? 1 : kind < 208 ? 2 : kind < 240 ? 3 : 8;
 	const uint8_t *method = methods[kind % 8];
 	size_t		head = type == 1 ? 4 : type == 2 && kind % 4 != 0 ? 4 : 0;
-	int			channel = (kind % 8 >= 4 && kind % 8 < 7 && type == 1) ? 0 : 1;
+	int			channel = (kind % 8 >= 4 && kind % 8 < 6 && type == 1) ? 0 : 1;
 
 	if (kind == 255)
 	{
@@ -109,7 +168,7 @@ check_hosts(const uint8_t *data, size_t size)
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	CqrsBrokerConnection connection = {.report = report};
+	CqrsBrokerConnection connection = {.report = report,.received = received};
 	RabbitClient client = {.connection = &connection,.vhost = "/",
 		.exchange = "{event_name}",.routing_key = "{topic}",.mandatory = true
 	};
@@ -119,6 +178,12 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	int			i;
 
 	check_hosts(data, size);
+	if (size > 0)
+	{
+		connection.source = *data % 2 == 0 ? "queue" : NULL;
+		data++;
+		size--;
+	}
 	out.used = 0;
 	while (size >= 2)
 	{
@@ -136,7 +201,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	amqp_tcp_socket_set_sockfd(socket, fds[0]);
 	memset(reports, 0, sizeof(reports));
 	client.oldest = client.unsent = client.next = 1;
-	for (i = 0; i < MESSAGES; i++)
+	for (i = 0; i < MESSAGES && connection.source == NULL; i++)
 	{
 		messages[i] = (CqrsBrokerMessage)
 		{
@@ -152,7 +217,11 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	close(fds[1]);
 
 	/* In the end, the other side has closed it. */
-	if (rabbitmq_receive(&client, error) || error[0] == '\0')
+	if (connection.source != NULL)
+		consume(&client, error);
+	else if (rabbitmq_receive(&client, error))
+		abort();
+	if (error[0] == '\0')
 		abort();
 	amqp_destroy_connection(client.amqp);
 	free(client.ring);

@@ -135,13 +135,15 @@ sub cancel_some
 	$psql->quit;
 }
 
-# No change is done before what was enqueued earlier has ended.
-$holder = new_session($node, 'postgres');
-$holder->query("SET ROLE app; BEGIN; SELECT cqrs_enqueue('Do', '{}')");
+# A change waits for what is being executed.
+$holder = hold_handlers($node, 'postgres');
+hold(1, "'held'");
+ok($node->poll_query_until('postgres', "SELECT ($held) = 1"), 'a command is executed');
 query($node, "SET ROLE app; SELECT cqrs_alter_subscription('commands_of_app', partitions => 3)");
 is(query($node, 'SELECT next_partitions FROM cqrs.subscription WHERE next_partitions IS NOT NULL'), '3', 'a change is under way');
-$holder->query('ROLLBACK');
 $holder->quit;
+ok($node->poll_query_until('postgres', 'SELECT bool_and(next_partitions IS NULL) FROM cqrs.subscription'), 'then it is done');
+query($node, 'TRUNCATE done');
 
 my @enqueuers = map { in_background(\&enqueue_all, $_) } 1 .. $sessions;
 my $canceller = in_background(\&cancel_some);

@@ -102,6 +102,8 @@ query($node, "SELECT cqrs_alter_subscription('limited', rate => '1/h')");
 emit(300, '{}');
 ok(done('other', 300), 'the other subscription has all');
 cmp_ok(query($node, "SELECT count(*) FROM called WHERE what = 'handled'"), '<=', 1, 'one an hour');
+query($node, "SELECT cqrs_alter_subscription('limited', rate => '50/s')");
+ok(done('handled', 10), 'with another rate, they go on');
 query($node, "SELECT cqrs_alter_subscription('limited', rate => '0')");
 ok(done('handled', 300), 'without a limit, all are handled');
 is(query($node, "SELECT count(DISTINCT n), count(*) FROM called WHERE what = 'handled'"), '300|300', 'once');

@@ -248,6 +248,21 @@ breaks('send');
 is(outcome(start('outer')), 'compensated: reserve void cancel', '... which is undone by a step');
 breaks();
 
+# A step that waits for a saga of its own queue, which may never be its turn.
+$node->safe_psql('postgres', q(
+	CREATE FUNCTION wait_for(state jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT jsonb_build_object('found', status) FROM cqrs_wait_saga((state->>'id')::uuid, '1 hour') $$;
+	SELECT cqrs_register_saga('waiter', ARRAY[cqrs_step('wait', 'wait_for', max_attempts => 1)])));
+my $over = $id;
+$id = start('wait');
+$node->poll_query_until('postgres', "SELECT status = 'waiting' FROM cqrs_saga_status WHERE saga_id = '$id'") or die 'does not wait';
+my $waiter = start('waiter', qq({"id": "$id"}));
+is($node->safe_psql('postgres', "SELECT status, error, (SELECT sqlstate FROM cqrs_saga_history('$waiter') WHERE event = 'failed') FROM cqrs_wait_saga('$waiter', '60 s')"),
+	"compensated|saga $id is in the queue whose sagas this session executes|55006", 'a step must not wait for another saga of its queue');
+$waiter = start('waiter', qq({"id": "$over"}));
+is($node->safe_psql('postgres', "SELECT state->>'found' FROM cqrs_wait_saga('$waiter', '60 s')"), 'completed', 'but may ask for one that is over');
+$node->safe_psql('postgres', "SELECT cqrs_signal('$id', 'paid')");
+like(outcome($id), qr/^completed/, 'which goes on');
+
 # What is missing, and comes back.
 $node->safe_psql('postgres', 'DROP FUNCTION issue(jsonb)');
 is(scalar $node->psql('postgres', q(SELECT cqrs_start_saga('trip'))), 3, 'no start without its functions');

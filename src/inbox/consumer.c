@@ -1,0 +1,651 @@
+/*-------------------------------------------------------------------------
+ *
+ * consumer.c
+ *	  Consumers made, changed, moved and removed.
+ *
+ * Locking
+ *
+ * Who consumes has a SHARE lock on the consumer in each transaction; so whoever
+ * has it EXCLUSIVE knows that no batch is under way, and that the next one sees
+ * what he has changed. What he has changed has a new retried_at, by which workers
+ * see that they have to begin anew.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "base/cqrs_outbox.h"
+
+#include "utils/acl.h"
+#include "utils/builtins.h"
+
+#include "broker/server.h"
+#include "extension/admin.h"
+#include "extension/catalog.h"
+#include "extension/row.h"
+#include "include/cqrs_broker.h"
+#include "inbox/consumer.h"
+#include "inbox/inbound.h"
+#include "inbox/place.h"
+#include "log/topic.h"
+#include "registry/owner.h"
+#include "registry/registry.h"
+#include "retry/failure.h"
+#include "shared/announce.h"
+#include "shared/clock.h"
+#include "subscription/subscription.h"
+
+#define MAX_WORKERS	64
+
+/* What is chosen for a consumer; NULL, or 0: not given. */
+typedef struct Choice
+{
+	char	   *server;
+	char	   *source;
+	CqrsTopic  *topic;
+	char	   *event_name;
+	char	   *format;
+	char	   *start;
+	char	   *message_id;
+	char	   *on_gap;
+	int			workers;
+} Choice;
+
+static char *text_arg(FunctionCallInfo fcinfo, int argno);
+static void check_choice(const char *name, const Choice *choice);
+static void check_start(const char *name, const char *start);
+static void check_event_name(const char *name, const char *event_name,
+							 const char *format);
+static const CqrsBrokerModule *check_server(const char *name,
+											const char *server);
+static void check_message_id(const char *name, const CqrsBrokerModule *module,
+							 const Choice *choice);
+static bool is_like(const CqrsConsumer *consumer, const Choice *choice);
+static TimestampTz parse_time(const char *text);
+static void seek(CqrsConsumer *consumer, NullableDatum partition,
+				 int64 offset, TimestampTz time);
+static void set_state(const CqrsConsumer *consumer, const char *state);
+
+PG_FUNCTION_INFO_V1(cqrs_create_consumer);
+PG_FUNCTION_INFO_V1(cqrs_alter_consumer);
+PG_FUNCTION_INFO_V1(cqrs_drop_consumer);
+PG_FUNCTION_INFO_V1(cqrs_pause_consumer);
+PG_FUNCTION_INFO_V1(cqrs_resume_consumer);
+PG_FUNCTION_INFO_V1(cqrs_seek_consumer);
+PG_FUNCTION_INFO_V1(cqrs_seek_consumer_offset);
+PG_FUNCTION_INFO_V1(cqrs_consumer_owner);
+
+/*
+ * cqrs_create_consumer(consumer, server, source, topic, event_name, format, start,
+ * message_id, on_gap, workers)
+ */
+Datum
+cqrs_create_consumer(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "consumer");
+	Choice		choice = {0};
+	const CqrsBrokerModule *module;
+	CqrsConsumer *old;
+	CqrsAdmin	admin;
+
+	cqrs_require_writable("cqrs_create_consumer()");
+	cqrs_name_check("consumer", name);
+	cqrs_arg_required(fcinfo, 1, "server", "consumer", name);
+	cqrs_arg_required(fcinfo, 2, "source", "consumer", name);
+	cqrs_arg_required(fcinfo, 3, "topic", "consumer", name);
+	choice.server = text_arg(fcinfo, 1);
+	choice.source = text_arg(fcinfo, 2);
+	choice.topic = cqrs_topic_get(text_arg(fcinfo, 3));
+	choice.event_name = text_arg(fcinfo, 4);
+	choice.format = PG_ARGISNULL(5) ? "raw" : text_arg(fcinfo, 5);
+	choice.start = PG_ARGISNULL(6) ? "earliest" : text_arg(fcinfo, 6);
+	choice.message_id = text_arg(fcinfo, 7);
+	choice.on_gap = PG_ARGISNULL(8) ? "stop" : text_arg(fcinfo, 8);
+	choice.workers = PG_ARGISNULL(9) ? 1 : PG_GETARG_INT32(9);
+	check_choice(name, &choice);
+	check_start(name, choice.start);
+	check_event_name(name, choice.event_name, choice.format);
+	cqrs_topic_require(choice.topic, ACL_INSERT);
+	cqrs_subscription_require_login(name, GetUserId());
+	module = check_server(name, choice.server);
+	if (!module->keeps_offsets && choice.message_id == NULL)
+		choice.message_id = "required";
+	check_message_id(name, module, &choice);
+
+	/* Somebody else may make it while we wait for the table. */
+	if (cqrs_registry_consumer(name) == NULL)
+		cqrs_admin_run("LOCK TABLE cqrs.consumer IN SHARE ROW EXCLUSIVE MODE", 0);
+	old = cqrs_registry_consumer(name);
+	if (old != NULL)
+	{
+		cqrs_consumer_require_owner(old);
+		if (is_like(old, &choice))
+			PG_RETURN_BOOL(false);
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("consumer \"%s\" already exists, and is another one",
+						name),
+				 errhint("Use cqrs_alter_consumer(), or cqrs_drop_consumer() first.")));
+	}
+	if (cqrs_registry_subscription(name) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("\"%s\" is the name of a subscription", name),
+				 errhint("Consumers and subscriptions have names of their own.")));
+
+	cqrs_admin_begin(&admin);
+	cqrs_admin_execute("INSERT INTO cqrs.consumer (consumer, server, source, topic_id, event_name, format, start, message_id, on_gap, workers)"
+					   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)", 10,
+					   CQRS_TEXT(name), CQRS_TEXT(choice.server),
+					   CQRS_TEXT(choice.source),
+					   CQRS_INT4(choice.topic->topic_id),
+					   CQRS_NULLABLE(TEXTOID, choice.event_name == NULL ? 0 :
+									 CStringGetTextDatum(choice.event_name),
+									 choice.event_name == NULL),
+					   CQRS_TEXT(choice.format), CQRS_TEXT(choice.start),
+					   CQRS_NULLABLE(TEXTOID, choice.message_id == NULL ? 0 :
+									 CStringGetTextDatum(choice.message_id),
+									 choice.message_id == NULL),
+					   CQRS_TEXT(choice.on_gap), CQRS_INT4(choice.workers));
+	cqrs_admin_end(&admin);
+	cqrs_owner_make_view(name, true, GetUserId());
+	cqrs_shmem_changed();
+	PG_RETURN_BOOL(true);
+}
+
+/*
+ * cqrs_alter_consumer(consumer, topic, event_name, format, message_id, on_gap,
+ * workers)
+ */
+Datum
+cqrs_alter_consumer(PG_FUNCTION_ARGS)
+{
+	CqrsConsumer *consumer = cqrs_consumer_own(fcinfo, "cqrs_alter_consumer()");
+	const char *name = consumer->name;
+	Choice		choice = {0};
+	bool		same_topic;
+
+	choice.server = consumer->server;
+	choice.source = consumer->source;
+	choice.topic = PG_ARGISNULL(1) ? consumer->topic :
+		cqrs_topic_get(text_arg(fcinfo, 1));
+	choice.event_name = PG_ARGISNULL(2) ? consumer->event_name :
+		text_arg(fcinfo, 2);
+	choice.format = PG_ARGISNULL(3) ? consumer->format : text_arg(fcinfo, 3);
+	choice.start = consumer->start;
+	choice.message_id = PG_ARGISNULL(4) ? consumer->message_id :
+		text_arg(fcinfo, 4);
+	choice.on_gap = PG_ARGISNULL(5) ? consumer->skips_gaps ? "earliest" : "stop" :
+		text_arg(fcinfo, 5);
+	choice.workers = PG_ARGISNULL(6) ? consumer->workers : PG_GETARG_INT32(6);
+	check_choice(name, &choice);
+	check_event_name(name, choice.event_name, choice.format);
+	same_topic = PG_ARGISNULL(1) ||
+		(consumer->topic != NULL &&
+		 consumer->topic->topic_id == choice.topic->topic_id);
+	if (!same_topic)
+	{
+		/* The worker writes with the owner's privileges. */
+		if (GetUserId() != consumer->owner)
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("must be owner of consumer \"%s\" to change its topic",
+							name),
+					 errhint("SET ROLE %s.",
+							 quote_identifier(GetUserNameFromId(consumer->owner,
+																false)))));
+		cqrs_topic_require(choice.topic, ACL_INSERT);
+	}
+	if (!PG_ARGISNULL(4))
+		check_message_id(name, check_server(name, consumer->server), &choice);
+	if (same_topic && is_like(consumer, &choice))
+		PG_RETURN_BOOL(false);
+
+	cqrs_consumer_lock(consumer);
+	(void) cqrs_admin_run("UPDATE cqrs.consumer SET topic_id = coalesce($2, topic_id), event_name = $3, format = $4, message_id = $5,"
+						  " on_gap = $6, workers = $7, retried_at = pg_catalog.clock_timestamp() WHERE consumer_id = $1", 7,
+						  CQRS_INT4(consumer->consumer_id),
+						  CQRS_NULLABLE(INT4OID, choice.topic == NULL ? 0 :
+										Int32GetDatum(choice.topic->topic_id),
+										choice.topic == NULL),
+						  CQRS_NULLABLE(TEXTOID, choice.event_name == NULL ? 0 :
+										CStringGetTextDatum(choice.event_name),
+										choice.event_name == NULL),
+						  CQRS_TEXT(choice.format),
+						  CQRS_NULLABLE(TEXTOID, choice.message_id == NULL ? 0 :
+										CStringGetTextDatum(choice.message_id),
+										choice.message_id == NULL),
+						  CQRS_TEXT(choice.on_gap), CQRS_INT4(choice.workers));
+	cqrs_shmem_changed();
+	PG_RETURN_BOOL(true);
+}
+
+/*
+ * cqrs_drop_consumer(consumer, if_exists)
+ */
+Datum
+cqrs_drop_consumer(PG_FUNCTION_ARGS)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "consumer");
+	CqrsConsumer *consumer;
+	static const char *const tables[] = {
+		"consumer_dead_letter", "consumer"
+	};
+	CqrsAdmin	admin;
+	int32		consumer_id;
+	int			i;
+
+	cqrs_require_writable("cqrs_drop_consumer()");
+	if (cqrs_registry_consumer(name) == NULL)
+	{
+		if (cqrs_flag_arg(fcinfo, 1))
+			PG_RETURN_BOOL(false);
+		cqrs_nothing_to_remove(psprintf("consumer \"%s\" does not exist", name),
+							   "cqrs_consumers");
+	}
+	consumer = cqrs_consumer_get(name);
+	cqrs_consumer_require_owner(consumer);
+	cqrs_consumer_lock(consumer);
+	consumer_id = consumer->consumer_id;
+	cqrs_admin_begin(&admin);
+	for (i = 0; i < lengthof(tables); i++)
+		cqrs_admin_execute(psprintf("DELETE FROM cqrs.%s WHERE consumer_id = $1",
+									tables[i]), 1, CQRS_INT4(consumer_id));
+	cqrs_admin_execute("DELETE FROM cqrs.failure WHERE subscription_id = $1",
+					   1, CQRS_INT4(consumer_id));
+	cqrs_admin_end(&admin);
+	cqrs_owner_drop_view(name);
+	cqrs_places_delete(consumer_id);
+	cqrs_shmem_changed();
+	PG_RETURN_BOOL(true);
+}
+
+/*
+ * cqrs_pause_consumer(consumer)
+ */
+Datum
+cqrs_pause_consumer(PG_FUNCTION_ARGS)
+{
+	CqrsConsumer *consumer = cqrs_consumer_own(fcinfo, "cqrs_pause_consumer()");
+
+	if (!consumer->active)
+		PG_RETURN_BOOL(false);
+	set_state(consumer, "paused");
+	PG_RETURN_BOOL(true);
+}
+
+/*
+ * cqrs_resume_consumer(consumer)
+ */
+Datum
+cqrs_resume_consumer(PG_FUNCTION_ARGS)
+{
+	CqrsConsumer *consumer = cqrs_consumer_own(fcinfo, "cqrs_resume_consumer()");
+	bool		paused = !consumer->active;
+
+	set_state(consumer, "active");
+	PG_RETURN_BOOL(paused);
+}
+
+/*
+ * cqrs_seek_consumer(consumer, target, partition)
+ */
+Datum
+cqrs_seek_consumer(PG_FUNCTION_ARGS)
+{
+	CqrsConsumer *consumer = cqrs_consumer_own(fcinfo, "cqrs_seek_consumer()");
+	char	   *target;
+
+	cqrs_arg_required(fcinfo, 1, "target of cqrs_seek_consumer()", NULL, NULL);
+	target = text_arg(fcinfo, 1);
+	if (strcmp(target, "earliest") == 0)
+		seek(consumer, fcinfo->args[2], CQRS_BROKER_OFFSET_EARLIEST, 0);
+	else if (strcmp(target, "latest") == 0)
+		seek(consumer, fcinfo->args[2], CQRS_BROKER_OFFSET_LATEST, 0);
+	else
+		seek(consumer, fcinfo->args[2], CQRS_BROKER_OFFSET_TIME,
+			 parse_time(target));
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs_seek_consumer(consumer, partition, offset)
+ */
+Datum
+cqrs_seek_consumer_offset(PG_FUNCTION_ARGS)
+{
+	CqrsConsumer *consumer = cqrs_consumer_own(fcinfo, "cqrs_seek_consumer()");
+
+	cqrs_arg_required(fcinfo, 1, "partition of cqrs_seek_consumer()", NULL, NULL);
+	cqrs_arg_required(fcinfo, 2, "offset of cqrs_seek_consumer()", NULL, NULL);
+	if (PG_GETARG_INT64(2) < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("consumer \"%s\" cannot go to offset " INT64_FORMAT,
+						consumer->name, PG_GETARG_INT64(2)),
+				 errhint("Offsets count from 0. \"earliest\" and \"latest\" are targets, too.")));
+	seek(consumer, fcinfo->args[1], PG_GETARG_INT64(2), 0);
+	PG_RETURN_VOID();
+}
+
+/*
+ * cqrs.consumer_owner(consumer_id)
+ */
+Datum
+cqrs_consumer_owner(PG_FUNCTION_ARGS)
+{
+	CqrsConsumer *consumer = NULL;
+	Datum		values[2] = {0};
+	bool		nulls[2] = {true, true};
+
+	if (cqrs_registry_usable())
+		consumer = cqrs_registry_consumer_by_id(PG_GETARG_INT32(0));
+	if (consumer != NULL && OidIsValid(consumer->owner))
+	{
+		values[0] = ObjectIdGetDatum(consumer->owner);
+		values[1] = ObjectIdGetDatum(consumer->view);
+		nulls[0] = nulls[1] = false;
+	}
+	return cqrs_row(fcinfo, values, nulls);
+}
+
+/*
+ * The consumer that the first argument names, which the current user owns and is
+ * about to change.
+ */
+CqrsConsumer *
+cqrs_consumer_own(FunctionCallInfo fcinfo, const char *function)
+{
+	char	   *name = cqrs_name_arg(fcinfo, 0, "consumer");
+	CqrsConsumer *consumer;
+
+	cqrs_require_writable(function);
+	consumer = cqrs_consumer_get(name);
+	cqrs_consumer_require_owner(consumer);
+	return consumer;
+}
+
+/*
+ * Raises 42501 unless the current user is the consumer's owner or a member of that
+ * role. One without an owner belongs to the extension's owner, to clear up.
+ */
+void
+cqrs_consumer_require_owner(const CqrsConsumer *consumer)
+{
+	Oid			owner = consumer->owner;
+
+	if (has_privs_of_role(GetUserId(), OidIsValid(owner) ? owner :
+						  cqrs_extension_owner()))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("must be owner of consumer \"%s\"", consumer->name),
+			 OidIsValid(owner) ?
+			 errhint("What it takes is membership in its owner: GRANT %s TO %s.",
+					 quote_identifier(GetUserNameFromId(owner, false)),
+					 quote_identifier(GetUserNameFromId(GetUserId(), false))) :
+			 errhint("Nobody owns it. The extension's owner may remove it.")));
+}
+
+/*
+ * Wait until no batch of the consumer is under way, and let none begin until the
+ * end of the transaction. Raises 42704 if it was dropped meanwhile.
+ */
+void
+cqrs_consumer_lock(const CqrsConsumer *consumer)
+{
+	(void) cqrs_object_lock(CQRS_REL_CONSUMER, consumer->consumer_id, 0,
+							ExclusiveLock, true);
+	if (cqrs_registry_consumer_by_id(consumer->consumer_id) == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("consumer \"%s\" was dropped", consumer->name)));
+}
+
+/*
+ * Have those who consume begin anew.
+ */
+void
+cqrs_consumer_changed(int32 consumer_id)
+{
+	(void) cqrs_admin_run("UPDATE cqrs.consumer SET retried_at = pg_catalog.clock_timestamp() WHERE consumer_id = $1",
+						  1, CQRS_INT4(consumer_id));
+	cqrs_shmem_changed();
+}
+
+/*
+ * Have restored consumers go on where they were.
+ */
+void
+cqrs_consumers_adopt(void)
+{
+	HASH_SEQ_STATUS status;
+	CqrsConsumer *consumer;
+	List	   *ids = NIL;
+	ListCell   *lc;
+
+	cqrs_registry_consumers(&status);
+	while ((consumer = hash_seq_search(&status)) != NULL)
+		ids = lappend_int(ids, consumer->consumer_id);
+	foreach(lc, ids)
+	{
+		bool		restored = false;
+		CqrsPlace  *places;
+		int			n;
+		int			i;
+
+		(void) cqrs_object_lock(CQRS_REL_CONSUMER, lfirst_int(lc), 0,
+								ExclusiveLock, true);
+		places = cqrs_places_read(lfirst_int(lc), &n);
+		for (i = 0; i < n; i++)
+		{
+			if (places[i].native)
+				continue;
+			cqrs_place_append(&places[i]);
+			restored = true;
+		}
+		if (restored)
+			cqrs_consumer_changed(lfirst_int(lc));
+	}
+}
+
+static char *
+text_arg(FunctionCallInfo fcinfo, int argno)
+{
+	return PG_ARGISNULL(argno) ? NULL :
+		text_to_cstring(PG_GETARG_TEXT_PP(argno));
+}
+
+/*
+ * Raises 22023.
+ */
+static void
+check_choice(const char *name, const Choice *choice)
+{
+	CqrsInboundFormat format;
+
+	if (choice->source[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("consumer \"%s\" has no source", name),
+				 errhint("Name a topic or queue of the broker.")));
+	if (!cqrs_inbound_format_parse(choice->format, &format))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("consumer \"%s\" cannot have format \"%s\"", name,
+						choice->format),
+				 errhint("Valid values are \"raw\", \"bytes\", \"cqrs\" and \"cloudevents\".")));
+	if (strcmp(choice->on_gap, "stop") != 0 &&
+		strcmp(choice->on_gap, "earliest") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("consumer \"%s\" cannot have on_gap \"%s\"", name,
+						choice->on_gap),
+				 errhint("Valid values are \"stop\" and \"earliest\".")));
+	if (choice->workers < 1 || choice->workers > MAX_WORKERS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("consumer \"%s\" cannot have %d workers", name,
+						choice->workers),
+				 errhint("It may have 1 to %d.", MAX_WORKERS)));
+}
+
+/*
+ * Raises 22007 or 22008 for what is no timestamp.
+ */
+static void
+check_start(const char *name, const char *start)
+{
+	if (strcmp(start, "earliest") != 0 && strcmp(start, "latest") != 0)
+		(void) parse_time(start);
+}
+
+static TimestampTz
+parse_time(const char *text)
+{
+	return DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in,
+												   CStringGetDatum(text),
+												   ObjectIdGetDatum(InvalidOid),
+												   Int32GetDatum(-1)));
+}
+
+/*
+ * Raises 42704 if the event type is not registered, 22023 if there has to be one.
+ */
+static void
+check_event_name(const char *name, const char *event_name, const char *format)
+{
+	if (event_name != NULL)
+		(void) cqrs_event_type_get(event_name);
+	else if (strcmp(format, "raw") == 0 || strcmp(format, "bytes") == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("consumer \"%s\" has no event_name", name),
+				 errdetail("In format \"%s\", messages do not say which event they are.",
+						   format)));
+}
+
+/*
+ * The module of a server. Raises what cqrs_broker_server() does, and 0A000 if it
+ * cannot consume.
+ */
+static const CqrsBrokerModule *
+check_server(const char *name, const char *server)
+{
+	const CqrsBrokerModule *module;
+
+	module = cqrs_broker_server(server, name, GetUserId())->module;
+	if (module->assign == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("nothing can be consumed from server \"%s\"", server),
+				 errdetail("The module for %s does not have that.",
+						   module->name)));
+	return module;
+}
+
+/*
+ * Raises 22023.
+ */
+static void
+check_message_id(const char *name, const CqrsBrokerModule *module,
+				 const Choice *choice)
+{
+	const char *message_id = choice->message_id;
+
+	if (module->keeps_offsets && message_id != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("consumer \"%s\" needs no message_id", name),
+				 errdetail("%s has offsets, by which messages are recognised.",
+						   module->name)));
+	if (!module->keeps_offsets && strcmp(message_id, "required") != 0 &&
+		strcmp(message_id, "body_hash") != 0 &&
+		(strncmp(message_id, "header:", 7) != 0 || message_id[7] == '\0'))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("consumer \"%s\" cannot have message_id \"%s\"", name,
+						message_id),
+				 errhint("Valid values are \"required\", \"header:NAME\" and \"body_hash\".")));
+}
+
+/*
+ * Is the consumer what is chosen?
+ */
+static bool
+is_like(const CqrsConsumer *consumer, const Choice *choice)
+{
+	return strcmp(consumer->server, choice->server) == 0 &&
+		strcmp(consumer->source, choice->source) == 0 &&
+		consumer->topic != NULL && choice->topic != NULL &&
+		consumer->topic->topic_id == choice->topic->topic_id &&
+		(consumer->event_name == NULL ? choice->event_name == NULL :
+		 choice->event_name != NULL &&
+		 strcmp(consumer->event_name, choice->event_name) == 0) &&
+		strcmp(consumer->format, choice->format) == 0 &&
+		strcmp(consumer->start, choice->start) == 0 &&
+		(consumer->message_id == NULL ? choice->message_id == NULL :
+		 choice->message_id != NULL &&
+		 strcmp(consumer->message_id, choice->message_id) == 0) &&
+		consumer->skips_gaps == (strcmp(choice->on_gap, "earliest") == 0) &&
+		consumer->workers == choice->workers;
+}
+
+/*
+ * Have a partition, or all, consumed from there. Raises 55000 or 22023.
+ */
+static void
+seek(CqrsConsumer *consumer, NullableDatum partition, int64 offset,
+	 TimestampTz time)
+{
+	CqrsPlace  *places;
+	int			n;
+	int			i;
+	bool		found = false;
+
+	if (consumer->message_id != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the source of consumer \"%s\" has no offsets",
+						consumer->name),
+				 errdetail("What was acknowledged, the broker has forgotten.")));
+	cqrs_consumer_lock(consumer);
+	places = cqrs_places_read(consumer->consumer_id, &n);
+	for (i = 0; i < n; i++)
+	{
+		CqrsPlace  *place = &places[i];
+
+		if (!partition.isnull &&
+			place->partition != DatumGetInt32(partition.value))
+			continue;
+		place->next_offset = offset;
+		place->start_at = time;
+		place->last_offset = -1;
+		place->stopped = CQRS_STOPPED_NOT;
+		cqrs_place_append(place);
+		found = true;
+	}
+	if (!found)
+		ereport(ERROR,
+				(errcode(partition.isnull ? ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
+						 ERRCODE_INVALID_PARAMETER_VALUE),
+				 partition.isnull ?
+				 errmsg("no partition of the source of consumer \"%s\" is known yet",
+						consumer->name) :
+				 errmsg("the source of consumer \"%s\" has no partition %d that is known",
+						consumer->name, DatumGetInt32(partition.value)),
+				 errhint("See cqrs_consumer_partitions.")));
+	cqrs_consumer_changed(consumer->consumer_id);
+}
+
+static void
+set_state(const CqrsConsumer *consumer, const char *state)
+{
+	int			i;
+
+	cqrs_consumer_lock(consumer);
+	(void) cqrs_admin_run("UPDATE cqrs.consumer SET state = $2, retried_at = pg_catalog.clock_timestamp(),"
+						  " state_since = CASE WHEN state = $2 THEN state_since ELSE pg_catalog.now() END WHERE consumer_id = $1",
+						  2, CQRS_INT4(consumer->consumer_id), CQRS_TEXT(state));
+	for (i = 0; i < consumer->workers; i++)
+		(void) cqrs_failure_try_now(consumer->consumer_id, i);
+	cqrs_shmem_changed();
+}
