@@ -36,7 +36,10 @@
 /* How long, in milliseconds, the cluster may be silent. */
 #define DOWN_GRACE		2000
 
-/* How often the topic is looked at; and while something is wrong with it. */
+/*
+ * How often, in milliseconds, the topic is looked at, if no option says so; and
+ * while something is wrong with it.
+ */
 #define LOOK_INTERVAL	60000
 #define TROUBLE_INTERVAL	5000
 
@@ -47,6 +50,7 @@
 #define ASK_TIMEOUT		3000
 #define ASK_INTERVAL	1000
 
+static int	look_interval(const KafkaConsumer *consumer);
 static bool look_at_topic(KafkaConsumer *consumer,
 						  const rd_kafka_metadata_topic_t * topic);
 static rd_kafka_topic_partition_list_t * query(KafkaConsumer *consumer,
@@ -83,7 +87,7 @@ kafka_partitions_look(KafkaConsumer *consumer, int timeout)
 		consumer->unseen_since = 0;
 		consumer->next_look = kafka_now_ms() +
 			(seen && consumer->trouble[0] == '\0' ?
-			 LOOK_INTERVAL : TROUBLE_INTERVAL);
+			 look_interval(consumer) : TROUBLE_INTERVAL);
 		return seen;
 	}
 
@@ -100,6 +104,19 @@ kafka_partitions_look(KafkaConsumer *consumer, int timeout)
 	}
 	consumer->next_look = kafka_now_ms() + LOOK_AGAIN;
 	return false;
+}
+
+/*
+ * How often the topic is looked at.
+ */
+static int
+look_interval(const KafkaConsumer *consumer)
+{
+	int			interval;
+
+	interval = broker_option_int(consumer->connection,
+								 "topic.metadata.refresh.interval.ms", -1);
+	return interval > 0 ? interval : LOOK_INTERVAL;
 }
 
 /*
