@@ -72,6 +72,7 @@
 #include "control/adopt.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
+#include "inbox/consumer.h"
 #include "log/cursor.h"
 #include "log/event.h"
 #include "log/segment.h"
@@ -178,6 +179,7 @@ cqrs_adopt(PG_FUNCTION_ARGS)
 	list_subscriptions(&adoption);
 	if (is_copy)
 		forget_receipts();
+	cqrs_consumers_adopt();
 	if (adoption.topics == NIL && adoption.nsubscriptions == 0)
 	{
 		if (is_copy)

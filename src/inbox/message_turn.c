@@ -59,19 +59,19 @@ static void forget_sources(void);
  * possible at once, and have it written. For *look_at and *pid, see
  * cqrs_idempotency_truncate().
  */
-CqrsIdempotencyState
+CqrsTableState
 cqrs_message_ids_truncate(int segment, TimestampTz *look_at, int *pid)
 {
 	TimestampTz now = cqrs_wall_now();
 	TimestampTz since;
 	TimestampTz due;
 	Oid			relid = cqrs_relation_oid(CQRS_REL_MESSAGE_ID_0 + segment);
-	CqrsIdempotencyState state = CQRS_KEYS_KEPT;
+	CqrsTableState state = CQRS_TABLE_KEPT;
 
 	*pid = 0;
 	*look_at = DT_NOEND;
 	if (!cqrs_object_lock(CQRS_REL_MESSAGE_TURN, 1, 0, ExclusiveLock, false))
-		return CQRS_KEYS_LOCKED;
+		return CQRS_TABLE_LOCKED;
 	if (segment != (cqrs_message_turn(&since) + 1) % CQRS_SEGMENTS)
 		return state;
 	/* A clock that was set back ends the turn, too. */
@@ -101,14 +101,14 @@ cqrs_message_ids_truncate(int segment, TimestampTz *look_at, int *pid)
 		if (cqrs_table_in_use(relid, pid) || !cqrs_table_lock(relid))
 		{
 			cqrs_object_unlock(CQRS_REL_MESSAGE_TURN, 0, 0, ExclusiveLock);
-			return CQRS_KEYS_LOCKED;
+			return CQRS_TABLE_LOCKED;
 		}
 
 		/* All transactions that wrote to it have ended now. */
 		if (!move(segment))
 			return state;
 		cqrs_admin_run(psprintf("TRUNCATE cqrs.message_id_%d", segment), 0);
-		state = CQRS_KEYS_TRUNCATED;
+		state = CQRS_TABLE_TRUNCATED;
 	}
 	cqrs_admin_run("UPDATE cqrs.message_turn SET current = $1, since = $2", 2,
 				   CQRS_INT4(segment),

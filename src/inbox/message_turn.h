@@ -8,9 +8,9 @@
 #ifndef CQRS_MESSAGE_TURN_H
 #define CQRS_MESSAGE_TURN_H
 
-#include "mediator/idempotency.h"
+#include "log/rotation.h"
 
-extern CqrsIdempotencyState cqrs_message_ids_truncate(int segment,
+extern CqrsTableState cqrs_message_ids_truncate(int segment,
 													  TimestampTz *look_at,
 													  int *pid);
 
