@@ -148,7 +148,8 @@ def produce(topic, records, transaction=None):
             written[i] = [message.partition(), message.offset()]
         return on_delivery
 
-    config = {'bootstrap.servers': BROKERS, 'enable.idempotence': True, **NETWORK}
+    config = {'bootstrap.servers': BROKERS, 'enable.idempotence': True, 'message.max.bytes': 100_000_000,
+              **NETWORK}
     if transaction is not None:
         config['transactional.id'] = 'test'
     producer = Producer(config)

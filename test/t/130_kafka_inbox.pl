@@ -17,7 +17,7 @@ my $kafka = RealKafka->new(1,
 	listeners => ['SASL_PLAINTEXT'],
 	users => { app => 'secret' },
 	settings => { 'log.cleaner.backoff.ms' => 100 });
-my $node = new_server('main', "cqrs_outbox.max_workers = 20\ncqrs_outbox.retry_delay = '100 ms'\n");
+my $node = new_server('main', "cqrs_outbox.max_workers = 20");
 
 $node->start;
 query($node, 'CREATE EXTENSION cqrs_outbox');
