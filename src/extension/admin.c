@@ -16,7 +16,7 @@
 #include "extension/catalog.h"
 
 /* The most parameters of a statement, if they are given one by one. */
-#define MAX_ARGS	8
+#define MAX_ARGS	16
 
 typedef struct Args
 {
