@@ -414,6 +414,7 @@ wait_topic(KafkaConsumer *consumer, char *error)
  * or one of them, may be over at once: the topic is looked at, which tells.
  *
  * That a connection was closed that was made is none of ours: it is made again.
+ * Nor does it matter if the group cannot be told anything.
  */
 static void
 on_error(rd_kafka_t *rk, int code, const char *reason, void *opaque)
@@ -431,6 +432,8 @@ on_error(rd_kafka_t *rk, int code, const char *reason, void *opaque)
 			break;
 
 		default:
+			if (strstr(reason, "GroupCoordinator") != NULL)
+				return;
 			if (code != RD_KAFKA_RESP_ERR__TRANSPORT ||
 				strstr(reason, "in state UP") == NULL)
 				consumer->broker_error_until = now + BROKER_ERROR_LASTS;
