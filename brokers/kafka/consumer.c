@@ -399,9 +399,14 @@ wait_topic(KafkaConsumer *consumer, char *error)
 	{
 		rd_kafka_poll(consumer->rk, CONNECT_TIMEOUT);
 		if (kafka_now_ms() > deadline && consumer->lost[0] == '\0')
-			broker_error(consumer->lost, "could not connect to Kafka at %s: no answer",
-						 broker_option(consumer->connection,
-									   "bootstrap.servers"));
+		{
+			if (consumer->trouble[0] != '\0')
+				broker_error(consumer->lost, "%s", consumer->trouble);
+			else
+				broker_error(consumer->lost, "could not connect to Kafka at %s: no answer",
+							 broker_option(consumer->connection,
+										   "bootstrap.servers"));
+		}
 		if (consumer->lost[0] != '\0')
 			break;
 	}

@@ -77,6 +77,7 @@ typedef struct KafkaConsumer
 	int64_t		next_ask;		/* and not to ask before */
 	int64_t		next_second;	/* and to do what is done once a second */
 	int64_t		next_commit;	/* and to commit */
+	bool		connected;		/* the cluster has answered once */
 	int64_t		unseen_since;	/* the cluster does not answer; 0: it does */
 	bool		committing;		/* a commit is on its way */
 

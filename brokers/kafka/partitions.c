@@ -85,6 +85,7 @@ kafka_partitions_look(KafkaConsumer *consumer, int timeout)
 		if (consumer->unseen_since != 0)
 			consumer->broker_error_until = 0;
 		consumer->unseen_since = 0;
+		consumer->connected = true;
 		consumer->next_look = kafka_now_ms() +
 			(seen && consumer->trouble[0] == '\0' ?
 			 look_interval(consumer) : TROUBLE_INTERVAL);
@@ -97,7 +98,7 @@ kafka_partitions_look(KafkaConsumer *consumer, int timeout)
 	{
 		if (consumer->broker_error[0] != '\0')
 			broker_error(consumer->lost, "%s", consumer->broker_error);
-		else
+		else if (consumer->connected)
 			broker_error(consumer->lost, "Kafka at %s does not answer",
 						 broker_option(consumer->connection,
 									   "bootstrap.servers"));
@@ -448,19 +449,27 @@ drain(rd_kafka_queue_t *queue)
 void
 kafka_partitions_retry(KafkaConsumer *consumer)
 {
-	bool		retry = false;
+	const char *topic = rd_kafka_topic_name(consumer->topic);
+	rd_kafka_topic_partition_list_t *list;
 	int			i;
 
-	for (i = 0; i < consumer->npartitions && consumer->failing > 0; i++)
+	if (consumer->failing == 0)
+		return;
+	list = rd_kafka_topic_partition_list_new(consumer->failing);
+	for (i = 0; i < consumer->npartitions; i++)
 	{
-		if (consumer->partitions[i].state == KAFKA_PARTITION_BROKEN)
-		{
-			consumer->partitions[i].state = KAFKA_PARTITION_CONSUMED;
-			retry = true;
-		}
+		if (consumer->partitions[i].state != KAFKA_PARTITION_BROKEN)
+			continue;
+		consumer->partitions[i].state = KAFKA_PARTITION_CONSUMED;
+		rd_kafka_topic_partition_list_add(list, topic, i);
 	}
-	if (retry)
+	if (list->cnt > 0)
+	{
+		/* That it is paused would last. */
+		rd_kafka_resume_partitions(consumer->rk, list);
 		kafka_partitions_consume(consumer);
+	}
+	rd_kafka_topic_partition_list_destroy(list);
 }
 
 /*

@@ -68,6 +68,22 @@ sub events
 		"SELECT string_agg($expression, ' ' ORDER BY position) FROM cqrs_events('$consumer', max_events => 100000, status => 'all')");
 }
 
+# spoil(TOPIC, BYTES, OTHERS): these bytes, where its first partition has them first,
+# become as many others.
+sub spoil
+{
+	my ($topic, $bytes, $others) = @_;
+	my $file = "$kafka->{dir}/kafka_1/data/$topic-0/00000000000000000000.log";
+	my $at = index slurp_file($file), $bytes;
+
+	die "$file does not have $bytes\n" if $at < 0;
+	open my $out, '+<', $file or die "$file: $!";
+	seek $out, $at, 0;
+	print $out $others;
+	close $out or die "$file: $!";
+	return;
+}
+
 # numbers(FIRST, LAST, MORE): so many records, with a number each.
 sub numbers
 {
@@ -230,6 +246,20 @@ ok($node->poll_query_until('postgres', q(SELECT error = 'not authorized to read 
 $kafka->remove_acl(qw(deny app read closed));
 query($node, q(SELECT cqrs_resume_consumer('closed')));
 ok(wait_consumed('closed', 0, 1), 'once he may, it is consumed');
+
+# A batch that the broker has no more as it was: its checksum is wrong.
+$kafka->create_topic('broken', 2);
+$kafka->produce('broken', numbers($_, $_)) for 1 .. 5;
+$kafka->produce('broken', numbers(6, 6, partition => 1));
+spoil('broken', '{"n": 3}', '{"n": 4}');
+consume('broken', 'broken');
+ok($node->poll_query_until('postgres', q(SELECT error LIKE 'could not read partition 0 of Kafka topic "broken" at offset 2: %' FROM cqrs_consumer_status WHERE consumer = 'broken')),
+	'what cannot be read is told');
+ok(wait_consumed('broken', 1, 1), 'other partitions go on');
+is(query($node, q(SELECT "offset" FROM cqrs_consumer_partitions WHERE consumer = 'broken' AND partition = 0)), 2, 'nothing is passed by');
+spoil('broken', '{"n": 4}', '{"n": 3}');
+ok(wait_consumed('broken', 0, 5), 'it is tried again');
+is(join(' ', sort split / /, events('broken', $n)), '1 2 3 4 5 6', 'each message is there once');
 
 # The broker is killed, and the server with it, while much is on its way.
 $kafka->create_topic('much', 3);
