@@ -138,6 +138,8 @@ INSERT INTO calls (call, tells) VALUES
 	('(cqrs_parallel(''s'', NULL)).kind', 'result'), ('(cqrs_sub_saga(''s'', ''x'')).kind', 'result'),
 	('cqrs.saga_steps(''Opens'', 1)', 'result'), ('cqrs.run_saga(NULL)', 'result'), ('cqrs.route_to_sagas(NULL)', 'result'),
 	('cqrs.saga_diagram(''Opens'')', 'result LIKE ''%open%'''),
+	-- messages from elsewhere
+	('cqrs_consumed(''mine'', ''1'')', 'result'), ('cqrs_consumed(''secret'', ARRAY[''1'', ''1''])', 'result'),
 	-- events
 	('cqrs_emit(''open'', ''{}'')', 'result IS NOT NULL'), ('cqrs_emit(''secret'', ''{}'')', 'result IS NOT NULL'),
 	('cqrs_emit(''open'', ''{}'', topic => ''secret'')', 'result IS NOT NULL'),

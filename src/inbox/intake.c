@@ -63,6 +63,9 @@
 /* How often to write that a partition's end has moved, likewise. */
 #define END_INTERVAL	10000
 
+/* How often to note that a source without offsets is consumed, likewise. */
+#define NOTE_INTERVAL	20000
+
 /* What the broker complains of for this long is told, likewise. */
 #define LONGEST_TROUBLE	2000
 
@@ -113,6 +116,7 @@ static struct
 	bool		ends_moved;		/* not written yet */
 	TimestampTz ends_written_at;
 	TimestampTz checked_at;
+	TimestampTz noted_at;		/* that the source is consumed */
 	TimestampTz trouble_since;	/* 0: there is none */
 	char		trouble[CQRS_BROKER_ERROR_SIZE];
 }			intake;
@@ -304,6 +308,9 @@ cqrs_intake_store(CqrsConsumer *consumer)
 			continue;
 		if (part->last != NULL)
 			part->moved.last_hash = message_hash(part->last);
+		if (part->moved.end_offset >= 0)
+			part->moved.end_offset = Max(part->moved.end_offset,
+										 part->moved.next_offset);
 		cqrs_place_append(&part->moved);
 		intake.renew |= part->moved.stopped != CQRS_STOPPED_NOT;
 	}
@@ -403,6 +410,17 @@ cqrs_intake_check(CqrsConsumer *consumer)
 		intake.failed = false;
 	}
 
+	/* While it is connected, what its messages' ids are kept for passes. */
+	if (!intake.keeps_offsets &&
+		TimestampDifferenceExceeds(intake.noted_at, now, NOTE_INTERVAL))
+	{
+		CqrsMessageSource source;
+
+		cqrs_message_source_init(&source, consumer->owner,
+								 source_name(consumer));
+		(void) cqrs_message_source_note(&source);
+		intake.noted_at = now;
+	}
 	if (!intake.ends_moved ||
 		!TimestampDifferenceExceeds(intake.ends_written_at, now, END_INTERVAL))
 		return;
@@ -785,8 +803,11 @@ store_messages(CqrsConsumer *consumer)
 		if (part == NULL || !is_new(part, message))
 			continue;
 		part->last = message;
-		part->moved.last_offset = message->offset;
-		part->moved.next_offset = message->offset + 1;
+		if (intake.keeps_offsets)
+		{
+			part->moved.last_offset = message->offset;
+			part->moved.next_offset = message->offset + 1;
+		}
 		part->moved.last_time = cqrs_inbound_time(message);
 		if (ids != NULL && id == NULL)
 		{

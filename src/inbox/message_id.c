@@ -203,7 +203,7 @@ cqrs_message_ids_consume(Oid role, const char *source, int n, const Datum *ids,
 	for (i = 0; i < n; i++)
 	{
 		text	   *id = cstring_to_text_with_len(sorted[i].bytes,
-											  sorted[i].length);
+												  sorted[i].length);
 
 		CHECK_FOR_INTERRUPTS();
 		values[CQRS_MESSAGE_ID - 1] = PointerGetDatum(id);
@@ -274,7 +274,7 @@ cqrs_message_add(CqrsMessageTables *tables, const Datum *values)
 
 	for (;;)
 	{
-		Other		other;
+		Other other;
 
 		switch (look(tables, values, &other))
 		{
@@ -408,8 +408,8 @@ look_in_table(CqrsMessageTables *tables, int table, const Datum *values,
 		if (TransactionIdIsValid(tables->snapshot.xmin))
 		{
 			owner = IN_PROGRESS;
-			other->xid = tables->snapshot.xmin;
-			other->token = tables->snapshot.speculativeToken;
+			other	  ->xid = tables->snapshot.xmin;
+			other	  ->token = tables->snapshot.speculativeToken;
 		}
 	}
 	ExecClearTuple(slot);

@@ -109,6 +109,7 @@ $source->safe_psql('app', q(
 	SELECT cqrs_register_command('Number', 'number(jsonb)');
 	SET ROLE app;
 	SELECT cqrs_send('Number', idempotency_key => 'first');
+	SELECT cqrs_consumed('queue', 'first');
 ));
 
 # The third event's transaction is in progress while the cursors pass it by.
@@ -169,6 +170,7 @@ for my $name (qw(low high))
 	# What was sent with a key is not handled again.
 	is($node->safe_psql('app', "SET ROLE app; SELECT cqrs_send('Number', idempotency_key => 'first'); SELECT cqrs_send('Number', idempotency_key => 'second')"),
 		"1\n2", "$name: the answers of commands are there by their keys");
+	is($node->safe_psql('app', q(SET ROLE app; SELECT cqrs_consumed('queue', '{first,second}'::text[]))), '{f,t}', "$name: a message that was consumed is known");
 
 	$node->safe_psql('app', 'DROP TABLE broken');
 

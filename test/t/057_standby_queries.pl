@@ -65,6 +65,7 @@ my %refused = (
 	q(cqrs_send('JoinMeeting', '{"user_id": 5}')) => 'INSERT',
 	q(cqrs_query('Writes')) => 'INSERT',
 	q(cqrs_send('Reads', '{}', 'key')) => 'cqrs_send() with an idempotency key',
+	q(cqrs_consumed('queue', 'id')) => 'cqrs_consumed()',
 	q(cqrs_emit('user_joined', '{}')) => 'cqrs_emit()',
 	q(cqrs_emit('noticed', '{}')) => 'cqrs_emit()',
 	q(cqrs_register_command('x', 'what(jsonb)')) => 'cqrs_register_command()',

@@ -41,6 +41,7 @@ my @statements = (
 		IF FOUND THEN PERFORM cqrs_ack('pull'); END IF;
 	END $d$),
 	q(SELECT cqrs_send('Answer', '{}', idempotency_key => gen_random_uuid()::text)),
+	q(SELECT cqrs_consumed('queue', ARRAY[gen_random_uuid()::text, (random() * 100)::int::text])),
 	q(SELECT cqrs_enqueue('Answer', '{}')),
 	q(SELECT cqrs_cancel_command(cqrs_enqueue('Answer', '{}', run_at => now() + interval '1 hour'))),
 	q(SELECT count(*) FROM cqrs_subscription_status),

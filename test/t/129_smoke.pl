@@ -1,0 +1,57 @@
+use strict;
+use warnings;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes;
+use CqrsTest;
+use RealKafka;
+
+my $node = new_server('main', "log_statement = none\n");
+$node->start;
+my $kafka = RealKafka->new(1);
+$kafka->create_topic('in', 3);
+query($node, 'CREATE EXTENSION cqrs_outbox');
+$kafka->create_server($node, 'postgres', 'kafka');
+query($node, q(SELECT cqrs_create_topic('payments'); SELECT cqrs_register_event('settled', 'payments');
+	SELECT cqrs_create_consumer('payments_in', 'kafka', 'in', 'payments', event_name => 'settled')));
+open my $out, '>', '/tmp/smoke.out';
+$out->autoflush(1);
+sub show { my ($sql) = @_; print $out "-- $sql\n", scalar($node->safe_psql('postgres', "\\x\n$sql")), "\n"; }
+$kafka->produce('in', map { { key => "k$_", value => "{\"n\": $_}", headers => { a => 'b' } } } 1 .. 100);
+$kafka->produce('in', { key => 'bad', value => 'no json' });
+ok($node->poll_query_until('postgres', "SELECT count(*) >= 100 FROM cqrs_topics.payments"), 'there');
+show("SELECT * FROM cqrs_topics.payments LIMIT 2");
+ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM cqrs_consumer_dead_letters"), 'dead');
+show("SELECT * FROM cqrs_consumer_status");
+show("SELECT * FROM cqrs_consumer_partitions");
+show("SELECT * FROM cqrs_consumer_dead_letters");
+show("SELECT pid, backend_type, wait_event, query, state FROM pg_stat_activity WHERE backend_type LIKE 'cqrs%'");
+query($node, "SELECT cqrs_pause_consumer('payments_in')");
+$kafka->produce('in', map { { key => "k$_", value => "{\"n\": $_}" } } 101 .. 200);
+sleep 3;
+show("SELECT count(*) FROM cqrs_topics.payments");
+query($node, "SELECT cqrs_resume_consumer('payments_in')");
+ok($node->poll_query_until('postgres', "SELECT count(*) = 200 FROM cqrs_topics.payments"), 'resumed');
+query($node, "SELECT cqrs_alter_consumer('payments_in', workers => 3)");
+$kafka->produce('in', map { { key => "k$_", value => "{\"n\": $_}" } } 201 .. 300);
+ok($node->poll_query_until('postgres', "SELECT count(*) = 300 FROM cqrs_topics.payments"), 'three workers');
+query($node, "SELECT cqrs_seek_consumer('payments_in', 'earliest')");
+ok($node->poll_query_until('postgres', "SELECT count(*) = 600 AND count(DISTINCT event_id) = 300 FROM cqrs_topics.payments"), 'again');
+show("SELECT count(*), count(DISTINCT event_id) FROM cqrs_topics.payments");
+show("SELECT * FROM cqrs_consumer_partitions");
+# speed
+my $n = 200000;
+query($node, "SELECT cqrs_pause_consumer('payments_in')");
+for my $i (1 .. 20) { $kafka->produce('in', map { { key => "k$_", value => "{\"n\": $_, \"text\": \"" . ('x' x 150) . "\"}" } } 1 .. $n/20); }
+my $t = Time::HiRes::time();
+query($node, "SELECT cqrs_alter_consumer('payments_in', workers => 1); SELECT cqrs_resume_consumer('payments_in')");
+$node->poll_query_until('postgres', "SELECT consumed >= $n + 600 FROM cqrs_consumer_status");
+print $out "speed: ", $n / (Time::HiRes::time() - $t), "\n";
+show("SELECT * FROM cqrs_consumer_status");
+query($node, "SELECT cqrs_drop_consumer('payments_in')");
+show("SELECT (SELECT count(*) FROM cqrs.consumer_position), (SELECT count(*) FROM cqrs.consumer_dead_letter)");
+sleep 2;
+show("SELECT pid, backend_type, wait_event, query, state FROM pg_stat_activity WHERE backend_type LIKE 'cqrs%'");
+$node->stop;
+done_testing();
