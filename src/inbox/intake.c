@@ -314,7 +314,7 @@ cqrs_intake_store(CqrsConsumer *consumer)
 		cqrs_place_append(&part->moved);
 		intake.renew |= part->moved.stopped != CQRS_STOPPED_NOT;
 	}
-	if (intake.failed && !intake.renew)
+	if (intake.failed && !intake.renew && intake.trouble_since == 0)
 		cqrs_failure_clear(consumer->consumer_id, intake.worker);
 	cqrs_commit_durably();
 }
@@ -357,8 +357,10 @@ cqrs_intake_stored(void)
 		cqrs_link_settle(intake.link, first, intake.batch_last);
 	}
 	intake.batch_last = NULL;
-	intake.failed = false;
-	intake.checked_at = cqrs_steady_now();
+
+	/* What the broker complains of may be about another partition. */
+	if (intake.trouble_since == 0)
+		intake.failed = false;
 }
 
 /*
