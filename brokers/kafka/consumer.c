@@ -156,7 +156,7 @@ kafka_consumer_assign(void *state, const CqrsBrokerPosition *positions, int n,
 
 		partition = &consumer->partitions[positions[i].partition];
 		partition->position = positions[i];
-		partition->received = partition->end = -1;
+		partition->received = partition->reached = partition->end = -1;
 		partition->next = positions[i].last >= 0 ? positions[i].last :
 			positions[i].offset;
 		if (partition->next >= 0)
@@ -590,9 +590,10 @@ kafka_consumer_partition_error(KafkaConsumer *consumer,
 				return;
 			if (partition->error != NULL)
 				kafka_partition_mended(consumer, partition);
+			if (partition->reached != message->offset)
+				notice(consumer, CQRS_BROKER_NOTICE_REACHED,
+					   message->partition, message->offset);
 			partition->next = partition->reached = message->offset;
-			notice(consumer, CQRS_BROKER_NOTICE_REACHED, message->partition,
-				   message->offset);
 			return;
 
 		case RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET:

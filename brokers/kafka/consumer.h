@@ -33,7 +33,7 @@ typedef struct KafkaPartition
 	int64_t		next;			/* the next offset to receive */
 	int64_t		received;		/* the last one received; -1: none */
 	int64_t		settled;		/* the one after the last one settled, or 0 */
-	int64_t		reached;		/* where its end was seen, or 0 */
+	int64_t		reached;		/* where its end was seen, or -1 */
 	int64_t		committed;		/* what the group was told, or 0 */
 	int64_t		end;			/* what the core was told of its end, or -1 */
 	bool		leaderless;		/* when last looked at */
