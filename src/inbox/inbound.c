@@ -544,6 +544,10 @@ make_headers(const CqrsInbound *inbound, const CqrsBrokerReceived *message,
 		push_text(&state, "source_message_id", message_id);
 	else
 	{
+		if (message->message_id != NULL)
+			push_text(&state, "source_message_id",
+					  text_of(message->message_id,
+							  strlen(message->message_id)));
 		push_number(&state, "source_partition", message->partition);
 		push_number(&state, "source_offset", message->offset);
 	}

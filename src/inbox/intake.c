@@ -135,10 +135,10 @@ cqrs_intake_task(char *error)
 		return CQRS_INTAKE_RENEW;
 	if (!cqrs_intake.assigned && (!cqrs_intake.keeps_offsets || cqrs_intake.npartitions >= 0))
 		return CQRS_INTAKE_PLAN;
-	if (may_store())
-		return CQRS_INTAKE_STORE;
 	if (TimestampDifferenceExceeds(cqrs_intake.checked_at, now, CHECK_INTERVAL))
 		return CQRS_INTAKE_CHECK;
+	if (may_store())
+		return CQRS_INTAKE_STORE;
 	return CQRS_INTAKE_WAIT;
 }
 

@@ -92,7 +92,8 @@ cqrs_intake_store(CqrsConsumer *consumer)
 		cqrs_place_append(&part->moved);
 		cqrs_intake.renew |= part->moved.stopped != CQRS_STOPPED_NOT;
 	}
-	if (cqrs_intake.failed && !cqrs_intake.renew)
+	if (cqrs_intake.failed && !cqrs_intake.renew &&
+		cqrs_intake.trouble_since == 0)
 		cqrs_failure_clear(consumer->consumer_id, cqrs_intake.worker);
 	cqrs_commit_durably();
 }
@@ -135,8 +136,10 @@ cqrs_intake_stored(void)
 		cqrs_link_settle(cqrs_intake.link, first, cqrs_intake.batch_last);
 	}
 	cqrs_intake.batch_last = NULL;
-	cqrs_intake.failed = false;
-	cqrs_intake.checked_at = cqrs_steady_now();
+
+	/* What the broker complains of may be about another partition. */
+	if (cqrs_intake.trouble_since == 0)
+		cqrs_intake.failed = false;
 }
 
 /*

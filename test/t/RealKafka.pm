@@ -297,6 +297,32 @@ sub delete_topic
 	return;
 }
 
+# add_partitions(TOPIC, COUNT): until it has so many.
+sub add_partitions
+{
+	my ($self, $topic, $count) = @_;
+
+	$self->ask('add_partitions', topic => $topic, count => $count);
+	return;
+}
+
+# delete_records(TOPIC, PARTITION, OFFSET): those before it.
+sub delete_records
+{
+	my ($self, $topic, $partition, $offset) = @_;
+
+	$self->ask('delete_records', topic => $topic, partition => $partition, offset => $offset);
+	return;
+}
+
+# committed(GROUP, TOPIC, PARTITION): its offset; negative: none.
+sub committed
+{
+	my ($self, $group, $topic, $partition) = @_;
+
+	return $self->ask('committed', group => $group, topic => $topic, partition => $partition);
+}
+
 # set_config(TOPIC, NAME => VALUE, ...); undef: the default.
 sub set_config
 {
