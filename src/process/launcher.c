@@ -97,7 +97,7 @@ static void make_room(TimestampTz now, int nwaiting, long *wait);
 static CqrsDatabaseSlot *idlest(TimestampTz now, long stay, long *wait);
 static void note_exhausted(TimestampTz now);
 static bool start_manager(CqrsDatabaseSlot *slot, Oid dboid);
-static void start_worker(CqrsDatabaseSlot *slot);
+static void start_worker(const CqrsDatabaseSlot *slot);
 
 /*
  * In the postmaster, while it preloads us.
@@ -253,6 +253,7 @@ start_next(List **to_probe)
 		TimestampTz now = cqrs_steady_now();
 		Oid			dboid;
 		List	   *found;
+		bool		announced;
 		bool		started;
 
 		slot = next_in_line(now, &nwaiting, &wait);
@@ -272,6 +273,9 @@ start_next(List **to_probe)
 		slot->state = CQRS_DATABASE_STARTING;
 		slot->announced = false;
 		dboid = slot->dboid;
+
+		/* Before the manager takes notice of it. */
+		announced = pg_atomic_read_u32(&slot->pending) != 0;
 		LWLockRelease(cqrs_shared->lock);
 		found = find_databases(dboid);
 		started = found != NIL && start_manager(slot, dboid);
@@ -279,7 +283,8 @@ start_next(List **to_probe)
 		if (started)
 		{
 			cqrs_shared->exhausted = false;
-			start_worker(slot);
+			if (announced)
+				start_worker(slot);
 			wait = -1;
 			break;
 		}
@@ -544,13 +549,12 @@ start_manager(CqrsDatabaseSlot *slot, Oid dboid)
  * time. The lock is held exclusively.
  */
 static void
-start_worker(CqrsDatabaseSlot *slot)
+start_worker(const CqrsDatabaseSlot *slot)
 {
 	CqrsWorkerSlot *unused = NULL;
 	int			i;
 
-	if (!OidIsValid(slot->worker_owner) ||
-		pg_atomic_read_u32(&slot->pending) == 0)
+	if (!OidIsValid(slot->worker_owner))
 		return;
 	for (i = 0; i < cqrs_shared->nworkers; i++)
 	{
