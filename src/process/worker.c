@@ -101,6 +101,7 @@ cqrs_worker_main(Datum arg)
 	BackgroundWorkerInitializeConnectionByOid(my_slot->dboid, my_slot->owner,
 											  CQRS_WORKER_CONNECT_FLAGS);
 	cqrs_process_settings("cqrs_outbox worker");
+	cqrs_process_reload();
 	cqrs_session_init_worker();
 	delivery_context = AllocSetContextCreate(TopMemoryContext,
 											 "cqrs delivery",
@@ -184,6 +185,10 @@ worker_exit(int code, Datum arg)
 	if (database != NULL && (my_slot->state == CQRS_WORKER_FAILED ||
 							 my_slot->request != my_slot->served))
 		cqrs_database_due(database, cqrs_steady_now());
+
+	/* If it could not even connect, there may be no such role any more. */
+	if (database != NULL && my_slot->subscription_id == 0)
+		database->worker_owner = InvalidOid;
 	my_slot->pid = 0;
 	my_slot->latch = NULL;
 	cqrs_shmem_wake_all_managers();
@@ -292,7 +297,7 @@ end_job(const CqrsJob *job, CqrsJobOutcome outcome, uint64 request,
 	}
 	my_slot->served = request;
 	my_slot->state = CQRS_WORKER_IDLE;
-	if (!drained ||
+	if (!drained || my_slot->tell ||
 		pg_atomic_read_u32(&cqrs_shared->contended) != CQRS_CONTENDED_NOT)
 		cqrs_shmem_wake_all_managers();
 	if (!drained || my_slot->retry_at != 0)
