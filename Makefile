@@ -32,7 +32,7 @@ OBJS_broker = envelope.o link.o link_source.o message.o server.o
 OBJS_emit = capture.o emit.o insert.o
 OBJS_retry = blame.o failure.o lane.o parked.o retry.o
 OBJS_subscription = epoch.o receipt.o search_path.o settings.o subscription.o
-OBJS_inbox = consumer.o dead_message.o inbound.o intake.o message_id.o message_source.o \
+OBJS_inbox = consumer.o dead_message.o inbound.o intake.o intake_batch.o message_id.o message_source.o \
 	message_turn.o place.o
 OBJS_delivery = attempt.o broker_entry.o drain.o handler_batch.o handler_call.o handler_timeout.o relay.o session.o \
 	target_broker.o target_handler.o tell.o underway.o

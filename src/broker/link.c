@@ -44,6 +44,7 @@
 #include "storage/ipc.h"
 #include "utils/memutils.h"
 
+#include "broker/link.h"
 #include "broker/link_thread.h"
 
 /* How long the thread is given to end, in milliseconds. */

@@ -22,6 +22,7 @@
 
 #include <stdlib.h>
 
+#include "broker/link.h"
 #include "broker/link_thread.h"
 
 /*

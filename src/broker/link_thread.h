@@ -10,7 +10,7 @@
 
 #include <pthread.h>
 
-#include "broker/link.h"
+#include "broker/link_message.h"
 
 typedef struct Pipe
 {

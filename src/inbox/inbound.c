@@ -99,11 +99,11 @@ static Jsonb *make_headers(const CqrsInbound *inbound,
 						   const CqrsBrokerReceived *message,
 						   const char *message_id,
 						   const Attributes *attributes);
-static void push_headers(JsonbParseState **state,
+static void push_headers(JsonbParseState * *state,
 						 const CqrsBrokerReceived *message);
-static void push_text(JsonbParseState **state, const char *name,
+static void push_text(JsonbParseState * *state, const char *name,
 					  const char *value);
-static void push_number(JsonbParseState **state, const char *name,
+static void push_number(JsonbParseState * *state, const char *name,
 						int64 value);
 
 /*
@@ -344,6 +344,7 @@ parse_json(const char *body, size_t size)
 	memcpy(copy, body, size);
 	copy[size] = '\0';
 	text = pg_any_to_server(copy, size, PG_UTF8);
+
 	result = DirectFunctionCall1(jsonb_in, CStringGetDatum(text));
 	pfree(copy);
 	return DatumGetJsonbP(result);
@@ -469,7 +470,7 @@ member_text(Jsonb *object, const char *name)
 	JsonbValue *value = getKeyJsonValueFromContainer(&object->root, name,
 													 strlen(name), NULL);
 
-	if (value == NULL || value->type != jbvString)
+	if (value == NULL || value->type !=jbvString)
 		return NULL;
 	return pnstrdup(value->val.string.val, value->val.string.len);
 }
@@ -504,13 +505,16 @@ text_of(const char *bytes, size_t size)
 	if (!pg_verify_mbstr(PG_UTF8, bytes, size, true))
 	{
 		text = palloc(2 + 2 * size + 1);
+
 		memcpy(text, "\\x", 2);
-		text[2 + hex_encode(bytes, size, text + 2)] = '\0';
+		text[		2 + hex_encode(bytes, size, text +2)] = '\0';
 		return text;
 	}
 	text = palloc(size + 1);
+
 	memcpy(text, bytes, size);
-	text[size] = '\0';
+	text[		size] = '\0';
+
 	return pg_any_to_server(text, size, PG_UTF8);
 }
 
@@ -560,7 +564,7 @@ make_headers(const CqrsInbound *inbound, const CqrsBrokerReceived *message,
  * A header occurred_at that is no timestamp is left out: it would have a meaning.
  */
 static void
-push_headers(JsonbParseState **state, const CqrsBrokerReceived *message)
+push_headers(JsonbParseState * *state, const CqrsBrokerReceived *message)
 {
 	int			i;
 
@@ -583,7 +587,7 @@ push_headers(JsonbParseState **state, const CqrsBrokerReceived *message)
  * value NULL: a JSON null.
  */
 static void
-push_text(JsonbParseState **state, const char *name, const char *value)
+push_text(JsonbParseState * *state, const char *name, const char *value)
 {
 	JsonbValue	member;
 
@@ -601,7 +605,7 @@ push_text(JsonbParseState **state, const char *name, const char *value)
 }
 
 static void
-push_number(JsonbParseState **state, const char *name, int64 value)
+push_number(JsonbParseState * *state, const char *name, int64 value)
 {
 	JsonbValue	member;
 

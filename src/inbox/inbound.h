@@ -27,7 +27,8 @@ typedef struct CqrsInbound
 {
 	const CqrsConsumer *consumer;
 	CqrsInboundFormat format;
-	const char *attribute_prefix;	/* of headers that are CloudEvents attributes */
+	const char *attribute_prefix;	/* of headers that are CloudEvents
+									 * attributes */
 	int			max_size;		/* of a body, in bytes */
 	CqrsEventType *event_type;	/* of all of them; NULL: the message says */
 	Datum		event_name;		/* only with event_type */

@@ -11,7 +11,7 @@
 #include "log/rotation.h"
 
 extern CqrsTableState cqrs_message_ids_truncate(int segment,
-													  TimestampTz *look_at,
-													  int *pid);
+												TimestampTz *look_at,
+												int *pid);
 
 #endif							/* CQRS_MESSAGE_TURN_H */

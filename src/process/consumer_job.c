@@ -169,15 +169,15 @@ prepare(CqrsConsumer *consumer, CqrsJob *job)
 	job->failed_until = 0;
 	if (job->careful > 0)
 	{
-		ErrorData	crash = {0};
+		ErrorData  *crash = palloc0(sizeof(ErrorData));
 
-		crash.sqlerrcode = ERRCODE_CRASH_SHUTDOWN;
-		crash.message = psprintf("the server process ended while it consumed from server \"%s\"",
-								 consumer->server);
-		job->error = &crash;
+		crash->sqlerrcode = ERRCODE_CRASH_SHUTDOWN;
+		crash->message = psprintf("the server process ended while it consumed from server \"%s\"",
+								  consumer->server);
+		job->error = crash;
 		(void) record_failure(consumer, job);
 		job->failed_until = 0;
-		failed_before = crash.sqlerrcode;
+		failed_before = crash->sqlerrcode;
 		cqrs_commit_durably();
 	}
 	cqrs_intake_prepare(consumer, job->partition, failed_before != 0);

@@ -25,8 +25,8 @@ typedef struct CqrsScheduled
 {
 	CqrsScheduledKey key;		/* hash key */
 	Oid			owner;
-	bool		broker;			/* it has a connection, and so a process of its
-								 * own */
+	bool		broker;			/* it has a connection, and so a process of
+								 * its own */
 	bool		consumer;		/* one worker of a consumer */
 	bool		changed;		/* since the refresh before */
 	int64		due_look;		/* has events up to this look */
