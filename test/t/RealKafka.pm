@@ -70,11 +70,30 @@ sub new
 	$self->{bootstrap} = $self->bootstrap('PLAINTEXT');
 
 	$self->launch($_) for 1 .. $brokers;
-	local $ENV{PYTHONPATH} = "$folder/python";
-	@{ $self->{client} }{qw(pid to from)} = Kafka::run_program('/usr/bin/python3', "$folder/client.py", $self->{bootstrap});
-	Kafka::at_end($self->{client});
+	$self->start_client;
 	$self->await($_) for 1 .. $brokers;
 	return $self;
+}
+
+# start_client(): who asks the brokers.
+sub start_client
+{
+	my ($self) = @_;
+
+	local $ENV{PYTHONPATH} = "$self->{folder}/python";
+	@{ $self->{client} }{qw(pid to from)} = Kafka::run_program('/usr/bin/python3', "$self->{folder}/client.py", $self->{bootstrap});
+	Kafka::at_end($self->{client});
+	return;
+}
+
+# another_client(): the same brokers, for another process of the test.
+sub another_client
+{
+	my ($self) = @_;
+	my $other = bless { %$self, client => {} }, ref $self;
+
+	$other->start_client;
+	return $other;
 }
 
 # bootstrap(LISTENER): the addresses of this one, or of PLAINTEXT.
