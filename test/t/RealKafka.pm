@@ -302,7 +302,7 @@ sub create_topic
 {
 	my ($self, $topic, $partitions, %config) = @_;
 
-	$self->ask('create_topic', topic => $topic, count => $partitions // 1, replicas => $self->{brokers},
+	$self->ask('create_topic', topic => $topic, count => 0 + ($partitions // 1), replicas => $self->{brokers},
 		config => { map { $_ => "$config{$_}" } keys %config });
 	return;
 }
@@ -356,7 +356,7 @@ sub leader
 {
 	my ($self, $topic, $partition) = @_;
 
-	return $self->ask('leader', topic => $topic, partition => $partition // 0);
+	return $self->ask('leader', topic => $topic, partition => 0 + ($partition // 0));
 }
 
 # wait_in_sync(TOPIC): until all replicas of all its partitions are.
