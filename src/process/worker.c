@@ -67,6 +67,9 @@
 /* ... and after this long, if they are of another database that has none. */
 #define SHORT_TIME_SLICE	200
 
+/* It takes a while to connect: who consumes has more time, also in milliseconds. */
+#define CONSUMER_TIME_SLICE	5000
+
 static CqrsWorkerSlot *my_slot = NULL;
 
 /*
@@ -88,7 +91,7 @@ static void begin_job(CqrsJob *job, uint64 *request, int64 *wanted_look);
 static void end_job(const CqrsJob *job, CqrsJobOutcome outcome,
 					uint64 request, int64 wanted_look);
 static CqrsJobOutcome step(CqrsJob *job);
-static bool others_wait(TimestampTz start);
+static bool others_wait(const CqrsJob *job, TimestampTz start);
 
 void
 cqrs_worker_main(Datum arg)
@@ -229,7 +232,7 @@ deliver(void)
 		 * But not between the tries of one attempt, nor while we look for the
 		 * event that fails: they would be forgotten.
 		 */
-		if (job.pace.again == 0 && !job.pace.halved && others_wait(start))
+		if (job.pace.again == 0 && !job.pace.halved && others_wait(&job, start))
 		{
 			if (cqrs_target_broker_pending() == 0)
 			{
@@ -338,12 +341,13 @@ step(CqrsJob *job)
  * at it for long enough?
  */
 static bool
-others_wait(TimestampTz start)
+others_wait(const CqrsJob *job, TimestampTz start)
 {
 	uint32		contended = pg_atomic_read_u32(&cqrs_shared->contended);
 
 	return contended != CQRS_CONTENDED_NOT &&
 		TimestampDifferenceExceeds(start, cqrs_steady_now(),
+								   job->consumer ? CONSUMER_TIME_SLICE :
 								   contended == CQRS_CONTENDED_ACROSS ?
 								   SHORT_TIME_SLICE : TIME_SLICE);
 }

@@ -17,7 +17,7 @@ my $kafka = RealKafka->new(1,
 	listeners => ['SASL_PLAINTEXT'],
 	users => { app => 'secret' },
 	settings => { 'log.cleaner.backoff.ms' => 100 });
-my $node = new_server('main', "cqrs_outbox.max_workers = 20");
+my $node = new_server('main', "cqrs_outbox.max_workers = 30\nmax_worker_processes = 60");
 
 $node->start;
 query($node, 'CREATE EXTENSION cqrs_outbox');
@@ -255,6 +255,7 @@ spoil('broken', '{"n": 3}', '{"n": 4}');
 consume('broken', 'broken');
 ok(wait_consumed('broken', 1, 1), 'other partitions go on');
 ok(wait_partition('broken', 0, '"offset" = 2'), 'this one waits');
+ok($node->poll_query_until('postgres', q(SELECT error LIKE 'could not read partition 0 of Kafka topic "broken" at offset 2: %' FROM cqrs_consumer_status WHERE consumer = 'broken')), '... and says so');
 spoil('broken', '{"n": 4}', '{"n": 3}');
 ok(wait_consumed('broken', 0, 5), 'it is tried again');
 is(join(' ', sort split / /, events('broken', $n)), '1 2 3 4 5 6', 'each message is there once');
