@@ -285,6 +285,48 @@ is($node->safe_psql('postgres', q(SELECT cqrs_alter_consumer('in'), cqrs_alter_c
 is($node->safe_psql('postgres', q(SELECT state, owner FROM cqrs_consumer_status)), 'active|postgres', 'and owns it');
 $peer->feed('wire', { id => 'h', body => '{"n": 8}' });
 ok($node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM cqrs_topics.things WHERE headers->>'source_message_id' = 'h')), 'it goes on');
+
+# ----------------------------------------------------------------------
+# What health says of partitions, as a source with offsets has them
+# ----------------------------------------------------------------------
+
+# problems(MAX_LAG, MAX_HOLD)
+sub problems
+{
+	return $node->safe_psql('postgres', "SELECT severity, problem, detail, hint FROM cqrs_health('$_[0]', '$_[1]') WHERE object = 'consumer \"in\"'",
+		extra_params => [ '-U', 'watcher' ]);
+}
+
+$node->safe_psql('postgres', q(
+	ALTER TABLE cqrs.consumer_position ALTER native DROP EXPRESSION;
+	INSERT INTO cqrs.consumer_position (consumer_id, partition, seq, next_offset, last_offset, last_hash, end_offset, consumed, repeated, dead, last_time, stopped, moved_at, native)
+	SELECT consumer_id, p.*, true
+	FROM cqrs.consumer, (VALUES
+		(20, 1, 3, 2, 0, 9, 1, 0, 0, timestamptz '2026-01-01 00:00Z', 'gap', timestamptz '2026-01-01 00:00Z'),
+		(21, 1, 3, 2, 0, 9, 1, 0, 0, '2026-01-01 00:00Z', 'other', '2026-01-01 00:00Z'),
+		(22, 1, 3, 2, 0, 9, 1, 0, 0, '2026-01-01 00:00Z', NULL, '2026-01-01 00:10Z'),
+		(22, 2, 5, 4, 0, 9, 1, 0, 0, '2026-01-01 00:00Z', NULL, '2026-01-01 00:20Z'),
+		(22, 3, 5, 4, 0, 12, 1, 0, 0, '2026-01-01 00:00Z', NULL, '2026-01-01 00:30Z'),
+		(23, 1, 9, 8, 0, 9, 1, 0, 0, '2026-01-01 00:00Z', NULL, '2026-01-01 00:30Z')) p;
+	SET timezone = 'UTC';
+	ALTER DATABASE postgres SET timezone = 'UTC'));
+my $seek = q(-- goes on with the first message that is there; or 'latest', a time, or an offset);
+my $stopped = qq(error|consumer_stopped|Partition 20 is not consumed: what was to be consumed next, at offset 3, the broker has deleted.|SELECT cqrs_seek_consumer('in', 'earliest', 20); $seek
+error|consumer_stopped|Partition 21 is not consumed: it is another one than that of which all up to offset 2 was consumed.|SELECT cqrs_seek_consumer('in', 'earliest', 21); $seek);
+my $behind = q(warning|consumer_behind|Partition 22 has 7 offsets that are not consumed; the last message was sent at 2026-01-01 00:00:00+00, and consumed at 2026-01-01 00:30:00+00.|See cqrs_consumer_partitions. More workers, of a source with several partitions, consume more.);
+my $held = q(warning|consumer_held_by_open_transaction|Partition 22 is connected, and has 7 offsets that cannot be read since 2026-01-01 00:20:00+00: most likely, a producer has left a transaction open.|Have the producer end it, or abort it at the broker: kafka-transactions.sh find-hanging shows it. Otherwise, it is aborted after its transaction.timeout.ms.);
+
+is(problems('1 day', '1000 years'), $stopped, 'partitions that are stopped, and what to do');
+is(problems('5 min', '1000 years'), "$stopped\n$behind", 'what is behind');
+is(problems('5 min', '1 min'), "$stopped\n$behind\n$held", 'what cannot be read though it is there, since it was last');
+$node->safe_psql('postgres', q(SELECT cqrs_pause_consumer('in')));
+like(problems('5 min', '1 min'), qr/\A\Q$stopped\E\nnotice\|consumer_paused\|It is paused since [^|]*\|SELECT cqrs_resume_consumer\('in'\);\z/, 'of one that is paused, nothing is late');
+is(problems('5 min', '1 min') =~ tr/\n//, 2, 'nor held');
+$node->safe_psql('postgres', q(
+	DELETE FROM cqrs.consumer_position WHERE partition >= 20;
+	SELECT cqrs_resume_consumer('in')));
+is(problems('0', '0'), '', 'all is well');
+
 is($node->safe_psql('postgres', q(SELECT cqrs_drop_consumer('in'))), 't', 'it is dropped');
 is($node->safe_psql('postgres', q(SELECT (SELECT count(*) FROM cqrs.consumer), (SELECT count(*) FROM cqrs.consumer_position), (SELECT count(*) FROM cqrs.consumer_dead_letter),
 	(SELECT count(*) FROM cqrs.failure), to_regclass('cqrs_subscriptions."in"') IS NULL)), '0|0|0|0|t', 'with all that it had');
