@@ -43,6 +43,13 @@ SELECT cqrs_enqueue('Closed', '{"secret": 1}') IS NOT NULL AS enqueued;
 SELECT cqrs_enqueue('Closed', '{"secret": 1}', run_at => '2100-01-01') IS NOT NULL AS scheduled;
 SELECT cqrs_schedule('secret', '0 0 1 1 *', 'Closed', '{"secret": 1}');
 SELECT cqrs_create_saga_queue();
+INSERT INTO cqrs.consumer (consumer, server, source, topic_id, event_name, format, start, on_gap, workers)
+SELECT 'secret_in', 'peer', 'source', topic_id, 'secret', 'raw', 'earliest', 'stop', 1 FROM cqrs.topic WHERE topic = 'secret';
+CREATE VIEW cqrs_subscriptions.secret_in AS SELECT * FROM cqrs_consumer_status WHERE consumer = 'secret_in';
+INSERT INTO cqrs.consumer_position (consumer_id, partition, seq, next_offset, last_offset, last_hash, consumed, repeated, dead, moved_at)
+SELECT consumer_id, 0, 1, 7, 6, 0, 7, 0, 1, now() FROM cqrs.consumer;
+INSERT INTO cqrs.consumer_dead_letter (consumer_id, event_id, partition, message_offset, body_size, sqlstate, message, died_at)
+SELECT consumer_id, gen_random_uuid(), 0, 6, 0, '22023', 'it is secret', now() FROM cqrs.consumer;
 SELECT started FROM cqrs_start_saga('Closes', '{"secret": 1}');
 RESET ROLE;
 SELECT cqrs_create_command_queue('regress_cqrs_app'), cqrs_create_saga_queue('regress_cqrs_app');
@@ -140,6 +147,12 @@ INSERT INTO calls (call, tells) VALUES
 	('cqrs.saga_diagram(''Opens'')', 'result LIKE ''%open%'''),
 	-- messages from elsewhere
 	('cqrs_consumed(''mine'', ''1'')', 'result'), ('cqrs_consumed(''secret'', ARRAY[''1'', ''1''])', 'result'),
+	('cqrs_alter_consumer(''secret_in'')', 'result'), ('cqrs_drop_consumer(''secret_in'')', 'result'), ('cqrs_pause_consumer(''secret_in'')', 'result'), ('cqrs_resume_consumer(''secret_in'')', 'result'),
+	('cqrs_seek_consumer(''secret_in'', ''latest'')', 'result'), ('cqrs_redrive_consumed(''secret_in'', ''{}'')', 'result'), ('cqrs_redrive_all_consumed(''secret_in'')', 'result'),
+	('cqrs_discard_consumed(''secret_in'', ''{}'')', 'result'), ('cqrs_discard_all_consumed(''secret_in'')', 'result'),
+	('(SELECT count(*) FROM cqrs_consumers)', 'result'), ('(SELECT count(*) FROM cqrs_consumer_partitions)', 'result'),
+	('(SELECT count(*) FROM cqrs_consumer_status)', 'result'), ('(SELECT count(*) FROM cqrs_consumer_dead_letters)', 'result'),
+	('(cqrs.consumer_owner((SELECT consumer_id FROM consuming))).view IS NOT NULL', 'result'), ('(SELECT count(*) FROM cqrs_subscriptions.secret_in)', 'result'),
 	-- events
 	('cqrs_emit(''open'', ''{}'')', 'result IS NOT NULL'), ('cqrs_emit(''secret'', ''{}'')', 'result IS NOT NULL'),
 	('cqrs_emit(''open'', ''{}'', topic => ''secret'')', 'result IS NOT NULL'),
@@ -188,6 +201,8 @@ INSERT INTO calls (call, tells) VALUES
 -- the id of a saga that is boss's, and of a command
 CREATE TABLE begun AS SELECT saga_id FROM cqrs.saga;
 GRANT SELECT ON begun TO PUBLIC;
+CREATE TABLE consuming AS SELECT consumer_id FROM cqrs.consumer;
+GRANT SELECT ON consuming TO PUBLIC;
 CREATE TABLE scheduled AS SELECT command_id FROM cqrs.scheduled_command WHERE schedule_id IS NULL;
 GRANT SELECT ON scheduled TO PUBLIC;
 CREATE FUNCTION called(role text, call text, tells text) RETURNS text LANGUAGE plpgsql AS $$
@@ -260,7 +275,7 @@ FROM roles, functions,
 WHERE has_function_privilege(role, functions.oid, 'EXECUTE') AND called ~ '^(XX|58|53|57)';
 SELECT pg_temp.hash_of_tables() = :'before' AS unchanged;
 
-DROP TABLE roles, calls, scheduled, written CASCADE;
+DROP TABLE roles, calls, scheduled, consuming, written CASCADE;
 DROP EXTENSION cqrs_outbox CASCADE;
 DROP FUNCTION called, open, closed, closed_of, tells, streams, streams_closed;
 DROP TYPE closed_type;

@@ -110,11 +110,12 @@ COMMENT ON FUNCTION @extschema@.cqrs_alter_topic(text, interval) IS 'changes the
 
 -- Drops a topic and its events.
 --   cascade    also undelivered events, and the event types that have it as their
---              default, with their handlers
+--              default, with their handlers. A consumer that writes to it waits for
+--              another topic
 --   if_exists  if there is none, that is no error
 -- Returns whether anything was dropped.
 -- Errors: 42704 does not exist; 55006 holds undelivered events; 2BP01 event
--- types use it; 42501 neither its creator nor the extension's owner.
+-- types or consumers use it; 42501 neither its creator nor the extension's owner.
 -- Locks: ACCESS EXCLUSIVE on its segments and view; as cqrs_create_topic().
 -- Privileges: EXECUTE, not granted to PUBLIC, and SELECT and INSERT with
 -- grant option on the topic.

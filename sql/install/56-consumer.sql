@@ -162,7 +162,7 @@ COMMENT ON FUNCTION cqrs.consumer_owner(integer) IS 'owner of a consumer';
 --               the body is the envelope that brokers get in this format.
 --               cloudevents: CloudEvents 1.0, binary or structured
 --   start       earliest, the default, latest, or a timestamp: where the
---               partitions begin that the source has now. Those that it gets
+--               partitions begin that the source has at first. Those that it gets
 --               later begin at their beginning. For sources without offsets it
 --               means nothing
 --   message_id  of sources without offsets: by what a message is recognised that
@@ -187,8 +187,9 @@ COMMENT ON FUNCTION cqrs.consumer_owner(integer) IS 'owner of a consumer';
 -- Errors: 42710 there is another consumer, or a subscription, of the name; 42704
 -- server, topic or event type do not exist; 42501 not permitted; 42809 not the server
 -- of a broker; 0A000 its module cannot consume; 22004, 22023, 42622 an argument;
--- 25006 read-only transaction or standby.
--- Locks: SHARE ROW EXCLUSIVE on cqrs.consumer.
+-- 22007, 22008 a start that is no timestamp, or not one of 1970 to 9999; 25006
+-- read-only transaction or standby.
+-- Locks: SHARE ROW EXCLUSIVE on cqrs.consumer and cqrs.subscription.
 -- Privileges: EXECUTE, not granted to PUBLIC; USAGE on the server; INSERT on the
 -- topic.
 CREATE FUNCTION @extschema@.cqrs_create_consumer(consumer text, server text, source text, topic text,
@@ -200,7 +201,8 @@ COMMENT ON FUNCTION @extschema@.cqrs_create_consumer(text, text, text, text, tex
 'has messages of a broker become events';
 
 -- Changes what was chosen for a consumer; NULL leaves it as it is. What was consumed
--- stays consumed.
+-- stays consumed. If nobody owns it, because its view was dropped, the caller does
+-- from then on.
 -- Returns whether anything changed. Errors, privileges: as cqrs_create_consumer(),
 -- and membership in the owner; to change the topic, being the owner; 42704 there is
 -- no such consumer.
@@ -243,7 +245,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_resume_consumer(text) IS 'has a consumer go
 --              a later one
 --   partition  NULL: all that are known
 -- Errors: 55000 the source has no offsets; 22023 it has no such partition, or an
--- argument; 22007 no timestamp; and as cqrs_drop_consumer().
+-- argument; 22007, 22008 no timestamp of 1970 to 9999; and as cqrs_drop_consumer().
 -- Locks, privileges: as cqrs_drop_consumer().
 CREATE FUNCTION @extschema@.cqrs_seek_consumer(consumer text, target text, "partition" integer DEFAULT NULL) RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
@@ -259,21 +261,34 @@ COMMENT ON FUNCTION @extschema@.cqrs_seek_consumer(text, integer, bigint) IS 'ha
 -- Makes events of these dead letters after all, once what was wrong is mended: the
 -- consumer's format, or the event type. They come behind what was consumed meanwhile.
 -- What still cannot be stays.
---   event_ids  NULL: all there are
--- Returns how many became events. Errors, privileges: as cqrs_drop_consumer(), and
--- INSERT on the topic.
-CREATE FUNCTION @extschema@.cqrs_redrive_consumed(consumer text, event_ids uuid[] DEFAULT NULL) RETURNS bigint
+--   event_ids  NULL, or none: none
+-- Returns how many became events. Errors: as cqrs_drop_consumer(); 42501 no INSERT on
+-- the topic; 55000 the topic was dropped, or nobody owns the consumer.
+-- Locks, privileges: as cqrs_drop_consumer(), and INSERT on the topic.
+CREATE FUNCTION @extschema@.cqrs_redrive_consumed(consumer text, event_ids uuid[]) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_redrive_consumed(text, uuid[]) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_redrive_consumed(text, uuid[]) IS 'makes events of a consumer''s dead letters';
 
+-- The same, of all dead letters of the consumer.
+CREATE FUNCTION @extschema@.cqrs_redrive_all_consumed(consumer text) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_redrive_all_consumed(text) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_redrive_all_consumed(text) IS 'makes events of all dead letters of a consumer';
+
 -- Deletes these dead letters of a consumer.
---   event_ids  NULL: all there are
--- Returns how many there were. Errors, privileges: as cqrs_drop_consumer().
-CREATE FUNCTION @extschema@.cqrs_discard_consumed(consumer text, event_ids uuid[] DEFAULT NULL) RETURNS bigint
+--   event_ids  NULL, or none: none
+-- Returns how many there were. Errors, locks, privileges: as cqrs_drop_consumer().
+CREATE FUNCTION @extschema@.cqrs_discard_consumed(consumer text, event_ids uuid[]) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 GRANT EXECUTE ON FUNCTION @extschema@.cqrs_discard_consumed(text, uuid[]) TO PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_discard_consumed(text, uuid[]) IS 'deletes dead letters of a consumer';
+
+-- The same, of all dead letters of the consumer.
+CREATE FUNCTION @extschema@.cqrs_discard_all_consumed(consumer text) RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_discard_all_consumed(text) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_discard_all_consumed(text) IS 'deletes all dead letters of a consumer';
 
 -- What was chosen for each consumer that the reader may see: as a member of its
 -- owner, with SELECT on its view, or as pg_monitor.
@@ -341,7 +356,8 @@ COMMENT ON VIEW @extschema@.cqrs_consumer_partitions IS 'how far the partitions 
 -- How each of those consumers is doing.
 --   state      active; paused; stopped, not all partitions are consumed; failing,
 --              there is an error, and it tries again at retry_at; restored, from a
---              dump, until cqrs_adopt()
+--              dump, or copied, from another database, until cqrs_adopt(); broken,
+--              nobody owns it
 --   partitions .. dead
 --              of all its partitions
 --   dead_letters
@@ -356,6 +372,8 @@ SELECT c.consumer,
 	   pg_get_userbyid(o.owner) AS owner,
 	   CASE WHEN o.owner IS NULL THEN 'broken'
 			WHEN c.state <> 'active' THEN c.state
+			WHEN NOT EXISTS (SELECT FROM cqrs.identity i JOIN pg_database d ON d.oid = i.database
+							 WHERE d.datname = current_database() OR d.datistemplate) THEN 'copied'
 			WHEN p.restored THEN 'restored'
 			WHEN p.stopped > 0 THEN 'stopped'
 			WHEN f.failed_at IS NOT NULL THEN 'failing'

@@ -283,8 +283,9 @@ COMMENT ON FUNCTION cqrs.worker_status() IS 'processes of cqrs_outbox';
 -- Errors: 55000 cqrs_outbox is not in shared_preload_libraries.
 -- Privileges: SELECT, granted to pg_monitor, not to PUBLIC.
 CREATE VIEW @extschema@.cqrs_worker_status WITH (security_barrier) AS
-SELECT w.kind, w.pid, w.database, s.subscription, w.partition, w.state, w.started_at
+SELECT w.kind, w.pid, w.database, coalesce(s.subscription, c.consumer) AS subscription, w.partition, w.state, w.started_at
 FROM cqrs.worker_status() w
-LEFT JOIN cqrs.subscription s ON s.subscription_id = w.subscription_id AND w.database = current_database();
+LEFT JOIN cqrs.subscription s ON s.subscription_id = w.subscription_id AND w.database = current_database()
+LEFT JOIN cqrs.consumer c ON c.consumer_id = w.subscription_id AND w.database = current_database();
 GRANT SELECT ON @extschema@.cqrs_worker_status TO pg_monitor;
 COMMENT ON VIEW @extschema@.cqrs_worker_status IS 'processes of cqrs_outbox';

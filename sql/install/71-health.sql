@@ -147,11 +147,13 @@ CROSS JOIN LATERAL (
 		   clock_timestamp() - b.waiting_since
 	WHERE b.waiting_since IS NOT NULL AND NOT b.no_worker AND b.state = 'running' AND b.delivers
 	UNION ALL
-	SELECT 'error', 'worker_failed', format('subscription "%s"', s.subscription),
+	SELECT 'error', 'worker_failed', s.object,
 		   format('A worker for it ended unexpectedly, %s times in a row; the next may start at %s.',
 				  b.worker_failures, b.worker_retry_at),
 		   'See the server''s log.', NULL
-	FROM cqrs.subscription s
+	FROM (SELECT subscription_id, format('subscription "%s"', subscription) AS object FROM cqrs.subscription
+		  UNION ALL
+		  SELECT consumer_id, format('consumer "%s"', consumer) FROM cqrs.consumer) s
 	WHERE s.subscription_id = b.failed_subscription AND b.state = 'running' AND b.delivers
 	UNION ALL
 	-- there is no room for what is configured; the server's launcher of logical
@@ -572,6 +574,110 @@ AND NOT EXISTS (SELECT FROM cqrs.subscription s
 				WHERE s.runs = 'saga_events' AND t.topic = d.on_topic AND o.owner = r.oid);
 COMMENT ON VIEW cqrs.saga_event_problem IS 'what sagas will not get';
 
+-- Are messages of brokers consumed, and in time? Of a partition, waits_since is since
+-- when at least nothing was consumed; the rows that are kept do not say more.
+CREATE VIEW cqrs.consumer_problem WITH (security_barrier) AS
+WITH owned AS (
+	SELECT c.*, o.owner, t.topic
+	FROM cqrs.consumer c
+	CROSS JOIN LATERAL cqrs.consumer_owner(c.consumer_id) o
+	LEFT JOIN cqrs.topic t USING (topic_id)
+), place AS (
+	SELECT DISTINCT ON (p.consumer_id, p.partition) p.*,
+		   min(p.moved_at) OVER (PARTITION BY p.consumer_id, p.partition, p.next_offset) AS waits_since
+	FROM cqrs.consumer_position p
+	ORDER BY p.consumer_id, p.partition, p.seq DESC
+), failure AS (
+	SELECT DISTINCT ON (f.subscription_id) f.*
+	FROM cqrs.failure f
+	ORDER BY f.subscription_id, f.failed_at DESC
+), behind AS (
+	-- what a partition has that is not consumed
+	SELECT c.consumer, p.partition, p.end_offset - p.next_offset AS messages, p.last_time, p.moved_at, p.waits_since,
+		   EXISTS (SELECT FROM pg_stat_activity a
+				   WHERE a.datname = current_database() AND a.backend_type = 'cqrs_outbox worker'
+				   AND a.query = format('consuming for consumer "%s" worker %s', c.consumer, p.partition % c.workers)) AS connected
+	FROM owned c
+	JOIN place p USING (consumer_id)
+	WHERE c.state = 'active' AND c.owner IS NOT NULL AND p.native AND p.stopped IS NULL
+	AND p.next_offset >= 0 AND p.end_offset > p.next_offset
+	AND NOT EXISTS (SELECT FROM failure f WHERE f.subscription_id = c.consumer_id)
+)
+SELECT c.severity, c.problem, format('consumer "%s"', c.consumer) AS object, c.detail, c.hint, c.lag, c.held
+FROM (
+	-- nothing is consumed
+	SELECT 'error' AS severity, 'consumer_without_owner' AS problem, consumer,
+		   format('View cqrs_subscriptions.%I does not exist, whose owner is the consumer''s; nothing is consumed.', consumer) AS detail,
+		   format('SELECT cqrs_alter_consumer(%1$L); -- as a superuser, who owns it then; or cqrs_drop_consumer(%1$L)', consumer) AS hint,
+		   NULL::interval AS lag, NULL::interval AS held
+	FROM owned
+	WHERE owner IS NULL
+	UNION ALL
+	SELECT 'error', 'consumer_without_topic', consumer, 'The topic that it writes to was dropped; nothing is consumed.',
+		   format('SELECT cqrs_alter_consumer(%1$L, topic => ...); -- or cqrs_drop_consumer(%1$L)', consumer), NULL, NULL
+	FROM owned
+	WHERE topic IS NULL
+	UNION ALL
+	SELECT 'notice', 'consumer_paused', consumer, format('It is paused since %s.', state_since),
+		   format('SELECT cqrs_resume_consumer(%L);', consumer), NULL, NULL
+	FROM owned
+	WHERE state = 'paused'
+	UNION ALL
+	SELECT 'error', 'consumer_restored', consumer, 'It was restored from a dump; nothing is consumed.',
+		   format('SELECT cqrs_adopt(); -- goes on where it was when the dump was made; or cqrs_drop_consumer(%L)', consumer), NULL, NULL
+	FROM owned c
+	WHERE EXISTS (SELECT FROM place p WHERE p.consumer_id = c.consumer_id AND NOT p.native)
+	UNION ALL
+	SELECT 'error', 'consumer_failing', c.consumer,
+		   format('Worker %s failed %s times in a row, and tries again at %s: %s', f.partition, f.failures, f.retry_at, f.message),
+		   format('SELECT cqrs_resume_consumer(%L); -- once the cause is removed; otherwise, it is tried again by itself', c.consumer), NULL, NULL
+	FROM owned c
+	JOIN failure f ON f.subscription_id = c.consumer_id
+	WHERE c.state = 'active' AND (f.failures > 1 OR f.retry_at < clock_timestamp())
+	UNION ALL
+	-- or not all of it
+	SELECT 'error', 'consumer_stopped', c.consumer,
+		   CASE p.stopped
+				WHEN 'gap' THEN format('Partition %s is not consumed: what was to be consumed next, at offset %s, the broker has deleted.',
+									   p.partition, p.next_offset)
+				ELSE format('Partition %s is not consumed: it is another one than that of which all up to offset %s was consumed.',
+							p.partition, p.last_offset) END,
+		   format('SELECT cqrs_seek_consumer(%L, ''earliest'', %s); -- goes on with the first message that is there; or ''latest'', a time, or an offset',
+				  c.consumer, p.partition), NULL, NULL
+	FROM owned c
+	JOIN place p USING (consumer_id)
+	WHERE p.stopped IS NOT NULL
+	UNION ALL
+	-- or late
+	SELECT 'warning', 'consumer_behind', consumer,
+		   format('Partition %s has %s offsets that are not consumed; the last message was sent at %s, and consumed at %s.',
+				  partition, messages, last_time, moved_at),
+		   'See cqrs_consumer_partitions. More workers, of a source with several partitions, consume more.',
+		   moved_at - last_time, NULL
+	FROM behind
+	WHERE last_time IS NOT NULL
+	UNION ALL
+	SELECT 'warning', 'consumer_held_by_open_transaction', consumer,
+		   format('Partition %s is connected, and has %s offsets that cannot be read since %s: most likely, a producer has left a transaction open.',
+				  partition, messages, waits_since),
+		   'Have the producer end it, or abort it at the broker: kafka-transactions.sh find-hanging shows it. Otherwise, it is aborted after its transaction.timeout.ms.',
+		   NULL, clock_timestamp() - waits_since
+	FROM behind
+	WHERE connected
+	UNION ALL
+	SELECT 'warning', 'consumer_dead_letters', c.consumer,
+		   format('Messages that could not become events: %s%s, the last with: %s', d.messages,
+				  CASE d.messages WHEN 10000 THEN ' or more' END, d.message),
+		   format('SELECT * FROM cqrs_consumer_dead_letters WHERE consumer = %1$L; -- then cqrs_redrive_all_consumed(%1$L), cqrs_discard_consumed(%1$L, ARRAY[event_id]) or cqrs_discard_all_consumed(%1$L)',
+				  c.consumer), NULL, NULL
+	FROM owned c
+	CROSS JOIN LATERAL (
+		SELECT count(*) AS messages, (array_agg(message ORDER BY died_at DESC))[1] AS message
+		FROM (SELECT message, died_at FROM cqrs.consumer_dead_letter d WHERE d.consumer_id = c.consumer_id LIMIT 10000) d) d
+	WHERE d.messages > 0
+) c;
+COMMENT ON VIEW cqrs.consumer_problem IS 'what may be wrong with consumers';
+
 -- All of it.
 CREATE VIEW cqrs.problem WITH (security_barrier) AS
 SELECT 'error' AS severity, 'version_mismatch' AS problem, 'extension "cqrs_outbox"' AS object,
@@ -601,6 +707,8 @@ UNION ALL
 SELECT severity, problem, object, detail, hint, NULL, held FROM cqrs.saga_problem
 UNION ALL
 SELECT severity, problem, object, detail, hint, NULL, NULL FROM cqrs.saga_event_problem
+UNION ALL
+SELECT severity, problem, object, detail, hint, lag, held FROM cqrs.consumer_problem
 UNION ALL
 -- a command is not executed, or a saga not woken
 SELECT 'error', 'commands_late',

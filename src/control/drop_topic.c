@@ -54,8 +54,8 @@ cqrs_drop_topic(PG_FUNCTION_ARGS)
 }
 
 /*
- * Raises 2BP01 if an event is registered on the topic, 55006 if it holds
- * events that are not delivered.
+ * Raises 2BP01 if an event is registered on the topic, or a consumer writes to it;
+ * 55006 if it holds events that are not delivered.
  */
 static void
 refuse_in_use(CqrsTopic *topic)
@@ -71,6 +71,14 @@ refuse_in_use(CqrsTopic *topic)
 						topic->name, SPI_getvalue(SPI_tuptable->vals[0],
 												  SPI_tuptable->tupdesc, 1)),
 				 errhint("Use cqrs_unregister_event() first, or cascade => true.")));
+	if (cqrs_admin_execute("SELECT consumer FROM cqrs.consumer WHERE topic_id = $1 ORDER BY 1 LIMIT 1",
+						   1, CQRS_INT4(topic->topic_id)) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+				 errmsg("cannot drop topic \"%s\" because consumer \"%s\" writes to it",
+						topic->name, SPI_getvalue(SPI_tuptable->vals[0],
+												  SPI_tuptable->tupdesc, 1)),
+				 errhint("Use cqrs_drop_consumer() or cqrs_alter_consumer() first, or cascade => true: it waits then for another topic.")));
 	cqrs_admin_end(&admin);
 	if (cqrs_topic_holds_events(topic))
 		ereport(ERROR,

@@ -15,9 +15,11 @@
 #include "base/cqrs_outbox.h"
 
 #include "access/xact.h"
+#include "lib/stringinfo.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 
+#include "base/rfc3339.h"
 #include "broker/server.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
@@ -36,6 +38,12 @@
 
 #define MAX_WORKERS	64
 
+/* The years 1970 to 9999. */
+static const TimestampTz first_time =
+(UNIX_EPOCH_JDATE - POSTGRES_EPOCH_JDATE) * USECS_PER_DAY;
+static const TimestampTz last_time =
+INT64CONST(2921940) * USECS_PER_DAY - 1;
+
 /* What is chosen for a consumer; NULL, or 0: not given. */
 typedef struct Choice
 {
@@ -52,7 +60,7 @@ typedef struct Choice
 
 static char *text_arg(FunctionCallInfo fcinfo, int argno);
 static void check_choice(const char *name, const Choice *choice);
-static void check_start(const char *name, const char *start);
+static char *parse_start(const char *name, const char *start);
 static void check_event_name(const char *name, const char *event_name,
 							 const char *format);
 static const CqrsBrokerModule *check_server(const char *name,
@@ -60,7 +68,8 @@ static const CqrsBrokerModule *check_server(const char *name,
 static void check_message_id(const char *name, const CqrsBrokerModule *module,
 							 const Choice *choice);
 static bool is_like(const CqrsConsumer *consumer, const Choice *choice);
-static TimestampTz parse_time(const char *text);
+static TimestampTz parse_time(const char *name, const char *text);
+static bool own_if_nobody_does(CqrsConsumer **consumer);
 static void seek(CqrsConsumer *consumer, NullableDatum partition,
 				 int64 offset, TimestampTz time);
 static void set_state(const CqrsConsumer *consumer, const char *state);
@@ -103,18 +112,27 @@ cqrs_create_consumer(PG_FUNCTION_ARGS)
 	choice.on_gap = PG_ARGISNULL(8) ? "stop" : text_arg(fcinfo, 8);
 	choice.workers = PG_ARGISNULL(9) ? 1 : PG_GETARG_INT32(9);
 	check_choice(name, &choice);
-	check_start(name, choice.start);
+	choice.start = parse_start(name, choice.start);
 	check_event_name(name, choice.event_name, choice.format);
 	cqrs_topic_require(choice.topic, ACL_INSERT);
-	cqrs_subscription_require_login(name, GetUserId());
+	if (!cqrs_subscription_owner_can_login(GetUserId()))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" cannot own consumer \"%s\"",
+						GetUserNameFromId(GetUserId(), true), name),
+				 errdetail("The worker connects as the owner, who is not permitted to log in."),
+				 errhint("ALTER ROLE ... LOGIN; it needs no password for this.")));
 	module = check_server(name, choice.server);
 	if (!module->keeps_offsets && choice.message_id == NULL)
 		choice.message_id = "required";
 	check_message_id(name, module, &choice);
 
-	/* Somebody else may make it while we wait for the table. */
+	/*
+	 * Somebody else may make it, or a subscription of that name, while we
+	 * wait for the tables.
+	 */
 	if (cqrs_registry_consumer(name) == NULL)
-		cqrs_admin_run("LOCK TABLE cqrs.consumer IN SHARE ROW EXCLUSIVE MODE", 0);
+		cqrs_admin_run("LOCK TABLE cqrs.subscription, cqrs.consumer IN SHARE ROW EXCLUSIVE MODE", 0);
 	old = cqrs_registry_consumer(name);
 	if (old != NULL)
 	{
@@ -131,7 +149,7 @@ cqrs_create_consumer(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("\"%s\" is the name of a subscription", name),
-				 errhint("Consumers and subscriptions have names of their own.")));
+				 errhint("No consumer can have the name of a subscription: choose another one.")));
 
 	cqrs_admin_begin(&admin);
 	cqrs_admin_execute("INSERT INTO cqrs.consumer (consumer, server, source, topic_id, event_name, format, start, message_id, on_gap, workers)"
@@ -164,8 +182,10 @@ cqrs_alter_consumer(PG_FUNCTION_ARGS)
 	CqrsConsumer *consumer = cqrs_consumer_own(fcinfo, "cqrs_alter_consumer()");
 	const char *name = consumer->name;
 	Choice		choice = {0};
+	bool		changed = own_if_nobody_does(&consumer);
 	bool		same_topic;
 
+	consumer = cqrs_consumer_lock(consumer);
 	choice.server = consumer->server;
 	choice.source = consumer->source;
 	choice.topic = PG_ARGISNULL(1) ? consumer->topic :
@@ -200,9 +220,8 @@ cqrs_alter_consumer(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(4))
 		check_message_id(name, check_server(name, consumer->server), &choice);
 	if (same_topic && is_like(consumer, &choice))
-		PG_RETURN_BOOL(false);
+		PG_RETURN_BOOL(changed);
 
-	cqrs_consumer_lock(consumer);
 	(void) cqrs_admin_run("UPDATE cqrs.consumer SET topic_id = coalesce($2, topic_id), event_name = $3, format = $4, message_id = $5,"
 						  " on_gap = $6, workers = $7, retried_at = pg_catalog.clock_timestamp() WHERE consumer_id = $1", 7,
 						  CQRS_INT4(consumer->consumer_id),
@@ -217,6 +236,11 @@ cqrs_alter_consumer(PG_FUNCTION_ARGS)
 										CStringGetTextDatum(choice.message_id),
 										choice.message_id == NULL),
 						  CQRS_TEXT(choice.on_gap), CQRS_INT4(choice.workers));
+
+	/* Workers that it has no longer have no failures. */
+	(void) cqrs_admin_run("DELETE FROM cqrs.failure WHERE subscription_id = $1 AND partition >= $2",
+						  2, CQRS_INT4(consumer->consumer_id),
+						  CQRS_INT4(choice.workers));
 	cqrs_shmem_changed();
 	if (choice.workers > consumer->workers)
 		warn_of_workers();
@@ -248,8 +272,7 @@ cqrs_drop_consumer(PG_FUNCTION_ARGS)
 	}
 	consumer = cqrs_consumer_get(name);
 	cqrs_consumer_require_owner(consumer);
-	cqrs_consumer_lock(consumer);
-	consumer_id = consumer->consumer_id;
+	consumer_id = cqrs_consumer_lock(consumer)->consumer_id;
 	cqrs_admin_begin(&admin);
 	for (i = 0; i < lengthof(tables); i++)
 		cqrs_admin_execute(psprintf("DELETE FROM cqrs.%s WHERE consumer_id = $1",
@@ -307,7 +330,7 @@ cqrs_seek_consumer(PG_FUNCTION_ARGS)
 		seek(consumer, fcinfo->args[2], CQRS_BROKER_OFFSET_LATEST, 0);
 	else
 		seek(consumer, fcinfo->args[2], CQRS_BROKER_OFFSET_TIME,
-			 parse_time(target));
+			 parse_time(consumer->name, target));
 	PG_RETURN_VOID();
 }
 
@@ -387,22 +410,33 @@ cqrs_consumer_require_owner(const CqrsConsumer *consumer)
 			 errhint("What it takes is membership in its owner: GRANT %s TO %s.",
 					 quote_identifier(GetUserNameFromId(owner, false)),
 					 quote_identifier(GetUserNameFromId(GetUserId(), false))) :
-			 errhint("Nobody owns it. The extension's owner may remove it.")));
+			 errhint("Nobody owns it. The extension's owner may remove it, or own it by cqrs_alter_consumer().")));
 }
 
 /*
  * Wait until no batch of the consumer is under way, and let none begin until the
- * end of the transaction. Raises 42704 if it was dropped meanwhile.
+ * end of the transaction. Returns the consumer as it is then: somebody else may have
+ * changed it. Raises 42704 if it was dropped meanwhile, 42501 if it was given to
+ * another owner.
  */
-void
+CqrsConsumer *
 cqrs_consumer_lock(const CqrsConsumer *consumer)
 {
+	CqrsConsumer *now;
+
 	(void) cqrs_object_lock(CQRS_REL_CONSUMER, consumer->consumer_id, 0,
 							ExclusiveLock, true);
-	if (cqrs_registry_consumer_by_id(consumer->consumer_id) == NULL)
+	now = cqrs_registry_consumer_by_id(consumer->consumer_id);
+	if (now == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("consumer \"%s\" was dropped", consumer->name)));
+	if (now->owner != consumer->owner)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("consumer \"%s\" was given to another owner",
+						consumer->name)));
+	return now;
 }
 
 /*
@@ -494,22 +528,56 @@ check_choice(const char *name, const Choice *choice)
 }
 
 /*
- * Raises 22007 or 22008 for what is no timestamp.
+ * Where to start, as the worker is to read it: a timestamp means the same in any time
+ * zone, and tomorrow.
  */
-static void
-check_start(const char *name, const char *start)
+static char *
+parse_start(const char *name, const char *start)
 {
-	if (strcmp(start, "earliest") != 0 && strcmp(start, "latest") != 0)
-		(void) parse_time(start);
+	StringInfoData text;
+
+	if (strcmp(start, "earliest") == 0 || strcmp(start, "latest") == 0)
+		return pstrdup(start);
+	initStringInfo(&text);
+	cqrs_rfc3339_append(&text, parse_time(name, start));
+	return text.data;
 }
 
+/*
+ * Raises 22007 or 22008 for what is no timestamp, or one that no message has.
+ */
 static TimestampTz
-parse_time(const char *text)
+parse_time(const char *name, const char *text)
 {
-	return DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in,
+	TimestampTz time;
+
+	time = DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in,
 												   CStringGetDatum(text),
 												   ObjectIdGetDatum(InvalidOid),
 												   Int32GetDatum(-1)));
+	if (time < first_time || time > last_time)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				 errmsg("consumer \"%s\" cannot begin at \"%s\"", name, text),
+				 errhint("Give a time from 1970 to 9999, \"earliest\" or \"latest\".")));
+	return time;
+}
+
+/*
+ * Whoever may change a consumer that has no owner becomes the owner. Returns whether
+ * there was none.
+ */
+static bool
+own_if_nobody_does(CqrsConsumer **consumer)
+{
+	char	   *name = (*consumer)->name;
+
+	if (OidIsValid((*consumer)->view))
+		return false;
+	cqrs_owner_make_view(name, true, GetUserId());
+	cqrs_consumer_changed((*consumer)->consumer_id);
+	*consumer = cqrs_consumer_get(name);
+	return true;
 }
 
 /*
@@ -646,7 +714,7 @@ set_state(const CqrsConsumer *consumer, const char *state)
 {
 	int			i;
 
-	cqrs_consumer_lock(consumer);
+	consumer = cqrs_consumer_lock(consumer);
 	(void) cqrs_admin_run("UPDATE cqrs.consumer SET state = $2, retried_at = pg_catalog.clock_timestamp(),"
 						  " state_since = CASE WHEN state = $2 THEN state_since ELSE pg_catalog.now() END WHERE consumer_id = $1",
 						  2, CQRS_INT4(consumer->consumer_id), CQRS_TEXT(state));

@@ -9,6 +9,7 @@
 #include "base/cqrs_outbox.h"
 
 #include "access/xact.h"
+#include "common/string.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -57,16 +58,22 @@ enum
 
 static Datum bytes_of(const char *bytes, size_t size);
 static Jsonb *readable_headers(const CqrsBrokerReceived *message);
-static CqrsEventIds *ids_arg(FunctionCallInfo fcinfo);
+static int64 redrive_these(CqrsConsumer *consumer, CqrsEventIds *ids);
+static int64 discard_these(CqrsConsumer *consumer, CqrsEventIds *ids);
+static void begin_walk(CqrsScan *scan, int32 consumer_id);
+static HeapTuple next_letter(CqrsScan *scan, CqrsEventIds *ids, Datum *values,
+							 bool *nulls);
 static bool redrive(const CqrsInbound *inbound, const Datum *values,
-					const bool *nulls, const pg_uuid_t *event_id);
+					const bool *nulls);
 static void read_message(CqrsBrokerReceived *message, const Datum *values,
 						 const bool *nulls);
 static void read_headers(CqrsBrokerReceived *message, Jsonb *headers);
 static char *utf8(char *text);
 
 PG_FUNCTION_INFO_V1(cqrs_redrive_consumed);
+PG_FUNCTION_INFO_V1(cqrs_redrive_all_consumed);
 PG_FUNCTION_INFO_V1(cqrs_discard_consumed);
+PG_FUNCTION_INFO_V1(cqrs_discard_all_consumed);
 
 /*
  * Keep a message, and why it cannot be an event. Returns false if it is kept
@@ -115,8 +122,7 @@ cqrs_dead_message_add(int32 consumer_id, const CqrsBrokerReceived *message,
 		values[DEAD_BODY - 1] = bytes_of(message->body, kept);
 	values[DEAD_BODY_SIZE - 1] = Int64GetDatum((int64) message->body_size);
 	nulls[DEAD_CONTENT_TYPE - 1] = message->content_type == NULL ||
-		!pg_verify_mbstr(PG_UTF8, message->content_type,
-						 strlen(message->content_type), true);
+		!pg_is_ascii(message->content_type);
 	if (!nulls[DEAD_CONTENT_TYPE - 1])
 		values[DEAD_CONTENT_TYPE - 1] = CStringGetTextDatum(message->content_type);
 	nulls[DEAD_HEADERS - 1] = headers == NULL;
@@ -141,16 +147,65 @@ Datum
 cqrs_redrive_consumed(PG_FUNCTION_ARGS)
 {
 	CqrsConsumer *consumer = cqrs_consumer_own(fcinfo, "cqrs_redrive_consumed()");
-	CqrsEventIds *ids = ids_arg(fcinfo);
+
+	PG_RETURN_INT64(redrive_these(consumer, cqrs_event_ids_arg(fcinfo, 1)));
+}
+
+/*
+ * cqrs_redrive_all_consumed(consumer)
+ */
+Datum
+cqrs_redrive_all_consumed(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(redrive_these(cqrs_consumer_own(fcinfo, "cqrs_redrive_all_consumed()"),
+								  NULL));
+}
+
+/*
+ * cqrs_discard_consumed(consumer, event_ids)
+ */
+Datum
+cqrs_discard_consumed(PG_FUNCTION_ARGS)
+{
+	CqrsConsumer *consumer = cqrs_consumer_own(fcinfo, "cqrs_discard_consumed()");
+
+	PG_RETURN_INT64(discard_these(consumer, cqrs_event_ids_arg(fcinfo, 1)));
+}
+
+/*
+ * cqrs_discard_all_consumed(consumer)
+ */
+Datum
+cqrs_discard_all_consumed(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(discard_these(cqrs_consumer_own(fcinfo, "cqrs_discard_all_consumed()"),
+								  NULL));
+}
+
+/*
+ * Make events of these dead letters, or of all if ids is NULL. Returns how many
+ * became events.
+ */
+static int64
+redrive_these(CqrsConsumer *consumer, CqrsEventIds *ids)
+{
 	CqrsBrokerServer *server;
 	CqrsInbound inbound;
+	MemoryContext context;
+	MemoryContext oldcontext;
 	CqrsScan	scan;
-	ScanKeyData key;
 	Datum		values[DEAD_COLUMNS];
 	bool		nulls[DEAD_COLUMNS];
 	HeapTuple	row;
+	bool		done;
 	int64		n = 0;
 
+	consumer = cqrs_consumer_lock(consumer);
+	if (!OidIsValid(consumer->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("consumer \"%s\" has no owner", consumer->name),
+				 errhint("Use cqrs_alter_consumer(), to own it.")));
 	if (consumer->topic == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -162,65 +217,82 @@ cqrs_redrive_consumed(PG_FUNCTION_ARGS)
 								consumer->owner);
 	cqrs_inbound_init(&inbound, consumer, server->module->cloudevents_prefix,
 					  server->max_message_size);
-	cqrs_consumer_lock(consumer);
 
-	cqrs_key_int4(&key, DEAD_CONSUMER_ID, consumer->consumer_id);
-	cqrs_scan_begin(&scan, CQRS_REL_CONSUMER_DEAD_LETTER,
-					CQRS_REL_CONSUMER_DEAD_LETTER_PKEY, RowExclusiveLock, NULL,
-					ForwardScanDirection, 1, &key);
-	while ((row = cqrs_scan_read(&scan, values, nulls)) != NULL)
+	/* Not for what the walk allocates. */
+	context = AllocSetContextCreate(CurrentMemoryContext, "cqrs message",
+									ALLOCSET_DEFAULT_SIZES);
+	begin_walk(&scan, consumer->consumer_id);
+	while ((row = next_letter(&scan, ids, values, nulls)) != NULL)
 	{
-		pg_uuid_t  *event_id = DatumGetUUIDP(values[DEAD_EVENT_ID - 1]);
-
-		CHECK_FOR_INTERRUPTS();
-		if (ids != NULL && !cqrs_event_ids_contain(ids, event_id))
-			continue;
-		if (!redrive(&inbound, values, nulls, event_id))
+		MemoryContextReset(context);
+		oldcontext = MemoryContextSwitchTo(context);
+		done = redrive(&inbound, values, nulls);
+		MemoryContextSwitchTo(oldcontext);
+		if (!done)
 			continue;
 		cqrs_scan_delete(&scan, row);
 		n++;
 	}
 	cqrs_scan_end(&scan, NoLock);
-	PG_RETURN_INT64(n);
+	MemoryContextDelete(context);
+	CommandCounterIncrement();
+	return n;
 }
 
 /*
- * cqrs_discard_consumed(consumer, event_ids)
+ * Delete these dead letters, or all if ids is NULL. Returns how many there were.
  */
-Datum
-cqrs_discard_consumed(PG_FUNCTION_ARGS)
+static int64
+discard_these(CqrsConsumer *consumer, CqrsEventIds *ids)
 {
-	CqrsConsumer *consumer = cqrs_consumer_own(fcinfo, "cqrs_discard_consumed()");
-	CqrsEventIds *ids = ids_arg(fcinfo);
 	CqrsScan	scan;
-	ScanKeyData key;
 	Datum		values[DEAD_COLUMNS];
 	bool		nulls[DEAD_COLUMNS];
 	HeapTuple	row;
 	int64		n = 0;
 
-	cqrs_consumer_lock(consumer);
-	cqrs_key_int4(&key, DEAD_CONSUMER_ID, consumer->consumer_id);
-	cqrs_scan_begin(&scan, CQRS_REL_CONSUMER_DEAD_LETTER,
-					CQRS_REL_CONSUMER_DEAD_LETTER_PKEY, RowExclusiveLock, NULL,
-					ForwardScanDirection, 1, &key);
-	while ((row = cqrs_scan_read(&scan, values, nulls)) != NULL)
+	consumer = cqrs_consumer_lock(consumer);
+	begin_walk(&scan, consumer->consumer_id);
+	while ((row = next_letter(&scan, ids, values, nulls)) != NULL)
 	{
-		CHECK_FOR_INTERRUPTS();
-		if (ids != NULL &&
-			!cqrs_event_ids_contain(ids, DatumGetUUIDP(values[DEAD_EVENT_ID - 1])))
-			continue;
 		cqrs_scan_delete(&scan, row);
 		n++;
 	}
 	cqrs_scan_end(&scan, NoLock);
-	PG_RETURN_INT64(n);
+	CommandCounterIncrement();
+	return n;
 }
 
-static CqrsEventIds *
-ids_arg(FunctionCallInfo fcinfo)
+/*
+ * Walk through a consumer's dead letters.
+ */
+static void
+begin_walk(CqrsScan *scan, int32 consumer_id)
 {
-	return PG_ARGISNULL(1) ? NULL : cqrs_event_ids_arg(fcinfo, 1);
+	ScanKeyData key;
+
+	cqrs_key_int4(&key, DEAD_CONSUMER_ID, consumer_id);
+	cqrs_scan_begin(scan, CQRS_REL_CONSUMER_DEAD_LETTER,
+					CQRS_REL_CONSUMER_DEAD_LETTER_PKEY, RowExclusiveLock, NULL,
+					ForwardScanDirection, 1, &key);
+}
+
+/*
+ * The next one of these, or of all if ids is NULL; NULL: there is none.
+ */
+static HeapTuple
+next_letter(CqrsScan *scan, CqrsEventIds *ids, Datum *values, bool *nulls)
+{
+	HeapTuple	row;
+
+	while ((row = cqrs_scan_read(scan, values, nulls)) != NULL)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (ids == NULL ||
+			cqrs_event_ids_contain(ids, DatumGetUUIDP(values[DEAD_EVENT_ID - 1])))
+			break;
+	}
+	return row;
 }
 
 static Datum
@@ -267,14 +339,13 @@ readable_headers(const CqrsBrokerReceived *message)
  * be.
  */
 static bool
-redrive(const CqrsInbound *inbound, const Datum *values, const bool *nulls,
-		const pg_uuid_t *event_id)
+redrive(const CqrsInbound *inbound, const Datum *values, const bool *nulls)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	CqrsBrokerReceived message;
 	volatile bool done = false;
-	pg_uuid_t	id = *event_id;
+	pg_uuid_t	id = *DatumGetUUIDP(values[DEAD_EVENT_ID - 1]);
 
 	read_message(&message, values, nulls);
 	BeginInternalSubTransaction(NULL);
@@ -283,9 +354,12 @@ redrive(const CqrsInbound *inbound, const Datum *values, const bool *nulls,
 	{
 		CqrsEvent	event;
 
-		/* Of a body that was cut, there is not enough. */
 		if (DatumGetInt64(values[DEAD_BODY_SIZE - 1]) > message.body_size)
-			message.body_size = DatumGetInt64(values[DEAD_BODY_SIZE - 1]);
+			ereport(ERROR,
+					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+					 errmsg("of a message of " INT64_FORMAT " bytes, the first %zu are kept",
+							DatumGetInt64(values[DEAD_BODY_SIZE - 1]),
+							message.body_size)));
 		cqrs_inbound_event(inbound, &message, message.message_id, &id, &event);
 		cqrs_event_write(&event);
 		done = true;

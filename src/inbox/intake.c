@@ -194,6 +194,7 @@ void
 cqrs_intake_check(CqrsConsumer *consumer)
 {
 	TimestampTz now = cqrs_steady_now();
+	int			n = 0;
 	int			i;
 
 	cqrs_intake.checked_at = now;
@@ -236,7 +237,8 @@ cqrs_intake_check(CqrsConsumer *consumer)
 	cqrs_intake.batch_last = NULL;
 	cqrs_intake.batch_notices = cqrs_intake.notices;
 	for (i = 0; i < cqrs_intake.nparts; i++)
-		cqrs_intake.parts[i].touched = true;
+		cqrs_intake.parts[i].touched = cqrs_intake.parts[i].end_moved &&
+			n++ < CQRS_INTAKE_PARTS;
 	if (!cqrs_intake_lock_places())
 	{
 		cqrs_intake.renew = true;
@@ -244,11 +246,20 @@ cqrs_intake_check(CqrsConsumer *consumer)
 	}
 	for (i = 0; i < cqrs_intake.nparts; i++)
 	{
-		cqrs_place_append(&cqrs_intake.parts[i].moved);
+		CqrsPart   *part = &cqrs_intake.parts[i];
+
+		if (!part->touched)
+			continue;
+		cqrs_place_append(&part->moved);
 
 		/* If this is rolled back, we see that somebody else moved it. */
-		cqrs_intake.parts[i].place = cqrs_intake.parts[i].moved;
+		part->place = part->moved;
+		part->end_moved = false;
 	}
+
+	/* The others' turn is when we look the next time. */
+	if (n > CQRS_INTAKE_PARTS)
+		return;
 	cqrs_intake.ends_moved = false;
 	cqrs_intake.ends_written_at = now;
 }
@@ -432,7 +443,7 @@ take_notice(CqrsLinkNotice *notice)
 			if (part != NULL && part->place.end_offset != notice->notice.value)
 			{
 				part->place.end_offset = notice->notice.value;
-				cqrs_intake.ends_moved = true;
+				part->end_moved = cqrs_intake.ends_moved = true;
 			}
 			break;
 

@@ -33,7 +33,6 @@
 /* A batch has no more than this. */
 #define MOST_MESSAGES	5000
 #define MOST_BYTES		(8 * 1024 * 1024)
-#define MOST_PARTITIONS	64
 
 CqrsIntake	cqrs_intake;
 
@@ -109,6 +108,7 @@ cqrs_intake_stored(void)
 			continue;
 		part->place = part->moved;
 		part->compare = part->compared;
+		part->end_moved = false;
 	}
 	while (cqrs_intake.notices != cqrs_intake.batch_notices)
 	{
@@ -187,7 +187,7 @@ cqrs_intake_begin_batch(void)
 		 message != NULL && cqrs_intake.nbatch < MOST_MESSAGES && bytes < MOST_BYTES;
 		 message = message->next)
 	{
-		if (touch(message->partition) && ++npartitions > MOST_PARTITIONS)
+		if (touch(message->partition) && ++npartitions > CQRS_INTAKE_PARTS)
 		{
 			cqrs_intake_find_part(message->partition)->touched = false;
 			break;
@@ -199,7 +199,7 @@ cqrs_intake_begin_batch(void)
 	for (notice = cqrs_intake.notices;
 		 notice != NULL && notice->behind <= cqrs_intake.nstored + cqrs_intake.nbatch;
 		 notice = notice->next)
-		if (touch(notice->notice.partition) && ++npartitions > MOST_PARTITIONS)
+		if (touch(notice->notice.partition) && ++npartitions > CQRS_INTAKE_PARTS)
 		{
 			cqrs_intake_find_part(notice->notice.partition)->touched = false;
 			break;

@@ -18,6 +18,7 @@ typedef struct CqrsPart
 {
 	CqrsPlace	place;			/* as it is stored */
 	bool		compare;		/* the last message is to come once more */
+	bool		end_moved;		/* not written yet */
 
 	/* Of the batch. */
 	CqrsPlace	moved;
@@ -25,6 +26,9 @@ typedef struct CqrsPart
 	bool		touched;
 	CqrsBrokerReceived *last;	/* the last one consumed */
 } CqrsPart;
+
+/* No transaction moves more parts: each has a lock. */
+#define CQRS_INTAKE_PARTS	64
 
 /* The connection of this process, if server is not NULL. */
 typedef struct CqrsIntake
@@ -57,7 +61,7 @@ typedef struct CqrsIntake
 	int			apart;			/* so many messages get a subtransaction each */
 
 	bool		failed;			/* cqrs.failure has a row of us */
-	bool		ends_moved;		/* not written yet */
+	bool		ends_moved;		/* of some part, likewise */
 	TimestampTz ends_written_at;
 	TimestampTz checked_at;
 	TimestampTz noted_at;		/* that the source is consumed */

@@ -149,7 +149,7 @@ lost(CqrsJob *job, const char *message)
 	error.message = cqrs_broker_error(message);
 	ereport(LOG,
 			(errcode(ERRCODE_CONNECTION_FAILURE),
-			 errmsg("the connection that %s uses is lost", job->what),
+			 errmsg("the connection was lost while %s", job->what),
 			 errdetail_internal("%s", error.message)));
 	return fail(job, &error);
 }

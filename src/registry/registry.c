@@ -359,7 +359,9 @@ cqrs_subscription_get(const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("subscription \"%s\" does not exist", name),
-				 errhint("Create it with cqrs_subscribe().")));
+				 cqrs_registry_consumer(name) == NULL ?
+				 errhint("Create it with cqrs_subscribe().") :
+				 errhint("It is a consumer: use the functions of that, such as cqrs_pause_consumer().")));
 	return subscription;
 }
 
@@ -372,7 +374,9 @@ cqrs_consumer_get(const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("consumer \"%s\" does not exist", name),
-				 errhint("Create it with cqrs_create_consumer().")));
+				 cqrs_registry_subscription(name) == NULL ?
+				 errhint("Create it with cqrs_create_consumer().") :
+				 errhint("It is a subscription: use the functions of that, such as cqrs_pause().")));
 	return consumer;
 }
 

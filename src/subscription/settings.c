@@ -17,6 +17,7 @@
 
 #include "base/interval.h"
 #include "extension/admin.h"
+#include "registry/registry.h"
 #include "subscription/settings.h"
 
 static const struct
@@ -153,7 +154,7 @@ cqrs_settings_complete(CqrsSettings *settings)
 /*
  * The row of a new subscription; returns its id. runs is NULL, or what table
  * cqrs.subscription says. Between cqrs_admin_begin() and
- * cqrs_admin_end(), as the next one.
+ * cqrs_admin_end(), as the next one. Raises 42710 if a consumer has that name.
  */
 int32
 cqrs_settings_insert(const CqrsSettings *settings, const char *subscription,
@@ -166,6 +167,11 @@ cqrs_settings_insert(const CqrsSettings *settings, const char *subscription,
 	StringInfoData numbers;
 	int			i;
 
+	if (cqrs_registry_consumer(subscription) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("\"%s\" is the name of a consumer", subscription),
+				 errhint("No subscription can have the name of a consumer: choose another one.")));
 	initStringInfo(&names);
 	initStringInfo(&numbers);
 	for (i = 0; i < CQRS_SETTINGS; i++)

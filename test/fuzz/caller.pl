@@ -38,6 +38,7 @@ my %known = map { /^(\S+?)(?:=(\d+))?$/ ? ($1 => $2 // 3) : () } qw(
   cqrs_step=1 cqrs_await=1 cqrs_sleep=1 cqrs_parallel=1 cqrs_sub_saga=1 cqrs_register_saga=6 cqrs_unregister_saga=1 cqrs_create_saga_queue=2 cqrs_drop_saga_queue=1
   cqrs_start_saga=12 cqrs_signal=6 cqrs_cancel_saga cqrs_retry_saga cqrs_skip_step cqrs_resume_sagas=1 cqrs_wait_saga=1 cqrs_saga_history cqrs_dry_run_saga
   cqrs_consumed=6
+  cqrs_create_consumer=4 cqrs_alter_consumer cqrs_drop_consumer=1 cqrs_pause_consumer=1 cqrs_resume_consumer=2 cqrs_seek_consumer cqrs_redrive_consumed cqrs_redrive_all_consumed cqrs_discard_consumed cqrs_discard_all_consumed=1 consumer_owner
   run_saga route_to_sagas resume_sagas=1 saga_steps saga_diagram);
 
 # What an error may say though it has the code of an internal one: the server's

@@ -334,6 +334,19 @@ sub deliver
 	return $self->send_all($connection, $out);
 }
 
+# To all who consume it.
+sub deliver_from
+{
+	my ($self, $source) = @_;
+
+	return unless $self->{sources}{$source};
+	for my $connection (values %{ $self->{connections} })
+	{
+		$self->deliver($connection) if ($connection->{source} // '') eq $source && $connection->{unacknowledged};
+	}
+	return;
+}
+
 sub word
 {
 	my ($value) = @_;
@@ -385,6 +398,7 @@ sub close_connection
 		unshift @{ $self->{sources}{ $connection->{source} } }, @$messages;
 	}
 	@{ $self->{held} } = grep { $_->[0] != $connection } @{ $self->{held} };
+	$self->deliver_from($connection->{source}) if defined $connection->{source};
 }
 
 sub command_rule
@@ -489,10 +503,7 @@ sub command_feed
 	my ($self, $source, @messages) = @_;
 
 	push @{ $self->{sources}{$source} }, @messages;
-	for my $connection (values %{ $self->{connections} })
-	{
-		$self->deliver($connection) if ($connection->{source} // '') eq $source;
-	}
+	$self->deliver_from($source);
 	return 1;
 }
 
