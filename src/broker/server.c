@@ -223,7 +223,10 @@ check_module(const CqrsBrokerModule *module, const char *library,
 		module->window < 1 || module->window > MAX_WINDOW ||
 		module->check == NULL || module->startup == NULL ||
 		module->publish == NULL || module->poll == NULL ||
-		module->fd == NULL || module->shutdown == NULL)
+		module->fd == NULL || module->shutdown == NULL ||
+		(module->fence != NULL &&
+		 (module->begin == NULL || module->commit == NULL ||
+		  module->abort == NULL || module->read_record == NULL)))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("broker module \"%s\" of server \"%s\" is not complete",
