@@ -24,6 +24,8 @@
 -- search_path        for a handler: it is called with this, and pg_temp behind it,
 --                    unless it has a SET search_path; NULL without handler
 -- rate               for a handler: how often it may be called, as 10/s; 0: no limit
+-- delivery           to the broker: at_least_once, or exactly_once, in transactions of
+--                    its own
 -- runs               what its owner has done by it: commands that were enqueued; sagas,
 --                    the steps of sagas; saga_events, what sagas wait for. NULL: none of
 --                    that
@@ -67,6 +69,7 @@ CREATE TABLE cqrs.subscription (
 	transaction			text		NOT NULL,
 	search_path			text,
 	rate				text		NOT NULL,
+	delivery			text		NOT NULL,
 	runs				text,
 	partitions			integer		NOT NULL,
 	ordering			text		NOT NULL,
@@ -159,6 +162,7 @@ SELECT s.subscription,
 	   s.transaction,
 	   s.search_path,
 	   s.rate,
+	   s.delivery,
 	   s.created_at
 FROM cqrs.subscription s
 CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
@@ -232,6 +236,9 @@ COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subs
 --                      together: '10/s', '100/min', '1000/h'; at most so often, evenly,
 --                      with bursts of a tenth of a second. '0', the default: no limit.
 --                      Attempts count. cqrs_drain() takes no heed of it
+--   delivery           to the broker: 'at_least_once', the default; 'exactly_once', if
+--                      its module uses transactions, as that of Kafka does: consumers
+--                      that read what is committed get each event once. See docs/kafka.md
 --   or_replace         if there is a subscription of this name, with other topics
 --                      or settings, change them, as cqrs_alter_subscription() does:
 --                      it stays where it is. start does not matter then
@@ -246,7 +253,7 @@ COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subs
 -- server, a handler that belongs neither to the caller nor to a superuser, or
 -- a caller without LOGIN (before PostgreSQL 17); 22023 no topics, handler and
 -- server, options of the server that are not enough, or another argument out
--- of its range; 22004, 42602, 42622 names.
+-- of its range; 0A000 the broker has no transactions; 22004, 42602, 42622 names.
 -- Locks: SHARE ROW EXCLUSIVE on cqrs.subscription until the end of the
 -- transaction. Until then, nothing of its topics is truncated.
 -- Privileges: EXECUTE, not granted to PUBLIC, and the above.
@@ -255,13 +262,13 @@ CREATE FUNCTION @extschema@.cqrs_subscribe(subscription text, topics text[], han
 	max_attempts integer DEFAULT NULL, retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
 	delivery_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, format text DEFAULT NULL, strict_key_order boolean DEFAULT NULL,
-	transaction text DEFAULT NULL, search_path text DEFAULT NULL, rate text DEFAULT NULL,
+	transaction text DEFAULT NULL, search_path text DEFAULT NULL, rate text DEFAULT NULL, delivery text DEFAULT NULL,
 	or_replace boolean DEFAULT false) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, integer, text, integer,
-	interval, interval, interval, bigint, interval, text, boolean, text, text, text, boolean) FROM PUBLIC;
+	interval, interval, interval, bigint, interval, text, boolean, text, text, text, text, boolean) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, integer, text, integer,
-	interval, interval, interval, bigint, interval, text, boolean, text, text, text, boolean) IS 'subscribes to topics';
+	interval, interval, interval, bigint, interval, text, boolean, text, text, text, text, boolean) IS 'subscribes to topics';
 
 -- Changes settings of a subscription; NULL leaves one as it is. If its view was
 -- dropped, makes it again, and the caller becomes the owner.
@@ -285,7 +292,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, i
 -- Errors: 42704 does not exist; 42501 not its owner, or for the handler as in
 -- cqrs_subscribe(), as for the server; 55000 it has no handler, or no server, or
 -- topics are given, and it was restored and not adopted, or is a command queue;
--- 22023 out of its range.
+-- 0A000 the broker has no transactions; 22023 out of its range.
 -- Locks: with topics, partitions, ordering or a handler, those for moving its
 -- cursors, until the end of the transaction; it waits for the batches being
 -- delivered.
@@ -297,12 +304,12 @@ CREATE FUNCTION @extschema@.cqrs_alter_subscription(subscription text, topics te
 	retry_delay interval DEFAULT NULL, max_retry_delay interval DEFAULT NULL,
 	delivery_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, format text DEFAULT NULL, strict_key_order boolean DEFAULT NULL,
-	transaction text DEFAULT NULL, search_path text DEFAULT NULL, rate text DEFAULT NULL) RETURNS boolean
+	transaction text DEFAULT NULL, search_path text DEFAULT NULL, rate text DEFAULT NULL, delivery text DEFAULT NULL) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_alter_subscription(text, text[], text, text, integer, text, integer, interval,
-	interval, interval, bigint, interval, text, boolean, text, text, text) FROM PUBLIC;
+	interval, interval, bigint, interval, text, boolean, text, text, text, text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, text[], text, text, integer, text, integer, interval,
-	interval, interval, bigint, interval, text, boolean, text, text, text) IS 'changes settings of a subscription';
+	interval, interval, bigint, interval, text, boolean, text, text, text, text) IS 'changes settings of a subscription';
 
 -- Removes a subscription, with what it has to retry and its dead letters; one
 -- that executes commands (see cqrs_enqueue()), with its topic, too. Waits for

@@ -128,7 +128,8 @@ cqrs_broker_entry_add(CqrsBrokerEntries *entries, CqrsBrokerBatch *batch,
 		entries->nread++;
 	else
 	{
-		fail_lane(entries, entry->lane);
+		if (!entries->apart)
+			fail_lane(entries, entry->lane);
 		entries->nout++;
 	}
 	entries->nbytes += entry->message.message.body_size;
@@ -375,6 +376,7 @@ cqrs_broker_entries_take(CqrsBrokerEntries *entries)
 		entry->state =
 			entry->message.outcome == CQRS_BROKER_CONFIRMED ? CQRS_ENTRY_CONFIRMED :
 			entry->message.outcome == CQRS_BROKER_REFUSED ? CQRS_ENTRY_REFUSED :
+			entry->message.outcome == CQRS_BROKER_AGAIN ? CQRS_ENTRY_AGAIN :
 			CQRS_ENTRY_REJECTED;
 		entries->nsent--;
 		if (entry->state != CQRS_ENTRY_CONFIRMED)

@@ -99,6 +99,7 @@ enum
 	SUBSCRIPTION_TRANSACTION,
 	SUBSCRIPTION_SEARCH_PATH,
 	SUBSCRIPTION_RATE,
+	SUBSCRIPTION_DELIVERY,
 	SUBSCRIPTION_RUNS,
 	SUBSCRIPTION_PARTITIONS,
 	SUBSCRIPTION_ORDERING,
@@ -475,6 +476,9 @@ add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 	if (!cqrs_rate_parse(TextDatumGetCString(values[SUBSCRIPTION_RATE - 1]),
 						 &subscription->rate_interval))
 		subscription->rate_interval = 0;
+	subscription->exactly_once =
+		strcmp(TextDatumGetCString(values[SUBSCRIPTION_DELIVERY - 1]),
+			   "exactly_once") == 0;
 	runs = nulls[SUBSCRIPTION_RUNS - 1] ? "" :
 		TextDatumGetCString(values[SUBSCRIPTION_RUNS - 1]);
 	subscription->runs_commands = strcmp(runs, "commands") == 0;
