@@ -341,12 +341,19 @@ COMMENT ON FUNCTION @extschema@.cqrs_pause(text) IS 'stops delivery to a subscri
 
 -- Lets a subscription that was paused or suspended go on where it was. Returns
 -- how many events it missed because they were truncated while it was
--- suspended; if there are any, a warning says so, too. Errors and privileges:
--- as cqrs_pause().
-CREATE FUNCTION @extschema@.cqrs_resume(subscription text) RETURNS bigint
+-- suspended; if there are any, a warning says so, too.
+--   sent  for one that is delivered exactly once, and stopped because its broker has a
+--         transaction that this database knows nothing of, or has forgotten which
+--         it had last (problem diverged in cqrs_health()). 'again': deliver from where it
+--         is, or where cqrs_seek() has moved it; what the broker has, it may get
+--         twice. 'trust': if it was forgotten, the last transaction was committed;
+--         its events are passed by. NULL, the default: leave that as it is
+-- Errors and privileges: as cqrs_pause(); 22023 another sent; 55000 it is not stopped
+-- for that, or there is nothing to trust.
+CREATE FUNCTION @extschema@.cqrs_resume(subscription text, sent text DEFAULT NULL) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-GRANT EXECUTE ON FUNCTION @extschema@.cqrs_resume(text) TO PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_resume(text) IS 'has delivery to a subscription go on';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_resume(text, text) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_resume(text, text) IS 'has delivery to a subscription go on';
 
 -- Moves a subscription in the log, to replay or to skip. What it has to retry
 -- is forgotten; its dead letters stay. What is on its way to a broker may
