@@ -131,6 +131,54 @@ install_languages()
 		install_missing postgresql-plpython3-VERSION
 }
 
+# install_kafka: Kafka, of two major versions, and a client of Python's, in $CQRS_KAFKA.
+# Java may come from elsewhere, as Node.
+install_kafka()
+{
+	local packages=(python3-pip)
+
+	[ ! -d "$scratch/kafka" ] || return 0
+	command -v mvn >/dev/null || packages+=(maven)
+	command -v java >/dev/null || packages+=(default-jre-headless)
+	install_missing "${packages[@]}"
+	cp -r "$top/test/kafka" "$scratch/kafka"
+	export CQRS_KAFKA=$scratch/kafka
+	cached kafka-4.4.0 "$CQRS_KAFKA/4" download_jars "$CQRS_KAFKA/pom.xml" -Dkafka.version=4.4.0
+	cached kafka-3.9.2 "$CQRS_KAFKA/3" download_jars "$CQRS_KAFKA/pom.xml" -Dkafka.version=3.9.2
+	cached confluent-kafka-2.16.1 "$CQRS_KAFKA/python" download_python confluent-kafka==2.16.1
+	own "$CQRS_KAFKA"
+}
+
+# cached NAME FOLDER COMMAND...: what the command, with one more argument, puts into
+# a folder of that name, in FOLDER. It is large, and kept under NAME for the next time.
+cached()
+{
+	local cache=${XDG_CACHE_HOME:-$HOME/.cache}/cqrs_outbox name=$1 folder=$2
+	shift 2
+
+	if [ ! -d "$cache/$name" ]; then
+		mkdir -p "$cache"
+		"$@" "$cache/$name.$$" >"$scratch/download.log" 2>&1 ||
+			{ rm -rf "$cache/$name.$$"; cat "$scratch/download.log"; die "could not download $name"; }
+		# Another run may have been faster.
+		mv -nT "$cache/$name.$$" "$cache/$name" && rm -rf "$cache/$name.$$"
+	fi
+	cp -r "$cache/$name" "$folder"
+}
+
+# download_jars POM DEFINITION FOLDER: what the POM depends on
+download_jars()
+{
+	mvn -B -f "$1" "$2" -Dmaven.repo.local="$scratch/maven" dependency:copy-dependencies -DoutputDirectory="$3"
+	rm -rf "$scratch/maven"
+}
+
+# download_python PACKAGE FOLDER
+download_python()
+{
+	/usr/bin/python3 -m pip install --no-cache-dir --no-deps --target "$2" "$1"
+}
+
 # install_python_cqrs: both major versions of python-cqrs, what they need, and the
 # program that tries them, in $CQRS_PYTHON_CQRS
 install_python_cqrs()

@@ -1,5 +1,5 @@
-# Events arrive in Kafka as documented, in each format: kafkajs and the SDK of
-# CloudEvents read them.
+# Events arrive in Kafka as documented, in each format: the consumers kafkajs and
+# librdkafka, and the SDK of CloudEvents, read them.
 
 use strict;
 use warnings;
@@ -10,11 +10,11 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 use CqrsTest;
-use Kafka;
 use Meetings;
+use RealKafka;
 
-my $cluster = Kafka->new(3);
-$cluster->command('topic', $_, 4) for qw(user_notification_events user_ecst_events clouds raw.user_joined_ecst);
+my $cluster = RealKafka->new(1);
+$cluster->create_topic($_, 4) for qw(user_notification_events user_ecst_events clouds raw.user_joined_ecst);
 
 my $node = new_server('main');
 $node->start;
@@ -66,7 +66,7 @@ $node->safe_psql('postgres', q(
 	SELECT cqrs_emit('user_joined_ecst', jsonb_build_object('n', i), 'ключ ' || i) FROM generate_series(3, 12) i));
 ok(wait_status($node, 'postgres', 'raws', '0/0/0/0'), 'raw: delivered');
 @events = meeting_events($node, 'user_ecst_events');
-my @records = $cluster->records('raw.user_joined_ecst');
+my @records = map { decode_json($_) } split /\n/, $cluster->consume('raw.user_joined_ecst');
 my %record = map { $_->{headers}{message_id} => $_ } @records;
 is(scalar(@records), scalar(@events), 'raw: all of it, in the topic that is made of its name');
 for my $i (0 .. 3)

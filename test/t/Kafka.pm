@@ -41,7 +41,7 @@ sub new
 	die "CQRS_KAFKA_CLUSTER must name the program made of test/mock/kafka_cluster.c\n"
 	  unless defined $program && -x $program;
 	@$self{qw(pid to from)} = run_program($program, $brokers);
-	push @started, $self;
+	at_end($self);
 	chomp($self->{bootstrap} = $self->{from}->getline // die "the Kafka cluster did not start\n");
 	return $self;
 }
@@ -63,6 +63,15 @@ sub run_program
 	return ($pid, $to, $from);
 }
 
+# at_end(PROGRAM): end its pid with the test, if it has one then.
+sub at_end
+{
+	my ($program) = @_;
+
+	push @started, $program;
+	return;
+}
+
 # gate(OPTIONS): the port of a kafka_gate.js with these, before the first broker.
 sub gate
 {
@@ -71,7 +80,7 @@ sub gate
 
 	@gate{qw(pid to from)} =
 	  run_program('node', consumer('kafka_gate.js'), $self->{bootstrap} =~ s/,.*//r, encode_json(\%options));
-	push @started, \%gate;
+	at_end(\%gate);
 	chomp(my $port = $gate{from}->getline // die "kafka_gate.js did not start\n");
 	return $port;
 }
@@ -186,7 +195,7 @@ END
 {
 	my $status = $?;
 
-	for my $program (@started)
+	for my $program (grep { defined $_->{pid} } @started)
 	{
 		kill 'KILL', $program->{pid};
 		waitpid $program->{pid}, 0;
