@@ -385,7 +385,7 @@ client_read_record(void *state, char *record, char *error)
 	KafkaClient *client = state;
 
 	return kafka_record_read(&client->transactions, client->producer.rk,
-							 record, error);
+							 client->connection, record, error);
 }
 
 /*

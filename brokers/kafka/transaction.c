@@ -22,6 +22,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "properties.h"
 #include "transaction.h"
 
 /* How long to try what Kafka cannot do just now, in milliseconds. */
@@ -39,9 +40,9 @@ static rd_kafka_error_t *send_record(KafkaTransactions *transactions,
 									 int timeout);
 static rd_kafka_topic_partition_list_t *all_topics(rd_kafka_t *rk,
 												   char *error);
-static bool ask_offsets(KafkaTransactions *transactions, rd_kafka_t *rk,
-						const rd_kafka_topic_partition_list_t *topics,
-						char *record, bool *unstable, char *error);
+static bool ask_offsets(const CqrsBrokerConnection *connection, bool ended,
+						rd_kafka_topic_partition_list_t *offsets,
+						char *error);
 static int64_t now_ms(void);
 static void pause_a_little(void);
 
@@ -208,22 +209,39 @@ kafka_transaction_error(rd_kafka_t *rk)
  */
 bool
 kafka_record_read(KafkaTransactions *transactions, rd_kafka_t *rk,
-				  char *record, char *error)
+				  const CqrsBrokerConnection *connection, char *record,
+				  char *error)
 {
-	int64_t		deadline = now_ms() + LONGEST_CALL;
-	rd_kafka_topic_partition_list_t *topics = all_topics(rk, error);
-	bool		unstable = true;
+	rd_kafka_topic_partition_list_t *offsets = all_topics(rk, error);
 	bool		done;
+	int			i;
 
-	if (topics == NULL)
+	if (offsets == NULL)
 		return false;
-	while ((done = ask_offsets(transactions, rk, topics, record, &unstable,
-							   error)) &&
-		   unstable && now_ms() < deadline)
-		pause_a_little();
-	rd_kafka_topic_partition_list_destroy(topics);
-	if (done && unstable)
-		return broker_error(error, "Kafka does not end the transaction before");
+	done = ask_offsets(connection, transactions->fenced, offsets, error);
+	record[0] = '\0';
+	transactions->number = 0;
+	transactions->record_topic[0] = '\0';
+	for (i = 0; done && i < offsets->cnt; i++)
+	{
+		const rd_kafka_topic_partition_t *offset = &offsets->elems[i];
+
+		if (offset->err != RD_KAFKA_RESP_ERR_NO_ERROR)
+			done = broker_error(error, "could not read offsets of Kafka's group \"%s\" in topic \"%s\": %s (%s)",
+								transactions->id, offset->topic,
+								rd_kafka_err2str(offset->err),
+								rd_kafka_err2name(offset->err));
+		if (offset->offset <= transactions->number ||
+			offset->metadata_size == 0 ||
+			offset->metadata_size >= CQRS_BROKER_RECORD_SIZE)
+			continue;
+		transactions->number = offset->offset;
+		strncpy(transactions->record_topic, offset->topic,
+				KAFKA_TOPIC_SIZE - 1);
+		memcpy(record, offset->metadata, offset->metadata_size);
+		record[offset->metadata_size] = '\0';
+	}
+	rd_kafka_topic_partition_list_destroy(offsets);
 	return done;
 }
 
@@ -312,85 +330,38 @@ all_topics(rd_kafka_t *rk, char *error)
 }
 
 /*
- * Ask once for the offsets of our group. *unstable gets whether a transaction is
- * about to change one. Returns false, and sets error, if that fails.
+ * Ask for the offsets of our group; only of transactions that have ended, or of
+ * the last one that has. Returns false, and sets error, if that fails.
  */
 static bool
-ask_offsets(KafkaTransactions *transactions, rd_kafka_t *rk,
-			const rd_kafka_topic_partition_list_t *topics, char *record,
-			bool *unstable, char *error)
+ask_offsets(const CqrsBrokerConnection *connection, bool ended,
+			rd_kafka_topic_partition_list_t *offsets, char *error)
 {
-	rd_kafka_queue_t *queue;
-	rd_kafka_ListConsumerGroupOffsets_t *group;
-	rd_kafka_AdminOptions_t *options;
-	rd_kafka_event_t *event;
-	const rd_kafka_group_result_t **results = NULL;
-	const rd_kafka_topic_partition_list_t *offsets = NULL;
-	rd_kafka_resp_err_t code = RD_KAFKA_RESP_ERR__TIMED_OUT;
-	size_t		nresults = 0;
-	int			i;
+	rd_kafka_conf_t *conf = kafka_conf_new(connection, error);
+	char		reason[CQRS_BROKER_ERROR_SIZE];
+	rd_kafka_t *consumer;
+	rd_kafka_resp_err_t code = RD_KAFKA_RESP_ERR_NO_ERROR;
 
-	*unstable = false;
-	record[0] = '\0';
-	transactions->number = 0;
-	transactions->record_topic[0] = '\0';
-	if (topics->cnt == 0)
-		return true;
-
-	queue = rd_kafka_queue_new(rk);
-	group = rd_kafka_ListConsumerGroupOffsets_new(transactions->id, topics);
-	options = rd_kafka_AdminOptions_new(rk, RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS);
-	rd_kafka_error_destroy(rd_kafka_AdminOptions_set_require_stable_offsets(options,
-																			transactions->fenced));
-	rd_kafka_ListConsumerGroupOffsets(rk, &group, 1, options, queue);
-	event = rd_kafka_queue_poll(queue, LONGEST_CALL);
-	if (event != NULL)
-		code = rd_kafka_event_error(event);
-	if (code == RD_KAFKA_RESP_ERR_NO_ERROR)
-		results = rd_kafka_ListConsumerGroupOffsets_result_groups(rd_kafka_event_ListConsumerGroupOffsets_result(event),
-																  &nresults);
-	if (nresults == 1)
+	if (conf == NULL)
+		return false;
+	rd_kafka_conf_set(conf, "group.id", connection->transactional_id, NULL, 0);
+	rd_kafka_conf_set(conf, "enable.auto.commit", "false", NULL, 0);
+	rd_kafka_conf_set(conf, "isolation.level", ended ? "read_committed" :
+					  "read_uncommitted", NULL, 0);
+	consumer = rd_kafka_new(RD_KAFKA_CONSUMER, conf, reason, sizeof(reason));
+	if (consumer == NULL)
 	{
-		const rd_kafka_error_t *failure = rd_kafka_group_result_error(results[0]);
-
-		if (failure != NULL)
-			code = rd_kafka_error_code(failure);
-		offsets = rd_kafka_group_result_partitions(results[0]);
+		rd_kafka_conf_destroy(conf);
+		return broker_error(error, "could not make a Kafka consumer: %s",
+							reason);
 	}
-	for (i = 0; offsets != NULL && i < offsets->cnt; i++)
-	{
-		const rd_kafka_topic_partition_t *offset = &offsets->elems[i];
-
-		if (offset->err == RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT)
-			*unstable = true;
-		else if (offset->err != RD_KAFKA_RESP_ERR_NO_ERROR &&
-				 offset->err != RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART)
-			code = offset->err;
-		if (offset->err != RD_KAFKA_RESP_ERR_NO_ERROR ||
-			offset->offset <= transactions->number ||
-			offset->metadata_size == 0 ||
-			offset->metadata_size >= CQRS_BROKER_RECORD_SIZE)
-			continue;
-		transactions->number = offset->offset;
-		strncpy(transactions->record_topic, offset->topic,
-				KAFKA_TOPIC_SIZE - 1);
-		memcpy(record, offset->metadata, offset->metadata_size);
-		record[offset->metadata_size] = '\0';
-	}
-	if (event != NULL)
-		rd_kafka_event_destroy(event);
-	rd_kafka_AdminOptions_destroy(options);
-	rd_kafka_ListConsumerGroupOffsets_destroy(group);
-	rd_kafka_queue_destroy(queue);
-
-	if (code == RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT)
-		*unstable = true;
-	else if (code != RD_KAFKA_RESP_ERR_NO_ERROR &&
-			 code != RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND)
-		return broker_error(error, "could not read the offsets of Kafka's group \"%s\": %s (%s)",
-							transactions->id, rd_kafka_err2str(code),
-							rd_kafka_err2name(code));
-	return true;
+	if (offsets->cnt > 0)
+		code = rd_kafka_committed(consumer, offsets, LONGEST_CALL);
+	rd_kafka_destroy_flags(consumer, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+	return code == RD_KAFKA_RESP_ERR_NO_ERROR ||
+		broker_error(error, "could not read the offsets of Kafka's group \"%s\": %s (%s)",
+					 connection->transactional_id, rd_kafka_err2str(code),
+					 rd_kafka_err2name(code));
 }
 
 /*

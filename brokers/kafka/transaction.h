@@ -56,6 +56,7 @@ extern void kafka_transaction_give_up(rd_kafka_t *rk,
 									  rd_kafka_queue_t *queue);
 extern rd_kafka_resp_err_t kafka_transaction_error(rd_kafka_t *rk);
 extern bool kafka_record_read(KafkaTransactions *transactions, rd_kafka_t *rk,
+							  const CqrsBrokerConnection *connection,
 							  char *record, char *error);
 
 #pragma GCC visibility pop

@@ -565,6 +565,7 @@ exchange_transaction(CqrsRelay *relay, bool read, int64 announced,
 			broker.ahead.position = 0;
 			broker.ahead.at_end = false;
 			broker.failing |= transaction->phase == CQRS_TRANSACTION_STOPPED;
+			delivery->more = true;
 			return true;
 		case CQRS_TRANSACTION_COMMITTED:
 			CQRS_DEBUG_POINT("broker_committed");
