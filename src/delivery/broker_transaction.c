@@ -487,8 +487,13 @@ stop(CqrsBrokerTransaction *transaction, const Record *record, CqrsSent *sent)
 }
 
 /*
- * The cursor knows nothing of the record. If the events that come next are those
- * that it is about, move the cursor behind them, and return true.
+ * The cursor knows nothing of the record. If the events that come next, up to the
+ * record's position, are those that it is about, move the cursor behind them, and
+ * return true.
+ *
+ * They need not be read in the window that they were sent from: if they are the same
+ * there, they were sent, and what else this window has was not. So if the tick that
+ * ended it was lost, or thinned out, the newest one will do.
  */
 static bool
 prove(CqrsRelay *relay, const Record *record)
@@ -501,14 +506,14 @@ prove(CqrsRelay *relay, const Record *record)
 	char		hash[sizeof(record->hash)];
 
 	if (!record->known ||
-		record->events < 1 || record->events > CQRS_TRANSACTION_EVENTS ||
-		record->tick_id > cqrs_shmem_durable_tick() ||
-		!cqrs_tick_newest(relay->snapshot, record->tick_id, &tick) ||
-		tick.tick_id != record->tick_id ||
-		(saved.until_tick != 0 && saved.until_tick != record->tick_id))
+		record->events < 1 || record->events > CQRS_TRANSACTION_EVENTS)
 		return false;
 	ids = palloc(sizeof(pg_uuid_t) * (record->events + 1));
-	relay->tick = tick;
+	if (saved.until_tick == 0 && relay->epoch_tick == 0 &&
+		record->tick_id <= cqrs_shmem_durable_tick() &&
+		cqrs_tick_newest(relay->snapshot, record->tick_id, &tick) &&
+		tick.tick_id == record->tick_id)
+		relay->tick = tick;
 	relay->may_leave = false;
 	cqrs_relay_read_ahead(relay);
 	while (n <= record->events)
