@@ -368,9 +368,11 @@ client_abort(void *state, char *error)
 		rd_kafka_purge(client->producer.rk, RD_KAFKA_PURGE_F_QUEUE |
 					   RD_KAFKA_PURGE_F_NON_BLOCKING);
 		(void) poll(&(struct pollfd)
+/**INDENT** Error@369: Unbalanced parens */
 					{
-						.fd = client->event_fd,.events = POLLIN
-					}, 1, 10);
+			.fd = client->event_fd,.events = POLLIN
+/**INDENT** Warning@371: Extra ) */
+		}, 1, 10);
 	}
 	client->waiting = NULL;
 	while (client->first != NULL)

@@ -38,10 +38,10 @@ static bool is_retriable(rd_kafka_error_t *failure, int64_t deadline);
 static rd_kafka_error_t *send_record(KafkaTransactions *transactions,
 									 rd_kafka_t *rk, const char *record,
 									 int timeout);
-static rd_kafka_topic_partition_list_t *all_topics(rd_kafka_t *rk,
-												   char *error);
+static rd_kafka_topic_partition_list_t * all_topics(rd_kafka_t *rk,
+													char *error);
 static bool ask_offsets(const CqrsBrokerConnection *connection, bool ended,
-						rd_kafka_topic_partition_list_t *offsets,
+						rd_kafka_topic_partition_list_t * offsets,
 						char *error);
 static int64_t now_ms(void);
 static void pause_a_little(void);
@@ -224,7 +224,7 @@ kafka_record_read(KafkaTransactions *transactions, rd_kafka_t *rk,
 	transactions->record_topic[0] = '\0';
 	for (i = 0; done && i < offsets->cnt; i++)
 	{
-		const rd_kafka_topic_partition_t *offset = &offsets->elems[i];
+		const		rd_kafka_topic_partition_t *offset = &offsets->elems[i];
 
 		if (offset->err != RD_KAFKA_RESP_ERR_NO_ERROR)
 			done = broker_error(error, "could not read offsets of Kafka's group \"%s\" in topic \"%s\": %s (%s)",
@@ -310,7 +310,7 @@ send_record(KafkaTransactions *transactions, rd_kafka_t *rk,
 static rd_kafka_topic_partition_list_t *
 all_topics(rd_kafka_t *rk, char *error)
 {
-	const rd_kafka_metadata_t *metadata;
+	const		rd_kafka_metadata_t *metadata;
 	rd_kafka_topic_partition_list_t *topics;
 	rd_kafka_resp_err_t code = rd_kafka_metadata(rk, 1, NULL, &metadata,
 												 LONGEST_CALL);
@@ -335,7 +335,7 @@ all_topics(rd_kafka_t *rk, char *error)
  */
 static bool
 ask_offsets(const CqrsBrokerConnection *connection, bool ended,
-			rd_kafka_topic_partition_list_t *offsets, char *error)
+			rd_kafka_topic_partition_list_t * offsets, char *error)
 {
 	rd_kafka_conf_t *conf = kafka_conf_new(connection, error);
 	char		reason[CQRS_BROKER_ERROR_SIZE];

@@ -26,8 +26,8 @@ typedef struct KafkaTransactions
 	bool		fenced;			/* there is no other producer any more */
 	bool		open;			/* one is */
 	bool		failed;			/* ... and has to be aborted */
-	char		topic[KAFKA_TOPIC_SIZE];	/* the first one that is written to;
-											 * "": none yet */
+	char		topic[KAFKA_TOPIC_SIZE];	/* the first one that is written
+											 * to; "": none yet */
 	bool		several;		/* others are, too */
 	int64_t		number;			/* of the last record */
 	char		record_topic[KAFKA_TOPIC_SIZE]; /* where that is; "": there is

@@ -612,11 +612,11 @@ check_delivery(const CqrsSettings *settings, const char *name,
 	NullableDatum delivery = settings->values[CQRS_SETTING_DELIVERY];
 	NullableDatum server = settings->values[CQRS_SETTING_SERVER];
 	char	   *value = delivery.isnull ? NULL :
-		TextDatumGetCString(delivery.value);
+	TextDatumGetCString(delivery.value);
 	char	   *server_name = !server.isnull ? TextDatumGetCString(server.value) :
-		old != NULL ? old->server : NULL;
+	old != NULL ? old->server : NULL;
 	bool		exactly_once = value != NULL ? strcmp(value, "exactly_once") == 0 :
-		old != NULL && old->exactly_once;
+	old != NULL && old->exactly_once;
 	const CqrsBrokerModule *module;
 
 	if (value != NULL && !exactly_once && strcmp(value, "at_least_once") != 0)

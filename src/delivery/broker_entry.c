@@ -23,6 +23,7 @@
 
 #include "base/hash.h"
 #include "base/rethrow.h"
+#include "broker/server.h"
 #include "delivery/broker_entry.h"
 #include "delivery/relay.h"
 #include "delivery/target_handler.h"
@@ -228,6 +229,27 @@ form_message(CqrsBrokerEntries *entries, CqrsBrokerEntry *entry,
 	PG_END_TRY();
 	MemoryContextSwitchTo(oldcontext);
 	CurrentResourceOwner = oldowner;
+}
+
+/*
+ * Why the broker did not take an event; NULL: it was not sent.
+ */
+CqrsFault *
+cqrs_broker_entry_fault(CqrsBrokerEntry *entry)
+{
+	CqrsFault  *fault = &entry->fault;
+	const char *error = entry->message.error;
+
+	if (entry->state == CQRS_ENTRY_WAITS)
+		return NULL;
+	if (fault->message == NULL)
+	{
+		fault->sqlerrcode = ERRCODE_FDW_ERROR;
+		fault->message = error == NULL ? "the broker gave no reason" :
+			cqrs_broker_error(error);
+	}
+	fault->final = entry->state == CQRS_ENTRY_REFUSED;
+	return fault;
 }
 
 /*

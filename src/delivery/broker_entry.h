@@ -82,6 +82,7 @@ extern CqrsBrokerEntry *cqrs_broker_entry_add(CqrsBrokerEntries *entries,
 											  CqrsBrokerBatch *batch,
 											  const CqrsEvent *event,
 											  bool by_topic);
+extern CqrsFault *cqrs_broker_entry_fault(CqrsBrokerEntry *entry);
 extern void cqrs_broker_entry_forget(CqrsBrokerEntries *entries,
 									 CqrsBrokerEntry *entry);
 extern void cqrs_broker_entries_forget(CqrsBrokerEntries *entries);

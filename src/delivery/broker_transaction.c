@@ -586,6 +586,7 @@ read_record(const char *text, Record *record)
 
 	memset(record, 0, sizeof(*record));
 	record->given = text[0] != '\0';
+
 	if (!record->given)
 		return;
 	record->known =
@@ -624,7 +625,7 @@ hash_ids(const pg_uuid_t *ids, int n, char *text)
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("could not compute a SHA-256")));
-	text[hex_encode((const char *) hash, sizeof(hash), text)] = '\0';
+	text[		hex_encode((const char *) hash, sizeof(hash), text)] = '\0';
 }
 
 static void

@@ -50,6 +50,7 @@
 #include "broker/server.h"
 #include "delivery/broker_entry.h"
 #include "delivery/broker_transaction.h"
+#include "delivery/broker_trial.h"
 #include "delivery/relay.h"
 #include "delivery/target_broker.h"
 #include "registry/registry.h"
@@ -81,15 +82,10 @@ static struct
 
 	bool		read_all;		/* nothing more can be read just now */
 	bool		hold;			/* send nothing */
-	bool		unproven;		/* send one event, and see */
 	bool		new_first;		/* the last ones were parked */
 	bool		moved;			/* somebody else moved the cursor */
 
-	/* What was rejected since the last event was confirmed. */
-	CqrsEvidence evidence;
-	MemoryContext evidence_context;
-	bool		alone;			/* there is no other lane to compare with */
-	bool		failing;		/* the last failure was nobody's fault */
+	CqrsBrokerTrial trial;		/* of what was rejected */
 
 	TimestampTz waiting_since;	/* for the broker to answer */
 	TimestampTz trouble_since;	/* it accepts nothing since then; 0: it does */
@@ -109,16 +105,6 @@ static bool void_announced(CqrsRelay *relay, const char *message);
 static int	most_events(void);
 static int	record_new(CqrsRelay *relay);
 static int	record_parked(CqrsRelay *relay, const char *lost);
-static void reject_new(CqrsRelay *relay, CqrsBrokerEntry *entry);
-static void reject_parked(CqrsRelay *relay, CqrsBrokerEntry *entry,
-						  CqrsParked *parked);
-static void add_evidence(CqrsBrokerEntry *entry, bool first, bool suspect);
-static void passed(CqrsRelay *relay, int n);
-static void convict(CqrsRelay *relay);
-static void forget_evidence(void);
-static void decide(CqrsRelay *relay, bool read, bool lost,
-				   volatile CqrsDelivery *delivery);
-static CqrsFault *fault_of(CqrsBrokerEntry *entry);
 static void leave_window(CqrsRelay *relay);
 static void read_on(CqrsRelay *relay, int64 announced,
 					volatile CqrsDelivery *delivery);
@@ -127,9 +113,6 @@ static bool park_at_once(CqrsRelay *relay, CqrsEvent *event,
 						 CqrsBrokerEntry *entry);
 static bool read_parked(CqrsRelay *relay, int64 announced,
 						volatile CqrsDelivery *delivery);
-static int	choose_parked(const CqrsCursor *cursor, TimestampTz now,
-						  CqrsParked *chosen,
-						  volatile CqrsDelivery *delivery);
 static void keep_cursor(const CqrsCursor *cursor);
 static bool has_room(void);
 static void exchange_error_callback(void *arg);
@@ -172,11 +155,11 @@ cqrs_target_broker_prepare(CqrsSubscription *subscription, int partition,
 	broker.entries.strict = broker.strict && !subscription->exactly_once;
 	broker.entries.apart = subscription->exactly_once;
 	broker.timeout = subscription->delivery_timeout;
-	broker.unproven = broker.new_first = failed_before != 0;
-	broker.failing = failed_before == ERRCODE_FDW_ERROR;
-	broker.evidence_context = AllocSetContextCreate(context,
-													"cqrs broker evidence",
-													ALLOCSET_SMALL_SIZES);
+	broker.trial.unproven = broker.new_first = failed_before != 0;
+	broker.trial.failing = failed_before == ERRCODE_FDW_ERROR;
+	broker.trial.context = AllocSetContextCreate(context,
+												 "cqrs broker evidence",
+												 ALLOCSET_SMALL_SIZES);
 	if (!cqrs_format_parse(subscription->format, &broker.entries.format))
 		elog(ERROR, "unexpected format \"%s\"", subscription->format);
 	broker.ahead.cursor.seq = -1;
@@ -237,7 +220,7 @@ cqrs_target_broker_task(bool finish, char *error)
 	{
 		if (broker.entries.nsent == 0)
 			broker.waiting_since = now;
-		cqrs_broker_entries_send(&broker.entries, broker.unproven ? 1 :
+		cqrs_broker_entries_send(&broker.entries, broker.trial.unproven ? 1 :
 								 broker.server->window);
 	}
 	if (broker.transaction.used && state == CQRS_LINK_OPEN &&
@@ -309,7 +292,7 @@ transaction_task(bool finish, bool look, bool renew)
 	CqrsBrokerTransaction *transaction = &broker.transaction;
 	bool		leave = renew || broker.hold;
 	bool		end = leave || finish ||
-	cqrs_evidence_is_outage(&broker.evidence) ||
+	cqrs_evidence_is_outage(&broker.trial.evidence) ||
 	cqrs_transaction_is_late(transaction);
 
 	switch (transaction->phase)
@@ -352,7 +335,7 @@ may_send(bool finish, bool look, bool renew)
 
 	if (!transaction->used)
 		return !leave && !finish &&
-			!cqrs_evidence_is_outage(&broker.evidence);
+			!cqrs_evidence_is_outage(&broker.trial.evidence);
 	if (broker.entries.failed)
 		return false;
 	if (transaction->phase == CQRS_TRANSACTION_CLOSED)
@@ -362,7 +345,7 @@ may_send(bool finish, bool look, bool renew)
 		return !leave;
 	}
 	return transaction->phase == CQRS_TRANSACTION_OPEN && !leave && !finish &&
-		!cqrs_evidence_is_outage(&broker.evidence) &&
+		!cqrs_evidence_is_outage(&broker.trial.evidence) &&
 		!cqrs_transaction_is_late(transaction);
 }
 
@@ -504,7 +487,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 		(broker.transaction.used &&
 		 broker.transaction.phase != CQRS_TRANSACTION_OPEN);
 	delivery->retry_at = cursor->next_retry_at;
-	delivery->failing = broker.failing;
+	delivery->failing = broker.trial.failing;
 	cqrs_relay_end(&relay);
 	keep_cursor(cursor);
 	error_context_stack = errcallback.previous;
@@ -525,7 +508,7 @@ exchange_messages(CqrsRelay *relay, bool read, int64 announced,
 	memset(&cursor->sent, 0, sizeof(cursor->sent));
 	moved |= (broker.entries.parked ? record_parked(relay, lost) :
 			  record_new(relay)) > 0;
-	read &= !cqrs_evidence_is_outage(&broker.evidence);
+	read &= !cqrs_evidence_is_outage(&broker.trial.evidence);
 
 	/* What was read and not sent is read again later. */
 	if (broker.entries.nsent == 0 && broker.entries.nentries > 0 && !read)
@@ -539,7 +522,8 @@ exchange_messages(CqrsRelay *relay, bool read, int64 announced,
 	broker.read_all = !read || has_room();
 	if (read && has_room())
 		read_on(relay, announced, delivery);
-	decide(relay, read, lost != NULL, delivery);
+	cqrs_trial_decide(&broker.trial, relay, &broker.entries, read && broker.read_all,
+					  lost != NULL, delivery);
 	return moved;
 }
 
@@ -564,13 +548,13 @@ exchange_transaction(CqrsRelay *relay, bool read, int64 announced,
 			cqrs_transaction_claim(transaction, relay);
 			broker.ahead.position = 0;
 			broker.ahead.at_end = false;
-			broker.failing |= transaction->phase == CQRS_TRANSACTION_STOPPED;
+			broker.trial.failing |= transaction->phase == CQRS_TRANSACTION_STOPPED;
 			delivery->more = true;
 			return true;
 		case CQRS_TRANSACTION_COMMITTED:
 			CQRS_DEBUG_POINT("broker_committed");
 			if (cqrs_transaction_settle(transaction, cursor))
-				passed(relay, 0);
+				cqrs_trial_passed(&broker.trial, relay, 0);
 			if (entries->nentries > 0)
 				cqrs_broker_entries_forget(entries);
 			break;
@@ -585,7 +569,7 @@ exchange_transaction(CqrsRelay *relay, bool read, int64 announced,
 		default:
 			return false;
 	}
-	read &= !cqrs_evidence_is_outage(&broker.evidence) &&
+	read &= !cqrs_evidence_is_outage(&broker.trial.evidence) &&
 		!cqrs_transaction_is_late(transaction);
 
 	/* What was read and not sent is read again later. */
@@ -613,14 +597,15 @@ exchange_transaction(CqrsRelay *relay, bool read, int64 announced,
 		(entries->parked || broker.ahead.at_end || nevents >= most_events()))
 	{
 		CqrsBrokerEntry *entry = dlist_is_empty(&entries->list) ? NULL :
-			dlist_head_element(CqrsBrokerEntry, node, &entries->list);
+		dlist_head_element(CqrsBrokerEntry, node, &entries->list);
 
 		cqrs_transaction_close(transaction, entries, relay, entries->parked ?
 							   entry->event.position : broker.ahead.position);
 		moved = true;
 	}
 	if (!cqrs_transaction_is_under_way(transaction) && entries->nentries == 0)
-		decide(relay, read, false, delivery);
+		cqrs_trial_decide(&broker.trial, relay, entries, read && broker.read_all,
+						  false, delivery);
 	return moved || relay->has_parked;
 }
 
@@ -651,16 +636,16 @@ record_refused(CqrsRelay *relay)
 			;
 		else if (!entries->parked && refused)
 			cqrs_park(relay->subscription, cursor, &entry->event,
-					  fault_of(entry));
+					  cqrs_broker_entry_fault(entry));
 		else if (!entries->parked)
-			reject_new(relay, entry);
+			cqrs_trial_reject(&broker.trial, relay, entry);
 		else if (!cqrs_parked_find(cursor, entry->event.position, &parked))
 			;
 		else if (refused)
 			cqrs_parked_failed(&parked, relay->subscription, cursor,
-							   fault_of(entry), entry->announced);
+							   cqrs_broker_entry_fault(entry), entry->announced);
 		else
-			reject_parked(relay, entry, &parked);
+			cqrs_trial_reject_parked(&broker.trial, relay, entry, &parked);
 	}
 	if (entries->parked && !any)
 		(void) void_announced(relay, "the transaction was aborted");
@@ -696,7 +681,7 @@ void_announced(CqrsRelay *relay, const char *message)
 static int
 most_events(void)
 {
-	return broker.unproven ? 1 : broker.transaction.most;
+	return broker.trial.unproven ? 1 : broker.transaction.most;
 }
 
 /*
@@ -715,7 +700,7 @@ record_new(CqrsRelay *relay)
 													&broker.entries.list);
 
 		if (entry->state == CQRS_ENTRY_CONFIRMED)
-			passed(relay, 1);
+			cqrs_trial_passed(&broker.trial, relay, 1);
 		else
 		{
 			entry->event.topic = cqrs_registry_topic_by_id(entry->topic_id);
@@ -724,10 +709,10 @@ record_new(CqrsRelay *relay)
 			if (entry->event.topic == NULL)
 				;
 			else if (entry->state == CQRS_ENTRY_REJECTED)
-				reject_new(relay, entry);
+				cqrs_trial_reject(&broker.trial, relay, entry);
 			else
 				cqrs_park(relay->subscription, cursor, &entry->event,
-						  fault_of(entry));
+						  cqrs_broker_entry_fault(entry));
 		}
 		cursor->position = entry->event.position;
 		cursor->last_position = Max(cursor->last_position, cursor->position);
@@ -770,162 +755,18 @@ record_parked(CqrsRelay *relay, const char *lost)
 		else if (entry->state == CQRS_ENTRY_CONFIRMED)
 		{
 			cqrs_parked_done(&parked, cursor);
-			passed(relay, 1);
+			cqrs_trial_passed(&broker.trial, relay, 1);
 		}
 		else if (entry->state == CQRS_ENTRY_REJECTED)
-			reject_parked(relay, entry, &parked);
+			cqrs_trial_reject_parked(&broker.trial, relay, entry, &parked);
 		else
 			cqrs_parked_failed(&parked, relay->subscription, cursor,
-							   fault_of(entry), entry->announced);
+							   cqrs_broker_entry_fault(entry), entry->announced);
 		cqrs_broker_entry_forget(&broker.entries, entry);
 		n++;
 	}
 	broker.entries.parked = broker.entries.nentries > 0;
 	return n;
-}
-
-/*
- * A new event was rejected. If another one of its lane was rejected before it,
- * it only waits.
- */
-static void
-reject_new(CqrsRelay *relay, CqrsBrokerEntry *entry)
-{
-	CqrsCursor *cursor = &relay->cursor;
-
-	if (cqrs_parked_lane_last(cursor, entry->lane) != 0)
-		cqrs_park(relay->subscription, cursor, &entry->event, NULL);
-	else
-	{
-		cqrs_park_unproven(cursor, &entry->event, fault_of(entry));
-		add_evidence(entry, true, true);
-	}
-}
-
-/*
- * A parked event was rejected. One whose attempt was counted before was sent
- * alone.
- */
-static void
-reject_parked(CqrsRelay *relay, CqrsBrokerEntry *entry, CqrsParked *parked)
-{
-	CqrsFault	fault = *fault_of(entry);
-
-	if (entry->announced)
-	{
-		fault.retry_at = cqrs_wall_now();
-		cqrs_parked_void_attempt(parked, &relay->cursor, &fault);
-		broker.alone = true;
-	}
-	add_evidence(entry, parked->failed_at == 0,
-				 !cqrs_fault_is_known(parked, fault.sqlerrcode,
-									  &relay->cursor));
-}
-
-static void
-add_evidence(CqrsBrokerEntry *entry, bool first, bool suspect)
-{
-	MemoryContext oldcontext;
-	CqrsFault  *fault = fault_of(entry);
-	ErrorData  *error;
-
-	if (cqrs_evidence_has(&broker.evidence, entry->event.position))
-		return;
-	oldcontext = MemoryContextSwitchTo(broker.evidence_context);
-	error = palloc0(sizeof(ErrorData));
-	error->sqlerrcode = fault->sqlerrcode;
-	error->message = pstrdup(fault->message);
-	cqrs_evidence_add(&broker.evidence, entry->event.position, first, suspect,
-					  true, error);
-	MemoryContextSwitchTo(oldcontext);
-}
-
-/*
- * Events were confirmed, n of which are to be counted: those rejected before them
- * are at fault, unless there were enough of them for an outage. Then the outage
- * is over, and they are tried anew.
- */
-static void
-passed(CqrsRelay *relay, int n)
-{
-	relay->cursor.delivered += n;
-	relay->cursor.passed_at = cqrs_wall_now();
-	broker.unproven = broker.failing = false;
-	if (cqrs_evidence_is_outage(&broker.evidence))
-		forget_evidence();
-	else
-		convict(relay);
-}
-
-/*
- * The events that were rejected are at fault.
- */
-static void
-convict(CqrsRelay *relay)
-{
-	if (broker.evidence.pending == NIL)
-		return;
-	cqrs_evidence_convict(&broker.evidence, relay->subscription,
-						  &relay->cursor, &relay->lanes, NULL, LOG);
-	broker.failing = false;
-	forget_evidence();
-}
-
-static void
-forget_evidence(void)
-{
-	memset(&broker.evidence, 0, sizeof(broker.evidence));
-	broker.alone = false;
-	MemoryContextReset(broker.evidence_context);
-}
-
-/*
- * Nothing was confirmed since these events were rejected. Whose fault is that?
- * With read, all that there is to try was read. If the connection is lost, there
- * is no telling; those that were not tried come first next time.
- */
-static void
-decide(CqrsRelay *relay, bool read, bool lost, volatile CqrsDelivery *delivery)
-{
-	CqrsEvidence *evidence = &broker.evidence;
-	bool		outage = cqrs_evidence_is_outage(evidence);
-
-	if (evidence->pending == NIL || (!lost && broker.entries.nsent > 0))
-		return;
-	if (evidence->nsuspects == 0)
-		convict(relay);
-	else if (!lost && !outage && broker.entries.nentries > 0)
-		return;
-	else if (lost)
-		cqrs_evidence_put_off(evidence, &relay->cursor, cqrs_wall_now());
-	else if (outage || broker.alone ||
-			 (read && broker.read_all && relay->nothers == 0))
-	{
-		cqrs_target_wait(delivery, evidence, &relay->cursor);
-		broker.failing = true;
-		forget_evidence();
-	}
-}
-
-/*
- * Why the broker did not take an event; NULL: it was not sent.
- */
-static CqrsFault *
-fault_of(CqrsBrokerEntry *entry)
-{
-	CqrsFault  *fault = &entry->fault;
-	const char *error = entry->message.error;
-
-	if (entry->state == CQRS_ENTRY_WAITS)
-		return NULL;
-	if (fault->message == NULL)
-	{
-		fault->sqlerrcode = ERRCODE_FDW_ERROR;
-		fault->message = error == NULL ? "the broker gave no reason" :
-			cqrs_broker_error(error);
-	}
-	fault->final = entry->state == CQRS_ENTRY_REFUSED;
-	return fault;
 }
 
 /*
@@ -957,7 +798,7 @@ read_on(CqrsRelay *relay, int64 announced, volatile CqrsDelivery *delivery)
 {
 	bool		due = false;
 
-	broker.new_first |= broker.evidence.pending != NIL;
+	broker.new_first |= broker.trial.evidence.pending != NIL;
 	if (announced != 0 || !broker.new_first)
 		due = read_parked(relay, announced, delivery);
 	if (!due && !broker.entries.parked && announced == 0)
@@ -1025,7 +866,7 @@ park_at_once(CqrsRelay *relay, CqrsEvent *event, CqrsBrokerEntry *entry)
 	if (entry != NULL && entry->state != CQRS_ENTRY_REFUSED)
 		return false;
 	cqrs_park(relay->subscription, &relay->cursor, event,
-			  entry != NULL ? fault_of(entry) : NULL);
+			  entry != NULL ? cqrs_broker_entry_fault(entry) : NULL);
 	if (entry != NULL)
 		cqrs_broker_entry_forget(&broker.entries, entry);
 	else
@@ -1056,7 +897,8 @@ read_parked(CqrsRelay *relay, int64 announced,
 	if (broker.entries.nentries > 0)
 		return true;
 	if (announced == 0)
-		n = choose_parked(cursor, cqrs_wall_now(), chosen, delivery);
+		n = cqrs_trial_choose(&broker.trial, cursor, cqrs_wall_now(), chosen,
+							  delivery);
 	else if (cqrs_parked_find(cursor, announced, chosen))
 		n = 1;
 	if (broker.transaction.used)
@@ -1084,42 +926,6 @@ read_parked(CqrsRelay *relay, int64 announced,
 		cqrs_broker_batch_free(batch);
 	broker.entries.parked = broker.entries.nentries > 0;
 	return true;
-}
-
-/*
- * Choose parked events that may be sent, each once those of its lane before it
- * are confirmed: from the lanes whose heads have been due for longest, in that
- * order, so that each gets its turn. What may end the process is announced first.
- */
-static int
-choose_parked(const CqrsCursor *cursor, TimestampTz now, CqrsParked *chosen,
-			  volatile CqrsDelivery *delivery)
-{
-	CqrsScan	scan;
-	CqrsParked	parked;
-	int			n = 0;
-
-	cqrs_parked_heads_begin(&scan, cursor, now);
-	while (n < CQRS_BATCH_EVENTS && cqrs_parked_heads_next(&scan, &parked))
-	{
-		if (parked.killed)
-		{
-			delivery->announce = true;
-			break;
-		}
-		if (cqrs_evidence_has(&broker.evidence, parked.position))
-			continue;
-		do
-		{
-			if (parked.killed || parked.retry_at > now)
-				break;
-			chosen[n++] = parked;
-		} while (n < CQRS_BATCH_EVENTS &&
-				 cqrs_parked_lane_next(cursor, parked.lane, parked.position,
-									   &parked));
-	}
-	cqrs_scan_end(&scan, NoLock);
-	return n;
 }
 
 /*

@@ -174,7 +174,7 @@ typedef struct CqrsBrokerReceivedHeader
 	const char *name;
 	const char *value;			/* NULL: none */
 	size_t		value_size;
-} CqrsBrokerReceivedHeader;
+}			CqrsBrokerReceivedHeader;
 
 /*
  * A message that was consumed. Strings end with a NUL; key, body and headers'
@@ -195,18 +195,18 @@ typedef struct CqrsBrokerReceived
 	bool		redelivered;	/* the broker says that it may have been
 								 * received before */
 	int			nheaders;
-	const CqrsBrokerReceivedHeader *headers;
+	const		CqrsBrokerReceivedHeader *headers;
 
 	uint64_t	tag;			/* for the module to use */
 	void	   *handle;			/* likewise */
 	struct CqrsBrokerReceived *next;	/* for the core to use */
-} CqrsBrokerReceived;
+}			CqrsBrokerReceived;
 
 /* Where to begin to consume a partition, if not at an offset. */
 #define CQRS_BROKER_OFFSET_EARLIEST		(-2)	/* the first that there is */
 #define CQRS_BROKER_OFFSET_LATEST		(-1)	/* what comes from now on */
-#define CQRS_BROKER_OFFSET_TIME			(-3)	/* the first with this timestamp
-												 * or a later one */
+#define CQRS_BROKER_OFFSET_TIME			(-3)	/* the first with this
+												 * timestamp or a later one */
 
 /*
  * What is to be consumed of a partition.
@@ -223,7 +223,7 @@ typedef struct CqrsBrokerPosition
 	int64_t		last;			/* -1: none */
 	int64_t		timestamp;		/* for OFFSET_TIME, in microseconds since
 								 * 1970-01-01 00:00 UTC */
-} CqrsBrokerPosition;
+}			CqrsBrokerPosition;
 
 typedef enum CqrsBrokerNoticeKind
 {
@@ -250,14 +250,14 @@ typedef enum CqrsBrokerNoticeKind
 	 * was consumed of it: it is another one.
 	 */
 	CQRS_BROKER_NOTICE_SHORTER
-} CqrsBrokerNoticeKind;
+}			CqrsBrokerNoticeKind;
 
 typedef struct CqrsBrokerNotice
 {
 	CqrsBrokerNoticeKind kind;
 	int32_t		partition;
 	int64_t		value;
-} CqrsBrokerNotice;
+}			CqrsBrokerNotice;
 
 /*
  * What a connection is made with. It stays until shutdown() has returned.
@@ -278,14 +278,14 @@ typedef struct CqrsBrokerConnection
 	CqrsBrokerReport report;	/* not for check() */
 
 	/*
-	 * For receive() to call: a message has come, or something about the source
-	 * is known. A notice is behind the messages received before it. It is
-	 * copied.
+	 * For receive() to call: a message has come, or something about the
+	 * source is known. A notice is behind the messages received before it. It
+	 * is copied.
 	 */
 	void		(*received) (const struct CqrsBrokerConnection *connection,
-							 CqrsBrokerReceived *message);
+							 CqrsBrokerReceived * message);
 	void		(*notice) (const struct CqrsBrokerConnection *connection,
-						   const CqrsBrokerNotice *notice);
+						   const CqrsBrokerNotice * notice);
 	void	   *context;		/* for the core to use */
 } CqrsBrokerConnection;
 
@@ -363,25 +363,26 @@ typedef struct CqrsBrokerModule
 
 	/*
 	 * For consuming; all NULL if the module cannot. With keeps_offsets, the
-	 * broker has partitions with offsets, which the core keeps; otherwise, the
-	 * broker keeps what is not acknowledged.
+	 * broker has partitions with offsets, which the core keeps; otherwise,
+	 * the broker keeps what is not acknowledged.
 	 */
 	bool		keeps_offsets;
 
 	/*
-	 * Consume these n partitions, and no others. Returns false, and sets error,
-	 * if the connection is lost.
+	 * Consume these n partitions, and no others. Returns false, and sets
+	 * error, if the connection is lost.
 	 */
-	bool		(*assign) (void *state, const CqrsBrokerPosition *positions,
+	bool		(*assign) (void *state, const CqrsBrokerPosition * positions,
 						   int n, char *error);
 
 	/*
-	 * Hand over what has come, without waiting for more, but no more than most
-	 * messages, nor more once they have these bytes in keys and bodies; most may
-	 * be 0. Answer heartbeats, and send our own. Called when fd() is readable,
-	 * after settle(), and once a second. Returns false, and sets error, if the
-	 * connection is lost. If it returns true and sets error, the connection
-	 * stands, but nothing can be consumed at present, or not all.
+	 * Hand over what has come, without waiting for more, but no more than
+	 * most messages, nor more once they have these bytes in keys and bodies;
+	 * most may be 0. Answer heartbeats, and send our own. Called when fd() is
+	 * readable, after settle(), and once a second. Returns false, and sets
+	 * error, if the connection is lost. If it returns true and sets error,
+	 * the connection stands, but nothing can be consumed at present, or not
+	 * all.
 	 */
 	bool		(*receive) (void *state, int most, size_t bytes, char *error);
 
@@ -390,24 +391,24 @@ typedef struct CqrsBrokerModule
 	 * false, and sets error, if the connection is lost; they are freed then,
 	 * too.
 	 */
-	bool		(*settle) (void *state, CqrsBrokerReceived *const *messages,
+	bool		(*settle) (void *state, CqrsBrokerReceived * const *messages,
 						   int n, char *error);
 
 	/*
-	 * For publishing in transactions; all NULL if the module cannot. Each waits
-	 * for the broker's answer; it returns false, and sets error, if the
-	 * connection is lost; after commit(), whether the transaction was committed
-	 * is not known then.
+	 * For publishing in transactions; all NULL if the module cannot. Each
+	 * waits for the broker's answer; it returns false, and sets error, if the
+	 * connection is lost; after commit(), whether the transaction was
+	 * committed is not known then.
 	 *
-	 * If commit() finds that the transaction cannot be committed, it aborts it:
-	 * *committed is false then. The record has at most
+	 * If commit() finds that the transaction cannot be committed, it aborts
+	 * it: *committed is false then. The record has at most
 	 * CQRS_BROKER_RECORD_SIZE - 1 bytes. Without a message published in the
 	 * transaction, it need not be written if none ever was.
 	 *
 	 * abort() reports what was not reported.
 	 *
-	 * read_record() sets record, of CQRS_BROKER_RECORD_SIZE bytes; to an empty
-	 * string if there is none.
+	 * read_record() sets record, of CQRS_BROKER_RECORD_SIZE bytes; to an
+	 * empty string if there is none.
 	 */
 	bool		(*fence) (void *state, char *error);
 	bool		(*begin) (void *state, char *error);

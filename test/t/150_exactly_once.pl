@@ -136,7 +136,7 @@ sub worker
 $emitter = start_emitter(4000, 20);
 for (1 .. 10)
 {
-	usleep(rand(400_000));
+	usleep(int(rand(90_000)));
 	my $pid = worker();
 	$node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)");
 }
@@ -147,7 +147,7 @@ check('workers ended', 1);
 for (1 .. 3)
 {
 	$emitter = start_emitter(200, 10);
-	usleep(rand(400_000));
+	usleep(int(rand(90_000)));
 	crash_server($node, worker());
 	IPC::Run::finish($emitter);
 }
@@ -156,7 +156,7 @@ check('server crashed', 1);
 
 # Kafka does.
 $emitter = start_emitter(2000, 10);
-usleep(rand(400_000));
+usleep(int(rand(90_000)));
 $kafka->kill(1);
 IPC::Run::finish($emitter);
 $kafka->start(1);
@@ -165,6 +165,17 @@ check('Kafka killed', 1);
 # Moved back on purpose, it sends again.
 $node->safe_psql('postgres', "SELECT cqrs_seek('things', 'earliest')");
 check('moved to the beginning', 2);
+
+# Not every broker has transactions.
+$node->safe_psql('postgres', q(
+	CREATE EXTENSION cqrs_outbox_rabbitmq;
+	CREATE SERVER rabbit FOREIGN DATA WRAPPER cqrs_rabbitmq OPTIONS (host '127.0.0.1');
+	CREATE USER MAPPING FOR PUBLIC SERVER rabbit OPTIONS (username 'guest', password 'guest')));
+like(error_of($node, 'postgres', "SELECT cqrs_subscribe('rabbit', ARRAY['things'], server => 'rabbit', delivery => 'exactly_once')"),
+	qr/ERROR:  0A000: subscription "rabbit" cannot be delivered exactly once\nDETAIL:  RabbitMQ, of server "rabbit", has no transactions/,
+	'another broker has no transactions');
+like(error_of($node, 'postgres', "SELECT cqrs_alter_subscription('things', server => 'rabbit')"), qr/ERROR:  0A000: /,
+	'... and cannot take the place of one that has');
 
 is($node->safe_psql('postgres', 'SELECT count(*) FROM cqrs_dead_letters'), 0, 'no event was to blame');
 $node->stop('fast');
