@@ -264,6 +264,20 @@ cqrs_transaction_is_late(const CqrsBrokerTransaction *transaction)
 }
 
 /*
+ * Is the connection still that of the cursor's producer? Another cursor may have
+ * taken its place.
+ */
+bool
+cqrs_transaction_is_of(const CqrsBrokerTransaction *transaction,
+					   const CqrsCursor *cursor)
+{
+	return !transaction->used ||
+		(cursor->sent.producer.given &&
+		 memcmp(&cursor->sent.producer.id, &transaction->known.producer.id,
+				UUID_LEN) == 0);
+}
+
+/*
  * See what the record means for the cursor: that may move, or delivery stops. The
  * caller appends the cursor.
  */

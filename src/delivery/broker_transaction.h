@@ -66,6 +66,8 @@ extern bool cqrs_transaction_prepare(CqrsBrokerTransaction *transaction,
 									 const CqrsSubscription *subscription,
 									 int partition);
 extern void cqrs_transaction_init(CqrsBrokerTransaction *transaction);
+extern bool cqrs_transaction_is_of(const CqrsBrokerTransaction *transaction,
+								   const CqrsCursor *cursor);
 extern void cqrs_transaction_claim(CqrsBrokerTransaction *transaction,
 								   CqrsRelay *relay);
 extern void cqrs_transaction_close(CqrsBrokerTransaction *transaction,

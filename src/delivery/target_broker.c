@@ -451,6 +451,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 		 (cqrs_target_broker_pending() > 0 ||
 		  (broker.transaction.phase == CQRS_TRANSACTION_OPEN &&
 		   cursor->sent.intent.given))) ||
+		!cqrs_transaction_is_of(&broker.transaction, cursor) ||
 		cqrs_relay_is_gone(&relay))
 	{
 		broker.moved = true;
