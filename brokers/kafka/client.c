@@ -468,7 +468,8 @@ produce_entry(KafkaClient *client, Entry *entry)
 		return true;
 	}
 
-	kafka_transaction_topic(&client->transactions, topic);
+	if (client->transactions.id != NULL)
+		kafka_transaction_topic(&client->transactions, topic);
 	code = kafka_producer_produce(&client->producer, entry->message, entry);
 	switch (kafka_error_kind(code))
 	{
