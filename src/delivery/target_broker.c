@@ -455,6 +455,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 		cqrs_relay_is_gone(&relay))
 	{
 		broker.moved = true;
+		delivery->more = true;
 		cqrs_relay_end(&relay);
 		error_context_stack = errcallback.previous;
 		return;
