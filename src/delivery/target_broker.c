@@ -360,6 +360,16 @@ cqrs_target_broker_stopped(void)
 }
 
 /*
+ * Is it known what the broker has? Before, the next event may be one that was sent.
+ */
+bool
+cqrs_target_broker_may_announce(void)
+{
+	return !broker.transaction.used ||
+		broker.transaction.phase == CQRS_TRANSACTION_OPEN;
+}
+
+/*
  * How many events were read and are not recorded; more, if there is something to
  * record about their transaction.
  */

@@ -33,6 +33,7 @@ extern void cqrs_target_broker_exchange(CqrsSubscription *subscription,
 extern void cqrs_target_broker_connect(void);
 extern CqrsBrokerTask cqrs_target_broker_task(bool finish, char *error);
 extern const char *cqrs_target_broker_stopped(void);
+extern bool cqrs_target_broker_may_announce(void);
 extern int	cqrs_target_broker_pending(void);
 extern int	cqrs_target_broker_fd(void);
 extern long cqrs_target_broker_patience(void);

@@ -91,7 +91,8 @@ exchange(CqrsJob *job)
 	bool		done;
 
 	job->announced = 0;
-	if (job->careful > 0 && cqrs_target_broker_pending() == 0 && !job->finish)
+	if (job->careful > 0 && cqrs_target_broker_pending() == 0 &&
+		cqrs_target_broker_may_announce() && !job->finish)
 	{
 		error = cqrs_job_run(cqrs_job_announce, job);
 		if (error != NULL)
