@@ -350,6 +350,7 @@ static bool
 client_abort(void *state, char *error)
 {
 	KafkaClient *client = state;
+	struct pollfd pollfd = {.fd = client->event_fd,.events = POLLIN};
 	int64_t		deadline = now_ms() + client->stall_timeout;
 
 	/* What the broker is about to answer is waited for, the rest is not sent. */
@@ -367,12 +368,7 @@ client_abort(void *state, char *error)
 											  "bootstrap.servers"));
 		rd_kafka_purge(client->producer.rk, RD_KAFKA_PURGE_F_QUEUE |
 					   RD_KAFKA_PURGE_F_NON_BLOCKING);
-		(void) poll(&(struct pollfd)
-/**INDENT** Error@369: Unbalanced parens */
-					{
-			.fd = client->event_fd,.events = POLLIN
-/**INDENT** Warning@371: Extra ) */
-		}, 1, 10);
+		(void) poll(&pollfd, 1, 10);
 	}
 	client->waiting = NULL;
 	while (client->first != NULL)

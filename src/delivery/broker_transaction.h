@@ -50,7 +50,7 @@ typedef struct CqrsBrokerTransaction
 	TimestampTz began;			/* steady; only with any event */
 
 	int			most;			/* events in one; at most this: */
-#define CQRS_TRANSACTION_EVENTS	50000
+#define CQRS_TRANSACTION_EVENTS	200000
 	int			fruitless;		/* aborted in a row, with no event at fault */
 	char		reason[CQRS_BROKER_ERROR_SIZE]; /* why it is stopped */
 } CqrsBrokerTransaction;
