@@ -67,6 +67,9 @@
 /* How much is fetched at a time by default, if one record may not be more. */
 #define FETCH_MAX_BYTES	(4 * 1024 * 1024)
 
+/* How long librdkafka, once it has enough, waits until it looks again. */
+#define FETCH_BACKOFF	"10"
+
 /*
  * A message of ours, in use if it has a handle: librdkafka's message.
  */
@@ -153,7 +156,7 @@ kafka_consumer_assign(void *state, const CqrsBrokerPosition *positions, int n,
 
 		partition = &consumer->partitions[positions[i].partition];
 		partition->position = positions[i];
-		partition->received = partition->end = -1;
+		partition->received = partition->reached = partition->end = -1;
 		partition->next = positions[i].last >= 0 ? positions[i].last :
 			positions[i].offset;
 		if (partition->next >= 0)
@@ -185,6 +188,13 @@ kafka_consumer_receive(void *state, int most, size_t bytes, char *error)
 		;
 	rd_kafka_poll(consumer->rk, 0);
 	receive_messages(consumer, most, bytes);
+	if (consumer->wake && consumer->lost[0] == '\0' &&
+		(consumer->taken_messages > consumer->wake_messages ||
+		 consumer->taken_bytes > consumer->wake_bytes))
+	{
+		kafka_partitions_wake(consumer);
+		consumer->taken_messages = consumer->taken_bytes = 0;
+	}
 
 	now = kafka_now_ms();
 	if (consumer->lost[0] == '\0' && now >= consumer->next_look)
@@ -338,6 +348,13 @@ consumer_open(KafkaConsumer *consumer, char *error)
 				 most > FETCH_MAX_BYTES ? most : FETCH_MAX_BYTES);
 		rd_kafka_conf_set(conf, "fetch.max.bytes", reason, NULL, 0);
 	}
+	consumer->wake = rd_kafka_conf_set(conf, "fetch.queue.backoff.ms",
+									   FETCH_BACKOFF, NULL, 0) !=
+		RD_KAFKA_CONF_OK;
+	consumer->wake_messages =
+		kafka_option_int(connection, "queued.min.messages") / 2;
+	consumer->wake_bytes = (size_t) 1024 / 2 *
+		kafka_option_int(connection, "queued.max.messages.kbytes");
 	rd_kafka_conf_set_error_cb(conf, on_error);
 	rd_kafka_conf_set_offset_commit_cb(conf, on_commit);
 	rd_kafka_conf_set_opaque(conf, consumer);
@@ -382,9 +399,14 @@ wait_topic(KafkaConsumer *consumer, char *error)
 	{
 		rd_kafka_poll(consumer->rk, CONNECT_TIMEOUT);
 		if (kafka_now_ms() > deadline && consumer->lost[0] == '\0')
-			broker_error(consumer->lost, "could not connect to Kafka at %s: no answer",
-						 broker_option(consumer->connection,
-									   "bootstrap.servers"));
+		{
+			if (consumer->trouble[0] != '\0')
+				broker_error(consumer->lost, "%s", consumer->trouble);
+			else
+				broker_error(consumer->lost, "could not connect to Kafka at %s: no answer",
+							 broker_option(consumer->connection,
+										   "bootstrap.servers"));
+		}
 		if (consumer->lost[0] != '\0')
 			break;
 	}
@@ -397,6 +419,7 @@ wait_topic(KafkaConsumer *consumer, char *error)
  * or one of them, may be over at once: the topic is looked at, which tells.
  *
  * That a connection was closed that was made is none of ours: it is made again.
+ * Nor does it matter if the group cannot be told anything.
  */
 static void
 on_error(rd_kafka_t *rk, int code, const char *reason, void *opaque)
@@ -414,6 +437,8 @@ on_error(rd_kafka_t *rk, int code, const char *reason, void *opaque)
 			break;
 
 		default:
+			if (strstr(reason, "GroupCoordinator") != NULL)
+				return;
 			if (code != RD_KAFKA_RESP_ERR__TRANSPORT ||
 				strstr(reason, "in state UP") == NULL)
 				consumer->broker_error_until = now + BROKER_ERROR_LASTS;
@@ -536,6 +561,8 @@ receive_messages(KafkaConsumer *consumer, int most, size_t bytes)
 			return;
 		}
 		size += message->len + message->key_len;
+		consumer->taken_messages++;
+		consumer->taken_bytes += message->len;
 		if (hand_over(consumer, message))
 			n++;
 		else
@@ -563,9 +590,10 @@ kafka_consumer_partition_error(KafkaConsumer *consumer,
 				return;
 			if (partition->error != NULL)
 				kafka_partition_mended(consumer, partition);
+			if (partition->reached != message->offset)
+				notice(consumer, CQRS_BROKER_NOTICE_REACHED,
+					   message->partition, message->offset);
 			partition->next = partition->reached = message->offset;
-			notice(consumer, CQRS_BROKER_NOTICE_REACHED, message->partition,
-				   message->offset);
 			return;
 
 		case RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET:

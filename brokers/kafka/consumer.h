@@ -33,7 +33,7 @@ typedef struct KafkaPartition
 	int64_t		next;			/* the next offset to receive */
 	int64_t		received;		/* the last one received; -1: none */
 	int64_t		settled;		/* the one after the last one settled, or 0 */
-	int64_t		reached;		/* where its end was seen, or 0 */
+	int64_t		reached;		/* where its end was seen, or -1 */
 	int64_t		committed;		/* what the group was told, or 0 */
 	int64_t		end;			/* what the core was told of its end, or -1 */
 	bool		leaderless;		/* when last looked at */
@@ -67,10 +67,17 @@ typedef struct KafkaConsumer
 	struct ReceivedBlock *blocks;	/* all messages of ours */
 	CqrsBrokerReceived *free;	/* those not in use */
 
+	bool		wake;			/* does librdkafka sleep when it has enough? */
+	size_t		wake_messages;	/* then wake it after so many of them, */
+	size_t		wake_bytes;		/* or bytes, */
+	size_t		taken_messages; /* which we took from it */
+	size_t		taken_bytes;
+
 	int64_t		next_look;		/* when to look at the topic */
 	int64_t		next_ask;		/* and not to ask before */
 	int64_t		next_second;	/* and to do what is done once a second */
 	int64_t		next_commit;	/* and to commit */
+	bool		connected;		/* the cluster has answered once */
 	int64_t		unseen_since;	/* the cluster does not answer; 0: it does */
 	bool		committing;		/* a commit is on its way */
 
@@ -101,6 +108,7 @@ extern bool kafka_partitions_look(KafkaConsumer *consumer, int timeout);
 extern void kafka_partitions_ask(KafkaConsumer *consumer);
 extern void kafka_partitions_consume(KafkaConsumer *consumer);
 extern void kafka_partitions_release(KafkaConsumer *consumer);
+extern void kafka_partitions_wake(KafkaConsumer *consumer);
 extern void kafka_partitions_retry(KafkaConsumer *consumer);
 extern void kafka_partitions_commit(KafkaConsumer *consumer);
 extern void kafka_partition_break(KafkaConsumer *consumer,

@@ -36,7 +36,10 @@
 /* How long, in milliseconds, the cluster may be silent. */
 #define DOWN_GRACE		2000
 
-/* How often the topic is looked at; and while something is wrong with it. */
+/*
+ * How often, in milliseconds, the topic is looked at, if no option says so; and
+ * while something is wrong with it.
+ */
 #define LOOK_INTERVAL	60000
 #define TROUBLE_INTERVAL	5000
 
@@ -47,6 +50,7 @@
 #define ASK_TIMEOUT		3000
 #define ASK_INTERVAL	1000
 
+static int	look_interval(const KafkaConsumer *consumer);
 static bool look_at_topic(KafkaConsumer *consumer,
 						  const rd_kafka_metadata_topic_t * topic);
 static rd_kafka_topic_partition_list_t * query(KafkaConsumer *consumer,
@@ -81,9 +85,10 @@ kafka_partitions_look(KafkaConsumer *consumer, int timeout)
 		if (consumer->unseen_since != 0)
 			consumer->broker_error_until = 0;
 		consumer->unseen_since = 0;
+		consumer->connected = true;
 		consumer->next_look = kafka_now_ms() +
-			(seen && consumer->trouble[0] == '\0' && consumer->failing == 0 ?
-			 LOOK_INTERVAL : TROUBLE_INTERVAL);
+			(seen && consumer->trouble[0] == '\0' ?
+			 look_interval(consumer) : TROUBLE_INTERVAL);
 		return seen;
 	}
 
@@ -93,13 +98,26 @@ kafka_partitions_look(KafkaConsumer *consumer, int timeout)
 	{
 		if (consumer->broker_error[0] != '\0')
 			broker_error(consumer->lost, "%s", consumer->broker_error);
-		else
+		else if (consumer->connected)
 			broker_error(consumer->lost, "Kafka at %s does not answer",
 						 broker_option(consumer->connection,
 									   "bootstrap.servers"));
 	}
 	consumer->next_look = kafka_now_ms() + LOOK_AGAIN;
 	return false;
+}
+
+/*
+ * How often the topic is looked at.
+ */
+static int
+look_interval(const KafkaConsumer *consumer)
+{
+	int			interval;
+
+	interval = broker_option_int(consumer->connection,
+								 "topic.metadata.refresh.interval.ms", -1);
+	return interval > 0 ? interval : LOOK_INTERVAL;
 }
 
 /*
@@ -361,6 +379,30 @@ kafka_partitions_consume(KafkaConsumer *consumer)
 }
 
 /*
+ * Have librdkafka look whether it has room again. Before version 2.2, it does
+ * that once a second while it does nothing else: so each broker is asked
+ * something, whose answer nobody waits for.
+ */
+void
+kafka_partitions_wake(KafkaConsumer *consumer)
+{
+	const char *topic = rd_kafka_topic_name(consumer->topic);
+	rd_kafka_topic_partition_list_t *list;
+	int			i;
+
+	list = rd_kafka_topic_partition_list_new(consumer->npartitions);
+	for (i = 0; i < consumer->npartitions; i++)
+	{
+		if (consumer->partitions[i].state == KAFKA_PARTITION_CONSUMED)
+			rd_kafka_topic_partition_list_add(list, topic, i)->offset =
+				RD_KAFKA_OFFSET_END;
+	}
+	if (list->cnt > 0)
+		rd_kafka_offsets_for_times(consumer->rk, list, 0);
+	rd_kafka_topic_partition_list_destroy(list);
+}
+
+/*
  * Have librdkafka consume nothing any more, as its consumer is to be destroyed.
  *
  * Before version 2.6.1, destroying it never ends if something is left in the
@@ -407,19 +449,27 @@ drain(rd_kafka_queue_t *queue)
 void
 kafka_partitions_retry(KafkaConsumer *consumer)
 {
-	bool		retry = false;
+	const char *topic = rd_kafka_topic_name(consumer->topic);
+	rd_kafka_topic_partition_list_t *list;
 	int			i;
 
-	for (i = 0; i < consumer->npartitions && consumer->failing > 0; i++)
+	if (consumer->failing == 0)
+		return;
+	list = rd_kafka_topic_partition_list_new(consumer->failing);
+	for (i = 0; i < consumer->npartitions; i++)
 	{
-		if (consumer->partitions[i].state == KAFKA_PARTITION_BROKEN)
-		{
-			consumer->partitions[i].state = KAFKA_PARTITION_CONSUMED;
-			retry = true;
-		}
+		if (consumer->partitions[i].state != KAFKA_PARTITION_BROKEN)
+			continue;
+		consumer->partitions[i].state = KAFKA_PARTITION_CONSUMED;
+		rd_kafka_topic_partition_list_add(list, topic, i);
 	}
-	if (retry)
+	if (list->cnt > 0)
+	{
+		/* That it is paused would last. */
+		rd_kafka_resume_partitions(consumer->rk, list);
 		kafka_partitions_consume(consumer);
+	}
+	rd_kafka_topic_partition_list_destroy(list);
 }
 
 /*

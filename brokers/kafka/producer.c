@@ -15,6 +15,12 @@
 /* The longest name that a topic can have. */
 #define TOPIC_NAME_MAX	249
 
+/*
+ * Before, librdkafka sends a nonce in SCRAM that is not the one it began with.
+ * Kafka 4 notices, and answers as if the password were wrong.
+ */
+#define FIRST_WITH_SCRAM_OF_KAFKA_4	0x020601ff	/* 2.6.1 */
+
 static bool check_topic_name(const char *name, char *error);
 static rd_kafka_headers_t *message_headers(const CqrsBrokerMessage *message);
 
@@ -326,5 +332,12 @@ kafka_describe_broker(rd_kafka_resp_err_t code, const char *text, char *error)
 	end = strstr(reason, " (after ");
 	if (end != NULL)
 		*end = '\0';
-	broker_error(error, "%s Kafka at %s: %s", verb, name, reason);
+
+	if (code == RD_KAFKA_RESP_ERR__AUTHENTICATION &&
+		strstr(reason, "SCRAM") != NULL &&
+		rd_kafka_version() < FIRST_WITH_SCRAM_OF_KAFKA_4)
+		broker_error(error, "%s Kafka at %s: %s; librdkafka %s cannot log in to Kafka 4 with SCRAM, and 2.6.1 can",
+					 verb, name, reason, rd_kafka_version_str());
+	else
+		broker_error(error, "%s Kafka at %s: %s", verb, name, reason);
 }

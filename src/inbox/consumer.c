@@ -14,6 +14,7 @@
  */
 #include "base/cqrs_outbox.h"
 
+#include "access/xact.h"
 #include "lib/stringinfo.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -72,6 +73,7 @@ static bool own_if_nobody_does(CqrsConsumer **consumer);
 static void seek(CqrsConsumer *consumer, NullableDatum partition,
 				 int64 offset, TimestampTz time);
 static void set_state(const CqrsConsumer *consumer, const char *state);
+static void warn_of_workers(void);
 
 PG_FUNCTION_INFO_V1(cqrs_create_consumer);
 PG_FUNCTION_INFO_V1(cqrs_alter_consumer);
@@ -166,6 +168,7 @@ cqrs_create_consumer(PG_FUNCTION_ARGS)
 	cqrs_admin_end(&admin);
 	cqrs_owner_make_view(name, true, GetUserId());
 	cqrs_shmem_changed();
+	warn_of_workers();
 	PG_RETURN_BOOL(true);
 }
 
@@ -239,6 +242,8 @@ cqrs_alter_consumer(PG_FUNCTION_ARGS)
 						  2, CQRS_INT4(consumer->consumer_id),
 						  CQRS_INT4(choice.workers));
 	cqrs_shmem_changed();
+	if (choice.workers > consumer->workers)
+		warn_of_workers();
 	PG_RETURN_BOOL(true);
 }
 
@@ -716,4 +721,27 @@ set_state(const CqrsConsumer *consumer, const char *state)
 	for (i = 0; i < consumer->workers; i++)
 		(void) cqrs_failure_try_now(consumer->consumer_id, i);
 	cqrs_shmem_changed();
+}
+
+/*
+ * Who consumes does so all the time: do any workers remain for subscriptions?
+ */
+static void
+warn_of_workers(void)
+{
+	HASH_SEQ_STATUS status;
+	CqrsConsumer *consumer;
+	int			workers = 0;
+
+	CommandCounterIncrement();
+	cqrs_registry_consumers(&status);
+	while ((consumer = hash_seq_search(&status)) != NULL)
+		if (consumer->active)
+			workers += consumer->workers;
+	if (workers >= cqrs_max_workers)
+		ereport(WARNING,
+				(errmsg("consumers take all workers"),
+				 errdetail("They have %d, and cqrs_outbox.max_workers is %d. Subscriptions and consumers have to take turns.",
+						   workers, cqrs_max_workers),
+				 errhint("Raise cqrs_outbox.max_workers, and restart the server.")));
 }

@@ -41,7 +41,6 @@
 #include "base/cqrs_outbox.h"
 
 #include "common/base64.h"
-#include "common/hashfn.h"
 #include "datatype/timestamp.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
@@ -51,6 +50,7 @@
 #include "base/rfc3339.h"
 #include "emit/emit.h"
 #include "inbox/inbound.h"
+#include "inbox/message_id.h"
 #include "registry/registry.h"
 
 /* Microseconds from 1970 to 2000. */
@@ -77,6 +77,7 @@ static const char *const format_names[] = {
 	[CQRS_INBOUND_CLOUDEVENTS] = "cloudevents",
 };
 
+static char *digest(const char *bytes, size_t size);
 static const CqrsBrokerReceivedHeader *find_header(const CqrsBrokerReceived *message,
 												   const char *prefix,
 												   const char *name);
@@ -147,28 +148,31 @@ cqrs_inbound_init(CqrsInbound *inbound, const CqrsConsumer *consumer,
 
 /*
  * By what a message of a source without offsets is recognised that comes again, in
- * the current memory context; NULL: it has no such thing.
+ * the current memory context; NULL: it has no such thing. What is too long for the
+ * table is recognised by its hash.
  */
 char *
 cqrs_inbound_message_id(const CqrsInbound *inbound,
 						const CqrsBrokerReceived *message)
 {
 	const char *rule = inbound->consumer->message_id;
-	const CqrsBrokerReceivedHeader *header;
+	const char *id = message->message_id;
+	size_t		size = id != NULL ? strlen(id) : 0;
+	char	   *text;
 
 	if (strcmp(rule, "body_hash") == 0)
-		return psprintf("%016" INT64_MODIFIER "x%016" INT64_MODIFIER "x:%zu",
-						hash_bytes_extended((const unsigned char *) message->body,
-											message->body_size, 0),
-						hash_bytes_extended((const unsigned char *) message->body,
-											message->body_size, 1),
-						message->body_size);
-	if (strncmp(rule, "header:", 7) != 0)
-		return message->message_id == NULL || message->message_id[0] == '\0' ?
-			NULL : text_of(message->message_id, strlen(message->message_id));
-	header = find_header(message, "", rule + 7);
-	return header == NULL || header->value == NULL || header->value_size == 0 ?
-		NULL : text_of(header->value, header->value_size);
+		return digest(message->body, message->body != NULL ? message->body_size : 0);
+	if (strncmp(rule, "header:", 7) == 0)
+	{
+		const CqrsBrokerReceivedHeader *header = find_header(message, "", rule + 7);
+
+		id = header != NULL ? header->value : NULL;
+		size = id != NULL ? header->value_size : 0;
+	}
+	if (size == 0)
+		return NULL;
+	text = text_of(id, size);
+	return strlen(text) <= CQRS_MAX_MESSAGE_ID ? text : digest(id, size);
 }
 
 /*
@@ -298,6 +302,28 @@ cqrs_inbound_headers(const CqrsBrokerReceived *message)
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	push_headers(&state, message);
 	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+}
+
+/*
+ * SHA-256, in hexadecimal.
+ */
+static char *
+digest(const char *bytes, size_t size)
+{
+	bytea	   *copy = palloc(VARHDRSZ + size);
+	bytea	   *hash;
+	char	   *text;
+
+	SET_VARSIZE(copy, VARHDRSZ + size);
+	if (size > 0)
+		memcpy(VARDATA(copy), bytes, size);
+	hash = DatumGetByteaPP(DirectFunctionCall1(sha256_bytea,
+											   PointerGetDatum(copy)));
+	text = palloc0(2 * VARSIZE_ANY_EXHDR(hash) + 1);
+
+	hex_encode(VARDATA_ANY(hash), VARSIZE_ANY_EXHDR(hash), text);
+	pfree(copy);
+	return text;
 }
 
 /*
@@ -544,6 +570,10 @@ make_headers(const CqrsInbound *inbound, const CqrsBrokerReceived *message,
 		push_text(&state, "source_message_id", message_id);
 	else
 	{
+		if (message->message_id != NULL)
+			push_text(&state, "source_message_id",
+					  text_of(message->message_id,
+							  strlen(message->message_id)));
 		push_number(&state, "source_partition", message->partition);
 		push_number(&state, "source_offset", message->offset);
 	}

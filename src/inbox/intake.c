@@ -50,8 +50,8 @@
 /* How often to note that a source without offsets is consumed, likewise. */
 #define NOTE_INTERVAL	20000
 
-/* What the broker complains of for this long is told, likewise. */
-#define LONGEST_TROUBLE	2000
+/* What the broker complains of before so many checks in a row is told. */
+#define TROUBLES		3
 
 static void plan_source(CqrsConsumer *consumer);
 static CqrsPlace *complete_places(CqrsConsumer *consumer, CqrsPlace *places,
@@ -125,20 +125,20 @@ cqrs_intake_task(char *error)
 	}
 
 	now = cqrs_steady_now();
-	if (error[0] == '\0')
-		cqrs_intake.trouble_since = 0;
-	else if (cqrs_intake.trouble_since == 0)
-		cqrs_intake.trouble_since = now;
-	strlcpy(cqrs_intake.trouble, error, sizeof(cqrs_intake.trouble));
+	if (error[0] != '\0')
+	{
+		cqrs_intake.troubled = true;
+		strlcpy(cqrs_intake.trouble, error, sizeof(cqrs_intake.trouble));
+	}
 	take_arrivals();
 	if (cqrs_intake.renew)
 		return CQRS_INTAKE_RENEW;
 	if (!cqrs_intake.assigned && (!cqrs_intake.keeps_offsets || cqrs_intake.npartitions >= 0))
 		return CQRS_INTAKE_PLAN;
-	if (may_store())
-		return CQRS_INTAKE_STORE;
 	if (TimestampDifferenceExceeds(cqrs_intake.checked_at, now, CHECK_INTERVAL))
 		return CQRS_INTAKE_CHECK;
+	if (may_store())
+		return CQRS_INTAKE_STORE;
 	return CQRS_INTAKE_WAIT;
 }
 
@@ -198,13 +198,11 @@ cqrs_intake_check(CqrsConsumer *consumer)
 	int			i;
 
 	cqrs_intake.checked_at = now;
-	if (!cqrs_intake_is_same(consumer))
-	{
-		cqrs_intake.renew = true;
+	if (!cqrs_intake_lock(&consumer))
 		return;
-	}
-	if (cqrs_intake.trouble_since != 0 && !cqrs_intake.failed &&
-		TimestampDifferenceExceeds(cqrs_intake.trouble_since, now, LONGEST_TROUBLE))
+	cqrs_intake.troubles = cqrs_intake.troubled ? cqrs_intake.troubles + 1 : 0;
+	cqrs_intake.troubled = false;
+	if (cqrs_intake.troubles >= TROUBLES && !cqrs_intake.failed)
 	{
 		ErrorData	error = {0};
 
@@ -214,7 +212,8 @@ cqrs_intake_check(CqrsConsumer *consumer)
 								   &error, CQRS_FAILURE_DELAY);
 		cqrs_intake.failed = true;
 	}
-	else if (cqrs_intake.trouble_since == 0 && cqrs_intake.failed && cqrs_intake.assigned)
+	else if (cqrs_intake.troubles == 0 && cqrs_intake.failed &&
+			 cqrs_intake.assigned)
 	{
 		cqrs_failure_clear(consumer->consumer_id, cqrs_intake.worker);
 		cqrs_intake.failed = false;
@@ -234,8 +233,6 @@ cqrs_intake_check(CqrsConsumer *consumer)
 	if (!cqrs_intake.ends_moved ||
 		!TimestampDifferenceExceeds(cqrs_intake.ends_written_at, now, END_INTERVAL))
 		return;
-	(void) cqrs_object_lock(CQRS_REL_CONSUMER, consumer->consumer_id, 0,
-							ShareLock, true);
 	cqrs_intake_begin_batch();
 	cqrs_intake.batch_last = NULL;
 	cqrs_intake.batch_notices = cqrs_intake.notices;

@@ -36,6 +36,7 @@
 
 CqrsIntake	cqrs_intake;
 
+static void reset_batch(void);
 static bool touch(int32 partition);
 static void store_messages(CqrsConsumer *consumer);
 static bool *recognise(const CqrsInbound *inbound, char **ids);
@@ -47,6 +48,7 @@ static void bury(const CqrsInbound *inbound,
 				 const CqrsBrokerReceived *message, const char *message_id,
 				 const pg_uuid_t *event_id, const ErrorData *error);
 static void apply_notices(CqrsConsumer *consumer);
+static bool is_moved(const CqrsPart *part);
 static int64 message_hash(const CqrsBrokerReceived *message);
 
 /*
@@ -57,16 +59,9 @@ cqrs_intake_store(CqrsConsumer *consumer)
 {
 	int			i;
 
-	(void) cqrs_object_lock(CQRS_REL_CONSUMER, consumer->consumer_id, 0,
-							ShareLock, true);
-
-	/* While we waited, somebody may have changed it. */
-	consumer = cqrs_registry_consumer_by_id(consumer->consumer_id);
-	if (consumer == NULL || !cqrs_intake_is_same(consumer))
-	{
-		cqrs_intake.renew = true;
+	reset_batch();
+	if (!cqrs_intake_lock(&consumer))
 		return;
-	}
 	cqrs_intake_begin_batch();
 	if (!cqrs_intake_lock_places())
 	{
@@ -81,7 +76,7 @@ cqrs_intake_store(CqrsConsumer *consumer)
 	{
 		CqrsPart   *part = &cqrs_intake.parts[i];
 
-		if (!part->touched)
+		if (!part->touched || !is_moved(part))
 			continue;
 		if (part->last != NULL)
 			part->moved.last_hash = message_hash(part->last);
@@ -91,7 +86,8 @@ cqrs_intake_store(CqrsConsumer *consumer)
 		cqrs_place_append(&part->moved);
 		cqrs_intake.renew |= part->moved.stopped != CQRS_STOPPED_NOT;
 	}
-	if (cqrs_intake.failed && !cqrs_intake.renew)
+	if (cqrs_intake.failed && !cqrs_intake.renew &&
+		!cqrs_intake.troubled && cqrs_intake.troubles == 0)
 		cqrs_failure_clear(consumer->consumer_id, cqrs_intake.worker);
 	cqrs_commit_durably();
 }
@@ -135,8 +131,10 @@ cqrs_intake_stored(void)
 		cqrs_link_settle(cqrs_intake.link, first, cqrs_intake.batch_last);
 	}
 	cqrs_intake.batch_last = NULL;
-	cqrs_intake.failed = false;
-	cqrs_intake.checked_at = cqrs_steady_now();
+
+	/* What the broker complains of may be about another partition. */
+	if (!cqrs_intake.troubled && cqrs_intake.troubles == 0)
+		cqrs_intake.failed = false;
 }
 
 /*
@@ -157,6 +155,23 @@ cqrs_intake_goes_apart(void)
 }
 
 /*
+ * Let nobody change the consumer until the end of the transaction. Returns false if it
+ * is not what it was when the connection was made: then that is to be made anew.
+ */
+bool
+cqrs_intake_lock(CqrsConsumer **consumer)
+{
+	(void) cqrs_object_lock(CQRS_REL_CONSUMER, (*consumer)->consumer_id, 0,
+							ShareLock, true);
+
+	/* While we waited, somebody may have changed it. */
+	*consumer = cqrs_registry_consumer_by_id((*consumer)->consumer_id);
+	if (*consumer == NULL || !cqrs_intake_is_same(*consumer))
+		cqrs_intake.renew = true;
+	return !cqrs_intake.renew;
+}
+
+/*
  * Choose the messages of a batch, and the notices behind them.
  */
 void
@@ -166,17 +181,8 @@ cqrs_intake_begin_batch(void)
 	CqrsLinkNotice *notice;
 	size_t		bytes = 0;
 	int			npartitions = 0;
-	int			i;
 
-	cqrs_intake.batch_last = NULL;
-	cqrs_intake.nbatch = 0;
-	for (i = 0; i < cqrs_intake.nparts; i++)
-	{
-		cqrs_intake.parts[i].moved = cqrs_intake.parts[i].place;
-		cqrs_intake.parts[i].compared = cqrs_intake.parts[i].compare;
-		cqrs_intake.parts[i].touched = false;
-		cqrs_intake.parts[i].last = NULL;
-	}
+	reset_batch();
 	for (message = cqrs_intake.first;
 		 message != NULL && cqrs_intake.nbatch < MOST_MESSAGES && bytes < MOST_BYTES;
 		 message = message->next)
@@ -199,6 +205,26 @@ cqrs_intake_begin_batch(void)
 			break;
 		}
 	cqrs_intake.batch_notices = notice;
+}
+
+/*
+ * A batch in which there is nothing.
+ */
+static void
+reset_batch(void)
+{
+	int			i;
+
+	cqrs_intake.batch_last = NULL;
+	cqrs_intake.nbatch = 0;
+	cqrs_intake.batch_notices = cqrs_intake.notices;
+	for (i = 0; i < cqrs_intake.nparts; i++)
+	{
+		cqrs_intake.parts[i].moved = cqrs_intake.parts[i].place;
+		cqrs_intake.parts[i].compared = cqrs_intake.parts[i].compare;
+		cqrs_intake.parts[i].touched = false;
+		cqrs_intake.parts[i].last = NULL;
+	}
 }
 
 /*
@@ -326,15 +352,6 @@ recognise(const CqrsInbound *inbound, char **ids)
 	for (i = 0; i < cqrs_intake.nbatch; i++, message = message->next)
 	{
 		ids[i] = cqrs_inbound_message_id(inbound, message);
-
-		/* What is too long for the table is recognised by its hash. */
-		if (ids[i] != NULL && strlen(ids[i]) > CQRS_MAX_MESSAGE_ID)
-			ids[i] = psprintf("%016" INT64_MODIFIER "x%016" INT64_MODIFIER "x:%zu",
-							  hash_bytes_extended((unsigned char *) ids[i],
-												  strlen(ids[i]), 0),
-							  hash_bytes_extended((unsigned char *) ids[i],
-												  strlen(ids[i]), 1),
-							  strlen(ids[i]));
 		if (ids[i] != NULL)
 			given[n++] = CStringGetTextDatum(ids[i]);
 	}
@@ -479,6 +496,17 @@ apply_notices(CqrsConsumer *consumer)
 		if (place->stopped != CQRS_STOPPED_NOT)
 			place->end_offset = notice->notice.value;
 	}
+}
+
+/*
+ * Is there anything to be written of a partition?
+ */
+static bool
+is_moved(const CqrsPart *part)
+{
+	return part->last != NULL ||
+		part->moved.next_offset != part->place.next_offset ||
+		part->moved.stopped != part->place.stopped;
 }
 
 /*

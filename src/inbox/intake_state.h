@@ -65,7 +65,8 @@ typedef struct CqrsIntake
 	TimestampTz ends_written_at;
 	TimestampTz checked_at;
 	TimestampTz noted_at;		/* that the source is consumed */
-	TimestampTz trouble_since;	/* 0: there is none */
+	bool		troubled;		/* the broker complained since the last check */
+	int			troubles;		/* ... and before so many checks in a row */
 	char		trouble[CQRS_BROKER_ERROR_SIZE];
 } CqrsIntake;
 
@@ -74,6 +75,7 @@ extern CqrsIntake cqrs_intake;
 extern bool cqrs_intake_is_same(const CqrsConsumer *consumer);
 extern CqrsPart *cqrs_intake_find_part(int32 partition);
 extern char *cqrs_intake_source_name(const CqrsConsumer *consumer);
+extern bool cqrs_intake_lock(CqrsConsumer **consumer);
 extern void cqrs_intake_begin_batch(void);
 extern bool cqrs_intake_lock_places(void);
 

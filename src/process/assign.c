@@ -62,10 +62,10 @@ static long note_exhausted(CqrsDatabaseSlot *slot, long wait);
 static bool is_any_starting(void);
 static void note_results(CqrsDatabaseSlot *slot, TimestampTz now);
 static void forget_lost_starts(TimestampTz now);
+static bool came_early(const CqrsWorkerSlot *worker);
 static bool assign_worker(CqrsDatabaseSlot *database, CqrsScheduled *scheduled,
-						  TimestampTz now, int *spare);
-static void reuse_slot(CqrsWorkerSlot *worker);
-static bool start_worker(CqrsWorkerSlot *worker);
+						  bool calm, int *spare);
+static void note_forgotten(const CqrsWorkerSlot *worker);
 
 /*
  * Have workers deliver what is due. Returns how long until there is something
@@ -79,9 +79,11 @@ cqrs_assign_workers(CqrsDatabaseSlot *slot, const char *database_name)
 	long		wait = -1;
 	int			spare;
 	bool		across;
+	bool		calm;
 	bool		lasts;
 	dlist_mutable_iter iter;
 
+	calm = now < cqrs_schedule_calm_until() && slot->asked_to_leave == 0;
 	any_waiting = any_due = false;
 	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
 	slot->next_due = DT_NOEND;
@@ -112,15 +114,20 @@ cqrs_assign_workers(CqrsDatabaseSlot *slot, const char *database_name)
 			when = scheduled->retry_at;
 		}
 		when = Max(when, scheduled->failed_until);
+		if (calm && scheduled->put_off)
+			when = Max(when, cqrs_schedule_calm_until());
 		if (when > now)
 		{
 			next = next == 0 ? when : Min(next, when);
 			continue;
 		}
 		any_due = true;
-		if (!assign_worker(slot, scheduled, now, &spare))
+		if (!assign_worker(slot, scheduled, calm, &spare))
 			any_waiting = true;
 	}
+	if (calm)
+		next = next == 0 ? cqrs_schedule_calm_until() :
+			Min(next, cqrs_schedule_calm_until());
 	if (any_waiting)
 	{
 		/* Before a worker is done: it wakes us only if it sees this. */
@@ -185,7 +192,7 @@ spare_workers(const CqrsDatabaseSlot *mine, TimestampTz now, bool *across)
 	{
 		CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
 
-		if (worker->state < CQRS_WORKER_STARTING ||
+		if (worker->state < CQRS_WORKER_STARTING || came_early(worker) ||
 			(worker->state == CQRS_WORKER_IDLE &&
 			 worker->request == worker->served))
 			spare++;
@@ -352,21 +359,30 @@ forget_lost_starts(TimestampTz now)
 }
 
 /*
- * Reuse a slot for another worker. If the one before was lost, and its manager
- * has not noted that yet, tell it that we forgot which one it was. The lock is
- * held.
+ * A slot is reused for another worker. If the one before was lost, and its manager
+ * has not noted that yet, tell it that we forgot which one it was. The lock is held.
  */
 static void
-reuse_slot(CqrsWorkerSlot *worker)
+note_forgotten(const CqrsWorkerSlot *worker)
 {
-	if (worker->state == CQRS_WORKER_FAILED)
-	{
-		CqrsDatabaseSlot *database = cqrs_database_find(worker->dboid);
+	CqrsDatabaseSlot *database;
 
-		if (database != NULL)
-			database->worker_forgotten = true;
-	}
-	memset(worker, 0, sizeof(*worker));
+	if (worker->state != CQRS_WORKER_FAILED)
+		return;
+	database = cqrs_database_find(worker->dboid);
+	if (database != NULL)
+		database->worker_forgotten = true;
+}
+
+/*
+ * Was this worker started by the launcher, with a manager, and has had nothing to
+ * deliver yet? The lock is held.
+ */
+static bool
+came_early(const CqrsWorkerSlot *worker)
+{
+	return worker->state >= CQRS_WORKER_STARTING &&
+		worker->subscription_id == 0;
 }
 
 /*
@@ -376,21 +392,28 @@ reuse_slot(CqrsWorkerSlot *worker)
  *
  * A broker's cursor gets a process of its own, which is given no other cursor:
  * it has a connection, and a client library that handlers had better not meet.
+ *
+ * If calm is set, a worker of the same owner gets one cursor after the other, before
+ * another is started: true may mean that this one comes next.
  */
 static bool
 assign_worker(CqrsDatabaseSlot *database, CqrsScheduled *scheduled,
-			  TimestampTz now, int *spare)
+			  bool calm, int *spare)
 {
 	CqrsWorkerSlot *unused = NULL;
+	CqrsWorkerSlot *early = NULL;
 	CqrsWorkerSlot *idle = NULL;
 	CqrsWorkerSlot *foreign = NULL;
 	CqrsWorkerSlot *worker = NULL;
+	bool		any = false;	/* does the owner have one already? */
 	int			i;
 
 	for (i = 0; i < cqrs_shared->nworkers; i++)
 	{
 		CqrsWorkerSlot *slot = &cqrs_shared->workers[i];
 
+		any |= slot->state >= CQRS_WORKER_STARTING && !slot->broker &&
+			slot->dboid == MyDatabaseId && slot->owner == scheduled->owner;
 		if (slot->state == CQRS_WORKER_FREE ||
 			(slot->state == CQRS_WORKER_FAILED && unused == NULL))
 			unused = slot;
@@ -402,6 +425,9 @@ assign_worker(CqrsDatabaseSlot *database, CqrsScheduled *scheduled,
 				 slot->subscription_id == scheduled->key.subscription_id &&
 				 slot->partition == scheduled->key.partition)
 			worker = slot;
+		else if (came_early(slot) && slot->dboid == MyDatabaseId &&
+				 slot->owner == scheduled->owner && !scheduled->broker)
+			early = slot;
 		else if (slot->state == CQRS_WORKER_IDLE &&
 				 slot->request == slot->served)
 		{
@@ -424,6 +450,14 @@ assign_worker(CqrsDatabaseSlot *database, CqrsScheduled *scheduled,
 		return false;
 	}
 
+	/* For now, this is the next one's turn that is done. */
+	if (calm && any && worker == NULL && early == NULL && !scheduled->broker)
+	{
+		if (idle == NULL)
+			return true;
+		worker = idle;
+	}
+
 	if (worker != NULL && worker->request != worker->served)
 	{
 		if (worker->wanted_look == scheduled->due_look)
@@ -432,22 +466,16 @@ assign_worker(CqrsDatabaseSlot *database, CqrsScheduled *scheduled,
 	else if (--*spare < 0)
 		return false;			/* others have waited for longer */
 
+	if (worker == NULL)
+		worker = early;
 	if (worker == NULL && unused != NULL)
 	{
-		reuse_slot(unused);
-		unused->state = CQRS_WORKER_STARTING;
-		unused->dboid = MyDatabaseId;
-		unused->owner = scheduled->owner;
-		unused->broker = scheduled->broker;
-		unused->consumer = scheduled->consumer;
-		unused->started_at = now;
-		if (start_worker(unused))
+		note_forgotten(unused);
+		if (cqrs_process_start_worker(unused, MyDatabaseId, scheduled->owner,
+									  scheduled->broker))
 			worker = unused;
 		else
-		{
 			database->exhausted = true;
-			unused->state = CQRS_WORKER_FREE;
-		}
 	}
 	if (worker == NULL && idle != NULL)
 		worker = idle;
@@ -466,6 +494,7 @@ assign_worker(CqrsDatabaseSlot *database, CqrsScheduled *scheduled,
 	{
 		worker->subscription_id = scheduled->key.subscription_id;
 		worker->partition = scheduled->key.partition;
+		worker->consumer = scheduled->consumer;
 		worker->drained_look = scheduled->drained_look;
 		worker->wanted_look = scheduled->drained_look;
 		worker->noted = true;
@@ -474,27 +503,14 @@ assign_worker(CqrsDatabaseSlot *database, CqrsScheduled *scheduled,
 	/* Those that wait now come first next time. */
 	dlist_delete(&scheduled->node);
 	dlist_push_tail(cqrs_schedule_due_list(), &scheduled->node);
+	if (!scheduled->broker)
+		database->worker_owner = scheduled->owner;
 	worker->wanted_look = scheduled->due_look;
 	worker->retried_at = scheduled->retried_at;
 	worker->careful = scheduled->careful;
+	worker->tell = calm;
 	worker->request++;
 	if (worker->latch != NULL)
 		SetLatch(worker->latch);
 	return true;
-}
-
-/*
- * Ask for the process of a worker slot. Returns false if there is no
- * background worker to be had.
- */
-static bool
-start_worker(CqrsWorkerSlot *worker)
-{
-	BackgroundWorker bgworker;
-
-	cqrs_process_describe(&bgworker, "cqrs_outbox worker", "cqrs_worker_main");
-	snprintf(bgworker.bgw_name, BGW_MAXLEN,
-			 "cqrs_outbox worker for database %u", MyDatabaseId);
-	bgworker.bgw_main_arg = Int32GetDatum(worker - cqrs_shared->workers);
-	return RegisterDynamicBackgroundWorker(&bgworker, NULL);
 }

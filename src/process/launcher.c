@@ -23,6 +23,9 @@
  *	  last one would wait for longer than QUEUE_WAIT.
  * 5. One manager is started at a time; the next when it has connected or
  *	  exited. So probing needs one free slot and one background worker.
+ *	  If something was announced, a worker is started at the same time, for the
+ *	  owner whose subscriptions were delivered last: so it has connected when
+ *	  the manager knows what to deliver.
  * 6. A manager that exits for another reason than 1 leaves its slot requested,
  *	  with a delay that grows with failures in a row.
  *
@@ -94,6 +97,7 @@ static void make_room(TimestampTz now, int nwaiting, long *wait);
 static CqrsDatabaseSlot *idlest(TimestampTz now, long stay, long *wait);
 static void note_exhausted(TimestampTz now);
 static bool start_manager(CqrsDatabaseSlot *slot, Oid dboid);
+static void start_worker(const CqrsDatabaseSlot *slot);
 
 /*
  * In the postmaster, while it preloads us.
@@ -252,6 +256,7 @@ start_next(List **to_probe)
 		TimestampTz now = cqrs_steady_now();
 		Oid			dboid;
 		List	   *found;
+		bool		announced;
 		bool		started;
 
 		slot = next_in_line(now, &nwaiting, &wait);
@@ -271,6 +276,9 @@ start_next(List **to_probe)
 		slot->state = CQRS_DATABASE_STARTING;
 		slot->announced = false;
 		dboid = slot->dboid;
+
+		/* Before the manager takes notice of it. */
+		announced = pg_atomic_read_u32(&slot->pending) != 0;
 		LWLockRelease(cqrs_shared->lock);
 		found = find_databases(dboid);
 		started = found != NIL && start_manager(slot, dboid);
@@ -278,6 +286,8 @@ start_next(List **to_probe)
 		if (started)
 		{
 			cqrs_shared->exhausted = false;
+			if (announced)
+				start_worker(slot);
 			wait = -1;
 			break;
 		}
@@ -534,4 +544,32 @@ start_manager(CqrsDatabaseSlot *slot, Oid dboid)
 		said_exhausted = false;
 	}
 	return started;
+}
+
+/*
+ * Something was announced in a database that has no process: have a worker start
+ * beside its manager, which will need one, most likely for the same owner as last
+ * time. The lock is held exclusively.
+ */
+static void
+start_worker(const CqrsDatabaseSlot *slot)
+{
+	CqrsWorkerSlot *unused = NULL;
+	int			i;
+
+	if (!OidIsValid(slot->worker_owner))
+		return;
+	for (i = 0; i < cqrs_shared->nworkers; i++)
+	{
+		CqrsWorkerSlot *worker = &cqrs_shared->workers[i];
+
+		if (worker->state >= CQRS_WORKER_STARTING &&
+			worker->dboid == slot->dboid)
+			return;
+		if (worker->state == CQRS_WORKER_FREE)
+			unused = worker;
+	}
+	if (unused != NULL)
+		(void) cqrs_process_start_worker(unused, slot->dboid,
+										 slot->worker_owner, false);
 }

@@ -527,6 +527,8 @@ static void
 look(const CqrsTopicSet *found)
 {
 	CqrsTopicSet topics;
+	CqrsTopicSet announced;
+	bool		first = !seen;
 	int			i;
 
 	/* What is committed from here on is announced again. */
@@ -537,11 +539,13 @@ look(const CqrsTopicSet *found)
 	}
 	pg_memory_barrier();
 	cqrs_shmem_take_dirty(my_slot, &topics);
+	announced = topics;
 	for (i = 0; i < CQRS_TOPIC_WORDS; i++)
 		topics.words[i] |= found->words[i];
 
 	if (!begin_cycle())
 		proc_exit(0);
+	CQRS_DEBUG_POINT("manager_before_look");
 	looked = cqrs_steady_now();
 	if (!check_version() || !check_identity())
 	{
@@ -564,6 +568,8 @@ look(const CqrsTopicSet *found)
 	cqrs_poll_looked(&topics);
 	seen_look = pg_atomic_add_fetch_u64(&cqrs_shared->looks, 1);
 	cqrs_schedule_due(&topics, seen_look, false);
+	if (first)
+		cqrs_schedule_begin_calmly(&announced);
 	end_cycle();
 	looked = cqrs_steady_now();
 	for (i = 0; i < CQRS_TOPIC_WORDS; i++)

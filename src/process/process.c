@@ -16,6 +16,7 @@
 #include "utils/guc.h"
 
 #include "process/process.h"
+#include "shared/clock.h"
 
 /* After an unexpected exit: milliseconds to wait, doubling up to a minute. */
 #define FIRST_RESTART_WAIT	500
@@ -24,7 +25,6 @@
 /* The process only waits, so SIGTERM may end it quietly. */
 static volatile sig_atomic_t waiting = false;
 
-static void reload(void);
 static void handle_sigterm(SIGNAL_ARGS);
 
 /*
@@ -57,12 +57,36 @@ cqrs_process_describe(BackgroundWorker *worker, const char *type,
 }
 
 /*
+ * Ask for a worker, which gets this slot. Returns false, and leaves the slot free, if
+ * there is no background worker to be had. The shared lock is held exclusively.
+ */
+bool
+cqrs_process_start_worker(CqrsWorkerSlot *worker, Oid dboid, Oid owner,
+						  bool broker)
+{
+	BackgroundWorker bgworker;
+
+	memset(worker, 0, sizeof(*worker));
+	worker->dboid = dboid;
+	worker->owner = owner;
+	worker->broker = broker;
+	worker->started_at = cqrs_steady_now();
+	cqrs_process_describe(&bgworker, "cqrs_outbox worker", "cqrs_worker_main");
+	snprintf(bgworker.bgw_name, BGW_MAXLEN,
+			 "cqrs_outbox worker for database %u", dboid);
+	bgworker.bgw_main_arg = Int32GetDatum(worker - cqrs_shared->workers);
+	if (RegisterDynamicBackgroundWorker(&bgworker, NULL))
+		worker->state = CQRS_WORKER_STARTING;
+	return worker->state == CQRS_WORKER_STARTING;
+}
+
+/*
  * Set what managers and workers need, instead of what ALTER ROLE or ALTER
  * DATABASE may have set for ordinary sessions. RESET returns to these values.
  *
- * The configuration is read first: a background worker ignores SIGHUP until
- * cqrs_process_signals(), and so may have missed that the file has changed since it
- * was forked.
+ * A background worker ignores SIGHUP until cqrs_process_signals(), and so may have
+ * missed that the configuration has changed since it was forked. So that is read when
+ * it waits for the first time, if it does not do so before.
  */
 void
 cqrs_process_settings(const char *application_name)
@@ -83,7 +107,7 @@ cqrs_process_settings(const char *application_name)
 	};
 	int			i;
 
-	reload();
+	ConfigReloadPending = true;
 	for (i = 0; i < lengthof(settings); i++)
 		if (GetConfigOption(settings[i][0], true, false) != NULL)
 			SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET,
@@ -116,11 +140,14 @@ cqrs_process_wait(long timeout_ms, pgsocket socket, uint32 wait_event_info)
 		proc_exit(MyBgworkerEntry->bgw_restart_time == BGW_NEVER_RESTART ? 0 : 1);
 	CHECK_FOR_INTERRUPTS();
 	if (ConfigReloadPending)
-		reload();
+		cqrs_process_reload();
 }
 
-static void
-reload(void)
+/*
+ * Read the configuration anew.
+ */
+void
+cqrs_process_reload(void)
 {
 	ConfigReloadPending = false;
 	ProcessConfigFile(PGC_SIGHUP);

@@ -23,6 +23,9 @@
 #include "registry/registry.h"
 #include "shared/clock.h"
 
+/* How long a manager begins calmly, in milliseconds. */
+#define CALM_TIME	20
+
 /* What is scheduled, as of a registry generation. */
 static HTAB *schedule = NULL;
 static uint64 schedule_generation = 0;
@@ -44,6 +47,9 @@ static List *pulled_topics = NIL;
 static List *epochs = NIL;
 
 static bool has_brokers = false;
+
+/* See cqrs_schedule_begin_calmly(). */
+static TimestampTz calm_until = 0;
 
 static void schedule_subscription(CqrsSubscription *subscription,
 								  uint64 generation, bool first,
@@ -132,9 +138,52 @@ cqrs_schedule_due(const CqrsTopicSet *topics, int64 look, bool brokers)
 			if (scheduled->broker != brokers)
 				continue;
 			scheduled->due_look = look;
+			scheduled->put_off = false;
 			cqrs_schedule_make_due(scheduled);
 		}
 	}
+}
+
+/*
+ * The manager has just started, and has all cursors looked at. If something was
+ * announced, most of them will have nothing to do, and the processes that would start
+ * for them would be in the way. So for a moment, those on other topics are put off,
+ * and assign.c starts one worker for each owner.
+ */
+void
+cqrs_schedule_begin_calmly(const CqrsTopicSet *announced)
+{
+	HASH_SEQ_STATUS status;
+	CqrsScheduled *scheduled;
+	ListCell   *lc;
+	bool		any = false;
+	int			bit;
+
+	for (bit = 0; bit < CQRS_TOPIC_BITS; bit++)
+		any |= cqrs_topic_set_has(announced, bit) &&
+			scheduled_by_bit[bit] != NIL;
+	if (!any)
+		return;
+	hash_seq_init(&status, schedule);
+	while ((scheduled = hash_seq_search(&status)) != NULL)
+		scheduled->put_off = true;
+	for (bit = 0; bit < CQRS_TOPIC_BITS; bit++)
+	{
+		if (!cqrs_topic_set_has(announced, bit))
+			continue;
+		foreach(lc, scheduled_by_bit[bit])
+			((CqrsScheduled *) lfirst(lc))->put_off = false;
+	}
+	calm_until = TimestampTzPlusMilliseconds(cqrs_steady_now(), CALM_TIME);
+}
+
+/*
+ * Until when that lasts.
+ */
+TimestampTz
+cqrs_schedule_calm_until(void)
+{
+	return calm_until;
 }
 
 /*

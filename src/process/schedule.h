@@ -34,6 +34,8 @@ typedef struct CqrsScheduled
 	bool		unfinished;		/* its worker left something to do */
 	TimestampTz retry_at;		/* a parked event may be tried then; 0: none */
 	TimestampTz failed_until;	/* nothing can be done before */
+	bool		put_off;		/* others come first; see
+								 * cqrs_schedule_begin_calmly() */
 	TimestampTz retried_at;		/* the subscription's */
 	int			failures;		/* of its workers, in a row */
 	int			careful;		/* see worker.c */
@@ -52,6 +54,8 @@ typedef struct CqrsPulledTopic
 extern void cqrs_schedule_refresh(bool careful);
 extern void cqrs_schedule_due(const CqrsTopicSet *topics, int64 look,
 							  bool brokers);
+extern void cqrs_schedule_begin_calmly(const CqrsTopicSet *announced);
+extern TimestampTz cqrs_schedule_calm_until(void);
 extern bool cqrs_schedule_exists(void);
 extern CqrsScheduled *cqrs_schedule_find(int32 subscription_id,
 										 int32 partition);

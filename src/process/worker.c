@@ -67,6 +67,9 @@
 /* ... and after this long, if they are of another database that has none. */
 #define SHORT_TIME_SLICE	200
 
+/* It takes a while to connect: who consumes has more time, also in milliseconds. */
+#define CONSUMER_TIME_SLICE	5000
+
 static CqrsWorkerSlot *my_slot = NULL;
 
 /*
@@ -88,7 +91,7 @@ static void begin_job(CqrsJob *job, uint64 *request, int64 *wanted_look);
 static void end_job(const CqrsJob *job, CqrsJobOutcome outcome,
 					uint64 request, int64 wanted_look);
 static CqrsJobOutcome step(CqrsJob *job);
-static bool others_wait(TimestampTz start);
+static bool others_wait(const CqrsJob *job, TimestampTz start);
 
 void
 cqrs_worker_main(Datum arg)
@@ -101,6 +104,7 @@ cqrs_worker_main(Datum arg)
 	BackgroundWorkerInitializeConnectionByOid(my_slot->dboid, my_slot->owner,
 											  CQRS_WORKER_CONNECT_FLAGS);
 	cqrs_process_settings("cqrs_outbox worker");
+	cqrs_process_reload();
 	cqrs_session_init_worker();
 	delivery_context = AllocSetContextCreate(TopMemoryContext,
 											 "cqrs delivery",
@@ -184,6 +188,10 @@ worker_exit(int code, Datum arg)
 	if (database != NULL && (my_slot->state == CQRS_WORKER_FAILED ||
 							 my_slot->request != my_slot->served))
 		cqrs_database_due(database, cqrs_steady_now());
+
+	/* If it could not even connect, there may be no such role any more. */
+	if (database != NULL && my_slot->subscription_id == 0)
+		database->worker_owner = InvalidOid;
 	my_slot->pid = 0;
 	my_slot->latch = NULL;
 	cqrs_shmem_wake_all_managers();
@@ -224,7 +232,7 @@ deliver(void)
 		 * But not between the tries of one attempt, nor while we look for the
 		 * event that fails: they would be forgotten.
 		 */
-		if (job.pace.again == 0 && !job.pace.halved && others_wait(start))
+		if (job.pace.again == 0 && !job.pace.halved && others_wait(&job, start))
 		{
 			if (cqrs_target_broker_pending() == 0)
 			{
@@ -292,7 +300,7 @@ end_job(const CqrsJob *job, CqrsJobOutcome outcome, uint64 request,
 	}
 	my_slot->served = request;
 	my_slot->state = CQRS_WORKER_IDLE;
-	if (!drained ||
+	if (!drained || my_slot->tell ||
 		pg_atomic_read_u32(&cqrs_shared->contended) != CQRS_CONTENDED_NOT)
 		cqrs_shmem_wake_all_managers();
 	if (!drained || my_slot->retry_at != 0)
@@ -333,12 +341,13 @@ step(CqrsJob *job)
  * at it for long enough?
  */
 static bool
-others_wait(TimestampTz start)
+others_wait(const CqrsJob *job, TimestampTz start)
 {
 	uint32		contended = pg_atomic_read_u32(&cqrs_shared->contended);
 
 	return contended != CQRS_CONTENDED_NOT &&
 		TimestampDifferenceExceeds(start, cqrs_steady_now(),
+								   job->consumer ? CONSUMER_TIME_SLICE :
 								   contended == CQRS_CONTENDED_ACROSS ?
 								   SHORT_TIME_SLICE : TIME_SLICE);
 }

@@ -81,6 +81,7 @@ cqrs_database_request(Oid dboid)
 	slot->failure_hash = 0;
 	slot->start_after = cqrs_steady_now();
 	slot->worker_forgotten = false;
+	slot->worker_owner = InvalidOid;
 	slot->rests = 0;
 	pg_atomic_write_u32(&slot->prepared, 0);
 	pg_atomic_write_u64(&slot->durable_tick, 0);

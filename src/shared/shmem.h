@@ -92,6 +92,9 @@ typedef struct CqrsDatabaseSlot
 	 */
 	bool		worker_forgotten;
 
+	/* Whose subscriptions were delivered last; InvalidOid: nobody's. */
+	Oid			worker_owner;
+
 	/*
 	 * The newest tick whose commit the manager saw complete, including
 	 * synchronous replication. A later one may be visible and not safe yet.
@@ -165,12 +168,13 @@ typedef struct CqrsWorkerSlot
 	TimestampTz started_at;
 	bool		stop;			/* asked to exit */
 
-	/* What its database's manager asks for. */
+	/* What its database's manager asks for; 0: it came before the manager. */
 	int32		subscription_id;
 	int32		partition;
 	uint64		request;
 	int64		wanted_look;	/* deliver what the manager saw in that look */
 	TimestampTz retried_at;		/* the subscription's, as the manager knew it */
+	bool		tell;			/* wake the manager when that is done */
 
 	/* What became of that. */
 	uint64		served;

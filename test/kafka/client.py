@@ -15,8 +15,8 @@ import time
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import (AclBinding, AclBindingFilter, AclOperation, AclPermissionType, AdminClient,
-                                   AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourcePatternType,
-                                   ResourceType)
+                                   AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions, NewTopic,
+                                   ResourcePatternType, ResourceType)
 
 BROKERS = sys.argv[1]
 PATIENCE = 120
@@ -35,7 +35,7 @@ def wait_until(condition, what):
                 return
         except KafkaException:
             pass
-        time.sleep(0.02)
+        time.sleep(0.1)
     raise Exception(f'timed out waiting until {what}')
 
 
@@ -47,11 +47,16 @@ def all_of(futures):
 def answers(broker, count):
     """Whether the broker at this address does, and knows so many brokers; asked for
     a second."""
-    try:
-        client = AdminClient({'bootstrap.servers': broker, **NETWORK})
-        return len(client.list_topics(timeout=1).brokers) >= count
-    except KafkaException:
-        return False
+    client = AdminClient({'bootstrap.servers': broker, **NETWORK})
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        try:
+            if len(client.list_topics(timeout=0.5).brokers) >= count:
+                return True
+            time.sleep(0.1)
+        except KafkaException:
+            pass
+    return False
 
 
 def partitions(topic):
@@ -77,6 +82,25 @@ def wait_in_sync(topic, replicas):
 def delete_topic(topic):
     all_of(admin.delete_topics([topic]))
     wait_until(lambda: not partitions(topic), f'topic {topic} is gone')
+
+
+def add_partitions(topic, count):
+    """Until it has so many."""
+    all_of(admin.create_partitions([NewPartitions(topic, count)]))
+    wait_until(lambda: len(partitions(topic)) == count and in_sync(topic, 1), f'topic {topic} has {count} partitions')
+
+
+def delete_records(topic, partition, offset):
+    """What a partition has before the offset."""
+    all_of(admin.delete_records([TopicPartition(topic, partition, offset)]))
+
+
+def committed(group, topic, partition):
+    """The offset that a group has committed; negative: none."""
+    consumer = Consumer({'bootstrap.servers': BROKERS, 'group.id': group, **NETWORK})
+    offset = consumer.committed([TopicPartition(topic, partition)], PATIENCE)[0].offset
+    consumer.close()
+    return offset
 
 
 def set_config(topic, config):
@@ -129,7 +153,8 @@ def produce(topic, records, transaction=None):
             written[i] = [message.partition(), message.offset()]
         return on_delivery
 
-    config = {'bootstrap.servers': BROKERS, 'enable.idempotence': True, **NETWORK}
+    config = {'bootstrap.servers': BROKERS, 'enable.idempotence': True, 'message.max.bytes': 100_000_000,
+              **NETWORK}
     if transaction is not None:
         config['transactional.id'] = 'test'
     producer = Producer(config)
@@ -181,8 +206,8 @@ def records(topics, isolation='read_uncommitted'):
              'headers': {name: from_bytes(value) for name, value in m.headers() or []}} for m in found]
 
 
-FUNCTIONS = {f.__name__: f for f in (answers, create_topic, wait_in_sync, delete_topic, set_config, leader, acl, produce,
-                                     end_transaction, records)}
+FUNCTIONS = {f.__name__: f for f in (answers, create_topic, wait_in_sync, delete_topic, add_partitions, delete_records,
+                                     committed, set_config, leader, acl, produce, end_transaction, records)}
 
 for line in sys.stdin:
     name, arguments = json.loads(line)

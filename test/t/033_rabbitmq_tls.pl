@@ -86,6 +86,15 @@ $emitted += 5000;
 ok(wait_status($node, 'postgres', 'out', '0/0/0/0'), 'many events');
 is($broker->command('count things'), $emitted, 'many events: they are there');
 
+# Consumed from, with more than the library reads at a time.
+$broker->command('queue back', 'fill back 1 5000');
+$node->safe_psql('postgres', q(
+	SELECT cqrs_create_topic('back');
+	SELECT cqrs_create_consumer('in', 'events', 'back', 'back', event_name => 'happened')));
+ok($node->poll_query_until('postgres', 'SELECT count(*) = 5000 FROM cqrs_topics.back'), 'a queue is consumed');
+ok(wait_until(sub { $broker->ctl('list_queues', 'name', 'messages') =~ /^back\t0$/m }), 'and empty');
+$node->safe_psql('postgres', q(SELECT cqrs_drop_consumer('in')));
+
 refuses('another authority', "SET tls_ca_file '$dir/theirs.crt'", "SET tls_ca_file '$dir/ours.crt'",
 	"the certificate of $at is not trusted: ");
 refuses('the authorities of the system', 'DROP tls_ca_file', "ADD tls_ca_file '$dir/ours.crt'",

@@ -25,6 +25,8 @@ use POSIX ();
 
 use CqrsTest;
 
+my $clusters = 0;
+
 # Not more than a test needs, and signs of life that are missed soon.
 my %settings = (
 	'process.roles' => 'broker,controller',
@@ -56,7 +58,7 @@ sub new
 	my $folder = $ENV{CQRS_KAFKA};
 
 	die "CQRS_KAFKA must name the folder of test/kafka, with what it needs installed\n" unless defined $folder && -d "$folder/python";
-	my $self = bless { folder => $folder, brokers => $brokers, heap => $options{heap} // 256, version => $options{version} // 4,
+	my $self = bless { folder => $folder, brokers => $brokers, heap => $options{heap} // 256, version => $options{version} // 4, number => ++$clusters,
 		users => $options{users} // {}, dir => PostgreSQL::Test::Utils::tempdir() }, $class;
 
 	my @listeners = ('PLAINTEXT', 'CONTROLLER', @{ $options{listeners} // [] });
@@ -68,11 +70,30 @@ sub new
 	$self->{bootstrap} = $self->bootstrap('PLAINTEXT');
 
 	$self->launch($_) for 1 .. $brokers;
-	local $ENV{PYTHONPATH} = "$folder/python";
-	@{ $self->{client} }{qw(pid to from)} = Kafka::run_program('/usr/bin/python3', "$folder/client.py", $self->{bootstrap});
-	Kafka::at_end($self->{client});
+	$self->start_client;
 	$self->await($_) for 1 .. $brokers;
 	return $self;
+}
+
+# start_client(): who asks the brokers.
+sub start_client
+{
+	my ($self) = @_;
+
+	local $ENV{PYTHONPATH} = "$self->{folder}/python";
+	@{ $self->{client} }{qw(pid to from)} = Kafka::run_program('/usr/bin/python3', "$self->{folder}/client.py", $self->{bootstrap});
+	Kafka::at_end($self->{client});
+	return;
+}
+
+# another_client(): the same brokers, for another process of the test.
+sub another_client
+{
+	my ($self) = @_;
+	my $other = bless { %$self, client => {} }, ref $self;
+
+	$other->start_client;
+	return $other;
 }
 
 # bootstrap(LISTENER): the addresses of this one, or of PLAINTEXT.
@@ -166,7 +187,7 @@ sub log
 {
 	my ($self, $broker) = @_;
 
-	return "$PostgreSQL::Test::Utils::log_path/kafka_$broker.log";
+	return "$PostgreSQL::Test::Utils::log_path/kafka_$self->{number}_$broker.log";
 }
 
 # await(BROKER): until it answers, and knows all that run.
@@ -219,7 +240,9 @@ sub end
 	my ($self, $broker, $signal) = @_;
 	my $pid = $self->{process}[$broker]{pid};
 
+	# Also if it is paused.
 	CORE::kill $signal, $pid;
+	CORE::kill 'CONT', $pid;
 	waitpid $pid, 0;
 	delete $self->{process}[$broker]{pid};	# for Kafka's list, too
 	$self->{process}[$broker] = undef;
@@ -243,6 +266,26 @@ sub resume
 	return;
 }
 
+# pause_amid(SERVER, WINDOW, EMIT, BROKERS...): emit, and pause the brokers while the
+# server's only subscription, which has this window, delivers that. What was
+# confirmed before may still arrive; more than that is left.
+sub pause_amid
+{
+	my ($self, $node, $window, $emit, @brokers) = @_;
+	my $lag = 'SELECT lag_events FROM cqrs_subscription_status';
+
+	for (1 .. 100)
+	{
+		$emit->();
+		my $before = $node->safe_psql('postgres', $lag);
+		$node->poll_query_until('postgres', "SELECT lag_events < $before OR lag_events = 0 FROM cqrs_subscription_status") or die 'nothing is delivered';
+		$self->pause(@brokers);
+		return if $node->safe_psql('postgres', $lag) > $window;
+		$self->resume(@brokers);
+	}
+	die 'the brokers are never paused in time';
+}
+
 # ask(FUNCTION, ARGUMENTS): what this one of client.py returns.
 sub ask
 {
@@ -259,7 +302,7 @@ sub create_topic
 {
 	my ($self, $topic, $partitions, %config) = @_;
 
-	$self->ask('create_topic', topic => $topic, count => $partitions // 1, replicas => $self->{brokers},
+	$self->ask('create_topic', topic => $topic, count => 0 + ($partitions // 1), replicas => $self->{brokers},
 		config => { map { $_ => "$config{$_}" } keys %config });
 	return;
 }
@@ -271,6 +314,32 @@ sub delete_topic
 
 	$self->ask('delete_topic', topic => $topic);
 	return;
+}
+
+# add_partitions(TOPIC, COUNT): until it has so many.
+sub add_partitions
+{
+	my ($self, $topic, $count) = @_;
+
+	$self->ask('add_partitions', topic => $topic, count => $count);
+	return;
+}
+
+# delete_records(TOPIC, PARTITION, OFFSET): those before it.
+sub delete_records
+{
+	my ($self, $topic, $partition, $offset) = @_;
+
+	$self->ask('delete_records', topic => $topic, partition => $partition, offset => $offset);
+	return;
+}
+
+# committed(GROUP, TOPIC, PARTITION): its offset; negative: none.
+sub committed
+{
+	my ($self, $group, $topic, $partition) = @_;
+
+	return $self->ask('committed', group => $group, topic => $topic, partition => $partition);
 }
 
 # set_config(TOPIC, NAME => VALUE, ...); undef: the default.
@@ -287,7 +356,7 @@ sub leader
 {
 	my ($self, $topic, $partition) = @_;
 
-	return $self->ask('leader', topic => $topic, partition => $partition // 0);
+	return $self->ask('leader', topic => $topic, partition => 0 + ($partition // 0));
 }
 
 # wait_in_sync(TOPIC): until all replicas of all its partitions are.
