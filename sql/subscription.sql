@@ -233,7 +233,13 @@ SELECT cqrs_unsubscribe('x');
 SELECT cqrs_subscribe('x', ARRAY['topic_a'], max_attempts => 7);
 SELECT cqrs_alter_subscription('x', NULL, max_attempts => NULL, retry_delay => '2 s');
 SELECT max_attempts, retry_delay, max_retry_delay FROM cqrs.subscription WHERE subscription = 'x';
+-- exactly once is for brokers
+SELECT cqrs_alter_subscription('x', delivery => 'exactly_once');
+SELECT cqrs_resume('x', sent => 'again');
+SELECT cqrs_resume('x', sent => 'perhaps');
 SELECT cqrs_unsubscribe('x');
+SELECT cqrs_subscribe('x', ARRAY['topic_a'], delivery => 'exactly_once');
+SELECT cqrs_subscribe('x', ARRAY['topic_a'], delivery => 'twice');
 
 -- twice is once; something else takes or_replace, and goes on where it is
 SELECT cqrs_subscribe('x', ARRAY['topic_b', 'topic_a'], 'on_event(cqrs_event)', start => 'LATEST', max_attempts => 2, retry_delay => '60 s');

@@ -22,6 +22,10 @@
  * smaller: after a refused batch of n messages, the producer gets n / 2 at
  * most, doubled each time that all it has are written.
  *
+ * In a transaction, no batch needs a renewal, and nothing is sent again: once one
+ * was refused, or the transaction has failed otherwise, the producer gets nothing
+ * more until it is aborted. What is not at fault then is to be published again.
+ *
  * Failure
  *
  * Broken connections are mended by librdkafka; it tells when no broker is
@@ -39,6 +43,7 @@
  *-------------------------------------------------------------------------
  */
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -48,6 +53,7 @@
 #include "client.h"
 #include "producer.h"
 #include "properties.h"
+#include "transaction.h"
 
 /* How long librdkafka may try to reconnect, in milliseconds. */
 #define DOWN_GRACE		2000
@@ -83,6 +89,7 @@ typedef struct KafkaClient
 	int64_t		stall_timeout;
 
 	KafkaProducer producer;
+	KafkaTransactions transactions;
 
 	Entry	   *entries;		/* window of them */
 	Entry	   *free;
@@ -112,6 +119,9 @@ static void handle_events(KafkaClient *client);
 static void handle_error(KafkaClient *client, rd_kafka_event_t *event);
 static void handle_delivery(KafkaClient *client,
 							const rd_kafka_message_t *delivery, int batch);
+static void handle_given_back(KafkaClient *client, Entry *entry,
+							  const char *topic);
+static void fail_transaction(KafkaClient *client);
 static void report_entry(KafkaClient *client, Entry *entry,
 						 CqrsBrokerOutcome outcome, const char *error);
 static void start_renewal(KafkaClient *client);
@@ -137,6 +147,7 @@ kafka_client_startup(const CqrsBrokerConnection *connection, char *error)
 	}
 	client->state.shutdown = client_shutdown;
 	client->connection = connection;
+	client->transactions.id = connection->transactional_id;
 	client->topic_template = topic_template != NULL ? topic_template :
 		KAFKA_DEFAULT_TOPIC;
 	client->window = broker_option_int(connection, CQRS_BROKER_OPTION_WINDOW,
@@ -232,11 +243,95 @@ client_shutdown(void *state)
 {
 	KafkaClient *client = state;
 
+	if (client->transactions.open)
+		kafka_transaction_give_up(client->producer.rk,
+								  client->producer.queue);
 	kafka_producer_close(&client->producer);
 	if (client->state.event_fd >= 0)
 		close(client->state.event_fd);
 	free(client->entries);
 	free(client);
+}
+
+bool
+kafka_client_fence(void *state, char *error)
+{
+	KafkaClient *client = state;
+
+	return kafka_transactions_fence(&client->transactions,
+									client->producer.rk, error);
+}
+
+bool
+kafka_client_begin(void *state, char *error)
+{
+	KafkaClient *client = state;
+
+	return kafka_transaction_begin(&client->transactions,
+								   client->producer.rk, error);
+}
+
+bool
+kafka_client_commit(void *state, const char *record, bool *committed, char *error)
+{
+	KafkaClient *client = state;
+	KafkaCommit result;
+
+	*committed = false;
+	handle_events(client);
+	if (client->lost[0] != '\0')
+		return broker_error(error, "%s", client->lost);
+	if (client->transactions.failed)
+		return kafka_client_abort(state, error);
+	result = kafka_transaction_commit(&client->transactions,
+									  client->producer.rk, record, error);
+	if (result == KAFKA_COMMIT_ABORT)
+	{
+		error[0] = '\0';
+		return kafka_client_abort(state, error);
+	}
+	*committed = result == KAFKA_COMMIT_DONE;
+	return *committed;
+}
+
+bool
+kafka_client_abort(void *state, char *error)
+{
+	KafkaClient *client = state;
+	struct pollfd pollfd = {.fd = client->state.event_fd,.events = POLLIN};
+	int64_t		deadline = now_ms() + client->stall_timeout;
+
+	/* What the broker is about to answer is waited for, the rest is not sent. */
+	fail_transaction(client);
+	for (;;)
+	{
+		handle_events(client);
+		if (client->lost[0] != '\0')
+			return broker_error(error, "%s", client->lost);
+		if (client->outstanding == 0)
+			break;
+		if (now_ms() > deadline)
+			return broker_error(error, "Kafka at %s does not answer",
+								broker_option(client->connection,
+											  "bootstrap.servers"));
+		rd_kafka_purge(client->producer.rk, RD_KAFKA_PURGE_F_QUEUE |
+					   RD_KAFKA_PURGE_F_NON_BLOCKING);
+		(void) poll(&pollfd, 1, 10);
+	}
+	client->waiting = NULL;
+	while (client->first != NULL)
+		report_entry(client, client->first, CQRS_BROKER_AGAIN, NULL);
+	return kafka_transaction_abort(&client->transactions,
+								   client->producer.rk, error);
+}
+
+bool
+kafka_client_read_record(void *state, char *record, char *error)
+{
+	KafkaClient *client = state;
+
+	return kafka_record_read(&client->transactions, client->producer.rk,
+							 client->connection, record, error);
 }
 
 /*
@@ -283,6 +378,7 @@ static void
 produce_waiting(KafkaClient *client)
 {
 	while (client->waiting != NULL && !client->renewing &&
+		   !client->transactions.failed &&
 		   client->outstanding < client->limit)
 	{
 		Entry	   *entry = client->waiting;
@@ -311,10 +407,13 @@ produce_entry(KafkaClient *client, Entry *entry)
 						   sizeof(topic));
 	if (!kafka_producer_topic(&client->producer, topic, error))
 	{
+		fail_transaction(client);
 		report_entry(client, entry, CQRS_BROKER_REJECTED, error);
 		return true;
 	}
 
+	if (client->transactions.id != NULL)
+		kafka_transaction_topic(&client->transactions, topic);
 	code = kafka_producer_produce(&client->producer, entry->message, entry);
 	switch (kafka_error_kind(code))
 	{
@@ -325,6 +424,7 @@ produce_entry(KafkaClient *client, Entry *entry)
 		case KAFKA_ERROR_RECORD:
 		case KAFKA_ERROR_TOPIC:
 			kafka_describe_rejection(code, topic, entry->message, error);
+			fail_transaction(client);
 			report_entry(client, entry,
 						 code == RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE ?
 						 CQRS_BROKER_REFUSED : CQRS_BROKER_REJECTED, error);
@@ -338,6 +438,11 @@ produce_entry(KafkaClient *client, Entry *entry)
 			if (rd_kafka_fatal_error(client->producer.rk, NULL, 0) !=
 				RD_KAFKA_RESP_ERR_NO_ERROR)
 				return false;
+			if (client->transactions.id != NULL)
+			{
+				handle_given_back(client, entry, topic);
+				return true;
+			}
 			broker_error(client->lost, "could not produce to Kafka topic \"%s\": %s",
 						 topic, rd_kafka_err2str(code));
 			return false;
@@ -435,13 +540,18 @@ handle_delivery(KafkaClient *client, const rd_kafka_message_t *delivery,
 			break;
 
 		case KAFKA_ERROR_GIVEN_BACK:
+			if (client->transactions.id != NULL)
+				handle_given_back(client, entry, topic);
 			break;
 
 		case KAFKA_ERROR_RECORD:
+			fail_transaction(client);
 			if (batch > 1)
 			{
 				if (client->limit > batch / 2)
 					client->limit = batch / 2;
+				if (client->transactions.id != NULL)
+					report_entry(client, entry, CQRS_BROKER_AGAIN, NULL);
 				break;
 			}
 			kafka_describe_rejection(delivery->err, topic, entry->message,
@@ -452,6 +562,7 @@ handle_delivery(KafkaClient *client, const rd_kafka_message_t *delivery,
 			break;
 
 		case KAFKA_ERROR_TOPIC:
+			fail_transaction(client);
 			kafka_describe_rejection(delivery->err, topic, entry->message,
 									 error);
 			report_entry(client, entry, CQRS_BROKER_REJECTED, error);
@@ -464,6 +575,43 @@ handle_delivery(KafkaClient *client, const rd_kafka_message_t *delivery,
 							 rd_kafka_err2name(delivery->err));
 			break;
 	}
+}
+
+/*
+ * The producer gives a message back, as its transaction has to be aborted. If that
+ * is because of the topic, which is the only one, the message is at fault.
+ */
+static void
+handle_given_back(KafkaClient *client, Entry *entry, const char *topic)
+{
+	char		error[CQRS_BROKER_ERROR_SIZE];
+	rd_kafka_resp_err_t code = RD_KAFKA_RESP_ERR_NO_ERROR;
+
+	/* Of a producer that has failed, an event says why. */
+	if (rd_kafka_fatal_error(client->producer.rk, NULL, 0) !=
+		RD_KAFKA_RESP_ERR_NO_ERROR)
+		return;
+
+	/* We may have asked for it, because of another message. */
+	if (!client->transactions.several)
+		code = kafka_transaction_error(client->producer.rk);
+	fail_transaction(client);
+	if (kafka_error_kind(code) == KAFKA_ERROR_TOPIC)
+	{
+		kafka_describe_rejection(code, topic, entry->message, error);
+		report_entry(client, entry, CQRS_BROKER_REJECTED, error);
+	}
+	else
+		report_entry(client, entry, CQRS_BROKER_AGAIN, NULL);
+}
+
+/*
+ * If there is a transaction, it has to be aborted.
+ */
+static void
+fail_transaction(KafkaClient *client)
+{
+	client->transactions.failed = client->transactions.id != NULL;
 }
 
 /*

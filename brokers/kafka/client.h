@@ -20,6 +20,12 @@ extern bool kafka_client_publish(void *state,
 								 CqrsBrokerMessage *const *messages, int n,
 								 char *error);
 extern bool kafka_client_poll(void *state, char *error);
+extern bool kafka_client_fence(void *state, char *error);
+extern bool kafka_client_begin(void *state, char *error);
+extern bool kafka_client_commit(void *state, const char *record,
+								bool *committed, char *error);
+extern bool kafka_client_abort(void *state, char *error);
+extern bool kafka_client_read_record(void *state, char *record, char *error);
 
 #pragma GCC visibility pop
 

@@ -34,7 +34,12 @@ static const CqrsBrokerModule module = {
 	.keeps_offsets = true,
 	.assign = kafka_consumer_assign,
 	.receive = kafka_consumer_receive,
-	.settle = kafka_consumer_settle
+	.settle = kafka_consumer_settle,
+	.fence = kafka_client_fence,
+	.begin = kafka_client_begin,
+	.commit = kafka_client_commit,
+	.abort = kafka_client_abort,
+	.read_record = kafka_client_read_record
 };
 
 /*

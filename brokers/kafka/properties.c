@@ -98,6 +98,7 @@ const KafkaProperty kafka_properties[] = {
 	{"enable.gapless.guarantee", KAFKA_NOWHERE, false, "true"},
 	{"acks", KAFKA_NOWHERE, false, "all"},
 	{"message.timeout.ms", KAFKA_NOWHERE, false, "0"},
+	{"transaction.timeout.ms", KAFKA_NOWHERE, false, "60000"},
 
 	/*
 	 * Records to consume. What librdkafka has fetched ahead is bounded by all
@@ -239,6 +240,9 @@ kafka_conf_new(const CqrsBrokerConnection *connection, char *error)
 	snprintf(client_id, sizeof(client_id), "cqrs_outbox-%s-%s",
 			 connection->database, connection->subscription);
 	rd_kafka_conf_set(conf, "client.id", client_id, NULL, 0);
+	if (connection->transactional_id != NULL)
+		rd_kafka_conf_set(conf, "transactional.id",
+						  connection->transactional_id, NULL, 0);
 
 	for (i = 0; i < kafka_nproperties; i++)
 	{
@@ -252,6 +256,11 @@ kafka_conf_new(const CqrsBrokerConnection *connection, char *error)
 			value = property->value;
 		if (value == NULL ||
 			strcmp(property->name, KAFKA_OPTION_TOPIC) == 0)
+			continue;
+
+		/* A transaction in which a record is refused is aborted as a whole. */
+		if (connection->transactional_id != NULL &&
+			strcmp(property->name, "enable.gapless.guarantee") == 0)
 			continue;
 
 		if (rd_kafka_conf_set(conf, property->name, value, reason,

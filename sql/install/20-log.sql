@@ -260,6 +260,17 @@ COMMENT ON FUNCTION @extschema@.cqrs_tick() IS 'records a snapshot, up to which 
 --                 a dump, and in one that starts at 'earliest' of restored
 --                 topics: nothing is delivered before cqrs_adopt()
 -- by_topic        an event waits for others of its topic, not only of its key
+-- producer        delivered exactly once: names the broker's transactions; as the
+--                 next six, see src/delivery/broker_transaction.c
+-- sent            the transaction that the broker committed last, or NULL: none
+-- intent          the transaction that it may have committed since, or NULL: none
+-- intent_position ... which has the events up to this position of the window, or,
+--                 with intent_parked, the parked one at this position; NULL: that
+--                 says nothing any more
+-- intent_events   ... how many
+-- intent_parked
+-- diverged        what the broker has committed last, and we know nothing of, so
+--                 that nothing is delivered; all zeros: it has no record; or NULL
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.cursor (
 	subscription_id	integer		NOT NULL,
@@ -284,6 +295,13 @@ CREATE TABLE cqrs.cursor (
 	moved_at		timestamptz	NOT NULL,
 	native			boolean		GENERATED ALWAYS AS (false) STORED,
 	by_topic		boolean		NOT NULL,
+	producer		uuid,
+	sent			uuid,
+	intent			uuid,
+	intent_position	bigint,
+	intent_events	integer,
+	intent_parked	boolean,
+	diverged		uuid,
 	PRIMARY KEY (subscription_id, partition, seq)
 );
 COMMENT ON TABLE cqrs.cursor IS 'cursors of subscriptions, newest row by seq';

@@ -25,6 +25,8 @@
 --                    unless it has a SET search_path; NULL without handler
 -- rate               for a handler: how often it may be called, as 10/s; 0: no limit
 -- key_rate           likewise, for events of the same topic and key
+-- delivery           to the broker: at_least_once, or exactly_once, in transactions of
+--                    its own
 -- runs               what its owner has done by it: commands that were enqueued; sagas,
 --                    the steps of sagas; saga_events, what sagas wait for. NULL: none of
 --                    that
@@ -69,6 +71,7 @@ CREATE TABLE cqrs.subscription (
 	search_path			text,
 	rate				text		NOT NULL,
 	key_rate			text		NOT NULL,
+	delivery			text		NOT NULL,
 	runs				text,
 	partitions			integer		NOT NULL,
 	ordering			text		NOT NULL,
@@ -162,6 +165,7 @@ SELECT s.subscription,
 	   s.search_path,
 	   s.rate,
 	   s.key_rate,
+	   s.delivery,
 	   s.created_at
 FROM cqrs.subscription s
 CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
@@ -238,6 +242,9 @@ COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subs
 --   key_rate           the same for events of the same topic and key; those of others
 --                      go on meanwhile, and events without a key always. Not with
 --                      ordering 'topic'. Both rates may be given
+--   delivery           to the broker: 'at_least_once', the default; 'exactly_once', if
+--                      its module uses transactions, as that of Kafka does: consumers
+--                      that read what is committed get each event once. See docs/kafka.md
 --   or_replace         if there is a subscription of this name, with other topics
 --                      or settings, change them, as cqrs_alter_subscription() does:
 --                      it stays where it is. start does not matter then
@@ -252,7 +259,7 @@ COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subs
 -- server, a handler that belongs neither to the caller nor to a superuser, or
 -- a caller without LOGIN (before PostgreSQL 17); 22023 no topics, handler and
 -- server, options of the server that are not enough, or another argument out
--- of its range; 22004, 42602, 42622 names.
+-- of its range; 0A000 the broker has no transactions; 22004, 42602, 42622 names.
 -- Locks: SHARE ROW EXCLUSIVE on cqrs.subscription until the end of the
 -- transaction. Until then, nothing of its topics is truncated.
 -- Privileges: EXECUTE, not granted to PUBLIC, and the above.
@@ -262,12 +269,13 @@ CREATE FUNCTION @extschema@.cqrs_subscribe(subscription text, topics text[], han
 	delivery_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, format text DEFAULT NULL, strict_key_order boolean DEFAULT NULL,
 	transaction text DEFAULT NULL, search_path text DEFAULT NULL, rate text DEFAULT NULL, key_rate text DEFAULT NULL,
+	delivery text DEFAULT NULL,
 	or_replace boolean DEFAULT false) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, integer, text, integer,
-	interval, interval, interval, bigint, interval, text, boolean, text, text, text, text, boolean) FROM PUBLIC;
+	interval, interval, interval, bigint, interval, text, boolean, text, text, text, text, text, boolean) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, integer, text, integer,
-	interval, interval, interval, bigint, interval, text, boolean, text, text, text, text, boolean) IS 'subscribes to topics';
+	interval, interval, interval, bigint, interval, text, boolean, text, text, text, text, text, boolean) IS 'subscribes to topics';
 
 -- Changes settings of a subscription; NULL leaves one as it is. If its view was
 -- dropped, makes it again, and the caller becomes the owner.
@@ -291,7 +299,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, i
 -- Errors: 42704 does not exist; 42501 not its owner, or for the handler as in
 -- cqrs_subscribe(), as for the server; 55000 it has no handler, or no server, or
 -- topics are given, and it was restored and not adopted, or is a command queue;
--- 22023 out of its range.
+-- 0A000 the broker has no transactions; 22023 out of its range.
 -- Locks: with topics, partitions, ordering, a key_rate or a handler, those for moving its
 -- cursors, until the end of the transaction; it waits for the batches being
 -- delivered.
@@ -304,12 +312,12 @@ CREATE FUNCTION @extschema@.cqrs_alter_subscription(subscription text, topics te
 	delivery_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, format text DEFAULT NULL, strict_key_order boolean DEFAULT NULL,
 	transaction text DEFAULT NULL, search_path text DEFAULT NULL, rate text DEFAULT NULL,
-	key_rate text DEFAULT NULL) RETURNS boolean
+	key_rate text DEFAULT NULL, delivery text DEFAULT NULL) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_alter_subscription(text, text[], text, text, integer, text, integer, interval,
-	interval, interval, bigint, interval, text, boolean, text, text, text, text) FROM PUBLIC;
+	interval, interval, bigint, interval, text, boolean, text, text, text, text, text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, text[], text, text, integer, text, integer, interval,
-	interval, interval, bigint, interval, text, boolean, text, text, text, text) IS 'changes settings of a subscription';
+	interval, interval, bigint, interval, text, boolean, text, text, text, text, text) IS 'changes settings of a subscription';
 
 -- Removes a subscription, with what it has to retry and its dead letters; one
 -- that executes commands (see cqrs_enqueue()), with its topic, too. Waits for
@@ -341,12 +349,19 @@ COMMENT ON FUNCTION @extschema@.cqrs_pause(text) IS 'stops delivery to a subscri
 
 -- Lets a subscription that was paused or suspended go on where it was. Returns
 -- how many events it missed because they were truncated while it was
--- suspended; if there are any, a warning says so, too. Errors and privileges:
--- as cqrs_pause().
-CREATE FUNCTION @extschema@.cqrs_resume(subscription text) RETURNS bigint
+-- suspended; if there are any, a warning says so, too.
+--   sent  for one that is delivered exactly once, and stopped because its broker has a
+--         transaction that this database knows nothing of, or has forgotten which
+--         it had last (problem diverged in cqrs_health()). 'again': deliver from where it
+--         is, or where cqrs_seek() has moved it; what the broker has, it may get
+--         twice. 'trust': if it was forgotten, the last transaction was committed;
+--         its events are passed by. NULL, the default: leave that as it is
+-- Errors and privileges: as cqrs_pause(); 22023 another sent; 55000 it is not stopped
+-- for that, or there is nothing to trust.
+CREATE FUNCTION @extschema@.cqrs_resume(subscription text, sent text DEFAULT NULL) RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
-GRANT EXECUTE ON FUNCTION @extschema@.cqrs_resume(text) TO PUBLIC;
-COMMENT ON FUNCTION @extschema@.cqrs_resume(text) IS 'has delivery to a subscription go on';
+GRANT EXECUTE ON FUNCTION @extschema@.cqrs_resume(text, text) TO PUBLIC;
+COMMENT ON FUNCTION @extschema@.cqrs_resume(text, text) IS 'has delivery to a subscription go on';
 
 -- Moves a subscription in the log, to replay or to skip. What it has to retry
 -- is forgotten; its dead letters stay. What is on its way to a broker may

@@ -433,7 +433,20 @@ CROSS JOIN LATERAL (
 	FROM (SELECT * FROM cqrs.failure f
 		  WHERE f.subscription_id = s.subscription_id
 		  ORDER BY f.failed_at DESC LIMIT 1) f
-	WHERE s.state = 'active'
+	WHERE s.state = 'active' AND NOT (s.delivery = 'exactly_once' AND f.sqlstate = '55000')
+	UNION ALL
+	-- or must not be, before it is known what its broker has
+	SELECT 'error', 'diverged',
+		   format('Partition %s is stopped: %s.', n, coalesce(f.message, 'the broker has what this database knows nothing of')),
+		   format('SELECT cqrs_resume(%1$L, sent => ''again''); -- or ''trust''; before that, cqrs_seek(%1$L, ...) may pass by what consumers have. If another server has taken over, end this one',
+				  s.subscription), NULL, NULL
+	FROM generate_series(0, s.partitions - 1) n
+	CROSS JOIN LATERAL (
+		SELECT c.diverged FROM cqrs.cursor c
+		WHERE c.subscription_id = s.subscription_id AND c.partition = n
+		ORDER BY c.seq DESC LIMIT 1) c
+	LEFT JOIN cqrs.failure f ON f.subscription_id = s.subscription_id AND f.partition = n
+	WHERE s.delivery = 'exactly_once' AND c.diverged IS NOT NULL
 	UNION ALL
 	-- or is late
 	SELECT 'warning', 'late',

@@ -22,7 +22,10 @@
  *	  between would wake nobody.
  * 3. The thread runs with all signals blocked: they are the worker's. It calls
  *	  no function of the server: no palloc(), no ereport().
- * 4. To close, the worker asks the thread to end, and waits for a while. If
+ * 4. With a transactional_id, the thread begins a transaction before it publishes
+ *	  the first message of one. What else is to be done with transactions, the
+ *	  worker asks for, one thing at a time, and is woken when there is an answer.
+ * 5. To close, the worker asks the thread to end, and waits for a while. If
  *	  the thread does not end, because the module does not return, the process
  *	  has to: the thread still uses the messages. As long as there is a thread,
  *	  exit() would run the libraries' exit handlers under its feet; so at the
@@ -66,6 +69,8 @@ static void *thread_main(void *arg);
 static bool thread_cycle(CqrsBrokerLink *link, bool *stop, char *error);
 static bool thread_publish(CqrsBrokerLink *link, CqrsLinkMessage *todo,
 						   char *error);
+static bool thread_begin(CqrsBrokerLink *link, char *error);
+static bool thread_call(CqrsBrokerLink *link, char *error);
 static void thread_report(CqrsBrokerMessage *message,
 						  CqrsBrokerOutcome outcome, const char *error);
 static void thread_hand_back(CqrsBrokerLink *link, CqrsLinkState state,
@@ -109,6 +114,7 @@ cqrs_link_open(const CqrsBrokerModule *module,
 	link->connection = *connection;
 	link->connection.database = copy_string(connection->database);
 	link->connection.subscription = copy_string(connection->subscription);
+	link->connection.transactional_id = copy_string(connection->transactional_id);
 	options = palloc(sizeof(CqrsBrokerOption) * (connection->noptions + 1));
 	for (i = 0; i < connection->noptions; i++)
 	{
@@ -206,6 +212,39 @@ cqrs_link_take(CqrsBrokerLink *link)
 	link->reported = link->reported_last = NULL;
 	pthread_mutex_unlock(&link->mutex);
 	return reported;
+}
+
+/*
+ * Have the module do something; the link is open, and the last answer was taken.
+ * The record is for CQRS_LINK_COMMIT.
+ */
+void
+cqrs_link_call(CqrsBrokerLink *link, CqrsLinkCall call, const char *record)
+{
+	pthread_mutex_lock(&link->mutex);
+	Assert(!link->called);
+	link->called = true;
+	link->call = call;
+	strlcpy(link->record, record, sizeof(link->record));
+	cqrs_link_wake(&link->to_thread);
+	pthread_mutex_unlock(&link->mutex);
+}
+
+/*
+ * Is what was called done? *committed gets whether the transaction is committed,
+ * record, of CQRS_BROKER_RECORD_SIZE bytes, what was read.
+ */
+bool
+cqrs_link_answer(CqrsBrokerLink *link, bool *committed, char *record)
+{
+	bool		answered;
+
+	pthread_mutex_lock(&link->mutex);
+	answered = !link->called;
+	*committed = link->committed;
+	strlcpy(record, link->record, CQRS_BROKER_RECORD_SIZE);
+	pthread_mutex_unlock(&link->mutex);
+	return answered;
 }
 
 /*
@@ -345,6 +384,7 @@ static bool
 thread_cycle(CqrsBrokerLink *link, bool *stop, char *error)
 {
 	CqrsLinkMessage *todo;
+	bool		called;
 
 	if (link->connection.source != NULL)
 		return cqrs_link_source_cycle(link, stop, error);
@@ -353,6 +393,7 @@ thread_cycle(CqrsBrokerLink *link, bool *stop, char *error)
 		pthread_mutex_lock(&link->mutex);
 		cqrs_link_drain_pipe(&link->to_thread);
 		todo = link->todo;
+		called = link->called;
 		link->todo = link->todo_last = NULL;
 		*stop = link->stop;
 		pthread_mutex_unlock(&link->mutex);
@@ -361,10 +402,11 @@ thread_cycle(CqrsBrokerLink *link, bool *stop, char *error)
 
 		error[0] = '\0';
 		if ((todo != NULL && !thread_publish(link, todo, error)) ||
+			(called && !thread_call(link, error)) ||
 			!link->module->poll(link->module_state, error))
 			return false;
 		thread_hand_back(link, CQRS_LINK_OPEN, error);
-		if (todo == NULL)
+		if (todo == NULL && !called)
 			return true;
 	}
 }
@@ -374,6 +416,9 @@ thread_publish(CqrsBrokerLink *link, CqrsLinkMessage *todo, char *error)
 {
 	CqrsBrokerMessage *messages[256];
 
+	if (link->connection.transactional_id != NULL &&
+		!thread_begin(link, error))
+		return false;
 	while (todo != NULL)
 	{
 		int			n = 0;
@@ -384,6 +429,60 @@ thread_publish(CqrsBrokerLink *link, CqrsLinkMessage *todo, char *error)
 		if (!link->module->publish(link->module_state, messages, n, error))
 			return false;
 	}
+	return true;
+}
+
+static bool
+thread_begin(CqrsBrokerLink *link, char *error)
+{
+	if (!link->in_transaction &&
+		!link->module->begin(link->module_state, error))
+		return false;
+	link->in_transaction = true;
+	return true;
+}
+
+/*
+ * Do what the worker asks for. What the module reports meanwhile is handed back
+ * before the answer is.
+ */
+static bool
+thread_call(CqrsBrokerLink *link, char *error)
+{
+	const CqrsBrokerModule *module = link->module;
+	bool		committed = false;
+	char		record[CQRS_BROKER_RECORD_SIZE] = "";
+	bool		done = false;
+
+	switch (link->call)
+	{
+		case CQRS_LINK_READ:
+			done = module->read_record(link->module_state, record, error);
+			break;
+		case CQRS_LINK_FENCE:
+			done = module->fence(link->module_state, error);
+			break;
+		case CQRS_LINK_COMMIT:
+			done = thread_begin(link, error) &&
+				module->commit(link->module_state, link->record, &committed,
+							   error);
+			link->in_transaction = false;
+			break;
+		case CQRS_LINK_ABORT:
+			done = !link->in_transaction ||
+				module->abort(link->module_state, error);
+			link->in_transaction = false;
+			break;
+	}
+	if (!done)
+		return false;
+	thread_hand_back(link, CQRS_LINK_OPEN, "");
+	pthread_mutex_lock(&link->mutex);
+	link->called = false;
+	link->committed = committed;
+	strlcpy(link->record, record, sizeof(link->record));
+	cqrs_link_wake(&link->to_worker);
+	pthread_mutex_unlock(&link->mutex);
 	return true;
 }
 

@@ -17,6 +17,10 @@ extern int	cqrs_link_fd(const CqrsBrokerLink *link);
 extern void cqrs_link_send(CqrsBrokerLink *link, CqrsLinkMessage *first,
 						   CqrsLinkMessage *last);
 extern CqrsLinkMessage *cqrs_link_take(CqrsBrokerLink *link);
+extern void cqrs_link_call(CqrsBrokerLink *link, CqrsLinkCall call,
+						   const char *record);
+extern bool cqrs_link_answer(CqrsBrokerLink *link, bool *committed,
+							 char *record);
 extern void cqrs_link_close(CqrsBrokerLink *link);
 
 /* link_source.c: of a link whose connection has a source. */

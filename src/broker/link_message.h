@@ -40,4 +40,13 @@ typedef enum CqrsLinkState
 	CQRS_LINK_LOST
 } CqrsLinkState;
 
+/* What the module is to do beside publishing, with a transactional_id. */
+typedef enum CqrsLinkCall
+{
+	CQRS_LINK_READ,				/* read_record() */
+	CQRS_LINK_FENCE,
+	CQRS_LINK_COMMIT,
+	CQRS_LINK_ABORT
+} CqrsLinkCall;
+
 #endif							/* CQRS_LINK_MESSAGE_H */

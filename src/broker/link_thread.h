@@ -49,6 +49,11 @@ struct CqrsBrokerLink
 	CqrsLinkMessage *todo_last;
 	CqrsLinkMessage *reported;
 	CqrsLinkMessage *reported_last;
+	bool		called;			/* to do call, which is not answered */
+	CqrsLinkCall call;
+	bool		committed;		/* the answer */
+	char		record[CQRS_BROKER_RECORD_SIZE];	/* what to commit, or was
+													 * read */
 
 	/* With a source. */
 	const CqrsBrokerPosition *positions;	/* to be assigned; NULL: none */
@@ -59,6 +64,7 @@ struct CqrsBrokerLink
 
 	/* The thread's own. */
 	void	   *module_state;
+	bool		in_transaction;
 	int			outstanding;	/* published, and not reported */
 	CqrsLinkMessage *reports;	/* since the last look at the lists */
 	CqrsLinkMessage *reports_last;

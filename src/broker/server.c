@@ -226,9 +226,9 @@ check_module(const CqrsBrokerModule *module, const char *library,
 		module->fd == NULL || module->shutdown == NULL ||
 		(module->assign == NULL) != (module->receive == NULL) ||
 		(module->assign == NULL) != (module->settle == NULL) ||
-		(module->begin == NULL) != (module->commit == NULL) ||
-		(module->begin == NULL) != (module->abort == NULL) ||
-		(module->begin == NULL) != (module->read_record == NULL))
+		(module->fence != NULL &&
+		 (module->begin == NULL || module->commit == NULL ||
+		  module->abort == NULL || module->read_record == NULL)))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("broker module \"%s\" of server \"%s\" is not complete",

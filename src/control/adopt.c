@@ -257,7 +257,8 @@ resume_sagas(void)
 }
 
 /*
- * Forget what the original had handed out to clients: they settle it there.
+ * Forget what the original had handed out to clients: they settle it there; and in
+ * which transactions it sends to brokers.
  */
 static void
 forget_receipts(void)
@@ -282,9 +283,10 @@ forget_receipts(void)
 			found = cqrs_cursor_read(subscription->subscription_id, i,
 									 snapshot, &cursor);
 			UnregisterSnapshot(snapshot);
-			if (!found || !cursor.has_receipt)
+			if (!found || (!cursor.has_receipt && !cursor.sent.producer.given))
 				continue;
 			cqrs_cursor_forget_receipt(&cursor);
+			memset(&cursor.sent, 0, sizeof(cursor.sent));
 			cqrs_cursor_append(&cursor);
 		}
 	}

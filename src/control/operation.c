@@ -16,6 +16,7 @@
 #include "base/interval.h"
 #include "control/dead_letter.h"
 #include "control/operation.h"
+#include "delivery/broker_transaction.h"
 #include "delivery/underway.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
@@ -36,6 +37,7 @@ static bool read_native(const CqrsSubscription *subscription, int partition,
 						Snapshot snapshot, CqrsCursor *cursor);
 static bool set_state(const CqrsSubscription *subscription,
 					  const char *state, const char *reason, int64 *missed);
+static void settle_sent(CqrsSubscription *subscription, const char *sent);
 static void seek(CqrsSubscription *subscription, bool latest,
 				 const TimestampTz *time);
 static void start_since(CqrsCursor *cursor, const CqrsSubscription *subscription,
@@ -83,7 +85,7 @@ cqrs_pause(PG_FUNCTION_ARGS)
 }
 
 /*
- * cqrs_resume(subscription)
+ * cqrs_resume(subscription, sent)
  */
 Datum
 cqrs_resume(PG_FUNCTION_ARGS)
@@ -91,6 +93,8 @@ cqrs_resume(PG_FUNCTION_ARGS)
 	CqrsSubscription *subscription = cqrs_subscription_own(fcinfo, "cqrs_resume()");
 	int64		missed;
 
+	if (!PG_ARGISNULL(1))
+		settle_sent(subscription, text_to_cstring(PG_GETARG_TEXT_PP(1)));
 	(void) set_state(subscription, "active", "", &missed);
 	cqrs_subscription_wake(subscription);
 	cqrs_subscription_lost_events(subscription);
@@ -375,6 +379,68 @@ set_state(const CqrsSubscription *subscription, const char *state,
 	*missed = changed ? DatumGetInt64(cqrs_admin_result()) : 0;
 	cqrs_admin_end(&admin);
 	return changed;
+}
+
+/*
+ * What a broker has, and this database knows nothing of, is known from now on. sent
+ * says whether what is in doubt was sent: "trust", or is to be sent "again". Raises
+ * 22023 or 55000.
+ */
+static void
+settle_sent(CqrsSubscription *subscription, const char *sent)
+{
+	bool		trust = strcmp(sent, "trust") == 0;
+	const char *name = subscription->name;
+	CqrsCursor *cursors;
+	bool		any = false;
+	int			i;
+
+	if (!trust && strcmp(sent, "again") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("cqrs_resume() cannot have sent \"%s\"", sent),
+				 errhint("Valid values are \"again\" and \"trust\".")));
+	subscription = cqrs_subscription_lock_all(subscription);
+	cursors = cqrs_cursor_read_all(subscription->subscription_id,
+								   subscription->partitions);
+	for (i = 0; i < subscription->partitions; i++)
+	{
+		CqrsCursor *cursor = &cursors[i];
+		CqrsSent   *known = &cursor->sent;
+		static const pg_uuid_t none;
+		bool		has_record;
+
+		if (!known->diverged.given)
+			continue;
+		any = true;
+		has_record = memcmp(&known->diverged.id, &none, UUID_LEN) != 0;
+		if (trust && has_record)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("what the broker of subscription \"%s\" has cannot be told from here",
+							name),
+					 errdetail("In partition %d, it is not what this database was about to send.",
+							   i),
+					 errhint("Use sent => 'again'; before that, cqrs_seek() can pass by what consumers have.")));
+		cqrs_parked_open(cursor);
+		if (trust)
+			cqrs_sent_apply(cursor);
+		cqrs_parked_close(cursor);
+		known->sent.given = has_record;
+		known->sent.id = known->diverged.id;
+		known->intent.given = known->diverged.given = false;
+		cqrs_cursor_append(cursor);
+		(void) cqrs_failure_try_now(subscription->subscription_id, i);
+	}
+	if (!any)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("subscription \"%s\" is not stopped because of what its broker has",
+						name),
+				 errhint("Use cqrs_resume() without sent.")));
+	(void) cqrs_admin_run("UPDATE cqrs.subscription SET retried_at = pg_catalog.clock_timestamp()"
+						  " WHERE subscription_id = $1",
+						  1, CQRS_INT4(subscription->subscription_id));
 }
 
 /*

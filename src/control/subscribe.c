@@ -51,6 +51,8 @@ static bool takes(const void *arg, Oid argtype);
 static void warn_of_payloads(const CqrsFunction *function, List *topics);
 static void check_broker(CqrsSettings *settings, const char *name,
 						 const CqrsSubscription *old);
+static void check_delivery(const CqrsSettings *settings, const char *name,
+						   const CqrsSubscription *old);
 static void check_ordering(const CqrsSettings *settings, const char *name);
 static bool by_topic(const CqrsSettings *settings);
 static void check_transaction(const CqrsSettings *settings, const char *name,
@@ -81,10 +83,11 @@ static const int subscribe_args[CQRS_SETTINGS] = {
 	[CQRS_SETTING_SEARCH_PATH] = 16,
 	[CQRS_SETTING_RATE] = 17,
 	[CQRS_SETTING_KEY_RATE] = 18,
+	[CQRS_SETTING_DELIVERY] = 19,
 };
 
 #define SUBSCRIBE_START			4
-#define SUBSCRIBE_OR_REPLACE	19
+#define SUBSCRIBE_OR_REPLACE	20
 
 /* ... and cqrs_alter_subscription(). */
 static const int alter_args[CQRS_SETTINGS] = {
@@ -104,6 +107,7 @@ static const int alter_args[CQRS_SETTINGS] = {
 	[CQRS_SETTING_SEARCH_PATH] = 15,
 	[CQRS_SETTING_RATE] = 16,
 	[CQRS_SETTING_KEY_RATE] = 17,
+	[CQRS_SETTING_DELIVERY] = 18,
 };
 
 PG_FUNCTION_INFO_V1(cqrs_subscribe);
@@ -138,6 +142,7 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	set_handler(&settings, name, &handler);
 	cqrs_settings_check(&settings, name);
 	check_broker(&settings, name, NULL);
+	check_delivery(&settings, name, NULL);
 	check_ordering(&settings, name);
 	check_transaction(&settings, name, NULL);
 	check_rates(&settings, name, NULL);
@@ -225,6 +230,7 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 	}
 	cqrs_settings_check(&settings, name);
 	check_broker(&settings, name, subscription);
+	check_delivery(&settings, name, subscription);
 	check_ordering(&settings, name);
 	check_transaction(&settings, name, subscription);
 	check_rates(&settings, name, subscription);
@@ -598,6 +604,51 @@ check_broker(CqrsSettings *settings, const char *name,
 	if (old == NULL && format.isnull)
 		cqrs_setting_set(settings, CQRS_SETTING_FORMAT,
 						 CStringGetTextDatum(cqrs_format_name(CQRS_FORMAT_CQRS)));
+}
+
+/*
+ * Check delivery of a new subscription, or of a change to an old one, and whether
+ * its server can do that. Raises what cqrs_broker_server() does, and 22023, 0A000
+ * or 55000.
+ */
+static void
+check_delivery(const CqrsSettings *settings, const char *name,
+			   const CqrsSubscription *old)
+{
+	NullableDatum delivery = settings->values[CQRS_SETTING_DELIVERY];
+	NullableDatum server = settings->values[CQRS_SETTING_SERVER];
+	char	   *value = delivery.isnull ? NULL :
+	TextDatumGetCString(delivery.value);
+	char	   *server_name = !server.isnull ? TextDatumGetCString(server.value) :
+	old != NULL ? old->server : NULL;
+	bool		exactly_once = value != NULL ? strcmp(value, "exactly_once") == 0 :
+	old != NULL && old->exactly_once;
+	const CqrsBrokerModule *module;
+
+	if (value != NULL && !exactly_once && strcmp(value, "at_least_once") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" cannot have delivery \"%s\"",
+						name, value),
+				 errhint("Valid values are \"at_least_once\" and \"exactly_once\".")));
+	if (value != NULL && server_name == NULL && (old != NULL || exactly_once))
+		ereport(ERROR,
+				(errcode(old != NULL ? ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
+						 ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" has no server", name),
+				 errdetail("The delivery is that to a broker. A handler gets each event once, in its transaction.")));
+	if (!exactly_once || (value == NULL && server.isnull))
+		return;
+	module = cqrs_broker_server(server_name, name,
+								old != NULL ? old->owner : GetUserId())->module;
+	if (module->fence == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("subscription \"%s\" cannot be delivered exactly once",
+						name),
+				 errdetail("%s, of server \"%s\", has no transactions, or its module does not use them.",
+						   module->name, server_name),
+				 errhint("Have it delivered at least once, and let consumers leave out event ids that they have seen.")));
 }
 
 /*

@@ -23,6 +23,7 @@
 
 #include "base/hash.h"
 #include "base/rethrow.h"
+#include "broker/server.h"
 #include "delivery/broker_entry.h"
 #include "delivery/relay.h"
 #include "delivery/target_handler.h"
@@ -128,7 +129,8 @@ cqrs_broker_entry_add(CqrsBrokerEntries *entries, CqrsBrokerBatch *batch,
 		entries->nread++;
 	else
 	{
-		fail_lane(entries, entry->lane);
+		if (!entries->apart)
+			fail_lane(entries, entry->lane);
 		entries->nout++;
 	}
 	entries->nbytes += entry->message.message.body_size;
@@ -227,6 +229,27 @@ form_message(CqrsBrokerEntries *entries, CqrsBrokerEntry *entry,
 	PG_END_TRY();
 	MemoryContextSwitchTo(oldcontext);
 	CurrentResourceOwner = oldowner;
+}
+
+/*
+ * Why the broker did not take an event; NULL: it was not sent.
+ */
+CqrsFault *
+cqrs_broker_entry_fault(CqrsBrokerEntry *entry)
+{
+	CqrsFault  *fault = &entry->fault;
+	const char *error = entry->message.error;
+
+	if (entry->state == CQRS_ENTRY_WAITS)
+		return NULL;
+	if (fault->message == NULL)
+	{
+		fault->sqlerrcode = ERRCODE_FDW_ERROR;
+		fault->message = error == NULL ? "the broker gave no reason" :
+			cqrs_broker_error(error);
+	}
+	fault->final = entry->state == CQRS_ENTRY_REFUSED;
+	return fault;
 }
 
 /*
@@ -375,6 +398,7 @@ cqrs_broker_entries_take(CqrsBrokerEntries *entries)
 		entry->state =
 			entry->message.outcome == CQRS_BROKER_CONFIRMED ? CQRS_ENTRY_CONFIRMED :
 			entry->message.outcome == CQRS_BROKER_REFUSED ? CQRS_ENTRY_REFUSED :
+			entry->message.outcome == CQRS_BROKER_AGAIN ? CQRS_ENTRY_AGAIN :
 			CQRS_ENTRY_REJECTED;
 		entries->nsent--;
 		if (entry->state != CQRS_ENTRY_CONFIRMED)

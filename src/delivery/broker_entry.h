@@ -24,7 +24,8 @@ typedef enum CqrsBrokerEntryState
 	CQRS_ENTRY_CONFIRMED,
 	CQRS_ENTRY_REJECTED,
 	CQRS_ENTRY_REFUSED,
-	CQRS_ENTRY_WAITS			/* behind a rejected one of its lane */
+	CQRS_ENTRY_WAITS,			/* behind a rejected one of its lane */
+	CQRS_ENTRY_AGAIN			/* its transaction is aborted */
 } CqrsBrokerEntryState;
 
 /* The events read in one exchange. */
@@ -59,6 +60,8 @@ typedef struct CqrsBrokerEntries
 	int			max_message_size;	/* in bytes */
 	bool		strict;			/* with strict_key_order */
 	bool		parked;			/* the entries are in cqrs.retry */
+	bool		apart;			/* what has an outcome when it is read is not
+								 * kept here, and no lane has failed by it */
 	dlist_head	list;
 	dlist_node *unsent;			/* the first to be sent; NULL: none */
 	HTAB	   *lanes;
@@ -79,6 +82,7 @@ extern CqrsBrokerEntry *cqrs_broker_entry_add(CqrsBrokerEntries *entries,
 											  CqrsBrokerBatch *batch,
 											  const CqrsEvent *event,
 											  bool by_topic);
+extern CqrsFault *cqrs_broker_entry_fault(CqrsBrokerEntry *entry);
 extern void cqrs_broker_entry_forget(CqrsBrokerEntries *entries,
 									 CqrsBrokerEntry *entry);
 extern void cqrs_broker_entries_forget(CqrsBrokerEntries *entries);

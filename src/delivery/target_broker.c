@@ -31,7 +31,11 @@
  *	  again later. That is no event's fault.
  * 6. A change of the subscription or the server is seen before the next event is
  *	  sent: then what is on its way is waited for and recorded, and no more.
- * 7. If the cursor is not where we left it, somebody moved it: all is
+ * 7. What is delivered exactly once is sent in transactions of the broker's, and
+ *	  the cursor passes none of it before the broker has committed: see
+ *	  broker_transaction.c. What is rejected, or has to wait, is parked ahead of the
+ *	  cursor at once.
+ * 8. If the cursor is not where we left it, somebody moved it: all is
  *	  forgotten, and the connection closed, since events are on their way that
  *	  must not be counted.
  *
@@ -45,6 +49,8 @@
 #include "broker/message.h"
 #include "broker/server.h"
 #include "delivery/broker_entry.h"
+#include "delivery/broker_transaction.h"
+#include "delivery/broker_trial.h"
 #include "delivery/relay.h"
 #include "delivery/target_broker.h"
 #include "registry/registry.h"
@@ -71,45 +77,42 @@ static struct
 	CqrsReadAhead ahead;
 	MemoryContext cursor_context;	/* of the snapshots in ahead */
 	CqrsBrokerEntries entries;	/* the events */
+	CqrsBrokerTransaction transaction;
+	bool		strict;			/* with strict_key_order */
 
 	bool		read_all;		/* nothing more can be read just now */
 	bool		hold;			/* send nothing */
-	bool		unproven;		/* send one event, and see */
 	bool		new_first;		/* the last ones were parked */
 	bool		moved;			/* somebody else moved the cursor */
 
-	/* What was rejected since the last event was confirmed. */
-	CqrsEvidence evidence;
-	MemoryContext evidence_context;
-	bool		alone;			/* there is no other lane to compare with */
-	bool		failing;		/* the last failure was nobody's fault */
+	CqrsBrokerTrial trial;		/* of what was rejected */
 
 	TimestampTz waiting_since;	/* for the broker to answer */
 	TimestampTz trouble_since;	/* it accepts nothing since then; 0: it does */
 	int64		timeout;		/* of the subscription, in milliseconds */
 }			broker;
 
+static CqrsBrokerTask transaction_task(bool finish, bool look, bool renew);
+static bool may_send(bool finish, bool look, bool renew);
+static bool exchange_messages(CqrsRelay *relay, bool read, int64 announced,
+							  const char *lost,
+							  volatile CqrsDelivery *delivery);
+static bool exchange_transaction(CqrsRelay *relay, bool read, int64 announced,
+								 const char *lost,
+								 volatile CqrsDelivery *delivery);
+static bool record_refused(CqrsRelay *relay);
+static bool void_announced(CqrsRelay *relay, const char *message);
+static int	most_events(void);
 static int	record_new(CqrsRelay *relay);
 static int	record_parked(CqrsRelay *relay, const char *lost);
-static void reject_new(CqrsRelay *relay, CqrsBrokerEntry *entry);
-static void reject_parked(CqrsRelay *relay, CqrsBrokerEntry *entry,
-						  CqrsParked *parked);
-static void add_evidence(CqrsBrokerEntry *entry, bool first, bool suspect);
-static void passed(CqrsRelay *relay);
-static void convict(CqrsRelay *relay);
-static void forget_evidence(void);
-static void decide(CqrsRelay *relay, bool read, bool lost,
-				   volatile CqrsDelivery *delivery);
-static CqrsFault *fault_of(CqrsBrokerEntry *entry);
 static void leave_window(CqrsRelay *relay);
 static void read_on(CqrsRelay *relay, int64 announced,
 					volatile CqrsDelivery *delivery);
 static void read_new(CqrsRelay *relay);
+static bool park_at_once(CqrsRelay *relay, CqrsEvent *event,
+						 CqrsBrokerEntry *entry);
 static bool read_parked(CqrsRelay *relay, int64 announced,
 						volatile CqrsDelivery *delivery);
-static int	choose_parked(const CqrsCursor *cursor, TimestampTz now,
-						  CqrsParked *chosen,
-						  volatile CqrsDelivery *delivery);
 static void keep_cursor(const CqrsCursor *cursor);
 static bool has_room(void);
 static void exchange_error_callback(void *arg);
@@ -121,9 +124,10 @@ static void exchange_error_callback(void *arg);
  * broker confirms one, new ones first: a broker that takes messages without
  * confirming them would get as many as it can hold at each attempt.
  *
- * Raises what cqrs_broker_server() does.
+ * Returns false if there is nothing to connect for. Raises what
+ * cqrs_broker_server() does.
  */
-void
+bool
 cqrs_target_broker_prepare(CqrsSubscription *subscription, int partition,
 						   int failed_before)
 {
@@ -136,18 +140,26 @@ cqrs_target_broker_prepare(CqrsSubscription *subscription, int partition,
 									ALLOCSET_DEFAULT_SIZES);
 	oldcontext = MemoryContextSwitchTo(context);
 	memset(&broker, 0, sizeof(broker));
+	if (!cqrs_transaction_prepare(&broker.transaction, subscription, partition))
+	{
+		MemoryContextSwitchTo(oldcontext);
+		return false;
+	}
+	cqrs_transaction_init(&broker.transaction);
 	broker.context = context;
 	broker.generation = generation;
 	broker.partition = partition;
 	broker.server_name = pstrdup(subscription->server);
 	broker.subscription_name = pstrdup(subscription->name);
-	broker.entries.strict = subscription->strict_key_order;
+	broker.strict = subscription->strict_key_order;
+	broker.entries.strict = broker.strict && !subscription->exactly_once;
+	broker.entries.apart = subscription->exactly_once;
 	broker.timeout = subscription->delivery_timeout;
-	broker.unproven = broker.new_first = failed_before != 0;
-	broker.failing = failed_before == ERRCODE_FDW_ERROR;
-	broker.evidence_context = AllocSetContextCreate(context,
-													"cqrs broker evidence",
-													ALLOCSET_SMALL_SIZES);
+	broker.trial.unproven = broker.new_first = failed_before != 0;
+	broker.trial.failing = failed_before == ERRCODE_FDW_ERROR;
+	broker.trial.context = AllocSetContextCreate(context,
+												 "cqrs broker evidence",
+												 ALLOCSET_SMALL_SIZES);
 	if (!cqrs_format_parse(subscription->format, &broker.entries.format))
 		elog(ERROR, "unexpected format \"%s\"", subscription->format);
 	broker.ahead.cursor.seq = -1;
@@ -155,11 +167,14 @@ cqrs_target_broker_prepare(CqrsSubscription *subscription, int partition,
 	broker.server = cqrs_broker_server(subscription->server,
 									   subscription->name,
 									   subscription->owner);
+	if (broker.transaction.used)
+		broker.server->connection.transactional_id = broker.transaction.id;
 	broker.entries.module = broker.server->module;
 	broker.entries.source = broker.server->source;
 	broker.entries.max_message_size = broker.server->max_message_size;
 	MemoryContextSwitchTo(oldcontext);
 	MemoryContextSetParent(context, TopMemoryContext);
+	return true;
 }
 
 void
@@ -193,19 +208,27 @@ cqrs_target_broker_task(bool finish, char *error)
 	if (broker.moved)
 		return CQRS_BROKER_TASK_RENEW;
 	state = cqrs_link_state(broker.entries.link, trouble);
+	if (broker.transaction.used && state == CQRS_LINK_OPEN)
+		cqrs_transaction_answers(&broker.transaction, broker.entries.link);
 	if (cqrs_broker_entries_take(&broker.entries))
 		broker.waiting_since = now;
 
 	/* After what changed either committed, nothing more is to be sent. */
 	look = cqrs_registry_is_stale();
 	renew = broker.generation != cqrs_broker_server_generation();
-	if (state == CQRS_LINK_OPEN && !look && !renew && !broker.hold &&
-		!finish && !cqrs_evidence_is_outage(&broker.evidence))
+	if (state == CQRS_LINK_OPEN && may_send(finish, look, renew))
 	{
 		if (broker.entries.nsent == 0)
 			broker.waiting_since = now;
-		cqrs_broker_entries_send(&broker.entries, broker.unproven ? 1 :
+		cqrs_broker_entries_send(&broker.entries, broker.trial.unproven ? 1 :
 								 broker.server->window);
+	}
+	if (broker.transaction.used && state == CQRS_LINK_OPEN &&
+		!broker.transaction.asked)
+	{
+		cqrs_transaction_advance(&broker.transaction, &broker.entries);
+		if (broker.transaction.asked)
+			broker.waiting_since = now;
 	}
 	if (trouble[0] == '\0')
 		broker.trouble_since = 0;
@@ -222,7 +245,8 @@ cqrs_target_broker_task(bool finish, char *error)
 		strlcpy(error, text, CQRS_BROKER_ERROR_SIZE);
 		pfree(text);
 	}
-	else if ((broker.entries.nsent > 0 || state == CQRS_LINK_CONNECTING) &&
+	else if ((broker.entries.nsent > 0 || broker.transaction.asked ||
+			  state == CQRS_LINK_CONNECTING) &&
 			 broker.timeout > 0 &&
 			 TimestampDifferenceExceeds(broker.waiting_since, now,
 										(int) Min(broker.timeout, INT_MAX)))
@@ -245,6 +269,8 @@ cqrs_target_broker_task(bool finish, char *error)
 	if (state == CQRS_LINK_CONNECTING)
 		return renew || broker.hold ? CQRS_BROKER_TASK_RENEW :
 			look ? CQRS_BROKER_TASK_EXCHANGE : CQRS_BROKER_TASK_WAIT;
+	if (broker.transaction.used)
+		return transaction_task(finish, look, renew);
 	can_record = cqrs_broker_first_is_final(&broker.entries);
 	half = broker.server->window / 2;
 	nfinal = broker.entries.nentries - broker.entries.nread - broker.entries.nsent;
@@ -258,12 +284,101 @@ cqrs_target_broker_task(bool finish, char *error)
 }
 
 /*
- * How many events were read and are not recorded.
+ * What is to be done next with an open link, if events go in transactions.
+ */
+static CqrsBrokerTask
+transaction_task(bool finish, bool look, bool renew)
+{
+	CqrsBrokerTransaction *transaction = &broker.transaction;
+	bool		leave = renew || broker.hold;
+	bool		end = leave || finish ||
+	cqrs_evidence_is_outage(&broker.trial.evidence) ||
+	cqrs_transaction_is_late(transaction);
+
+	switch (transaction->phase)
+	{
+		case CQRS_TRANSACTION_STOPPED:
+			return CQRS_BROKER_TASK_STOP;
+		case CQRS_TRANSACTION_CLAIM:
+		case CQRS_TRANSACTION_COMMITTED:
+		case CQRS_TRANSACTION_ABORTED:
+			return CQRS_BROKER_TASK_EXCHANGE;
+		case CQRS_TRANSACTION_LOOK:
+		case CQRS_TRANSACTION_FENCE:
+		case CQRS_TRANSACTION_READ:
+			return leave ? CQRS_BROKER_TASK_RENEW :
+				look ? CQRS_BROKER_TASK_EXCHANGE : CQRS_BROKER_TASK_WAIT;
+		case CQRS_TRANSACTION_OPEN:
+			break;
+		default:
+			return look ? CQRS_BROKER_TASK_EXCHANGE : CQRS_BROKER_TASK_WAIT;
+	}
+	if (look)
+		return CQRS_BROKER_TASK_EXCHANGE;
+	if (broker.entries.nsent == 0 && transaction->nevents == 0 && leave)
+		return CQRS_BROKER_TASK_RENEW;
+	if (broker.entries.nsent == 0 && (end || broker.entries.nentries == 0))
+		return CQRS_BROKER_TASK_EXCHANGE;
+	return !end && !broker.read_all && has_room() ?
+		CQRS_BROKER_TASK_EXCHANGE : CQRS_BROKER_TASK_WAIT;
+}
+
+/*
+ * May events be sent now? A transaction that is closed gets all that it is to have,
+ * or is aborted.
+ */
+static bool
+may_send(bool finish, bool look, bool renew)
+{
+	CqrsBrokerTransaction *transaction = &broker.transaction;
+	bool		leave = look || renew || broker.hold;
+
+	if (!transaction->used)
+		return !leave && !finish &&
+			!cqrs_evidence_is_outage(&broker.trial.evidence);
+	if (broker.entries.failed)
+		return false;
+	if (transaction->phase == CQRS_TRANSACTION_CLOSED)
+	{
+		if ((renew || broker.hold) && broker.entries.nread > 0)
+			broker.entries.failed = true;
+		return !leave;
+	}
+	return transaction->phase == CQRS_TRANSACTION_OPEN && !leave && !finish &&
+		!cqrs_evidence_is_outage(&broker.trial.evidence) &&
+		!cqrs_transaction_is_late(transaction);
+}
+
+/*
+ * Why nothing can be delivered before a person has done something, in the server's
+ * encoding.
+ */
+const char *
+cqrs_target_broker_stopped(void)
+{
+	return broker.transaction.reason;
+}
+
+/*
+ * Is it known what the broker has? Before, the next event may be one that was sent.
+ */
+bool
+cqrs_target_broker_may_announce(void)
+{
+	return !broker.transaction.used ||
+		broker.transaction.phase == CQRS_TRANSACTION_OPEN;
+}
+
+/*
+ * How many events were read and are not recorded; more, if there is something to
+ * record about their transaction.
  */
 int
 cqrs_target_broker_pending(void)
 {
-	return broker.server != NULL ? broker.entries.nentries : 0;
+	return broker.server == NULL ? 0 :
+		broker.entries.nentries + broker.transaction.nevents +
+		(cqrs_transaction_is_under_way(&broker.transaction) ? 1 : 0);
 }
 
 /*
@@ -328,6 +443,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 	CqrsCursor *cursor = &relay.cursor;
 	int64		delivered;
 	TimestampTz next_retry_at;
+	bool		same;
 	bool		moved;
 
 	errcallback.callback = exchange_error_callback;
@@ -339,12 +455,17 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 	 * The cursor was moved by somebody else, or is gone: what is on its way
 	 * counts for nothing.
 	 */
-	if ((!cqrs_relay_begin_ahead(&relay, subscription, broker.partition,
-								 &broker.ahead) &&
-		 broker.entries.nentries > 0) ||
+	same = cqrs_relay_begin_ahead(&relay, subscription, broker.partition,
+								  &broker.ahead);
+	if ((!same &&
+		 (cqrs_target_broker_pending() > 0 ||
+		  (broker.transaction.phase == CQRS_TRANSACTION_OPEN &&
+		   cursor->sent.intent.given))) ||
+		!cqrs_transaction_is_of(&broker.transaction, cursor) ||
 		cqrs_relay_is_gone(&relay))
 	{
 		broker.moved = true;
+		delivery->more = true;
 		cqrs_relay_end(&relay);
 		error_context_stack = errcallback.previous;
 		return;
@@ -353,32 +474,19 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 	broker.timeout = subscription->delivery_timeout;
 	broker.hold = subscription->state != CQRS_SUBSCRIPTION_ACTIVE;
 	read &= !broker.hold;
-	if (broker.entries.strict != subscription->strict_key_order ||
+	if (broker.strict != subscription->strict_key_order ||
+		broker.transaction.used != subscription->exactly_once ||
 		strcmp(subscription->server, broker.server_name) != 0 ||
 		strcmp(subscription->format, cqrs_format_name(broker.entries.format)) != 0)
 		broker.generation = 0;
 	delivered = cursor->delivered;
 	next_retry_at = cursor->next_retry_at;
-	moved = (broker.entries.parked ? record_parked(&relay, lost) :
-			 record_new(&relay)) > 0;
-	read &= !cqrs_evidence_is_outage(&broker.evidence);
-
-	/* What was read and not sent is read again later. */
-	if (broker.entries.nsent == 0 && broker.entries.nentries > 0 && !read)
-	{
-		cqrs_broker_entries_forget(&broker.entries);
-		broker.ahead.position = cursor->position;
-		broker.ahead.at_end = false;
-	}
-	leave_window(&relay);
-
-	broker.read_all = !read || has_room();
-	if (read && has_room())
-		read_on(&relay, announced, delivery);
-	decide(&relay, read, lost != NULL, delivery);
+	moved = broker.transaction.used ?
+		exchange_transaction(&relay, read, announced, lost, delivery) :
+		exchange_messages(&relay, read, announced, lost, delivery);
 
 	/* Windows with nothing for us need not be recorded each time. */
-	moved |= (relay.nothers > 0 && broker.entries.nentries == 0) ||
+	moved |= (relay.nothers > 0 && cqrs_target_broker_pending() == 0) ||
 		(relay.start_until != 0 && cursor->tick_id != relay.start_tick) ||
 		cqrs_relay_arrives(&relay) ||
 		cursor->tick_id >= relay.start_tick + CQRS_EMPTY_TICKS;
@@ -387,12 +495,205 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 	if (moved || cursor->next_retry_at != next_retry_at)
 		cqrs_cursor_append(cursor);
 	delivery->nevents = (int) (cursor->delivered - delivered);
-	delivery->more |= broker.entries.nentries > 0 || relay.nothers > 0;
+	delivery->more |= cqrs_target_broker_pending() > 0 || relay.nothers > 0 ||
+		(broker.transaction.used &&
+		 broker.transaction.phase != CQRS_TRANSACTION_OPEN);
 	delivery->retry_at = cursor->next_retry_at;
-	delivery->failing = broker.failing;
+	delivery->failing = broker.trial.failing;
 	cqrs_relay_end(&relay);
 	keep_cursor(cursor);
 	error_context_stack = errcallback.previous;
+}
+
+/*
+ * Record what is confirmed, and read on. Returns whether the cursor has to be
+ * appended.
+ */
+static bool
+exchange_messages(CqrsRelay *relay, bool read, int64 announced,
+				  const char *lost, volatile CqrsDelivery *delivery)
+{
+	CqrsCursor *cursor = &relay->cursor;
+	bool		moved = cursor->sent.producer.given;
+
+	/* Exactly once, it would be another producer. */
+	memset(&cursor->sent, 0, sizeof(cursor->sent));
+	moved |= (broker.entries.parked ? record_parked(relay, lost) :
+			  record_new(relay)) > 0;
+	read &= !cqrs_evidence_is_outage(&broker.trial.evidence);
+
+	/* What was read and not sent is read again later. */
+	if (broker.entries.nsent == 0 && broker.entries.nentries > 0 && !read)
+	{
+		cqrs_broker_entries_forget(&broker.entries);
+		broker.ahead.position = cursor->position;
+		broker.ahead.at_end = false;
+	}
+	leave_window(relay);
+
+	broker.read_all = !read || has_room();
+	if (read && has_room())
+		read_on(relay, announced, delivery);
+	cqrs_trial_decide(&broker.trial, relay, &broker.entries, read && broker.read_all,
+					  lost != NULL, delivery);
+	return moved;
+}
+
+/*
+ * The same, with events that go in transactions.
+ */
+static bool
+exchange_transaction(CqrsRelay *relay, bool read, int64 announced,
+					 const char *lost, volatile CqrsDelivery *delivery)
+{
+	CqrsBrokerTransaction *transaction = &broker.transaction;
+	CqrsBrokerEntries *entries = &broker.entries;
+	CqrsCursor *cursor = &relay->cursor;
+	bool		moved = true;
+	int			nevents;
+
+	if (lost != NULL)
+		return entries->parked && void_announced(relay, lost);
+	switch (transaction->phase)
+	{
+		case CQRS_TRANSACTION_CLAIM:
+			cqrs_transaction_claim(transaction, relay);
+			broker.ahead.position = 0;
+			broker.ahead.at_end = false;
+			broker.trial.failing |= transaction->phase == CQRS_TRANSACTION_STOPPED;
+			delivery->more = true;
+			return true;
+		case CQRS_TRANSACTION_COMMITTED:
+			CQRS_DEBUG_POINT("broker_committed");
+			if (cqrs_transaction_settle(transaction, cursor))
+				cqrs_trial_passed(&broker.trial, relay, 0);
+			if (entries->nentries > 0)
+				cqrs_broker_entries_forget(entries);
+			break;
+		case CQRS_TRANSACTION_ABORTED:
+			cqrs_transaction_forget(transaction, cursor, record_refused(relay));
+			if (transaction->phase == CQRS_TRANSACTION_STOPPED)
+				return true;
+			break;
+		case CQRS_TRANSACTION_OPEN:
+			moved = false;
+			break;
+		default:
+			return false;
+	}
+	read &= !cqrs_evidence_is_outage(&broker.trial.evidence) &&
+		!cqrs_transaction_is_late(transaction);
+
+	/* What was read and not sent is read again later. */
+	if (!read && entries->nsent == 0)
+	{
+		cqrs_broker_entries_forget(entries);
+		broker.ahead.position = cursor->position;
+		broker.ahead.at_end = false;
+		if (transaction->nevents > 0)
+		{
+			broker.ahead.position = transaction->position;
+			cqrs_transaction_close(transaction, entries, relay,
+								   transaction->position);
+			moved = true;
+		}
+	}
+	if (!cqrs_transaction_is_under_way(transaction))
+		leave_window(relay);
+
+	broker.read_all = !read || has_room();
+	if (read && has_room())
+		read_on(relay, announced, delivery);
+	nevents = transaction->nevents + entries->nentries;
+	if (transaction->phase == CQRS_TRANSACTION_OPEN && nevents > 0 && read &&
+		(entries->parked || broker.ahead.at_end || nevents >= most_events()))
+	{
+		CqrsBrokerEntry *entry = dlist_is_empty(&entries->list) ? NULL :
+		dlist_head_element(CqrsBrokerEntry, node, &entries->list);
+
+		cqrs_transaction_close(transaction, entries, relay, entries->parked ?
+							   entry->event.position : broker.ahead.position);
+		moved = true;
+	}
+	if (!cqrs_transaction_is_under_way(transaction) && entries->nentries == 0)
+		cqrs_trial_decide(&broker.trial, relay, entries, read && broker.read_all,
+						  false, delivery);
+	return moved || relay->has_parked;
+}
+
+/*
+ * A transaction was aborted: park the events that are at fault, as what is rejected
+ * and not parked is; forget all others, which are read again. Returns whether any
+ * is at fault.
+ */
+static bool
+record_refused(CqrsRelay *relay)
+{
+	CqrsBrokerEntries *entries = &broker.entries;
+	CqrsCursor *cursor = &relay->cursor;
+	bool		any = false;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &entries->list)
+	{
+		CqrsBrokerEntry *entry = dlist_container(CqrsBrokerEntry, node, iter.cur);
+		bool		refused = entry->state == CQRS_ENTRY_REFUSED;
+		CqrsParked	parked;
+
+		if (!refused && entry->state != CQRS_ENTRY_REJECTED)
+			continue;
+		any = true;
+		entry->event.topic = cqrs_registry_topic_by_id(entry->topic_id);
+		if (entry->event.topic == NULL)
+			;
+		else if (!entries->parked && refused)
+			cqrs_park(relay->subscription, cursor, &entry->event,
+					  cqrs_broker_entry_fault(entry));
+		else if (!entries->parked)
+			cqrs_trial_reject(&broker.trial, relay, entry);
+		else if (!cqrs_parked_find(cursor, entry->event.position, &parked))
+			;
+		else if (refused)
+			cqrs_parked_failed(&parked, relay->subscription, cursor,
+							   cqrs_broker_entry_fault(entry), entry->announced);
+		else
+			cqrs_trial_reject_parked(&broker.trial, relay, entry, &parked);
+	}
+	if (entries->parked && !any)
+		(void) void_announced(relay, "the transaction was aborted");
+	cqrs_broker_entries_forget(entries);
+	broker.ahead.position = cursor->position;
+	broker.ahead.at_end = false;
+	return any;
+}
+
+/*
+ * A parked event was not sent, through no fault of its own. If its attempt was
+ * counted, uncount it, and return true.
+ */
+static bool
+void_announced(CqrsRelay *relay, const char *message)
+{
+	CqrsBrokerEntry *entry = dlist_head_element(CqrsBrokerEntry, node,
+												&broker.entries.list);
+	CqrsFault	fault = {ERRCODE_CONNECTION_FAILURE, message};
+	CqrsParked	parked;
+
+	if (!entry->announced ||
+		!cqrs_parked_find(&relay->cursor, entry->event.position, &parked))
+		return false;
+	fault.retry_at = cqrs_wall_now();
+	cqrs_parked_void_attempt(&parked, &relay->cursor, &fault);
+	return true;
+}
+
+/*
+ * The most events that a transaction may have just now.
+ */
+static int
+most_events(void)
+{
+	return broker.trial.unproven ? 1 : broker.transaction.most;
 }
 
 /*
@@ -411,7 +712,7 @@ record_new(CqrsRelay *relay)
 													&broker.entries.list);
 
 		if (entry->state == CQRS_ENTRY_CONFIRMED)
-			passed(relay);
+			cqrs_trial_passed(&broker.trial, relay, 1);
 		else
 		{
 			entry->event.topic = cqrs_registry_topic_by_id(entry->topic_id);
@@ -420,10 +721,10 @@ record_new(CqrsRelay *relay)
 			if (entry->event.topic == NULL)
 				;
 			else if (entry->state == CQRS_ENTRY_REJECTED)
-				reject_new(relay, entry);
+				cqrs_trial_reject(&broker.trial, relay, entry);
 			else
 				cqrs_park(relay->subscription, cursor, &entry->event,
-						  fault_of(entry));
+						  cqrs_broker_entry_fault(entry));
 		}
 		cursor->position = entry->event.position;
 		cursor->last_position = Max(cursor->last_position, cursor->position);
@@ -466,162 +767,18 @@ record_parked(CqrsRelay *relay, const char *lost)
 		else if (entry->state == CQRS_ENTRY_CONFIRMED)
 		{
 			cqrs_parked_done(&parked, cursor);
-			passed(relay);
+			cqrs_trial_passed(&broker.trial, relay, 1);
 		}
 		else if (entry->state == CQRS_ENTRY_REJECTED)
-			reject_parked(relay, entry, &parked);
+			cqrs_trial_reject_parked(&broker.trial, relay, entry, &parked);
 		else
 			cqrs_parked_failed(&parked, relay->subscription, cursor,
-							   fault_of(entry), entry->announced);
+							   cqrs_broker_entry_fault(entry), entry->announced);
 		cqrs_broker_entry_forget(&broker.entries, entry);
 		n++;
 	}
 	broker.entries.parked = broker.entries.nentries > 0;
 	return n;
-}
-
-/*
- * A new event was rejected. If another one of its lane was rejected before it,
- * it only waits.
- */
-static void
-reject_new(CqrsRelay *relay, CqrsBrokerEntry *entry)
-{
-	CqrsCursor *cursor = &relay->cursor;
-
-	if (cqrs_parked_lane_last(cursor, entry->lane) != 0)
-		cqrs_park(relay->subscription, cursor, &entry->event, NULL);
-	else
-	{
-		cqrs_park_unproven(cursor, &entry->event, fault_of(entry));
-		add_evidence(entry, true, true);
-	}
-}
-
-/*
- * A parked event was rejected. One whose attempt was counted before was sent
- * alone.
- */
-static void
-reject_parked(CqrsRelay *relay, CqrsBrokerEntry *entry, CqrsParked *parked)
-{
-	CqrsFault	fault = *fault_of(entry);
-
-	if (entry->announced)
-	{
-		fault.retry_at = cqrs_wall_now();
-		cqrs_parked_void_attempt(parked, &relay->cursor, &fault);
-		broker.alone = true;
-	}
-	add_evidence(entry, parked->failed_at == 0,
-				 !cqrs_fault_is_known(parked, fault.sqlerrcode,
-									  &relay->cursor));
-}
-
-static void
-add_evidence(CqrsBrokerEntry *entry, bool first, bool suspect)
-{
-	MemoryContext oldcontext;
-	CqrsFault  *fault = fault_of(entry);
-	ErrorData  *error;
-
-	if (cqrs_evidence_has(&broker.evidence, entry->event.position))
-		return;
-	oldcontext = MemoryContextSwitchTo(broker.evidence_context);
-	error = palloc0(sizeof(ErrorData));
-	error->sqlerrcode = fault->sqlerrcode;
-	error->message = pstrdup(fault->message);
-	cqrs_evidence_add(&broker.evidence, entry->event.position, first, suspect,
-					  true, error);
-	MemoryContextSwitchTo(oldcontext);
-}
-
-/*
- * An event was confirmed: those rejected before it are at fault, unless there
- * were enough of them for an outage. Then the outage is over, and they are
- * tried anew.
- */
-static void
-passed(CqrsRelay *relay)
-{
-	relay->cursor.delivered++;
-	relay->cursor.passed_at = cqrs_wall_now();
-	broker.unproven = broker.failing = false;
-	if (cqrs_evidence_is_outage(&broker.evidence))
-		forget_evidence();
-	else
-		convict(relay);
-}
-
-/*
- * The events that were rejected are at fault.
- */
-static void
-convict(CqrsRelay *relay)
-{
-	if (broker.evidence.pending == NIL)
-		return;
-	cqrs_evidence_convict(&broker.evidence, relay->subscription,
-						  &relay->cursor, &relay->lanes, NULL, LOG);
-	broker.failing = false;
-	forget_evidence();
-}
-
-static void
-forget_evidence(void)
-{
-	memset(&broker.evidence, 0, sizeof(broker.evidence));
-	broker.alone = false;
-	MemoryContextReset(broker.evidence_context);
-}
-
-/*
- * Nothing was confirmed since these events were rejected. Whose fault is that?
- * With read, all that there is to try was read. If the connection is lost, there
- * is no telling; those that were not tried come first next time.
- */
-static void
-decide(CqrsRelay *relay, bool read, bool lost, volatile CqrsDelivery *delivery)
-{
-	CqrsEvidence *evidence = &broker.evidence;
-	bool		outage = cqrs_evidence_is_outage(evidence);
-
-	if (evidence->pending == NIL || (!lost && broker.entries.nsent > 0))
-		return;
-	if (evidence->nsuspects == 0)
-		convict(relay);
-	else if (!lost && !outage && broker.entries.nentries > 0)
-		return;
-	else if (lost)
-		cqrs_evidence_put_off(evidence, &relay->cursor, cqrs_wall_now());
-	else if (outage || broker.alone ||
-			 (read && broker.read_all && relay->nothers == 0))
-	{
-		cqrs_target_wait(delivery, evidence, &relay->cursor);
-		broker.failing = true;
-		forget_evidence();
-	}
-}
-
-/*
- * Why the broker did not take an event; NULL: it was not sent.
- */
-static CqrsFault *
-fault_of(CqrsBrokerEntry *entry)
-{
-	CqrsFault  *fault = &entry->fault;
-	const char *error = entry->message.error;
-
-	if (entry->state == CQRS_ENTRY_WAITS)
-		return NULL;
-	if (fault->message == NULL)
-	{
-		fault->sqlerrcode = ERRCODE_FDW_ERROR;
-		fault->message = error == NULL ? "the broker gave no reason" :
-			cqrs_broker_error(error);
-	}
-	fault->final = entry->state == CQRS_ENTRY_REFUSED;
-	return fault;
 }
 
 /*
@@ -653,7 +810,7 @@ read_on(CqrsRelay *relay, int64 announced, volatile CqrsDelivery *delivery)
 {
 	bool		due = false;
 
-	broker.new_first |= broker.evidence.pending != NIL;
+	broker.new_first |= broker.trial.evidence.pending != NIL;
 	if (announced != 0 || !broker.new_first)
 		due = read_parked(relay, announced, delivery);
 	if (!due && !broker.entries.parked && announced == 0)
@@ -669,19 +826,33 @@ read_on(CqrsRelay *relay, int64 announced, volatile CqrsDelivery *delivery)
 static void
 read_new(CqrsRelay *relay)
 {
+	CqrsBrokerTransaction *transaction = &broker.transaction;
 	int			most = Max(broker.server->window / 2, CQRS_BATCH_EVENTS);
 	CqrsBrokerBatch *batch = cqrs_broker_batch(&broker.entries);
 	CqrsEvent	event;
 
 	relay->nbytes = broker.entries.nbytes;
-	relay->may_leave = broker.entries.nentries == 0;
+	relay->may_leave = cqrs_target_broker_pending() == 0;
+	if (transaction->used)
+		most = Min(most, most_events() - transaction->nevents -
+				   broker.entries.nentries);
 	cqrs_relay_read_ahead(relay);
+
+	/* It is to stay, even if nothing is left of it meanwhile. */
+	batch->nentries++;
 	while (cqrs_relay_next(relay, most, &event))
 	{
-		CqrsBrokerEntry *entry = cqrs_broker_entry_add(&broker.entries, batch, &event,
-													   relay->cursor.by_topic);
+		CqrsBrokerEntry *entry;
 
-		if (!relay->blocked || entry->state != CQRS_ENTRY_READ)
+		if (transaction->used && relay->blocked)
+		{
+			(void) park_at_once(relay, &event, NULL);
+			continue;
+		}
+		entry = cqrs_broker_entry_add(&broker.entries, batch, &event,
+									  relay->cursor.by_topic);
+		if ((transaction->used && park_at_once(relay, &event, entry)) ||
+			!relay->blocked || entry->state != CQRS_ENTRY_READ)
 			continue;
 		entry->state = CQRS_ENTRY_WAITS;
 		broker.entries.nread--;
@@ -693,8 +864,29 @@ read_new(CqrsRelay *relay)
 		broker.ahead.at_end = cqrs_window_at_end(relay->window);
 		broker.read_all = broker.ahead.at_end;
 	}
-	if (batch->nentries == 0)
+	if (--batch->nentries == 0)
 		cqrs_broker_batch_free(batch);
+}
+
+/*
+ * Park an event ahead of the cursor, if it has to wait (then entry is NULL) or its
+ * message cannot be formed. Otherwise, returns false.
+ */
+static bool
+park_at_once(CqrsRelay *relay, CqrsEvent *event, CqrsBrokerEntry *entry)
+{
+	if (entry != NULL && entry->state != CQRS_ENTRY_REFUSED)
+		return false;
+	cqrs_park(relay->subscription, &relay->cursor, event,
+			  entry != NULL ? cqrs_broker_entry_fault(entry) : NULL);
+	if (entry != NULL)
+		cqrs_broker_entry_forget(&broker.entries, entry);
+	else
+		cqrs_lane_add(&relay->lanes,
+					  cqrs_event_lane(event, relay->cursor.by_topic),
+					  event->position);
+	relay->has_parked = true;
+	return true;
 }
 
 /*
@@ -717,9 +909,12 @@ read_parked(CqrsRelay *relay, int64 announced,
 	if (broker.entries.nentries > 0)
 		return true;
 	if (announced == 0)
-		n = choose_parked(cursor, cqrs_wall_now(), chosen, delivery);
+		n = cqrs_trial_choose(&broker.trial, cursor, cqrs_wall_now(), chosen,
+							  delivery);
 	else if (cqrs_parked_find(cursor, announced, chosen))
 		n = 1;
+	if (broker.transaction.used)
+		n = Min(n, 1);
 
 	batch = cqrs_broker_batch(&broker.entries);
 	for (i = 0; i < n && broker.entries.nbytes < LONGEST_ENTRIES; i++)
@@ -743,42 +938,6 @@ read_parked(CqrsRelay *relay, int64 announced,
 		cqrs_broker_batch_free(batch);
 	broker.entries.parked = broker.entries.nentries > 0;
 	return true;
-}
-
-/*
- * Choose parked events that may be sent, each once those of its lane before it
- * are confirmed: from the lanes whose heads have been due for longest, in that
- * order, so that each gets its turn. What may end the process is announced first.
- */
-static int
-choose_parked(const CqrsCursor *cursor, TimestampTz now, CqrsParked *chosen,
-			  volatile CqrsDelivery *delivery)
-{
-	CqrsScan	scan;
-	CqrsParked	parked;
-	int			n = 0;
-
-	cqrs_parked_heads_begin(&scan, cursor, now);
-	while (n < CQRS_BATCH_EVENTS && cqrs_parked_heads_next(&scan, &parked))
-	{
-		if (parked.killed)
-		{
-			delivery->announce = true;
-			break;
-		}
-		if (cqrs_evidence_has(&broker.evidence, parked.position))
-			continue;
-		do
-		{
-			if (parked.killed || parked.retry_at > now)
-				break;
-			chosen[n++] = parked;
-		} while (n < CQRS_BATCH_EVENTS &&
-				 cqrs_parked_lane_next(cursor, parked.lane, parked.position,
-									   &parked));
-	}
-	cqrs_scan_end(&scan, NoLock);
-	return n;
 }
 
 /*

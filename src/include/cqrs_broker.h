@@ -53,16 +53,23 @@
  * Exactly once
  *
  * A connection with a transactional_id publishes in transactions of the broker's;
- * its module has the callbacks begin(), commit(), abort() and read_record().
+ * its module has the callbacks fence(), begin(), commit(), abort() and
+ * read_record().
  *
- * 8. startup() ends every other connection of that transactional_id, for good,
- *	  and what it had not committed.
+ * 8. After startup(), the record that was committed last is read, fence() is
+ *	  called, and the record is read once more. fence() ends every other
+ *	  connection of that transactional_id, for good, and what it had not
+ *	  committed; startup() does not.
  * 9. publish() and poll() are called as above, between begin() and commit() or
  *	  abort(). CONFIRMED means that the broker has the message, and shows it once
- *	  the transaction is committed.
- * 10. commit() writes a record in the same transaction, which replaces the
- *	  last one of this transactional_id. read_record() returns the last one
- *	  committed.
+ *	  the transaction is committed. Once something else was reported, nothing more
+ *	  is published before abort(); a message that is not at fault, but has to be
+ *	  published again in another transaction, is AGAIN.
+ * 10. commit() is called when all messages are reported as CONFIRMED. It writes a
+ *	  record in the same transaction, which replaces the last one of this
+ *	  transactional_id. read_record() returns the last one committed.
+ * 11. From begin() to commit() takes 20 s at most, and what it takes the broker to
+ *	  confirm what is on its way then.
  *
  *-------------------------------------------------------------------------
  */
@@ -144,7 +151,9 @@ typedef enum CqrsBrokerOutcome
 	CQRS_BROKER_CONFIRMED,		/* the broker has it, durably */
 	CQRS_BROKER_REJECTED,		/* not now; if it takes others, this message
 								 * is at fault */
-	CQRS_BROKER_REFUSED			/* never this one; no use trying again */
+	CQRS_BROKER_REFUSED,		/* never this one; no use trying again */
+	CQRS_BROKER_AGAIN			/* nothing is wrong with it, but the
+								 * transaction has to be aborted */
 } CqrsBrokerOutcome;
 
 /*
@@ -385,18 +394,21 @@ typedef struct CqrsBrokerModule
 
 	/*
 	 * For publishing in transactions; all NULL if the module cannot. Each
-	 * returns false, and sets error, if the connection is lost; after
-	 * commit(), whether the transaction was committed is not known then.
+	 * waits for the broker's answer; it returns false, and sets error, if the
+	 * connection is lost; after commit(), whether the transaction was
+	 * committed is not known then.
 	 *
-	 * commit() waits until all that was published is with the broker, and the
-	 * transaction committed, with this record of at most
-	 * CQRS_BROKER_RECORD_SIZE - 1 bytes. If the broker did not take a
-	 * message, or the transaction cannot be committed for another reason, it
-	 * is aborted, *committed false, and the messages were reported.
+	 * If commit() finds that the transaction cannot be committed, it aborts
+	 * it: *committed is false then. The record has at most
+	 * CQRS_BROKER_RECORD_SIZE - 1 bytes. Without a message published in the
+	 * transaction, it need not be written if none ever was.
 	 *
-	 * read_record() waits for the broker's answer; record, of
-	 * CQRS_BROKER_RECORD_SIZE bytes, is empty if there is none.
+	 * abort() reports what was not reported.
+	 *
+	 * read_record() sets record, of CQRS_BROKER_RECORD_SIZE bytes; to an
+	 * empty string if there is none.
 	 */
+	bool		(*fence) (void *state, char *error);
 	bool		(*begin) (void *state, char *error);
 	bool		(*commit) (void *state, const char *record, bool *committed,
 						   char *error);

@@ -56,7 +56,14 @@ enum
 	CURSOR_MOVED_AT,
 	CURSOR_NATIVE,
 	CURSOR_BY_TOPIC,
-	CURSOR_COLUMNS = CURSOR_BY_TOPIC
+	CURSOR_PRODUCER,
+	CURSOR_SENT,
+	CURSOR_INTENT,
+	CURSOR_INTENT_POSITION,
+	CURSOR_INTENT_EVENTS,
+	CURSOR_INTENT_PARKED,
+	CURSOR_DIVERGED,
+	CURSOR_COLUMNS = CURSOR_DIVERGED
 };
 
 /* Once in this many moves, the rows behind are deleted. */
@@ -69,6 +76,10 @@ static void read_receipt(CqrsCursor *cursor, const Datum *values,
 						 const bool *nulls);
 static void write_receipt(const CqrsCursor *cursor, Datum *values,
 						  bool *nulls);
+static void read_sent(CqrsSent *sent, const Datum *values,
+					  const bool *nulls);
+static void write_sent(const CqrsSent *sent, Datum *values, bool *nulls);
+static void read_id(CqrsTransactionId *id, Datum value, bool isnull);
 static int	read_positions(Datum array, int64 **positions);
 static Datum write_positions(const int64 *positions, int npositions);
 static int	unpack_positions(Datum packed, int64 **positions);
@@ -101,6 +112,7 @@ cqrs_cursor_read(int32 subscription_id, int32 partition, Snapshot snapshot,
 		cursor->position = cursor->received = 0;
 		cursor->received_all = false;
 		cursor->npassed = 0;
+		memset(&cursor->sent, 0, sizeof(cursor->sent));
 		cqrs_cursor_forget_receipt(cursor);
 	}
 	return true;
@@ -146,6 +158,7 @@ cqrs_cursor_read_restored(int32 subscription_id, int32 partition,
 		cursor->received_all =
 			DatumGetBool(values[CURSOR_RECEIVED_ALL - 1]);
 		read_receipt(cursor, values, nulls);
+		read_sent(&cursor->sent, values, nulls);
 		if (!nulls[CURSOR_NEXT_RETRY_AT - 1])
 			cursor->next_retry_at =
 				DatumGetTimestampTz(values[CURSOR_NEXT_RETRY_AT - 1]);
@@ -227,6 +240,7 @@ cqrs_cursor_start(CqrsCursor *cursor, bool latest, bool native)
 {
 	cursor->native = latest || native;
 	cursor->npassed = 0;
+	cursor->sent.intent_position = 0;
 	cqrs_cursor_forget_receipt(cursor);
 	if (latest)
 	{
@@ -318,6 +332,7 @@ cqrs_cursor_append(CqrsCursor *cursor)
 			nulls[CURSOR_POSITION - 1] = nulls[CURSOR_RECEIVED - 1] = true;
 	values[CURSOR_RECEIVED_ALL - 1] = BoolGetDatum(cursor->received_all);
 	write_receipt(cursor, values, nulls);
+	write_sent(&cursor->sent, values, nulls);
 	values[CURSOR_NEXT_RETRY_AT - 1] =
 		TimestampTzGetDatum(cursor->next_retry_at);
 	nulls[CURSOR_NEXT_RETRY_AT - 1] = cursor->next_retry_at == 0;
@@ -501,6 +516,54 @@ write_receipt(const CqrsCursor *cursor, Datum *values, bool *nulls)
 	if (cursor->npassed > 0)
 		values[CURSOR_PASSED - 1] = write_positions(cursor->passed,
 													cursor->npassed);
+}
+
+/*
+ * Read what a row says of a broker's transactions.
+ */
+static void
+read_sent(CqrsSent *sent, const Datum *values, const bool *nulls)
+{
+	read_id(&sent->producer, values[CURSOR_PRODUCER - 1],
+			nulls[CURSOR_PRODUCER - 1]);
+	read_id(&sent->sent, values[CURSOR_SENT - 1], nulls[CURSOR_SENT - 1]);
+	read_id(&sent->intent, values[CURSOR_INTENT - 1],
+			nulls[CURSOR_INTENT - 1]);
+	read_id(&sent->diverged, values[CURSOR_DIVERGED - 1],
+			nulls[CURSOR_DIVERGED - 1]);
+	if (nulls[CURSOR_INTENT_POSITION - 1])
+		return;
+	sent->intent_position = DatumGetInt64(values[CURSOR_INTENT_POSITION - 1]);
+	sent->intent_events = DatumGetInt32(values[CURSOR_INTENT_EVENTS - 1]);
+	sent->intent_parked = DatumGetBool(values[CURSOR_INTENT_PARKED - 1]);
+}
+
+static void
+write_sent(const CqrsSent *sent, Datum *values, bool *nulls)
+{
+	bool		none = !sent->intent.given || sent->intent_position == 0;
+
+	nulls[CURSOR_PRODUCER - 1] = !sent->producer.given;
+	values[CURSOR_PRODUCER - 1] = UUIDPGetDatum(&sent->producer.id);
+	nulls[CURSOR_SENT - 1] = !sent->sent.given;
+	values[CURSOR_SENT - 1] = UUIDPGetDatum(&sent->sent.id);
+	nulls[CURSOR_INTENT - 1] = !sent->intent.given;
+	values[CURSOR_INTENT - 1] = UUIDPGetDatum(&sent->intent.id);
+	nulls[CURSOR_INTENT_POSITION - 1] = nulls[CURSOR_INTENT_EVENTS - 1] =
+		nulls[CURSOR_INTENT_PARKED - 1] = none;
+	values[CURSOR_INTENT_POSITION - 1] = Int64GetDatum(sent->intent_position);
+	values[CURSOR_INTENT_EVENTS - 1] = Int32GetDatum(sent->intent_events);
+	values[CURSOR_INTENT_PARKED - 1] = BoolGetDatum(sent->intent_parked);
+	nulls[CURSOR_DIVERGED - 1] = !sent->diverged.given;
+	values[CURSOR_DIVERGED - 1] = UUIDPGetDatum(&sent->diverged.id);
+}
+
+static void
+read_id(CqrsTransactionId *id, Datum value, bool isnull)
+{
+	id->given = !isnull;
+	if (!isnull)
+		id->id = *DatumGetUUIDP(value);
 }
 
 /*

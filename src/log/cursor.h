@@ -12,6 +12,30 @@
 
 #include "base/snapshot.h"
 
+/*
+ * A transaction of a broker, or none. The id of all zeros is none's.
+ */
+typedef struct CqrsTransactionId
+{
+	bool		given;
+	pg_uuid_t	id;
+} CqrsTransactionId;
+
+/*
+ * For what is delivered exactly once; see broker_transaction.c.
+ */
+typedef struct CqrsSent
+{
+	CqrsTransactionId producer; /* not a transaction, but what their name is
+								 * made of */
+	CqrsTransactionId sent;		/* committed last */
+	CqrsTransactionId intent;	/* perhaps committed since */
+	int64		intent_position;	/* 0: does not matter any more */
+	int32		intent_events;
+	bool		intent_parked;
+	CqrsTransactionId diverged; /* committed, but nobody knows it here */
+} CqrsSent;
+
 typedef struct CqrsCursor
 {
 	int32		subscription_id;
@@ -51,6 +75,7 @@ typedef struct CqrsCursor
 	TimestampTz moved_at;
 	bool		native;			/* false: restored, and not adopted */
 	bool		by_topic;		/* ordering of the subscription's events */
+	CqrsSent	sent;			/* all zeros: not exactly once */
 } CqrsCursor;
 
 extern bool cqrs_cursor_read(int32 subscription_id, int32 partition,

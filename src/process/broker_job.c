@@ -24,6 +24,7 @@
 static CqrsJobOutcome open_connection(CqrsJob *job);
 static CqrsJobOutcome exchange(CqrsJob *job);
 static CqrsJobOutcome connection_lost(CqrsJob *job, const char *message);
+static CqrsJobOutcome stopped(CqrsJob *job);
 static CqrsJobOutcome close_and_fail(CqrsJob *job, ErrorData *error);
 static void wait_for_broker(void);
 static bool run_prepare(CqrsSubscription *subscription, CqrsJob *job);
@@ -56,6 +57,8 @@ cqrs_broker_job_step(CqrsJob *job)
 			/* It was lost while there was nothing to do: try anew at once. */
 			cqrs_target_broker_close();
 			return CQRS_JOB_DELIVERED;
+		case CQRS_BROKER_TASK_STOP:
+			return stopped(job);
 	}
 	pg_unreachable();
 }
@@ -88,7 +91,8 @@ exchange(CqrsJob *job)
 	bool		done;
 
 	job->announced = 0;
-	if (job->careful > 0 && cqrs_target_broker_pending() == 0 && !job->finish)
+	if (job->careful > 0 && cqrs_target_broker_pending() == 0 &&
+		cqrs_target_broker_may_announce() && !job->finish)
 	{
 		error = cqrs_job_run(cqrs_job_announce, job);
 		if (error != NULL)
@@ -146,6 +150,25 @@ connection_lost(CqrsJob *job, const char *message)
 	return CQRS_JOB_FAILED;
 }
 
+/*
+ * Nothing may be sent before a person has said what is to be, or somebody else has
+ * done something: look again later.
+ */
+static CqrsJobOutcome
+stopped(CqrsJob *job)
+{
+	ErrorData  *error = palloc0(sizeof(ErrorData));
+
+	error->elevel = LOG;
+	error->sqlerrcode = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+	error->message = pstrdup(cqrs_target_broker_stopped());
+	ereport(LOG,
+			(errcode(error->sqlerrcode),
+			 errmsg("%s", error->message),
+			 errcontext("%s", job->what)));
+	return close_and_fail(job, error);
+}
+
 static CqrsJobOutcome
 close_and_fail(CqrsJob *job, ErrorData *error)
 {
@@ -191,8 +214,8 @@ run_prepare(CqrsSubscription *subscription, CqrsJob *job)
 								   &crash, CQRS_FAILURE_DELAY);
 		cqrs_commit_durably();
 	}
-	cqrs_target_broker_prepare(subscription, job->partition, failed_before);
-	return true;
+	return cqrs_target_broker_prepare(subscription, job->partition,
+									  failed_before);
 }
 
 static bool

@@ -100,6 +100,7 @@ enum
 	SUBSCRIPTION_SEARCH_PATH,
 	SUBSCRIPTION_RATE,
 	SUBSCRIPTION_KEY_RATE,
+	SUBSCRIPTION_DELIVERY,
 	SUBSCRIPTION_RUNS,
 	SUBSCRIPTION_PARTITIONS,
 	SUBSCRIPTION_ORDERING,
@@ -505,6 +506,9 @@ add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 	if (!cqrs_rate_parse(TextDatumGetCString(values[SUBSCRIPTION_KEY_RATE - 1]),
 						 &subscription->key_interval))
 		subscription->key_interval = 0;
+	subscription->exactly_once =
+		strcmp(TextDatumGetCString(values[SUBSCRIPTION_DELIVERY - 1]),
+			   "exactly_once") == 0;
 	runs = nulls[SUBSCRIPTION_RUNS - 1] ? "" :
 		TextDatumGetCString(values[SUBSCRIPTION_RUNS - 1]);
 	subscription->runs_commands = strcmp(runs, "commands") == 0;

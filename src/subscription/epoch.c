@@ -282,13 +282,15 @@ cqrs_epoch_restart(int32 subscription_id)
 }
 
 /*
- * Is nothing of the old epoch left for this cursor, and nothing handed out?
+ * Is nothing of the old epoch left for this cursor, and nothing handed out, or on
+ * its way in a broker's transaction?
  */
 static bool
 has_arrived(const CqrsSubscription *subscription, const CqrsCursor *cursor)
 {
 	return cursor->native && cursor->until_tick == 0 &&
 		cursor->tick_id == subscription->epoch_tick &&
+		!cursor->sent.intent.given &&
 		cursor->leased_until <= cqrs_wall_now();
 }
 

@@ -48,6 +48,7 @@ static const struct
 	[CQRS_SETTING_SEARCH_PATH] = {"search_path", TEXTOID, NULL},
 	[CQRS_SETTING_RATE] = {"rate", TEXTOID, "0"},
 	[CQRS_SETTING_KEY_RATE] = {"key_rate", TEXTOID, "0"},
+	[CQRS_SETTING_DELIVERY] = {"delivery", TEXTOID, "at_least_once"},
 };
 
 static bool is_by_epoch(CqrsSetting setting);
