@@ -27,6 +27,7 @@
 #include "include/cqrs_broker.h"
 #include "inbox/consumer.h"
 #include "inbox/inbound.h"
+#include "inbox/intake_state.h"
 #include "inbox/place.h"
 #include "log/topic.h"
 #include "registry/owner.h"
@@ -259,6 +260,7 @@ cqrs_drop_consumer(PG_FUNCTION_ARGS)
 		"consumer_dead_letter", "consumer"
 	};
 	CqrsAdmin	admin;
+	char	   *source;
 	int32		consumer_id;
 	int			i;
 
@@ -273,12 +275,15 @@ cqrs_drop_consumer(PG_FUNCTION_ARGS)
 	consumer = cqrs_consumer_get(name);
 	cqrs_consumer_require_owner(consumer);
 	consumer_id = cqrs_consumer_lock(consumer)->consumer_id;
+	source = cqrs_intake_source_name(consumer);
 	cqrs_admin_begin(&admin);
 	for (i = 0; i < lengthof(tables); i++)
 		cqrs_admin_execute(psprintf("DELETE FROM cqrs.%s WHERE consumer_id = $1",
 									tables[i]), 1, CQRS_INT4(consumer_id));
 	cqrs_admin_execute("DELETE FROM cqrs.failure WHERE subscription_id = $1",
 					   1, CQRS_INT4(consumer_id));
+	cqrs_admin_execute("DELETE FROM cqrs.message_source WHERE source = $1",
+					   1, CQRS_TEXT(source));
 	cqrs_admin_end(&admin);
 	cqrs_owner_drop_view(name);
 	cqrs_places_delete(consumer_id);

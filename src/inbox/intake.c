@@ -243,7 +243,7 @@ cqrs_intake_check(CqrsConsumer *consumer)
 	{
 		CqrsMessageSource source;
 
-		cqrs_message_source_init(&source, consumer->owner,
+		cqrs_message_source_init(&source, cqrs_extension_owner(),
 								 cqrs_intake_source_name(consumer));
 		(void) cqrs_message_source_note(&source);
 		cqrs_intake.noted_at = now;

@@ -356,7 +356,7 @@ recognise(const CqrsInbound *inbound, char **ids)
 			given[n++] = CStringGetTextDatum(ids[i]);
 	}
 	if (n > 0)
-		cqrs_message_ids_consume(inbound->consumer->owner,
+		cqrs_message_ids_consume(cqrs_extension_owner(),
 								 cqrs_intake_source_name(inbound->consumer), n, given,
 								 known);
 	for (i = n = 0; i < cqrs_intake.nbatch; i++)
@@ -560,7 +560,8 @@ cqrs_intake_find_part(int32 partition)
 }
 
 /*
- * The name of a consumer among the sources of messages' ids.
+ * The name of a consumer among the extension owner's sources of messages' ids. They
+ * stay known when the consumer is given to another owner.
  */
 char *
 cqrs_intake_source_name(const CqrsConsumer *consumer)

@@ -274,6 +274,9 @@ $node->safe_psql('postgres', 'REASSIGN OWNED BY owner TO heir');
 is($node->safe_psql('postgres', q(SELECT owner FROM cqrs_consumers)), 'heir', 'REASSIGN OWNED hands it over');
 $peer->feed('wire', { id => 'g', body => '{"n": 7}' });
 ok($node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM cqrs_topics.things WHERE headers->>'source_message_id' = 'g')), 'and it goes on');
+$peer->feed('wire', { id => 'f', body => '{"n": 6}' });
+ok($node->poll_query_until('postgres', 'SELECT repeated + dead + consumed = 8 FROM cqrs_consumer_status'), 'a message comes again');
+is($node->safe_psql('postgres', 'SELECT repeated FROM cqrs_consumer_status'), 1, 'and is known, whoever owned it then');
 like(error_of($node, 'postgres', 'DROP ROLE heir'), qr/owner of view cqrs_subscriptions."in"/, 'a role that has a consumer is not dropped');
 $node->safe_psql('postgres', 'DROP OWNED BY heir');
 is($node->safe_psql('postgres', q(SELECT state, owner FROM cqrs_consumer_status)), 'broken|', 'DROP OWNED leaves it without');
@@ -329,7 +332,7 @@ is(problems('0', '0'), '', 'all is well');
 
 is($node->safe_psql('postgres', q(SELECT cqrs_drop_consumer('in'))), 't', 'it is dropped');
 is($node->safe_psql('postgres', q(SELECT (SELECT count(*) FROM cqrs.consumer), (SELECT count(*) FROM cqrs.consumer_position), (SELECT count(*) FROM cqrs.consumer_dead_letter),
-	(SELECT count(*) FROM cqrs.failure), to_regclass('cqrs_subscriptions."in"') IS NULL)), '0|0|0|0|t', 'with all that it had');
+	(SELECT count(*) FROM cqrs.failure), (SELECT count(*) FROM cqrs.message_source), to_regclass('cqrs_subscriptions."in"') IS NULL)), '0|0|0|0|0|t', 'with all that it had');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM cqrs_topics.things'), 7, 'but its events');
 
 $node->stop('fast');
