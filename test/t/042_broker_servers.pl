@@ -154,7 +154,7 @@ query($node, q(
 	SELECT cqrs_register_event('order_placed', 'orders');
 ));
 build_wrapper('other_magic', '-DMAGIC=1');
-build_wrapper('other_version', '-DVERSION=2');
+build_wrapper('other_version', '-DVERSION=1');
 build_wrapper('incomplete', '-DINCOMPLETE');
 build_wrapper('no_module', '-DNO_MODULE');
 build_wrapper('stuck', '');
@@ -183,7 +183,7 @@ refused('unvalidated', qr/ERROR:  42809: server "unvalidated" is not one of a me
 refused('built_in', qr/ERROR:  42809: .* not one of a message broker\n/, "a validator of the server's");
 refused('no_module', qr/ERROR:  42809: .* not one of a message broker\n/, 'a library that is no module');
 refused('other_magic', qr/ERROR:  55000: library ".*other_magic" of server "other_magic" is not a broker module\n/, 'another magic');
-refused('other_version', qr/ERROR:  55000: .* does not fit cqrs_outbox\nDETAIL:  It has version 2 of the interface, cqrs_outbox has 1\.\nHINT/,
+refused('other_version', qr/ERROR:  55000: .* does not fit cqrs_outbox\nDETAIL:  It has version 1 of the interface, cqrs_outbox has 2\.\nHINT/,
 	'another version');
 refused('incomplete', qr/ERROR:  55000: broker module ".*incomplete" of server "incomplete" is not complete\n/, 'a callback is missing');
 refused('portless', qr/ERROR:  22023: server "portless" cannot be connected to as it is\nDETAIL:  option "port" of the server is not set\nHINT/,
