@@ -29,10 +29,14 @@
 
 #define MOST_PARTITIONS	64
 
-/* As the module's. */
+/*
+ * As the module's; but more is fetched ahead, as a librdkafka before 2.2 looks only
+ * once a second again when it has enough.
+ */
 static const char *const settings[][2] = {
 	{"group.id", "bare"},
 	{"isolation.level", "read_committed"},
+	{"queued.min.messages", "1000000"},
 	{"fetch.max.bytes", "4194304"},
 	{"enable.auto.commit", "false"},
 	{"enable.auto.offset.store", "false"},

@@ -2,7 +2,8 @@
  *
  * kafka_produce.c
  *	  What bench/kafka compares with: the same records, produced by a program
- *	  that does nothing else, with the module's settings of librdkafka.
+ *	  that does nothing else, with the module's settings of librdkafka. bench/inbox
+ *	  has its messages from it.
  *
  *	kafka_produce BROKERS TOPIC BODY COUNT WINDOW KEYS [INTERVAL]
  *
