@@ -2,11 +2,14 @@
  *
  * kafka_produce.c
  *	  What bench/kafka compares with: the same records, produced by a program
- *	  that does nothing else, with the module's settings of librdkafka.
+ *	  that does nothing else, with the module's settings of librdkafka. bench/inbox
+ *	  has its messages from it.
  *
- *	kafka_produce BROKERS TOPIC BODY COUNT WINDOW KEYS
+ *	kafka_produce BROKERS TOPIC BODY COUNT WINDOW KEYS [INTERVAL]
  *
- * Prints how many it produced a second, with WINDOW of them unconfirmed.
+ * Prints how many it produced a second, with WINDOW of them unconfirmed. With an
+ * INTERVAL, in milliseconds, it waits that long behind each, and the body is the
+ * time, {"at": SECONDS}, whatever BODY is.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <librdkafka/rdkafka.h>
 
@@ -32,11 +36,11 @@ static const char *const settings[][2] = {
 static long confirmed;
 
 static double
-now(void)
+now(clockid_t clock)
 {
 	struct timespec time;
 
-	clock_gettime(CLOCK_MONOTONIC, &time);
+	clock_gettime(clock, &time);
 	return time.tv_sec + time.tv_nsec / 1e9;
 }
 
@@ -68,13 +72,15 @@ main(int argc, char **argv)
 	long		count;
 	long		window;
 	long		keys;
+	long		interval;
 	long		sent = 0;
-	double		started = now();
+	double		started = now(CLOCK_MONOTONIC);
 
-	check(argc == 7, "counting the arguments");
+	check(argc == 7 || argc == 8, "counting the arguments");
 	count = atol(argv[4]);
 	window = atol(argv[5]);
 	keys = atol(argv[6]);
+	interval = argc == 8 ? atol(argv[7]) : 0;
 
 	for (size_t i = 0; i < sizeof(settings) / sizeof(settings[0]); i++)
 		check(rd_kafka_conf_set(conf, settings[i][0], settings[i][1], error,
@@ -94,6 +100,7 @@ main(int argc, char **argv)
 			rd_kafka_headers_t *headers = rd_kafka_headers_new(2);
 			char		message_id[64];
 			char		key[32];
+			char		at[64];
 			rd_kafka_vu_t args[] = {
 				{.vtype = RD_KAFKA_VTYPE_RKT, .u.rkt = topic},
 				{.vtype = RD_KAFKA_VTYPE_TIMESTAMP, .u.i64 = time(NULL) * 1000},
@@ -108,13 +115,21 @@ main(int argc, char **argv)
 			rd_kafka_header_add(headers, "message_id", -1, message_id, -1);
 			rd_kafka_header_add(headers, "content-type", -1,
 								"application/json", -1);
+			if (interval > 0)
+			{
+				args[5].u.mem.ptr = at;
+				args[5].u.mem.size = snprintf(at, sizeof(at), "{\"at\": %.6f}",
+											  now(CLOCK_REALTIME));
+			}
 			args[4].u.mem.size = snprintf(key, sizeof(key), "%ld", sent % keys);
 			check(rd_kafka_produceva(rk, args, 6) == NULL, "producing");
 			sent++;
+			if (interval > 0)
+				usleep(interval * 1000);
 		}
 		rd_kafka_poll(rk, 100);
 	}
-	printf("%.0f\n", count / (now() - started));
+	printf("%.0f\n", count / (now(CLOCK_MONOTONIC) - started));
 	rd_kafka_topic_destroy(topic);
 	rd_kafka_destroy(rk);
 	return 0;

@@ -48,6 +48,47 @@ end_background()
 	query -c "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'background'" >/dev/null
 }
 
+# start_kafka BROKERS: at $address
+start_kafka()
+{
+	local brokers=$scratch/brokers_$1
+
+	mkdir "$brokers"
+	cp "$top"/test/t/{CqrsTest,Kafka,RealKafka}.pm "$top/bench/kafka_brokers.pl" "$brokers"
+	own "$brokers"
+	coproc KAFKA { as_user env --chdir="$brokers" PERL5LIB="$pgxs/src/test/perl:$brokers" \
+		PG_REGRESS="$pgxs/src/test/regress/pg_regress" PG_TEST_PORT_DIR="$brokers" \
+		TESTDIR="$brokers" TESTDATADIR="$brokers/tmp_check" TESTLOGDIR="$brokers/tmp_check/log" \
+		perl kafka_brokers.pl "$1"; }
+	kafka_pid=$!
+	read -r address <&"${KAFKA[0]}" || die "could not start Kafka"
+}
+
+stop_kafka()
+{
+	eval "exec ${KAFKA[1]}>&-"
+	wait "$kafka_pid"
+}
+
+# new_topic NAME PARTITIONS: of Kafka, empty
+new_topic()
+{
+	local answer
+
+	echo "$1 $2" >&"${KAFKA[1]}"
+	read -r answer <&"${KAFKA[0]}" && [ "$answer" = ok ] || die "could not make the topic $1"
+	query -c CHECKPOINT
+}
+
+# build_program NAME LIBRARY...: bench/NAME.c as $scratch/NAME
+build_program()
+{
+	local name=$1
+	shift
+
+	gcc -O2 -Wall -o "$scratch/$name" "$top/bench/$name.c" $(pkg-config --cflags --libs "$@") || die "could not build $name"
+}
+
 # start_pgqd: PgQ's ticker
 start_pgqd()
 {
