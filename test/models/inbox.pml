@@ -57,7 +57,8 @@ byte held[2];
 
 bool over;
 
-#define done	(has_offsets -> nevents == MESSAGES : events == ALL && queue == 0 && held[0] == 0 && held[1] == 0)
+#define done	(has_offsets -> nevents == MESSAGES && next_offset == MESSAGES : \
+				 events == ALL && queue == 0 && held[0] == 0 && held[1] == 0)
 
 /*
  * cqrs_place_append(): behind the row that was read. The primary key refuses a
@@ -263,7 +264,6 @@ init
 	}
 	atomic {
 		over ->
-		assert(has_offsets -> nevents == MESSAGES && next_offset == MESSAGES :
-			   events == ALL && ids == ALL)
+		assert(done && (has_offsets || ids == ALL))
 	}
 }
