@@ -61,6 +61,24 @@ static void take_notice(CqrsLinkNotice *notice);
 static bool may_store(void);
 
 /*
+ * Was the consumer restored from a dump, and not adopted? Then the broker is not even
+ * connected to.
+ */
+bool
+cqrs_intake_is_restored(const CqrsConsumer *consumer)
+{
+	CqrsPlace  *places;
+	int			n;
+	int			i;
+
+	places = cqrs_places_read(consumer->consumer_id, &n);
+	for (i = 0; i < n; i++)
+		if (!places[i].native)
+			return true;
+	return false;
+}
+
+/*
  * Read all that it takes to connect, as the current user, the consumer's owner.
  */
 void
@@ -144,7 +162,7 @@ cqrs_intake_task(char *error)
 
 /*
  * Find out which partitions are ours, and where each is. Returns false if there is
- * none; or if they were restored from a dump, and are not adopted.
+ * none.
  */
 bool
 cqrs_intake_plan(CqrsConsumer *consumer)
@@ -313,9 +331,6 @@ plan_source(CqrsConsumer *consumer)
 	int			i;
 
 	places = cqrs_places_read(consumer->consumer_id, &n);
-	for (i = 0; i < n; i++)
-		if (!places[i].native)
-			return;
 	places = complete_places(consumer, places, &n);
 	if (cqrs_intake.renew)
 		return;

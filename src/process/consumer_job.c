@@ -155,13 +155,15 @@ lost(CqrsJob *job, const char *message)
 }
 
 /*
- * Find out how to connect, unless job->failed_until says to wait.
+ * Find out how to connect, unless job->failed_until says to wait, or it is not to.
  */
 static bool
 prepare(CqrsConsumer *consumer, CqrsJob *job)
 {
 	int			failed_before;
 
+	if (cqrs_intake_is_restored(consumer))
+		return false;
 	job->failed_until = cqrs_failure_retry_at(job->subscription_id,
 											  job->partition, &failed_before);
 	if (job->failed_until > cqrs_wall_now())
