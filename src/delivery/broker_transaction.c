@@ -33,15 +33,18 @@
  *		intent, and one before it, Kafka has forgotten it, and nobody knows;
  *	  - it is another one: this server has lost what was committed here, in a
  *		failover or a restore; or another server, a copy or the one that was
- *		primary before, sends with the same name. If the events that the record
- *		is about are what comes next here, they were sent. If not, we diverged.
- * 5. Who has diverged, or does not know, stops, until a person says what is to be.
+ *		primary before, sends with the same name. If the record says that what was
+ *		sent before is what is known here, and the events that it is about are
+ *		what comes next here, they were sent. If not, we diverged.
+ * 5. Who has diverged, or does not know, stops, until a person says what is to be;
+ *	  also if the record is forgotten meanwhile, or is another one.
  *	  Nothing is passed by, or sent twice, unasked.
  * 6. Before anything else, the record is looked at without ending others. If it is
  *	  unknown, and of a higher timeline, we are the old primary, and leave the new
  *	  one alone. So the first thing that a new primary does is to write a record.
  * 7. Comparing them claims the cursor: its row is written anew, so that no process
- *	  that had it before writes a row any more.
+ *	  that had it before writes a row any more. Who finds it moved since he read it
+ *	  before connecting may have read a record that is not the last, and connects anew.
  *
  * Failure
  *
@@ -93,9 +96,11 @@ typedef struct Record
 	int64		position;
 	int			events;
 	char		hash[2 * PG_SHA256_DIGEST_LENGTH + 1];
+	CqrsTransactionId after;	/* what was sent before */
 } Record;
 
 static bool is(const CqrsTransactionId *known, const Record *record);
+static bool is_same(const CqrsTransactionId *a, const CqrsTransactionId *b);
 static bool is_doubtful(const CqrsSent *sent);
 static void look(CqrsBrokerTransaction *transaction);
 static void stop(CqrsBrokerTransaction *transaction, const Record *record,
@@ -143,6 +148,7 @@ cqrs_transaction_prepare(CqrsBrokerTransaction *transaction,
 		cqrs_commit_durably();
 	}
 	transaction->known = cursor.sent;
+	transaction->seq = cursor.seq;
 	transaction->timeline = GetWALInsertionTimeLine();
 	transaction->most = CQRS_TRANSACTION_EVENTS;
 	snprintf(transaction->id, sizeof(transaction->id), "cqrs_outbox-%s",
@@ -278,6 +284,19 @@ cqrs_transaction_is_of(const CqrsBrokerTransaction *transaction,
 }
 
 /*
+ * Is the cursor still as it was before we connected? If not, whoever moved it may have
+ * fenced us, and committed behind the record that we read. Once it is claimed, that
+ * does not matter.
+ */
+bool
+cqrs_transaction_may_claim(const CqrsBrokerTransaction *transaction,
+						   const CqrsCursor *cursor)
+{
+	return !transaction->used || transaction->phase > CQRS_TRANSACTION_CLAIM ||
+		cursor->seq == transaction->seq;
+}
+
+/*
  * See what the record means for the cursor: that may move, or delivery stops. The
  * caller appends the cursor.
  */
@@ -291,7 +310,7 @@ cqrs_transaction_claim(CqrsBrokerTransaction *transaction, CqrsRelay *relay)
 	read_record(transaction->record, &record);
 	transaction->timeline = GetWALInsertionTimeLine();
 	if (transaction->taken_over ||
-		(!record.given && is_doubtful(sent)))
+		(!record.given && (is_doubtful(sent) || sent->diverged.given)))
 	{
 		stop(transaction, &record, sent);
 		return;
@@ -299,7 +318,9 @@ cqrs_transaction_claim(CqrsBrokerTransaction *transaction, CqrsRelay *relay)
 	if (record.given && is(&sent->intent, &record))
 		cqrs_sent_apply(cursor);
 	else if (record.given && !is(&sent->sent, &record) &&
-			 !prove(relay, &record))
+			 (sent->diverged.given ||
+			  record.timeline > transaction->timeline ||
+			  !prove(relay, &record)))
 	{
 		stop(transaction, &record, sent);
 		return;
@@ -423,6 +444,13 @@ is(const CqrsTransactionId *known, const Record *record)
 		memcmp(&known->id, &record->id, UUID_LEN) == 0;
 }
 
+static bool
+is_same(const CqrsTransactionId *a, const CqrsTransactionId *b)
+{
+	return a->given == b->given &&
+		(!a->given || memcmp(&a->id, &b->id, UUID_LEN) == 0);
+}
+
 /*
  * There is no record. May the intent have been committed all the same, and its
  * record be forgotten by now?
@@ -458,7 +486,8 @@ look(CqrsBrokerTransaction *transaction)
 
 	read_record(transaction->record, &record);
 	transaction->phase = CQRS_TRANSACTION_FENCE;
-	if (is(&known->diverged, &record))
+	if (known->diverged.given &&
+		(!record.given || is(&known->diverged, &record)))
 		stop(transaction, &record, NULL);
 	else if (record.given && !is(&known->sent, &record) &&
 			 !is(&known->intent, &record) &&
@@ -470,7 +499,8 @@ look(CqrsBrokerTransaction *transaction)
 }
 
 /*
- * Stop, and note in *sent, unless it is NULL, at which record.
+ * Stop, and note in *sent, unless it is NULL, at which record; if that is gone, at
+ * which it was before.
  */
 static void
 stop(CqrsBrokerTransaction *transaction, const Record *record, CqrsSent *sent)
@@ -479,7 +509,7 @@ stop(CqrsBrokerTransaction *transaction, const Record *record, CqrsSent *sent)
 	Size		size = sizeof(transaction->reason);
 
 	transaction->phase = CQRS_TRANSACTION_STOPPED;
-	if (sent != NULL)
+	if (sent != NULL && (record->given || !sent->diverged.given))
 	{
 		sent->diverged.given = true;
 		sent->diverged.id = record->id;
@@ -501,9 +531,10 @@ stop(CqrsBrokerTransaction *transaction, const Record *record, CqrsSent *sent)
 }
 
 /*
- * The cursor knows nothing of the record. If the events that come next, up to the
+ * The cursor knows nothing of the record. If what was sent before is what the cursor
+ * knows as sent, or its intent, which was committed then, too, and the events that come next, up to the
  * record's position, are those that it is about, move the cursor behind them, and
- * return true.
+ * return true. Without the former, a parked event might have been sent between.
  *
  * They need not be read in the window that they were sent from: if they are the same
  * there, they were sent, and what else this window has was not. So if the tick that
@@ -512,7 +543,8 @@ stop(CqrsBrokerTransaction *transaction, const Record *record, CqrsSent *sent)
 static bool
 prove(CqrsRelay *relay, const Record *record)
 {
-	CqrsCursor	saved = relay->cursor;
+	CqrsCursor	saved;
+	CqrsSent   *sent = &relay->cursor.sent;
 	CqrsTick	tick;
 	CqrsEvent	event;
 	pg_uuid_t  *ids;
@@ -522,6 +554,15 @@ prove(CqrsRelay *relay, const Record *record)
 	if (!record->known ||
 		record->events < 1 || record->events > CQRS_TRANSACTION_EVENTS)
 		return false;
+	if (sent->intent.given && is_same(&record->after, &sent->intent))
+	{
+		cqrs_sent_apply(&relay->cursor);
+		sent->sent = sent->intent;
+		sent->intent.given = false;
+	}
+	else if (!is_same(&record->after, &sent->sent))
+		return false;
+	saved = relay->cursor;
 	ids = palloc(sizeof(pg_uuid_t) * (record->events + 1));
 	if (saved.until_tick == 0 && relay->epoch_tick == 0 &&
 		record->tick_id <= cqrs_shmem_durable_tick() &&
@@ -572,15 +613,17 @@ write_record(CqrsBrokerTransaction *transaction, CqrsRelay *relay,
 {
 	CqrsSent   *sent = &relay->cursor.sent;
 	char		id[CQRS_UUID_TEXT_LEN + 1];
+	char		after[CQRS_UUID_TEXT_LEN + 1];
 	char		hash[2 * PG_SHA256_DIGEST_LENGTH + 1];
 
 	sent->intent.given = true;
 	cqrs_event_id_generate(GetCurrentTimestamp(), &sent->intent.id);
 	hash_ids(ids, n, hash);
 	snprintf(transaction->record, sizeof(transaction->record),
-			 "cqrs_outbox 1 %s timeline %u tick " INT64_FORMAT " position " INT64_FORMAT " events %d sha256 %s partition %d of %d seq " INT64_FORMAT,
+			 "cqrs_outbox 1 %s timeline %u tick " INT64_FORMAT " position " INT64_FORMAT " events %d sha256 %s after %s partition %d of %d seq " INT64_FORMAT,
 			 cqrs_uuid_text(&sent->intent.id, id), transaction->timeline,
 			 relay->cursor.until_tick, position, n, hash,
+			 sent->sent.given ? cqrs_uuid_text(&sent->sent.id, after) : "none",
 			 relay->cursor.partition, relay->subscription->partitions,
 			 relay->cursor.seq + 1);
 	transaction->phase = CQRS_TRANSACTION_CLOSED;
@@ -595,6 +638,7 @@ static void
 read_record(const char *text, Record *record)
 {
 	char		id[CQRS_UUID_TEXT_LEN + 1];
+	char		after[CQRS_UUID_TEXT_LEN + 1];
 	long long	tick_id;
 	long long	position;
 
@@ -605,10 +649,12 @@ read_record(const char *text, Record *record)
 		return;
 	record->known =
 		sscanf(text,
-			   "cqrs_outbox 1 %36s timeline %u tick %lld position %lld events %d sha256 %64s",
+			   "cqrs_outbox 1 %36s timeline %u tick %lld position %lld events %d sha256 %64s after %36s",
 			   id, &record->timeline, &tick_id, &position, &record->events,
-			   record->hash) == 6 &&
+			   record->hash, after) == 7 &&
 		cqrs_uuid_read(id, strlen(id), &record->id);
+	record->after.given = record->known &&
+		cqrs_uuid_read(after, strlen(after), &record->after.id);
 	record->tick_id = tick_id;
 	record->position = position;
 	if (!record->known)

@@ -38,6 +38,7 @@ typedef struct CqrsBrokerTransaction
 	char		id[64];			/* the connection's transactional_id */
 	uint32		timeline;		/* of this server */
 	CqrsSent	known;			/* as it was before we connected */
+	int64		seq;			/* the cursor's, then */
 	CqrsTransactionPhase phase;
 	bool		asked;			/* the link has not answered yet */
 	bool		taken_over;		/* by another server: do not fence it */
@@ -68,6 +69,8 @@ extern bool cqrs_transaction_prepare(CqrsBrokerTransaction *transaction,
 extern void cqrs_transaction_init(CqrsBrokerTransaction *transaction);
 extern bool cqrs_transaction_is_of(const CqrsBrokerTransaction *transaction,
 								   const CqrsCursor *cursor);
+extern bool cqrs_transaction_may_claim(const CqrsBrokerTransaction *transaction,
+									   const CqrsCursor *cursor);
 extern void cqrs_transaction_claim(CqrsBrokerTransaction *transaction,
 								   CqrsRelay *relay);
 extern void cqrs_transaction_close(CqrsBrokerTransaction *transaction,

@@ -462,6 +462,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 		  (broker.transaction.phase == CQRS_TRANSACTION_OPEN &&
 		   cursor->sent.intent.given))) ||
 		!cqrs_transaction_is_of(&broker.transaction, cursor) ||
+		!cqrs_transaction_may_claim(&broker.transaction, cursor) ||
 		cqrs_relay_is_gone(&relay))
 	{
 		broker.moved = true;
@@ -494,6 +495,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 	cqrs_parked_close(cursor);
 	if (moved || cursor->next_retry_at != next_retry_at)
 		cqrs_cursor_append(cursor);
+	broker.transaction.seq = cursor->seq;
 	delivery->nevents = (int) (cursor->delivered - delivered);
 	delivery->more |= cqrs_target_broker_pending() > 0 || relay.nothers > 0 ||
 		(broker.transaction.used &&
