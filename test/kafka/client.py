@@ -20,6 +20,10 @@ from confluent_kafka.admin import (AclBinding, AclBindingFilter, AclOperation, A
 
 BROKERS = sys.argv[1]
 PATIENCE = 120
+
+# How long to wait for the end of a transaction that may be open, in seconds.
+OPEN = 5
+
 NETWORK = {'reconnect.backoff.ms': 50, 'reconnect.backoff.max.ms': 200, 'log_level': 0}
 
 admin = AdminClient({'bootstrap.servers': BROKERS, **NETWORK})
@@ -182,24 +186,35 @@ def end_transaction(how):
 
 
 def records(topics, isolation='read_uncommitted'):
-    """All records that are there, each partition's in order."""
+    """All records that are there, each partition's in order. Kafka shows what is
+    committed a moment after it has said so: who reads that, waits for it, but not for
+    ever, as a transaction may be open."""
     consumer = Consumer({'bootstrap.servers': BROKERS, 'group.id': 'test', 'enable.auto.commit': False,
                          'isolation.level': isolation, 'enable.partition.eof': True, 'auto.offset.reset': 'earliest',
                          'fetch.wait.max.ms': 50, **NETWORK})
     left = {(topic, number) for topic in topics for number in partitions(topic)}
+    ends = {}
+    if isolation == 'read_committed':
+        other = Consumer({'bootstrap.servers': BROKERS, 'group.id': 'test', 'isolation.level': 'read_uncommitted', **NETWORK})
+        ends = {place: other.get_watermark_offsets(TopicPartition(*place), PATIENCE)[1] for place in left}
+        other.close()
     found = []
+    held = set()
     consumer.assign([TopicPartition(topic, number, 0) for topic, number in sorted(left)])
-    end = time.monotonic() + PATIENCE
-    while left and time.monotonic() < end:
+    start = time.monotonic()
+    while left and time.monotonic() < start + (OPEN if left <= held else PATIENCE):
         for message in consumer.consume(1000, 0.2 if found else 0.05):
             if message.error() is None:
                 found.append(message)
             elif message.error().code() == KafkaError._PARTITION_EOF:
-                left.discard((message.topic(), message.partition()))
+                place = (message.topic(), message.partition())
+                held.add(place)
+                if message.offset() >= ends.get(place, 0):
+                    left.discard(place)
             elif not message.error().retriable():
                 raise KafkaException(message.error())
     consumer.close()
-    if left:
+    if not left <= held:
         raise Exception(f'could not read {left}')
     return [{'topic': m.topic(), 'partition': m.partition(), 'offset': m.offset(), 'timestamp': m.timestamp()[1],
              'key': from_bytes(m.key()), 'value': from_bytes(m.value()),
