@@ -171,6 +171,11 @@ cqrs_link_source_cycle(CqrsBrokerLink *link, bool *stop, char *error)
 							 room > 0 ? link->most - link->unsettled : 0,
 							 room, error))
 			return false;
+		if (link->out_of_memory)
+		{
+			strlcpy(error, "out of memory", CQRS_BROKER_ERROR_SIZE);
+			return false;
+		}
 		if (positions == NULL && settled.first == NULL &&
 			link->new_received.first == NULL)
 		{
@@ -202,9 +207,12 @@ thread_notice(const CqrsBrokerConnection *connection,
 	CqrsBrokerLink *link = connection->context;
 	CqrsLinkNotice *copy = malloc(sizeof(CqrsLinkNotice));
 
-	/* Without memory, what is known of the source is known later. */
+	/* A notice that is lost may leave a partition idle: connect anew. */
 	if (copy == NULL)
+	{
+		link->out_of_memory = true;
 		return;
+	}
 	copy->notice = *notice;
 	copy->behind = link->nreceived;
 	copy->next = NULL;

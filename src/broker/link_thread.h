@@ -74,6 +74,7 @@ struct CqrsBrokerLink
 	int			unsettled;		/* so many are */
 	size_t		unsettled_bytes;
 	uint64		nreceived;		/* since the link was opened */
+	bool		out_of_memory;	/* a notice was lost */
 	ReceivedList new_received;	/* since the last look at the lists */
 	NoticeList	new_notices;
 };
