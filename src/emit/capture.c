@@ -346,9 +346,9 @@ check_row_type(CqrsEventType *event_type, Oid relid)
 			 errmsg("payload of event \"%s\" is not a row of table \"%s\"",
 					event_type->name, get_rel_name(relid)),
 			 errdetail("The payload type is %s.",
-					   format_type_be(event_type->payload_type)),
+					   cqrs_type_name(event_type->payload_type)),
 			 errhint("Register an event with payload type %s for the rows themselves, or jsonb for envelopes with the old and the new row.",
-					 format_type_be(get_rel_type_id(relid)))));
+					 cqrs_type_name(get_rel_type_id(relid)))));
 }
 
 /*

@@ -383,6 +383,35 @@ cqrs_type_is_temporary(Oid typid)
 	return temporary;
 }
 
+/*
+ * A type's name as in format_type(), for a message; ??? if it was just dropped.
+ */
+char *
+cqrs_type_name(Oid typid)
+{
+	return format_type_extended(typid, -1, FORMAT_TYPE_ALLOW_INVALID);
+}
+
+/*
+ * Keep a type from being dropped, until cqrs_type_unlock(). Returns false if it
+ * is gone already.
+ */
+bool
+cqrs_type_lock(Oid typid)
+{
+	LockDatabaseObject(TypeRelationId, typid, 0, AccessShareLock);
+	if (SearchSysCacheExists1(TYPEOID, ObjectIdGetDatum(typid)))
+		return true;
+	cqrs_type_unlock(typid);
+	return false;
+}
+
+void
+cqrs_type_unlock(Oid typid)
+{
+	UnlockDatabaseObject(TypeRelationId, typid, 0, AccessShareLock);
+}
+
 void
 cqrs_object_tag(LOCKTAG *tag, CqrsRelation relation, int32 id, int32 part)
 {

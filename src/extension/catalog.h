@@ -99,6 +99,9 @@ extern void cqrs_catalog_invalidate_registry(void);
 
 extern bool cqrs_type_is(Oid typid, const char *name);
 extern bool cqrs_type_is_temporary(Oid typid);
+extern char *cqrs_type_name(Oid typid);
+extern bool cqrs_type_lock(Oid typid);
+extern void cqrs_type_unlock(Oid typid);
 
 extern void cqrs_object_tag(LOCKTAG *tag, CqrsRelation relation, int32 id,
 							int32 part);

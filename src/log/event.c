@@ -69,7 +69,7 @@ cqrs_key_arg(FunctionCallInfo fcinfo, int argno, const char *kind,
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("key of %s \"%s\" cannot be of type %s", kind, name,
-							format_type_be(key_type)),
+							cqrs_type_name(key_type)),
 					 errhint("Give text, an integer, or a uuid; or cast it to text.")));
 	}
 	return key;

@@ -203,7 +203,7 @@ cqrs_event_type_check_handler(const CqrsEventType *event_type,
 	cqrs_event_type_require_payload(event_type);
 	set_place(&place, event_type->name, &event_type->payload_type);
 	cqrs_function_refuse(signature, &place,
-						 psprintf("takes type %s", format_type_be(argtype)));
+						 psprintf("takes type %s", cqrs_type_name(argtype)));
 }
 
 /*
@@ -232,13 +232,13 @@ payload_type_arg(FunctionCallInfo fcinfo, int n, const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("payload of event \"%s\" cannot be of type %s", name,
-						format_type_be(payload_type)),
+						cqrs_type_name(payload_type)),
 				 errhint("The payload type is jsonb or a composite type.")));
 	if (cqrs_type_is_temporary(payload_type))
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("payload of event \"%s\" cannot be of type %s", name,
-						format_type_be(payload_type)),
+						cqrs_type_name(payload_type)),
 				 errdetail("The type is in a temporary schema.")));
 	return payload_type;
 }
@@ -263,10 +263,10 @@ check_handlers(const char *name, Oid payload_type)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
 					 errmsg("payload of event \"%s\" cannot be of type %s",
-							name, format_type_be(payload_type)),
+							name, cqrs_type_name(payload_type)),
 					 errdetail("Its handler %s takes type %s.",
 							   handler->handler.signature,
-							   format_type_be(handler->handler.argtype)),
+							   cqrs_type_name(handler->handler.argtype)),
 					 errhint("Remove the handler first, with cqrs_unregister_event_handler().")));
 }
 
@@ -282,7 +282,7 @@ set_place(CqrsPlace *place, const char *name, const Oid *payload_type)
 							 *payload_type == JSONBOID ? " or jsonb" :
 							 ", jsonb or ",
 							 *payload_type == JSONBOID ? "" :
-							 format_type_be(*payload_type));
+							 cqrs_type_name(*payload_type));
 	place->takes = takes;
 	place->arg = payload_type;
 }

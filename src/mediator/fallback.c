@@ -317,7 +317,7 @@ look_up_pair(const char *handler_name, const char *fallback_name,
 	cqrs_function_look_up(handler_name, &place, handler);
 	place.what = psprintf("the fallback of %s", handler->signature);
 	place.wanted = psprintf("It has one argument, of type %s as the handler's, and returns the same type, or one of them returns jsonb.",
-							format_type_be(handler->argtype));
+							cqrs_type_name(handler->argtype));
 	place.takes = takes_the_same;
 	place.arg = &handler->argtype;
 	cqrs_function_look_up(fallback_name, &place, fallback);
@@ -330,8 +330,8 @@ look_up_pair(const char *handler_name, const char *fallback_name,
 		handler->rettype != JSONBOID && fallback->rettype != JSONBOID)
 		cqrs_function_refuse(fallback->signature, &place,
 							 psprintf("returns type %s, not %s",
-									  format_type_be(fallback->rettype),
-									  format_type_be(handler->rettype)));
+									  cqrs_type_name(fallback->rettype),
+									  cqrs_type_name(handler->rettype)));
 }
 
 /*

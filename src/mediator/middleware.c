@@ -502,7 +502,7 @@ check_middleware(CqrsHandler *handler)
 	if (handler->rettype != JSONBOID)
 		cqrs_function_refuse(handler->signature, &middleware_place,
 							 psprintf("returns type %s",
-									  format_type_be(handler->rettype)));
+									  cqrs_type_name(handler->rettype)));
 	cqrs_handler_check_privilege(handler);
 }
 

@@ -34,7 +34,6 @@
 #include "nodes/execnodes.h"
 #include "nodes/makefuncs.h"
 #include "utils/datum.h"
-#include "utils/lsyscache.h"
 
 #include "mediator/dispatch.h"
 #include "mediator/stream.h"
@@ -67,8 +66,6 @@ cqrs_stream_begin(FunctionCallInfo fcinfo, CqrsCommand *command,
 	FuncCallContext *funcctx = SRF_FIRSTCALL_INIT();
 	MemoryContext oldcontext;
 	Stream	   *stream;
-	int16		length;
-	bool		byval;
 	Const	   *arg;
 	FuncExpr   *expr;
 
@@ -78,9 +75,9 @@ cqrs_stream_begin(FunctionCallInfo fcinfo, CqrsCommand *command,
 	payload = cqrs_dispatch_prepare(&stream->dispatch, handler);
 	stream->rettype = handler->rettype;
 
-	get_typlenbyval(handler->argtype, &length, &byval);
-	arg = makeConst(handler->argtype, -1, InvalidOid, length,
-					datumCopy(payload, byval, length), false, byval);
+	/* jsonb, or a composite type: of variable length. */
+	arg = makeConst(handler->argtype, -1, InvalidOid, -1,
+					datumCopy(payload, false, -1), false, false);
 	expr = makeFuncExpr(handler->funcid, handler->rettype, list_make1(arg),
 						InvalidOid, InvalidOid, COERCE_EXPLICIT_CALL);
 	expr->funcretset = true;

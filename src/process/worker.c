@@ -59,7 +59,7 @@
 #include "shared/shmem.h"
 
 /* Exit after this long without work, in milliseconds. */
-#define LONGEST_IDLE	60000
+#define LONGEST_IDLE	300000
 
 /* Let others have the worker after this long, in milliseconds ... */
 #define TIME_SLICE		1000

@@ -267,10 +267,10 @@ wrong_argument(Form_pg_proc proc, const CqrsPlace *place)
 		return pstrdup("is in a temporary schema, or has a type of one");
 	if (is_reserved(proc->proargtypes.values[0]))
 		return psprintf("takes type %s, which is not supported yet",
-						format_type_be(proc->proargtypes.values[0]));
+						cqrs_type_name(proc->proargtypes.values[0]));
 	if (!place->takes(place->arg, proc->proargtypes.values[0]))
 		return psprintf("takes type %s",
-						format_type_be(proc->proargtypes.values[0]));
+						cqrs_type_name(proc->proargtypes.values[0]));
 	return NULL;
 }
 
@@ -327,7 +327,7 @@ wrong_result(Form_pg_proc proc, const CqrsPlace *place)
 		proc->prorettype == EVENT_TRIGGEROID ||
 		proc->prorettype == INTERNALOID ||
 		(OidIsValid(place->rettype) && proc->prorettype != place->rettype))
-		return psprintf("returns type %s", format_type_be(proc->prorettype));
+		return psprintf("returns type %s", cqrs_type_name(proc->prorettype));
 	return NULL;
 }
 

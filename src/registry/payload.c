@@ -39,6 +39,7 @@
 #include "utils/memutils.h"
 
 #include "base/rethrow.h"
+#include "extension/catalog.h"
 #include "registry/payload.h"
 #include "registry/payload_path.h"
 #include "registry/payload_type.h"
@@ -205,8 +206,11 @@ cqrs_payload_type_is_composite(Oid typid)
 {
 	char		typtype = get_typtype(typid);
 
-	if (typtype == TYPTYPE_DOMAIN)
+	if (typtype == TYPTYPE_DOMAIN && cqrs_type_lock(typid))
+	{
 		typtype = get_typtype(getBaseType(typid));
+		cqrs_type_unlock(typid);
+	}
 	return typtype == TYPTYPE_COMPOSITE;
 }
 
@@ -225,6 +229,11 @@ convert_guarded(Conversion *conv, Jsonb *payload, Oid typid)
 		JsonbValue	value;
 		bool		isnull;
 
+		if (type == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("payload type of %s \"%s\" does not exist",
+							conv->path.kind, conv->path.name)));
 		if (type->shape != SHAPE_COMPOSITE)
 			elog(ERROR, "type %s is not composite", type->type_name);
 		conv->path.type_name = type->type_name;

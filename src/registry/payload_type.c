@@ -34,6 +34,7 @@
 
 #include "base/debug_point.h"
 #include "base/hash.h"
+#include "extension/catalog.h"
 #include "registry/payload_type.h"
 
 struct CqrsPayloadTypes
@@ -46,9 +47,9 @@ static CqrsPayloadTypes *session_types = NULL;
 static bool session_types_used = false; /* by a conversion up the stack */
 static bool session_types_broken = false;
 
-static TypeCacheEntry *composite(CqrsPayloadType *type);
 static CqrsPayloadTypes *create_types(MemoryContext parent);
 static void init_type(CqrsPayloadType *type, Oid typid, int32 typmod);
+static void build_row(CqrsPayloadType *type, TypeCacheEntry *typentry);
 static int	compare_columns(const void *a, const void *b);
 
 /*
@@ -101,7 +102,7 @@ create_types(MemoryContext parent)
 }
 
 /*
- * How a whole payload becomes a value of this type.
+ * How a whole payload becomes a value of this type; NULL if it was dropped.
  */
 CqrsPayloadType *
 cqrs_payload_type(CqrsPayloadTypes *types, Oid typid)
@@ -113,8 +114,12 @@ cqrs_payload_type(CqrsPayloadTypes *types, Oid typid)
 	if (type !=NULL)
 		return type;
 
+	CQRS_DEBUG_POINT("payload_before_type");
+	if (!cqrs_type_lock(typid))
+		return NULL;
 	oldcontext = MemoryContextSwitchTo(types->context);
 	init_type(&init, typid, -1);
+	cqrs_type_unlock(typid);
 	type = hash_search(types->by_oid, &typid, HASH_ENTER, NULL);
 
 	*type = init;
@@ -124,7 +129,8 @@ cqrs_payload_type(CqrsPayloadTypes *types, Oid typid)
 
 /*
  * Find out how values of a type are made; what belongs to that is in the
- * current context.
+ * current context. The caller has a lock that keeps the type, which keeps all
+ * that it is made of: whoever drops that drops the type, too.
  */
 static void
 init_type(CqrsPayloadType *type, Oid typid, int32 typmod)
@@ -174,47 +180,42 @@ init_type(CqrsPayloadType *type, Oid typid, int32 typmod)
 }
 
 /*
- * The type cache's entry of a composite type. Nothing keeps a type from being
- * dropped, so its columns are only looked up under its relation's lock. Raises
- * 42704 if it is gone.
+ * The columns that the composite type has now. Nothing keeps a type from being
+ * dropped, so they are only looked up under its relation's lock. Raises 42704 if
+ * it is gone.
  */
-static TypeCacheEntry *
-composite(CqrsPayloadType *type)
+CqrsPayloadRow *
+cqrs_payload_row(CqrsPayloadType *type)
 {
 	TypeCacheEntry *typentry;
 	Relation	rel;
 
 	CQRS_DEBUG_POINT("payload_before_row");
 	typentry = lookup_type_cache(type->base_typid, 0);
-	if (typentry->tupDesc != NULL || !OidIsValid(typentry->typrelid))
-		return typentry;
+	if (type->row_id != 0 && typentry->tupDesc != NULL &&
+		type->row_id == typentry->tupDesc_identifier)
+		return type->row;
+
 	rel = try_relation_open(typentry->typrelid, AccessShareLock);
 	if (rel == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("type %s does not exist", type->type_name)));
 	typentry = lookup_type_cache(type->base_typid, TYPECACHE_TUPDESC);
+	if (type->row_id != typentry->tupDesc_identifier)
+		build_row(type, typentry);
 	relation_close(rel, AccessShareLock);
-	return typentry;
+	return type->row;
 }
 
-/*
- * The columns that the composite type has now.
- */
-CqrsPayloadRow *
-cqrs_payload_row(CqrsPayloadType *type)
+static void
+build_row(CqrsPayloadType *type, TypeCacheEntry *typentry)
 {
-	TypeCacheEntry *typentry = composite(type);
 	MemoryContext context;
 	MemoryContext oldcontext;
 	uint64		row_id;
 	CqrsPayloadRow *row;
 	int			i;
-
-	if (typentry->tupDesc == NULL)
-		elog(ERROR, "type %s is not composite", type->type_name);
-	if (type->row_id == typentry->tupDesc_identifier)
-		return type->row;
 
 	if (type->row_id != 0)
 	{
@@ -252,8 +253,6 @@ cqrs_payload_row(CqrsPayloadType *type)
 	MemoryContextSwitchTo(oldcontext);
 	type	  ->row = row;
 	type	  ->row_id = row_id;
-
-	return row;
 }
 
 /*
