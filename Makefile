@@ -174,7 +174,9 @@ INDENT = pg_bsd_indent -bad -bap -bbb -bc -bl -cli1 -cp33 -cdb -nce -d0 -di12 -n
 
 indent:
 	for file in $(srcdir)/src/*.[ch] $(srcdir)/src/*/*.[ch] $(srcdir)/brokers/*/*.[ch]; do \
-		$(INDENT) <$$file | sed -E 's/^([A-Za-z][^ \t]*)[ \t]+\*$$/\1 */' >$$file.tmp && cat $$file.tmp >$$file; rm -f $$file.tmp; \
+		$(INDENT) <$$file >$$file.tmp && sed -i -E 's/^([A-Za-z][^ \t]*)[ \t]+\*$$/\1 */' $$file.tmp && cat $$file.tmp >$$file || \
+			{ rm -f $$file.tmp; exit 1; }; \
+		rm -f $$file.tmp; \
 	done
 
 # For scripts: what a variable holds.
