@@ -37,7 +37,7 @@ OBJS_inbox = consumer.o dead_message.o inbound.o intake.o intake_batch.o message
 OBJS_delivery = attempt.o broker_entry.o broker_transaction.o broker_trial.o drain.o handler_batch.o handler_call.o handler_timeout.o relay.o session.o \
 	target_broker.o target_handler.o tell.o underway.o
 OBJS_pull = pull.o pull_ack.o pull_batch.o pull_wait.o
-OBJS_control = adopt.o dead_letter.o drop_topic.o events.o operation.o subscribe.o topics.o
+OBJS_control = adopt.o dead_letter.o drop_topic.o events.o operation.o subscribe.o subscribe_check.o topics.o
 OBJS_deferred = cancel.o command_options.o command_queue.o command_result.o cron.o cron_schedule.o enqueue.o release.o running.o
 OBJS_saga = awaited.o definition.o entry.o keep.o lane.o machine.o message.o receive.o \
 	register.o router.o run.o saga_dry_run.o saga_queue.o saga_wait.o signal.o start.o steer.o
