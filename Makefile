@@ -32,8 +32,8 @@ OBJS_broker = envelope.o link.o link_source.o message.o server.o
 OBJS_emit = capture.o emit.o insert.o
 OBJS_retry = blame.o failure.o lane.o parked.o retry.o
 OBJS_subscription = epoch.o receipt.o search_path.o settings.o subscription.o
-OBJS_inbox = consumer.o dead_message.o inbound.o intake.o intake_batch.o message_id.o message_source.o \
-	message_turn.o place.o
+OBJS_inbox = consumer.o consumer_check.o dead_message.o inbound.o intake.o intake_batch.o message_id.o message_source.o \
+	message_turn.o place.o seek.o
 OBJS_delivery = attempt.o broker_entry.o broker_transaction.o broker_trial.o drain.o handler_batch.o handler_call.o handler_timeout.o relay.o session.o \
 	target_broker.o target_handler.o tell.o underway.o
 OBJS_pull = pull.o pull_ack.o pull_batch.o pull_wait.o
