@@ -129,6 +129,7 @@ cqrs_create_consumer(PG_FUNCTION_ARGS)
 					   CQRS_TEXT(choice.on_gap), CQRS_INT4(choice.workers));
 	cqrs_admin_end(&admin);
 	cqrs_owner_make_view(name, true, GetUserId());
+	cqrs_places_create(cqrs_consumer_get(name)->consumer_id);
 	cqrs_shmem_changed();
 	warn_of_workers();
 	PG_RETURN_BOOL(true);
@@ -394,22 +395,9 @@ cqrs_consumers_adopt(void)
 		ids = lappend_int(ids, consumer->consumer_id);
 	foreach(lc, ids)
 	{
-		bool		restored = false;
-		CqrsPlace  *places;
-		int			n;
-		int			i;
-
 		(void) cqrs_object_lock(CQRS_REL_CONSUMER, lfirst_int(lc), 0,
 								ExclusiveLock, true);
-		places = cqrs_places_read(lfirst_int(lc), &n);
-		for (i = 0; i < n; i++)
-		{
-			if (places[i].native)
-				continue;
-			cqrs_place_append(&places[i]);
-			restored = true;
-		}
-		if (restored)
+		if (cqrs_places_adopt(lfirst_int(lc)))
 			cqrs_consumer_changed(lfirst_int(lc));
 	}
 }
