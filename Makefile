@@ -32,12 +32,12 @@ OBJS_broker = envelope.o link.o link_source.o message.o server.o
 OBJS_emit = capture.o emit.o insert.o
 OBJS_retry = blame.o failure.o lane.o parked.o retry.o
 OBJS_subscription = epoch.o receipt.o search_path.o settings.o subscription.o
-OBJS_inbox = consumer.o dead_message.o inbound.o intake.o intake_batch.o message_id.o message_source.o \
-	message_turn.o place.o
+OBJS_inbox = consumer.o consumer_check.o dead_message.o inbound.o intake.o intake_batch.o message_id.o message_source.o \
+	message_turn.o place.o seek.o
 OBJS_delivery = attempt.o broker_entry.o broker_transaction.o broker_trial.o drain.o handler_batch.o handler_call.o handler_timeout.o relay.o session.o \
 	target_broker.o target_handler.o tell.o underway.o
 OBJS_pull = pull.o pull_ack.o pull_batch.o pull_wait.o
-OBJS_control = adopt.o dead_letter.o drop_topic.o events.o operation.o subscribe.o topics.o
+OBJS_control = adopt.o dead_letter.o drop_topic.o events.o operation.o subscribe.o subscribe_check.o topics.o
 OBJS_deferred = cancel.o command_options.o command_queue.o command_result.o cron.o cron_schedule.o enqueue.o release.o running.o
 OBJS_saga = awaited.o definition.o entry.o keep.o lane.o machine.o message.o receive.o \
 	register.o router.o run.o saga_dry_run.o saga_queue.o saga_wait.o signal.o start.o steer.o
@@ -174,7 +174,9 @@ INDENT = pg_bsd_indent -bad -bap -bbb -bc -bl -cli1 -cp33 -cdb -nce -d0 -di12 -n
 
 indent:
 	for file in $(srcdir)/src/*.[ch] $(srcdir)/src/*/*.[ch] $(srcdir)/brokers/*/*.[ch]; do \
-		$(INDENT) <$$file | sed -E 's/^([A-Za-z][^ \t]*)[ \t]+\*$$/\1 */' >$$file.tmp && cat $$file.tmp >$$file; rm -f $$file.tmp; \
+		$(INDENT) <$$file >$$file.tmp && sed -i -E 's/^([A-Za-z][^ \t]*)[ \t]+\*$$/\1 */' $$file.tmp && cat $$file.tmp >$$file || \
+			{ rm -f $$file.tmp; exit 1; }; \
+		rm -f $$file.tmp; \
 	done
 
 # For scripts: what a variable holds.

@@ -59,7 +59,9 @@ ALTER TABLE cqrs.consumer ENABLE ALWAYS TRIGGER registry_changed;
 -- cqrs.consumer_position: how far the partitions of a source are consumed, in the
 -- same transaction as the events. Moved as cqrs.cursor is, by appending a row: the
 -- newest one counts. A source without offsets has a row for each worker, with the
--- counts alone.
+-- counts alone. The row of partition -1 is written when the consumer is made, and has
+-- nothing but native: it says in which server that was. Without it, nothing is
+-- consumed.
 --
 -- consumer_id, partition, seq
 -- next_offset   of the message to consume next; -1: where the partition ends, -2:
@@ -345,7 +347,7 @@ CROSS JOIN LATERAL cqrs.consumer_owner(c.consumer_id) o
 CROSS JOIN LATERAL (
 	SELECT DISTINCT ON (p.partition) p.*
 	FROM cqrs.consumer_position p
-	WHERE p.consumer_id = c.consumer_id
+	WHERE p.consumer_id = c.consumer_id AND p.partition >= 0
 	ORDER BY p.partition, p.seq DESC) p
 WHERE pg_has_role(current_user, o.owner, 'USAGE')
    OR has_table_privilege(current_user, o.view, 'SELECT')
@@ -396,16 +398,16 @@ FROM cqrs.consumer c
 CROSS JOIN LATERAL cqrs.consumer_owner(c.consumer_id) o
 LEFT JOIN cqrs.topic t USING (topic_id)
 CROSS JOIN LATERAL (
-	SELECT count(*) AS partitions,
+	SELECT count(*) FILTER (WHERE p.partition >= 0) AS partitions,
 		   count(p.stopped) AS stopped,
-		   bool_or(NOT p.native) AS restored,
+		   NOT coalesce(bool_and(p.native) AND bool_or(p.partition < 0), false) AS restored,
 		   sum(CASE WHEN p.next_offset >= 0 THEN greatest(p.end_offset - p.next_offset, 0) END)::bigint AS lag,
 		   max(CASE WHEN p.end_offset <= p.next_offset THEN interval '0'
-					ELSE greatest(p.moved_at - p.last_time, interval '0') END) AS lag_time,
+					ELSE greatest(p.moved_at - p.last_time, interval '0') END) FILTER (WHERE p.partition >= 0) AS lag_time,
 		   sum(p.consumed)::bigint AS consumed,
 		   sum(p.repeated)::bigint AS repeated,
 		   sum(p.dead)::bigint AS dead,
-		   max(p.moved_at) AS moved_at
+		   max(p.moved_at) FILTER (WHERE p.partition >= 0) AS moved_at
 	FROM (SELECT DISTINCT ON (p.partition) p.*
 		  FROM cqrs.consumer_position p
 		  WHERE p.consumer_id = c.consumer_id

@@ -639,7 +639,8 @@ FROM (
 	SELECT 'error', 'consumer_restored', consumer, 'It was restored from a dump; nothing is consumed.',
 		   format('SELECT cqrs_adopt(); -- goes on where it was when the dump was made; or cqrs_drop_consumer(%L)', consumer), NULL, NULL
 	FROM owned c
-	WHERE EXISTS (SELECT FROM place p WHERE p.consumer_id = c.consumer_id AND NOT p.native)
+	WHERE NOT coalesce((SELECT bool_and(p.native) AND bool_or(p.partition < 0)
+						FROM place p WHERE p.consumer_id = c.consumer_id), false)
 	UNION ALL
 	SELECT 'error', 'consumer_failing', c.consumer,
 		   format('Worker %s failed %s times in a row, and tries again at %s: %s', f.partition, f.failures, f.retry_at, f.message),

@@ -1,33 +1,27 @@
 /*-------------------------------------------------------------------------
  *
  * subscribe.c
- *	  Subscriptions made, changed and removed.
+ *	  Subscriptions made, changed and removed. What is wanted of them is checked by
+ *	  subscribe_check.c.
  *
  *-------------------------------------------------------------------------
  */
 #include "base/cqrs_outbox.h"
 
-#include "catalog/pg_type.h"
 #include "utils/builtins.h"
-#include "utils/lsyscache.h"
 
-#include "base/rate.h"
-#include "broker/message.h"
-#include "broker/server.h"
 #include "control/operation.h"
 #include "control/subscribe.h"
+#include "control/subscribe_check.h"
 #include "control/topics.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
 #include "log/topic.h"
 #include "log/topic_drop.h"
-#include "registry/lookup.h"
 #include "registry/owner.h"
-#include "registry/payload.h"
 #include "registry/registry.h"
 #include "subscription/epoch.h"
-#include "subscription/search_path.h"
 #include "subscription/settings.h"
 #include "subscription/subscription.h"
 
@@ -40,29 +34,6 @@ static char *differences(const CqrsSettings *settings,
 static bool change(const CqrsSettings *settings, List *topics,
 				   CqrsSubscription *subscription);
 static bool own_if_nobody_does(CqrsSubscription **subscription);
-static void set_handler(CqrsSettings *settings, const char *name,
-						CqrsFunction *function);
-static void check_handler(const char *subscription, text *handler,
-						  CqrsFunction *function);
-static void warn(const CqrsSettings *settings, const char *name,
-				 const CqrsSubscription *old, const CqrsFunction *function,
-				 List *topics);
-static bool takes(const void *arg, Oid argtype);
-static void warn_of_payloads(const CqrsFunction *function, List *topics);
-static void check_broker(CqrsSettings *settings, const char *name,
-						 const CqrsSubscription *old);
-static void check_delivery(const CqrsSettings *settings, const char *name,
-						   const CqrsSubscription *old);
-static void check_ordering(const CqrsSettings *settings, const char *name);
-static bool by_topic(const CqrsSettings *settings);
-static void check_transaction(const CqrsSettings *settings, const char *name,
-							  const CqrsSubscription *old);
-static void check_rates(const CqrsSettings *settings, const char *name,
-						const CqrsSubscription *old);
-static int64 parse_rate(const CqrsSettings *settings, CqrsSetting setting,
-						const char *setting_name, const char *name);
-static void set_search_path(CqrsSettings *settings, const char *name,
-							const CqrsSubscription *old, Oid handler);
 static bool parse_start(const char *subscription, const char *start);
 
 /* Where cqrs_subscribe() has the settings, ... */
@@ -139,14 +110,8 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 	cqrs_settings_read(&settings, fcinfo, subscribe_args);
 	cqrs_settings_complete(&settings);
 	cqrs_epoch_check_partitions(name, DatumGetInt32(settings.values[CQRS_SETTING_PARTITIONS].value));
-	set_handler(&settings, name, &handler);
-	cqrs_settings_check(&settings, name);
-	check_broker(&settings, name, NULL);
-	check_delivery(&settings, name, NULL);
-	check_ordering(&settings, name);
-	check_transaction(&settings, name, NULL);
-	check_rates(&settings, name, NULL);
-	set_search_path(&settings, name, NULL, handler.funcid);
+	cqrs_subscribe_set_handler(&settings, name, &handler);
+	cqrs_subscribe_check(&settings, name, NULL, &handler);
 	if (cqrs_setting_is_given(&settings, CQRS_SETTING_HANDLER) &&
 		cqrs_setting_is_given(&settings, CQRS_SETTING_SERVER))
 		ereport(ERROR,
@@ -163,7 +128,7 @@ cqrs_subscribe(PG_FUNCTION_ARGS)
 		make(&settings, name, topics, latest);
 	else if (!replace(&settings, name, topics, path_given, or_replace))
 		PG_RETURN_BOOL(false);
-	warn(&settings, name, old, &handler, topics);
+	cqrs_subscribe_warn(&settings, name, old, &handler, topics);
 	PG_RETURN_BOOL(true);
 }
 
@@ -226,18 +191,12 @@ cqrs_alter_subscription(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("subscription \"%s\" has no handler", name),
 					 errhint("Make another subscription for the handler.")));
-		set_handler(&settings, name, &handler);
+		cqrs_subscribe_set_handler(&settings, name, &handler);
 	}
-	cqrs_settings_check(&settings, name);
-	check_broker(&settings, name, subscription);
-	check_delivery(&settings, name, subscription);
-	check_ordering(&settings, name);
-	check_transaction(&settings, name, subscription);
-	check_rates(&settings, name, subscription);
-	set_search_path(&settings, name, subscription, handler.funcid);
+	cqrs_subscribe_check(&settings, name, subscription, &handler);
 	if (change(&settings, topics, subscription))
 	{
-		warn(&settings, name, subscription, &handler, topics);
+		cqrs_subscribe_warn(&settings, name, subscription, &handler, topics);
 		changed = true;
 	}
 	PG_RETURN_BOOL(changed);
@@ -259,7 +218,7 @@ make(const CqrsSettings *settings, const char *name, List *topics,
 	cqrs_owner_make_view(name, false, GetUserId());
 	cqrs_subscription_start(subscription_id, topics,
 							DatumGetInt32(settings->values[CQRS_SETTING_PARTITIONS].value),
-							by_topic(settings), latest);
+							cqrs_subscribe_by_topic(settings), latest);
 }
 
 /*
@@ -377,7 +336,7 @@ change(const CqrsSettings *settings, List *topics,
 		cqrs_topics_set(subscription, topics);
 	}
 	partitions = DatumGetInt32(settings->values[CQRS_SETTING_PARTITIONS].value);
-	ordering = by_topic(settings);
+	ordering = cqrs_subscribe_by_topic(settings);
 	if (subscription->routes_to_sagas && partitions > 1 &&
 		cqrs_setting_is_given(settings, CQRS_SETTING_PARTITIONS))
 		cqrs_subscription_refuse_sagas(subscription,
@@ -457,343 +416,6 @@ cqrs_subscription_remove(CqrsSubscription *subscription)
 	cqrs_admin_end(&admin);
 	cqrs_owner_drop_view(name);
 	cqrs_cursor_delete_all(subscription_id);
-}
-
-/*
- * The handler among the settings, if it is given: as it is registered. *function
- * gets it.
- */
-static void
-set_handler(CqrsSettings *settings, const char *name, CqrsFunction *function)
-{
-	NullableDatum *handler = &settings->values[CQRS_SETTING_HANDLER];
-
-	if (handler->isnull)
-		return;
-	check_handler(name, DatumGetTextPP(handler->value), function);
-	handler->value = CStringGetTextDatum(function->signature);
-}
-
-/*
- * Find the function that is to be the handler of a subscription, which may be the
- * current user's. Raises what cqrs_function_look_up() does, and 42501.
- */
-static void
-check_handler(const char *subscription, text *handler, CqrsFunction *function)
-{
-	CqrsPlace	place = {
-		.what = "a handler of a subscription",
-		.wanted = "The handler of a subscription has one argument, cqrs_event, cqrs_event[], jsonb or the composite type of payloads, and returns void or one value.",
-		.takes = takes
-	};
-
-	cqrs_function_look_up(text_to_cstring(handler), &place, function);
-	cqrs_subscription_check_handler_owner(subscription, GetUserId(),
-										  function->signature, function->owner);
-	cqrs_subscription_require_login(subscription, GetUserId());
-}
-
-/*
- * What may be meant, but is dangerous. Not where nothing was changed: whoever runs
- * a migration once more has read it.
- */
-static void
-warn(const CqrsSettings *settings, const char *name,
-	 const CqrsSubscription *old, const CqrsFunction *function, List *topics)
-{
-	bool		has_function = OidIsValid(function->funcid);
-
-	if (has_function)
-		warn_of_payloads(function, topics);
-	if (cqrs_setting_is_given(settings, CQRS_SETTING_SEARCH_PATH))
-		cqrs_search_path_warn(name, old != NULL ? old->owner : GetUserId(),
-							  TextDatumGetCString(settings->values[CQRS_SETTING_SEARCH_PATH].value),
-							  function->funcid);
-	else if (has_function)
-		cqrs_search_path_warn(name, old->owner, old->search_path,
-							  function->funcid);
-}
-
-/*
- * May a handler have an argument of this type: an event, several, or its payload?
- */
-static bool
-takes(const void *arg, Oid argtype)
-{
-	return argtype == JSONBOID || cqrs_event_is_array(argtype) ||
-		(cqrs_payload_type_is_composite(argtype) &&
-		 !cqrs_type_is(argtype, "cqrs_request"));
-}
-
-/*
- * Warn if an event is registered on these topics, now, whose payloads are of
- * another composite type than the one that the handler takes.
- */
-static void
-warn_of_payloads(const CqrsFunction *function, List *topics)
-{
-	HASH_SEQ_STATUS status;
-	CqrsEventType *event_type;
-	CqrsEventType *odd = NULL;
-
-	if (function->argtype == JSONBOID ||
-		cqrs_event_is_type(function->argtype) ||
-		cqrs_event_is_array(function->argtype))
-		return;
-	cqrs_registry_event_types(&status);
-	while ((event_type = hash_seq_search(&status)) != NULL)
-		if (event_type->topic != NULL &&
-			list_member_int(topics, event_type->topic->topic_id) &&
-			event_type->payload_type != JSONBOID &&
-			event_type->payload_type != function->argtype &&
-			(odd == NULL || strcmp(event_type->name, odd->name) < 0))
-			odd = event_type;
-
-	if (odd != NULL)
-		ereport(WARNING,
-				(errmsg("handler %s does not take payloads of event \"%s\"",
-						function->signature, odd->name),
-				 errdetail("They are of type %s.",
-						   format_type_extended(odd->payload_type, -1,
-												FORMAT_TYPE_ALLOW_INVALID)),
-				 errhint("An event whose payload does not convert becomes a dead letter at once. A handler may take jsonb, or cqrs_event.")));
-}
-
-/*
- * Check server, format and strict_key_order of a new subscription, or of a change
- * to an old one. Raises what cqrs_broker_server() does, and 22023, 42501 or 55000.
- */
-static void
-check_broker(CqrsSettings *settings, const char *name,
-			 const CqrsSubscription *old)
-{
-	NullableDatum server = settings->values[CQRS_SETTING_SERVER];
-	NullableDatum format = settings->values[CQRS_SETTING_FORMAT];
-	NullableDatum strict = settings->values[CQRS_SETTING_STRICT_KEY_ORDER];
-	bool		has_server = !server.isnull || (old && old->server);
-	CqrsFormat	parsed;
-
-	if (old != NULL && old->server == NULL &&
-		!(server.isnull && format.isnull && strict.isnull))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("subscription \"%s\" has no server", name),
-				 errhint("Make another subscription for the server.")));
-	if (!has_server &&
-		(!format.isnull || (!strict.isnull && DatumGetBool(strict.value))))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("subscription \"%s\" has no server", name),
-				 errdetail("The format of messages and strict_key_order are for what goes to a broker.")));
-	if (!format.isnull &&
-		!cqrs_format_parse(TextDatumGetCString(format.value), &parsed))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("subscription \"%s\" cannot have format \"%s\"",
-						name, TextDatumGetCString(format.value)),
-				 errhint("Valid values are \"cqrs\", \"cloudevents\" and \"raw\".")));
-	if (server.isnull)
-		return;
-
-	/* The broker gets what the owner may read. */
-	if (old != NULL && GetUserId() != old->owner)
-		cqrs_subscription_refuse_member(old, "to change its server");
-	cqrs_subscription_require_login(name, GetUserId());
-	(void) cqrs_broker_server(TextDatumGetCString(server.value), name,
-							  GetUserId());
-	if (old == NULL && format.isnull)
-		cqrs_setting_set(settings, CQRS_SETTING_FORMAT,
-						 CStringGetTextDatum(cqrs_format_name(CQRS_FORMAT_CQRS)));
-}
-
-/*
- * Check delivery of a new subscription, or of a change to an old one, and whether
- * its server can do that. Raises what cqrs_broker_server() does, and 22023, 0A000
- * or 55000.
- */
-static void
-check_delivery(const CqrsSettings *settings, const char *name,
-			   const CqrsSubscription *old)
-{
-	NullableDatum delivery = settings->values[CQRS_SETTING_DELIVERY];
-	NullableDatum server = settings->values[CQRS_SETTING_SERVER];
-	char	   *value = delivery.isnull ? NULL :
-	TextDatumGetCString(delivery.value);
-	char	   *server_name = !server.isnull ? TextDatumGetCString(server.value) :
-	old != NULL ? old->server : NULL;
-	bool		exactly_once = value != NULL ? strcmp(value, "exactly_once") == 0 :
-	old != NULL && old->exactly_once;
-	const CqrsBrokerModule *module;
-
-	if (value != NULL && !exactly_once && strcmp(value, "at_least_once") != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("subscription \"%s\" cannot have delivery \"%s\"",
-						name, value),
-				 errhint("Valid values are \"at_least_once\" and \"exactly_once\".")));
-	if (value != NULL && server_name == NULL && (old != NULL || exactly_once))
-		ereport(ERROR,
-				(errcode(old != NULL ? ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
-						 ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("subscription \"%s\" has no server", name),
-				 errdetail("The delivery is that to a broker. A handler gets each event once, in its transaction.")));
-	if (!exactly_once || (value == NULL && server.isnull))
-		return;
-	module = cqrs_broker_server(server_name, name,
-								old != NULL ? old->owner : GetUserId())->module;
-	if (module->fence == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("subscription \"%s\" cannot be delivered exactly once",
-						name),
-				 errdetail("%s, of server \"%s\", has no transactions, or its module does not use them.",
-						   module->name, server_name),
-				 errhint("Have it delivered at least once, and let consumers leave out event ids that they have seen.")));
-}
-
-/*
- * Raises 22023.
- */
-static void
-check_ordering(const CqrsSettings *settings, const char *name)
-{
-	NullableDatum ordering = settings->values[CQRS_SETTING_ORDERING];
-
-	if (!ordering.isnull &&
-		strcmp(TextDatumGetCString(ordering.value), "key") != 0 &&
-		strcmp(TextDatumGetCString(ordering.value), "topic") != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("subscription \"%s\" cannot have ordering \"%s\"",
-						name, TextDatumGetCString(ordering.value)),
-				 errhint("Valid values are \"key\" and \"topic\".")));
-}
-
-static bool
-by_topic(const CqrsSettings *settings)
-{
-	NullableDatum ordering = settings->values[CQRS_SETTING_ORDERING];
-
-	return !ordering.isnull &&
-		strcmp(TextDatumGetCString(ordering.value), "topic") == 0;
-}
-
-/*
- * Check transaction of a new subscription, or of a change to an old one. Raises
- * 22023 or 55000.
- */
-static void
-check_transaction(const CqrsSettings *settings, const char *name,
-				  const CqrsSubscription *old)
-{
-	char	   *transaction;
-	bool		has_handler = old != NULL ? old->has_handler :
-	cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER);
-
-	if (!cqrs_setting_is_given(settings, CQRS_SETTING_TRANSACTION))
-		return;
-	transaction =
-		TextDatumGetCString(settings->values[CQRS_SETTING_TRANSACTION].value);
-	if (strcmp(transaction, "batch") != 0 && strcmp(transaction, "event") != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("subscription \"%s\" cannot have transaction \"%s\"",
-						name, transaction),
-				 errhint("Valid values are \"batch\" and \"event\".")));
-	if (!has_handler && (old != NULL || strcmp(transaction, "event") == 0))
-		ereport(ERROR,
-				(errcode(old != NULL ? ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
-						 ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("subscription \"%s\" has no handler", name),
-				 errdetail("The transaction is for what a handler does.")));
-}
-
-/*
- * Check the rates of a new subscription, or of a change to an old one. Raises 22023
- * or 55000.
- */
-static void
-check_rates(const CqrsSettings *settings, const char *name,
-			const CqrsSubscription *old)
-{
-	bool		has_handler = old != NULL ? old->has_handler :
-	cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER);
-	int			code = old != NULL ? ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
-	ERRCODE_INVALID_PARAMETER_VALUE;
-	int64		interval = 0;
-	int64		key_interval = old != NULL ? old->key_interval : 0;
-	bool		topic_ordering = old == NULL ? false :
-	old->next_partitions != 0 ? old->next_by_topic : old->by_topic;
-
-	if (cqrs_setting_is_given(settings, CQRS_SETTING_RATE))
-		interval = parse_rate(settings, CQRS_SETTING_RATE, "rate", name);
-	if (cqrs_setting_is_given(settings, CQRS_SETTING_KEY_RATE))
-		key_interval = parse_rate(settings, CQRS_SETTING_KEY_RATE, "key_rate",
-								  name);
-	if (!has_handler && (interval != 0 || key_interval != 0))
-		ereport(ERROR,
-				(errcode(code),
-				 errmsg("subscription \"%s\" has no handler", name),
-				 errdetail("The rate is that of calls of a handler.")));
-	if (cqrs_setting_is_given(settings, CQRS_SETTING_ORDERING))
-		topic_ordering = by_topic(settings);
-	if (topic_ordering && key_interval != 0)
-		ereport(ERROR,
-				(errcode(code),
-				 errmsg("subscription \"%s\" cannot have a key_rate with ordering \"topic\"",
-						name),
-				 errdetail("Events of all keys would wait for the one whose key has to wait."),
-				 errhint("Take ordering \"key\", or a rate of the whole subscription.")));
-}
-
-/*
- * What a rate that is given means; see cqrs_rate_parse(). Raises 22023.
- */
-static int64
-parse_rate(const CqrsSettings *settings, CqrsSetting setting,
-		   const char *setting_name, const char *name)
-{
-	char	   *rate = TextDatumGetCString(settings->values[setting].value);
-	int64		interval;
-
-	if (!cqrs_rate_parse(rate, &interval))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("subscription \"%s\" cannot have %s \"%s\"",
-						name, setting_name, rate),
-				 errhint("It looks like 10/s, 100/min or 1000/h, with up to 1000000; 0 is no limit.")));
-	return interval;
-}
-
-/*
- * Check search_path of a new subscription, or of a change to an old one. Not
- * given, a new one's is that of the session. Raises 22023 or 55000.
- */
-static void
-set_search_path(CqrsSettings *settings, const char *name,
-				const CqrsSubscription *old, Oid handler)
-{
-	bool		given = cqrs_setting_is_given(settings,
-											  CQRS_SETTING_SEARCH_PATH);
-	bool		has_handler = old != NULL ? old->has_handler :
-	OidIsValid(handler);
-	char	   *path;
-
-	if (given && !has_handler)
-		ereport(ERROR,
-				(errcode(old != NULL ? ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
-						 ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("subscription \"%s\" has no handler", name),
-				 errdetail("The search_path is for what a handler calls.")));
-	if (given)
-		path = TextDatumGetCString(settings->values[CQRS_SETTING_SEARCH_PATH].value);
-	else if (old != NULL || !OidIsValid(handler))
-		return;
-	else
-		path = cqrs_search_path_now();
-	cqrs_search_path_check(path);
-	cqrs_setting_set(settings, CQRS_SETTING_SEARCH_PATH,
-					 CStringGetTextDatum(path));
 }
 
 static bool

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * consumer.c
- *	  Consumers made, changed, moved and removed.
+ *	  Consumers made, changed and removed. What is wanted of them is checked by
+ *	  consumer_check.c.
  *
  * Locking
  *
@@ -14,19 +15,15 @@
  */
 #include "base/cqrs_outbox.h"
 
-#include "access/xact.h"
-#include "lib/stringinfo.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 
-#include "base/rfc3339.h"
 #include "broker/server.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
 #include "extension/row.h"
-#include "include/cqrs_broker.h"
 #include "inbox/consumer.h"
-#include "inbox/inbound.h"
+#include "inbox/consumer_check.h"
 #include "inbox/intake_state.h"
 #include "inbox/place.h"
 #include "log/topic.h"
@@ -37,42 +34,8 @@
 #include "shared/clock.h"
 #include "subscription/subscription.h"
 
-#define MAX_WORKERS	64
-
-/* The years 1970 to 9999. */
-static const TimestampTz first_time =
-(UNIX_EPOCH_JDATE - POSTGRES_EPOCH_JDATE) * USECS_PER_DAY;
-static const TimestampTz last_time =
-INT64CONST(2921940) * USECS_PER_DAY - 1;
-
-/* What is chosen for a consumer; NULL, or 0: not given. */
-typedef struct Choice
-{
-	char	   *server;
-	char	   *source;
-	CqrsTopic  *topic;
-	char	   *event_name;
-	char	   *format;
-	char	   *start;
-	char	   *message_id;
-	char	   *on_gap;
-	int			workers;
-} Choice;
-
 static char *text_arg(FunctionCallInfo fcinfo, int argno);
-static void check_choice(const char *name, const Choice *choice);
-static char *parse_start(const char *name, const char *start);
-static void check_event_name(const char *name, const char *event_name,
-							 const char *format);
-static const CqrsBrokerModule *check_server(const char *name,
-											const char *server);
-static void check_message_id(const char *name, const CqrsBrokerModule *module,
-							 const Choice *choice);
-static bool is_like(const CqrsConsumer *consumer, const Choice *choice);
-static TimestampTz parse_time(const char *name, const char *text);
 static bool own_if_nobody_does(CqrsConsumer **consumer);
-static void seek(CqrsConsumer *consumer, NullableDatum partition,
-				 int64 offset, TimestampTz time);
 static void set_state(const CqrsConsumer *consumer, const char *state);
 static void warn_of_workers(void);
 
@@ -81,8 +44,6 @@ PG_FUNCTION_INFO_V1(cqrs_alter_consumer);
 PG_FUNCTION_INFO_V1(cqrs_drop_consumer);
 PG_FUNCTION_INFO_V1(cqrs_pause_consumer);
 PG_FUNCTION_INFO_V1(cqrs_resume_consumer);
-PG_FUNCTION_INFO_V1(cqrs_seek_consumer);
-PG_FUNCTION_INFO_V1(cqrs_seek_consumer_offset);
 PG_FUNCTION_INFO_V1(cqrs_consumer_owner);
 
 /*
@@ -93,7 +54,7 @@ Datum
 cqrs_create_consumer(PG_FUNCTION_ARGS)
 {
 	char	   *name = cqrs_name_arg(fcinfo, 0, "consumer");
-	Choice		choice = {0};
+	CqrsConsumerChoice choice = {0};
 	const CqrsBrokerModule *module;
 	CqrsConsumer *old;
 	CqrsAdmin	admin;
@@ -112,9 +73,9 @@ cqrs_create_consumer(PG_FUNCTION_ARGS)
 	choice.message_id = text_arg(fcinfo, 7);
 	choice.on_gap = PG_ARGISNULL(8) ? "stop" : text_arg(fcinfo, 8);
 	choice.workers = PG_ARGISNULL(9) ? 1 : PG_GETARG_INT32(9);
-	check_choice(name, &choice);
-	choice.start = parse_start(name, choice.start);
-	check_event_name(name, choice.event_name, choice.format);
+	cqrs_consumer_check(name, &choice);
+	choice.start = cqrs_consumer_parse_start(name, choice.start);
+	cqrs_consumer_check_event_name(name, choice.event_name, choice.format);
 	cqrs_topic_require(choice.topic, ACL_INSERT);
 	if (!cqrs_subscription_owner_can_login(GetUserId()))
 		ereport(ERROR,
@@ -123,10 +84,10 @@ cqrs_create_consumer(PG_FUNCTION_ARGS)
 						GetUserNameFromId(GetUserId(), true), name),
 				 errdetail("The worker connects as the owner, who is not permitted to log in."),
 				 errhint("ALTER ROLE ... LOGIN; it needs no password for this.")));
-	module = check_server(name, choice.server);
+	module = cqrs_consumer_check_server(name, choice.server);
 	if (!module->keeps_offsets && choice.message_id == NULL)
 		choice.message_id = "required";
-	check_message_id(name, module, &choice);
+	cqrs_consumer_check_message_id(name, module, &choice);
 
 	/*
 	 * Somebody else may make it, or a subscription of that name, while we
@@ -138,7 +99,7 @@ cqrs_create_consumer(PG_FUNCTION_ARGS)
 	if (old != NULL)
 	{
 		cqrs_consumer_require_owner(old);
-		if (is_like(old, &choice))
+		if (cqrs_consumer_is_like(old, &choice))
 			PG_RETURN_BOOL(false);
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
@@ -168,6 +129,7 @@ cqrs_create_consumer(PG_FUNCTION_ARGS)
 					   CQRS_TEXT(choice.on_gap), CQRS_INT4(choice.workers));
 	cqrs_admin_end(&admin);
 	cqrs_owner_make_view(name, true, GetUserId());
+	cqrs_places_create(cqrs_consumer_get(name)->consumer_id);
 	cqrs_shmem_changed();
 	warn_of_workers();
 	PG_RETURN_BOOL(true);
@@ -182,7 +144,7 @@ cqrs_alter_consumer(PG_FUNCTION_ARGS)
 {
 	CqrsConsumer *consumer = cqrs_consumer_own(fcinfo, "cqrs_alter_consumer()");
 	const char *name = consumer->name;
-	Choice		choice = {0};
+	CqrsConsumerChoice choice = {0};
 	bool		changed = own_if_nobody_does(&consumer);
 	bool		same_topic;
 
@@ -200,8 +162,8 @@ cqrs_alter_consumer(PG_FUNCTION_ARGS)
 	choice.on_gap = PG_ARGISNULL(5) ? consumer->skips_gaps ? "earliest" : "stop" :
 		text_arg(fcinfo, 5);
 	choice.workers = PG_ARGISNULL(6) ? consumer->workers : PG_GETARG_INT32(6);
-	check_choice(name, &choice);
-	check_event_name(name, choice.event_name, choice.format);
+	cqrs_consumer_check(name, &choice);
+	cqrs_consumer_check_event_name(name, choice.event_name, choice.format);
 	same_topic = PG_ARGISNULL(1) ||
 		(consumer->topic != NULL &&
 		 consumer->topic->topic_id == choice.topic->topic_id);
@@ -219,8 +181,11 @@ cqrs_alter_consumer(PG_FUNCTION_ARGS)
 		cqrs_topic_require(choice.topic, ACL_INSERT);
 	}
 	if (!PG_ARGISNULL(4))
-		check_message_id(name, check_server(name, consumer->server), &choice);
-	if (same_topic && is_like(consumer, &choice))
+		cqrs_consumer_check_message_id(name,
+									   cqrs_consumer_check_server(name,
+																  consumer->server),
+									   &choice);
+	if (same_topic && cqrs_consumer_is_like(consumer, &choice))
 		PG_RETURN_BOOL(changed);
 
 	(void) cqrs_admin_run("UPDATE cqrs.consumer SET topic_id = coalesce($2, topic_id), event_name = $3, format = $4, message_id = $5,"
@@ -316,47 +281,6 @@ cqrs_resume_consumer(PG_FUNCTION_ARGS)
 
 	set_state(consumer, "active");
 	PG_RETURN_BOOL(paused);
-}
-
-/*
- * cqrs_seek_consumer(consumer, target, partition)
- */
-Datum
-cqrs_seek_consumer(PG_FUNCTION_ARGS)
-{
-	CqrsConsumer *consumer = cqrs_consumer_own(fcinfo, "cqrs_seek_consumer()");
-	char	   *target;
-
-	cqrs_arg_required(fcinfo, 1, "target of cqrs_seek_consumer()", NULL, NULL);
-	target = text_arg(fcinfo, 1);
-	if (strcmp(target, "earliest") == 0)
-		seek(consumer, fcinfo->args[2], CQRS_BROKER_OFFSET_EARLIEST, 0);
-	else if (strcmp(target, "latest") == 0)
-		seek(consumer, fcinfo->args[2], CQRS_BROKER_OFFSET_LATEST, 0);
-	else
-		seek(consumer, fcinfo->args[2], CQRS_BROKER_OFFSET_TIME,
-			 parse_time(consumer->name, target));
-	PG_RETURN_VOID();
-}
-
-/*
- * cqrs_seek_consumer(consumer, partition, offset)
- */
-Datum
-cqrs_seek_consumer_offset(PG_FUNCTION_ARGS)
-{
-	CqrsConsumer *consumer = cqrs_consumer_own(fcinfo, "cqrs_seek_consumer()");
-
-	cqrs_arg_required(fcinfo, 1, "partition of cqrs_seek_consumer()", NULL, NULL);
-	cqrs_arg_required(fcinfo, 2, "offset of cqrs_seek_consumer()", NULL, NULL);
-	if (PG_GETARG_INT64(2) < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("consumer \"%s\" cannot go to offset " INT64_FORMAT,
-						consumer->name, PG_GETARG_INT64(2)),
-				 errhint("Offsets count from 0. \"earliest\" and \"latest\" are targets, too.")));
-	seek(consumer, fcinfo->args[1], PG_GETARG_INT64(2), 0);
-	PG_RETURN_VOID();
 }
 
 /*
@@ -471,22 +395,9 @@ cqrs_consumers_adopt(void)
 		ids = lappend_int(ids, consumer->consumer_id);
 	foreach(lc, ids)
 	{
-		bool		restored = false;
-		CqrsPlace  *places;
-		int			n;
-		int			i;
-
 		(void) cqrs_object_lock(CQRS_REL_CONSUMER, lfirst_int(lc), 0,
 								ExclusiveLock, true);
-		places = cqrs_places_read(lfirst_int(lc), &n);
-		for (i = 0; i < n; i++)
-		{
-			if (places[i].native)
-				continue;
-			cqrs_place_append(&places[i]);
-			restored = true;
-		}
-		if (restored)
+		if (cqrs_places_adopt(lfirst_int(lc)))
 			cqrs_consumer_changed(lfirst_int(lc));
 	}
 }
@@ -496,76 +407,6 @@ text_arg(FunctionCallInfo fcinfo, int argno)
 {
 	return PG_ARGISNULL(argno) ? NULL :
 		text_to_cstring(PG_GETARG_TEXT_PP(argno));
-}
-
-/*
- * Raises 22023.
- */
-static void
-check_choice(const char *name, const Choice *choice)
-{
-	CqrsInboundFormat format;
-
-	if (choice->source[0] == '\0')
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("consumer \"%s\" has no source", name),
-				 errhint("Name a topic or queue of the broker.")));
-	if (!cqrs_inbound_format_parse(choice->format, &format))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("consumer \"%s\" cannot have format \"%s\"", name,
-						choice->format),
-				 errhint("Valid values are \"raw\", \"bytes\", \"cqrs\" and \"cloudevents\".")));
-	if (strcmp(choice->on_gap, "stop") != 0 &&
-		strcmp(choice->on_gap, "earliest") != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("consumer \"%s\" cannot have on_gap \"%s\"", name,
-						choice->on_gap),
-				 errhint("Valid values are \"stop\" and \"earliest\".")));
-	if (choice->workers < 1 || choice->workers > MAX_WORKERS)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("consumer \"%s\" cannot have %d workers", name,
-						choice->workers),
-				 errhint("It may have 1 to %d.", MAX_WORKERS)));
-}
-
-/*
- * Where to start, as the worker is to read it: a timestamp means the same in any time
- * zone, and tomorrow.
- */
-static char *
-parse_start(const char *name, const char *start)
-{
-	StringInfoData text;
-
-	if (strcmp(start, "earliest") == 0 || strcmp(start, "latest") == 0)
-		return pstrdup(start);
-	initStringInfo(&text);
-	cqrs_rfc3339_append(&text, parse_time(name, start));
-	return text.data;
-}
-
-/*
- * Raises 22007 or 22008 for what is no timestamp, or one that no message has.
- */
-static TimestampTz
-parse_time(const char *name, const char *text)
-{
-	TimestampTz time;
-
-	time = DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in,
-												   CStringGetDatum(text),
-												   ObjectIdGetDatum(InvalidOid),
-												   Int32GetDatum(-1)));
-	if (time < first_time || time > last_time)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
-				 errmsg("consumer \"%s\" cannot begin at \"%s\"", name, text),
-				 errhint("Give a time from 1970 to 9999, \"earliest\" or \"latest\".")));
-	return time;
 }
 
 /*
@@ -583,135 +424,6 @@ own_if_nobody_does(CqrsConsumer **consumer)
 	cqrs_consumer_changed((*consumer)->consumer_id);
 	*consumer = cqrs_consumer_get(name);
 	return true;
-}
-
-/*
- * Raises 42704 if the event type is not registered, 22023 if there has to be one.
- */
-static void
-check_event_name(const char *name, const char *event_name, const char *format)
-{
-	if (event_name != NULL)
-		(void) cqrs_event_type_get(event_name);
-	else if (strcmp(format, "raw") == 0 || strcmp(format, "bytes") == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("consumer \"%s\" has no event_name", name),
-				 errdetail("In format \"%s\", messages do not say which event they are.",
-						   format)));
-}
-
-/*
- * The module of a server. Raises what cqrs_broker_server() does, and 0A000 if it
- * cannot consume.
- */
-static const CqrsBrokerModule *
-check_server(const char *name, const char *server)
-{
-	const CqrsBrokerModule *module;
-
-	module = cqrs_broker_server(server, name, GetUserId())->module;
-	if (module->assign == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("nothing can be consumed from server \"%s\"", server),
-				 errdetail("The module for %s does not have that.",
-						   module->name)));
-	return module;
-}
-
-/*
- * Raises 22023.
- */
-static void
-check_message_id(const char *name, const CqrsBrokerModule *module,
-				 const Choice *choice)
-{
-	const char *message_id = choice->message_id;
-
-	if (module->keeps_offsets && message_id != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("consumer \"%s\" needs no message_id", name),
-				 errdetail("%s has offsets, by which messages are recognised.",
-						   module->name)));
-	if (!module->keeps_offsets && strcmp(message_id, "required") != 0 &&
-		strcmp(message_id, "body_hash") != 0 &&
-		(strncmp(message_id, "header:", 7) != 0 || message_id[7] == '\0'))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("consumer \"%s\" cannot have message_id \"%s\"", name,
-						message_id),
-				 errhint("Valid values are \"required\", \"header:NAME\" and \"body_hash\".")));
-}
-
-/*
- * Is the consumer what is chosen?
- */
-static bool
-is_like(const CqrsConsumer *consumer, const Choice *choice)
-{
-	return strcmp(consumer->server, choice->server) == 0 &&
-		strcmp(consumer->source, choice->source) == 0 &&
-		consumer->topic != NULL && choice->topic != NULL &&
-		consumer->topic->topic_id == choice->topic->topic_id &&
-		(consumer->event_name == NULL ? choice->event_name == NULL :
-		 choice->event_name != NULL &&
-		 strcmp(consumer->event_name, choice->event_name) == 0) &&
-		strcmp(consumer->format, choice->format) == 0 &&
-		strcmp(consumer->start, choice->start) == 0 &&
-		(consumer->message_id == NULL ? choice->message_id == NULL :
-		 choice->message_id != NULL &&
-		 strcmp(consumer->message_id, choice->message_id) == 0) &&
-		consumer->skips_gaps == (strcmp(choice->on_gap, "earliest") == 0) &&
-		consumer->workers == choice->workers;
-}
-
-/*
- * Have a partition, or all, consumed from there. Raises 55000 or 22023.
- */
-static void
-seek(CqrsConsumer *consumer, NullableDatum partition, int64 offset,
-	 TimestampTz time)
-{
-	CqrsPlace  *places;
-	int			n;
-	int			i;
-	bool		found = false;
-
-	if (consumer->message_id != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the source of consumer \"%s\" has no offsets",
-						consumer->name),
-				 errdetail("What was acknowledged, the broker has forgotten.")));
-	cqrs_consumer_lock(consumer);
-	places = cqrs_places_read(consumer->consumer_id, &n);
-	for (i = 0; i < n; i++)
-	{
-		CqrsPlace  *place = &places[i];
-
-		if (!partition.isnull &&
-			place->partition != DatumGetInt32(partition.value))
-			continue;
-		place->next_offset = offset;
-		place->start_at = time;
-		place->last_offset = -1;
-		place->stopped = CQRS_STOPPED_NOT;
-		cqrs_place_append(place);
-		found = true;
-	}
-	if (!found)
-		ereport(ERROR,
-				(errcode(partition.isnull ? ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
-						 ERRCODE_INVALID_PARAMETER_VALUE),
-				 partition.isnull ?
-				 errmsg("no partition of the source of consumer \"%s\" is known yet",
-						consumer->name) :
-				 errmsg("the source of consumer \"%s\" has no partition %d that is known",
-						consumer->name, DatumGetInt32(partition.value)),
-				 errhint("See cqrs_consumer_partitions.")));
-	cqrs_consumer_changed(consumer->consumer_id);
 }
 
 static void

@@ -61,24 +61,6 @@ static void take_notice(CqrsLinkNotice *notice);
 static bool may_store(void);
 
 /*
- * Was the consumer restored from a dump, and not adopted? Then the broker is not even
- * connected to.
- */
-bool
-cqrs_intake_is_restored(const CqrsConsumer *consumer)
-{
-	CqrsPlace  *places;
-	int			n;
-	int			i;
-
-	places = cqrs_places_read(consumer->consumer_id, &n);
-	for (i = 0; i < n; i++)
-		if (!places[i].native)
-			return true;
-	return false;
-}
-
-/*
  * Read all that it takes to connect, as the current user, the consumer's owner.
  */
 void

@@ -23,7 +23,6 @@ typedef enum CqrsIntakeTask
 } CqrsIntakeTask;
 
 /* In a transaction. Those that return false found nothing for us to do. */
-extern bool cqrs_intake_is_restored(const CqrsConsumer *consumer);
 extern void cqrs_intake_prepare(CqrsConsumer *consumer, int worker,
 								bool failed_before);
 extern bool cqrs_intake_plan(CqrsConsumer *consumer);

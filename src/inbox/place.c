@@ -8,12 +8,17 @@
  * it has its lock, and has seen under the lock that nobody else has moved it. The
  * primary key is the fence.
  *
+ * Besides, a consumer has a row of no partition, from when it is made: it says in
+ * which server that was. While a dump is restored, a consumer may be seen before its
+ * places are; without that row, it rests.
+ *
  *-------------------------------------------------------------------------
  */
 #include "base/cqrs_outbox.h"
 
 #include "access/xact.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/snapmgr.h"
 
 #include "extension/row.h"
@@ -45,11 +50,15 @@ enum
 /* Once in this many moves, the rows behind are deleted. */
 #define ROWS_KEPT	64
 
+/* The row that says where the consumer was made. */
+#define NO_PARTITION	(-1)
+
 static const char *const stopped_names[] = {
 	[CQRS_STOPPED_GAP] = "gap",
 	[CQRS_STOPPED_OTHER] = "other",
 };
 
+static CqrsPlace *read_places(int32 consumer_id, int32 first, int *nplaces);
 static void read_row(CqrsPlace *place, const Datum *values,
 					 const bool *nulls);
 static void delete_rows(int nkeys, ScanKeyData *keys);
@@ -61,35 +70,61 @@ static void delete_rows(int nkeys, ScanKeyData *keys);
 CqrsPlace *
 cqrs_places_read(int32 consumer_id, int *nplaces)
 {
-	CqrsScan	scan;
-	ScanKeyData key;
-	Datum		values[PLACE_COLUMNS];
-	bool		nulls[PLACE_COLUMNS];
-	int			size = 16;
-	int			n = 0;
-	CqrsPlace  *places = palloc(sizeof(CqrsPlace) * size);
+	return read_places(consumer_id, 0, nplaces);
+}
 
-	/* In the order of the index, the newest row of each comes last. */
-	cqrs_key_int4(&key, PLACE_CONSUMER_ID, consumer_id);
-	cqrs_scan_begin(&scan, CQRS_REL_CONSUMER_POSITION,
-					CQRS_REL_CONSUMER_POSITION_PKEY, AccessShareLock, NULL,
-					ForwardScanDirection, 1, &key);
-	while (cqrs_scan_read(&scan, values, nulls) != NULL)
-	{
-		int32		partition = DatumGetInt32(values[PLACE_PARTITION - 1]);
+/*
+ * Say that the consumer was made here. It has no places yet.
+ */
+void
+cqrs_places_create(int32 consumer_id)
+{
+	CqrsPlace	place;
 
-		if (n == 0 || places[n - 1].partition != partition)
-			n++;
-		if (n > size)
-		{
-			size *= 2;
-			places = repalloc(places, sizeof(CqrsPlace) * size);
-		}
-		read_row(&places[n - 1], values, nulls);
-	}
-	cqrs_scan_end(&scan, AccessShareLock);
-	*nplaces = n;
-	return places;
+	cqrs_place_init(&place, consumer_id, NO_PARTITION);
+	cqrs_place_append(&place);
+}
+
+/*
+ * Was the consumer made elsewhere, and is it not adopted? So it is, too, as long as
+ * nothing says where.
+ */
+bool
+cqrs_places_are_restored(int32 consumer_id)
+{
+	CqrsPlace  *places;
+	int			n;
+	int			i;
+
+	places = read_places(consumer_id, NO_PARTITION, &n);
+	if (n == 0 || places[0].partition != NO_PARTITION)
+		return true;
+	for (i = 0; i < n; i++)
+		if (!places[i].native)
+			return true;
+	return false;
+}
+
+/*
+ * Have a restored consumer go on where it was. Returns false if it was not restored.
+ * The caller has locked the consumer.
+ */
+bool
+cqrs_places_adopt(int32 consumer_id)
+{
+	CqrsPlace  *places;
+	int			n;
+	int			i;
+
+	if (!cqrs_places_are_restored(consumer_id))
+		return false;
+	places = read_places(consumer_id, NO_PARTITION, &n);
+	if (n == 0 || places[0].partition != NO_PARTITION)
+		cqrs_places_create(consumer_id);
+	for (i = 0; i < n; i++)
+		if (!places[i].native)
+			cqrs_place_append(&places[i]);
+	return true;
 }
 
 /*
@@ -183,7 +218,7 @@ cqrs_place_append(CqrsPlace *place)
 }
 
 /*
- * Forget how far a consumer is.
+ * Forget how far a consumer is, and where it was made.
  */
 void
 cqrs_places_delete(int32 consumer_id)
@@ -192,6 +227,45 @@ cqrs_places_delete(int32 consumer_id)
 
 	cqrs_key_int4(&key, PLACE_CONSUMER_ID, consumer_id);
 	delete_rows(1, &key);
+}
+
+/*
+ * The places from this partition on.
+ */
+static CqrsPlace *
+read_places(int32 consumer_id, int32 first, int *nplaces)
+{
+	CqrsScan	scan;
+	ScanKeyData keys[2];
+	Datum		values[PLACE_COLUMNS];
+	bool		nulls[PLACE_COLUMNS];
+	int			size = 16;
+	int			n = 0;
+	CqrsPlace  *places = palloc(sizeof(CqrsPlace) * size);
+
+	/* In the order of the index, the newest row of each comes last. */
+	cqrs_key_int4(&keys[0], PLACE_CONSUMER_ID, consumer_id);
+	ScanKeyInit(&keys[1], PLACE_PARTITION, BTGreaterEqualStrategyNumber,
+				F_INT4GE, Int32GetDatum(first));
+	cqrs_scan_begin(&scan, CQRS_REL_CONSUMER_POSITION,
+					CQRS_REL_CONSUMER_POSITION_PKEY, AccessShareLock, NULL,
+					ForwardScanDirection, 2, keys);
+	while (cqrs_scan_read(&scan, values, nulls) != NULL)
+	{
+		int32		partition = DatumGetInt32(values[PLACE_PARTITION - 1]);
+
+		if (n == 0 || places[n - 1].partition != partition)
+			n++;
+		if (n > size)
+		{
+			size *= 2;
+			places = repalloc(places, sizeof(CqrsPlace) * size);
+		}
+		read_row(&places[n - 1], values, nulls);
+	}
+	cqrs_scan_end(&scan, AccessShareLock);
+	*nplaces = n;
+	return places;
 }
 
 static void

@@ -38,6 +38,9 @@ typedef struct CqrsPlace
 } CqrsPlace;
 
 extern CqrsPlace *cqrs_places_read(int32 consumer_id, int *nplaces);
+extern void cqrs_places_create(int32 consumer_id);
+extern bool cqrs_places_are_restored(int32 consumer_id);
+extern bool cqrs_places_adopt(int32 consumer_id);
 extern bool cqrs_place_lock(const CqrsPlace *place);
 extern void cqrs_place_init(CqrsPlace *place, int32 consumer_id,
 							int32 partition);

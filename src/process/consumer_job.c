@@ -21,6 +21,7 @@
 #include "extension/catalog.h"
 #include "include/cqrs_broker.h"
 #include "inbox/intake.h"
+#include "inbox/place.h"
 #include "process/job.h"
 #include "process/process.h"
 #include "registry/registry.h"
@@ -162,7 +163,8 @@ prepare(CqrsConsumer *consumer, CqrsJob *job)
 {
 	int			failed_before;
 
-	if (cqrs_intake_is_restored(consumer))
+	/* The broker is not even connected to. */
+	if (cqrs_places_are_restored(consumer->consumer_id))
 		return false;
 	job->failed_until = cqrs_failure_retry_at(job->subscription_id,
 											  job->partition, &failed_before);
