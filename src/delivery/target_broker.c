@@ -212,6 +212,8 @@ cqrs_target_broker_task(bool finish, char *error)
 		cqrs_transaction_answers(&broker.transaction, broker.entries.link);
 	if (cqrs_broker_entries_take(&broker.entries))
 		broker.waiting_since = now;
+	if (broker.transaction.used && state == CQRS_LINK_OPEN)
+		cqrs_transaction_confirmed(&broker.transaction, &broker.entries);
 
 	/* After what changed either committed, nothing more is to be sent. */
 	look = cqrs_registry_is_stale();
