@@ -8,8 +8,8 @@
  *	kafka_produce BROKERS TOPIC BODY COUNT WINDOW KEYS [INTERVAL]
  *
  * Prints how many it produced a second, with WINDOW of them unconfirmed. With an
- * INTERVAL, in milliseconds, it waits that long behind each, and the body is the
- * time, {"at": SECONDS}, whatever BODY is.
+ * INTERVAL, in milliseconds, it waits that long behind each, which does not linger,
+ * and the body is the time, {"at": SECONDS}, whatever BODY is.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,7 +28,6 @@ static const char *const settings[][2] = {
 	{"message.timeout.ms", "0"},
 	{"queue.buffering.max.messages", "0"},
 	{"queue.buffering.max.kbytes", "2147483647"},
-	{"linger.ms", "0"},
 	{"socket.nagle.disable", "true"},
 	{"partitioner", "murmur2_random"}
 };
@@ -85,6 +84,8 @@ main(int argc, char **argv)
 	for (size_t i = 0; i < sizeof(settings) / sizeof(settings[0]); i++)
 		check(rd_kafka_conf_set(conf, settings[i][0], settings[i][1], error,
 								sizeof(error)) == RD_KAFKA_CONF_OK, error);
+	check(rd_kafka_conf_set(conf, "linger.ms", interval > 0 ? "0" : "5", error,
+							sizeof(error)) == RD_KAFKA_CONF_OK, error);
 	check(rd_kafka_conf_set(conf, "bootstrap.servers", argv[1], error,
 							sizeof(error)) == RD_KAFKA_CONF_OK, error);
 	rd_kafka_conf_set_log_cb(conf, NULL);

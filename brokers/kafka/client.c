@@ -22,6 +22,11 @@
  * smaller: after a refused batch of n messages, the producer gets n / 2 at
  * most, doubled each time that all it has are written.
  *
+ * What is published at a time goes into as few batches as may be: a broker works
+ * per batch, too. So records linger while others of the same time are given to the
+ * producer, and then it is told to send them. By itself, it would send the first few
+ * alone; that is left to it if the property linger.ms is set.
+ *
  * In a transaction, no batch needs a renewal, and nothing is sent again: once one
  * was refused, or the transaction has failed otherwise, the producer gets nothing
  * more until it is aborted. What is not at fault then is to be published again.
@@ -67,6 +72,12 @@
 /* How long a renewal waits for what the producer still has. */
 #define RENEWAL_TIMEOUT	5000
 
+/*
+ * How long the producer is told to send, in milliseconds; its thread only has to
+ * notice. If it does not, linger.ms is over soon.
+ */
+#define FLUSH_TIME		1
+
 /* Room for the name of a topic, or for what shows that it is none. */
 #define TOPIC_SIZE		512
 
@@ -84,7 +95,7 @@ typedef struct KafkaClient
 {
 	KafkaState	state;
 	const CqrsBrokerConnection *connection;
-	const char *topic_template;
+	const char *topic_template; /* NULL: the message's topic */
 	int			window;
 	int64_t		stall_timeout;
 
@@ -98,6 +109,8 @@ typedef struct KafkaClient
 	Entry	   *waiting;		/* the first that the producer does not have */
 	int			outstanding;	/* how many it has */
 	int			limit;			/* how many it may have */
+	bool		hurried;		/* it is told when to send ... */
+	bool		lingering;		/* ... and has got some since then */
 
 	bool		renewing;		/* the producer gets nothing more */
 	int64_t		renewing_since;
@@ -136,7 +149,6 @@ void *
 kafka_client_startup(const CqrsBrokerConnection *connection, char *error)
 {
 	KafkaClient *client = calloc(1, sizeof(KafkaClient));
-	const char *topic_template = broker_option(connection, KAFKA_OPTION_TOPIC);
 	int			propagation;
 	int			i;
 
@@ -148,11 +160,11 @@ kafka_client_startup(const CqrsBrokerConnection *connection, char *error)
 	client->state.shutdown = client_shutdown;
 	client->connection = connection;
 	client->transactions.id = connection->transactional_id;
-	client->topic_template = topic_template != NULL ? topic_template :
-		KAFKA_DEFAULT_TOPIC;
+	client->topic_template = broker_option(connection, KAFKA_OPTION_TOPIC);
 	client->window = broker_option_int(connection, CQRS_BROKER_OPTION_WINDOW,
 									   KAFKA_DEFAULT_WINDOW);
 	client->limit = client->window;
+	client->hurried = broker_option(connection, "linger.ms") == NULL;
 	client->stall_timeout = kafka_option_int(connection, "socket.timeout.ms");
 	propagation = kafka_option_int(connection,
 								   "topic.metadata.propagation.max.ms");
@@ -230,6 +242,11 @@ kafka_client_poll(void *state, char *error)
 		finish_renewal(client);
 	if (client->lost[0] == '\0')
 		produce_waiting(client);
+	if (client->lost[0] == '\0' && client->hurried && client->lingering)
+	{
+		(void) rd_kafka_flush(client->producer.rk, FLUSH_TIME);
+		client->lingering = false;
+	}
 	if (client->lost[0] == '\0')
 		check_progress(client, error);
 	return client->lost[0] == '\0' || broker_error(error, "%s", client->lost);
@@ -399,12 +416,17 @@ produce_waiting(KafkaClient *client)
 static bool
 produce_entry(KafkaClient *client, Entry *entry)
 {
-	char		topic[TOPIC_SIZE];
+	char		expanded[TOPIC_SIZE];
+	const char *topic = entry->message->topic;
 	char		error[CQRS_BROKER_ERROR_SIZE];
 	rd_kafka_resp_err_t code;
 
-	broker_template_expand(client->topic_template, entry->message, topic,
-						   sizeof(topic));
+	if (client->topic_template != NULL)
+	{
+		broker_template_expand(client->topic_template, entry->message,
+							   expanded, sizeof(expanded));
+		topic = expanded;
+	}
 	if (!kafka_producer_topic(&client->producer, topic, error))
 	{
 		fail_transaction(client);
@@ -419,6 +441,7 @@ produce_entry(KafkaClient *client, Entry *entry)
 	{
 		case KAFKA_ERROR_NONE:
 			client->outstanding++;
+			client->lingering = true;
 			return true;
 
 		case KAFKA_ERROR_RECORD:

@@ -76,12 +76,13 @@ const KafkaProperty kafka_properties[] = {
 
 	/*
 	 * Records. Partitions are those that the Java client chooses for the same
-	 * keys.
+	 * keys. If nobody says how long records linger, the client does not let
+	 * them (see client.c).
 	 */
 	{"message.max.bytes", KAFKA_SERVER},
 	{"request.timeout.ms", KAFKA_SERVER, false, "8000"},
 	{"retry.backoff.ms", KAFKA_SERVER},
-	{"linger.ms", KAFKA_SERVER, false, "0"},
+	{"linger.ms", KAFKA_SERVER, false, "5"},
 	{"batch.size", KAFKA_SERVER},
 	{"batch.num.messages", KAFKA_SERVER},
 	{"compression.type", KAFKA_SERVER},

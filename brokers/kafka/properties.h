@@ -17,7 +17,6 @@
 
 /* Our own option, which librdkafka is not given. */
 #define KAFKA_OPTION_TOPIC	"topic"
-#define KAFKA_DEFAULT_TOPIC	"{topic}"
 
 typedef enum KafkaPropertyPlace
 {

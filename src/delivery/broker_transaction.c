@@ -205,8 +205,35 @@ cqrs_transaction_answers(CqrsBrokerTransaction *transaction,
 }
 
 /*
- * After what the link reported was taken: forget what is confirmed, and have the
- * link do what comes next.
+ * After what the link reported was taken: forget what is confirmed, so that as much
+ * more can be sent.
+ */
+void
+cqrs_transaction_confirmed(CqrsBrokerTransaction *transaction,
+						   CqrsBrokerEntries *entries)
+{
+	if (transaction->asked || entries->failed || entries->parked ||
+		(transaction->phase != CQRS_TRANSACTION_OPEN &&
+		 transaction->phase != CQRS_TRANSACTION_CLOSED))
+		return;
+	while (cqrs_broker_first_is_final(entries))
+	{
+		CqrsBrokerEntry *entry = dlist_head_element(CqrsBrokerEntry, node,
+													&entries->list);
+
+		Assert(entry->state == CQRS_ENTRY_CONFIRMED);
+		if (transaction->nevents == 0)
+			transaction->began = cqrs_steady_now();
+		Assert(transaction->nevents < CQRS_TRANSACTION_EVENTS);
+		transaction->ids[transaction->nevents++] =
+			*DatumGetUUIDP(entry->event.event_id);
+		transaction->position = entry->event.position;
+		cqrs_broker_entry_forget(entries, entry);
+	}
+}
+
+/*
+ * After what may be sent was sent: have the link do what comes next.
  */
 void
 cqrs_transaction_advance(CqrsBrokerTransaction *transaction,
@@ -229,25 +256,9 @@ cqrs_transaction_advance(CqrsBrokerTransaction *transaction,
 			{
 				transaction->phase = CQRS_TRANSACTION_ABORT;
 				ask(transaction, entries->link, CQRS_LINK_ABORT);
-				break;
 			}
-			while (!entries->parked && cqrs_broker_first_is_final(entries))
-			{
-				CqrsBrokerEntry *entry = dlist_head_element(CqrsBrokerEntry,
-															node,
-															&entries->list);
-
-				Assert(entry->state == CQRS_ENTRY_CONFIRMED);
-				if (transaction->nevents == 0)
-					transaction->began = cqrs_steady_now();
-				Assert(transaction->nevents < CQRS_TRANSACTION_EVENTS);
-				transaction->ids[transaction->nevents++] =
-					*DatumGetUUIDP(entry->event.event_id);
-				transaction->position = entry->event.position;
-				cqrs_broker_entry_forget(entries, entry);
-			}
-			if (transaction->phase == CQRS_TRANSACTION_CLOSED &&
-				entries->nread == 0 && entries->nsent == 0)
+			else if (transaction->phase == CQRS_TRANSACTION_CLOSED &&
+					 entries->nread == 0 && entries->nsent == 0)
 			{
 				transaction->phase = CQRS_TRANSACTION_COMMIT;
 				ask(transaction, entries->link, CQRS_LINK_COMMIT);

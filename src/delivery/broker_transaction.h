@@ -85,6 +85,8 @@ extern void cqrs_sent_apply(CqrsCursor *cursor);
 /* Outside. */
 extern void cqrs_transaction_answers(CqrsBrokerTransaction *transaction,
 									 CqrsBrokerLink *link);
+extern void cqrs_transaction_confirmed(CqrsBrokerTransaction *transaction,
+									   CqrsBrokerEntries *entries);
 extern void cqrs_transaction_advance(CqrsBrokerTransaction *transaction,
 									 CqrsBrokerEntries *entries);
 extern bool cqrs_transaction_is_late(const CqrsBrokerTransaction *transaction);

@@ -212,6 +212,8 @@ cqrs_target_broker_task(bool finish, char *error)
 		cqrs_transaction_answers(&broker.transaction, broker.entries.link);
 	if (cqrs_broker_entries_take(&broker.entries))
 		broker.waiting_since = now;
+	if (broker.transaction.used && state == CQRS_LINK_OPEN)
+		cqrs_transaction_confirmed(&broker.transaction, &broker.entries);
 
 	/* After what changed either committed, nothing more is to be sent. */
 	look = cqrs_registry_is_stale();
@@ -706,6 +708,7 @@ static int
 record_new(CqrsRelay *relay)
 {
 	CqrsCursor *cursor = &relay->cursor;
+	int			nconfirmed = 0;
 	int			n = 0;
 
 	while (cqrs_broker_first_is_final(&broker.entries))
@@ -714,9 +717,12 @@ record_new(CqrsRelay *relay)
 													&broker.entries.list);
 
 		if (entry->state == CQRS_ENTRY_CONFIRMED)
-			cqrs_trial_passed(&broker.trial, relay, 1);
+			nconfirmed++;
 		else
 		{
+			if (nconfirmed > 0)
+				cqrs_trial_passed(&broker.trial, relay, nconfirmed);
+			nconfirmed = 0;
 			entry->event.topic = cqrs_registry_topic_by_id(entry->topic_id);
 
 			/* If its topic was dropped, there is nothing to record. */
@@ -733,6 +739,8 @@ record_new(CqrsRelay *relay)
 		cqrs_broker_entry_forget(&broker.entries, entry);
 		n++;
 	}
+	if (nconfirmed > 0)
+		cqrs_trial_passed(&broker.trial, relay, nconfirmed);
 	return n;
 }
 

@@ -84,6 +84,12 @@ check('one event', 1);
 $node->safe_psql('postgres', 'CALL emit(3000, 100)');
 check('many', 1);
 
+# With a window that is confirmed as a whole before more is read: it goes on at once, and
+# not when it next looks, which would be a second for each event.
+$node->safe_psql('postgres', "ALTER SERVER events OPTIONS (ADD window '1'); CALL emit(600, 600)");
+check('one at a time', 1);
+$node->safe_psql('postgres', 'ALTER SERVER events OPTIONS (DROP window)');
+
 # One in the middle of a transaction is refused: it is a dead letter, and what is
 # behind it, of its key, too, arrives once.
 $node->safe_psql('postgres', q(
