@@ -27,6 +27,8 @@
 #include <libpq-fe.h>
 #include <librdkafka/rdkafka.h>
 
+#include "program.h"
+
 #define MOST_PARTITIONS	64
 
 /*
@@ -55,25 +57,6 @@ typedef struct Buffer
 
 static PGconn *conn;
 static Buffer buffer;
-
-static void
-check(int ok, const char *what)
-{
-	if (!ok)
-	{
-		fprintf(stderr, "%s failed\n", what);
-		exit(1);
-	}
-}
-
-static double
-now(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec + time.tv_nsec / 1e9;
-}
 
 static void
 check_result(PGresult *result, ExecStatusType status)

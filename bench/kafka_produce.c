@@ -21,6 +21,8 @@
 
 #include <librdkafka/rdkafka.h>
 
+#include "program.h"
+
 static const char *const settings[][2] = {
 	{"enable.idempotence", "true"},
 	{"enable.gapless.guarantee", "true"},
@@ -33,25 +35,6 @@ static const char *const settings[][2] = {
 };
 
 static long confirmed;
-
-static double
-now(clockid_t clock)
-{
-	struct timespec time;
-
-	clock_gettime(clock, &time);
-	return time.tv_sec + time.tv_nsec / 1e9;
-}
-
-static void
-check(int ok, const char *what)
-{
-	if (!ok)
-	{
-		fprintf(stderr, "%s failed\n", what);
-		exit(1);
-	}
-}
 
 static void
 confirm(rd_kafka_t *rk, const rd_kafka_message_t *message, void *opaque)
@@ -73,7 +56,7 @@ main(int argc, char **argv)
 	long		keys;
 	long		interval;
 	long		sent = 0;
-	double		started = now(CLOCK_MONOTONIC);
+	double		started = now();
 
 	check(argc == 7 || argc == 8, "counting the arguments");
 	count = atol(argv[4]);
@@ -120,7 +103,7 @@ main(int argc, char **argv)
 			{
 				args[5].u.mem.ptr = at;
 				args[5].u.mem.size = snprintf(at, sizeof(at), "{\"at\": %.6f}",
-											  now(CLOCK_REALTIME));
+											  seconds(CLOCK_REALTIME));
 			}
 			args[4].u.mem.size = snprintf(key, sizeof(key), "%ld", sent % keys);
 			check(rd_kafka_produceva(rk, args, 6) == NULL, "producing");
@@ -130,7 +113,7 @@ main(int argc, char **argv)
 		}
 		rd_kafka_poll(rk, 100);
 	}
-	printf("%.0f\n", count / (now(CLOCK_MONOTONIC) - started));
+	printf("%.0f\n", count / (now() - started));
 	rd_kafka_topic_destroy(topic);
 	rd_kafka_destroy(rk);
 	return 0;

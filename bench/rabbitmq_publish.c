@@ -20,27 +20,10 @@
 #include <amqp.h>
 #include <amqp_tcp_socket.h>
 
+#include "program.h"
+
 /* Between two messages, if it is one at a time: the system is to be idle. */
 #define PAUSE_US	20000
-
-static double
-now(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec + time.tv_nsec / 1e9;
-}
-
-static void
-check(int ok, const char *what)
-{
-	if (!ok)
-	{
-		fprintf(stderr, "%s failed\n", what);
-		exit(1);
-	}
-}
 
 static int
 compare(const void *a, const void *b)

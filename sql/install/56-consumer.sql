@@ -69,7 +69,8 @@ ALTER TABLE cqrs.consumer ENABLE ALWAYS TRIGGER registry_changed;
 -- start_at      only with next_offset -3
 -- last_offset   of the last message consumed, or -1 ...
 -- last_hash     ... and of its contents, by which another partition is told
--- end_offset    where the partition ended when that was last heard of, or NULL
+-- end_offset    where the partition ended when that was last heard of, or NULL; if
+--               stopped is gap, where it began: behind what is missing
 -- consumed      how many messages became events
 -- repeated      how many were known
 -- dead          how many became dead letters
@@ -319,7 +320,8 @@ COMMENT ON VIEW @extschema@.cqrs_consumers IS 'what was chosen for each consumer
 -- How far each partition of those consumers' sources is consumed. Of a source
 -- without offsets, partition is the number of the worker.
 --   offset     of the next message; NULL: not known yet, or it has none
---   end_offset where the partition ended when that was last heard of
+--   end_offset where the partition ended when that was last heard of; if stopped is
+--              gap, where it began: behind what is missing
 --   lag        how many offsets are between them; not all of them need be messages
 --   lag_time   how old the last message was when it was consumed, or, with
 --              nothing left to consume, 0

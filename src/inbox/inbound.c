@@ -40,6 +40,7 @@
  */
 #include "base/cqrs_outbox.h"
 
+#include "catalog/namespace.h"
 #include "common/base64.h"
 #include "datatype/timestamp.h"
 #include "mb/pg_wchar.h"
@@ -96,6 +97,8 @@ static Jsonb *member_payload(Jsonb *object, const char *name);
 static char *member_text(Jsonb *object, const char *name);
 static bool is_json(const char *content_type);
 static char *text_of(const char *bytes, size_t size);
+static char *hex_of(const char *bytes, size_t size);
+static bool server_has(const char *text, size_t size);
 static Jsonb *make_headers(const CqrsInbound *inbound,
 						   const CqrsBrokerReceived *message,
 						   const char *message_id,
@@ -149,7 +152,8 @@ cqrs_inbound_init(CqrsInbound *inbound, const CqrsConsumer *consumer,
 /*
  * By what a message of a source without offsets is recognised that comes again, in
  * the current memory context; NULL: it has no such thing. What is too long for the
- * table is recognised by its hash.
+ * table is recognised by its hash; what the server's encoding does not have, by its
+ * bytes in hexadecimal.
  */
 char *
 cqrs_inbound_message_id(const CqrsInbound *inbound,
@@ -171,7 +175,9 @@ cqrs_inbound_message_id(const CqrsInbound *inbound,
 	}
 	if (size == 0)
 		return NULL;
-	text = text_of(id, size);
+	if (size > CQRS_MAX_MESSAGE_ID * pg_encoding_max_length(PG_UTF8))
+		return digest(id, size);
+	text = server_has(id, size) ? text_of(id, size) : hex_of(id, size);
 	return strlen(text) <= CQRS_MAX_MESSAGE_ID ? text : digest(id, size);
 }
 
@@ -231,6 +237,11 @@ cqrs_inbound_event(const CqrsInbound *inbound,
 				 errmsg("a message of %zu bytes is larger than %d",
 						message->body_size, inbound->max_size),
 				 errhint("The server's option max_message_size is the limit.")));
+
+	/* As any other text, it may be one that the server's encoding lacks. */
+	if (message_id != NULL && message->message_id != NULL &&
+		strcmp(inbound->consumer->message_id, "required") == 0)
+		(void) text_of(message->message_id, strlen(message->message_id));
 
 	switch (inbound->format)
 	{
@@ -529,19 +540,50 @@ text_of(const char *bytes, size_t size)
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("a key or header of %zu bytes is too large", size)));
 	if (!pg_verify_mbstr(PG_UTF8, bytes, size, true))
-	{
-		text = palloc(2 + 2 * size + 1);
-
-		memcpy(text, "\\x", 2);
-		text[		2 + hex_encode(bytes, size, text +2)] = '\0';
-		return text;
-	}
+		return hex_of(bytes, size);
 	text = palloc(size + 1);
 
 	memcpy(text, bytes, size);
 	text[		size] = '\0';
 
 	return pg_any_to_server(text, size, PG_UTF8);
+}
+
+/*
+ * Bytes in hexadecimal, behind \x.
+ */
+static char *
+hex_of(const char *bytes, size_t size)
+{
+	char	   *hex = palloc(2 + 2 * size + 1);
+
+	memcpy(hex, "\\x", 2);
+	hex[2 + hex_encode(bytes, size, hex + 2)] = '\0';
+	return hex;
+}
+
+/*
+ * Would text_of() raise no 22P05?
+ */
+static bool
+server_has(const char *text, size_t size)
+{
+	int			encoding = GetDatabaseEncoding();
+	Oid			conversion;
+	char	   *converted;
+	int			converted_size = size * MAX_CONVERSION_GROWTH + 1;
+
+	if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII ||
+		!pg_verify_mbstr(PG_UTF8, text, size, true))
+		return true;
+	conversion = FindDefaultConversionProc(PG_UTF8, encoding);
+	if (!OidIsValid(conversion))
+		return false;
+	converted = palloc(converted_size);
+	return pg_do_encoding_conversion_buf(conversion, PG_UTF8, encoding,
+										 (unsigned char *) unconstify(char *, text),
+										 size, (unsigned char *) converted,
+										 converted_size, true) == size;
 }
 
 /*

@@ -54,6 +54,12 @@ append_to_file($program, <<~'P');
 	    except psycopg.errors.InvalidParameterValue as error:
 	        assert "cannot be of type double precision" in str(error), error
 
+	# Of a list, the server is not told the type: without a cast, it is one id.
+	assert run("SELECT cqrs_consumed(%s, %s::text[])", "queue", ["m1", "m2", "m1"]) == ([True, True, False],)
+	assert run("SELECT cqrs_consumed(%s, %s::text[])", "queue", []) == ([],)
+	assert run("SELECT cqrs_consumed(%s, %s)", "queue", ["m1", "m2"]) == (True,)
+	assert run("SELECT cqrs_consumed(%s, %s)", "queue", "{m1,m2}") == (False,)
+
 	# Many at once: in one message, and by COPY.
 	connection.cursor().executemany("INSERT INTO cqrs_topics.elsewhere (event_name, key) VALUES (%s, %s)",
 	                                [("joined", f"many {n}") for n in range(100)])

@@ -195,7 +195,7 @@ query($node, q(SELECT cqrs_pause_consumer('gap')));
 $kafka->produce('gap', numbers(21, 30));
 $kafka->delete_records('gap', 0, 25);
 query($node, q(SELECT cqrs_resume_consumer(c) FROM unnest(ARRAY['gap', 'gap_skipped']) c));
-ok(wait_partition('gap', 0, q(stopped = 'gap' AND "offset" = 20)), 'a gap stops the partition');
+ok(wait_partition('gap', 0, q(stopped = 'gap' AND "offset" = 20 AND end_offset = 25 AND lag = 5)), 'a gap stops the partition, which says how large it is');
 ok(wait_consumed('gap_skipped', 0, 30), 'unless it is to be skipped');
 is(events('gap_skipped', $n), join(' ', 1 .. 10, 26 .. 30), 'to the first message that is there');
 query($node, q(SELECT cqrs_seek_consumer('gap', 'earliest')));
