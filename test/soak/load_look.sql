@@ -5,3 +5,5 @@ SELECT count(*) FROM cqrs_events();
 SELECT count(*) FROM cqrs_enqueued_commands;
 SELECT count(*) FROM cqrs_breaker_status;
 SELECT count(*) FROM cqrs_worker_status;
+SELECT count(*) FROM cqrs_consumer_status;
+SELECT count(*) FROM cqrs_consumer_partitions;

@@ -10,4 +10,5 @@ SELECT cqrs_drop_topic('passing', cascade => true);
 SELECT cqrs_redrive_all('flaky');
 SELECT cqrs_pause('spread');
 SELECT cqrs_resume('spread');
+SELECT cqrs_resume_consumer('back');
 SELECT cqrs_discard_all('flaky'), cqrs_discard_all('puller'), cqrs_discard_all('commands_of_postgres'), cqrs_discard_all('commands_of_app');

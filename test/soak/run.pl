@@ -1,6 +1,6 @@
 # Everything at once, at a moderate rate, for minutes or hours: commands, events,
-# handlers that fail now and then, clients that pull, a broker, deferred and
-# repeated commands, small segments, subscriptions and topics that come and go,
+# handlers that fail now and then, clients that pull, a broker, from which all comes
+# back, deferred and repeated commands, small segments, subscriptions and topics that come and go,
 # and looks at the status from new connections. Meanwhile we measure what
 # processes and tables take up and how long deliveries take; all of that is flat
 # after a while.
@@ -33,21 +33,27 @@ my $broker = RabbitMQ->new('soak');
 $broker->start;
 $broker->command('queue things {"x-max-length":1000}');
 
-# A worker for each cursor: none is ended for another.
+# A worker for each cursor, and one that consumes: none is ended for another.
 my $node = new_server('main', q(
 autovacuum = on
 autovacuum_naptime = '2s'
 log_min_messages = fatal
 cqrs_outbox.poll_interval = '200ms'
-cqrs_outbox.max_workers = 12
+cqrs_outbox.max_workers = 14
 cqrs_outbox.segment_size = '64kB'
 cqrs_outbox.segment_age = '1s'
 cqrs_outbox.idempotency_retention = '5s'
+cqrs_outbox.consumed_retention = '5s'
 ));
 $node->start;
 $node->safe_psql('postgres', slurp_file("$FindBin::Bin/setup.sql"));
 $broker->create_server($node, 'postgres', 'events', routing_key => 'things');
 $node->safe_psql('postgres', q(SELECT cqrs_subscribe('out', ARRAY['orders', 'payments'], server => 'events')));
+$node->safe_psql('postgres', q(
+	SELECT cqrs_create_topic('returned', '0');
+	SELECT cqrs_register_event('returned', 'returned');
+	SELECT cqrs_create_consumer('back', 'events', 'things', 'returned', event_name => 'returned');
+	SELECT cqrs_subscribe('returned', ARRAY['returned'], handle('returned', 0))));
 
 my $series = SoakSeries->new("$PostgreSQL::Test::Utils::log_path/soak.tsv");
 my $looker = new_session($node, 'postgres');
@@ -174,9 +180,11 @@ for my $kind ('launcher', 'manager', 'worker', 'session')
 {
 	cmp_ok(scalar(grep { /^$kind/ } map { $series->names($_) } 'memory', 'sessions'), '>', 0, "a $kind was there all the time");
 }
-is(join(' ', $series->names('latency')), 'commands flaky of a command puller recorder sharers single spread', 'all kinds of consumers were delivered to');
+is(join(' ', $series->names('latency')), 'commands flaky of a command puller recorder returned sharers single spread', 'all kinds of consumers were delivered to');
 cmp_ok($node->safe_psql('postgres', "SELECT sum(delivered) FROM cqrs.cursor c JOIN cqrs.subscription USING (subscription_id) WHERE subscription = 'out'"),
 	'>', $seconds, 'and the broker');
+is($node->safe_psql('postgres', "SELECT consumed > $seconds, dead FROM cqrs_consumer_status"), 't|0', 'and its messages were consumed')
+  or diag($node->safe_psql('postgres', 'SELECT * FROM cqrs_consumer_status'));
 
 for my $what (sort keys %ALLOWED)
 {

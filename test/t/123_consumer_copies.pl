@@ -99,8 +99,11 @@ is($node->safe_psql('restored', q(SELECT state FROM cqrs_consumer_status WHERE c
 is($node->safe_psql('restored', q(SELECT problem FROM cqrs_health() WHERE object = 'consumer "late"')), 'consumer_restored', 'and health says so');
 nothing_asked('restored');
 
+# Their numbers are those of subscriptions, too. A sequence may have been left out.
+$node->safe_psql('restored', q(SELECT cqrs_unsubscribe('local'), setval('cqrs.subscription_id', 1, false)));
 $node->safe_psql('restored', 'SELECT * FROM cqrs_adopt()');
 consumed_becomes('restored', 2, 'once adopted, it goes on');
+is($node->safe_psql('restored', q(SELECT nextval('cqrs.subscription_id') > (SELECT max(consumer_id) FROM cqrs.consumer))), 't', 'its number will be nobody else\'s');
 ok($node->poll_query_until('restored', q(SELECT consumed = 1 AND state = 'active' FROM cqrs_consumer_status WHERE consumer = 'late')), 'and the other one begins');
 is($node->safe_psql('restored', q(SELECT string_agg(headers->>'source_message_id', ', ' ORDER BY position) FROM cqrs_topics.things WHERE headers->>'source' = 'wire')), 'first, for restored', 'behind what it had');
 is($node->safe_psql('restored', q(SELECT message_id, error_sqlstate FROM cqrs_consumer_dead_letters)), 'second|22P02', 'its dead letters are restored, too');

@@ -1,7 +1,9 @@
 # Messages of RabbitMQ become events: what is in them, by what they are recognised
 # when they come again, in what order; each once, and none left unacknowledged,
 # whatever ends meanwhile: the connection between our commit and the
-# acknowledgement, the channel, the queue, the worker, the broker.
+# acknowledgement, the channel, the queue, the worker, the server, the broker.
+#
+#   CQRS_MESSAGES, CQRS_ROUNDS: of the last part
 
 use strict;
 use warnings;
@@ -17,7 +19,8 @@ use TcpProxy;
 my $broker = RabbitMQ->new('inbox');
 $broker->start;
 my $proxy = TcpProxy->new($broker->{port});
-my $node = new_server('main', 'restart_after_crash = on');
+# No consumer waits for a worker.
+my $node = new_server('main', "restart_after_crash = on\ncqrs_outbox.max_workers = 16");
 $node->start;
 $node->safe_psql('postgres', q(
 	CREATE EXTENSION cqrs_outbox;
@@ -48,7 +51,7 @@ sub wait_drained
 	ok($done, "$what: everything has come");
 	is($node->safe_psql('postgres', "SELECT count(*), count(DISTINCT payload) FROM cqrs_topics.$queue"),
 		"$events|$events", "$what: each once");
-	ok(wait_until(sub { $broker->ctl('list_queues', 'name', 'messages') =~ /^$queue\t0$/m }), "$what: the queue is empty");
+	ok(wait_until(sub { $broker->depth($queue) eq '0' }), "$what: the queue is empty");
 	return;
 }
 
@@ -144,14 +147,26 @@ wait_drained('missing', 20, 'once it is declared again');
 $broker->command('queue cut', 'fill cut 1 1500');
 consume('cut', 'fragile');
 
-# Each connection sends some hundred bytes to log in, then 21 for each batch.
+# cut_counts(): the same as counts('cut'), by a session that stays. It goes on without
+# a wait behind the error if it is to hurry.
+my $looker = new_session($node, 'postgres');
+sub cut_counts
+{
+	my ($hurries) = @_;
+
+	$looker->query(q(SELECT cqrs_resume_consumer(consumer) FROM cqrs_consumer_status WHERE consumer = 'cut' AND state = 'failing')) if $hurries;
+	return $looker->query(q(SELECT consumed, repeated, dead FROM cqrs_consumer_status WHERE consumer = 'cut'));
+}
+
+# Each connection sends some hundred bytes to log in, then 21 for each batch. After
+# five cuts, nobody waits any more.
 for my $strike (1 .. 25)
 {
-	my $before = counts('cut');
+	my $before = cut_counts();
 
 	$proxy->tell('cut ' . (1 + 150 * $strike % 1100));
 	$broker->command("fill cut " . (1500 + 25 * $strike - 24) . ' ' . (1500 + 25 * $strike));
-	last unless ok(wait_until(sub { counts('cut') ne $before }), "cut $strike: it goes on");
+	last unless ok(wait_until(sub { cut_counts($strike > 5) ne $before }), "cut $strike: it goes on");
 }
 $proxy->tell('pass');
 wait_drained('cut', 2125, 'cut off');
@@ -191,19 +206,39 @@ $broker->ctl('eval', 'application:set_env(rabbit, consumer_timeout, 600000), app
 # Worker, server and broker end
 # ----------------------------------------------------------------------
 
-my $last = 3000;
-my @strikes = (
+# On to a handler. A round is a worker and the broker killed, and, in every other one,
+# the server crashed and the number of workers changed.
+my $messages = $ENV{CQRS_MESSAGES} || 12000;
+my $rounds = $ENV{CQRS_ROUNDS} || 1;
+my $workers = 1;
+my @often = (
 	[ 'a worker killed', sub {
 		crash_server($node, $node->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE backend_type = 'cqrs_outbox worker' LIMIT 1"));
 	} ],
+	[ 'the broker killed', sub { $broker->crash; $broker->start } ]);
+my @seldom = (
 	[ 'the server crashed', sub { $node->restart('immediate') } ],
-	[ 'the broker crashed', sub { $broker->crash; $broker->start } ]);
-for my $strike (@strikes)
+	[ 'another number of workers', sub {
+		$workers = $workers % 4 + 1;
+		$node->safe_psql('postgres', "SELECT cqrs_alter_consumer('quorum', workers => $workers)");
+	} ]);
+my @strikes = map { (@often, $_ % 2 ? @seldom : ()) } 1 .. $rounds;
+my $last = 3000;
+my $all = $last + $messages;
+
+$node->safe_psql('postgres', q(
+	CREATE TABLE taken (n integer, event_id uuid);
+	CREATE FUNCTION take(event cqrs_event) RETURNS void LANGUAGE sql AS $$
+		INSERT INTO public.taken VALUES ((event.payload->>'n')::integer, event.event_id)
+	$$;
+	SELECT cqrs_subscribe('taker', ARRAY['quorum'], 'take');
+	SELECT cqrs_pause_consumer(consumer) FROM cqrs_consumers WHERE consumer <> 'quorum'));
+while (my $strike = shift @strikes)
 {
 	my ($name, $strike_down) = @$strike;
 	my $first = $last + 1;
 
-	$last += 5000;
+	$last = @strikes ? $last + int(($all - $last) / (@strikes + 1)) : $all;
 	$node->safe_psql('postgres', "SELECT cqrs_pause_consumer('quorum')");
 	$broker->command("fill quorum $first $last");
 	$node->safe_psql('postgres', "SELECT cqrs_resume_consumer('quorum')");
@@ -212,6 +247,10 @@ for my $strike (@strikes)
 	wait_drained('quorum', $last, $name);
 }
 is((split /\|/, counts('quorum'))[2], 0, 'no message has become a dead letter');
+ok(poll_through_crashes($node, "SELECT count(*) >= $all FROM taken"), 'the handler gets them');
+is($node->safe_psql('postgres', 'SELECT count(*), count(DISTINCT n), count(DISTINCT event_id), min(n), max(n) FROM taken'),
+	"$all|$all|$all|1|$all", 'each once');
+is($node->safe_psql('postgres', 'SELECT bool_and(lag_events = 0), sum(dead) FROM cqrs_subscription_status'), 't|0', 'and nothing else');
 
 $node->stop('fast');
 done_testing();

@@ -7,6 +7,7 @@ use strict;
 use warnings;
 
 use File::Path qw(make_path);
+use IPC::Open2 qw(open2);
 use JSON::PP qw(decode_json);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -198,6 +199,47 @@ sub ctl
 		'<', \undef, '>', \$out, '2>', \$err)
 	  or die "rabbitmqctl @arguments: $out$err";
 	return $out;
+}
+
+# depth(QUEUE): how many messages it has, ready or not; "-" if the broker, or the
+# queue, is not there. As "rabbitmqctl list_queues" has it, which starts an Erlang of
+# its own each time; this one stays.
+sub depth
+{
+	my ($self, $queue) = @_;
+
+	unless ($self->{depth_in})
+	{
+		my %environment = $self->environment;
+		local @ENV{ keys %environment } = values %environment;
+
+		delete local $ENV{RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS};
+		open2($self->{depth_out}, $self->{depth_in}, 'erl', '-noshell', '-hidden', '-sname', "depth_$self->{name}\@localhost",
+			'-kernel', 'inet_dist_use_interface', '{127,0,0,1}', '+S', '1:1', '-eval', <<~"E");
+			Loop = fun(Loop) ->
+				case io:get_line("") of
+					Line when is_list(Line) ->
+						Name = unicode:characters_to_binary(string:trim(Line)),
+						case rpc:call('$self->{node}', rabbit_amqqueue, lookup, [{resource, <<"/">>, queue, Name}]) of
+							{ok, Queue} ->
+								case rpc:call('$self->{node}', rabbit_amqqueue, info, [Queue, [messages]]) of
+									[{messages, N}] when is_integer(N) -> io:format("~b~n", [N]);
+									_ -> io:format("-~n")
+								end;
+							_ -> io:format("-~n")
+						end,
+						Loop(Loop);
+					_ -> halt()
+				end
+			end,
+			Loop(Loop).
+			E
+	}
+	my ($in, $out) = @$self{qw(depth_in depth_out)};
+	print $in "$queue\n";
+	my $answer = <$out> // die 'the Erlang that asks RabbitMQ has ended';
+	chomp $answer;
+	return $answer;
 }
 
 # url(VHOST): for clients.
