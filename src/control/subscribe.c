@@ -17,6 +17,7 @@
 #include "control/operation.h"
 #include "control/subscribe.h"
 #include "control/topics.h"
+#include "delivery/broker_sent.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
@@ -51,8 +52,13 @@ static bool takes(const void *arg, Oid argtype);
 static void warn_of_payloads(const CqrsFunction *function, List *topics);
 static void check_broker(CqrsSettings *settings, const char *name,
 						 const CqrsSubscription *old);
-static void check_delivery(const CqrsSettings *settings, const char *name,
+static void check_delivery(CqrsSettings *settings, const char *name,
 						   const CqrsSubscription *old);
+static void check_divergence(CqrsSettings *settings, const char *name,
+							 bool exactly_once);
+static bool resends(const CqrsSettings *settings);
+static bool exactly_once(const CqrsSettings *settings,
+						 const CqrsSubscription *old);
 static void check_ordering(const CqrsSettings *settings, const char *name);
 static bool by_topic(const CqrsSettings *settings);
 static void check_transaction(const CqrsSettings *settings, const char *name,
@@ -84,10 +90,11 @@ static const int subscribe_args[CQRS_SETTINGS] = {
 	[CQRS_SETTING_RATE] = 17,
 	[CQRS_SETTING_KEY_RATE] = 18,
 	[CQRS_SETTING_DELIVERY] = 19,
+	[CQRS_SETTING_ON_DIVERGENCE] = 20,
 };
 
 #define SUBSCRIBE_START			4
-#define SUBSCRIBE_OR_REPLACE	20
+#define SUBSCRIBE_OR_REPLACE	21
 
 /* ... and cqrs_alter_subscription(). */
 static const int alter_args[CQRS_SETTINGS] = {
@@ -108,6 +115,7 @@ static const int alter_args[CQRS_SETTINGS] = {
 	[CQRS_SETTING_RATE] = 16,
 	[CQRS_SETTING_KEY_RATE] = 17,
 	[CQRS_SETTING_DELIVERY] = 18,
+	[CQRS_SETTING_ON_DIVERGENCE] = 19,
 };
 
 PG_FUNCTION_INFO_V1(cqrs_subscribe);
@@ -259,7 +267,8 @@ make(const CqrsSettings *settings, const char *name, List *topics,
 	cqrs_owner_make_view(name, false, GetUserId());
 	cqrs_subscription_start(subscription_id, topics,
 							DatumGetInt32(settings->values[CQRS_SETTING_PARTITIONS].value),
-							by_topic(settings), latest);
+							by_topic(settings), exactly_once(settings, NULL),
+							latest);
 }
 
 /*
@@ -356,6 +365,8 @@ change(const CqrsSettings *settings, List *topics,
 	bool		same_topics = cqrs_topics_are(subscription, topics);
 	int			partitions;
 	bool		ordering;
+	bool		once;
+	bool		elsewhere;
 	CqrsAdmin	admin;
 
 	if (same_topics && !cqrs_settings_differ(settings, subscription_id, false))
@@ -387,6 +398,13 @@ change(const CqrsSettings *settings, List *topics,
 					&partitions : NULL,
 					cqrs_setting_is_given(settings, CQRS_SETTING_ORDERING) ?
 					&ordering : NULL);
+	once = exactly_once(settings, subscription);
+	elsewhere = cqrs_setting_is_given(settings, CQRS_SETTING_SERVER) &&
+		subscription->server != NULL &&
+		strcmp(TextDatumGetCString(settings->values[CQRS_SETTING_SERVER].value),
+			   subscription->server) != 0;
+	if (once && (!subscription->exactly_once || elsewhere))
+		cqrs_sent_begin(cqrs_subscription_lock_all(subscription), elsewhere);
 	cqrs_admin_begin(&admin);
 	cqrs_settings_update(settings, subscription_id);
 
@@ -399,8 +417,9 @@ change(const CqrsSettings *settings, List *topics,
 	if (cqrs_setting_is_given(settings, CQRS_SETTING_KEY_RATE))
 		cqrs_subscription_due_anew(subscription);
 
-	/* What the handler before could not do need not wait for its time. */
-	if (cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER))
+	/* What could not be done before need not wait for its time. */
+	if (cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER) ||
+		(!subscription->resends && resends(settings)))
 		(void) cqrs_subscription_try_now(subscription, NULL);
 	cqrs_subscription_wake(subscription);
 	return true;
@@ -607,12 +626,12 @@ check_broker(CqrsSettings *settings, const char *name,
 }
 
 /*
- * Check delivery of a new subscription, or of a change to an old one, and whether
- * its server can do that. Raises what cqrs_broker_server() does, and 22023, 0A000
- * or 55000.
+ * Check delivery and on_divergence of a new subscription, or of a change to an old
+ * one, and whether its server can do that. Raises what cqrs_broker_server() does,
+ * and 22023, 0A000 or 55000.
  */
 static void
-check_delivery(const CqrsSettings *settings, const char *name,
+check_delivery(CqrsSettings *settings, const char *name,
 			   const CqrsSubscription *old)
 {
 	NullableDatum delivery = settings->values[CQRS_SETTING_DELIVERY];
@@ -621,23 +640,23 @@ check_delivery(const CqrsSettings *settings, const char *name,
 	TextDatumGetCString(delivery.value);
 	char	   *server_name = !server.isnull ? TextDatumGetCString(server.value) :
 	old != NULL ? old->server : NULL;
-	bool		exactly_once = value != NULL ? strcmp(value, "exactly_once") == 0 :
-	old != NULL && old->exactly_once;
+	bool		once = exactly_once(settings, old);
 	const CqrsBrokerModule *module;
 
-	if (value != NULL && !exactly_once && strcmp(value, "at_least_once") != 0)
+	if (value != NULL && !once && strcmp(value, "at_least_once") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("subscription \"%s\" cannot have delivery \"%s\"",
 						name, value),
 				 errhint("Valid values are \"at_least_once\" and \"exactly_once\".")));
-	if (value != NULL && server_name == NULL && (old != NULL || exactly_once))
+	if (value != NULL && server_name == NULL && (old != NULL || once))
 		ereport(ERROR,
 				(errcode(old != NULL ? ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
 						 ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("subscription \"%s\" has no server", name),
 				 errdetail("The delivery is that to a broker. A handler gets each event once, in its transaction.")));
-	if (!exactly_once || (value == NULL && server.isnull))
+	check_divergence(settings, name, once);
+	if (!once || (value == NULL && server.isnull))
 		return;
 	module = cqrs_broker_server(server_name, name,
 								old != NULL ? old->owner : GetUserId())->module;
@@ -649,6 +668,61 @@ check_delivery(const CqrsSettings *settings, const char *name,
 				 errdetail("%s, of server \"%s\", has no transactions, or its module does not use them.",
 						   module->name, server_name),
 				 errhint("Have it delivered at least once, and let consumers leave out event ids that they have seen.")));
+}
+
+/*
+ * Check on_divergence; if nothing can diverge any more, it is as usual. Raises
+ * 22023.
+ */
+static void
+check_divergence(CqrsSettings *settings, const char *name, bool exactly_once)
+{
+	NullableDatum divergence = settings->values[CQRS_SETTING_ON_DIVERGENCE];
+	char	   *value = divergence.isnull ? NULL :
+	TextDatumGetCString(divergence.value);
+
+	if (value != NULL && strcmp(value, "stop") != 0 &&
+		strcmp(value, "resend") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" cannot have on_divergence \"%s\"",
+						name, value),
+				 errhint("Valid values are \"stop\" and \"resend\".")));
+	if (exactly_once)
+		return;
+	if (resends(settings))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" cannot have on_divergence \"resend\"",
+						name),
+				 errdetail("It is not delivered exactly once, so what is in doubt is sent again in any case."),
+				 errhint("It is for subscriptions with delivery => 'exactly_once'.")));
+	cqrs_setting_set(settings, CQRS_SETTING_ON_DIVERGENCE,
+					 CStringGetTextDatum("stop"));
+}
+
+/*
+ * Is what has diverged to be sent again from now on?
+ */
+static bool
+resends(const CqrsSettings *settings)
+{
+	NullableDatum divergence = settings->values[CQRS_SETTING_ON_DIVERGENCE];
+
+	return !divergence.isnull &&
+		strcmp(TextDatumGetCString(divergence.value), "resend") == 0;
+}
+
+/*
+ * Is it, or will it be, delivered exactly once?
+ */
+static bool
+exactly_once(const CqrsSettings *settings, const CqrsSubscription *old)
+{
+	NullableDatum delivery = settings->values[CQRS_SETTING_DELIVERY];
+
+	return delivery.isnull ? old != NULL && old->exactly_once :
+		strcmp(TextDatumGetCString(delivery.value), "exactly_once") == 0;
 }
 
 /*
