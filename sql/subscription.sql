@@ -240,6 +240,13 @@ SELECT cqrs_resume('x', sent => 'perhaps');
 SELECT cqrs_unsubscribe('x');
 SELECT cqrs_subscribe('x', ARRAY['topic_a'], delivery => 'exactly_once');
 SELECT cqrs_subscribe('x', ARRAY['topic_a'], delivery => 'twice');
+SELECT cqrs_subscribe('x', ARRAY['topic_a'], on_divergence => 'resend');
+SELECT cqrs_subscribe('x', ARRAY['topic_a'], on_divergence => 'hope');
+SELECT cqrs_subscribe('x', ARRAY['topic_a'], on_divergence => 'stop');
+SELECT cqrs_alter_subscription('x', on_divergence => 'resend');
+SELECT cqrs_alter_subscription('x', on_divergence => 'stop');
+SELECT on_divergence FROM cqrs_subscriptions WHERE subscription = 'x';
+SELECT cqrs_unsubscribe('x');
 
 -- twice is once; something else takes or_replace, and goes on where it is
 SELECT cqrs_subscribe('x', ARRAY['topic_b', 'topic_a'], 'on_event(cqrs_event)', start => 'LATEST', max_attempts => 2, retry_delay => '60 s');

@@ -261,7 +261,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_tick() IS 'records a snapshot, up to which 
 --                 topics: nothing is delivered before cqrs_adopt()
 -- by_topic        an event waits for others of its topic, not only of its key
 -- producer        delivered exactly once: names the broker's transactions; as the
---                 next six, see src/delivery/broker_transaction.c
+--                 next seven, see src/delivery/broker_transaction.c
 -- sent            the transaction that the broker committed last, or NULL: none
 -- intent          the transaction that it may have committed since, or NULL: none
 -- intent_position ... which has the events up to this position of the window, or,
@@ -271,6 +271,8 @@ COMMENT ON FUNCTION @extschema@.cqrs_tick() IS 'records a snapshot, up to which 
 -- intent_parked
 -- diverged        what the broker has committed last, and we know nothing of, so
 --                 that nothing is delivered; all zeros: it has no record; or NULL
+-- resent_at       when that happened last, and it went on all the same, as
+--                 on_divergence says; or NULL
 -- ----------------------------------------------------------------------
 CREATE TABLE cqrs.cursor (
 	subscription_id	integer		NOT NULL,
@@ -302,6 +304,7 @@ CREATE TABLE cqrs.cursor (
 	intent_events	integer,
 	intent_parked	boolean,
 	diverged		uuid,
+	resent_at		timestamptz,
 	PRIMARY KEY (subscription_id, partition, seq)
 );
 COMMENT ON TABLE cqrs.cursor IS 'cursors of subscriptions, newest row by seq';

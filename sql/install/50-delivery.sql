@@ -27,6 +27,9 @@
 -- key_rate           likewise, for events of the same topic and key
 -- delivery           to the broker: at_least_once, or exactly_once, in transactions of
 --                    its own
+-- on_divergence      exactly once, if the broker has what this database does not know,
+--                    or has forgotten what it has: stop, until a person says what is to
+--                    be; resend what this database has not delivered
 -- runs               what its owner has done by it: commands that were enqueued; sagas,
 --                    the steps of sagas; saga_events, what sagas wait for. NULL: none of
 --                    that
@@ -72,6 +75,7 @@ CREATE TABLE cqrs.subscription (
 	rate				text		NOT NULL,
 	key_rate			text		NOT NULL,
 	delivery			text		NOT NULL,
+	on_divergence		text		NOT NULL,
 	runs				text,
 	partitions			integer		NOT NULL,
 	ordering			text		NOT NULL,
@@ -166,6 +170,7 @@ SELECT s.subscription,
 	   s.rate,
 	   s.key_rate,
 	   s.delivery,
+	   s.on_divergence,
 	   s.created_at
 FROM cqrs.subscription s
 CROSS JOIN LATERAL cqrs.subscription_owner(s.subscription_id) o
@@ -245,6 +250,11 @@ COMMENT ON VIEW @extschema@.cqrs_subscriptions IS 'what was chosen for each subs
 --   delivery           to the broker: 'at_least_once', the default; 'exactly_once', if
 --                      its module uses transactions, as that of Kafka does: consumers
 --                      that read what is committed get each event once. See docs/kafka.md
+--   on_divergence      exactly once, if the broker has what this database has lost, in
+--                      a failover or a restore, or has forgotten what it has: 'stop',
+--                      the default, until somebody says so with cqrs_resume(); 'resend':
+--                      go on at once, and send what may be there already, which
+--                      cqrs_health() says. Not while another server has taken over
 --   or_replace         if there is a subscription of this name, with other topics
 --                      or settings, change them, as cqrs_alter_subscription() does:
 --                      it stays where it is. start does not matter then
@@ -269,20 +279,23 @@ CREATE FUNCTION @extschema@.cqrs_subscribe(subscription text, topics text[], han
 	delivery_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, format text DEFAULT NULL, strict_key_order boolean DEFAULT NULL,
 	transaction text DEFAULT NULL, search_path text DEFAULT NULL, rate text DEFAULT NULL, key_rate text DEFAULT NULL,
-	delivery text DEFAULT NULL,
+	delivery text DEFAULT NULL, on_divergence text DEFAULT NULL,
 	or_replace boolean DEFAULT false) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, integer, text, integer,
-	interval, interval, interval, bigint, interval, text, boolean, text, text, text, text, text, boolean) FROM PUBLIC;
+	interval, interval, interval, bigint, interval, text, boolean, text, text, text, text, text, text, boolean) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, integer, text, integer,
-	interval, interval, interval, bigint, interval, text, boolean, text, text, text, text, text, boolean) IS 'subscribes to topics';
+	interval, interval, interval, bigint, interval, text, boolean, text, text, text, text, text, text, boolean) IS 'subscribes to topics';
 
 -- Changes settings of a subscription; NULL leaves one as it is. If its view was
 -- dropped, makes it again, and the caller becomes the owner.
 --   handler  another handler, for a subscription that has one. Events that
 --            failed with the former one are tried again now, as by cqrs_retry_all()
 --   server   another server, for a subscription that has one; it does not
---            get what was sent to the first one
+--            get what was sent to the first one. What is on its way may get to both
+--   on_divergence
+--            with 'resend', what has stopped before goes on now, and events that
+--            failed are tried again, as by cqrs_retry_all()
 --   topics   all that it is to read. Those that are new are read from where it
 --            is: of what was committed before this, it may get what it has not
 --            come to yet. Nothing is delivered any more of those that are not
@@ -300,9 +313,9 @@ COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, i
 -- cqrs_subscribe(), as for the server; 55000 it has no handler, or no server, or
 -- topics are given, and it was restored and not adopted, or is a command queue;
 -- 0A000 the broker has no transactions; 22023 out of its range.
--- Locks: with topics, partitions, ordering, a key_rate or a handler, those for moving its
--- cursors, until the end of the transaction; it waits for the batches being
--- delivered.
+-- Locks: with topics, partitions, ordering, a key_rate, a handler, a server, delivery or
+-- on_divergence, those for moving its cursors, until the end of the transaction; it waits
+-- for the batches being delivered.
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner; to
 -- change the topics, the handler or the server, being the owner. If there is no
 -- owner, membership in the extension's.
@@ -312,12 +325,12 @@ CREATE FUNCTION @extschema@.cqrs_alter_subscription(subscription text, topics te
 	delivery_timeout interval DEFAULT NULL, max_retained_size bigint DEFAULT NULL,
 	max_retained_age interval DEFAULT NULL, format text DEFAULT NULL, strict_key_order boolean DEFAULT NULL,
 	transaction text DEFAULT NULL, search_path text DEFAULT NULL, rate text DEFAULT NULL,
-	key_rate text DEFAULT NULL, delivery text DEFAULT NULL) RETURNS boolean
+	key_rate text DEFAULT NULL, delivery text DEFAULT NULL, on_divergence text DEFAULT NULL) RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';
 REVOKE ALL ON FUNCTION @extschema@.cqrs_alter_subscription(text, text[], text, text, integer, text, integer, interval,
-	interval, interval, bigint, interval, text, boolean, text, text, text, text, text) FROM PUBLIC;
+	interval, interval, bigint, interval, text, boolean, text, text, text, text, text, text) FROM PUBLIC;
 COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, text[], text, text, integer, text, integer, interval,
-	interval, interval, bigint, interval, text, boolean, text, text, text, text, text) IS 'changes settings of a subscription';
+	interval, interval, bigint, interval, text, boolean, text, text, text, text, text, text) IS 'changes settings of a subscription';
 
 -- Removes a subscription, with what it has to retry and its dead letters; one
 -- that executes commands (see cqrs_enqueue()), with its topic, too. Waits for

@@ -448,6 +448,18 @@ CROSS JOIN LATERAL (
 	LEFT JOIN cqrs.failure f ON f.subscription_id = s.subscription_id AND f.partition = n
 	WHERE s.delivery = 'exactly_once' AND c.diverged IS NOT NULL
 	UNION ALL
+	-- or went on without knowing that
+	SELECT 'warning', 'resent',
+		   format('Partition %s has sent again, since %s, what its broker may have had: what it had, this database did not know.', n, c.resent_at),
+		   format('See what consumers have got twice. To be asked before: SELECT cqrs_alter_subscription(%L, on_divergence => ''stop'');', s.subscription),
+		   NULL, NULL
+	FROM generate_series(0, s.partitions - 1) n
+	CROSS JOIN LATERAL (
+		SELECT c.resent_at FROM cqrs.cursor c
+		WHERE c.subscription_id = s.subscription_id AND c.partition = n
+		ORDER BY c.seq DESC LIMIT 1) c
+	WHERE s.delivery = 'exactly_once' AND c.resent_at > clock_timestamp() - interval '1 day'
+	UNION ALL
 	-- or is late
 	SELECT 'warning', 'late',
 		   format('Events that wait: %s, the first since %s.', p.lag_events,

@@ -15,6 +15,7 @@
 #include "catalog/pg_database.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_proc.h"
+#include "common/base64.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "parser/parse_type.h"
@@ -87,6 +88,17 @@ cqrs_type_of_name(const char *name)
 	parseTypeString(name, &typid, &typmod, true);
 #endif
 	return typid;
+}
+
+/* 18 takes bytes that are unsigned. */
+static inline int
+cqrs_base64_encode(const uint8 *bytes, int length, char *text, int room)
+{
+#if PG_VERSION_NUM >= 180000
+	return pg_b64_encode(bytes, length, text, room);
+#else
+	return pg_b64_encode((const char *) bytes, length, text, room);
+#endif
 }
 
 /* 17 added index_insert_cleanup(). */

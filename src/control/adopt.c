@@ -287,6 +287,8 @@ forget_receipts(void)
 				continue;
 			cqrs_cursor_forget_receipt(&cursor);
 			memset(&cursor.sent, 0, sizeof(cursor.sent));
+			if (subscription->exactly_once)
+				cqrs_cursor_draw_producer(&cursor);
 			cqrs_cursor_append(&cursor);
 		}
 	}
@@ -679,6 +681,8 @@ move_cursors(Adoption *adoption, int subscription)
 		cursor.native = true;
 		cursor.snapshot = snapshot;
 		cursor.tick_id = cqrs_tick_next_id();
+		if (restored->subscription->exactly_once)
+			cqrs_cursor_draw_producer(&cursor);
 		cqrs_cursor_append(&cursor);
 	}
 }

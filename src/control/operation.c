@@ -16,7 +16,7 @@
 #include "base/interval.h"
 #include "control/dead_letter.h"
 #include "control/operation.h"
-#include "delivery/broker_transaction.h"
+#include "delivery/broker_sent.h"
 #include "delivery/underway.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
@@ -429,6 +429,9 @@ settle_sent(CqrsSubscription *subscription, const char *sent)
 		known->sent.given = has_record;
 		known->sent.id = known->diverged.id;
 		known->intent.given = known->diverged.given = false;
+
+		/* It may have been forgotten by now. */
+		(void) cqrs_sent_elsewhere(known);
 		cqrs_cursor_append(cursor);
 		(void) cqrs_failure_try_now(subscription->subscription_id, i);
 	}
@@ -477,6 +480,8 @@ seek(CqrsSubscription *subscription, bool latest, const TimestampTz *time)
 		cursor->until_tick = 0;
 		cursor->received_all = false;
 		cqrs_cursor_start(cursor, latest, native);
+		if (subscription->exactly_once)
+			cqrs_cursor_draw_producer(cursor);
 		if (time != NULL)
 		{
 			cqrs_cursor_require_native(cursor, subscription->name);

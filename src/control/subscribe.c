@@ -14,6 +14,7 @@
 #include "control/subscribe.h"
 #include "control/subscribe_check.h"
 #include "control/topics.h"
+#include "delivery/broker_sent.h"
 #include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/cursor.h"
@@ -55,10 +56,11 @@ static const int subscribe_args[CQRS_SETTINGS] = {
 	[CQRS_SETTING_RATE] = 17,
 	[CQRS_SETTING_KEY_RATE] = 18,
 	[CQRS_SETTING_DELIVERY] = 19,
+	[CQRS_SETTING_ON_DIVERGENCE] = 20,
 };
 
 #define SUBSCRIBE_START			4
-#define SUBSCRIBE_OR_REPLACE	20
+#define SUBSCRIBE_OR_REPLACE	21
 
 /* ... and cqrs_alter_subscription(). */
 static const int alter_args[CQRS_SETTINGS] = {
@@ -79,6 +81,7 @@ static const int alter_args[CQRS_SETTINGS] = {
 	[CQRS_SETTING_RATE] = 16,
 	[CQRS_SETTING_KEY_RATE] = 17,
 	[CQRS_SETTING_DELIVERY] = 18,
+	[CQRS_SETTING_ON_DIVERGENCE] = 19,
 };
 
 PG_FUNCTION_INFO_V1(cqrs_subscribe);
@@ -218,7 +221,9 @@ make(const CqrsSettings *settings, const char *name, List *topics,
 	cqrs_owner_make_view(name, false, GetUserId());
 	cqrs_subscription_start(subscription_id, topics,
 							DatumGetInt32(settings->values[CQRS_SETTING_PARTITIONS].value),
-							cqrs_subscribe_by_topic(settings), latest);
+							cqrs_subscribe_by_topic(settings),
+							cqrs_subscribe_exactly_once(settings, NULL),
+							latest);
 }
 
 /*
@@ -315,6 +320,8 @@ change(const CqrsSettings *settings, List *topics,
 	bool		same_topics = cqrs_topics_are(subscription, topics);
 	int			partitions;
 	bool		ordering;
+	bool		once;
+	bool		elsewhere;
 	CqrsAdmin	admin;
 
 	if (same_topics && !cqrs_settings_differ(settings, subscription_id, false))
@@ -346,6 +353,13 @@ change(const CqrsSettings *settings, List *topics,
 					&partitions : NULL,
 					cqrs_setting_is_given(settings, CQRS_SETTING_ORDERING) ?
 					&ordering : NULL);
+	once = cqrs_subscribe_exactly_once(settings, subscription);
+	elsewhere = cqrs_setting_is_given(settings, CQRS_SETTING_SERVER) &&
+		subscription->server != NULL &&
+		strcmp(TextDatumGetCString(settings->values[CQRS_SETTING_SERVER].value),
+			   subscription->server) != 0;
+	if (once && (!subscription->exactly_once || elsewhere))
+		cqrs_sent_begin(cqrs_subscription_lock_all(subscription), elsewhere);
 	cqrs_admin_begin(&admin);
 	cqrs_settings_update(settings, subscription_id);
 
@@ -358,8 +372,9 @@ change(const CqrsSettings *settings, List *topics,
 	if (cqrs_setting_is_given(settings, CQRS_SETTING_KEY_RATE))
 		cqrs_subscription_due_anew(subscription);
 
-	/* What the handler before could not do need not wait for its time. */
-	if (cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER))
+	/* What could not be done before need not wait for its time. */
+	if (cqrs_setting_is_given(settings, CQRS_SETTING_HANDLER) ||
+		(!subscription->resends && cqrs_subscribe_resends(settings)))
 		(void) cqrs_subscription_try_now(subscription, NULL);
 	cqrs_subscription_wake(subscription);
 	return true;

@@ -27,8 +27,10 @@ static void check_handler(const char *subscription, text *handler,
 static bool takes(const void *arg, Oid argtype);
 static void check_broker(CqrsSettings *settings, const char *name,
 						 const CqrsSubscription *old);
-static void check_delivery(const CqrsSettings *settings, const char *name,
+static void check_delivery(CqrsSettings *settings, const char *name,
 						   const CqrsSubscription *old);
+static void check_divergence(CqrsSettings *settings, const char *name,
+							 bool exactly_once);
 static void check_ordering(const CqrsSettings *settings, const char *name);
 static void check_transaction(const CqrsSettings *settings, const char *name,
 							  const CqrsSubscription *old);
@@ -105,6 +107,30 @@ cqrs_subscribe_by_topic(const CqrsSettings *settings)
 
 	return !ordering.isnull &&
 		strcmp(TextDatumGetCString(ordering.value), "topic") == 0;
+}
+
+/*
+ * Is what has diverged to be sent again from now on?
+ */
+bool
+cqrs_subscribe_resends(const CqrsSettings *settings)
+{
+	NullableDatum divergence = settings->values[CQRS_SETTING_ON_DIVERGENCE];
+
+	return !divergence.isnull &&
+		strcmp(TextDatumGetCString(divergence.value), "resend") == 0;
+}
+
+/*
+ * Is it, or will it be, delivered exactly once?
+ */
+bool
+cqrs_subscribe_exactly_once(const CqrsSettings *settings, const CqrsSubscription *old)
+{
+	NullableDatum delivery = settings->values[CQRS_SETTING_DELIVERY];
+
+	return delivery.isnull ? old != NULL && old->exactly_once :
+		strcmp(TextDatumGetCString(delivery.value), "exactly_once") == 0;
 }
 
 /*
@@ -185,12 +211,12 @@ check_broker(CqrsSettings *settings, const char *name,
 }
 
 /*
- * Check delivery of a new subscription, or of a change to an old one, and whether
- * its server can do that. Raises what cqrs_broker_server() does, and 22023, 0A000
- * or 55000.
+ * Check delivery and on_divergence of a new subscription, or of a change to an old
+ * one, and whether its server can do that. Raises what cqrs_broker_server() does,
+ * and 22023, 0A000 or 55000.
  */
 static void
-check_delivery(const CqrsSettings *settings, const char *name,
+check_delivery(CqrsSettings *settings, const char *name,
 			   const CqrsSubscription *old)
 {
 	NullableDatum delivery = settings->values[CQRS_SETTING_DELIVERY];
@@ -199,23 +225,23 @@ check_delivery(const CqrsSettings *settings, const char *name,
 	TextDatumGetCString(delivery.value);
 	char	   *server_name = !server.isnull ? TextDatumGetCString(server.value) :
 	old != NULL ? old->server : NULL;
-	bool		exactly_once = value != NULL ? strcmp(value, "exactly_once") == 0 :
-	old != NULL && old->exactly_once;
+	bool		once = cqrs_subscribe_exactly_once(settings, old);
 	const CqrsBrokerModule *module;
 
-	if (value != NULL && !exactly_once && strcmp(value, "at_least_once") != 0)
+	if (value != NULL && !once && strcmp(value, "at_least_once") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("subscription \"%s\" cannot have delivery \"%s\"",
 						name, value),
 				 errhint("Valid values are \"at_least_once\" and \"exactly_once\".")));
-	if (value != NULL && server_name == NULL && (old != NULL || exactly_once))
+	if (value != NULL && server_name == NULL && (old != NULL || once))
 		ereport(ERROR,
 				(errcode(old != NULL ? ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
 						 ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("subscription \"%s\" has no server", name),
 				 errdetail("The delivery is that to a broker. A handler gets each event once, in its transaction.")));
-	if (!exactly_once || (value == NULL && server.isnull))
+	check_divergence(settings, name, once);
+	if (!once || (value == NULL && server.isnull))
 		return;
 	module = cqrs_broker_server(server_name, name,
 								old != NULL ? old->owner : GetUserId())->module;
@@ -227,6 +253,37 @@ check_delivery(const CqrsSettings *settings, const char *name,
 				 errdetail("%s, of server \"%s\", has no transactions, or its module does not use them.",
 						   module->name, server_name),
 				 errhint("Have it delivered at least once, and let consumers leave out event ids that they have seen.")));
+}
+
+/*
+ * Check on_divergence; if nothing can diverge any more, it is as usual. Raises
+ * 22023.
+ */
+static void
+check_divergence(CqrsSettings *settings, const char *name, bool exactly_once)
+{
+	NullableDatum divergence = settings->values[CQRS_SETTING_ON_DIVERGENCE];
+	char	   *value = divergence.isnull ? NULL :
+	TextDatumGetCString(divergence.value);
+
+	if (value != NULL && strcmp(value, "stop") != 0 &&
+		strcmp(value, "resend") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" cannot have on_divergence \"%s\"",
+						name, value),
+				 errhint("Valid values are \"stop\" and \"resend\".")));
+	if (exactly_once)
+		return;
+	if (cqrs_subscribe_resends(settings))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" cannot have on_divergence \"resend\"",
+						name),
+				 errdetail("It is not delivered exactly once, so what is in doubt is sent again in any case."),
+				 errhint("It is for subscriptions with delivery => 'exactly_once'.")));
+	cqrs_setting_set(settings, CQRS_SETTING_ON_DIVERGENCE,
+					 CStringGetTextDatum("stop"));
 }
 
 /*

@@ -24,5 +24,8 @@ extern void cqrs_subscribe_warn(const CqrsSettings *settings, const char *name,
 								const CqrsSubscription *old,
 								const CqrsFunction *function, List *topics);
 extern bool cqrs_subscribe_by_topic(const CqrsSettings *settings);
+extern bool cqrs_subscribe_exactly_once(const CqrsSettings *settings,
+										const CqrsSubscription *old);
+extern bool cqrs_subscribe_resends(const CqrsSettings *settings);
 
 #endif							/* CQRS_SUBSCRIBE_CHECK_H */

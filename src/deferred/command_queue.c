@@ -201,7 +201,7 @@ make_queue(Oid owner, const char *path, int partitions)
 												   path, partitions);
 	cqrs_owner_make_view(name, false, owner);
 	cqrs_subscription_start(subscription_id, list_make1_int(topic_id),
-							partitions, false, false);
+							partitions, false, false, false);
 }
 
 /*

@@ -11,10 +11,11 @@
  *
  * Protocol
  *
- * 1. A cursor has a producer, a random id that is drawn before the first
- *	  connection and names the transactions to the broker; a connection with that
- *	  name ends all others. New cursors, restored ones and those of a copied
- *	  database have none: they draw their own.
+ * 1. A cursor has a producer, a random id that names the transactions to the broker;
+ *	  a connection with that name ends all others. It is drawn in the transaction
+ *	  from which on the cursor is delivered exactly once: a server that has lost it
+ *	  has lost the subscription, too. Restored cursors, and those of a copied
+ *	  database, draw their own, when they are adopted.
  * 2. A transaction has an id of its own, and the events of a part of one window.
  *	  Once it is known which, the intent is written to the cursor's row: the
  *	  transaction's id, and where the cursor is to move. Only when that is durable,
@@ -29,8 +30,10 @@
  *	  - it is what was sent last: if there is an intent, it came to nothing;
  *	  - it is the intent: move the cursor as it says. If the cursor was moved
  *		elsewhere since, by cqrs_seek(), the intent says nowhere;
- *	  - there is none: there was none before, or nothing is in doubt. But with an
- *		intent, and one before it, Kafka has forgotten it, and nobody knows;
+ *	  - there is none, and there was none before: the intent came to nothing. But
+ *		if any was sent, Kafka has forgotten it: nobody knows what became of the
+ *		intent, nor whether another server has sent more since. So that this is
+ *		rare, a record that is old is written anew, with no events;
  *	  - it is another one: this server has lost what was committed here, in a
  *		failover or a restore; or another server, a copy or the one that was
  *		primary before, sends with the same name. If the record says that what was
@@ -38,7 +41,9 @@
  *		what comes next here, they were sent. If not, we diverged.
  * 5. Who has diverged, or does not know, stops, until a person says what is to be;
  *	  also if the record is forgotten meanwhile, or is another one.
- *	  Nothing is passed by, or sent twice, unasked.
+ *	  Nothing is passed by, or sent twice, unasked. With on_divergence 'resend',
+ *	  the person has said so before; but of an old primary that sees the new one's
+ *	  record nobody has said anything, nor if it was forgotten since.
  * 6. Before anything else, the record is looked at without ending others. If it is
  *	  unknown, and of a higher timeline, we are the old primary, and leave the new
  *	  one alone. So the first thing that a new primary does is to write a record.
@@ -63,6 +68,7 @@
 #include "utils/snapmgr.h"
 
 #include "base/event_id.h"
+#include "delivery/broker_sent.h"
 #include "delivery/broker_transaction.h"
 #include "extension/catalog.h"
 #include "log/tick.h"
@@ -85,6 +91,9 @@
  */
 #define LONGEST_DOUBT		6
 
+/* When a record is written anew, in hours: before any broker forgets it. */
+#define OLD_RECORD			24
+
 /* What a record says; see write_record(). */
 typedef struct Record
 {
@@ -102,9 +111,14 @@ typedef struct Record
 static bool is(const CqrsTransactionId *known, const Record *record);
 static bool is_same(const CqrsTransactionId *a, const CqrsTransactionId *b);
 static bool is_doubtful(const CqrsSent *sent);
+static TimestampTz drawn_at(const CqrsTransactionId *id);
 static void look(CqrsBrokerTransaction *transaction);
+static bool passes_over(const CqrsBrokerTransaction *transaction,
+						const Record *record, const CqrsSent *sent);
 static void stop(CqrsBrokerTransaction *transaction, const Record *record,
 				 CqrsSent *sent);
+static void explain(CqrsBrokerTransaction *transaction,
+					const Record *record);
 static bool prove(CqrsRelay *relay, const Record *record);
 static void open_next(CqrsBrokerTransaction *transaction);
 static void write_record(CqrsBrokerTransaction *transaction,
@@ -140,13 +154,9 @@ cqrs_transaction_prepare(CqrsBrokerTransaction *transaction,
 	if (!found || !cursor.native)
 		return false;
 	if (!cursor.sent.producer.given)
-	{
-		cursor.sent.producer.given = true;
-		cqrs_event_id_generate(GetCurrentTimestamp(),
-							   &cursor.sent.producer.id);
-		cqrs_cursor_append(&cursor);
-		cqrs_commit_durably();
-	}
+		elog(ERROR, "cursor %d of subscription \"%s\" has no producer",
+			 partition, subscription->name);
+	transaction->resends = subscription->resends;
 	transaction->known = cursor.sent;
 	transaction->seq = cursor.seq;
 	transaction->timeline = GetWALInsertionTimeLine();
@@ -317,24 +327,42 @@ cqrs_transaction_claim(CqrsBrokerTransaction *transaction, CqrsRelay *relay)
 	CqrsCursor *cursor = &relay->cursor;
 	CqrsSent   *sent = &cursor->sent;
 	Record		record;
+	bool		known;
 
 	read_record(transaction->record, &record);
 	transaction->timeline = GetWALInsertionTimeLine();
-	if (transaction->taken_over ||
-		(!record.given && (is_doubtful(sent) || sent->diverged.given)))
+	transaction->resends = relay->subscription->resends;
+	if (transaction->taken_over)
+		known = false;
+	else if (!record.given)
+		known = !sent->sent.given && !is_doubtful(sent) &&
+			!sent->diverged.given;
+	else if (is(&sent->intent, &record))
+	{
+		cqrs_sent_apply(cursor);
+		known = true;
+	}
+	else
+		known = is(&sent->sent, &record) ||
+			(!sent->diverged.given &&
+			 record.timeline <= transaction->timeline &&
+			 prove(relay, &record));
+	if (!known && !passes_over(transaction, &record, sent))
 	{
 		stop(transaction, &record, sent);
 		return;
 	}
-	if (record.given && is(&sent->intent, &record))
-		cqrs_sent_apply(cursor);
-	else if (record.given && !is(&sent->sent, &record) &&
-			 (sent->diverged.given ||
-			  record.timeline > transaction->timeline ||
-			  !prove(relay, &record)))
+	if (!known)
 	{
-		stop(transaction, &record, sent);
-		return;
+		explain(transaction, &record);
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("subscription \"%s\" sends what may have been sent before",
+						relay->subscription->name),
+				 errdetail_internal("%s", transaction->reason),
+				 errhint("Its on_divergence is \"resend\".")));
+		transaction->reason[0] = '\0';
+		sent->resent_at = cqrs_wall_now();
 	}
 	sent->sent.given = record.given;
 	sent->sent.id = record.id;
@@ -379,6 +407,39 @@ cqrs_transaction_close(CqrsBrokerTransaction *transaction,
 }
 
 /*
+ * If there is nothing else to do, and the record is old, have it written anew.
+ * Returns whether it is. The caller appends the cursor.
+ */
+bool
+cqrs_transaction_refresh(CqrsBrokerTransaction *transaction,
+						 CqrsRelay *relay)
+{
+	CqrsSent   *sent = &relay->cursor.sent;
+
+	if (transaction->phase != CQRS_TRANSACTION_OPEN || !sent->sent.given ||
+		drawn_at(&sent->sent) + OLD_RECORD * USECS_PER_HOUR > cqrs_wall_now())
+		return false;
+	sent->intent_position = 0;
+	write_record(transaction, relay, NULL, 0, 0);
+	return true;
+}
+
+/*
+ * When that is to be, if it is before *at, or that is 0.
+ */
+void
+cqrs_transaction_wants(const CqrsCursor *cursor, volatile TimestampTz *at)
+{
+	TimestampTz old;
+
+	if (!cursor->sent.sent.given)
+		return;
+	old = drawn_at(&cursor->sent.sent) + OLD_RECORD * USECS_PER_HOUR;
+	if (*at == 0 || old < *at)
+		*at = old;
+}
+
+/*
  * The broker has committed: do what the intent says. Returns whether there were any
  * events. The caller appends the cursor.
  */
@@ -420,34 +481,6 @@ cqrs_transaction_forget(CqrsBrokerTransaction *transaction,
 	}
 }
 
-/*
- * The events of the intent were sent: the cursor, under its lock, passes them.
- */
-void
-cqrs_sent_apply(CqrsCursor *cursor)
-{
-	CqrsSent   *sent = &cursor->sent;
-
-	if (!sent->intent.given || sent->intent_position == 0)
-		return;
-	if (sent->intent_parked)
-	{
-		CqrsParked	parked;
-
-		if (!cqrs_parked_find(cursor, sent->intent_position, &parked))
-			return;
-		cqrs_parked_done(&parked, cursor);
-	}
-	else if (cursor->until_tick != 0)
-	{
-		cursor->position = Max(cursor->position, sent->intent_position);
-		cursor->last_position = Max(cursor->last_position, cursor->position);
-		cqrs_cursor_forget_passed(cursor);
-	}
-	cursor->delivered += sent->intent_events;
-	cursor->passed_at = cqrs_wall_now();
-}
-
 static bool
 is(const CqrsTransactionId *known, const Record *record)
 {
@@ -463,27 +496,30 @@ is_same(const CqrsTransactionId *a, const CqrsTransactionId *b)
 }
 
 /*
- * There is no record. May the intent have been committed all the same, and its
- * record be forgotten by now?
+ * There is no record, and none was known. May the intent have been committed all the
+ * same, and its record be forgotten by now?
  */
 static bool
 is_doubtful(const CqrsSent *sent)
 {
+	return sent->intent.given && sent->intent_position != 0 &&
+		drawn_at(&sent->intent) + LONGEST_DOUBT * USECS_PER_HOUR < cqrs_wall_now();
+}
+
+/*
+ * An id begins with when it was drawn. (That of a record that is not ours does not,
+ * but is as good as any: it is replaced by one of ours.)
+ */
+static TimestampTz
+drawn_at(const CqrsTransactionId *id)
+{
 	uint64		milliseconds;
-	TimestampTz time;
 
-	if (!sent->intent.given || sent->intent_position == 0)
-		return false;
-	if (sent->sent.given)
-		return true;
-
-	/* Its id begins with when it was drawn. */
-	memcpy(&milliseconds, &sent->intent.id, sizeof(milliseconds));
+	memcpy(&milliseconds, &id->id, sizeof(milliseconds));
 	milliseconds = pg_ntoh64(milliseconds) >> 16;
-	time = ((int64) milliseconds -
+	return ((int64) milliseconds -
 			(int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) *
 			SECS_PER_DAY * 1000) * 1000;
-	return time + LONGEST_DOUBT * USECS_PER_HOUR < cqrs_wall_now();
 }
 
 /*
@@ -498,7 +534,8 @@ look(CqrsBrokerTransaction *transaction)
 	read_record(transaction->record, &record);
 	transaction->phase = CQRS_TRANSACTION_FENCE;
 	if (known->diverged.given &&
-		(!record.given || is(&known->diverged, &record)))
+		(!record.given || is(&known->diverged, &record)) &&
+		!passes_over(transaction, &record, known))
 		stop(transaction, &record, NULL);
 	else if (record.given && !is(&known->sent, &record) &&
 			 !is(&known->intent, &record) &&
@@ -510,21 +547,49 @@ look(CqrsBrokerTransaction *transaction)
 }
 
 /*
+ * The record is not what is known. Has a person said that what is known here is to be
+ * sent all the same? Not what another server goes on with, or may have gone on with
+ * while its record was forgotten.
+ */
+static bool
+passes_over(const CqrsBrokerTransaction *transaction, const Record *record,
+			const CqrsSent *sent)
+{
+	static const pg_uuid_t none;
+
+	if (!transaction->resends || transaction->taken_over)
+		return false;
+	return record->given ? record->known &&
+		record->timeline <= transaction->timeline :
+		!sent->diverged.given ||
+		memcmp(&sent->diverged.id, &none, UUID_LEN) == 0;
+}
+
+/*
  * Stop, and note in *sent, unless it is NULL, at which record; if that is gone, at
  * which it was before.
  */
 static void
 stop(CqrsBrokerTransaction *transaction, const Record *record, CqrsSent *sent)
 {
-	char	   *reason = transaction->reason;
-	Size		size = sizeof(transaction->reason);
-
 	transaction->phase = CQRS_TRANSACTION_STOPPED;
 	if (sent != NULL && (record->given || !sent->diverged.given))
 	{
 		sent->diverged.given = true;
 		sent->diverged.id = record->id;
 	}
+	explain(transaction, record);
+}
+
+/*
+ * Why the record is not what is known.
+ */
+static void
+explain(CqrsBrokerTransaction *transaction, const Record *record)
+{
+	char	   *reason = transaction->reason;
+	Size		size = sizeof(transaction->reason);
+
 	if (!record->given)
 		snprintf(reason, size,
 				 "the broker does not say whether it has the last transaction: its record is gone");
@@ -616,7 +681,8 @@ open_next(CqrsBrokerTransaction *transaction)
 
 /*
  * Draw the transaction's id, and say in the record what it is. It is read by
- * read_record(), and by people.
+ * read_record(), and by people. After what was forgotten and passed over, it is
+ * behind itself: nobody is to prove by it that nothing was sent before.
  */
 static void
 write_record(CqrsBrokerTransaction *transaction, CqrsRelay *relay,
@@ -634,7 +700,8 @@ write_record(CqrsBrokerTransaction *transaction, CqrsRelay *relay,
 			 "cqrs_outbox 1 %s timeline %u tick " INT64_FORMAT " position " INT64_FORMAT " events %d sha256 %s after %s partition %d of %d seq " INT64_FORMAT,
 			 cqrs_uuid_text(&sent->intent.id, id), transaction->timeline,
 			 relay->cursor.until_tick, position, n, hash,
-			 sent->sent.given ? cqrs_uuid_text(&sent->sent.id, after) : "none",
+			 sent->sent.given ? cqrs_uuid_text(&sent->sent.id, after) :
+			 sent->resent_at != 0 ? id : "none",
 			 relay->cursor.partition, relay->subscription->partitions,
 			 relay->cursor.seq + 1);
 	transaction->phase = CQRS_TRANSACTION_CLOSED;

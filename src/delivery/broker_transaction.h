@@ -37,6 +37,7 @@ typedef struct CqrsBrokerTransaction
 	bool		used;			/* the subscription is delivered exactly once */
 	char		id[64];			/* the connection's transactional_id */
 	uint32		timeline;		/* of this server */
+	bool		resends;		/* what has diverged */
 	CqrsSent	known;			/* as it was before we connected */
 	int64		seq;			/* the cursor's, then */
 	CqrsTransactionPhase phase;
@@ -76,11 +77,14 @@ extern void cqrs_transaction_claim(CqrsBrokerTransaction *transaction,
 extern void cqrs_transaction_close(CqrsBrokerTransaction *transaction,
 								   CqrsBrokerEntries *entries,
 								   CqrsRelay *relay, int64 position);
+extern bool cqrs_transaction_refresh(CqrsBrokerTransaction *transaction,
+									 CqrsRelay *relay);
+extern void cqrs_transaction_wants(const CqrsCursor *cursor,
+								   volatile TimestampTz *at);
 extern bool cqrs_transaction_settle(CqrsBrokerTransaction *transaction,
 									CqrsCursor *cursor);
 extern void cqrs_transaction_forget(CqrsBrokerTransaction *transaction,
 									CqrsCursor *cursor, bool found_fault);
-extern void cqrs_sent_apply(CqrsCursor *cursor);
 
 /* Outside. */
 extern void cqrs_transaction_answers(CqrsBrokerTransaction *transaction,

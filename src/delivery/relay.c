@@ -143,6 +143,7 @@ cqrs_relay_begin_ahead(CqrsRelay *relay, CqrsSubscription *subscription,
 		CqrsCursor	read = relay->cursor;
 
 		relay->cursor = ahead->cursor;
+		relay->cursor.sent = read.sent;
 		relay->cursor.next_retry_at = read.next_retry_at;
 		relay->cursor.npassed = read.npassed;
 		relay->cursor.passed = read.passed;

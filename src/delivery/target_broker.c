@@ -49,6 +49,7 @@
 #include "broker/message.h"
 #include "broker/server.h"
 #include "delivery/broker_entry.h"
+#include "delivery/broker_sent.h"
 #include "delivery/broker_transaction.h"
 #include "delivery/broker_trial.h"
 #include "delivery/relay.h"
@@ -457,6 +458,11 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 	 * The cursor was moved by somebody else, or is gone: what is on its way
 	 * counts for nothing.
 	 */
+	if (broker.transaction.used &&
+		broker.transaction.phase == CQRS_TRANSACTION_CLAIM)
+	{
+		CQRS_DEBUG_POINT("broker_before_claim");
+	}
 	same = cqrs_relay_begin_ahead(&relay, subscription, broker.partition,
 								  &broker.ahead);
 	if ((!same &&
@@ -503,6 +509,8 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 		(broker.transaction.used &&
 		 broker.transaction.phase != CQRS_TRANSACTION_OPEN);
 	delivery->retry_at = cursor->next_retry_at;
+	if (broker.transaction.used && !broker.hold)
+		cqrs_transaction_wants(cursor, &delivery->retry_at);
 	delivery->failing = broker.trial.failing;
 	cqrs_relay_end(&relay);
 	keep_cursor(cursor);
@@ -518,10 +526,14 @@ exchange_messages(CqrsRelay *relay, bool read, int64 announced,
 				  const char *lost, volatile CqrsDelivery *delivery)
 {
 	CqrsCursor *cursor = &relay->cursor;
-	bool		moved = cursor->sent.producer.given;
+	bool		moved = false;
 
-	/* Exactly once, it would be another producer. */
-	memset(&cursor->sent, 0, sizeof(cursor->sent));
+	/* Exactly once, it would be another producer; that may be drawn already. */
+	if (!relay->subscription->exactly_once)
+	{
+		moved = cursor->sent.producer.given;
+		memset(&cursor->sent, 0, sizeof(cursor->sent));
+	}
 	moved |= (broker.entries.parked ? record_parked(relay, lost) :
 			  record_new(relay)) > 0;
 	read &= !cqrs_evidence_is_outage(&broker.trial.evidence);
@@ -619,9 +631,14 @@ exchange_transaction(CqrsRelay *relay, bool read, int64 announced,
 							   entry->event.position : broker.ahead.position);
 		moved = true;
 	}
+	if (read && nevents == 0 && cqrs_transaction_refresh(transaction, relay))
+		moved = true;
 	if (!cqrs_transaction_is_under_way(transaction) && entries->nentries == 0)
 		cqrs_trial_decide(&broker.trial, relay, entries, read && broker.read_all,
 						  false, delivery);
+	if (!cqrs_transaction_is_under_way(transaction) &&
+		strcmp(relay->subscription->server, broker.server_name) != 0)
+		moved |= cqrs_sent_elsewhere(&cursor->sent);
 	return moved || relay->has_parked;
 }
 

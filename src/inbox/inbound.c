@@ -42,6 +42,7 @@
 
 #include "catalog/namespace.h"
 #include "common/base64.h"
+#include "common/int.h"
 #include "datatype/timestamp.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
@@ -393,7 +394,7 @@ base64_payload(const char *body, size_t size)
 	int			length = pg_b64_enc_len(size);
 	char	   *text = palloc(length + 1);
 
-	length = pg_b64_encode(body, size, text, length);
+	length = cqrs_base64_encode((const uint8 *) body, size, text, length);
 	if (length < 0)
 		elog(ERROR, "could not encode a message");
 	return base64_text_payload(text, length);

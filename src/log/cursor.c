@@ -25,6 +25,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "base/event_id.h"
 #include "extension/row.h"
 #include "log/cursor.h"
 #include "log/position.h"
@@ -63,7 +64,8 @@ enum
 	CURSOR_INTENT_EVENTS,
 	CURSOR_INTENT_PARKED,
 	CURSOR_DIVERGED,
-	CURSOR_COLUMNS = CURSOR_DIVERGED
+	CURSOR_RESENT_AT,
+	CURSOR_COLUMNS = CURSOR_RESENT_AT
 };
 
 /* Once in this many moves, the rows behind are deleted. */
@@ -72,6 +74,7 @@ enum
 /* The most bytes of a position in "covered": 64 bits, seven to a byte. */
 #define PACKED_LENGTH	10
 
+static void init_row(const CqrsCursor *cursor, Datum *values, bool *nulls);
 static void read_receipt(CqrsCursor *cursor, const Datum *values,
 						 const bool *nulls);
 static void write_receipt(const CqrsCursor *cursor, Datum *values,
@@ -314,9 +317,68 @@ cqrs_cursor_append(CqrsCursor *cursor)
 {
 	ScanKeyData keys[4];
 	Datum		values[CURSOR_COLUMNS];
-	bool		nulls[CURSOR_COLUMNS] = {0};
+	bool		nulls[CURSOR_COLUMNS];
 
 	cursor->seq++;
+	cursor->moved_at = cqrs_wall_now();
+	init_row(cursor, values, nulls);
+	cqrs_row_insert(CQRS_REL_CURSOR, values, nulls);
+
+	/*
+	 * What to delete is computed, not looked up: a search for the oldest row
+	 * would walk over the dead ones. The ranges overlap, so that what an
+	 * aborted move left is deleted ROWS_KEPT moves later.
+	 */
+	if (cursor->seq % ROWS_KEPT == 0)
+	{
+		init_keys(keys, cursor->subscription_id, cursor->partition);
+		cqrs_key_int8(&keys[2], CURSOR_SEQ, BTGreaterEqualStrategyNumber,
+					  cursor->seq - 2 * ROWS_KEPT);
+		cqrs_key_int8(&keys[3], CURSOR_SEQ, BTLessStrategyNumber, cursor->seq);
+		delete_rows(4, keys);
+	}
+	CommandCounterIncrement();
+}
+
+/*
+ * The name of the transactions that the cursor is to be delivered in, if it has
+ * none. The caller writes it: in the transaction from which on it is delivered
+ * exactly once, so that whoever has lost the name has lost that, too.
+ */
+void
+cqrs_cursor_draw_producer(CqrsCursor *cursor)
+{
+	if (cursor->sent.producer.given)
+		return;
+	cursor->sent.producer.given = true;
+	cqrs_event_id_generate(GetCurrentTimestamp(), &cursor->sent.producer.id);
+}
+
+/*
+ * Change, in the cursor's newest row, what it says of a broker's transactions: the
+ * cursor has not moved, so what is on its way counts. The caller holds the
+ * subscription's lock, and read the cursor, a native one, under it.
+ */
+void
+cqrs_cursor_rewrite_sent(CqrsCursor *cursor)
+{
+	ScanKeyData keys[3];
+	Datum		values[CURSOR_COLUMNS];
+	bool		nulls[CURSOR_COLUMNS];
+
+	Assert(cursor->native);
+	init_keys(keys, cursor->subscription_id, cursor->partition);
+	cqrs_key_int8(&keys[2], CURSOR_SEQ, BTEqualStrategyNumber, cursor->seq);
+	delete_rows(3, keys);
+	init_row(cursor, values, nulls);
+	cqrs_row_insert(CQRS_REL_CURSOR, values, nulls);
+	CommandCounterIncrement();
+}
+
+static void
+init_row(const CqrsCursor *cursor, Datum *values, bool *nulls)
+{
+	memset(nulls, 0, sizeof(bool) * CURSOR_COLUMNS);
 	values[CURSOR_SUBSCRIPTION_ID - 1] = Int32GetDatum(cursor->subscription_id);
 	values[CURSOR_PARTITION - 1] = Int32GetDatum(cursor->partition);
 	values[CURSOR_SEQ - 1] = Int64GetDatum(cursor->seq);
@@ -340,27 +402,9 @@ cqrs_cursor_append(CqrsCursor *cursor)
 	nulls[CURSOR_PASSED_AT - 1] = cursor->passed_at == 0;
 	values[CURSOR_DELIVERED - 1] = Int64GetDatum(cursor->delivered);
 	values[CURSOR_LAST_POSITION - 1] = Int64GetDatum(cursor->last_position);
-	cursor->moved_at = cqrs_wall_now();
 	values[CURSOR_MOVED_AT - 1] = TimestampTzGetDatum(cursor->moved_at);
 	values[CURSOR_NATIVE - 1] = BoolGetDatum(cursor->native);
 	values[CURSOR_BY_TOPIC - 1] = BoolGetDatum(cursor->by_topic);
-
-	cqrs_row_insert(CQRS_REL_CURSOR, values, nulls);
-
-	/*
-	 * What to delete is computed, not looked up: a search for the oldest row
-	 * would walk over the dead ones. The ranges overlap, so that what an
-	 * aborted move left is deleted ROWS_KEPT moves later.
-	 */
-	if (cursor->seq % ROWS_KEPT == 0)
-	{
-		init_keys(keys, cursor->subscription_id, cursor->partition);
-		cqrs_key_int8(&keys[2], CURSOR_SEQ, BTGreaterEqualStrategyNumber,
-					  cursor->seq - 2 * ROWS_KEPT);
-		cqrs_key_int8(&keys[3], CURSOR_SEQ, BTLessStrategyNumber, cursor->seq);
-		delete_rows(4, keys);
-	}
-	CommandCounterIncrement();
 }
 
 /*
@@ -531,6 +575,8 @@ read_sent(CqrsSent *sent, const Datum *values, const bool *nulls)
 			nulls[CURSOR_INTENT - 1]);
 	read_id(&sent->diverged, values[CURSOR_DIVERGED - 1],
 			nulls[CURSOR_DIVERGED - 1]);
+	if (!nulls[CURSOR_RESENT_AT - 1])
+		sent->resent_at = DatumGetTimestampTz(values[CURSOR_RESENT_AT - 1]);
 	if (nulls[CURSOR_INTENT_POSITION - 1])
 		return;
 	sent->intent_position = DatumGetInt64(values[CURSOR_INTENT_POSITION - 1]);
@@ -556,6 +602,8 @@ write_sent(const CqrsSent *sent, Datum *values, bool *nulls)
 	values[CURSOR_INTENT_PARKED - 1] = BoolGetDatum(sent->intent_parked);
 	nulls[CURSOR_DIVERGED - 1] = !sent->diverged.given;
 	values[CURSOR_DIVERGED - 1] = UUIDPGetDatum(&sent->diverged.id);
+	nulls[CURSOR_RESENT_AT - 1] = sent->resent_at == 0;
+	values[CURSOR_RESENT_AT - 1] = TimestampTzGetDatum(sent->resent_at);
 }
 
 static void

@@ -34,6 +34,7 @@ typedef struct CqrsSent
 	int32		intent_events;
 	bool		intent_parked;
 	CqrsTransactionId diverged; /* committed, but nobody knows it here */
+	TimestampTz resent_at;		/* when that was passed over; 0: never */
 } CqrsSent;
 
 typedef struct CqrsCursor
@@ -91,6 +92,8 @@ extern void cqrs_cursor_require_native(const CqrsCursor *cursor,
 extern bool cqrs_cursor_read_restored(int32 subscription_id, int32 partition,
 									  Snapshot snapshot, CqrsCursor *cursor);
 extern void cqrs_cursor_append(CqrsCursor *cursor);
+extern void cqrs_cursor_draw_producer(CqrsCursor *cursor);
+extern void cqrs_cursor_rewrite_sent(CqrsCursor *cursor);
 extern void cqrs_cursor_forget_receipt(CqrsCursor *cursor);
 extern bool cqrs_cursor_covers(const CqrsCursor *cursor, int64 position);
 extern bool cqrs_cursor_has_passed(const CqrsCursor *cursor, int64 position);

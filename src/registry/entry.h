@@ -127,6 +127,7 @@ typedef struct CqrsSubscription
 	char	   *format;			/* only with server */
 	bool		strict_key_order;	/* only with server */
 	bool		exactly_once;	/* likewise; see broker_transaction.c */
+	bool		resends;		/* then, what has diverged */
 	bool		event_transactions; /* a handler gets one for each event */
 	char	   *search_path;	/* of a handler; see search_path.c */
 	int64		rate_interval;	/* in nanoseconds: how long a call of the

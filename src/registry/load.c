@@ -101,6 +101,7 @@ enum
 	SUBSCRIPTION_RATE,
 	SUBSCRIPTION_KEY_RATE,
 	SUBSCRIPTION_DELIVERY,
+	SUBSCRIPTION_ON_DIVERGENCE,
 	SUBSCRIPTION_RUNS,
 	SUBSCRIPTION_PARTITIONS,
 	SUBSCRIPTION_ORDERING,
@@ -509,6 +510,9 @@ add_subscription(CqrsRegistryCopy *copy, Datum *values, bool *nulls)
 	subscription->exactly_once =
 		strcmp(TextDatumGetCString(values[SUBSCRIPTION_DELIVERY - 1]),
 			   "exactly_once") == 0;
+	subscription->resends =
+		strcmp(TextDatumGetCString(values[SUBSCRIPTION_ON_DIVERGENCE - 1]),
+			   "resend") == 0;
 	runs = nulls[SUBSCRIPTION_RUNS - 1] ? "" :
 		TextDatumGetCString(values[SUBSCRIPTION_RUNS - 1]);
 	subscription->runs_commands = strcmp(runs, "commands") == 0;

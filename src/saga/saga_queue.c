@@ -177,5 +177,5 @@ make(Oid owner, const CqrsSubscription *existing, const char *prefix,
 												   partitions);
 	cqrs_owner_make_view(name, false, owner);
 	cqrs_subscription_start(subscription_id, list_make1_int(topic_id),
-							partitions, false, false);
+							partitions, false, false, false);
 }

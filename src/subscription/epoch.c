@@ -403,11 +403,14 @@ replace_cursors(const CqrsSubscription *subscription, const CqrsCursor *old)
 		first.seq = Max(first.seq, old[i].seq);
 		first.last_position = Max(first.last_position, old[i].last_position);
 		first.native &= old[i].native;
+		first.sent.resent_at = Max(first.sent.resent_at, old[i].sent.resent_at);
 	}
 	for (i = 0; i < subscription->next_partitions; i++)
 	{
 		cursors[i] = first;
 		cursors[i].partition = i;
+		if (subscription->exactly_once)
+			cqrs_cursor_draw_producer(&cursors[i]);
 	}
 	cqrs_cursor_delete_all(subscription->subscription_id);
 

@@ -49,6 +49,7 @@ static const struct
 	[CQRS_SETTING_RATE] = {"rate", TEXTOID, "0"},
 	[CQRS_SETTING_KEY_RATE] = {"key_rate", TEXTOID, "0"},
 	[CQRS_SETTING_DELIVERY] = {"delivery", TEXTOID, "at_least_once"},
+	[CQRS_SETTING_ON_DIVERGENCE] = {"on_divergence", TEXTOID, "stop"},
 };
 
 static bool is_by_epoch(CqrsSetting setting);

@@ -32,7 +32,7 @@
  */
 void
 cqrs_subscription_start(int32 subscription_id, List *topics, int partitions,
-						bool by_topic, bool latest)
+						bool by_topic, bool exactly_once, bool latest)
 {
 	bool		native = true;
 	ListCell   *lc;
@@ -47,6 +47,8 @@ cqrs_subscription_start(int32 subscription_id, List *topics, int partitions,
 		cursor.partition = i;
 		cursor.by_topic = by_topic;
 		cqrs_cursor_start(&cursor, latest, native);
+		if (exactly_once)
+			cqrs_cursor_draw_producer(&cursor);
 		cqrs_cursor_append(&cursor);
 	}
 	foreach(lc, topics)

@@ -15,7 +15,7 @@
 
 extern void cqrs_subscription_start(int32 subscription_id, List *topics,
 									int partitions, bool by_topic,
-									bool latest);
+									bool exactly_once, bool latest);
 extern bool cqrs_subscription_add_topic(int32 subscription_id, int32 topic_id);
 extern CqrsSubscription *cqrs_subscription_own(FunctionCallInfo fcinfo,
 											   const char *function);

@@ -12,8 +12,17 @@
  * and may be promoted at any time, without the last events even: then it has others
  * at their positions. The old primary goes on, or comes back, as it likes. Workers
  * die anywhere, also while the broker is committing, which it may do later, until
- * that producer is fenced. A person says what is to be where delivery has stopped;
- * and the broker may forget its record, when nothing was committed for long.
+ * that producer is fenced. A person says what is to be where delivery has stopped, or
+ * has said so before, with on_divergence; moves the cursor back, once, to have all sent
+ * again; and the broker may forget its record, once, when nothing was committed for long.
+ *
+ * There is one window. With several, a position says nothing about those of another one;
+ * but nobody relies on that: prove() moves the cursor only past events that it has read
+ * in a window just now, if these, in order and up to there, are all that the record is
+ * about. So whichever window that is, nothing is passed by that was not sent; and if it
+ * has others in between, that were not visible before, delivery stops. An intent is
+ * applied to the window that is in the cursor's row together with it; a seek forgets
+ * both. test/debug/t/011_exactly_once.pl has an event come late.
  *
  * An exchange is one step, as it has the cursor's lock. What is sent is not seen
  * before it is committed, and so is one step with that.
@@ -27,7 +36,10 @@
 /* broken: BROKEN_AFTER an unknown record is proven by its events, whatever was sent before it */
 /* broken: BROKEN_CLAIM who has read the record claims the cursor, whoever moved it meanwhile */
 /* broken: BROKEN_ROW who has lost the cursor goes on with what he knew of it */
-/* broken: BROKEN_DOUBT with no record, the intent came to nothing */
+/* broken: BROKEN_DOUBT with no record, and one before it, the intent came to nothing */
+/* broken: BROKEN_FORGOTTEN with no record, and one before it, nothing was sent since */
+/* broken: BROKEN_TAKEN with on_divergence 'resend', the old primary goes on, too */
+/* broken: BROKEN_SEEK the cursor moves past an intent that was written before it was moved */
 /* broken: BROKEN_GONE who has diverged goes on once the record is gone, or is another one */
 /* broken: BROKEN_PARKED a parked event is sent again after an intent about it was committed */
 /* deep: BOTH=1 */
@@ -46,7 +58,10 @@ typedef Row {
 	byte pos;
 	byte parked;				/* positions */
 	byte passed;				/* those that were sent though they were parked */
+	byte again;					/* sought for, and not sent since, by id */
 	byte sent, intent;			/* transactions; 0: none */
+	bool nowhere;				/* the cursor was moved since the intent */
+	bool resent;				/* went on without knowing */
 	bool stopped;
 	byte diverged				/* the record, if it is stopped; 0: it is gone */
 };
@@ -76,6 +91,11 @@ byte old_tx;					/* when the record was forgotten */
 byte refusals = 1;
 byte same = EVENTS;				/* the new primary has these of the old one's events */
 byte may_twice;					/* a person has said so, of these events */
+bool resends;					/* on_divergence */
+bool may_forget, may_seek;		/* each alone: both at once take too long */
+bool sought;
+byte connecting;				/* workers that are about to claim the cursor */
+byte sought_tx;					/* what was begun before */
 
 #define wrote(s)		row[s].current = 1 << me
 #define has(set, k)		(((set) >> (k)) & 1)
@@ -89,25 +109,38 @@ byte may_twice;					/* a person has said so, of these events */
 
 /* What is passed by, and not parked, was sent. */
 #define nothing_skipped(s) \
-	((ids(s, between(0, row[s].pos) & ~row[s].parked) & ~there) == 0)
+	((ids(s, between(0, row[s].pos) & ~row[s].parked) & (~there | row[s].again)) == 0)
 
 /* What it is to send yet was not sent, unless a person has said otherwise. */
 #define to_send(s)		ids(s, (between(row[s].pos, EVENTS) & ~row[s].passed) | row[s].parked)
 #define nothing_twice(s) ((to_send(s) & there & ~may_twice) == 0)
 
-#define doubtful(s)		(row[s].intent != 0 && tx[row[s].intent].upto != 0 && \
-						 (row[s].sent != 0 || row[s].intent <= old_tx))
+/* Does the intent t say where the cursor is to move? */
+#ifdef BROKEN_SEEK
+#define somewhere(s, t)	(tx[t].upto != 0)
+#else
+#define somewhere(s, t)	(tx[t].upto != 0 && !row[s].nowhere)
+#endif
+#define in_doubt(s)		(row[s].intent != 0 && somewhere(s, row[s].intent))
+
+#if defined(BROKEN_DOUBT)
+#define doubtful(s)		false
+#elif defined(BROKEN_FORGOTTEN)
+#define doubtful(s)		(in_doubt(s) && (row[s].sent != 0 || row[s].intent <= old_tx))
+#else
+#define doubtful(s)		(row[s].sent != 0 || (in_doubt(s) && row[s].intent <= old_tx))
+#endif
 
 /* cqrs_sent_apply() */
 inline apply(s, t)
 {
 	if
-	:: t != 0 && tx[t].parked ->
+	:: t != 0 && somewhere(s, t) && tx[t].parked ->
 #ifndef BROKEN_PARKED
 		row[s].passed = row[s].passed | (row[s].parked & (1 << (tx[t].upto - 1)));
 		row[s].parked = row[s].parked & ~(1 << (tx[t].upto - 1))
 #endif
-	:: t != 0 && !tx[t].parked && tx[t].upto > row[s].pos -> row[s].pos = tx[t].upto
+	:: t != 0 && somewhere(s, t) && !tx[t].parked && tx[t].upto > row[s].pos -> row[s].pos = tx[t].upto
 	:: else
 	fi;
 	assert(nothing_skipped(s))
@@ -121,10 +154,11 @@ inline write_intent(s, which, last, is_parked)
 	tx[my_tx].events = ids(s, which);
 	tx[my_tx].upto = last;
 	tx[my_tx].parked = is_parked;
-	tx[my_tx].after = row[s].sent;
+	tx[my_tx].after = (row[s].sent == 0 && row[s].resent -> my_tx : row[s].sent);
 	tx[my_tx].timeline = s;
 #if !defined(BROKEN_INTENT) && !defined(BROKEN_SOON)
 	row[s].intent = my_tx;
+	row[s].nowhere = 0;
 	wrote(s)
 #endif
 }
@@ -181,21 +215,31 @@ inline stop(s)
 	assert(promoted || forgotten);
 	row[s].stopped = 1;
 	row[s].diverged = my_record;
+	taken_over = 0;
 	wrote(s)
 }
+
+/* passes_over() */
+#ifdef BROKEN_TAKEN
+#define passes_over(s, r)	resends
+#else
+#define passes_over(s, r)	(resends && !taken_over && \
+						 ((r) != 0 -> tx[r].timeline <= s : \
+						  !row[s].stopped || row[s].diverged == 0))
+#endif
 
 /* What the process knew of its connection is gone. */
 inline forget()
 {
 	my_tx = 0; my_record = 0; taken_over = 0; must_not_fence = 0;
-	known_sent = 0; known_intent = 0; proven = 0
+	known_sent = 0; known_intent = 0; known_stopped = 0; proven = 0
 }
 
 proctype worker(bit s; byte me)
 {
 	byte my_tx, my_record;
 	byte known_sent, known_intent;
-	bool taken_over, must_not_fence, proven;
+	bool known_stopped, taken_over, must_not_fence, proven;
 	byte k, n;
 
 	/* cqrs_transaction_prepare() */
@@ -203,14 +247,16 @@ prepare:
 end_idle:
 	atomic {
 		(s == 0 || promoted) &&
-		(!row[s].stopped || (row[s].diverged != record && record != 0)
+		(!row[s].stopped || (row[s].diverged != record && record != 0) || passes_over(s, record)
 #ifdef BROKEN_GONE
 		 || row[s].diverged != record
 #endif
 		) ->
 		forget();
+		connecting = connecting | (1 << me);
 		row[s].current = row[s].current | (1 << me);
 		known_sent = row[s].sent; known_intent = row[s].intent;
+		known_stopped = row[s].stopped;
 		must_not_fence = record != known_sent && record != known_intent &&
 			tx[record].timeline > s
 	};
@@ -223,6 +269,17 @@ end_idle:
 		known_sent = 0; known_intent = 0
 	};
 #ifndef BROKEN_FENCE
+	if
+	:: known_stopped && (my_record == 0 || my_record == row[s].diverged) && !passes_over(s, my_record) ->
+#ifndef BROKEN_GONE
+		connecting = connecting & ~(1 << me);
+		goto prepare
+#else
+		skip
+#endif
+	:: else
+	fi;
+	known_stopped = 0;
 	if
 	:: taken_over -> goto claim
 	:: else
@@ -238,6 +295,7 @@ end_idle:
 	/* cqrs_transaction_claim() */
 claim:
 	atomic {
+		connecting = connecting & ~(1 << me);
 		if
 #ifndef BROKEN_CLAIM
 		:: !has(row[s].current, me) -> goto prepare
@@ -245,11 +303,9 @@ claim:
 		:: else ->
 			proven = 1;
 			if
-#ifndef BROKEN_DOUBT
 			:: my_record == 0 && doubtful(s) -> proven = 0
-#endif
 #ifndef BROKEN_GONE
-			:: my_record == 0 && row[s].stopped -> goto prepare
+			:: my_record == 0 && row[s].stopped -> proven = 0
 #endif
 			:: taken_over -> proven = 0
 			:: else ->
@@ -267,10 +323,16 @@ claim:
 				fi
 			fi;
 			if
-			:: !proven -> stop(s); goto prepare
+			:: !proven && !passes_over(s, my_record) -> stop(s); goto prepare
 			:: else ->
+				if
+				:: !proven ->
+					may_twice = may_twice | to_send(s);
+					row[s].resent = 1
+				:: else
+				fi;
 				row[s].sent = my_record;
-				row[s].intent = 0; row[s].stopped = 0; row[s].diverged = 0;
+				row[s].intent = 0; row[s].nowhere = 0; row[s].stopped = 0; row[s].diverged = 0;
 				wrote(s);
 				assert(owner != me || nothing_twice(s));
 				proven = 0; must_not_fence = 0;
@@ -327,7 +389,7 @@ closed:
 			tx[my_tx].events != 0 && !tx[my_tx].parked ->
 			refusals--;
 			row[s].parked = row[s].parked | (tx[my_tx].events & -tx[my_tx].events);
-			row[s].intent = 0;
+			row[s].intent = 0; row[s].nowhere = 0;
 			wrote(s); my_tx = 0;
 			goto open
 		}
@@ -352,7 +414,7 @@ closed:
 #endif
 			:: else ->
 				apply(s, my_tx);
-				row[s].sent = my_tx; row[s].intent = 0;
+				row[s].sent = my_tx; row[s].intent = 0; row[s].nowhere = 0;
 				wrote(s); my_tx = 0;
 				goto open
 			fi
@@ -373,6 +435,13 @@ end:
 			/* The old primary sends nothing behind the new one. */
 			assert(tx[committing].timeline >= tx[record].timeline);
 			there = there | tx[committing].events;
+			if
+			:: sought && committing > sought_tx ->
+				may_twice = may_twice & ~(tx[committing].events & row[tx[committing].timeline].again);
+				row[0].again = row[0].again & ~tx[committing].events;
+				row[1].again = row[1].again & ~tx[committing].events
+			:: else
+			fi;
 			done = done | (1 << committing);
 			record = committing;
 			committing = 0
@@ -380,10 +449,14 @@ end:
 	od
 }
 
+#define knows(s)		(row[s].stopped || row[s].sent != 0 || in_doubt(s))
+
 inline copy_row()
 {
 	row[1].pos = row[0].pos; row[1].parked = row[0].parked; row[1].passed = row[0].passed;
+	row[1].again = row[0].again; row[1].nowhere = row[0].nowhere;
 	row[1].sent = row[0].sent; row[1].intent = row[0].intent;
+	row[1].resent = row[0].resent;
 	row[1].stopped = row[0].stopped; row[1].diverged = row[0].diverged
 }
 
@@ -418,13 +491,31 @@ end:
 			:: true ->
 				may_twice = may_twice | to_send(s)
 			fi;
-			row[s].sent = row[s].diverged;
-			row[s].intent = 0; row[s].stopped = 0; row[s].diverged = 0;
+			/* cqrs_sent_elsewhere() */
+			row[s].sent = 0; row[s].intent = row[s].diverged;
+			row[s].nowhere = row[s].intent != 0;
+			row[s].stopped = 0; row[s].diverged = 0;
 			row[s].current = 0;
 			s = 0
 		}
-	:: atomic { !forgotten && record != 0 && committing == 0 &&
-			(!promoted || row[1].stopped) ->
+	/* cqrs_seek(): what was sent since it began may be there twice. */
+	:: atomic { may_seek && !sought && !row[promoted].stopped && row[promoted].pos > 0 ->
+			sought = 1;
+			sought_tx = last_tx;
+			s = promoted;
+			row[s].pos = 0; row[s].parked = 0; row[s].passed = 0;
+			row[s].nowhere = row[s].intent != 0;
+			row[s].again = ids(s, ALL);
+			may_twice = may_twice | ids(s, ALL);
+			row[s].current = 0;
+			s = 0
+		}
+	/*
+	 * That takes days. So a new primary has written a record before. And who knows of
+	 * nothing that was sent misses none.
+	 */
+	:: atomic { may_forget && !forgotten && record != 0 && committing == 0 && connecting == 0 &&
+			knows(0) && (!promoted || (knows(1) && (row[1].stopped || tx[record].timeline == 1))) ->
 			forgotten = 1;
 			old_tx = last_tx;
 			record = 0
@@ -435,8 +526,20 @@ end:
 init
 {
 	atomic {
+		/* All at once take too long; so do those in which nothing is broken. */
 		if
-		:: row[0].parked = 1; row[1].parked = 1; refusals = 0
+#if !defined(BROKEN_TAKEN) && !defined(BROKEN_SEEK)
+		:: may_forget = 1
+#endif
+#ifndef BROKEN_SEEK
+		:: may_forget = 1; resends = 1; refusals = 0
+#endif
+#ifndef BROKEN_TAKEN
+		:: may_seek = 1
+#endif
+		fi;
+		if
+		:: !resends -> row[0].parked = 1; row[1].parked = 1; refusals = 0
 		:: true
 		fi;
 		run worker(0, 1);
@@ -447,8 +550,8 @@ init
 		run worker(1, 3);
 #else
 		if
-		:: run worker(0, 2); has_standby = 0
-		:: run worker(1, 3)
+		:: !resends -> run worker(0, 2); has_standby = 0
+		:: !may_seek -> run worker(1, 3)
 		fi;
 #endif
 		run broker();
