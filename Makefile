@@ -34,7 +34,7 @@ OBJS_retry = blame.o failure.o lane.o parked.o retry.o
 OBJS_subscription = epoch.o receipt.o search_path.o settings.o subscription.o
 OBJS_inbox = consumer.o consumer_check.o dead_message.o inbound.o intake.o intake_batch.o message_id.o message_source.o \
 	message_turn.o place.o seek.o
-OBJS_delivery = attempt.o broker_entry.o broker_sent.o broker_transaction.o broker_trial.o drain.o handler_batch.o handler_call.o handler_timeout.o relay.o session.o \
+OBJS_delivery = attempt.o broker_entry.o broker_exchange.o broker_sent.o broker_transaction.o broker_trial.o drain.o handler_batch.o handler_call.o handler_timeout.o relay.o session.o \
 	target_broker.o target_handler.o tell.o underway.o
 OBJS_pull = pull.o pull_ack.o pull_batch.o pull_wait.o
 OBJS_control = adopt.o dead_letter.o drop_topic.o events.o operation.o subscribe.o subscribe_check.o topics.o
