@@ -17,7 +17,8 @@ use RealKafka;
 my $out;
 BEGIN { open $out, '>&', \*STDOUT; $out->autoflush(1); }
 
-my $kafka = RealKafka->new($ARGV[0], heap => 512);
+# All processors are busy, and brokers late to tell that they are there.
+my $kafka = RealKafka->new($ARGV[0], heap => 512, settings => { 'broker.session.timeout.ms' => 60000 });
 my %there;
 
 print {$out} $kafka->bootstrap, "\n";

@@ -16,8 +16,8 @@ from confluent_kafka import Consumer, TopicPartition
 
 brokers, topic, events, *mark = sys.argv[1:]
 events = int(events)
-consumer = Consumer({'bootstrap.servers': brokers, 'group.id': 'read', 'isolation.level': 'read_committed',
-                     'enable.auto.commit': False, 'auto.offset.reset': 'earliest', 'fetch.wait.max.ms': 50})
+settings = {'bootstrap.servers': brokers, 'group.id': 'read', 'enable.auto.commit': False, 'auto.offset.reset': 'earliest'}
+consumer = Consumer({**settings, 'isolation.level': 'read_committed'})
 places = [TopicPartition(topic, number, 0) for number in consumer.list_topics(topic).topics[topic].partitions]
 
 
@@ -26,11 +26,13 @@ def say(what):
 
 
 def wait_for(count):
-    while sum(consumer.get_watermark_offsets(place)[1] for place in places) < count:
+    while sum(watcher.get_watermark_offsets(place)[1] for place in places) < count:
         time.sleep(0.02)
 
 
 if mark:
+    # Also what is not committed.
+    watcher = Consumer({**settings, 'isolation.level': 'read_uncommitted'})
     wait_for(0)
     say('ready')
     wait_for(int(mark[0]))
@@ -39,7 +41,6 @@ if mark:
     consumer.assign(places)
 else:
     consumer.assign(places)
-    consumer.poll(0.5)
     say('ready')
 
 ids = set()

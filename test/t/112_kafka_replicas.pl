@@ -24,13 +24,16 @@ $node->start;
 $node->safe_psql('postgres', q(
 	CREATE EXTENSION cqrs_outbox;
 	SELECT cqrs_register_event('happened', 'things');
+	-- more than a window has, and not much more
 	CREATE PROCEDURE go_on_emitting(n bigint) LANGUAGE plpgsql AS $$
 	BEGIN
 		LOOP
-			PERFORM cqrs_emit_many('happened', array_agg(jsonb_build_object('n', i) ORDER BY i), array_agg('key ' || i % 50 ORDER BY i))
-			FROM generate_series(n, n + 19) i;
+			IF (SELECT max(lag_events) FROM cqrs_subscription_status) < 500 THEN
+				PERFORM cqrs_emit_many('happened', array_agg(jsonb_build_object('n', i) ORDER BY i), array_agg('key ' || i % 50 ORDER BY i))
+				FROM generate_series(n, n + 199) i;
+				n := n + 200;
+			END IF;
 			COMMIT;
-			n := n + 20;
 			PERFORM pg_sleep(0.02);
 		END LOOP;
 	END $$));
