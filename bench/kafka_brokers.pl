@@ -1,6 +1,10 @@
-# Brokers of Kafka, so many, for bench/kafka: prints their addresses, then makes a
-# topic anew for each line of its input, NAME PARTITIONS, and answers "ok". They end
-# when the input does.
+# Brokers of Kafka, so many, for benchmarks: prints their addresses, then does what
+# each line of its input says, and answers "ok":
+#
+#	NAME PARTITIONS [SETTING=VALUE...]		make a topic anew
+#	stop, start								all brokers, in order
+#
+# They end when the input does.
 
 use strict;
 use warnings;
@@ -13,15 +17,23 @@ use RealKafka;
 my $out;
 BEGIN { open $out, '>&', \*STDOUT; $out->autoflush(1); }
 
-my $kafka = RealKafka->new($ARGV[0], heap => 512);
+# All processors are busy, and brokers late to tell that they are there.
+my $kafka = RealKafka->new($ARGV[0], heap => 512, settings => { 'broker.session.timeout.ms' => 60000 });
 my %there;
 
 print {$out} $kafka->bootstrap, "\n";
 while (<STDIN>)
 {
-	my ($topic, $partitions) = split;
+	my ($what, $partitions, @settings) = split;
 
-	$kafka->delete_topic($topic) if $there{$topic}++;
-	$kafka->create_topic($topic, $partitions, 'file.delete.delay.ms' => 0);
+	if (defined $partitions)
+	{
+		$kafka->delete_topic($what) if $there{$what}++;
+		$kafka->create_topic($what, $partitions, 'file.delete.delay.ms' => 0, map { split /=/ } @settings);
+	}
+	else
+	{
+		$kafka->$what(1 .. $ARGV[0]);
+	}
 	print {$out} "ok\n";
 }

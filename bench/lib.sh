@@ -70,14 +70,20 @@ stop_kafka()
 	wait "$kafka_pid"
 }
 
-# new_topic NAME PARTITIONS: of Kafka, empty
+# new_topic NAME PARTITIONS [SETTING=VALUE...]: of Kafka, empty
 new_topic()
+{
+	tell_kafka "$*"
+	query -c CHECKPOINT
+}
+
+# tell_kafka WHAT: see kafka_brokers.pl
+tell_kafka()
 {
 	local answer
 
-	echo "$1 $2" >&"${KAFKA[1]}"
-	read -r answer <&"${KAFKA[0]}" && [ "$answer" = ok ] || die "could not make the topic $1"
-	query -c CHECKPOINT
+	echo "$1" >&"${KAFKA[1]}"
+	read -r answer <&"${KAFKA[0]}" && [ "$answer" = ok ] || die "Kafka does not do this: $1"
 }
 
 # build_program NAME LIBRARY...: bench/NAME.c as $scratch/NAME
