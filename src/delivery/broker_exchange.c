@@ -14,7 +14,6 @@
 #include "broker/message.h"
 #include "delivery/broker_exchange.h"
 #include "delivery/broker_sent.h"
-#include "delivery/target_broker.h"
 #include "registry/registry.h"
 #include "retry/retry.h"
 #include "shared/clock.h"
@@ -55,9 +54,9 @@ static void exchange_error_callback(void *arg);
  * handler does.
  */
 void
-cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
-							int64 announced, const char *lost,
-							volatile CqrsDelivery *delivery)
+cqrs_broker_exchange(CqrsSubscription *subscription, bool read,
+					 int64 announced, const char *lost,
+					 volatile CqrsDelivery *delivery)
 {
 	ErrorContextCallback errcallback;
 	CqrsRelay	relay;
@@ -84,7 +83,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 	same = cqrs_relay_begin_ahead(&relay, subscription, cqrs_broker.partition,
 								  &cqrs_broker.ahead);
 	if ((!same &&
-		 (cqrs_target_broker_pending() > 0 ||
+		 (cqrs_broker_pending() > 0 ||
 		  (cqrs_broker.transaction.phase == CQRS_TRANSACTION_OPEN &&
 		   cursor->sent.intent.given))) ||
 		!cqrs_transaction_is_of(&cqrs_broker.transaction, cursor) ||
@@ -113,7 +112,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 		exchange_messages(&relay, read, announced, lost, delivery);
 
 	/* Windows with nothing for us need not be recorded each time. */
-	moved |= (relay.nothers > 0 && cqrs_target_broker_pending() == 0) ||
+	moved |= (relay.nothers > 0 && cqrs_broker_pending() == 0) ||
 		(relay.start_until != 0 && cursor->tick_id != relay.start_tick) ||
 		cqrs_relay_arrives(&relay) ||
 		cursor->tick_id >= relay.start_tick + CQRS_EMPTY_TICKS;
@@ -123,7 +122,7 @@ cqrs_target_broker_exchange(CqrsSubscription *subscription, bool read,
 		cqrs_cursor_append(cursor);
 	cqrs_broker.transaction.seq = cursor->seq;
 	delivery->nevents = (int) (cursor->delivered - delivered);
-	delivery->more |= cqrs_target_broker_pending() > 0 || relay.nothers > 0 ||
+	delivery->more |= cqrs_broker_pending() > 0 || relay.nothers > 0 ||
 		(cqrs_broker.transaction.used &&
 		 cqrs_broker.transaction.phase != CQRS_TRANSACTION_OPEN);
 	delivery->retry_at = cursor->next_retry_at;
@@ -477,7 +476,7 @@ read_new(CqrsRelay *relay)
 	CqrsEvent	event;
 
 	relay->nbytes = cqrs_broker.entries.nbytes;
-	relay->may_leave = cqrs_target_broker_pending() == 0;
+	relay->may_leave = cqrs_broker_pending() == 0;
 	if (transaction->used)
 		most = Min(most, most_events() - transaction->nevents -
 				   cqrs_broker.entries.nentries);
@@ -601,6 +600,18 @@ keep_cursor(const CqrsCursor *cursor)
 	if (cqrs_broker.cursor_context != NULL)
 		MemoryContextDelete(cqrs_broker.cursor_context);
 	cqrs_broker.cursor_context = context;
+}
+
+/*
+ * How many events were read and are not recorded; more, if there is something to
+ * record about their transaction.
+ */
+int
+cqrs_broker_pending(void)
+{
+	return cqrs_broker.server == NULL ? 0 :
+		cqrs_broker.entries.nentries + cqrs_broker.transaction.nevents +
+		(cqrs_transaction_is_under_way(&cqrs_broker.transaction) ? 1 : 0);
 }
 
 /*

@@ -13,6 +13,7 @@
 #include "delivery/broker_transaction.h"
 #include "delivery/broker_trial.h"
 #include "delivery/relay.h"
+#include "delivery/target_handler.h"
 
 /* The connection of this process, if server is not NULL. */
 typedef struct CqrsBrokerSession
@@ -45,6 +46,14 @@ typedef struct CqrsBrokerSession
 
 extern CqrsBrokerSession cqrs_broker;
 
+/* In a transaction. */
+extern void cqrs_broker_exchange(CqrsSubscription *subscription,
+								 bool read, int64 announced,
+								 const char *lost,
+								 volatile CqrsDelivery *delivery);
+
+/* Outside. */
+extern int	cqrs_broker_pending(void);
 extern bool cqrs_broker_has_room(void);
 
 #endif							/* CQRS_BROKER_EXCHANGE_H */

@@ -315,18 +315,6 @@ cqrs_target_broker_may_announce(void)
 }
 
 /*
- * How many events were read and are not recorded; more, if there is something to
- * record about their transaction.
- */
-int
-cqrs_target_broker_pending(void)
-{
-	return cqrs_broker.server == NULL ? 0 :
-		cqrs_broker.entries.nentries + cqrs_broker.transaction.nevents +
-		(cqrs_transaction_is_under_way(&cqrs_broker.transaction) ? 1 : 0);
-}
-
-/*
  * The descriptor that is readable when the broker has said something.
  */
 int

@@ -24,17 +24,12 @@ typedef enum CqrsBrokerTask
 /* In a transaction. */
 extern bool cqrs_target_broker_prepare(CqrsSubscription *subscription,
 									   int partition, int failed_before);
-extern void cqrs_target_broker_exchange(CqrsSubscription *subscription,
-										bool read, int64 announced,
-										const char *lost,
-										volatile CqrsDelivery *delivery);
 
 /* Outside. */
 extern void cqrs_target_broker_connect(void);
 extern CqrsBrokerTask cqrs_target_broker_task(bool finish, char *error);
 extern const char *cqrs_target_broker_stopped(void);
 extern bool cqrs_target_broker_may_announce(void);
-extern int	cqrs_target_broker_pending(void);
 extern int	cqrs_target_broker_fd(void);
 extern long cqrs_target_broker_patience(void);
 extern void cqrs_target_broker_close(void);

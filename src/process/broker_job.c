@@ -14,6 +14,7 @@
 #include "pgstat.h"
 
 #include "delivery/attempt.h"
+#include "delivery/broker_exchange.h"
 #include "delivery/target_broker.h"
 #include "include/cqrs_broker.h"
 #include "process/job.h"
@@ -51,7 +52,7 @@ cqrs_broker_job_step(CqrsJob *job)
 			cqrs_target_broker_close();
 			return CQRS_JOB_DELIVERED;
 		case CQRS_BROKER_TASK_FAIL:
-			if (!job->first || cqrs_target_broker_pending() > 0)
+			if (!job->first || cqrs_broker_pending() > 0)
 				return connection_lost(job, error);
 
 			/* It was lost while there was nothing to do: try anew at once. */
@@ -91,7 +92,7 @@ exchange(CqrsJob *job)
 	bool		done;
 
 	job->announced = 0;
-	if (job->careful > 0 && cqrs_target_broker_pending() == 0 &&
+	if (job->careful > 0 && cqrs_broker_pending() == 0 &&
 		cqrs_target_broker_may_announce() && !job->finish)
 	{
 		error = cqrs_job_run(cqrs_job_announce, job);
@@ -124,7 +125,7 @@ exchange(CqrsJob *job)
 		cqrs_target_broker_close();
 		done = true;
 	}
-	return done && cqrs_target_broker_pending() == 0 ?
+	return done && cqrs_broker_pending() == 0 ?
 		CQRS_JOB_DRAINED : CQRS_JOB_DELIVERED;
 }
 
@@ -224,8 +225,8 @@ run_exchange(CqrsSubscription *subscription, CqrsJob *job)
 	bool		read = !job->finish &&
 	(job->careful == 0 || job->announced != 0);
 
-	cqrs_target_broker_exchange(subscription, read, job->announced, job->lost,
-								&job->delivery);
+	cqrs_broker_exchange(subscription, read, job->announced, job->lost,
+						 &job->delivery);
 
 	/*
 	 * That it can be connected to, or rejects what is sent, does not show

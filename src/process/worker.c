@@ -48,6 +48,7 @@
 #include "utils/memutils.h"
 
 #include "deferred/running.h"
+#include "delivery/broker_exchange.h"
 #include "delivery/session.h"
 #include "delivery/target_broker.h"
 #include "process/job.h"
@@ -234,7 +235,7 @@ deliver(void)
 		 */
 		if (job.pace.again == 0 && !job.pace.halved && others_wait(&job, start))
 		{
-			if (cqrs_target_broker_pending() == 0)
+			if (cqrs_broker_pending() == 0)
 			{
 				pg_atomic_write_u32(&cqrs_shared->contended,
 									CQRS_CONTENDED_NOT);
@@ -244,7 +245,7 @@ deliver(void)
 		}
 		job.finish |= !cqrs_deliver;
 	} while (outcome == CQRS_JOB_DELIVERED &&
-			 (cqrs_deliver || cqrs_target_broker_pending() > 0));
+			 (cqrs_deliver || cqrs_broker_pending() > 0));
 	cqrs_handler_job_flush(&job);
 	if (outcome == CQRS_JOB_DRAINED && job.finish)
 		outcome = CQRS_JOB_DELIVERED;
