@@ -57,12 +57,12 @@ sub promote
 	return;
 }
 
-# problem(NODE, PROBLEM): what cqrs_health() says of it, once it does.
+# problem(NODE, PROBLEM): what cqrs_health() says of it, once it says so, and why.
 sub problem
 {
 	my ($node, $problem) = @_;
 
-	$node->poll_query_until('postgres', "SELECT count(*) > 0 FROM cqrs_health() WHERE problem = '$problem'")
+	$node->poll_query_until('postgres', "SELECT count(*) > 0 FROM cqrs_health() WHERE problem = '$problem' AND detail NOT LIKE '%knows nothing of.'")
 	  or diag($node->safe_psql('postgres', 'SELECT * FROM cqrs_health()'));
 	return $node->safe_psql('postgres', "SELECT severity, object, detail FROM cqrs_health() WHERE problem = '$problem' ORDER BY object");
 }
