@@ -15,7 +15,7 @@ bool		cqrs_deliver = true;
 int			cqrs_tick_interval = 2;
 int			cqrs_poll_interval = 1000;
 int			cqrs_batch_duration = 50;
-int			cqrs_manager_idle_timeout = 10000;
+int			cqrs_manager_idle_timeout = 300000;
 int			cqrs_max_databases = 1000;
 int			cqrs_max_managers = 2;
 int			cqrs_max_workers = 4;
@@ -119,7 +119,7 @@ cqrs_guc_define(void)
 							"Sets after how long without anything to do a database's manager ends.",
 							"Another is started when there is something to do. -1 has it stay.",
 							&cqrs_manager_idle_timeout,
-							10000, -1, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS,
+							300000, -1, INT_MAX, PGC_SIGHUP, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("cqrs_outbox.max_databases",
 							"Sets how many databases can have the extension.",

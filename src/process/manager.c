@@ -31,13 +31,14 @@
  *	  made anew, it exits, and takes the database's workers with it. If it
  *	  does not fit the library any more, nothing is delivered until it does.
  *
- * 6. A manager that has had nothing to do for manager_idle_timeout ends, and
- *	  leaves in the slot when there will be something (see database.c). It also
- *	  ends, whatever it is doing, if the launcher needs its process for another
- *	  database; then another one goes on when this database gets its turn
- *	  again. It need not hand over what it knows: each manager begins by having
- *	  all cursors looked at. Nobody tells us that a prepared transaction was
- *	  committed; so as long as there are any, there is something to do.
+ * 6. A manager that has had nothing to do for manager_idle_timeout ends (sooner,
+ *	  if nothing was announced since it came), and leaves in the slot when there
+ *	  will be something (see database.c). It also ends, whatever it is doing, if
+ *	  the launcher needs its process for another database; then another one goes
+ *	  on when this database gets its turn again. It need not hand over what it
+ *	  knows: each manager begins by having all cursors looked at. Nobody tells us
+ *	  that a prepared transaction was committed; so as long as there are any,
+ *	  there is something to do.
  *
  * No topic may hold up another: what is done for one waits for nobody, and an
  * error in it has only that topic passed by. An error that concerns the database
@@ -100,6 +101,12 @@
 #define SHORTEST_IDLE		10
 
 /*
+ * A manager that nobody has told anything ends after this time with nothing to
+ * do; and no manager ends for a rest that is shorter; in milliseconds.
+ */
+#define UNTOLD_IDLE			10000
+
+/*
  * A manager that was asked to leave while cursors wait for a worker does so
  * only after this time, in milliseconds.
  */
@@ -154,6 +161,7 @@ static bool begin_cycle(void);
 static void end_cycle(void);
 static long work(void);
 static bool time_to_rest(TimestampTz now);
+static long idle_timeout(void);
 static TimestampTz find_rest(TimestampTz now);
 static bool has_prepared(void);
 static bool time_to_look(TimestampTz now);
@@ -423,9 +431,8 @@ time_to_rest(TimestampTz now)
 		resting = cqrs_assign_may_end() ||
 			TimestampDifferenceExceeds(asked, now, LONGEST_STAY);
 	else
-		resting = cqrs_manager_idle_timeout >= 0 &&
-			TimestampDifferenceExceeds(active_at, now,
-									   cqrs_manager_idle_timeout) &&
+		resting = idle_timeout() >= 0 &&
+			TimestampDifferenceExceeds(active_at, now, idle_timeout()) &&
 			cqrs_assign_may_end() && !cqrs_schedule_uneasy(&careful);
 	if (!resting)
 		return false;
@@ -433,8 +440,8 @@ time_to_rest(TimestampTz now)
 	rest_until = find_rest(now);
 	if (asked == 0 &&
 		(look_at_all ||
-		 rest_until < TimestampTzPlusMilliseconds(now,
-												  cqrs_manager_idle_timeout)))
+		 rest_until < TimestampTzPlusMilliseconds(now, Min(idle_timeout(),
+														   UNTOLD_IDLE))))
 	{
 		/* Ending for such a short time is not worth it. */
 		active_at = now;
@@ -443,6 +450,19 @@ time_to_rest(TimestampTz now)
 	else
 		my_slot->rests = was_told ? 0 : my_slot->rests + 1;
 	return resting;
+}
+
+/*
+ * After how long with nothing to do to end, in milliseconds; -1: never.
+ *
+ * What was announced is likely to be followed by more, soon. A look at a database
+ * is not: at the server's start, there is one at each.
+ */
+static long
+idle_timeout(void)
+{
+	return was_told ? cqrs_manager_idle_timeout :
+		Min(cqrs_manager_idle_timeout, UNTOLD_IDLE);
 }
 
 /*
@@ -668,9 +688,9 @@ next_wakeup(TimestampTz now, long wait)
 		timeout = cqrs_poll_wait();
 	else
 		timeout = cqrs_poll_interval;
-	if (cqrs_manager_idle_timeout >= 0)
+	if (idle_timeout() >= 0)
 	{
-		long		idle = Max(cqrs_manager_idle_timeout, SHORTEST_IDLE) + 1;
+		long		idle = Max(idle_timeout(), SHORTEST_IDLE) + 1;
 
 		timeout = Min(timeout,
 					  TimestampDifferenceMilliseconds(now,

@@ -142,6 +142,22 @@ IPC::Run::finish($emitter);
 check('other partitions', 1);
 is($node->safe_psql('postgres', 'SELECT partitions FROM cqrs_subscriptions'), 1, '... which there were');
 
+# Delivered otherwise for a while, or through another server, which is the same Kafka.
+$kafka->create_server($node, 'postgres', 'same');
+for my $changes ([ "delivery => 'at_least_once'", "delivery => 'exactly_once'" ], [ "server => 'same'", "server => 'events'" ])
+{
+	for my $change (@$changes)
+	{
+		my $sent = sent();
+
+		$emitter = start_emitter(2000, 20);
+		$node->poll_query_until('postgres', "SELECT delivered > $sent FROM cqrs.cursor ORDER BY seq DESC LIMIT 1") or die;
+		$node->safe_psql('postgres', "SELECT cqrs_alter_subscription('things', $change)");
+		IPC::Run::finish($emitter);
+		check($change, 1);
+	}
+}
+
 # worker(): its pid, once there is one.
 sub worker
 {
