@@ -334,13 +334,14 @@ COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, text[], text, text
 	interval, interval, bigint, interval, text, boolean, text, text, text, text, text, text) IS 'changes settings of a subscription';
 
 -- Removes a subscription, with what it has to retry and its dead letters; one
--- that executes commands (see cqrs_enqueue()), with its topic, too. Waits for
--- the batch being delivered, and for the emitters of such a topic; what is on
--- its way to a broker may arrive.
+-- that executes commands (see cqrs_enqueue()), with its topic, too; so one that is
+-- for sagas, if nobody owns it: those that it runs are forgotten, neither completed
+-- nor undone. Waits for the batch being delivered, and for the emitters of such a
+-- topic; what is on its way to a broker may arrive.
 --   if_exists  one that does not exist is no error
 -- Returns false if it does not exist. Errors: 42704 does not exist; 42501 not
--- its owner; 2BP01 something depends on its view; 55000 it is for sagas, see
--- cqrs_drop_saga_queue().
+-- its owner; 2BP01 something depends on its view; 55000 it is for sagas, and a role
+-- owns it, which has cqrs_drop_saga_queue().
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner, or,
 -- if there is none, in the extension's.
 CREATE FUNCTION @extschema@.cqrs_unsubscribe(subscription text, if_exists boolean DEFAULT false) RETURNS boolean
