@@ -1,5 +1,4 @@
-# Without preloading, everything works but the worker: what it would do is done
-# by hand.
+# Without preloading: what the worker would do is done by hand.
 
 use strict;
 use warnings;
