@@ -62,6 +62,8 @@ cqrs_wait_saga(PG_FUNCTION_ARGS)
 		over = look(PG_GETARG_UUID_P(0), &run);
 	}
 	ConditionVariableCancelSleep();
+	if (over)
+		cqrs_flush_commit(run.last.xmin);
 	values[0] = CStringGetTextDatum(cqrs_saga_statuses[run.last.status]);
 	nulls[0] = false;
 	nulls[1] = !over;
