@@ -208,6 +208,70 @@ RESET ROLE;
 SELECT cqrs_unsubscribe('orphan');
 SELECT * FROM pg_temp.problems();
 
+-- queues of sagas: each hint does what it says
+CREATE ROLE regress_cqrs_booker LOGIN;
+CREATE ROLE regress_cqrs_heir LOGIN;
+CREATE FUNCTION book(jsonb) RETURNS void LANGUAGE sql AS '';
+SELECT cqrs_register_event('paid', 't');
+GRANT SELECT ON cqrs_topics.t TO regress_cqrs_booker, regress_cqrs_heir;
+SELECT cqrs_register_saga('Trip', ARRAY[cqrs_step('book', 'book'), cqrs_await('paid', event_name => 'paid')]);
+CREATE FUNCTION restore_queues() RETURNS void LANGUAGE sql AS $$
+	INSERT INTO cqrs.cursor (subscription_id, partition, seq, tick_id, snapshot, received_all, expired, delivered, last_position, moved_at, by_topic)
+	SELECT DISTINCT ON (subscription_id, partition)
+		   subscription_id, partition, seq + 1, tick_id, snapshot, received_all, expired, delivered, last_position, moved_at, by_topic
+	FROM cqrs.cursor JOIN cqrs.subscription USING (subscription_id) WHERE runs IN ('sagas', 'saga_events')
+	ORDER BY subscription_id, partition, seq DESC
+$$;
+CREATE FUNCTION sagas() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM cqrs.saga';
+SET ROLE regress_cqrs_booker;
+SELECT cqrs_create_saga_queue();
+SELECT started FROM cqrs_start_saga('Trip');
+RESET ROLE;
+-- restored
+SELECT restore_queues();
+SELECT * FROM pg_temp.problems();
+SELECT hint FROM pg_temp.problems() WHERE problem = 'restored' LIMIT 1 \gexec
+SELECT * FROM pg_temp.problems();
+SELECT restore_queues();
+SELECT cqrs_drop_saga_queue('regress_cqrs_booker', cascade => true), sagas();
+SELECT * FROM pg_temp.problems();
+-- not all of it
+SET ROLE regress_cqrs_booker;
+SELECT cqrs_create_saga_queue();
+RESET ROLE;
+DELETE FROM cqrs.cursor USING cqrs.subscription s WHERE s.subscription_id = cursor.subscription_id AND runs IN ('sagas', 'saga_events');
+SELECT * FROM pg_temp.problems();
+SELECT hint FROM pg_temp.problems() WHERE problem = 'cursor_missing' LIMIT 1 \gexec
+SELECT * FROM pg_temp.problems();
+-- given away: they go on as that role, or are forgotten
+SET ROLE regress_cqrs_booker;
+SELECT cqrs_create_saga_queue();
+SELECT started FROM cqrs_start_saga('Trip');
+RESET ROLE;
+REASSIGN OWNED BY regress_cqrs_booker TO regress_cqrs_heir;
+SELECT * FROM pg_temp.problems();
+SELECT hint FROM pg_temp.problems() WHERE problem = 'owner_missing' \gexec
+SELECT * FROM pg_temp.problems();
+SELECT owner, count(*) FROM cqrs_saga_status GROUP BY owner;
+SELECT cqrs_unsubscribe('sagas_of_regress_cqrs_booker');
+REVOKE ALL ON cqrs_topics.sagas_of_regress_cqrs_booker, cqrs_topics.saga_events_of_regress_cqrs_booker FROM regress_cqrs_heir;
+SELECT sagas(), cqrs_unsubscribe('sagas_of_regress_cqrs_booker'), cqrs_unsubscribe('saga_events_of_regress_cqrs_booker');
+SELECT sagas(), count(*) FROM cqrs.topic WHERE topic ~ 'saga';
+SELECT * FROM pg_temp.problems();
+-- without its view
+SET ROLE regress_cqrs_booker;
+SELECT cqrs_create_saga_queue();
+SELECT started FROM cqrs_start_saga('Trip');
+RESET ROLE;
+DROP OWNED BY regress_cqrs_booker, regress_cqrs_heir;
+SELECT * FROM pg_temp.problems();
+SELECT cqrs_unsubscribe('sagas_of_regress_cqrs_booker'), cqrs_unsubscribe('saga_events_of_regress_cqrs_booker');
+SELECT sagas();
+SELECT * FROM pg_temp.problems();
+SELECT cqrs_unregister_saga('Trip'), cqrs_unregister_event('paid');
+DROP FUNCTION book, restore_queues, sagas;
+DROP ROLE regress_cqrs_booker, regress_cqrs_heir;
+
 -- a topic that was restored
 CREATE TEMP TABLE dump AS
 SELECT topic_id, topic, retention, current_segment, opened_at, created_at FROM cqrs.topic WHERE topic = 't';

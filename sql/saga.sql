@@ -83,7 +83,7 @@ SELECT drain() FROM generate_series(1, 2);
 SELECT unique_key, status, step_name, attempt, error, state FROM cqrs_saga_status ORDER BY 1;
 SELECT drain();
 SELECT unique_key, status, step_name, state FROM cqrs_saga_status ORDER BY 1;
-SELECT s.unique_key, h.event, h.step_name, h.status, h.attempt, h.sqlstate, h.error, h.state
+SELECT s.unique_key, h.event, h.step_name, h.status, h.attempt, h.error_sqlstate, h.error, h.state
 FROM cqrs_saga_status s, cqrs_saga_history(s.saga_id) WITH ORDINALITY h ORDER BY s.unique_key, h.ordinality;
 SELECT what, attempt FROM did ORDER BY id;
 
@@ -99,7 +99,7 @@ SELECT cqrs_signal(NULL, 'a');
 -- what comes early is kept, what nothing waits for is not; the oldest comes first
 SELECT cqrs_signal(:'waits', 'c', '1'), cqrs_signal(:'waits', 'nosuch'), cqrs_signal(:'waits', 'a', '[1]'), cqrs_signal(:'waits', 'a', '[2]');
 SELECT drain();
-SELECT status, step_name, due - since AS due, state FROM cqrs_saga_status WHERE saga_id = :'waits';
+SELECT status, step_name, due_at - since_at AS due, state FROM cqrs_saga_status WHERE saga_id = :'waits';
 \set VERBOSITY sqlstate
 SELECT cqrs_cancel_command(command_id) FROM cqrs.scheduled_command;	-- a saga's time is no command
 \set VERBOSITY terse

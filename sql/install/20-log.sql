@@ -115,10 +115,11 @@ COMMENT ON FUNCTION @extschema@.cqrs_alter_topic(text, interval) IS 'changes the
 --   if_exists  if there is none, that is no error
 -- Returns whether anything was dropped.
 -- Errors: 42704 does not exist; 55006 holds undelivered events; 2BP01 event
--- types or consumers use it; 42501 neither its creator nor the extension's owner.
+-- types or consumers use it; 42501 neither its creator nor the extension's owner;
+-- 55000 it is for sagas.
 -- Locks: ACCESS EXCLUSIVE on its segments and view; as cqrs_create_topic().
--- Privileges: EXECUTE, not granted to PUBLIC, and SELECT and INSERT with
--- grant option on the topic.
+-- Privileges: EXECUTE, not granted to PUBLIC, and INSERT with grant option on the
+-- topic.
 CREATE FUNCTION @extschema@.cqrs_drop_topic(topic text, cascade boolean DEFAULT false, if_exists boolean DEFAULT false)
 RETURNS boolean
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME';

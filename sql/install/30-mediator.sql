@@ -110,7 +110,8 @@ COMMENT ON FUNCTION @extschema@.cqrs_unregister_query(text, boolean) IS 'removes
 --                 command, and repeated with it: a command that was
 --                 handled with this key is not handled again, but its answer
 --                 is returned. The same payload is one that jsonb takes for
---                 equal. Keys are the current user's own, whatever the command. A key is kept from when its transaction commits, for
+--                 equal. Keys are the current user's own, whatever the command.
+--                 A key is kept from when its transaction commits, for
 --                 cqrs_outbox.idempotency_retention at least. Errors are not
 --                 kept.
 -- Errors: OB001 not registered; 42883 its handler is gone; 42809 it is not a
@@ -323,9 +324,9 @@ ALTER TABLE cqrs.event_handler ENABLE ALWAYS TRIGGER refuse_write, ENABLE ALWAYS
 -- in which they were registered, as the current user. An event emitted outside
 -- any dispatch is handled before the emitting call returns; in a command, after
 -- the outermost command's handler has returned, and before cqrs_send() does; in
--- a stream, before the caller gets the next row. What handlers emit is handled
--- after that, breadth first, until nothing is left. An event that is rolled
--- back to a savepoint before that is not handled. An error of a handler is
+-- a stream, before the caller gets the row for which it was emitted. What handlers
+-- emit is handled after that, breadth first, until nothing is left. An event that is
+-- rolled back to a savepoint before that is not handled. An error of a handler is
 -- raised by the call that leads to it. A transaction that is open while a
 -- handler is registered calls it from the next command that it sends; what it
 -- emits outside commands need not be handled.

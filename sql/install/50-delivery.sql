@@ -311,8 +311,9 @@ COMMENT ON FUNCTION @extschema@.cqrs_subscribe(text, text[], text, text, text, i
 -- Returns whether that changed anything.
 -- Errors: 42704 does not exist; 42501 not its owner, or for the handler as in
 -- cqrs_subscribe(), as for the server; 55000 it has no handler, or no server, or
--- topics are given, and it was restored and not adopted, or is a command queue;
--- 0A000 the broker has no transactions; 22023 out of its range.
+-- topics are given, and it was restored and not adopted, or is a queue of commands or
+-- sagas, or partitions, and it brings sagas what they wait for; 0A000 the broker has no
+-- transactions; 22023 out of its range.
 -- Locks: with topics, partitions, ordering, a key_rate, a handler, a server, delivery or
 -- on_divergence, those for moving its cursors, until the end of the transaction; it waits
 -- for the batches being delivered.
@@ -333,12 +334,14 @@ COMMENT ON FUNCTION @extschema@.cqrs_alter_subscription(text, text[], text, text
 	interval, interval, bigint, interval, text, boolean, text, text, text, text, text, text) IS 'changes settings of a subscription';
 
 -- Removes a subscription, with what it has to retry and its dead letters; one
--- that executes commands (see cqrs_enqueue()), with its topic, too. Waits for
--- the batch being delivered, and for the emitters of such a topic; what is on
--- its way to a broker may arrive.
+-- that executes commands (see cqrs_enqueue()), with its topic, too; so one that is
+-- for sagas, if nobody owns it: those that it runs are forgotten, neither completed
+-- nor undone. Waits for the batch being delivered, and for the emitters of such a
+-- topic; what is on its way to a broker may arrive.
 --   if_exists  one that does not exist is no error
 -- Returns false if it does not exist. Errors: 42704 does not exist; 42501 not
--- its owner; 2BP01 something depends on its view.
+-- its owner; 2BP01 something depends on its view; 55000 it is for sagas, and a role
+-- owns it, which has cqrs_drop_saga_queue().
 -- Privileges: EXECUTE, not granted to PUBLIC, and membership in the owner, or,
 -- if there is none, in the extension's.
 CREATE FUNCTION @extschema@.cqrs_unsubscribe(subscription text, if_exists boolean DEFAULT false) RETURNS boolean
@@ -385,7 +388,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_resume(text, text) IS 'has delivery to a su
 --           emitted at that time or later, whose earlier events, and those of
 --           later transactions, come with it
 -- Errors: 42704 does not exist; 42501 not its owner; 22007 no such target;
--- 25006 read-only transaction or standby.
+-- 55000 it is for sagas; 25006 read-only transaction or standby.
 -- Locks: those for moving its cursors, until the end of the transaction; until
 -- then, nothing of its topics is truncated.
 -- Privileges: membership in the owner.
@@ -409,7 +412,7 @@ COMMENT ON FUNCTION @extschema@.cqrs_seek(text, timestamptz) IS 'moves a subscri
 -- somebody to do something: it is paused, or its handler does not exist. It does
 -- not wait for what the caller's own transaction emitted.
 -- Errors: 42704 does not exist; 42501 not its owner; 55000 cqrs_outbox is not
--- in shared_preload_libraries; 22023 timeout.
+-- in shared_preload_libraries; 55006 called by its own handler; 22023 timeout.
 -- Privileges: membership in the owner.
 CREATE FUNCTION @extschema@.cqrs_wait(subscription text, timeout interval DEFAULT '10 s', since timestamptz DEFAULT NULL)
 RETURNS boolean

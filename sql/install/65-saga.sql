@@ -513,8 +513,8 @@ COMMENT ON VIEW @extschema@.cqrs_sagas IS 'registered sagas';
 --               executed; completed, compensated, cancelled: it is over
 --   step_name   at which step it is; NULL: it is over
 --   attempt     how often that has failed
---   since       since when it is there
---   due         when it goes on by itself, or gives up waiting; NULL: now, or never
+--   since_at    since when it is there
+--   due_at      when it goes on by itself, or gives up waiting; NULL: now, or never
 --   error       the last one, of this entry
 --   state       NULL for who only watches
 CREATE VIEW @extschema@.cqrs_saga_status WITH (security_barrier) AS
@@ -534,8 +534,8 @@ SELECT b.saga_id,
 	   e.status,
 	   (cqrs.saga_steps(b.saga_name, b.version))[e.next + 1] AS step_name,
 	   e.attempt,
-	   e.at AS since,
-	   e.due,
+	   e.at AS since_at,
+	   e.due AS due_at,
 	   e.error,
 	   CASE WHEN v.is_own THEN coalesce(e.state, (SELECT s.state FROM cqrs.saga_entry s
 			WHERE s.segment = b.segment AND s.saga_id = b.saga_id AND s.branch = 0 AND s.seq = e.state_seq)) END AS state,
@@ -584,14 +584,14 @@ COMMENT ON VIEW cqrs.saga_history IS 'what happened to sagas';
 --   attempt     which attempt failed
 --   message_id, message_name
 --               of the event or signal
---   sqlstate, error
+--   error_sqlstate, error
 --               why it failed
 --   state       if it changed: the saga's, or the answer of a parallel step; or what
 --               came with a signal
 -- Privileges: membership in the role that started it; of others', there is nothing.
 CREATE FUNCTION @extschema@.cqrs_saga_history(saga_id uuid)
 RETURNS TABLE (at timestamptz, event text, step_name text, branch text, status text, attempt integer, message_id uuid, message_name text,
-			   sqlstate text, error text, state jsonb)
+			   error_sqlstate text, error text, state jsonb)
 LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 20
 BEGIN ATOMIC
 	SELECT h.at, h.event, h.step_name, h.branch, h.status,

@@ -322,18 +322,25 @@ FROM (
 	SELECT 'error', 'owner_missing', subscription,
 		   format('View cqrs_subscriptions.%I does not exist, whose owner is the subscription''s; nothing is delivered to it.',
 				  subscription),
-		   format('SELECT cqrs_alter_subscription(%1$L); -- as a superuser, who owns it then; or cqrs_unsubscribe(%1$L)',
-				  subscription)
+		   format('SELECT cqrs_alter_subscription(%1$L); -- as a superuser, who owns it then; or cqrs_unsubscribe(%1$L)%2$s',
+				  subscription, CASE runs WHEN 'sagas' THEN ', which forgets the sagas' END)
 	FROM unowned
 	WHERE role IS NULL
 	UNION ALL
 	SELECT 'error', 'owner_missing', subscription,
-		   format('Role "%s" owns its view, but another role enqueued its commands; they are not executed.', u.role),
-		   format('GRANT SELECT ON cqrs_topics.%1$I TO %2$I WITH GRANT OPTION; -- to have role "%2$s" execute them; or SELECT cqrs_unsubscribe(%3$L);',
-				  r.topic, u.role, subscription)
+		   CASE u.runs WHEN 'commands'
+				THEN format('Role "%s" owns its view, but another role enqueued its commands; they are not executed.', u.role)
+				ELSE format('Role "%s" owns its view, but another role started its sagas; they do not go on.', u.role) END,
+		   CASE u.runs WHEN 'commands'
+				THEN format('GRANT SELECT ON cqrs_topics.%1$I TO %2$I WITH GRANT OPTION; -- to have role "%2$s" execute them; or SELECT cqrs_unsubscribe(%3$L);',
+							r.topic, u.role, subscription)
+				ELSE format('GRANT SELECT ON cqrs_topics.%1$I TO %2$I WITH GRANT OPTION; -- to have them go on as role "%2$s"; or %4$sSELECT cqrs_unsubscribe(%3$L);',
+							r.topic, u.role, subscription, CASE u.runs WHEN 'sagas' THEN 'to forget them, ' END) END
 	FROM unowned u
 	JOIN reads r USING (subscription_id, subscription)
-	WHERE u.runs IS NOT NULL AND u.role IS NOT NULL
+	WHERE u.role IS NOT NULL
+	-- of what sagas wait for, only the times are in a topic of its own
+	AND (u.runs IN ('commands', 'sagas') OR u.runs = 'saga_events' AND r.topic = subscription)
 	UNION ALL
 	SELECT 'error', 'topic_privilege', subscription,
 		   format('Its owner, role "%s", may not read topic "%s".', pg_get_userbyid(owner), topic),
@@ -397,6 +404,8 @@ CREATE VIEW cqrs.subscription_problem WITH (security_barrier) AS
 SELECT c.severity, c.problem, format('subscription "%s"', s.subscription) AS object, c.detail, c.hint, c.lag, c.held
 FROM cqrs.subscription s
 CROSS JOIN LATERAL cqrs.subscription_progress(s.subscription_id) p
+-- whose the sagas are
+LEFT JOIN LATERAL (SELECT pg_get_userbyid(w.owner) AS owner FROM cqrs.subscription_owner(s.subscription_id) w) o ON s.runs IN ('sagas', 'saga_events')
 CROSS JOIN LATERAL (
 	-- nothing is delivered, because somebody or something decided so
 	SELECT 'error' AS severity, 'suspended' AS problem,
@@ -414,12 +423,16 @@ CROSS JOIN LATERAL (
 	UNION ALL
 	SELECT 'error', 'restored',
 		   'It was restored from a dump, or reads a topic that was; nothing is delivered to it.',
-		   format('SELECT cqrs_adopt(); -- or cqrs_seek(%L, ''latest''), to pass the restored events by',
-				  s.subscription), NULL, NULL
+		   CASE WHEN s.runs IN ('sagas', 'saga_events')
+				THEN format('SELECT cqrs_adopt(); -- or cqrs_drop_saga_queue(%L, cascade => true), to forget the restored sagas', o.owner)
+				ELSE format('SELECT cqrs_adopt(); -- or cqrs_seek(%L, ''latest''), to pass the restored events by',
+							s.subscription) END, NULL, NULL
 	WHERE p.state = 'restored'
 	UNION ALL
 	SELECT 'error', 'cursor_missing', 'One of its cursors was not restored.',
-		   format('SELECT cqrs_unsubscribe(%L); -- then subscribe again', s.subscription), NULL, NULL
+		   CASE WHEN s.runs IN ('sagas', 'saga_events')
+				THEN format('SELECT cqrs_drop_saga_queue(%1$L, cascade => true); -- then cqrs_create_saga_queue(%1$L)', o.owner)
+				ELSE format('SELECT cqrs_unsubscribe(%L); -- then subscribe again', s.subscription) END, NULL, NULL
 	WHERE p IS NULL
 	UNION ALL
 	-- or cannot be

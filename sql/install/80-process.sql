@@ -5,16 +5,18 @@
 
 -- Rotates topics to their next segment, truncates the segments whose retention
 -- is over and which every subscription has got, and suspends subscriptions
--- past one of their limits. Truncates the tables of idempotency keys that are
--- old enough. The worker does this by itself.
---   topic  only this topic and its subscriptions; NULL: all, and the keys
+-- past one of their limits. Truncates the tables of idempotency keys, of sagas and
+-- of message ids whose rows have all been kept for long enough. The worker does this
+-- by itself.
+--   topic  only this topic and its subscriptions; NULL: all, and these tables
 -- Returns what it did, and what it could not do:
---   topic    NULL for 'suspended', and for idempotency keys
+--   topic    NULL for 'suspended', and for these tables
 --   action   rotated, truncated, held (the segment holds events but is not
 --            truncated), suspended
 --   segment  the one that became current, was truncated, or is held;
---            for idempotency keys, the table's number
---   detail   held: by what; suspended: the subscription; 'idempotency keys'
+--            for these tables, the table's number
+--   detail   held: by what; suspended: the subscription; of these tables, 'idempotency
+--            keys', 'sagas' or 'message ids'
 --   pid      held by a lock: the process that has it; NULL for a prepared
 --            transaction
 -- Errors: 42704 no such topic; 25001 in a transaction block (it would keep

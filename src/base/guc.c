@@ -134,7 +134,7 @@ cqrs_guc_define(void)
 							2, 1, 10000, at_start, 0,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("cqrs_outbox.max_workers",
-							"Sets how many subscriptions can be delivered at the same time.",
+							"Sets how many workers can deliver and consume at the same time.",
 							"Each needs one of max_worker_processes.",
 							&cqrs_max_workers,
 							4, 1, 1000, at_start, 0,

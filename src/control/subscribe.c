@@ -154,8 +154,11 @@ cqrs_unsubscribe(PG_FUNCTION_ARGS)
 	}
 	subscription = cqrs_subscription_get(name);
 	cqrs_subscription_require_owner(subscription);
-	cqrs_subscription_refuse_sagas(subscription,
-								   "Use cqrs_drop_saga_queue().");
+
+	/* Those that nobody owns are no role's to drop. */
+	if (OidIsValid(subscription->owner))
+		cqrs_subscription_refuse_sagas(subscription,
+									   "Use cqrs_drop_saga_queue().");
 	cqrs_subscription_remove(subscription);
 	PG_RETURN_BOOL(true);
 }
@@ -411,6 +414,15 @@ cqrs_subscription_remove(CqrsSubscription *subscription)
 	int			i;
 
 	(void) cqrs_subscription_lock_all(subscription);
+
+	/* Sagas that are under way are forgotten. From here on, none is started. */
+	if (subscription->runs_sagas)
+	{
+		cqrs_admin_run("LOCK TABLE cqrs.saga IN SHARE ROW EXCLUSIVE MODE", 0);
+		for (i = 0; i < subscription->ntopics; i++)
+			cqrs_admin_run("DELETE FROM cqrs.saga WHERE topic_id = $1",
+						   1, CQRS_INT4(subscription->topics[i]->topic_id));
+	}
 
 	/*
 	 * Its topic goes with it. Lock the tables in the same order as enqueuing

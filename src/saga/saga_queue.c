@@ -30,6 +30,7 @@
 /* How many workers run a role's sagas, unless it is told. */
 #define DEFAULT_PARTITIONS	4
 
+static void refuse_under_way(CqrsSubscription *queue, Oid owner);
 static bool has_topic(const CqrsSubscription *subscription);
 static void make(Oid owner, const CqrsSubscription *existing,
 				 const char *prefix, const char *handler, const char *runs,
@@ -97,7 +98,6 @@ cqrs_drop_saga_queue(PG_FUNCTION_ARGS)
 	Oid			owner;
 	CqrsSubscription *queue;
 	CqrsSubscription *router;
-	int			i;
 
 	cqrs_require_writable("cqrs_drop_saga_queue()");
 	owner = cqrs_queue_owner_arg(fcinfo, "drop", "queue of sagas");
@@ -113,25 +113,8 @@ cqrs_drop_saga_queue(PG_FUNCTION_ARGS)
 	}
 	if (queue != NULL)
 	{
-		queue = cqrs_subscription_lock_all(queue);
-
-		/* From here on, none is started. */
-		cqrs_admin_run("LOCK TABLE cqrs.saga IN SHARE ROW EXCLUSIVE MODE", 0);
-		for (i = 0; i < queue->ntopics; i++)
-		{
-			const char *statement = cqrs_flag_arg(fcinfo, 1) ?
-			"DELETE FROM cqrs.saga WHERE topic_id = $1" :
-			"SELECT FROM cqrs.saga WHERE topic_id = $1 LIMIT 1";
-
-			if (cqrs_admin_run(statement, 1,
-							   CQRS_INT4(queue->topics[i]->topic_id)) > 0 &&
-				!cqrs_flag_arg(fcinfo, 1))
-				ereport(ERROR,
-						(errcode(ERRCODE_OBJECT_IN_USE),
-						 errmsg("sagas of role \"%s\" are under way",
-								GetUserNameFromId(owner, false)),
-						 errhint("See cqrs_saga_status. Let them end, or use cascade => true, which leaves them as they are, neither completed nor undone.")));
-		}
+		if (!cqrs_flag_arg(fcinfo, 1))
+			refuse_under_way(queue, owner);
 		cqrs_subscription_remove(queue);
 		CommandCounterIncrement();
 	}
@@ -139,6 +122,26 @@ cqrs_drop_saga_queue(PG_FUNCTION_ARGS)
 	if (router != NULL)
 		cqrs_subscription_remove(router);
 	PG_RETURN_BOOL(true);
+}
+
+/*
+ * Raises 55006 if sagas of the role are under way. From here on, none is started.
+ */
+static void
+refuse_under_way(CqrsSubscription *queue, Oid owner)
+{
+	int			i;
+
+	queue = cqrs_subscription_lock_all(queue);
+	cqrs_admin_run("LOCK TABLE cqrs.saga IN SHARE ROW EXCLUSIVE MODE", 0);
+	for (i = 0; i < queue->ntopics; i++)
+		if (cqrs_admin_run("SELECT FROM cqrs.saga WHERE topic_id = $1 LIMIT 1",
+						   1, CQRS_INT4(queue->topics[i]->topic_id)) > 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("sagas of role \"%s\" are under way",
+							GetUserNameFromId(owner, false)),
+					 errhint("See cqrs_saga_status. Let them end, or use cascade => true, which leaves them as they are, neither completed nor undone.")));
 }
 
 static bool

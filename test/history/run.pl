@@ -139,7 +139,7 @@ sub wait_delivered
 			note("$what: not yet delivered:\n" . $node->safe_psql('postgres', q(SELECT subscription, state, partitions, next_partitions, lag_events, retrying, waiting, retry_at - now(), held_by_pid, error
 				FROM cqrs_subscription_status WHERE coalesce(lag_events + retrying + waiting > 0, true) OR next_partitions IS NOT NULL))
 				. $node->safe_psql('postgres', 'SELECT command_id, command_name, state, run_at - now() FROM cqrs_enqueued_commands')
-				. $node->safe_psql('postgres', q(SELECT saga_id, saga_name, status, step_name, attempt, due - now(), error FROM cqrs_saga_status WHERE status NOT IN ('completed', 'compensated', 'cancelled'))));
+				. $node->safe_psql('postgres', q(SELECT saga_id, saga_name, status, step_name, attempt, due_at - now(), error FROM cqrs_saga_status WHERE status NOT IN ('completed', 'compensated', 'cancelled'))));
 		}
 		# The lag is not known as long as a topic's table is locked.
 		if ($node->safe_psql('postgres', q(SELECT bool_and(coalesce(lag_events + retrying + waiting = 0, false)) AND count(next_partitions) = 0

@@ -113,7 +113,7 @@ sub all_over
 
 	return $node->poll_query_until('postgres',
 		"SELECT bool_and(status IN ('completed', 'compensated', 'cancelled')) FROM cqrs_saga_status WHERE $where")
-	  || diag($node->safe_psql('postgres', "SELECT saga_id, saga_name, status, step_name, attempt, due - now(), error FROM cqrs_saga_status WHERE $where AND status NOT IN ('completed', 'compensated', 'cancelled')"));
+	  || diag($node->safe_psql('postgres', "SELECT saga_id, saga_name, status, step_name, attempt, due_at - now(), error FROM cqrs_saga_status WHERE $where AND status NOT IN ('completed', 'compensated', 'cancelled')"));
 }
 
 # ----------------------------------------------------------------------
@@ -169,7 +169,7 @@ sub make_due
 breaks(bad => 'P0001', a => 'P0001');
 $node->safe_psql('postgres', q(SELECT cqrs_start_saga(name) FROM unnest(ARRAY['slow', 'nap', 'signalled', 'bought', 'both']) name, generate_series(1, 10)));
 $node->poll_query_until('postgres', q(
-	SELECT count(*) = 50 FROM cqrs_saga_status WHERE status IN ('retrying', 'sleeping', 'waiting') AND due IS NOT NULL OR saga_name = 'both' AND step_name = 'both'))
+	SELECT count(*) = 50 FROM cqrs_saga_status WHERE status IN ('retrying', 'sleeping', 'waiting') AND due_at IS NOT NULL OR saga_name = 'both' AND step_name = 'both'))
   or die $node->safe_psql('postgres', 'SELECT * FROM cqrs_saga_status');
 lose();
 $node->safe_psql('postgres', "SELECT cqrs_pause('sagas_of_postgres')");

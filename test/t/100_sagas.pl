@@ -90,7 +90,7 @@ is($node->safe_psql('postgres', "SELECT string_agg(event || coalesce(' ' || step
 $id = start('final');
 is(outcome($id), 'compensated: reserve cancel', 'a final error');
 is($node->safe_psql('postgres', "SELECT error FROM cqrs_saga_status WHERE saga_id = '$id'"), '', 'the last entry has no error');
-is($node->safe_psql('postgres', "SELECT sqlstate, error FROM cqrs_saga_history('$id') WHERE event = 'failed'"), 'ZZ001|declined', '... its history has it');
+is($node->safe_psql('postgres', "SELECT error_sqlstate, error FROM cqrs_saga_history('$id') WHERE event = 'failed'"), 'ZZ001|declined', '... its history has it');
 
 # The state: what a step returns; composite types.
 $node->safe_psql('postgres', q(
@@ -256,7 +256,7 @@ my $over = $id;
 $id = start('wait');
 $node->poll_query_until('postgres', "SELECT status = 'waiting' FROM cqrs_saga_status WHERE saga_id = '$id'") or die 'does not wait';
 my $waiter = start('waiter', qq({"id": "$id"}));
-is($node->safe_psql('postgres', "SELECT status, error, (SELECT sqlstate FROM cqrs_saga_history('$waiter') WHERE event = 'failed') FROM cqrs_wait_saga('$waiter', '60 s')"),
+is($node->safe_psql('postgres', "SELECT status, error, (SELECT error_sqlstate FROM cqrs_saga_history('$waiter') WHERE event = 'failed') FROM cqrs_wait_saga('$waiter', '60 s')"),
 	"compensated|saga $id is in the queue whose sagas this session executes|55006", 'a step must not wait for another saga of its queue');
 $waiter = start('waiter', qq({"id": "$over"}));
 is($node->safe_psql('postgres', "SELECT state->>'found' FROM cqrs_wait_saga('$waiter', '60 s')"), 'completed', 'but may ask for one that is over');

@@ -243,7 +243,7 @@ for (1 .. 300)
 	last if $node->safe_psql('original', "SELECT status FROM cqrs_wait_saga('$id', '200 ms')") eq 'compensated';
 	$node->safe_psql('original', q(SET ROLE alice; SELECT cqrs_start_saga('noted')));
 }
-is($node->safe_psql('original', "SELECT status, (SELECT sqlstate FROM cqrs_saga_history('$id') WHERE event = 'failed') FROM cqrs_wait_saga('$id', '0')"), 'compensated|42501',
+is($node->safe_psql('original', "SELECT status, (SELECT error_sqlstate FROM cqrs_saga_history('$id') WHERE event = 'failed') FROM cqrs_wait_saga('$id', '0')"), 'compensated|42501',
 	'a step cannot become somebody else');
 is($node->safe_psql('original', "SELECT count(*) FROM log WHERE what = 'escaped'"), '0', '... and has done nothing');
 

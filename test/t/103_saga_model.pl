@@ -101,7 +101,7 @@ sub calls
 my $id = start('order', '{"order": 1}');
 is(outcome($id), 'completed: reserve charge issue', 'all steps, in their order; what undoes them is not called');
 is(query($node, "SELECT state FROM cqrs_wait_saga('$id')"), '{"issue": 1, "order": 1, "charge": 1, "reserve": 1}', 'what they answer is in the state');
-is(history($id, 'event, step_name, status, sqlstate, error', '.*'), 'started/running done/inventory/running done/payment/running done/shipping/completed',
+is(history($id, 'event, step_name, status, error_sqlstate, error', '.*'), 'started/running done/inventory/running done/payment/running done/shipping/completed',
 	'each has an entry, without an error');
 is(history($id, q(step_name, state), 'done') =~ s/"//gr, 'inventory/{order: 1, reserve: 1} payment/{order: 1, charge: 1, reserve: 1} shipping/{issue: 1, order: 1, charge: 1, reserve: 1}',
 	'... with what it answered');
@@ -109,7 +109,7 @@ is(history($id, q(step_name, state), 'done') =~ s/"//gr, 'inventory/{order: 1, r
 breaks(issue => 9);
 $id = start('order');
 is(outcome($id), 'compensated: reserve charge refund cancel', 'a step fails: those before it are undone, last first, and not itself');
-is(history($id, 'event, step_name, sqlstate, error', 'failed|undone'), 'failed/shipping/P0001/cannot issue undone/payment undone/inventory', '... and why is kept');
+is(history($id, 'event, step_name, error_sqlstate, error', 'failed|undone'), 'failed/shipping/P0001/cannot issue undone/payment undone/inventory', '... and why is kept');
 is(error_parts($node, "SELECT cqrs_register_saga('empty', '{}')") =~ s/:.*//r, '22023', 'a saga without steps is refused');
 is(query($node, "WITH s AS (SELECT saga_id FROM cqrs_start_saga('order')) SELECT status FROM cqrs_saga_status, s WHERE cqrs_saga_status.saga_id = s.saga_id"), '',
 	'a start returns before anything is done');
@@ -145,7 +145,7 @@ query($node, q(
 breaks(issue => 9, refund => 9);
 $id = start('patient');
 is(status($id), 'failed', 'undoing that never succeeds');
-is(history($id, 'attempt, sqlstate, error', 'undoing failed'), join(' ', map { "$_/P0001/cannot refund" } 1 .. 5), '... is tried as often as is wanted');
+is(history($id, 'attempt, error_sqlstate, error', 'undoing failed'), join(' ', map { "$_/P0001/cannot refund" } 1 .. 5), '... is tried as often as is wanted');
 my @delays = split /\n/, query($node, "SELECT extract(milliseconds FROM due - at) FROM cqrs.saga_entry WHERE saga_id = '$id' AND event = 'undoing failed' AND due < 'infinity' ORDER BY seq");
 is(scalar @delays, 4, '... with a delay before each further time');
 for ([ 0, 20 ], [ 1, 40 ], [ 2, 50 ], [ 3, 50 ])
@@ -159,7 +159,7 @@ is(history($id, 'error', 'failed'), 'cannot issue', '... and does not hide the f
 breaks(issue => 9, refund => 1);
 $id = start('default');
 $node->poll_query_until('postgres', "SELECT attempt = 1 AND status = 'compensating' FROM cqrs_saga_status WHERE saga_id = '$id'") or die 'not tried';
-is(query($node, "SELECT due - since BETWEEN '0.75 s' AND '1.25 s' FROM cqrs_saga_status WHERE saga_id = '$id'"), 't', 'by default, after a second');
+is(query($node, "SELECT due_at - since_at BETWEEN '0.75 s' AND '1.25 s' FROM cqrs_saga_status WHERE saga_id = '$id'"), 't', 'by default, after a second');
 query($node, "SELECT cqrs_retry_saga('$id', 'payment')");
 is(query($node, "SELECT (options->>'max_attempts')::int FROM cqrs_step('x', 'refund')"), '5', '... and five times');
 breaks(issue => 9);
@@ -295,7 +295,7 @@ is(outcome(start('rated')), 'completed: rate', "another one's is for itself");
 my $session = new_session($node, 'postgres');
 $session->query('BEGIN');
 $id = $session->query(q(SELECT saga_id FROM cqrs_start_saga('order', '{"key": "value"}', 'k1')));
-is($session->query("SELECT saga_name, status, state, started_at IS NOT NULL, since >= started_at FROM cqrs_saga_status WHERE saga_id = '$id'"), 'order|running|{"key": "value"}|t|t',
+is($session->query("SELECT saga_name, status, state, started_at IS NOT NULL, since_at >= started_at FROM cqrs_saga_status WHERE saga_id = '$id'"), 'order|running|{"key": "value"}|t|t',
 	'one that was started');
 is($session->query("SELECT event, step_name FROM cqrs_saga_history('$id')"), 'started|', '... has done nothing');
 is(query($node, "SELECT count(*) FROM cqrs_saga_status WHERE saga_id = '$id'"), '0', '... and is not there for others, until the commit');
@@ -318,7 +318,7 @@ my @waiting = map { start('replaced', "{\"n\": $_}") } 1 .. 3;
 $node->poll_query_until('postgres', q(SELECT count(*) = 3 FROM cqrs_saga_status WHERE saga_name = 'replaced' AND status = 'waiting')) or die 'do not wait';
 is(query($node, "SELECT state FROM cqrs_saga_status WHERE saga_id = '$waiting[0]'"), '{"all": "new"}', 'an answer replaces the state');
 is(query($node, q(SELECT string_agg(saga_id::text, ' ' ORDER BY started_at) FROM (SELECT * FROM cqrs_saga_status
-	WHERE saga_name = 'replaced' AND status = 'waiting' AND since < clock_timestamp() ORDER BY started_at LIMIT 2) s)), "@waiting[0, 1]",
+	WHERE saga_name = 'replaced' AND status = 'waiting' AND since_at < clock_timestamp() ORDER BY started_at LIMIT 2) s)), "@waiting[0, 1]",
 	'those under way, by name, status, age, and so many');
 is(query($node, q(SELECT count(*) FROM cqrs_saga_status WHERE saga_name = 'replaced' AND status = 'completed')), '0', '... and those that are not');
 my @signals = map { my $n = $_; in_background(sub { $node->safe_psql('postgres', "SELECT cqrs_signal('$waiting[0]', '$n', '1')") }) } 'go', 'go on';

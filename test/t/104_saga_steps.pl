@@ -44,7 +44,7 @@ sub failures
 {
 	my ($id) = @_;
 
-	return query($node, "SELECT string_agg(concat_ws('/', step_name, attempt, sqlstate), ' ') FROM cqrs_saga_history('$id') WHERE event ~ 'failed'");
+	return query($node, "SELECT string_agg(concat_ws('/', step_name, attempt, error_sqlstate), ' ') FROM cqrs_saga_history('$id') WHERE event ~ 'failed'");
 }
 
 # ----------------------------------------------------------------------

@@ -65,7 +65,7 @@ my $waiting = 'bought waiting, nap sleeping, patient retrying, signalled waiting
 
 start($_) for (@names) x 5;
 ok($node->poll_query_until('postgres', $where, $waiting), 'they wait');
-my $state = q(SELECT md5(string_agg(saga_id || ' ' || due, ' ' ORDER BY saga_id)) FROM cqrs_saga_status WHERE saga_name <> 'now');
+my $state = q(SELECT md5(string_agg(saga_id || ' ' || due_at, ' ' ORDER BY saga_id)) FROM cqrs_saga_status WHERE saga_name <> 'now');
 my $before = $node->safe_psql('postgres', $state);
 
 set_clock(10 * $day, 0);
@@ -92,7 +92,7 @@ set_clock(0, $day / 4);
 ok($node->poll_query_until('postgres', "SELECT bool_and(status = 'completed') FROM cqrs_saga_status WHERE saga_name = 'patient'"), '... which is believed a minute later');
 set_clock(0, $day);
 ok($node->poll_query_until('postgres', $where, 'bought compensated, nap completed, patient completed, signalled compensated'), 'a day is over')
-  or diag($node->safe_psql('postgres', 'SELECT saga_name, status, due, now() FROM cqrs_saga_status'));
+  or diag($node->safe_psql('postgres', 'SELECT saga_name, status, due_at, now() FROM cqrs_saga_status'));
 is($node->safe_psql('postgres', q(SELECT count(*) FROM did JOIN cqrs_saga_status ON saga = saga_id WHERE saga_name <> 'now')), 6 * 6, 'each was done once, and undone once');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM cqrs.scheduled_command'), '0', 'no time is left behind');
 $node->stop;
