@@ -61,7 +61,7 @@ DATA_built = sql/cqrs_outbox--$(EXTVERSION).sql
 DATA = $(patsubst $(srcdir)/%,%,$(wildcard $(srcdir)/sql/update/*.sql))
 HEADERS_cqrs_outbox = src/include/cqrs_broker.h src/include/cqrs_hooks.h
 
-REGRESS = meeting registered command query chain stream fallback breaker middleware idempotency dry_run emit envelope insert domain_event context nesting prepared capture subscription payload_handler several own_subscription search_path retry deferred answers schedule saga consumed pull partitions ordering kept retention diagram health privileges owners grants matrix trust lookup adopt extension
+REGRESS = meeting registered command expanded query chain stream fallback breaker middleware idempotency dry_run emit envelope insert domain_event context nesting prepared capture subscription payload_handler several own_subscription search_path retry deferred answers schedule saga consumed pull partitions ordering kept retention diagram health privileges owners grants matrix trust lookup adopt extension
 
 ISOLATION = $(sort $(basename $(notdir $(wildcard $(srcdir)/test/isolation/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

@@ -468,7 +468,7 @@ COMMENT ON FUNCTION cqrs.route_to_sagas(@extschema@.cqrs_event) IS 'brings sagas
 -- The names of the steps of a version of a saga, in the order of their numbers; NULL: there
 -- is no such version. For views, which call it as the reader.
 CREATE FUNCTION cqrs.saga_steps(saga_name text, version integer) RETURNS text[]
-LANGUAGE C STABLE STRICT PARALLEL SAFE COST 10 AS 'MODULE_PATHNAME', 'cqrs_saga_steps';
+LANGUAGE C STABLE STRICT PARALLEL UNSAFE COST 10 AS 'MODULE_PATHNAME', 'cqrs_saga_steps';
 GRANT EXECUTE ON FUNCTION cqrs.saga_steps(text, integer) TO PUBLIC;
 COMMENT ON FUNCTION cqrs.saga_steps(text, integer) IS 'names of the steps of a saga';
 
@@ -592,7 +592,7 @@ COMMENT ON VIEW cqrs.saga_history IS 'what happened to sagas';
 CREATE FUNCTION @extschema@.cqrs_saga_history(saga_id uuid)
 RETURNS TABLE (at timestamptz, event text, step_name text, branch text, status text, attempt integer, message_id uuid, message_name text,
 			   error_sqlstate text, error text, state jsonb)
-LANGUAGE sql STABLE PARALLEL SAFE ROWS 20
+LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 20
 BEGIN ATOMIC
 	SELECT h.at, h.event, h.step_name, h.branch, h.status,
 		   -- The last attempt at a step is not one at what comes next.

@@ -239,6 +239,11 @@ cqrs_vxid_pid(VirtualTransactionId vxid)
 #define DATCONNLIMIT_INVALID_DB	(-2)
 #endif
 
+/* 17 has infinite intervals. */
+#if PG_VERSION_NUM < 170000
+#define INTERVAL_NOT_FINITE(interval) ((void) (interval), false)
+#endif
+
 /* 17 names an extension's wait events. */
 #if PG_VERSION_NUM >= 170000
 #include "utils/wait_event.h"

@@ -73,6 +73,7 @@ typedef struct CommandOutcome
 {
 	CommandState state;
 	NullableDatum answer;		/* jsonb */
+	TransactionId xmin;			/* who wrote that */
 	NullableDatum error;		/* text: of the last attempt */
 	NullableDatum sqlstate;		/* text */
 	int32		queue;			/* the subscription; 0: in none */
@@ -167,6 +168,8 @@ wait_until_over(const pg_uuid_t *command_id, TimestampTz deadline,
 		MemoryContextSwitchTo(oldcontext);
 	}
 	ConditionVariableCancelSleep();
+	if (result->state == COMMAND_DONE)
+		cqrs_flush_commit(result->xmin);
 }
 
 /*
@@ -222,7 +225,7 @@ static bool
 look_for_answer(const pg_uuid_t *command_id, CommandOutcome *result)
 {
 	if (!cqrs_answer_find(command_id, &result->answer.value,
-						  &result->answer.isnull))
+						  &result->answer.isnull, &result->xmin))
 		return false;
 	result->state = COMMAND_DONE;
 	result->error.isnull = result->sqlstate.isnull = true;

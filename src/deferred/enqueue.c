@@ -237,7 +237,7 @@ cqrs_run_command(PG_FUNCTION_ARGS)
 				 errhint("Send a command with cqrs_send(), or enqueue it with cqrs_enqueue().")));
 	cqrs_command_options_of(event->headers, &options);
 	if (options.keep_answer &&
-		cqrs_answer_find(&delivery->id, NULL, NULL))
+		cqrs_answer_find(&delivery->id, NULL, NULL, NULL))
 		PG_RETURN_VOID();
 	refuse_expired(&options, delivery->name);
 	command = cqrs_command_get(delivery->name, CQRS_COMMAND);

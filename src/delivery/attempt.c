@@ -33,7 +33,7 @@ cqrs_target_failed(CqrsSubscription *subscription, int partition,
 {
 	CqrsRelay	relay;
 	CqrsParked	parked;
-	CqrsFault	fault = cqrs_fault_of(error);
+	CqrsFault	fault = cqrs_fault_of(subscription, error);
 	bool		recorded = true;
 
 	(void) cqrs_relay_begin(&relay, subscription, partition, true);
@@ -188,7 +188,7 @@ cqrs_target_void_attempt(CqrsSubscription *subscription, int partition,
 {
 	CqrsRelay	relay;
 	CqrsParked	parked;
-	CqrsFault	fault = cqrs_fault_of(error);
+	CqrsFault	fault = cqrs_fault_of(subscription, error);
 
 	fault.retry_at = retry_at;
 	(void) cqrs_relay_begin(&relay, subscription, partition, true);

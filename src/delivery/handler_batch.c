@@ -109,7 +109,7 @@ cqrs_batch_record_failure(CqrsBatch *batch, const CqrsEvent *event, const CqrsPa
 						  ErrorData *error)
 {
 	CqrsRelay  *relay = &batch->relay;
-	CqrsFault	fault = cqrs_fault_of(error);
+	CqrsFault	fault = cqrs_fault_of(relay->subscription, error);
 	bool		unproven;
 	bool		suspect;
 

@@ -137,7 +137,7 @@ cqrs_target_deliver(CqrsSubscription *subscription, int partition,
 		batch.one |= relay->subscription->event_transactions ||
 			batch.paced;
 		batch.is_short = relay->subscription->event_transactions ||
-			batch.paced || pace->apart > 0;
+			relay->subscription->runs_sagas || batch.paced || pace->apart > 0;
 	}
 	batch.nplain = batch.paced ? 0 :
 		pace->apart > 0 ? pace->plain : INT_MAX;
@@ -452,10 +452,10 @@ handle_several(CqrsBatch *batch, CqrsEvent *event)
 
 /*
  * Have the transaction commit as its handlers want it. With a transaction for
- * each event, or if events are called apart, transactions are short. Then one
- * whose handlers have not set synchronous_commit and announced nothing need not
- * wait for the disk: the worker does so for several at once. A crash takes back
- * cursor and effects together.
+ * each event, with sagas, whose steps follow one another, or if events are called
+ * apart, transactions are short. Then one whose handlers have not set
+ * synchronous_commit and announced nothing need not wait for the disk: the worker
+ * does so for several at once. A crash takes back cursor and effects together.
  */
 static void
 set_commit(const CqrsBatch *batch)

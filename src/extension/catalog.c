@@ -43,7 +43,9 @@
 #include "access/htup_details.h"
 #include "access/relation.h"
 #include "access/table.h"
+#include "access/transam.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/dependency.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_extension.h"
@@ -51,6 +53,7 @@
 #include "commands/extension.h"
 #include "commands/sequence.h"
 #include "funcapi.h"
+#include "replication/syncrep.h"
 #include "storage/lmgr.h"
 #include "storage/bufmgr.h"
 #include "storage/lock.h"
@@ -504,6 +507,32 @@ cqrs_set_commit(int level)
 	};
 
 	cqrs_set_config("synchronous_commit", values[level], GUC_ACTION_LOCAL);
+}
+
+/*
+ * Wait for the disk, and for a standby where replication is synchronous, until all
+ * up to there is safe; unless the session's setting is off.
+ */
+void
+cqrs_flush(XLogRecPtr lsn)
+{
+	if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF ||
+		XLogRecPtrIsInvalid(lsn) || RecoveryInProgress())
+		return;
+	HOLD_INTERRUPTS();
+	XLogFlush(lsn);
+	SyncRepWaitForLSN(lsn, true);
+	RESUME_INTERRUPTS();
+}
+
+/*
+ * The same for the commit of a transaction of which we see something: it may not have
+ * waited for that.
+ */
+void
+cqrs_flush_commit(TransactionId xid)
+{
+	cqrs_flush(TransactionIdGetCommitLSN(xid));
 }
 
 /*

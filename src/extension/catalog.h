@@ -113,6 +113,8 @@ extern bool cqrs_lock_holder(const LOCKTAG *tag, LOCKMODE mode, int *pid);
 extern void cqrs_require_writable(const char *function);
 extern void cqrs_commit_durably(void);
 extern void cqrs_set_commit(int level);
+extern void cqrs_flush(XLogRecPtr lsn);
+extern void cqrs_flush_commit(TransactionId xid);
 extern void cqrs_set_config(const char *name, const char *value,
 							GucAction action);
 

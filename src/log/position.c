@@ -9,11 +9,12 @@
 
 #include "access/table.h"
 #include "access/tableam.h"
+#include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "nodes/pg_list.h"
-#include "utils/fmgrprotos.h"
 #include "utils/snapmgr.h"
 
+#include "extension/admin.h"
 #include "extension/catalog.h"
 #include "log/position.h"
 #include "log/segment.h"
@@ -64,16 +65,15 @@ cqrs_position_pass_restored(void)
 }
 
 /*
- * Have positions go on behind this one. Not undone by an abort, which does no
- * harm.
+ * Have positions go on behind this one, whoever emits. Not undone by an abort, which
+ * does no harm.
  */
 static void
 raise_position(int64 position)
 {
 	if (cqrs_last_position() < position)
-		DirectFunctionCall2(setval_oid,
-							ObjectIdGetDatum(cqrs_relation_oid(CQRS_REL_POSITION_SEQ)),
-							Int64GetDatum(position));
+		(void) cqrs_admin_run("SELECT pg_catalog.setval('cqrs.position', $1)",
+							  1, CQRS_ARG(INT8OID, Int64GetDatum(position)));
 }
 
 /*

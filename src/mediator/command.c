@@ -252,10 +252,17 @@ cqrs_send_composite(PG_FUNCTION_ARGS)
 {
 	CqrsCommand *command;
 	CqrsDispatch dispatch;
+	HeapTupleHeader payload;
 	Oid			typid;
 
 	cqrs_arg_required(fcinfo, 0, "command", NULL, NULL);
-	typid = HeapTupleHeaderGetTypeId(PG_GETARG_HEAPTUPLEHEADER(0));
+
+	/*
+	 * Flat: of an expanded record that may be written to, the first function
+	 * that gets it is the owner, and several may get this.
+	 */
+	payload = PG_GETARG_HEAPTUPLEHEADER(0);
+	typid = HeapTupleHeaderGetTypeId(payload);
 	if (typid == RECORDOID)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
@@ -263,7 +270,8 @@ cqrs_send_composite(PG_FUNCTION_ARGS)
 				 errhint("Cast it to the composite type that its handler takes.")));
 	AcceptInvalidationMessages();
 	command = command_by_type(typid);
-	cqrs_dispatch_init(&dispatch, command, PG_GETARG_DATUM(0), typid);
+	cqrs_dispatch_init(&dispatch, command, HeapTupleHeaderGetDatum(payload),
+					   typid);
 	return cqrs_dispatch_run(&dispatch, &fcinfo->isnull);
 }
 

@@ -120,7 +120,7 @@ static void append_payload(StringInfo buf, Jsonb *payload);
 static void append_scalar(StringInfo buf, const JsonbValue *value);
 static bool find(const CqrsIdempotencyKey *key, StoredCommand *stored);
 static bool find_answer_in_segment(text *key, int segment, Datum *answer,
-								   bool *isnull);
+								   bool *isnull, TransactionId * xmin);
 static bool is_answer_for_user(const Datum *values);
 static bool find_in_segment(const CqrsIdempotencyKey *key, int segment,
 							StoredCommand *stored);
@@ -226,11 +226,13 @@ cqrs_idempotency_find(CqrsIdempotencyKey *key, CqrsIdempotencyUse use,
 }
 
 /*
- * Find the answer of an enqueued command, in the current memory context; or, with
- * NULL, whether there is one. Only those of the current user's roles are found.
+ * Find the answer of an enqueued command, in the current memory context, and which
+ * transaction wrote it; or, with NULL, whether there is one. Only those of the current
+ * user's roles are found.
  */
 bool
-cqrs_answer_find(const pg_uuid_t *command_id, Datum *answer, bool *isnull)
+cqrs_answer_find(const pg_uuid_t *command_id, Datum *answer, bool *isnull,
+				 TransactionId * xmin)
 {
 	char		id[CQRS_UUID_TEXT_LEN + 1];
 	text	   *key = cstring_to_text(cqrs_uuid_text(command_id, id));
@@ -239,7 +241,7 @@ cqrs_answer_find(const pg_uuid_t *command_id, Datum *answer, bool *isnull)
 
 	for (i = CQRS_SEGMENTS; i > 0; i--)
 		if (find_answer_in_segment(key, (current + i) % CQRS_SEGMENTS, answer,
-								   isnull))
+								   isnull, xmin))
 			return true;
 	return false;
 }
@@ -449,12 +451,14 @@ find_in_segment(const CqrsIdempotencyKey *key, int segment,
 }
 
 static bool
-find_answer_in_segment(text *key, int segment, Datum *answer, bool *isnull)
+find_answer_in_segment(text *key, int segment, Datum *answer, bool *isnull,
+					   TransactionId * xmin)
 {
 	CqrsScan	scan;
 	ScanKeyData scankey;
 	Datum		values[KEY_COLUMNS];
 	bool		nulls[KEY_COLUMNS];
+	HeapTuple	row;
 	bool		found = false;
 
 	ScanKeyInit(&scankey, KEY_TEXT, BTEqualStrategyNumber, F_TEXTEQ,
@@ -462,10 +466,11 @@ find_answer_in_segment(text *key, int segment, Datum *answer, bool *isnull)
 	cqrs_scan_begin(&scan, CQRS_REL_IDEMPOTENCY_0 + segment,
 					CQRS_REL_IDEMPOTENCY_0_PKEY + segment, AccessShareLock,
 					SnapshotSelf, ForwardScanDirection, 1, &scankey);
-	while (!found && cqrs_scan_read(&scan, values, nulls))
+	while (!found && (row = cqrs_scan_read(&scan, values, nulls)) != NULL)
 		found = is_answer_for_user(values);
 	if (found && answer != NULL)
 	{
+		*xmin = HeapTupleHeaderGetXmin(row->t_data);
 		*isnull = nulls[KEY_ANSWER - 1];
 		*answer = *isnull ? (Datum) 0 :
 			JsonbPGetDatum(DatumGetJsonbPCopy(values[KEY_ANSWER - 1]));

@@ -8,15 +8,14 @@
 #include "base/cqrs_outbox.h"
 
 #include "access/xact.h"
-#include "access/xlog.h"
 #include "pgstat.h"
-#include "replication/syncrep.h"
 #include "utils/snapmgr.h"
 
 #include "delivery/attempt.h"
 #include "delivery/handler_timeout.h"
 #include "delivery/session.h"
 #include "delivery/underway.h"
+#include "extension/catalog.h"
 #include "mediator/context.h"
 #include "process/job.h"
 #include "process/process.h"
@@ -221,12 +220,7 @@ cqrs_handler_job_flush(CqrsJob *job)
 	if (job->flush_at == 0)
 		return;
 	job->flush_at = 0;
-	if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
-		return;
-	HOLD_INTERRUPTS();
-	XLogFlush(XactLastCommitEnd);
-	SyncRepWaitForLSN(XactLastCommitEnd, true);
-	RESUME_INTERRUPTS();
+	cqrs_flush(XactLastCommitEnd);
 }
 
 /*

@@ -183,6 +183,16 @@ cqrs_manager_main(Datum arg)
 	BackgroundWorkerInitializeConnectionByOid(my_slot->dboid, InvalidOid, 0);
 	cqrs_process_settings("cqrs_outbox manager");
 
+	/*
+	 * From here on, the launcher need not wait for us: to look at the
+	 * extension may mean to wait for who is dropping it, as long as that one
+	 * likes.
+	 */
+	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
+	my_slot->state = CQRS_DATABASE_RUNNING;
+	LWLockRelease(cqrs_shared->lock);
+	cqrs_shmem_wake_launcher();
+
 	cycle_context = AllocSetContextCreate(TopMemoryContext, "cqrs cycle",
 										  ALLOCSET_DEFAULT_SIZES);
 	if (!begin_cycle())
@@ -190,10 +200,6 @@ cqrs_manager_main(Datum arg)
 	my_database_name = MemoryContextStrdup(TopMemoryContext,
 										   get_database_name(MyDatabaseId));
 	end_cycle();
-	LWLockAcquire(cqrs_shared->lock, LW_EXCLUSIVE);
-	my_slot->state = CQRS_DATABASE_RUNNING;
-	LWLockRelease(cqrs_shared->lock);
-	cqrs_shmem_wake_launcher();
 	ereport(DEBUG1,
 			(errmsg_internal("cqrs_outbox manager started")));
 

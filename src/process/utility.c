@@ -22,6 +22,7 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
+#include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "nodes/parsenodes.h"
@@ -54,7 +55,8 @@ static void process_utility(PlannedStmt *pstmt, const char *queryString,
 static bool concerns_manager(Node *stmt);
 static bool may_give_owner(Node *stmt);
 static const char *database_to_hold(Node *stmt);
-static bool may_create_databases(void);
+static bool is_possible(Node *stmt, ProcessUtilityContext context);
+static bool may_copy(Oid dboid);
 static void hold_database(Oid dboid);
 static bool ask_to_exit(Oid dboid);
 
@@ -110,13 +112,14 @@ process_utility(PlannedStmt *pstmt, const char *queryString,
 	wake_manager = concerns_manager(stmt);
 	if (IsA(stmt, CreatedbStmt))
 		created = pstrdup(((CreatedbStmt *) stmt)->dbname);
-	if (name != NULL && !OidIsValid(held_database))
+	if (name != NULL && !OidIsValid(held_database) &&
+		is_possible(stmt, context))
 	{
 		Oid			dboid = get_database_oid(name, true);
 
 		if (OidIsValid(dboid) && dboid != MyDatabaseId &&
-			(IsA(stmt, CreatedbStmt) ? may_create_databases() :
-			 object_ownercheck(DatabaseRelationId, dboid, GetUserId())))
+			(object_ownercheck(DatabaseRelationId, dboid, GetUserId()) ||
+			 (IsA(stmt, CreatedbStmt) && may_copy(dboid))))
 			hold_database(dboid);
 	}
 
@@ -232,16 +235,38 @@ database_to_hold(Node *stmt)
 	return IsA(stmt, CreatedbStmt) ? name : NULL;
 }
 
+/*
+ * Where a command that needs a database is refused at once, nobody need leave it. One
+ * that is not is over with its transaction, or has the database renamed by its owner.
+ */
 static bool
-may_create_databases(void)
+is_possible(Node *stmt, ProcessUtilityContext context)
+{
+	return IsA(stmt, RenameStmt) ||
+		(context == PROCESS_UTILITY_TOPLEVEL && !IsTransactionBlock());
+}
+
+/*
+ * May the current user, who does not own this database, copy it?
+ */
+static bool
+may_copy(Oid dboid)
 {
 	HeapTuple	tuple;
-	bool		result = superuser();
+	bool		result = false;
 
+	if (superuser())
+		return true;
 	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
 	if (HeapTupleIsValid(tuple))
 	{
-		result |= ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
+		result = ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
+		ReleaseSysCache(tuple);
+	}
+	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(dboid));
+	if (HeapTupleIsValid(tuple))
+	{
+		result &= ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
 		ReleaseSysCache(tuple);
 	}
 	return result;

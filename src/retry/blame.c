@@ -95,15 +95,17 @@ cqrs_error_is_transient(const ErrorData *error)
 /*
  * What is recorded of an event that failed with this error; it points into
  * *error. That a command expired, or was cancelled, is not for its handler to say,
- * and nothing else has to show whose fault it is.
+ * and nothing else has to show whose fault it is. Any other handler may raise what a
+ * command that it waited for ended with: that is an error like others.
  */
 CqrsFault
-cqrs_fault_of(const ErrorData *error)
+cqrs_fault_of(const CqrsSubscription *subscription, const ErrorData *error)
 {
 	CqrsFault	fault = {error->sqlerrcode, error->message};
 
-	fault.proven = error->sqlerrcode == ERRCODE_CQRS_EXPIRED ||
-		error->sqlerrcode == ERRCODE_CQRS_CANCELED;
+	fault.proven = subscription->runs_commands &&
+		(error->sqlerrcode == ERRCODE_CQRS_EXPIRED ||
+		 error->sqlerrcode == ERRCODE_CQRS_CANCELED);
 	fault.final = fault.proven || error->sqlerrcode == ERRCODE_CQRS_GIVE_UP;
 	return fault;
 }
@@ -196,7 +198,7 @@ cqrs_evidence_convict(CqrsEvidence *evidence,
 	foreach(lc, evidence->pending)
 	{
 		Pending    *pending = (Pending *) lfirst(lc);
-		CqrsFault	fault = cqrs_fault_of(pending->error);
+		CqrsFault	fault = cqrs_fault_of(subscription, pending->error);
 		CqrsParked	parked;
 
 		if (tell != NULL &&
@@ -255,7 +257,7 @@ cqrs_evidence_put_off(CqrsEvidence *evidence, CqrsCursor *cursor,
 	foreach(lc, evidence->pending)
 	{
 		Pending    *pending = (Pending *) lfirst(lc);
-		CqrsFault	fault = cqrs_fault_of(pending->error);
+		CqrsFault	fault = {pending->error->sqlerrcode, pending->error->message};
 		CqrsParked	parked;
 
 		if (!cqrs_parked_find(cursor, pending->position, &parked))

@@ -56,7 +56,8 @@ typedef bool (*CqrsTell) (CqrsSubscription *subscription,
 
 extern CqrsBlame cqrs_blame(const ErrorData *error);
 extern bool cqrs_error_is_transient(const ErrorData *error);
-extern CqrsFault cqrs_fault_of(const ErrorData *error);
+extern CqrsFault cqrs_fault_of(const CqrsSubscription *subscription,
+							   const ErrorData *error);
 extern bool cqrs_fault_is_known(const CqrsParked *parked, int sqlerrcode,
 								const CqrsCursor *cursor);
 extern void cqrs_evidence_add(CqrsEvidence *evidence, int64 position,

@@ -107,10 +107,11 @@ cqrs_saga_routers_complete(void)
 }
 
 /*
- * Raises 55000 if what this saga waits for would not be brought to this role's.
+ * The first topic that this saga waits for and that would not be brought to this
+ * role's; NULL: there is none.
  */
-void
-cqrs_saga_router_require(const CqrsSagaDefinition *definition, Oid owner)
+const char *
+cqrs_saga_router_lacks(const CqrsSagaDefinition *definition, Oid owner)
 {
 	CqrsSubscription *router = NULL;
 	int			i;
@@ -127,12 +128,26 @@ cqrs_saga_router_require(const CqrsSagaDefinition *definition, Oid owner)
 		topic = cqrs_registry_topic(name);
 		if (router == NULL || topic == NULL ||
 			!cqrs_subscription_reads(router, topic))
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("saga \"%s\" waits for events of topic \"%s\", which are not brought to those of role \"%s\"",
-							definition->name, name,
-							GetUserNameFromId(owner, true)),
-					 topic == NULL ? errdetail("The topic was dropped.") :
-					 errhint("If the role may read the topic, use cqrs_create_saga_queue().")));
+			return name;
 	}
+	return NULL;
+}
+
+/*
+ * Raises 55000 if there is one.
+ */
+void
+cqrs_saga_router_require(const CqrsSagaDefinition *definition, Oid owner)
+{
+	const char *name = cqrs_saga_router_lacks(definition, owner);
+
+	if (name != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("saga \"%s\" waits for events of topic \"%s\", which are not brought to those of role \"%s\"",
+						definition->name, name,
+						GetUserNameFromId(owner, true)),
+				 cqrs_registry_topic(name) == NULL ?
+				 errdetail("The topic was dropped.") :
+				 errhint("If the role may read the topic, use cqrs_create_saga_queue().")));
 }

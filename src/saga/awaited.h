@@ -14,6 +14,8 @@
 extern const CqrsTopic *cqrs_saga_router_topic(const CqrsTopic *topic);
 extern void cqrs_saga_router_complete(CqrsSubscription *router);
 extern void cqrs_saga_routers_complete(void);
+extern const char *cqrs_saga_router_lacks(const CqrsSagaDefinition *definition,
+										  Oid owner);
 extern void cqrs_saga_router_require(const CqrsSagaDefinition *definition,
 									 Oid owner);
 

@@ -292,7 +292,7 @@ cqrs_saga_entry_get(const CqrsSaga *saga, int32 branch, int32 seq,
 	ScanKeyData keys[3];
 	Datum		values[ENTRY_COLUMNS];
 	bool		nulls[ENTRY_COLUMNS];
-	bool		found;
+	HeapTuple	row;
 
 	entry_keys(keys, &saga->saga_id, branch);
 	cqrs_key_int4(&keys[2], ENTRY_SEQ, seq);
@@ -300,10 +300,11 @@ cqrs_saga_entry_get(const CqrsSaga *saga, int32 branch, int32 seq,
 					CQRS_REL_SAGA_ENTRY_0_PKEY + saga->segment,
 					AccessShareLock, NULL, BackwardScanDirection,
 					seq == 0 ? 2 : 3, keys);
-	found = cqrs_scan_read(&scan, values, nulls) != NULL;
-	if (found)
+	row = cqrs_scan_read(&scan, values, nulls);
+	if (row != NULL)
 	{
 		read_entry(values, nulls, entry);
+		entry->xmin = HeapTupleHeaderGetXmin(row->t_data);
 		if (seq == 0 && branch == CQRS_SAGA_TRUNK)
 			read_near_state(&scan, entry);
 	}
@@ -313,7 +314,7 @@ cqrs_saga_entry_get(const CqrsSaga *saga, int32 branch, int32 seq,
 		.branch = branch,.step = -1,.next = -1,.due = DT_NOEND
 	};
 	cqrs_scan_end(&scan, read_lock());
-	return found;
+	return row != NULL;
 }
 
 /*

@@ -107,6 +107,8 @@ typedef struct CqrsSagaEntry
 	Datum		near_state;		/* of the entry state_seq, if that was read,
 								 * too; else 0 */
 
+	TransactionId xmin;			/* who wrote it, if that was read */
+
 	/* Of an entry that begins the saga, in this table. */
 	bool		begins;
 	NullableDatum unique_key;

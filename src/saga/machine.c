@@ -40,6 +40,7 @@
 #include "base/backoff.h"
 #include "base/interval.h"
 #include "registry/registry.h"
+#include "saga/awaited.h"
 #include "saga/machine.h"
 #include "saga/signal.h"
 #include "shared/clock.h"
@@ -91,7 +92,6 @@ cqrs_saga_step_done(CqrsSagaRun *run, CqrsSagaEntry *entry,
 					NullableDatum answer, bool by_fallback)
 {
 	int			number = run->last.next;
-	const CqrsSagaStep *step = &run->definition->steps[number];
 
 	entry->state = answer;
 	if (entry->branch != CQRS_SAGA_TRUNK)
@@ -102,11 +102,6 @@ cqrs_saga_step_done(CqrsSagaRun *run, CqrsSagaEntry *entry,
 		return;
 	}
 	cqrs_saga_note_done(run, entry, number, by_fallback);
-	if (step->pivot)
-	{
-		entry->flags |= CQRS_SAGA_IS_PAST_PIVOT;
-		entry->ndone = 0;
-	}
 	cqrs_saga_go_on(run, entry, cqrs_saga_step_after(run->definition, number));
 }
 
@@ -194,16 +189,24 @@ merged(Datum state, const char *name, NullableDatum answer)
 }
 
 /*
- * Write the entry, and go on with a step.
+ * Write the entry, and go on with a step. A pivot between the last step and this one
+ * need not have been done: what is behind it is not undone, so nothing is any more.
  */
 void
 cqrs_saga_go_on(CqrsSagaRun *run, CqrsSagaEntry *entry, int step)
 {
 	CqrsSagaDefinition *definition = run->definition;
 	const CqrsSagaEntry *signal;
+	int			i;
 
 	/* A saga begins another one, whose first step does; and so on. */
 	check_stack_depth();
+	for (i = Max(run->last.next, 0); i < Min(step, definition->nsteps); i++)
+		if (definition->steps[i].pivot)
+		{
+			entry->flags |= CQRS_SAGA_IS_PAST_PIVOT;
+			entry->ndone = 0;
+		}
 	entry->nends = 0;
 	if (step >= definition->nsteps)
 	{
@@ -288,32 +291,62 @@ begin_branches(CqrsSagaRun *run, int step)
 }
 
 /*
- * Begin the saga that is a step of this one. If there is none of that name, this one
- * is stuck until there is.
+ * Why can the saga that is a step of this one not be begun, though it may be later?
+ * NULL: it can.
+ */
+char *
+cqrs_saga_child_missing(const CqrsSagaRun *run, int step)
+{
+	const char *name = run->definition->steps[step].saga_name;
+	const CqrsSagaDefinition *definition = cqrs_saga_definition_current(name);
+	const CqrsTopic *topic = cqrs_registry_topic_by_id(run->saga.topic_id);
+	const char *awaited;
+
+	if (definition == NULL)
+		return psprintf("saga \"%s\" is not registered", name);
+	if (topic == NULL || topic->runner == NULL)
+		return NULL;
+	awaited = cqrs_saga_router_lacks(definition, topic->runner->owner);
+	return awaited == NULL ? NULL :
+		psprintf("saga \"%s\" waits for events of topic \"%s\", which are not brought to those of its role",
+				 name, awaited);
+}
+
+/*
+ * Begin the saga that is a step of this one. If it cannot be begun, this one is stuck
+ * until it can.
  */
 static void
 begin_child(CqrsSagaRun *run, int step)
 {
-	const char *name = run->definition->steps[step].saga_name;
 	CqrsSagaRun child = *run;
 	NullableDatum no_key = {.isnull = true};
 	CqrsSagaEntry entry;
+	char	   *why;
 
 	/* The sagas around this one may have been begun by this command. */
 	CommandCounterIncrement();
-	child.definition = cqrs_saga_definition_current(name);
-	if (child.definition == NULL || depth_of(&run->saga) >= MOST_DEPTH)
+	why = cqrs_saga_child_missing(run, step);
+	if (why != NULL)
 	{
 		cqrs_saga_next_entry(run, &entry, CQRS_SAGA_STEP_MISSING, step);
 		entry.attempt = run->last.attempt;
 		entry.status = CQRS_SAGA_STUCK;
-		entry.error = child.definition == NULL ?
-			psprintf("saga \"%s\" is not registered", name) :
-			psprintf("sagas are nested more than %d deep", MOST_DEPTH);
+		entry.error = why;
 		cqrs_saga_write(run, &entry);
 		cqrs_saga_look_later(run, 0);
 		return;
 	}
+	if (depth_of(&run->saga) >= MOST_DEPTH)
+	{
+		cqrs_saga_next_entry(run, &entry, CQRS_SAGA_STEP_FAILED, step);
+		entry.attempt = run->last.attempt + 1;
+		entry.error = psprintf("sagas are nested more than %d deep", MOST_DEPTH);
+		cqrs_saga_fail(run, &entry);
+		return;
+	}
+	child.definition =
+		cqrs_saga_definition_current(run->definition->steps[step].saga_name);
 	cqrs_saga_child_id(run, step, &child.saga.saga_id);
 	child.saga.name = child.definition->name;
 	child.saga.version = child.definition->version;

@@ -13,6 +13,7 @@
 extern void cqrs_saga_begin(CqrsSagaRun *run, Datum state,
 							NullableDatum unique_key);
 extern void cqrs_saga_go_on(CqrsSagaRun *run, CqrsSagaEntry *entry, int step);
+extern char *cqrs_saga_child_missing(const CqrsSagaRun *run, int step);
 extern void cqrs_saga_fail(CqrsSagaRun *run, CqrsSagaEntry *entry);
 extern void cqrs_saga_end_branch(CqrsSagaRun *run, CqrsSagaEntry *entry,
 								 CqrsSagaStatus status);

@@ -101,7 +101,7 @@ receive_wake(CqrsSagaRun *run, const CqrsSagaMessage *message)
 	else if (run->last.status == CQRS_SAGA_STUCK &&
 			 step->kind == CQRS_SAGA_SUB_SAGA)
 	{
-		if (cqrs_saga_definition_current(step->saga_name) == NULL)
+		if (cqrs_saga_child_missing(run, run->last.next) != NULL)
 			cqrs_saga_look_later(run, message->looks);
 		else
 		{
@@ -258,8 +258,17 @@ child_ended(CqrsSagaRun *run)
 
 	cqrs_saga_child_id(run, number, &child_id);
 	if (!cqrs_saga_find_kept(&child_id, &child, NULL) ||
-		!cqrs_saga_entry_newest(&child, CQRS_SAGA_TRUNK, &ended) ||
-		!cqrs_saga_is_over(ended.status))
+		!cqrs_saga_entry_newest(&child, CQRS_SAGA_TRUNK, &ended))
+	{
+		/* This one was held up for longer than the other is kept. */
+		cqrs_saga_next_entry(run, &entry, CQRS_SAGA_STEP_FAILED, number);
+		entry.attempt = run->last.attempt + 1;
+		entry.error = psprintf("how saga \"%s\" ended is not kept any more",
+							   run->definition->steps[number].saga_name);
+		cqrs_saga_fail(run, &entry);
+		return;
+	}
+	if (!cqrs_saga_is_over(ended.status))
 		return;
 	if (ended.status == CQRS_SAGA_COMPLETED)
 	{

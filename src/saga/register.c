@@ -509,12 +509,19 @@ check_interval(const Registration *registration, const char *name,
 			   Jsonb *options, const char *key)
 {
 	char	   *text = option(options, key);
+	Datum		interval;
 
-	if (text !=NULL &&
-		cqrs_interval_is_negative(DirectFunctionCall3(interval_in,
-													  CStringGetDatum(text),
-													  ObjectIdGetDatum(InvalidOid),
-													  Int32GetDatum(-1))))
+	if (text == NULL)
+		return;
+	interval = DirectFunctionCall3(interval_in, CStringGetDatum(text),
+								   ObjectIdGetDatum(InvalidOid),
+								   Int32GetDatum(-1));
+	if (INTERVAL_NOT_FINITE(DatumGetIntervalP(interval)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s of step \"%s\" of saga \"%s\" must be finite",
+						key, name, registration->saga)));
+	if (cqrs_interval_is_negative(interval))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s of step \"%s\" of saga \"%s\" must not be negative",

@@ -26,7 +26,8 @@
 #include "shared/delivered.h"
 #include "shared/shmem.h"
 
-static bool look(const pg_uuid_t *saga_id, CqrsSagaRun *run);
+static bool look(const pg_uuid_t *saga_id, MemoryContext context,
+				 CqrsSagaRun *run);
 static void refuse_own(const CqrsSaga *saga);
 
 PG_FUNCTION_INFO_V1(cqrs_wait_saga);
@@ -39,6 +40,7 @@ cqrs_wait_saga(PG_FUNCTION_ARGS)
 {
 	static uint32 wait_event = 0;
 	TimestampTz deadline;
+	MemoryContext context;
 	CqrsSagaRun run;
 	TupleDesc	desc;
 	Datum		values[3];
@@ -50,7 +52,9 @@ cqrs_wait_saga(PG_FUNCTION_ARGS)
 		elog(ERROR, "unexpected result type");
 	cqrs_arg_required(fcinfo, 0, "saga id", NULL, NULL);
 	deadline = cqrs_delivered_deadline(fcinfo, 1);
-	over = look(PG_GETARG_UUID_P(0), &run);
+	context = AllocSetContextCreate(CurrentMemoryContext, "cqrs look",
+									ALLOCSET_DEFAULT_SIZES);
+	over = look(PG_GETARG_UUID_P(0), context, &run);
 	cqrs_require_preloaded();
 	if (!over)
 		refuse_own(&run.saga);
@@ -59,9 +63,11 @@ cqrs_wait_saga(PG_FUNCTION_ARGS)
 		/* The first time, we get ready to be woken, and look again. */
 		cqrs_delivered_sleep(deadline, CQRS_WAIT_EVENT(wait_event,
 													   "CqrsOutboxWait"));
-		over = look(PG_GETARG_UUID_P(0), &run);
+		over = look(PG_GETARG_UUID_P(0), context, &run);
 	}
 	ConditionVariableCancelSleep();
+	if (over)
+		cqrs_flush_commit(run.last.xmin);
 	values[0] = CStringGetTextDatum(cqrs_saga_statuses[run.last.status]);
 	nulls[0] = false;
 	nulls[1] = !over;
@@ -73,13 +79,17 @@ cqrs_wait_saga(PG_FUNCTION_ARGS)
 }
 
 /*
- * Is the saga over, or does it wait for a person? Raises 42704 if none of this id is
- * kept, and 42501 if it is another role's.
+ * Is the saga over, or does it wait for a person? *run gets what is known of it, in
+ * the context, which is reset before. Raises 42704 if none of this id is kept, and
+ * 42501 if it is another role's.
  */
 static bool
-look(const pg_uuid_t *saga_id, CqrsSagaRun *run)
+look(const pg_uuid_t *saga_id, MemoryContext context, CqrsSagaRun *run)
 {
+	MemoryContext oldcontext = MemoryContextSwitchTo(context);
 	char		id[CQRS_UUID_TEXT_LEN + 1];
+
+	MemoryContextReset(context);
 
 	if (!cqrs_saga_find_kept(saga_id, &run->saga, NULL) ||
 		!cqrs_saga_entry_newest(&run->saga, CQRS_SAGA_TRUNK, &run->last))
@@ -92,6 +102,7 @@ look(const pg_uuid_t *saga_id, CqrsSagaRun *run)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be owner of saga %s", cqrs_uuid_text(saga_id, id)),
 				 errhint("What it takes is membership in the role that started it.")));
+	MemoryContextSwitchTo(oldcontext);
 	return cqrs_saga_is_over(run->last.status) ||
 		run->last.status == CQRS_SAGA_FAILED;
 }

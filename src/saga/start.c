@@ -106,6 +106,7 @@ start(FunctionCallInfo fcinfo)
 	if (!unique_key.isnull)
 	{
 		int32		topic_id = queue->topics[0]->topic_id;
+		CqrsSaga   *newest = NULL;
 		ListCell   *lc;
 
 		unique_key.value = PointerGetDatum(PG_GETARG_TEXT_P(2));
@@ -116,9 +117,13 @@ start(FunctionCallInfo fcinfo)
 			CqrsSaga   *other = lfirst(lc);
 			CqrsSaga	under_way;
 
-			if (!restart || cqrs_saga_find(&other->saga_id, &under_way))
+			if (cqrs_saga_find(&other->saga_id, &under_way))
 				return result(fcinfo, &other->saga_id, false);
+			if (newest == NULL || other->started_at > newest->started_at)
+				newest = other;
 		}
+		if (newest != NULL && !restart)
+			return result(fcinfo, &newest->saga_id, false);
 	}
 	cqrs_context_new_id(GetCurrentTimestamp(), &saga_id);
 	cqrs_saga_start(definition, queue->topics[0], &saga_id, state, unique_key,

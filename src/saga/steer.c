@@ -228,6 +228,8 @@ resume_all(int32 topic_id)
 	uint64		n;
 	volatile int64 resumed = 0;
 	MemoryContext context = CurrentMemoryContext;
+	MemoryContext per_saga = AllocSetContextCreate(context, "cqrs saga",
+												   ALLOCSET_DEFAULT_SIZES);
 	pg_uuid_t  *ids;
 	CqrsAdmin	admin;
 	uint64		i;
@@ -246,11 +248,13 @@ resume_all(int32 topic_id)
 	}
 	cqrs_admin_end(&admin);
 	cqrs_saga_definitions_hold();
+	MemoryContextSwitchTo(per_saga);
 	PG_TRY();
 	{
 		for (i = 0; i < n; i++)
 		{
 			CHECK_FOR_INTERRUPTS();
+			MemoryContextReset(per_saga);
 			resumed += resume(&ids[i]) ? 1 : 0;
 		}
 	}
@@ -259,6 +263,8 @@ resume_all(int32 topic_id)
 		cqrs_saga_definitions_release();
 	}
 	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	MemoryContextDelete(per_saga);
 	pfree(ids);
 	return resumed;
 }

@@ -32,9 +32,9 @@ is($old->safe_psql('app', 'SHOW cluster_name'), 'old', 'the servers have names')
 
 sub emit
 {
-	my ($node, $from, $to) = @_;
+	my ($node, $from, $to, $role) = @_;
 
-	$node->safe_psql('app',
+	$node->safe_psql('app', 'SET ROLE ' . ($role // 'NONE') . ';' .
 		"SELECT cqrs_emit('happened', jsonb_build_object('n', n), key => k) FROM generate_series($from, $to) n, unnest(ARRAY['a', 'b']) k ORDER BY n");
 }
 
@@ -67,7 +67,8 @@ $old->wait_for_catchup('moved');
 $new->safe_psql('app', 'DROP SUBSCRIPTION moved');
 
 # An application that is too early: its events come after all that was moved.
-emit($new, 11, 11);
+$new->safe_psql('app', 'CREATE ROLE early; GRANT INSERT ON cqrs_topics.things TO early');
+emit($new, 11, 11, 'early');
 is($new->safe_psql('app', 'SELECT state FROM cqrs_subscription_status'), 'restored', 'nothing is delivered before it is adopted');
 $new->safe_psql('app', 'SELECT * FROM cqrs_adopt()');
 emit($new, 12, 14);

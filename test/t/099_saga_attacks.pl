@@ -244,7 +244,7 @@ $node->safe_psql('postgres', q(SELECT cqrs_drop_command_queue(cascade => true)))
 
 # One step that always needs too much disk, is cancelled, or meets what else looks like
 # nobody's fault.
-for my $how ('disk', '57014', '53200', '08006', 'XX000', '42501')
+for my $how ('disk', '57014', '53200', '08006', 'XX000', '42501', 'OB004', 'OB005')
 {
 	breaks(bad => $how);
 	my $bad = start('bad');

@@ -301,5 +301,58 @@ for my $role ('postgres', 'owner')
 }
 
 is(query($node, q(SELECT count(*) FROM cqrs_dead_letters)), '0', 'no dead letters');
+# ----------------------------------------------------------------------
+# What cannot go on says so
+# ----------------------------------------------------------------------
+
+# Past a pivot that was passed by, nothing is undone: what is behind it would not be.
+query($node, q(
+	CREATE FUNCTION boom(state jsonb) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
+	SELECT cqrs_register_saga('passes by', ARRAY[cqrs_step('hotel', 'note', compensation => 'unnote'),
+		cqrs_await('paid', timeout => '1 ms', on_timeout => 'behind'), cqrs_step('charge', 'note', pivot => true),
+		cqrs_step('behind', 'note'), cqrs_step('last', 'boom', max_attempts => 1)])));
+is(outcome(start('passes by')), 'failed: note note', 'a pivot that was passed by is a point of no return, too');
+
+# How the other saga ended is not there any more.
+query($node, q(
+	SELECT cqrs_register_saga('waits', ARRAY[cqrs_await('never')]);
+	SELECT cqrs_register_saga('around', ARRAY[cqrs_step('first', 'note', compensation => 'unnote'), cqrs_sub_saga('other', 'waits')])));
+my $around = start('around');
+ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM cqrs_saga_status WHERE saga_name = 'waits' AND status = 'waiting'"), 'another saga is waited for');
+query($node, q(
+	CREATE TEMP TABLE gone AS SELECT saga_id FROM cqrs_saga_status WHERE saga_name = 'waits';
+	DELETE FROM cqrs.saga WHERE saga_id IN (TABLE gone);
+	DELETE FROM cqrs.saga_entry_0 WHERE saga_id IN (TABLE gone);
+	DELETE FROM cqrs.saga_entry_1 WHERE saga_id IN (TABLE gone);
+	DELETE FROM cqrs.saga_entry_2 WHERE saga_id IN (TABLE gone);
+	SELECT cqrs_resume_sagas()));
+is(outcome($around), 'compensated: note unnote', 'if how that ended is not kept any more, the step has failed');
+like(query($node, "SELECT string_agg(error, ' ') FROM cqrs_saga_history('$around')"), qr/how saga "waits" ended is not kept any more/, '... which the history says');
+
+# The other saga waits for what its role does not get, until it does.
+query($node, q(
+	SELECT cqrs_register_event('settled', 'secrets');
+	SELECT cqrs_register_saga('inner', ARRAY[cqrs_await('settled', topic => 'secrets', event_name => 'settled')]);
+	SELECT cqrs_register_saga('outer', ARRAY[cqrs_sub_saga('in', 'inner')]);
+	CREATE ROLE outsider LOGIN));
+query($node, q(SET ROLE outsider; SELECT cqrs_create_saga_queue()));
+like($node->safe_psql('postgres', q(SET ROLE outsider; SELECT saga_id FROM cqrs_start_saga('outer'))), qr/^[0-9a-f-]{36}$/, 'a saga with another one');
+ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM cqrs_saga_status WHERE saga_name = 'outer' AND status = 'stuck' AND error ~ 'not brought to'"),
+	'... which would not get what it waits for: it is stuck');
+query($node, 'GRANT SELECT ON cqrs_topics.secrets TO outsider');
+query($node, q(SET ROLE outsider; SELECT cqrs_create_saga_queue()));
+ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM cqrs_saga_status WHERE saga_name = 'inner' AND status = 'waiting'"), '... until it gets it');
+
+# The one under way is the one of that key.
+my $arguments = "'waits', unique_key => 'again'";
+my $old = query($node, "SELECT saga_id FROM cqrs_start_saga($arguments)");
+query($node, "SELECT cqrs_cancel_saga('$old')");
+is(query($node, "SELECT status FROM cqrs_wait_saga('$old', '60 s')"), 'cancelled', 'one is over');
+my $new = query($node, "SELECT saga_id FROM cqrs_start_saga($arguments, restart => true)");
+is(query($node, "SELECT saga_id, started FROM cqrs_start_saga($arguments)"), "$new|f", '... the next one is found');
+query($node, "SELECT cqrs_cancel_saga('$new')");
+is(query($node, "SELECT status FROM cqrs_wait_saga('$new', '60 s')"), 'cancelled', '... when it is over, too');
+is(query($node, "SELECT saga_id, started FROM cqrs_start_saga($arguments)"), "$new|f", '... the newest is found');
+
 $node->stop;
 done_testing();
