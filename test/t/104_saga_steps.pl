@@ -301,6 +301,7 @@ for my $role ('postgres', 'owner')
 }
 
 is(query($node, q(SELECT count(*) FROM cqrs_dead_letters)), '0', 'no dead letters');
+
 # ----------------------------------------------------------------------
 # What cannot go on says so
 # ----------------------------------------------------------------------

@@ -7,9 +7,9 @@ use warnings;
 use CqrsTest;
 use Test::More;
 
-# Nobody but who commits writes WAL: the worker would after batch_duration, if it went on.
+# Nobody but who commits writes WAL: the worker would after batch_duration.
 my $node = new_server('main', q(
-cqrs_outbox.batch_duration = '20ms'
+cqrs_outbox.batch_duration = '60s'
 bgwriter_lru_maxpages = 0
 checkpoint_timeout = '1h'
 ));
@@ -17,7 +17,9 @@ checkpoint_timeout = '1h'
 $node->start;
 $node->safe_psql('postgres', q(
 	CREATE EXTENSION cqrs_outbox;
-	CREATE FUNCTION work(c jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT NULL::jsonb FROM pg_sleep(0.05) $$;
+	SELECT cqrs_create_topic('works');
+	-- changes the registry, and so is the last one of its transaction
+	CREATE FUNCTION work(c jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT NULL::jsonb FROM cqrs_register_event('worked', 'works') $$;
 	-- waits for who has advisory lock 1
 	CREATE FUNCTION hang(c jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT NULL::jsonb FROM pg_advisory_xact_lock_shared(1) $$;
 	SELECT cqrs_create_saga_queue(partitions => 1), cqrs_create_command_queue(partitions => 1);
@@ -50,7 +52,7 @@ sub check
 	return;
 }
 
-# Its last word is in the background.
+# stop_wal_writer(): it would flush what others have left to it; returns its pid
 sub stop_wal_writer
 {
 	my $pid = query($node, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'");
