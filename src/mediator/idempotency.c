@@ -120,7 +120,7 @@ static void append_payload(StringInfo buf, Jsonb *payload);
 static void append_scalar(StringInfo buf, const JsonbValue *value);
 static bool find(const CqrsIdempotencyKey *key, StoredCommand *stored);
 static bool find_answer_in_segment(text *key, int segment, Datum *answer,
-								   bool *isnull, TransactionId * xmin);
+								   bool *isnull, TransactionId *xmin);
 static bool is_answer_for_user(const Datum *values);
 static bool find_in_segment(const CqrsIdempotencyKey *key, int segment,
 							StoredCommand *stored);
@@ -232,7 +232,7 @@ cqrs_idempotency_find(CqrsIdempotencyKey *key, CqrsIdempotencyUse use,
  */
 bool
 cqrs_answer_find(const pg_uuid_t *command_id, Datum *answer, bool *isnull,
-				 TransactionId * xmin)
+				 TransactionId *xmin)
 {
 	char		id[CQRS_UUID_TEXT_LEN + 1];
 	text	   *key = cstring_to_text(cqrs_uuid_text(command_id, id));
@@ -452,7 +452,7 @@ find_in_segment(const CqrsIdempotencyKey *key, int segment,
 
 static bool
 find_answer_in_segment(text *key, int segment, Datum *answer, bool *isnull,
-					   TransactionId * xmin)
+					   TransactionId *xmin)
 {
 	CqrsScan	scan;
 	ScanKeyData scankey;

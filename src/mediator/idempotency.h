@@ -46,7 +46,7 @@ extern Datum cqrs_idempotency_run(CqrsIdempotencyKey *key,
 								  CqrsDispatch *dispatch, bool *isnull,
 								  bool *repeated);
 extern bool cqrs_answer_find(const pg_uuid_t *command_id, Datum *answer,
-							 bool *isnull, TransactionId * xmin);
+							 bool *isnull, TransactionId *xmin);
 extern void cqrs_answer_store(const pg_uuid_t *command_id,
 							  const char *command_name, Datum answer,
 							  bool isnull);
